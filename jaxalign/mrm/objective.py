@@ -1,0 +1,74 @@
+"""The robust personalisation objective and the meta-objective (arXiv 2601.18731)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxalign.mrm.base import Params, base_differences, effective_weights, is_linear
+from jaxalign.mrm.config import MRMConfig
+from jaxalign.mrm.inner import adapt, bradley_terry_loss
+
+Batch = dict[str, Any]
+
+
+def rpo(
+    losses: jax.Array, tail: float, gamma: float, population: jax.Array | None = None
+) -> jax.Array:
+    """Robust personalisation objective: users with a higher loss weigh more.
+
+    tau = quantile(losses, 1 - tail); sum of sigmoid((L - tau) / gamma) * L with the gradient through
+    the weights, or for gamma <= 0 the sum of the losses above tau, the mask detached.
+
+    Args:
+        losses: [U] one loss a user.
+        tail: rho, share of users in the hard tail, in (0, 1].
+        gamma: softness.
+        population: [N] last known losses of the users who are not in the batch; tau is then the
+            quantile over both.
+
+    Returns:
+        Scalar, a sum over users as published.
+    """
+    pool = losses if population is None else jnp.concatenate([losses, population])
+    tau = jnp.quantile(pool, 1.0 - tail)
+    if gamma <= 0:
+        return jnp.sum(jax.lax.stop_gradient((losses > tau).astype(losses.dtype)) * losses)
+    return jnp.sum(jax.nn.sigmoid((losses - tau) / gamma) * losses)
+
+
+def _differences(params: Params, batch: Batch, config: MRMConfig) -> jax.Array:
+    if "differences" not in batch:
+        return base_differences(params, batch["chosen"], batch["rejected"], config)
+    if not is_linear(config):
+        raise ValueError("a batch of feature differences needs a linear base: give chosen, rejected")
+    zero = jnp.zeros_like(batch["differences"])
+    return base_differences(params, batch["differences"], zero, config)
+
+
+def meta_objective(
+    params: Params, batch: Batch, config: MRMConfig
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """The outer loss: adapt on support pairs, judge on query pairs, weigh users by `rpo`.
+
+    Args:
+        params: as from `init`.
+        batch: `chosen`, `rejected` [U, P, E] features, or `differences` [U, P, E] of the two when
+            the base is linear; `support_mask`, `query_mask` [U, P] bool or weights; optionally
+            `population` [N], see `rpo`.
+        config: the model.
+
+    Returns:
+        The objective, and (losses [U] on the query pairs, adapted raw weights [U, K]).
+    """
+    base = _differences(params, batch, config)
+    weights = adapt(params, base, batch["support_mask"], config, form="higher")
+    margins = jnp.einsum("UK,UPK->UP", effective_weights(weights, config), base)
+    losses = jax.vmap(bradley_terry_loss)(margins, batch["query_mask"])
+    objective = rpo(losses, config.rpo_tail, config.rpo_gamma, batch.get("population"))
+    if config.l2:
+        kernels = [layer["kernel"] for layer in params["base"].values()]
+        objective = objective + config.l2 * sum(jnp.sum(kernel**2) for kernel in kernels)
+    return objective, (losses, weights)
+
+
