@@ -1,0 +1,25 @@
+"""Choices and features in: sources read and checked into tables of plain arrays."""
+
+from jaxalign.data.authors import load_authors, read_authors_checkpoint
+from jaxalign.data.features import Features, load_features, lookup, save_features
+from jaxalign.data.files import from_columns, load
+from jaxalign.data.preferences import Preferences
+from jaxalign.data.sources import Source, jester, load_source, ukpconvarg1
+from jaxalign.data.torch_files import read_pt
+
+__all__ = [
+    "Features",
+    "Preferences",
+    "Source",
+    "from_columns",
+    "jester",
+    "load",
+    "load_authors",
+    "load_features",
+    "load_source",
+    "lookup",
+    "read_authors_checkpoint",
+    "read_pt",
+    "save_features",
+    "ukpconvarg1",
+]

@@ -69,7 +69,7 @@ class BayesConfig:
     """
 
     em_steps: int = 24
-    newton_steps: int = 2
+    newton_steps: int = 1
     posterior_steps: int = 6
     rank: int | None = None
     l2: float = 1e-3

@@ -1,0 +1,193 @@
+"""Files of the MRM authors (github ModalityDance/MRM): embedded choices and checkpoints."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxalign.data.features import first_bad_row
+from jaxalign.data.files import encode, later_reversals
+from jaxalign.data.preferences import Preferences
+from jaxalign.data.torch_files import read_pt
+from jaxalign.errors import InputError
+
+_LAYER = re.compile(r"layers\.(\d+)\.(weight|bias)")
+
+
+def load_authors(
+    pt_path: str | Path, json_path: str | Path
+) -> tuple[Preferences, np.ndarray, dict[str, np.ndarray | None]]:
+    """Read the authors' pair of files: embeddings, and the choices that point into them.
+
+    Item i is embedding row i, its key the text of i. Both authors' data sets embed each pair
+    anew, so one answer may be several items. Groups are (user, conversation_id) pairs.
+
+    Args:
+        pt_path: X.pt, one tensor [2N, E].
+        json_path: X.json, {user: [{conversation_id, prompt, chosen, rejected, chosen_idx,
+            rejected_idx, and optionally split}]}; a prompt is a text or a list of turns
+            {role, content}.
+
+    Returns:
+        The choices; the embeddings [2N, E] as stored (bfloat16 of `ml_dtypes`, read-only); and
+        {"split": [N] array of texts, empty where a row has none, or None if no row has one}.
+
+    Raises:
+        InputError: a file cannot be read or an entry cannot be used; the entry is named.
+    """
+    values = read_pt(pt_path)
+    if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind in "bi":
+        found = getattr(values, "shape", type(values).__name__)
+        raise InputError(f"{pt_path} holds {found}, expected one tensor [2N, E] of embeddings.")
+    if (bad := first_bad_row(values)) is not None:
+        raise InputError(f"{pt_path}, row {bad}: found NaN or infinity, expected finite numbers.")
+    entries = list(_entries(_read_json(Path(json_path)), json_path, len(values)))
+    if not entries:
+        raise InputError(f"{json_path} holds no choices, expected a list of them for each user.")
+    user, users = encode([name for name, _, _ in entries])
+    prompt, prompts = encode([_prompt_text(entry["prompt"]) for _, _, entry in entries])
+    conversation, conversations = encode([str(e["conversation_id"]) for _, _, e in entries])
+    group, _ = np.unique(
+        user * np.int64(len(conversations)) + conversation, return_inverse=True
+    )[::-1]  # fmt: skip
+    sides = ("chosen", "rejected")
+    chosen, rejected = (np.array([e[f"{s}_idx"] for _, _, e in entries], np.int32) for s in sides)
+    texts = [""] * len(values)
+    for row, (_, where, entry) in enumerate(entries):
+        for side, index in zip(sides, (chosen[row], rejected[row]), strict=True):
+            text = f"{prompts[prompt[row]]}\n\n{entry[side]}"
+            if texts[index] not in ("", text):
+                raise InputError(
+                    f"{where}: embedding row {index} already belongs to another text, expected "
+                    "one text for each row."
+                )
+            texts[index] = text
+    later, first = later_reversals(user, chosen, rejected)
+    if later.size:
+        raise InputError(
+            f"{entries[first[0]][1]} and {entries[later[0]][1]}: the same pair is chosen in both "
+            "orders, expected one; remove one of the two."
+        )
+    table = Preferences(
+        users, tuple(map(str, range(len(values)))), tuple(texts), user, chosen, rejected,
+        group.astype(np.int32), prompt, np.zeros(len(entries), bool), source=str(json_path),
+    )  # fmt: skip
+    split = [entry.get("split") or "" for _, _, entry in entries]
+    return table, values, {"split": np.array(split, dtype=str) if any(split) else None}
+
+
+def read_authors_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read an MRM checkpoint of the authors into the parameters of `jaxalign.mrm`.
+
+    Args:
+        path: a .pt file with a state dict (or one under `state_dict` or `model`) of
+            `layers.{i}.weight` [out, in], optionally `layers.{i}.bias` [out], `shared_weight` [K].
+
+    Returns:
+        {"base": {"layer{i}": {"kernel": [in, out], "bias": [out]}}, "weight_init": [K]}, with
+        "bias" only in layers that have one.
+
+    Raises:
+        InputError: the file cannot be read, or its keys or sizes are not those of the model.
+    """
+    state = read_pt(path)
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or "shared_weight" not in state:
+        found = ", ".join(map(str, state))[:80] if isinstance(state, dict) else type(state).__name__
+        raise InputError(f"{path} holds {found}, expected `layers.*` and `shared_weight`.")
+    layers: dict[int, dict[str, np.ndarray]] = {}
+    for key, value in state.items():
+        match = _LAYER.fullmatch(str(key))
+        if match:
+            layers.setdefault(int(match[1]), {})[match[2]] = value
+        elif key != "shared_weight":
+            raise InputError(f"{path} has the key `{key}`, expected `layers.*` and `shared_weight`")
+    width: int | None = None
+    base: dict[str, dict[str, np.ndarray]] = {}
+    for index in range(len(layers)):
+        layer = layers.get(index, {})
+        weight, bias = layer.get("weight"), layer.get("bias")
+        _check_layer(f"{path}, `layers.{index}", weight, bias, width)
+        assert weight is not None
+        width = weight.shape[0]
+        base[f"layer{index}"] = {"kernel": np.ascontiguousarray(weight.T)}
+        if bias is not None:
+            base[f"layer{index}"]["bias"] = bias
+    start = state["shared_weight"]
+    if np.shape(start) != (width,):
+        raise InputError(
+            f"{path}, `shared_weight`: found shape {np.shape(start)}, expected ({width},), one "
+            "weight for each output of the last layer."
+        )
+    return {"base": base, "weight_init": start}
+
+
+def _check_layer(where: str, weight: Any, bias: Any, width: int | None) -> None:
+    if np.ndim(weight) != 2 or (width is not None and weight.shape[1] != width):
+        expected = f"[out, {'in' if width is None else width}]"
+        raise InputError(f"{where}.weight`: found shape {np.shape(weight)}, expected {expected}.")
+    if bias is not None and np.shape(bias) != weight.shape[:1]:
+        raise InputError(
+            f"{where}.bias`: found shape {np.shape(bias)}, expected {weight.shape[:1]}."
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            found = json.load(file)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; check the path.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not readable as JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds a {type(found).__name__}, expected {{user: [choices]}}.")
+    return found
+
+
+def _entries(meta: dict[str, Any], path: str | Path, rows: int) -> Iterator[tuple[str, str, Any]]:
+    """User, place and entry of every choice, checked."""
+    for user, choices in meta.items():
+        if not user or not isinstance(choices, list):
+            raise InputError(
+                f"{path}, user {user!r}: expected a named user with a list of choices."
+            )
+        for number, entry in enumerate(choices, 1):
+            where = f"{path}, user {user!r}, choice {number}"
+            _check_entry(entry, where, rows)
+            yield user, where, entry
+
+
+def _check_entry(entry: Any, where: str, rows: int) -> None:
+    needed = ("conversation_id", "prompt", "chosen", "rejected", "chosen_idx", "rejected_idx")
+    if not isinstance(entry, dict) or any(entry.get(name) is None for name in needed):
+        gone = [n for n in needed if not isinstance(entry, dict) or entry.get(n) is None]
+        raise InputError(f"{where}: `{gone[0]}` is missing, expected {', '.join(needed)}.")
+    for side in ("chosen", "rejected"):
+        index, text = entry[f"{side}_idx"], entry[side]
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < rows:
+            raise InputError(
+                f"{where}: `{side}_idx` is {index!r}, expected a row from 0 to {rows - 1} of the "
+                "embeddings; check that the two files belong together."
+            )
+        if not isinstance(text, str):
+            raise InputError(f"{where}: `{side}` is {str(text)[:40]}, expected text.")
+    if entry["chosen_idx"] == entry["rejected_idx"]:
+        raise InputError(f"{where}: `chosen_idx` and `rejected_idx` are equal, expected two rows.")
+    turns = entry["prompt"]
+    if not isinstance(turns, str) and not (
+        isinstance(turns, list)
+        and all(isinstance(t, dict) and isinstance(t.get("content"), str) for t in turns)
+    ):
+        raise InputError(f"{where}: `prompt` is neither text nor a list of turns with `content`.")
+    if not isinstance(entry.get("split", ""), str | None):
+        raise InputError(f"{where}: `split` is {entry['split']!r}, expected text.")
+
+
+def _prompt_text(prompt: str | list[dict[str, str]]) -> str:
+    return prompt if isinstance(prompt, str) else "\n\n".join(turn["content"] for turn in prompt)

@@ -1,0 +1,242 @@
+"""Feature rows of items: read, written and looked up by id."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxalign.errors import InputError
+
+_ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Features:
+    """One feature row for each id.
+
+    Attributes:
+        ids: [I] unique ids, which items are looked up by.
+        values: [I, E] floating-point features.
+        names: [E] names of the columns when they are named base rewards, or None.
+    """
+
+    ids: tuple[str, ...]
+    values: np.ndarray
+    names: tuple[str, ...] | None = None
+
+
+def load_features(path: str | Path) -> Features:
+    """Read features and their ids.
+
+    Args:
+        path: .npz with `features` [I, E], `ids` [I] and optionally `names` [E] (text arrays, or
+            the UTF-8 bytes of a JSON list); .safetensors with the tensor `features`, and `ids` and
+            `names` as JSON lists in its metadata; or .npy. For .npy, and for .safetensors without
+            ids, the ids are in `<stem>.ids.json` (a JSON list) or `<stem>.ids.txt` (one a line).
+
+    Returns:
+        The features; whole numbers become float32, floating-point types stay.
+
+    Raises:
+        InputError: a file or key is missing, ids repeat, or the sizes disagree.
+    """
+    path = Path(path)
+    readers = {".npy": _read_npy, ".npz": _read_npz, ".safetensors": _read_safetensors}
+    if path.suffix not in readers:
+        raise InputError(f"{path} is not a feature file; expected .npy, .npz or .safetensors.")
+    if not path.exists():
+        raise InputError(f"{path} does not exist; check the path.")
+    values, ids, names = readers[path.suffix](path)
+    return _checked(path, values, _sibling_ids(path) if ids is None else ids, names)
+
+
+def save_features(path: str | Path, features: Features) -> None:
+    """Write features as .npz, whole or not at all; bfloat16 is stored as float32, exactly.
+
+    Args:
+        path: a path ending in .npz; an existing file is replaced.
+        features: what to write; `load_features` reads it back.
+
+    Raises:
+        InputError: the path does not end in .npz, ids repeat, or the sizes disagree.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise InputError(f"{path} does not end in .npz, the format that features are saved in.")
+    checked = _checked(path, features.values, list(features.ids), features.names)
+    standard = checked.values.dtype.kind == "f"
+    # Ids may be whole texts, which a NumPy text array would all pad to the longest.
+    arrays = {
+        "features": checked.values if standard else checked.values.astype(np.float32),
+        "ids": _json_bytes(checked.ids),
+    }
+    if checked.names is not None:
+        arrays["names"] = _json_bytes(checked.names)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(aside, "wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def lookup(features: Features, items: Sequence[str]) -> np.ndarray:
+    """Gather the feature row of every item.
+
+    Args:
+        features: rows by id.
+        items: ids, in any order, repeats allowed.
+
+    Returns:
+        [len(items), E] in the order of `items`.
+
+    Raises:
+        InputError: an item has no features, or its row holds NaN or infinity.
+    """
+    row_of = {key: row for row, key in enumerate(features.ids)}
+    rows = np.array([row_of.get(item, -1) for item in items], np.int64)
+    if (rows < 0).any():
+        missing = list(dict.fromkeys(items[i] for i in np.flatnonzero(rows < 0).tolist()))
+        first = ", ".join(repr(key[:60]) for key in missing[:3])
+        raise InputError(
+            f"{len(missing)} of {len(set(items))} items have no features (first: {first}), "
+            "expected a row for every item; compute the missing ones or check the ids."
+        )
+    values = features.values[rows]
+    bad = first_bad_row(values)
+    if bad is not None:
+        raise InputError(
+            f"the features of {items[bad][:60]!r} hold NaN or infinity, expected finite numbers; "
+            "compute them again."
+        )
+    return values
+
+
+def check_width(values: np.ndarray, expected: int, what: str) -> None:
+    """Refuse features whose last dimension is not the one a model was made for."""
+    if values.shape[-1] != expected:
+        raise InputError(
+            f"{what} has {values.shape[-1]} features a row, expected {expected}; use the encoder "
+            "that the model was trained with."
+        )
+
+
+def first_bad_row(values: np.ndarray) -> int | None:
+    """The first row of [I, E] that holds NaN or infinity, or None."""
+    for start in range(0, len(values), _ROWS_AT_ONCE):
+        good = np.isfinite(values[start : start + _ROWS_AT_ONCE]).all(axis=1)
+        if not good.all():
+            return start + int(np.argmin(good))
+    return None
+
+
+_Read = tuple[np.ndarray, list[str] | None, Sequence[str] | None]
+
+
+def _read_npy(path: Path) -> _Read:
+    try:
+        return np.load(path, allow_pickle=False), None, None
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{path} is not a readable .npy file of numbers: {error}.") from None
+
+
+def _read_npz(path: Path) -> _Read:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in archive.files}
+    except Exception as error:
+        # zipfile, zlib and NumPy each have their own words for a broken or pickled archive.
+        raise InputError(
+            f"{path} is not a readable .npz file ({error}); save text as np.array(ids, dtype=str)."
+        ) from None
+    for key in ("features", "ids"):
+        if key not in arrays:
+            found = ", ".join(arrays) or "none"
+            raise InputError(f"{path} has no key `{key}`; found {found}.")
+    names = _texts(arrays["names"], path, "names") if "names" in arrays else None
+    return arrays["features"], _texts(arrays["ids"], path, "ids"), names
+
+
+def _read_safetensors(path: Path) -> _Read:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            found = list(file.keys())
+            values = file.get_tensor("features") if "features" in found else None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a readable safetensors file: {error}.") from None
+    if values is None:
+        raise InputError(f"{path} has no tensor `features`; found {', '.join(found) or 'none'}.")
+    ids, names = (
+        _json_texts(metadata[key], f"{path}, metadata `{key}`") if key in metadata else None
+        for key in ("ids", "names")
+    )
+    return values, ids, names
+
+
+def _sibling_ids(path: Path) -> list[str]:
+    as_json, as_text = (path.with_name(f"{path.stem}.ids.{ending}") for ending in ("json", "txt"))
+    try:
+        if as_json.exists():
+            return _json_texts(as_json.read_text("utf-8"), str(as_json))
+        if as_text.exists():
+            return as_text.read_text("utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"the ids of {path} are not UTF-8 text: {error}.") from None
+    raise InputError(f"{path} has no ids; expected {as_json.name} or {as_text.name} beside it.")
+
+
+def _texts(array: np.ndarray, path: Path, key: str) -> list[str]:
+    if array.ndim == 1 and array.dtype.kind == "U":
+        return array.tolist()
+    if array.ndim == 1 and array.dtype == np.uint8:
+        return _json_texts(array.tobytes(), f"{path}, `{key}`")
+    raise InputError(
+        f"{path}, `{key}`: found {array.dtype} of shape {array.shape}, expected a list of texts."
+    )
+
+
+def _json_texts(text: str | bytes, where: str) -> list[str]:
+    try:
+        found: Any = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{where} is not readable as JSON ({error}), expected a list.") from None
+    if not isinstance(found, list) or not all(isinstance(value, str) for value in found):
+        raise InputError(f"{where} is not a JSON list of texts; write one text for each row.")
+    return found
+
+
+def _json_bytes(texts: Sequence[str]) -> np.ndarray:
+    return np.frombuffer(json.dumps(list(texts)).encode(), np.uint8)
+
+
+def _checked(
+    path: Path, values: np.ndarray, ids: Sequence[str], names: Sequence[str] | None
+) -> Features:
+    if values.ndim != 2 or 0 in values.shape:
+        raise InputError(f"{path}: features have shape {values.shape}, expected [ids, width].")
+    if values.dtype.kind in "iu":
+        values = values.astype(np.float32)
+    # bfloat16 is no NumPy kind of its own; a .npy file that held it comes back as raw bytes.
+    if values.dtype.kind != "f" and values.dtype.name != "bfloat16":
+        raise InputError(f"{path}: features are {values.dtype}, expected floating-point numbers.")
+    if len(ids) != len(values):
+        raise InputError(f"{path}: found {len(values)} feature rows and {len(ids)} ids, expected "
+                         "as many of each.")  # fmt: skip
+    if len(set(ids)) != len(ids):
+        seen: set[str] = set()
+        twice = next(key for key in ids if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise InputError(f"{path}: the id {twice[:60]!r} occurs twice, expected unique ids.")
+    if names is not None and (len(names) != values.shape[1] or len(set(names)) != len(names)):
+        raise InputError(
+            f"{path}: found {len(names)} names for {values.shape[1]} columns, expected one unique "
+            "name for each."
+        )
+    return Features(tuple(ids), values, None if names is None else tuple(names))

@@ -1,0 +1,328 @@
+"""Public data sets of people's choices, recognised by their files."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+
+from jaxalign.data import files
+from jaxalign.data.preferences import Preferences
+from jaxalign.errors import InputError
+
+_JESTER = ("jokes.jsonl", "ratings.csv.gz")
+_UKP = ("arguments.jsonl.gz", "judgments.jsonl.gz")
+_USERS_AT_ONCE = 512  # bounds the [users, pairs of jokes] arrays to tens of megabytes
+
+
+@dataclass(frozen=True)
+class Source:
+    """Choices together with what a split needs to know of where they come from.
+
+    Attributes:
+        choices: the table for splits by user.
+        fold_choices: pairs whose two items lie in one item fold, for splits by item, with the same
+            users, items and texts; None where `choices` serves for both or there are no folds.
+        fold_of_item: [items] int32 fold of each item, or None.
+        dropped: rows of the source left out because the user had chosen the other way before.
+    """
+
+    choices: Preferences
+    fold_choices: Preferences | None = None
+    fold_of_item: np.ndarray | None = None
+    dropped: int = 0
+
+
+def load_source(source: str | Path, kind: str = "auto", **options: Any) -> Source:
+    """Read a folder of a known data set, a preference file, or a Hugging Face data set.
+
+    Args:
+        source: a folder, a file or a name, as `files.load` takes it.
+        kind: `jester`, `ukpconvarg1`, `file`, or `auto` to recognise a folder by its files.
+        **options: keyword arguments of `jester` or `ukpconvarg1`; a file takes none.
+
+    Returns:
+        The choices, with item folds where the data set has them.
+
+    Raises:
+        InputError: the kind is unknown, the folder holds neither data set, or reading it fails.
+    """
+    readers: dict[str, Callable[..., Source]] = {"jester": jester, "ukpconvarg1": ukpconvarg1}
+    if kind not in ("auto", "file", *readers):
+        raise InputError(f"kind is {kind!r}, expected auto, jester, ukpconvarg1 or file.")
+    path = Path(source)
+    if kind == "auto":
+        kind = _recognise(path) if path.is_dir() else "file"
+    if kind == "file":
+        if options:
+            raise InputError(f"{source} is read as a preference file, which takes no {[*options]}.")
+        return Source(files.load(source))
+    try:
+        return readers[kind](path, **options)
+    except TypeError as error:
+        if unknown := [name for name in options if f"'{name}'" in str(error)]:
+            raise InputError(f"{kind} has no option {unknown[0]!r}; remove it.") from None
+        raise
+
+
+def jester(
+    folder: str | Path,
+    margin: float = 3.0,
+    pairs_per_half: int = 40,
+    item_folds: int = 10,
+    fold_pairs: bool = True,
+    seed: int = 0,
+) -> Source:
+    """Turn ratings of jokes into choices (Goldberg et al., Information Retrieval 4(2), 2001).
+
+    Each user's rated jokes are cut at random into two halves, so that a model may adapt on pairs
+    of the one (group 2u) and be judged on pairs of the other (group 2u + 1). Draws depend on the
+    seed, the sorted user ids and the order of jokes, not on the order of the ratings.
+
+    Args:
+        folder: holds jokes.jsonl (id, text) and ratings.csv.gz (user, joke, rating).
+        margin: least difference of two ratings that counts as a choice.
+        pairs_per_half: pairs drawn of each half without replacement, fewer where there are fewer.
+        item_folds: number of folds that the jokes are cut into.
+        fold_pairs: also return every pair within a fold (`fold_choices`, group = fold).
+        seed: of halves, draws and folds.
+
+    Returns:
+        The choices; within a user's half they are in random order.
+
+    Raises:
+        InputError: a file is missing or unreadable, or an argument is out of range.
+    """
+    folder = Path(folder)
+    jokes = _read_texts(_part(folder, "jokes.jsonl"), ("text",))
+    if not margin > 0 or pairs_per_half < 1 or not 1 <= item_folds <= len(jokes):
+        raise InputError(
+            f"jester got margin {margin}, pairs_per_half {pairs_per_half}, item_folds "
+            f"{item_folds}; expected margin > 0, pairs_per_half >= 1 and item_folds from 1 to "
+            f"{len(jokes)} (the jokes)."
+        )
+    users, ratings = _read_ratings(_part(folder, "ratings.csv.gz"), tuple(jokes))
+    texts = tuple(row["text"] for row in jokes.values())
+
+    def table(user: np.ndarray, one: np.ndarray, two: np.ndarray, group: np.ndarray) -> Preferences:
+        better = ratings[user, one] > ratings[user, two]
+        chosen, rejected = np.where(better, one, two), np.where(better, two, one)
+        return _strict(users, tuple(jokes), texts, user, chosen, rejected, group, str(folder))
+
+    choices = table(*_half_pairs(ratings, margin, pairs_per_half, seed))
+    folds = _folds(len(jokes), item_folds, seed)
+    inside = table(*_fold_pairs(ratings, folds, margin)) if fold_pairs else None
+    return Source(choices, inside, folds)
+
+
+def ukpconvarg1(
+    folder: str | Path, ties: bool = True, item_folds: int = 10, seed: int = 0
+) -> Source:
+    """Read votes on which of two arguments convinces more (Habernal and Gurevych, ACL 2016).
+
+    A user's group is the topic, which is also the row's prompt. A vote against an earlier one of
+    the same user on the same pair is left out and counted.
+
+    Args:
+        folder: holds arguments.jsonl.gz (id `topic/arg`, title, text) and judgments.jsonl.gz
+            (user, topic, a1, a2, label a1, a2 or equal, time).
+        ties: keep the votes for `equal`, marked as ties.
+        item_folds: number of folds; both sides of one debate (one title) share a fold.
+        seed: of the folds.
+
+    Returns:
+        The choices in file order, the fold of each argument, and how many votes were dropped.
+
+    Raises:
+        InputError: a file is missing or unreadable, or a vote names an unknown argument or label.
+    """
+    folder = Path(folder)
+    path = _part(folder, "judgments.jsonl.gz")
+    arguments = _read_texts(_part(folder, "arguments.jsonl.gz"), ("title", "text"))
+    votes, lines = files.read_json_lines(path)
+    if not ties:
+        strict = [i for i, vote in enumerate(votes) if vote.get("label") != "equal"]
+        votes, lines = [votes[i] for i in strict], lines[strict]
+    columns = {name: _texts_of(votes, lines, name, path) for name in _VOTE_FIELDS}
+    label = np.asarray(columns["label"])
+    pair = _argument_pairs(columns, {key: i for i, key in enumerate(arguments)}, path, lines)
+    chosen = np.where(label == "a2", pair[1], pair[0]).astype(np.int32)
+    rejected = np.where(label == "a2", pair[0], pair[1]).astype(np.int32)
+    user, users = files.encode(columns["user"])
+    topic, topics = files.encode(columns["topic"])
+    group, _ = np.unique(user * np.int64(len(topics)) + topic, return_inverse=True)[::-1]
+    tie = label == "equal"
+    texts = tuple(row["text"] for row in arguments.values())
+    everything = Preferences(
+        users, tuple(arguments), texts, user, chosen, rejected, group.astype(np.int32), topic, tie,
+        source=str(folder),
+    )  # fmt: skip
+    time = np.argsort(np.asarray(columns["time"]), kind="stable")
+    by_time = time[~tie[time]]
+    later, _ = files.later_reversals(user[by_time], chosen[by_time], rejected[by_time])
+    keep = np.ones(len(votes), bool)
+    keep[by_time[later]] = False
+    title, titles = files.encode([row["title"] for row in arguments.values()])
+    folds = _folds(len(titles), item_folds, seed)[title]
+    return Source(everything.take(keep), None, folds, int(later.size))
+
+
+_VOTE_FIELDS = ("user", "topic", "a1", "a2", "label", "time")
+
+
+def _recognise(folder: Path) -> str:
+    for kind, parts in (("jester", _JESTER), ("ukpconvarg1", _UKP)):
+        if all((folder / part).exists() for part in parts):
+            return kind
+    found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
+    raise InputError(
+        f"{folder} holds {found}; expected {' and '.join(_JESTER)} (Jester) or "
+        f"{' and '.join(_UKP)} (UKPConvArg1); name a preference file instead."
+    )
+
+
+def _part(folder: Path, name: str) -> Path:
+    if not (folder / name).exists():
+        raise InputError(f"{folder} has no {name}; check the folder.")
+    return folder / name
+
+
+def _read_texts(path: Path, fields: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Rows by their `id`, in file order."""
+    rows, lines = files.read_json_lines(path)
+    for name in ("id", *fields):
+        _texts_of(rows, lines, name, path)
+    by_id = {row["id"]: row for row in rows}
+    if len(by_id) < len(rows):
+        raise InputError(f"{path} has {len(rows)} rows with {len(by_id)} ids, expected unique ids.")
+    return by_id
+
+
+def _texts_of(rows: list[dict[str, Any]], lines: np.ndarray, name: str, path: Path) -> list[str]:
+    values = [row.get(name) for row in rows]
+    for line, value in zip(lines, values, strict=True):
+        if not isinstance(value, str) or not value:
+            raise InputError(
+                f"{path}, line {line}: `{name}` is {json.dumps(value)[:40]}, expected text."
+            )
+    return values  # type: ignore[return-value]
+
+
+def _argument_pairs(
+    columns: dict[str, list[str]], index: dict[str, int], path: Path, lines: np.ndarray
+) -> np.ndarray:
+    """The two arguments of every vote, [2, N]."""
+    pairs = np.empty((2, len(lines)), np.int32)
+    for row, topic in enumerate(columns["topic"]):
+        keys = [f"{topic}/{columns[side][row]}" for side in ("a1", "a2")]
+        if unknown := [key for key in keys if key not in index]:
+            raise InputError(f"{path}, line {lines[row]}: {unknown[0]!r} is no known argument.")
+        pairs[:, row] = [index[key] for key in keys]
+    if (bad := np.flatnonzero(~np.isin(columns["label"], ("a1", "a2", "equal")))).size:
+        raise InputError(
+            f"{path}, line {lines[bad[0]]}: `label` is {columns['label'][bad[0]]!r}, expected a1, "
+            "a2 or equal."
+        )
+    return pairs
+
+
+def _read_ratings(path: Path, jokes: tuple[str, ...]) -> tuple[tuple[str, ...], np.ndarray]:
+    """Users, sorted, and their ratings [users, jokes], NaN where there is none."""
+    kinds = {"user": pa.string(), "joke": pa.string(), "rating": pa.float64()}
+    options = pyarrow.csv.ConvertOptions(column_types=kinds, include_columns=list(kinds))
+    try:
+        table = pyarrow.csv.read_csv(path, convert_options=options)
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise InputError(
+            f"{path} cannot be read ({str(error).splitlines()[0]}); expected CSV with the columns "
+            "user, joke and rating (a number)."
+        ) from None
+    rating = table["rating"].to_numpy()
+    user, users = files.encode(table["user"])
+    joke, names = files.encode(table["joke"])
+    known = {name: i for i, name in enumerate(jokes)}
+    if unknown := [name for name in names if name not in known]:
+        raise InputError(f"{path} rates {unknown[0]!r}, which is not an id in jokes.jsonl.")
+    if not rating.size or not np.isfinite(rating).all():
+        raise InputError(f"{path} has no rows or an empty rating, expected one number a row.")
+    order = np.argsort(users)
+    ratings = np.full((len(users), len(jokes)), np.nan)
+    column = np.array([known[name] for name in names])[joke]
+    ratings[np.argsort(order)[user], column] = rating
+    if (count := np.isfinite(ratings).sum()) < rating.size:
+        raise InputError(
+            f"{path} has {rating.size} ratings of {count} (user, joke) pairs, expected each once."
+        )
+    return tuple(users[i] for i in order), ratings
+
+
+def _half_pairs(ratings: np.ndarray, margin: float, limit: int, seed: int) -> tuple[Any, ...]:
+    """User, two jokes and group of the pairs drawn within each half, by group then draw."""
+    rng = np.random.Generator(np.random.PCG64([seed, 0]))
+    one, two = np.triu_indices(ratings.shape[1], 1)
+    drawn = []
+    for start in range(0, len(ratings), _USERS_AT_ONCE):
+        block = ratings[start : start + _USERS_AT_ONCE]
+        half = _random_halves(block, rng)
+        lot = rng.random((len(block), len(one)), dtype=np.float32)
+        wide = _apart(block[:, one], block[:, two], margin) & (half[:, one] == half[:, two])
+        for side in (0, 1):
+            lots = np.where(wide & (half[:, one] == side), lot, np.inf)
+            first = np.argpartition(lots, min(limit, len(one)) - 1, axis=1)[:, :limit]
+            first = np.take_along_axis(
+                first, np.argsort(np.take_along_axis(lots, first, 1), axis=1), 1
+            )
+            user, rank = np.nonzero(np.isfinite(np.take_along_axis(lots, first, 1)))
+            pair = first[user, rank]
+            drawn.append((user + start, one[pair], two[pair], 2 * (user + start) + side))
+    user, left, right, group = (np.concatenate(part) for part in zip(*drawn, strict=True))
+    rows = np.argsort(group, kind="stable")
+    return user[rows], left[rows], right[rows], group[rows]
+
+
+def _random_halves(ratings: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """0 or 1 for each rated joke, -1 for the others; the first half is never the larger."""
+    rated = np.isfinite(ratings)
+    lot = np.where(rated, rng.random(ratings.shape), np.inf)
+    rank = np.argsort(np.argsort(lot, axis=1), axis=1)
+    return np.where(rated, rank >= rated.sum(axis=1, keepdims=True) // 2, -1)
+
+
+def _fold_pairs(ratings: np.ndarray, folds: np.ndarray, margin: float) -> tuple[Any, ...]:
+    """User, two jokes and fold of every wide enough pair within a fold, by user."""
+    found = []
+    for fold in range(int(folds.max()) + 1):
+        members = np.flatnonzero(folds == fold)
+        one, two = members[np.stack(np.triu_indices(len(members), 1))]
+        user, pair = np.nonzero(_apart(ratings[:, one], ratings[:, two], margin))
+        found.append((user, one[pair], two[pair], np.full(len(user), fold)))
+    user, left, right, group = (np.concatenate(part) for part in zip(*found, strict=True))
+    rows = np.argsort(user, kind="stable")
+    return user[rows], left[rows], right[rows], group[rows]
+
+
+def _apart(one: np.ndarray, two: np.ndarray, margin: float) -> np.ndarray:
+    # Ratings have two decimals: 5.1 - 2.1 must count as 3, and falls just short in binary.
+    return np.abs(one - two) >= margin - 1e-9
+
+
+def _folds(count: int, folds: int, seed: int) -> np.ndarray:
+    """A seeded cut of `count` things into folds whose sizes differ by at most one."""
+    rng = np.random.Generator(np.random.PCG64([seed, 1]))
+    fold = np.empty(count, np.int32)
+    fold[rng.permutation(count)] = np.arange(count) % folds
+    return fold
+
+
+def _strict(
+    users: tuple[str, ...], items: tuple[str, ...], texts: tuple[str, ...],
+    user: np.ndarray, chosen: np.ndarray, rejected: np.ndarray, group: np.ndarray, source: str,
+) -> Preferences:  # fmt: skip
+    """A table without prompts and ties."""
+    one, two, three, four = (np.asarray(a, np.int32) for a in (user, chosen, rejected, group))
+    none, never = np.full(len(user), -1, np.int32), np.zeros(len(user), bool)
+    return Preferences(users, items, texts, one, two, three, four, none, never, source)

@@ -1,0 +1,179 @@
+"""Who is seen and what is known: users into train, validation, test; items into folds; support/query."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.data.preferences import Preferences
+from jaxalign.errors import InputError
+
+
+@dataclass(frozen=True)
+class UserSplit:
+    """Users by role; nobody is in two. Seen users are `train` and `validation`, unseen are `test`."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+    seed: int
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON, aside first, then renamed."""
+        path = Path(path)
+        aside = path.with_suffix(".tmp")
+        aside.write_text(json.dumps(asdict(self), indent=0))
+        os.replace(aside, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "UserSplit":
+        """Read what `save` wrote."""
+        raw = json.loads(Path(path).read_text())
+        roles = {name: tuple(raw[name]) for name in ("train", "validation", "test")}
+        return cls(**roles, seed=int(raw["seed"]))
+
+
+def split_users(
+    users: tuple[str, ...], seed: int, unseen_share: float = 0.5, validation_share: float = 0.2
+) -> UserSplit:
+    """Cut users into train, validation and test, the same whatever order they come in.
+
+    Args:
+        users: ids.
+        seed: of the shuffle of the sorted ids.
+        unseen_share: share of users who are test users.
+        validation_share: share of the seen users who choose settings and train nothing.
+
+    Raises:
+        InputError: fewer than four users, or a role left without users.
+    """
+    ordered = np.array(sorted(users), dtype=object)
+    np.random.default_rng(seed).shuffle(ordered)
+    unseen = round(len(ordered) * unseen_share)
+    seen = len(ordered) - unseen
+    validation = round(seen * validation_share)
+    cuts = (seen - validation, seen)
+    parts = [tuple(part.tolist()) for part in np.split(ordered, cuts)]
+    if not parts[0] or (validation_share > 0 and not parts[1]) or (unseen_share > 0 and not parts[2]):
+        raise InputError(
+            f"{len(ordered)} users are too few to cut into train, validation and test users "
+            f"(shares {unseen_share:g} unseen, {validation_share:g} of the rest for validation): "
+            "give choices of at least 5 users"
+        )
+    return UserSplit(parts[0], parts[1], parts[2], seed)
+
+
+def item_folds(num_items: int, folds: int, seed: int) -> np.ndarray:
+    """Fold of every item [num_items], equal in size up to one, by a seeded permutation."""
+    fold = np.empty(num_items, np.int32)
+    order = np.random.default_rng(seed).permutation(num_items)
+    fold[order] = np.arange(num_items) % folds
+    return fold
+
+
+def redraw(
+    key: jax.Array, group: jax.Array, weight: jax.Array, query_share: float
+) -> tuple[jax.Array, jax.Array]:
+    """Support and query of each user for one epoch, whole groups at a time.
+
+    A user's groups are ranked at random; round(query_share * groups) of them, at least one and
+    not all, are query. A user with one group has it as both, as in the authors' code.
+
+    Args:
+        key: random key of the epoch.
+        group: [U, P] int, each user's groups numbered from 0.
+        weight: [U, P] weights of the pairs, 0 for padding.
+        query_share: share of groups that are query.
+
+    Returns:
+        support_mask, query_mask [U, P], the weights where a pair takes part and 0 elsewhere.
+    """
+    users, pairs = group.shape
+    real = weight > 0
+    present = jnp.zeros((users, pairs), bool)
+    rows = jnp.arange(users)[:, None]
+    present = present.at[rows, group].max(real)
+    count = jnp.sum(present, axis=1)
+    draw = jnp.where(present, jax.random.uniform(key, (users, pairs)), jnp.inf)
+    rank = jnp.argsort(jnp.argsort(draw, axis=1), axis=1)
+    queries = jnp.clip(jnp.round(query_share * count).astype(int), 1, jnp.maximum(count - 1, 1))
+    is_query = jnp.take_along_axis(rank < queries[:, None], group, axis=1)
+    single = (count <= 1)[:, None]
+    query = jnp.where(is_query | single, weight, 0)
+    support = jnp.where(~is_query | single, weight, 0)
+    return support, query
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Support and query rows of each user, as lists of row numbers of the table.
+
+    Attributes:
+        users: ids in order.
+        support: a row array for each user.
+        query: a row array for each user; strict choices only.
+        dropped: users left out for want of choices.
+    """
+
+    users: tuple[str, ...]
+    support: tuple[np.ndarray, ...]
+    query: tuple[np.ndarray, ...]
+    dropped: int
+
+
+def rows_by_user(preferences: Preferences, users: tuple[str, ...]) -> list[np.ndarray]:
+    """Row numbers of each named user, in table order; empty for a user without rows."""
+    number = {name: index for index, name in enumerate(preferences.users)}
+    order = np.argsort(preferences.user, kind="stable")
+    counts = np.bincount(preferences.user, minlength=len(preferences.users))
+    ends = np.cumsum(counts)
+    empty = np.zeros(0, np.int64)
+    return [
+        order[ends[number[u]] - counts[number[u]] : ends[number[u]]] if u in number else empty
+        for u in users
+    ]
+
+
+def episodes(
+    preferences: Preferences,
+    users: tuple[str, ...],
+    seed: int,
+    support_pairs: int,
+    query_pairs: int,
+    query_share: float = 0.5,
+    min_support: int = 1,
+    min_query: int = 1,
+) -> Episodes:
+    """Cut each user's choices into support and query by group, once, for validation or test.
+
+    Args:
+        preferences: the table.
+        users: whose choices.
+        seed: of the draws; a user's draw does not depend on who else is there.
+        support_pairs: most support choices kept, 0 for all.
+        query_pairs: most query choices kept, 0 for all.
+        query_share: share of a user's groups that are query.
+        min_support: users with fewer are dropped.
+        min_query: users with fewer strict query choices are dropped.
+    """
+    kept, support, query = [], [], []
+    for user, rows in zip(users, rows_by_user(preferences, users), strict=True):
+        rng = np.random.default_rng([seed, *user.encode()])
+        groups = np.unique(preferences.group[rows])
+        if len(groups) < 2:
+            continue
+        rng.shuffle(groups)
+        cut = int(np.clip(round(query_share * len(groups)), 1, len(groups) - 1))
+        in_query = np.isin(preferences.group[rows], groups[:cut])
+        ask = rows[in_query & ~preferences.tie[rows]]
+        know = rows[~in_query]
+        if len(know) < min_support or len(ask) < min_query:
+            continue
+        kept.append(user)
+        support.append(rng.permutation(know)[: support_pairs or None])
+        query.append(rng.permutation(ask)[: query_pairs or None])
+    return Episodes(tuple(kept), tuple(support), tuple(query), len(users) - len(kept))

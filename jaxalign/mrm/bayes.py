@@ -1,0 +1,305 @@
+"""Hierarchical Bradley-Terry: theta_u ~ N(mean, cov), choices logistic in <theta_u, d>.
+
+Fitted by EM with a Laplace E-step. Everything works in z with theta = mean + L z, L L^T = cov: the
+Hessian is then at least the identity, so a covariance of any rank is handled without an inverse.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxalign.mrm.config import BayesConfig
+
+_HALVINGS = 0.5 ** jnp.arange(6.0)
+
+
+class Prior(NamedTuple):
+    """What is known of a user before any choice: theta ~ N(mean [E], cov [E, E])."""
+
+    mean: jax.Array
+    cov: jax.Array
+
+
+def _accumulation(*arrays: jax.Array) -> jnp.dtype:
+    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+
+
+def factor(cov: jax.Array, rank: int | None = None) -> jax.Array:
+    """L [E, r] with L L^T the best rank-r approximation of cov [E, E] (all of it by default)."""
+    values, vectors = jnp.linalg.eigh(cov)
+    keep = cov.shape[0] if rank is None else min(rank, cov.shape[0])
+    values, vectors = values[-keep:], vectors[:, -keep:]
+    return vectors * jnp.sqrt(jnp.maximum(values, 0.0))[None, :]
+
+
+def _penalised_loss(z: jax.Array, margins: jax.Array, weight: jax.Array) -> jax.Array:
+    return jnp.sum(weight * jax.nn.softplus(-margins)) + 0.5 * jnp.sum(z * z)
+
+
+def _hessian(margins: jax.Array, design: jax.Array, weight: jax.Array) -> jax.Array:
+    curvature = weight * jax.nn.sigmoid(margins) * jax.nn.sigmoid(-margins)
+    information = jnp.einsum("Pi,P,Pj->ij", design, curvature, design)
+    return information + jnp.eye(design.shape[1], dtype=design.dtype)
+
+
+def _newton(
+    z: jax.Array, offset: jax.Array, design: jax.Array, weight: jax.Array, steps: int
+) -> tuple[jax.Array, jax.Array]:
+    """Damped Newton for one user: the mode [r], and the Cholesky factor of the last Hessian.
+
+    Each step takes the best of six halvings or none, so the loss never rises. The Hessian is the
+    one at the start of the last step: at convergence, and along warm-started EM, that is the mode's,
+    and it spares one factorisation in two.
+    """
+    identity = jnp.eye(design.shape[1], dtype=design.dtype)
+    sizes = jnp.append(_HALVINGS, 0.0).astype(z.dtype)
+
+    def step(carry: tuple, _: None) -> tuple:
+        z, _ = carry
+        margins = offset + design @ z
+        gradient = z - design.T @ (weight * jax.nn.sigmoid(-margins))
+        lower = jnp.linalg.cholesky(_hessian(margins, design, weight))
+        direction = jax.scipy.linalg.cho_solve((lower, True), gradient)
+        along = design @ direction
+        losses = jax.vmap(
+            lambda t: _penalised_loss(z - t * direction, margins - t * along, weight)
+        )(sizes)
+        return (z - sizes[jnp.argmin(losses)] * direction, lower), None
+
+    return jax.lax.scan(step, (z, identity), None, length=steps)[0]
+
+
+def _mode(
+    z: jax.Array,
+    differences: jax.Array,
+    weight: jax.Array,
+    mean: jax.Array,
+    root: jax.Array,
+    steps: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Mode z [r] and inverse Hessian [r, r] of one user, from pairs [P, E] of weight [P]."""
+    dtype = _accumulation(differences, mean)
+    differences, weight = differences.astype(dtype), weight.astype(dtype)
+    z, lower = _newton(z, differences @ mean, differences @ root, weight, steps)
+    return z, jax.scipy.linalg.cho_solve((lower, True), jnp.eye(root.shape[1], dtype=dtype))
+
+
+def bradley_terry(
+    differences: jax.Array, mask: jax.Array, l2: float = 1e-3, steps: int = 12
+) -> jax.Array:
+    """One Bradley-Terry weight vector for all users: ridge logistic regression by damped Newton.
+
+    Minimises mean softplus(-<theta, d>) + l2/2 * s * |theta|^2, s the mean squared norm of the
+    differences, so that the ridge means the same at any feature scale. Bradley and Terry 1952.
+
+    Args:
+        differences: [..., E] chosen minus rejected.
+        mask: [...] bool or weights.
+        l2: ridge.
+        steps: Newton steps.
+
+    Returns:
+        theta [E].
+    """
+    dtype = _accumulation(differences)
+    d = differences.reshape(-1, differences.shape[-1]).astype(dtype)
+    weight = mask.reshape(-1).astype(dtype)
+    weight = weight / jnp.maximum(jnp.sum(weight), 1)
+    ridge = l2 * jnp.sum(weight * jnp.sum(d * d, axis=-1))
+    # The penalty 1/2 |z|^2 of the user's problem, in units where the ridge is one.
+    scale = jnp.sqrt(jnp.maximum(ridge, jnp.finfo(dtype).tiny))
+    start = jnp.zeros(d.shape[1], dtype)
+    z, _ = _newton(start, jnp.zeros(d.shape[0], dtype), d / scale, weight, steps)
+    return z / scale
+
+
+def bradley_terry_per_user(
+    differences: jax.Array, mask: jax.Array, l2: float, steps: int = 8
+) -> jax.Array:
+    """One Bradley-Terry model for each user alone [U, E], from pairs [U, P, E]: no sharing at all."""
+    return jax.vmap(lambda d, m: bradley_terry(d, m, l2, steps))(differences, mask)
+
+
+def _modes(
+    z: jax.Array,
+    differences: jax.Array,
+    mask: jax.Array,
+    mean: jax.Array,
+    root: jax.Array,
+    steps: int,
+    chunk: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Modes [U, r] and the *sum* of the inverse Hessians [r, r], a chunk of users at a time."""
+    users, size = z.shape
+    width = min(chunk, users)
+    padding = -users % width
+
+    def pad(array: jax.Array) -> jax.Array:
+        array = jnp.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1))
+        return array.reshape(-1, width, *array.shape[1:])
+
+    real = pad(jnp.ones(users, z.dtype))
+
+    def one_chunk(total: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
+        z_chunk, d_chunk, m_chunk, real_chunk = inputs
+        modes, inverses = jax.vmap(lambda z, d, m: _mode(z, d, m, mean, root, steps))(
+            z_chunk, d_chunk, m_chunk
+        )
+        return total + jnp.einsum("U,Uij->ij", real_chunk, inverses), modes
+
+    start = jnp.zeros((root.shape[1], root.shape[1]), z.dtype)
+    total, modes = jax.lax.scan(one_chunk, start, (pad(z), pad(differences), pad(mask), real))
+    return modes.reshape(-1, size)[:users], total
+
+
+def em_path(differences: jax.Array, mask: jax.Array, config: BayesConfig) -> Prior:
+    """Every prior along the EM iterations, so that validation can stop where it likes.
+
+    Args:
+        differences: [U, P, E] chosen minus rejected.
+        mask: [U, P] bool or weights; a user without pairs does not count.
+        config: steps, ridge of the start, chunk. `rank` is not applied here.
+
+    Returns:
+        Prior with a leading axis: mean [em_steps + 1, E], cov [em_steps + 1, E, E]. Row 0 is the
+        start: one Bradley-Terry model and a broad isotropic covariance (a typical pair's reward
+        difference has unit variance over users).
+    """
+    dtype = _accumulation(differences)
+    weight = mask.astype(dtype)
+    active = (jnp.sum(weight, axis=1) > 0).astype(dtype)
+    users = jnp.maximum(jnp.sum(active), 1)
+    norms = jnp.sum(differences.astype(dtype) ** 2, axis=-1)
+    mean_norm = jnp.sum(weight * norms) / jnp.maximum(jnp.sum(weight), 1)
+    size = differences.shape[-1]
+    start = Prior(
+        bradley_terry(differences, mask, config.l2),
+        jnp.eye(size, dtype=dtype) / jnp.maximum(mean_norm, jnp.finfo(dtype).tiny),
+    )
+
+    def step(carry: tuple, _: None) -> tuple:
+        prior, theta = carry
+        root = factor(prior.cov)
+        # Warm start: the last MAP in the new coordinates (singular directions start at 0).
+        z = _whiten(root, theta - prior.mean[None])
+        z, inverses = _modes(
+            z, differences, mask, prior.mean, root, config.newton_steps, config.user_chunk
+        )
+        # Users without pairs return the prior exactly: taking them out keeps them from shrinking it.
+        idle = jnp.eye(size, dtype=dtype) * (z.shape[0] - users)
+        z_mean = jnp.einsum("U,Ui->i", active, z) / users
+        second = (inverses - idle + jnp.einsum("U,Ui,Uj->ij", active, z, z)) / users
+        spread = second - jnp.outer(z_mean, z_mean)
+        new = Prior(prior.mean + root @ z_mean, root @ spread @ root.T)
+        new = new._replace(cov=0.5 * (new.cov + new.cov.T))
+        return (new, prior.mean[None] + z @ root.T), new
+
+    theta = jnp.broadcast_to(start.mean, (differences.shape[0], size))
+    _, path = jax.lax.scan(step, (start, theta), None, length=config.em_steps)
+    return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), start, path)
+
+
+def _whiten(root: jax.Array, delta: jax.Array) -> jax.Array:
+    """z [U, r] of delta [U, E] = L z, for L with orthogonal columns (as `factor` returns)."""
+    lengths = jnp.sum(root * root, axis=0)
+    floor = jnp.finfo(root.dtype).eps * jnp.maximum(jnp.max(lengths), jnp.finfo(root.dtype).tiny)
+    usable = lengths > floor
+    inverse = jnp.where(usable, 1.0 / jnp.where(usable, lengths, 1.0), 0.0)
+    return (delta @ root) * inverse[None, :]
+
+
+def fit_prior(
+    differences: jax.Array, mask: jax.Array, config: BayesConfig | None = None
+) -> Prior:
+    """Mean and covariance of user weights over a population, by EM with a Laplace E-step.
+
+    Args:
+        differences: [U, P, E] chosen minus rejected, of E features or of K named rewards.
+        mask: [U, P] bool or weights of the pairs.
+        config: steps and `rank` (the covariance returned is the best approximation of that rank).
+
+    Returns:
+        Prior(mean [E], cov [E, E]).
+    """
+    config = config or BayesConfig()
+    path = em_path(differences, mask, config)
+    last = Prior(path.mean[-1], path.cov[-1])
+    return truncate(last, config.rank)
+
+
+def truncate(prior: Prior, rank: int | None) -> Prior:
+    """The prior with the best rank-r approximation of its covariance."""
+    if rank is None or rank >= prior.cov.shape[0]:
+        return prior
+    root = factor(prior.cov, rank)
+    return prior._replace(cov=root @ root.T)
+
+
+def posterior(
+    prior: Prior, differences: jax.Array, mask: jax.Array, steps: int = 8
+) -> tuple[jax.Array, jax.Array]:
+    """Posterior mean (the MAP) and covariance (inverse Hessian) of every user.
+
+    Args:
+        prior: mean [E], cov [E, E] of any rank; nothing moves outside its range.
+        differences: [U, P, E] the users' choices, chosen minus rejected.
+        mask: [U, P] bool or weights; a user without choices gets the prior.
+        steps: damped Newton steps.
+
+    Returns:
+        mean [U, E], cov [U, E, E].
+    """
+    root = factor(prior.cov)
+
+    def one_user(d: jax.Array, m: jax.Array) -> tuple[jax.Array, jax.Array]:
+        start = jnp.zeros(root.shape[1], root.dtype)
+        z, inverse = _mode(start, d, m, prior.mean, root, steps)
+        return prior.mean + root @ z, root @ inverse @ root.T
+
+    return jax.vmap(one_user)(differences, mask)
+
+
+def choice_probability(mean: jax.Array, cov: jax.Array, differences: jax.Array) -> jax.Array:
+    """Probability that the first answer of each pair is chosen, the weights integrated out.
+
+    sigmoid(m / sqrt(1 + pi s^2 / 8)) with m, s^2 the mean and variance of <theta, d> (MacKay 1992).
+
+    Args:
+        mean: [E] of one user's weights.
+        cov: [E, E].
+        differences: [P, E].
+
+    Returns:
+        [P] in (0, 1).
+    """
+    return _integrated(differences @ mean, cov, differences)
+
+
+def _integrated(margin: jax.Array, cov: jax.Array, design: jax.Array) -> jax.Array:
+    variance = jnp.einsum("Pi,ij,Pj->P", design, cov, design)
+    return jax.nn.sigmoid(margin / jnp.sqrt(1 + jnp.pi * jnp.maximum(variance, 0) / 8))
+
+
+def predict(
+    prior: Prior,
+    support: jax.Array,
+    support_mask: jax.Array,
+    query: jax.Array,
+    steps: int = 6,
+    chunk: int = 128,
+) -> jax.Array:
+    """Choice probabilities [U, Q] of query pairs [U, Q, E] after support pairs [U, P, E].
+
+    Users are handled a chunk at a time, so that no [U, E, E] is held.
+    """
+    root = factor(prior.cov)
+
+    def one_user(inputs: tuple) -> jax.Array:
+        d, m, q = inputs
+        start = jnp.zeros(root.shape[1], root.dtype)
+        z, inverse = _mode(start, d, m, prior.mean, root, steps)
+        design = q @ root
+        return _integrated(q @ prior.mean + design @ z, inverse, design)
+
+    return jax.lax.map(one_user, (support, support_mask, query), batch_size=chunk)
