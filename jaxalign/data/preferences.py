@@ -14,7 +14,7 @@ class Preferences:
 
     Attributes:
         users: user ids; `user` points into it.
-        items: item keys; `chosen` and `rejected` point into it. Ids of features are looked up by them.
+        items: item keys; `chosen` and `rejected` point into it. Features are looked up by them.
         texts: [len(items)] what an encoder reads for each item (prompt and answer, joined).
         user: [N] int32.
         chosen: [N] int32.

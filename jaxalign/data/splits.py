@@ -76,7 +76,11 @@ def item_folds(num_items: int, folds: int, seed: int) -> np.ndarray:
 
 
 def redraw(
-    key: jax.Array, group: jax.Array, weight: jax.Array, query_share: float
+    key: jax.Array,
+    group: jax.Array,
+    weight: jax.Array,
+    query_share: float,
+    most_groups: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Support and query of each user for one epoch, whole groups at a time.
 
@@ -88,17 +92,16 @@ def redraw(
         group: [U, P] int, each user's groups numbered from 0.
         weight: [U, P] weights of the pairs, 0 for padding.
         query_share: share of groups that are query.
+        most_groups: bound on a user's groups, P unless given; the work grows with it.
 
     Returns:
         support_mask, query_mask [U, P], the weights where a pair takes part and 0 elsewhere.
     """
     users, pairs = group.shape
-    real = weight > 0
-    present = jnp.zeros((users, pairs), bool)
-    rows = jnp.arange(users)[:, None]
-    present = present.at[rows, group].max(real)
-    count = jnp.sum(present, axis=1)
-    draw = jnp.where(present, jax.random.uniform(key, (users, pairs)), jnp.inf)
+    # Groups are numbered from 0 without gaps, so their number says which are there.
+    count = jnp.max(jnp.where(weight > 0, group + 1, 0), axis=1)
+    present = jnp.arange(most_groups or pairs)[None, :] < count[:, None]
+    draw = jnp.where(present, jax.random.uniform(key, present.shape), jnp.inf)
     rank = jnp.argsort(jnp.argsort(draw, axis=1), axis=1)
     queries = jnp.clip(jnp.round(query_share * count).astype(int), 1, jnp.maximum(count - 1, 1))
     is_query = jnp.take_along_axis(rank < queries[:, None], group, axis=1)

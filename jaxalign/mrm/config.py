@@ -62,7 +62,6 @@ class BayesConfig:
     Attributes:
         em_steps: EM iterations; validation may stop earlier on the same trajectory.
         newton_steps: damped Newton steps of each E-step, warm-started from the last.
-        posterior_steps: damped Newton steps for a new user.
         rank: rank kept of the covariance, None for all.
         l2: ridge of the Bradley-Terry start, on the scale of the differences.
         user_chunk: users handled at once (bounds memory at chunk * rank^2).
@@ -70,8 +69,116 @@ class BayesConfig:
 
     em_steps: int = 24
     newton_steps: int = 1
-    posterior_steps: int = 6
     rank: int | None = None
-    l2: float = 1e-3
-    user_chunk: int = 256
-    ranks: tuple[int, ...] = field(default=())
+    l2: float = 1e-4
+    user_chunk: int = 128
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How choices are read.
+
+    Attributes:
+        kind: "auto" recognises the source by its files; else "jester", "ukpconvarg1" or "file".
+        margin: least rating difference that makes a choice (Jester), rating points.
+        pairs_per_half: choices drawn from each half of a Jester user's jokes.
+        ties: whether ties are used in training (UKPConvArg1).
+        max_pairs: most choices of one user used in training, 0 for all.
+    """
+
+    kind: Literal["auto", "jester", "ukpconvarg1", "file"] = "auto"
+    margin: float = 3.0
+    pairs_per_half: int = 40
+    ties: bool = True
+    max_pairs: int = 128
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Who is seen, what is known, and how much of an unseen user is shown.
+
+    Attributes:
+        seed: of every split; the test users stay the same whatever the run's seeds.
+        unseen_share: share of users who are test users.
+        validation_share: share of the seen users who choose settings.
+        query_share: share of a user's groups that are judged rather than learned from.
+        support_pairs: choices of a validation or test user that are learned from (0: all).
+        query_pairs: choices of such a user that are judged (0: all).
+        min_support: users with fewer are dropped and counted.
+        min_query: likewise.
+        item_folds: folds of the new-item figures, 0 for none.
+    """
+
+    seed: int = 0
+    unseen_share: float = 0.5
+    validation_share: float = 0.2
+    query_share: float = 0.5
+    support_pairs: int = 20
+    query_pairs: int = 40
+    min_support: int = 5
+    min_query: int = 5
+    item_folds: int = 10
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """What an item is to the models.
+
+    Attributes:
+        model: encoder of texts, when no feature file is given.
+        pooling: "mean", "cls" or "last"; "auto" takes what the model was made for.
+        path: a feature file (.npz, .npy, .safetensors) instead of an encoder.
+        named: the columns are named base rewards: standardised, kept apart, never rotated.
+        max_dims: principal directions kept of learned features.
+        whiten: 0 keeps the features' own scale along them, 1 gives every direction the same.
+    """
+
+    model: str = "sentence-transformers/all-MiniLM-L6-v2"
+    pooling: Literal["auto", "mean", "cls", "last"] = "auto"
+    path: str = ""
+    named: bool = False
+    max_dims: int = 128
+    whiten: float = 0.5
+
+
+REGULARISED = MRMConfig(
+    hidden_sizes=(8,), link="signed", input_scale=1.0, inner_steps=3, inner_lr=0.1,
+    eval_steps=10, outer_lr=5e-3, users_per_batch=50, epochs=60, query_share=0.5, l2=1e-3,
+)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run of `jaxalign mrm train`.
+
+    Attributes:
+        data: how choices are read.
+        split: who is seen, what is known.
+        features: what an item is.
+        bayes: hierarchical Bayes.
+        published: MRM as published.
+        mrm: MRM regularised.
+        methods: what is fitted and judged beside one Bradley-Terry model for all.
+        fold_methods: what is fitted again in every item fold.
+        seeds: initialisations and orders, averaged in the report.
+        shots: numbers of choices at which accuracy is drawn.
+        rates: inner rates that validation chooses from, beside no adaptation.
+        em_every: EM iterations between two of which validation may choose.
+        snapshots: training snapshots of MRM that validation may choose from.
+        draws: of the bootstrap.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    bayes: BayesConfig = field(default_factory=BayesConfig)
+    published: MRMConfig = field(default_factory=MRMConfig)
+    mrm: MRMConfig = REGULARISED
+    methods: tuple[str, ...] = ("bt_per_user", "item_ids", "bayes", "mrm_published", "mrm")
+    fold_methods: tuple[str, ...] = ("item_ids", "bayes", "mrm")
+    seeds: int = 3
+    shots: tuple[int, ...] = (0, 1, 2, 5, 10, 20)
+    rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
+    em_every: int = 4
+    snapshots: int = 6
+    draws: int = 2000

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxalign.mrm.base import Params, base_differences, effective_weights, is_linear
+from jaxalign.mrm.base import Params, base_differences, base_rewards, effective_weights, is_linear
 from jaxalign.mrm.config import MRMConfig
 from jaxalign.mrm.inner import adapt, bradley_terry_loss
 
@@ -38,6 +38,9 @@ def rpo(
 
 
 def _differences(params: Params, batch: Batch, config: MRMConfig) -> jax.Array:
+    if "items" in batch:
+        base = base_rewards(params, batch["items"], config)
+        return base[batch["chosen"]] - base[batch["rejected"]]
     if "differences" not in batch:
         return base_differences(params, batch["chosen"], batch["rejected"], config)
     if not is_linear(config):
@@ -54,7 +57,8 @@ def meta_objective(
     Args:
         params: as from `init`.
         batch: `chosen`, `rejected` [U, P, E] features, or `differences` [U, P, E] of the two when
-            the base is linear; `support_mask`, `query_mask` [U, P] bool or weights; optionally
+            the base is linear, or `items` [I, E] with `chosen`, `rejected` [U, P] as numbers into
+            them (least work where few items meet in many pairs); `support_mask`, `query_mask` [U, P] bool or weights; optionally
             `population` [N], see `rpo`.
         config: the model.
 
@@ -66,7 +70,7 @@ def meta_objective(
     margins = jnp.einsum("UK,UPK->UP", effective_weights(weights, config), base)
     losses = jax.vmap(bradley_terry_loss)(margins, batch["query_mask"])
     objective = rpo(losses, config.rpo_tail, config.rpo_gamma, batch.get("population"))
-    if config.l2:
+    if not isinstance(config.l2, float) or config.l2 > 0:  # a traced value is always added
         kernels = [layer["kernel"] for layer in params["base"].values()]
         objective = objective + config.l2 * sum(jnp.sum(kernel**2) for kernel in kernels)
     return objective, (losses, weights)

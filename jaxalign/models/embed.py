@@ -1,0 +1,310 @@
+"""Texts to vectors: an encoder with its tokenizer, each distinct text encoded once and kept."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.errors import InputError
+from jaxalign.models import encoder as bert
+from jaxalign.models.embed_cache import EmbeddingCache, text_key
+from jaxalign.models.encoder import POOLINGS, EncoderConfig, Pooling
+from jaxalign.models.encoder_files import load_pooling, load_tokenizer, read_json
+from jaxalign.models.resolve import cache_folder, resolve
+from jaxalign.models.weights import encoder as weights
+
+# Of a batch: enough to fill the machine, little enough to keep padding and waiting small.
+_CPU_BATCH_TOKENS, _ACCELERATOR_BATCH_TOKENS = 2_048, 65_536
+_SHOW_AFTER_SECONDS = 3.0
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """A loaded encoder; made by `load_encoder`.
+
+    Attributes:
+        config: sizes and dtype.
+        params: nested dict of arrays, layers stacked.
+        tokenizer: a `tokenizers.Tokenizer` that truncates to `max_length`.
+        pooling: the model's own choice, the default of `encode`.
+        normalise: likewise, whether vectors have length 1.
+        max_length: tokens of a text, special tokens included.
+        name: as it was asked for.
+        sha256: of the weights.
+        identity: hash of all that a vector depends on besides the text, pooling and normalise.
+    """
+
+    config: EncoderConfig
+    params: dict[str, Any] = field(repr=False)
+    tokenizer: Any = field(repr=False)
+    pooling: Pooling
+    normalise: bool
+    max_length: int
+    name: str
+    sha256: str
+    identity: str
+
+
+@dataclass(frozen=True)
+class EncodeStats:
+    """What one call did, over distinct texts.
+
+    Attributes:
+        encoded: texts that went through the encoder.
+        cached: texts that were on disk.
+        truncated: of the encoded, those longer than the encoder's limit.
+    """
+
+    encoded: int
+    cached: int
+    truncated: int
+
+
+def load_encoder(name: str, dtype: Any = "float32", sha256: str | None = None) -> Encoder:
+    """An encoder of the BERT family, ready for `encode`.
+
+    Args:
+        name: a folder, a safetensors file or a name, as `resolve` takes it.
+        dtype: of parameters and compute: float32, bfloat16, float16 or (with x64 on) float64.
+        sha256: what the weights must hash to.
+
+    Raises:
+        InputError: where the model cannot be found, is not of this family, or is broken.
+    """
+    dtype = _checked_dtype(dtype)
+    model = resolve(name, sha256)
+    source = model.folder / "config.json"
+    config = EncoderConfig.from_hf(read_json(source, required=True), dtype, str(source))
+    pooling, normalise = load_pooling(model.folder)
+    settings = read_json(model.folder / "sentence_bert_config.json")
+    limit = min(settings.get("max_seq_length") or config.positions, config.positions)
+    tokenizer = load_tokenizer(model.folder, limit, bool(settings.get("do_lower_case")))
+    if tokenizer.get_vocab_size() > config.vocab_size:
+        raise InputError(
+            f"{model.folder}: the tokenizer has {tokenizer.get_vocab_size()} entries, the encoder "
+            f"{config.vocab_size}: check that the two belong together."
+        )
+    parts = [asdict(config), model.sha256, tokenizer.to_str()]
+    identity = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    params = weights.load(model.weights, config, dtype)
+    return Encoder(
+        config, params, tokenizer, pooling, normalise, limit, name, model.sha256, identity
+    )
+
+
+def encode(
+    encoder: Encoder,
+    texts: Sequence[str],
+    pooling: Pooling | None = None,
+    normalise: bool | None = None,
+    cache_dir: str | Path | None = None,
+    batch_tokens: int | None = None,
+    progress: bool = True,
+) -> np.ndarray:
+    """One vector a text; a text seen before, in this call or on disk, is not encoded again.
+
+    Args:
+        encoder: from `load_encoder`.
+        texts: N texts; longer ones than the encoder's limit are truncated, which is said once.
+        pooling: `mean`, `cls` or `last`; None for the model's own.
+        normalise: whether vectors have length 1; None for the model's own.
+        cache_dir: folder of kept vectors; None for `embeddings` in jaxalign's cache. Batches
+            that were finished before an interrupt are kept.
+        batch_tokens: tokens of one batch, padding included; None to suit the backend.
+        progress: show a bar on stderr when it takes more than a few seconds.
+
+    Returns:
+        [N, E] float32.
+
+    Raises:
+        InputError: for another pooling, a text that is no valid string, a cache that cannot be
+            used, or vectors that are not finite (none of that batch is kept).
+    """
+    options = (pooling, normalise, cache_dir, batch_tokens, progress)
+    return encode_with_stats(encoder, texts, *options)[0]
+
+
+def encode_with_stats(
+    encoder: Encoder,
+    texts: Sequence[str],
+    pooling: Pooling | None = None,
+    normalise: bool | None = None,
+    cache_dir: str | Path | None = None,
+    batch_tokens: int | None = None,
+    progress: bool = True,
+) -> tuple[np.ndarray, EncodeStats]:
+    """`encode`, and the counts of what it did."""
+    pooling = encoder.pooling if pooling is None else pooling
+    normalise = encoder.normalise if normalise is None else bool(normalise)
+    _check_arguments(texts, pooling, batch_tokens)
+    settings = json.dumps([encoder.identity, pooling, normalise])
+    keys = [text_key(text, settings) for text in texts]
+    distinct = dict(zip(keys, texts, strict=True))
+    folder = Path(cache_dir).expanduser() if cache_dir else cache_folder() / "embeddings"
+    with closing(EmbeddingCache(folder)) as cache:
+        vectors = cache.read(list(distinct), encoder.config.width)
+        absent = [key for key in distinct if key not in vectors]
+        ids, truncated = _tokenize(encoder, [distinct[key] for key in absent])
+        batches = _batches([len(row) for row in ids], encoder.max_length, batch_tokens)
+        run = partial(_forward, encoder.config, pooling, normalise)
+        for rows, shape in _shown(batches, len(ids), progress):
+            done = _run(run, encoder.params, [ids[row] for row in rows], shape)
+            if not np.isfinite(done).all():
+                raise InputError(
+                    f"{encoder.name} in {encoder.config.dtype} gives vectors that are not finite: "
+                    "load it with dtype float32, and if it is already, its weights are broken."
+                )
+            batch_keys = [absent[row] for row in rows]
+            cache.write(batch_keys, done)
+            vectors.update(zip(batch_keys, done, strict=True))
+    result = np.empty((len(keys), encoder.config.width), np.float32)
+    for row, key in enumerate(keys):
+        result[row] = vectors[key]
+    return result, EncodeStats(len(absent), len(distinct) - len(absent), truncated)
+
+
+def forward(
+    config: EncoderConfig,
+    pooling: Pooling,
+    normalise: bool,
+    params: dict[str, Any],
+    tokens: jax.Array,
+    mask: jax.Array,
+) -> jax.Array:
+    """Vectors of a padded batch, as a pure function.
+
+    Args:
+        config, pooling, normalise: static.
+        params: of the encoder.
+        tokens: [B, T] int.
+        mask: [B, T], nonzero where there is a token.
+
+    Returns:
+        [B, E], at least float32.
+    """
+    # A cached vector must not depend on whether the backend rounds float32 products to TF32.
+    with jax.default_matmul_precision("highest" if config.dtype == "float32" else "default"):
+        hidden: Any = bert.Encoder(config).apply({"params": params}, tokens, mask)
+        vectors = bert.pool(hidden, mask, pooling)
+        return bert.normalise(vectors) if normalise else vectors
+
+
+_forward = jax.jit(forward, static_argnums=(0, 1, 2))
+
+
+def bucket_length(length: int, limit: int) -> int:
+    """The padded length of a text: four steps an octave from 16 on, at most `limit`."""
+    step = max(16, 1 << max(0, (length - 1).bit_length() - 3))
+    return min(-(-length // step) * step, limit)
+
+
+def _batches(
+    lengths: Sequence[int], limit: int, batch_tokens: int | None
+) -> list[tuple[list[int], tuple[int, int]]]:
+    """Rows of each batch with its padded shape (B, T), longest first.
+
+    T alone decides B, so there is one compilation a bucket; what a bucket leaves free is filled
+    with the next shorter texts, so only the last batch has empty rows. The longest come first: a
+    machine too small fails at once.
+    """
+    if batch_tokens is None:
+        on_cpu = jax.default_backend() == "cpu"
+        batch_tokens = _CPU_BATCH_TOKENS if on_cpu else _ACCELERATOR_BATCH_TOKENS
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    batches, start = [], 0
+    while start < len(order):
+        width = bucket_length(lengths[order[start]], limit)
+        size = max(1, batch_tokens // width)
+        batches.append((order[start : start + size], (size, width)))
+        start += size
+    return batches
+
+
+def _run(
+    run: Callable[..., jax.Array],
+    params: dict[str, Any],
+    ids: Sequence[Sequence[int]],
+    shape: tuple[int, int],
+) -> np.ndarray:
+    """Pads a batch [n, lengths] to its shape (B, T), runs it and drops the padding: [n, E]."""
+    tokens, mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
+    for row, values in enumerate(ids):
+        tokens[row, : len(values)] = values
+        mask[row, : len(values)] = True
+    vectors = run(params, jnp.asarray(tokens), jnp.asarray(mask))
+    return np.asarray(vectors, dtype=np.float32)[: len(ids)]
+
+
+def _tokenize(encoder: Encoder, texts: Sequence[str]) -> tuple[list[list[int]], int]:
+    encodings = encoder.tokenizer.encode_batch(list(texts))
+    truncated = sum(bool(encoding.overflowing) for encoding in encodings)
+    if truncated:
+        from rich.console import Console
+
+        Console(stderr=True).print(
+            f"{truncated} of {len(texts)} texts were longer than {encoder.max_length} tokens, the "
+            f"limit of {encoder.name}, and were truncated.",
+            highlight=False,
+        )
+    return [encoding.ids for encoding in encodings], truncated
+
+
+def _shown(
+    batches: Sequence[tuple[list[int], tuple[int, int]]], total: int, progress: bool
+) -> Iterator[tuple[list[int], tuple[int, int]]]:
+    """The batches, with a bar on stderr once they have taken some seconds."""
+    import time
+
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True))
+    task, start, shown = bar.add_task("encoding texts", total=total), time.monotonic(), False
+    try:
+        for batch in batches:
+            yield batch
+            bar.advance(task, len(batch[0]))
+            if progress and not shown and time.monotonic() - start > _SHOW_AFTER_SECONDS:
+                bar.start()
+                shown = True
+    finally:
+        if shown:
+            bar.stop()
+
+
+def _check_arguments(texts: Sequence[str], pooling: str, batch_tokens: int | None) -> None:
+    if pooling not in POOLINGS:
+        raise InputError(f"pooling is {pooling!r}; expected one of {', '.join(POOLINGS)}.")
+    if batch_tokens is not None and batch_tokens < 1:
+        raise InputError(f"batch_tokens is {batch_tokens}; expected a positive whole number.")
+    if isinstance(texts, str):
+        raise InputError("texts is one string; expected a list of them.")
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"texts[{row}] is {type(text).__name__}; expected a string.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"texts[{row}] is not valid Unicode ({error.reason} at character {error.start}): "
+                "read the file it came from as UTF-8."
+            ) from error
+
+
+def _checked_dtype(dtype: Any) -> str:
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise InputError(f"dtype is {dtype!r}; expected float32, bfloat16, float16 or float64.")
+    return found.name

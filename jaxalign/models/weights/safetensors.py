@@ -1,0 +1,114 @@
+"""Safetensors files, one or several, as one set of named arrays."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from jaxalign.errors import InputError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Open weight files: names and shapes at once, values when read.
+
+    Attributes:
+        source: what to call the files in messages.
+        shapes: of every tensor, by name.
+    """
+
+    source: str
+    shapes: Mapping[str, tuple[int, ...]]
+    _files: Mapping[str, Any]
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor of this name, in the dtype of the file."""
+        return self._files[name].get_tensor(name)
+
+
+@contextmanager
+def open_tensors(paths: Sequence[Path]) -> Iterator[Tensors]:
+    """Weight files opened together.
+
+    Args:
+        paths: one safetensors file, or all shards of a model.
+
+    Yields:
+        The tensors of all files, readable until the context ends.
+
+    Raises:
+        InputError: for a file that is missing, truncated or not safetensors, or a name held twice.
+    """
+    with ExitStack() as stack:
+        files: dict[str, Any] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for path in paths:
+            handle = stack.enter_context(_open(path))
+            for name in handle.keys():  # noqa: SIM118  (a handle is no mapping)
+                if name in files:
+                    raise InputError(f"{path}: tensor {name!r} is also in another shard.")
+                files[name] = handle
+                shapes[name] = tuple(handle.get_slice(name).get_shape())
+        yield Tensors(_title(paths), shapes, files)
+
+
+def find_weights(folder: Path) -> tuple[Path, ...]:
+    """The safetensors files of a model's folder, in the order of their names.
+
+    Args:
+        folder: holds `model.safetensors`, or the index of a sharded model and its shards, or one
+            safetensors file of another name.
+
+    Raises:
+        InputError: where there is none, several without an index, or a shard is missing.
+    """
+    if (folder / INDEX).is_file():
+        return _shards(folder / INDEX)
+    if (folder / SINGLE).is_file():
+        return (folder / SINGLE,)
+    found = sorted(folder.glob("*.safetensors"))
+    if len(found) == 1:
+        return (found[0],)
+    what = "several safetensors files and no index" if found else "no safetensors file"
+    raise InputError(
+        f"{folder}: found {what}; expected {SINGLE} or {INDEX} with its shards: "
+        "save the model again with safe serialisation."
+    )
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    try:
+        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        paths = tuple(index.parent / name for name in names)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(
+            f"{index}: not a readable index; expected JSON with a weight_map from tensor to file: "
+            "download it again."
+        ) from error
+    for path in paths:
+        if path.parent != index.parent:
+            raise InputError(f"{index}: shard {path.name!r} lies outside the model's folder.")
+        if not path.is_file():
+            raise InputError(f"{index}: shard {path.name} is missing: download it again.")
+    return paths
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="np")
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path}: not a whole safetensors file ({error}): download or save it again."
+        ) from error
+
+
+def _title(paths: Sequence[Path]) -> str:
+    return str(paths[0]) if len(paths) == 1 else f"{paths[0].parent} ({len(paths)} shards)"
