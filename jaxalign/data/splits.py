@@ -58,7 +58,11 @@ def split_users(
     validation = round(seen * validation_share)
     cuts = (seen - validation, seen)
     parts = [tuple(part.tolist()) for part in np.split(ordered, cuts)]
-    if not parts[0] or (validation_share > 0 and not parts[1]) or (unseen_share > 0 and not parts[2]):
+    if (
+        not parts[0]
+        or (validation_share > 0 and not parts[1])
+        or (unseen_share > 0 and not parts[2])
+    ):
         raise InputError(
             f"{len(ordered)} users are too few to cut into train, validation and test users "
             f"(shares {unseen_share:g} unseen, {validation_share:g} of the rest for validation): "

@@ -77,10 +77,12 @@ def init(key: jax.Array, config: MRMConfig, feature_dim: int) -> Params:
     if config.link == "softmax":
         weight = jax.random.normal(weight_key, (size,))
     else:
-        weight = jnp.full((size,), 1.0 / size)
+        weight = jnp.full((size,), 1.0 / size, jnp.float32)
     params: Params = {"base": variables.get("params", {}), "weight_init": weight}
     if config.learn_inner_lr:
-        params["log_inner_lr"] = jnp.full((config.inner_steps,), jnp.log(config.inner_lr))
+        params["log_inner_lr"] = jnp.log(
+            jnp.full((config.inner_steps,), config.inner_lr, jnp.float32)
+        )
     return params
 
 

@@ -37,37 +37,61 @@ def _penalised_loss(z: jax.Array, margins: jax.Array, weight: jax.Array) -> jax.
     return jnp.sum(weight * jax.nn.softplus(-margins)) + 0.5 * jnp.sum(z * z)
 
 
-def _hessian(margins: jax.Array, design: jax.Array, weight: jax.Array) -> jax.Array:
-    curvature = weight * jax.nn.sigmoid(margins) * jax.nn.sigmoid(-margins)
-    information = jnp.einsum("Pi,P,Pj->ij", design, curvature, design)
-    return information + jnp.eye(design.shape[1], dtype=design.dtype)
+def _inverse_factor(design: jax.Array, curvature: jax.Array) -> jax.Array:
+    """Factor F of the inverse of H = I + design^T diag(curvature) design, design [P, r].
+
+    With fewer pairs than directions (P < r) the small side is inverted (Woodbury):
+    H^-1 = I - F^T F with F [P, r]. Otherwise H^-1 = F^T F with F [r, r].
+    """
+    pairs, size = design.shape
+    scaled = design * jnp.sqrt(curvature)[:, None]
+    if pairs < size:
+        gram = scaled @ scaled.T + jnp.eye(pairs, dtype=design.dtype)
+        return jax.scipy.linalg.solve_triangular(jnp.linalg.cholesky(gram), scaled, lower=True)
+    identity = jnp.eye(size, dtype=design.dtype)
+    lower = jnp.linalg.cholesky(scaled.T @ scaled + identity)
+    return jax.scipy.linalg.solve_triangular(lower, identity, lower=True)
+
+
+def _apply_inverse(half: jax.Array, vector: jax.Array) -> jax.Array:
+    product = half.T @ (half @ vector)
+    return vector - product if half.shape[0] < half.shape[1] else product
+
+
+def _inverse(half: jax.Array) -> jax.Array:
+    product = half.T @ half
+    if half.shape[0] < half.shape[1]:
+        return jnp.eye(half.shape[1], dtype=half.dtype) - product
+    return product
 
 
 def _newton(
     z: jax.Array, offset: jax.Array, design: jax.Array, weight: jax.Array, steps: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Damped Newton for one user: the mode [r], and the Cholesky factor of the last Hessian.
+    """Damped Newton for one user: the mode [r], and the factor of the last inverse Hessian.
 
     Each step takes the best of six halvings or none, so the loss never rises. The Hessian is the
     one at the start of the last step: at convergence, and along warm-started EM, that is the mode's,
     and it spares one factorisation in two.
     """
-    identity = jnp.eye(design.shape[1], dtype=design.dtype)
     sizes = jnp.append(_HALVINGS, 0.0).astype(z.dtype)
+    rows = min(design.shape)
 
     def step(carry: tuple, _: None) -> tuple:
         z, _ = carry
         margins = offset + design @ z
         gradient = z - design.T @ (weight * jax.nn.sigmoid(-margins))
-        lower = jnp.linalg.cholesky(_hessian(margins, design, weight))
-        direction = jax.scipy.linalg.cho_solve((lower, True), gradient)
+        curvature = weight * jax.nn.sigmoid(margins) * jax.nn.sigmoid(-margins)
+        half = _inverse_factor(design, curvature)
+        direction = _apply_inverse(half, gradient)
         along = design @ direction
         losses = jax.vmap(
             lambda t: _penalised_loss(z - t * direction, margins - t * along, weight)
         )(sizes)
-        return (z - sizes[jnp.argmin(losses)] * direction, lower), None
+        return (z - sizes[jnp.argmin(losses)] * direction, half), None
 
-    return jax.lax.scan(step, (z, identity), None, length=steps)[0]
+    start = (z, jnp.zeros((rows, design.shape[1]), z.dtype))
+    return jax.lax.scan(step, start, None, length=steps)[0]
 
 
 def _mode(
@@ -78,11 +102,10 @@ def _mode(
     root: jax.Array,
     steps: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mode z [r] and inverse Hessian [r, r] of one user, from pairs [P, E] of weight [P]."""
+    """Mode z [r] and inverse Hessian factor of one user, from pairs [P, E] of weight [P]."""
     dtype = _accumulation(differences, mean)
     differences, weight = differences.astype(dtype), weight.astype(dtype)
-    z, lower = _newton(z, differences @ mean, differences @ root, weight, steps)
-    return z, jax.scipy.linalg.cho_solve((lower, True), jnp.eye(root.shape[1], dtype=dtype))
+    return _newton(z, differences @ mean, differences @ root, weight, steps)
 
 
 def bradley_terry(
@@ -143,10 +166,15 @@ def _modes(
 
     def one_chunk(total: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
         z_chunk, d_chunk, m_chunk, real_chunk = inputs
-        modes, inverses = jax.vmap(lambda z, d, m: _mode(z, d, m, mean, root, steps))(
+        modes, halves = jax.vmap(lambda z, d, m: _mode(z, d, m, mean, root, steps))(
             z_chunk, d_chunk, m_chunk
         )
-        return total + jnp.einsum("U,Uij->ij", real_chunk, inverses), modes
+        # One matrix product for the whole chunk, in place of an inverse a user.
+        tall = (halves * real_chunk[:, None, None]).reshape(-1, root.shape[1])
+        product = tall.T @ tall
+        if halves.shape[1] < halves.shape[2]:
+            product = jnp.sum(real_chunk) * jnp.eye(root.shape[1], dtype=z.dtype) - product
+        return total + product, modes
 
     start = jnp.zeros((root.shape[1], root.shape[1]), z.dtype)
     total, modes = jax.lax.scan(one_chunk, start, (pad(z), pad(differences), pad(mask), real))
@@ -209,9 +237,7 @@ def _whiten(root: jax.Array, delta: jax.Array) -> jax.Array:
     return (delta @ root) * inverse[None, :]
 
 
-def fit_prior(
-    differences: jax.Array, mask: jax.Array, config: BayesConfig | None = None
-) -> Prior:
+def fit_prior(differences: jax.Array, mask: jax.Array, config: BayesConfig | None = None) -> Prior:
     """Mean and covariance of user weights over a population, by EM with a Laplace E-step.
 
     Args:
@@ -254,8 +280,8 @@ def posterior(
 
     def one_user(d: jax.Array, m: jax.Array) -> tuple[jax.Array, jax.Array]:
         start = jnp.zeros(root.shape[1], root.dtype)
-        z, inverse = _mode(start, d, m, prior.mean, root, steps)
-        return prior.mean + root @ z, root @ inverse @ root.T
+        z, half = _mode(start, d, m, prior.mean, root, steps)
+        return prior.mean + root @ z, root @ _inverse(half) @ root.T
 
     return jax.vmap(one_user)(differences, mask)
 
@@ -273,11 +299,11 @@ def choice_probability(mean: jax.Array, cov: jax.Array, differences: jax.Array) 
     Returns:
         [P] in (0, 1).
     """
-    return _integrated(differences @ mean, cov, differences)
+    variance = jnp.einsum("Pi,ij,Pj->P", differences, cov, differences)
+    return _integrated(differences @ mean, variance)
 
 
-def _integrated(margin: jax.Array, cov: jax.Array, design: jax.Array) -> jax.Array:
-    variance = jnp.einsum("Pi,ij,Pj->P", design, cov, design)
+def _integrated(margin: jax.Array, variance: jax.Array) -> jax.Array:
     return jax.nn.sigmoid(margin / jnp.sqrt(1 + jnp.pi * jnp.maximum(variance, 0) / 8))
 
 
@@ -298,8 +324,11 @@ def predict(
     def one_user(inputs: tuple) -> jax.Array:
         d, m, q = inputs
         start = jnp.zeros(root.shape[1], root.dtype)
-        z, inverse = _mode(start, d, m, prior.mean, root, steps)
+        z, half = _mode(start, d, m, prior.mean, root, steps)
         design = q @ root
-        return _integrated(q @ prior.mean + design @ z, inverse, design)
+        variance = jnp.sum((design @ half.T) ** 2, axis=-1)
+        if half.shape[0] < half.shape[1]:
+            variance = jnp.sum(design * design, axis=-1) - variance
+        return _integrated(q @ prior.mean + design @ z, variance)
 
     return jax.lax.map(one_user, (support, support_mask, query), batch_size=chunk)

@@ -142,8 +142,17 @@ class FeatureConfig:
 
 
 REGULARISED = MRMConfig(
-    hidden_sizes=(8,), link="signed", input_scale=1.0, inner_steps=3, inner_lr=0.1,
-    eval_steps=10, outer_lr=5e-3, users_per_batch=50, epochs=60, query_share=0.5, l2=1e-3,
+    hidden_sizes=(8,),
+    link="signed",
+    input_scale=1.0,
+    inner_steps=3,
+    inner_lr=0.1,
+    eval_steps=10,
+    outer_lr=5e-3,
+    users_per_batch=50,
+    epochs=60,
+    query_share=0.5,
+    l2=1e-3,
 )
 
 

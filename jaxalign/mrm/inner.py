@@ -35,7 +35,9 @@ def _safe_sqrt(v: jax.Array) -> jax.Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, v, 1.0)), 0.0)
 
 
-def _adam_step(form: AdamForm, lr: jax.Array, t: jax.Array, m: jax.Array, v: jax.Array) -> jax.Array:
+def _adam_step(
+    form: AdamForm, lr: jax.Array, t: jax.Array, m: jax.Array, v: jax.Array
+) -> jax.Array:
     """Adam's update in one of two forms: eps before the bias correction ("higher") or after."""
     correction1 = 1 - _BETA1**t
     correction2 = jnp.sqrt(1 - _BETA2**t)

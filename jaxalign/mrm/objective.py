@@ -44,7 +44,9 @@ def _differences(params: Params, batch: Batch, config: MRMConfig) -> jax.Array:
     if "differences" not in batch:
         return base_differences(params, batch["chosen"], batch["rejected"], config)
     if not is_linear(config):
-        raise ValueError("a batch of feature differences needs a linear base: give chosen, rejected")
+        raise ValueError(
+            "a batch of feature differences needs a linear base: give chosen, rejected"
+        )
     zero = jnp.zeros_like(batch["differences"])
     return base_differences(params, batch["differences"], zero, config)
 
@@ -74,5 +76,3 @@ def meta_objective(
         kernels = [layer["kernel"] for layer in params["base"].values()]
         objective = objective + config.l2 * sum(jnp.sum(kernel**2) for kernel in kernels)
     return objective, (losses, weights)
-
-

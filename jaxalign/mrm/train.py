@@ -48,7 +48,7 @@ def start(key: jax.Array, config: MRMConfig, feature_dim: int, users: int) -> Tr
     init_key, key = jax.random.split(key)
     params = init(init_key, config, feature_dim)
     optimiser = make_optimiser(config, users).init(params)
-    return TrainState(params, optimiser, jnp.full((users,), jnp.log(2.0)), key)
+    return TrainState(params, optimiser, jnp.full((users,), jnp.log(2.0), jnp.float32), key)
 
 
 def _batch(features: jax.Array, pairs: Pairs, masks: tuple, users: jax.Array, config: MRMConfig):
@@ -138,12 +138,12 @@ def epochs(
     def one(state: TrainState, values: dict[str, jax.Array]) -> tuple[TrainState, jax.Array]:
         mine = dataclasses.replace(config, **values)
         return jax.lax.scan(
-            lambda carry, _: epoch(carry, features, pairs, mine, most_groups), state, None, length=count
+            lambda carry, _: epoch(carry, features, pairs, mine, most_groups),
+            state,
+            None,
+            length=count,
         )
 
-    if jax.default_backend() == "cpu":
-        # XLA runs batched small matrix products on a CPU some fifty times slower than one by one.
-        return jax.lax.map(lambda pair: one(*pair), (states, sweep))
     return jax.vmap(one)(states, sweep)
 
 

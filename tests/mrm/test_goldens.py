@@ -18,7 +18,9 @@ CASES = ["k2_hard_tail", "k2_one_step", "k8_bias_ten_steps", "k8_five_steps", "t
 def _load(case):
     path = GOLDENS / f"{case}.npz"
     if not path.exists():
-        pytest.skip(f"reference numbers are not beside the checkout: {path.parent.name}/{path.name}")
+        pytest.skip(
+            f"reference numbers are not beside the checkout: {path.parent.name}/{path.name}"
+        )
     golden = dict(np.load(path))
     hyper = json.loads(str(golden["hyper"]))
     hyper["hidden_sizes"] = tuple(hyper["hidden_sizes"])
@@ -45,9 +47,7 @@ def test_meta_objective_and_gradients(case, form, x64):
     chex.assert_trees_all_close(weights, golden["adapted_weights_train"], **tolerance)
     chex.assert_trees_all_close(losses, golden["query_losses"], **tolerance)
     chex.assert_trees_all_close(objective, golden["objective"], **tolerance)
-    chex.assert_trees_all_close(
-        gradient["weight_init"], golden["grad_weight_init"], **tolerance
-    )
+    chex.assert_trees_all_close(gradient["weight_init"], golden["grad_weight_init"], **tolerance)
     for name, layer in gradient["base"].items():
         for leaf, value in layer.items():
             chex.assert_trees_all_close(value, golden[f"grad_{name}_{leaf}"], **tolerance)

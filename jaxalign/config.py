@@ -1,0 +1,346 @@
+"""Configs: frozen dataclasses, filled from a YAML file and from `--dotted.field value` options.
+
+A file and the options go through one strict check (pydantic, on the plain dataclass): every key
+must exist, at every level, and nothing is converted but an int to a float and a list to a tuple.
+What does not fit is an `InputError` that names the file or the option, and the key.
+"""
+
+import dataclasses
+import inspect
+import json
+import re
+import textwrap
+import types
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import MISSING, dataclass
+from difflib import get_close_matches
+from io import StringIO
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tyro
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from jaxalign.errors import InputError
+
+Config = TypeVar("Config")
+
+# PyYAML speaks YAML 1.1, where 1e-3 is text and 2026-01-01 a date; here they are number and text.
+_FLOAT = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+")
+_MISMATCHES = ("literal_error", "enum", "int_from_float")
+
+
+def load_config(cls: type[Config], path: str | Path | None, overrides: Sequence[str]) -> Config:
+    """A config from its defaults, a YAML file and command-line options, each over the one before.
+
+    Args:
+        cls: a frozen dataclass, whose fields may be such dataclasses.
+        path: a YAML file with some or all of the keys; None for the defaults alone.
+        overrides: words of a command line: `--mrm.inner_lr 0.1`, `--mrm.inner-lr=0.1`,
+            `--mrm.hidden_sizes 64 2`.
+
+    Returns:
+        An instance of `cls`.
+
+    Raises:
+        InputError: a file that cannot be read, a key that does not exist, or a value that is not
+            of its field's type.
+    """
+    leaves = {leaf.key: leaf for leaf in _leaves(cls)}
+    document = _defaults(leaves.values())
+    if path is not None:
+        document = _merged(document, _read(Path(path)), leaves)
+    options = _options(overrides, leaves)
+    for key, values in options.items():
+        _put(document, key, _parsed(leaves[key], values))
+    try:
+        text = json.dumps(document)
+        return TypeAdapter(cls).validate_json(text, strict=True, extra="forbid")
+    except ValidationError as error:
+        raise InputError(_sentence(error, document, leaves, path, options)) from None
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: found a value that no field holds ({error}), expected text, numbers, "
+            "true/false, lists and keys; correct the file."
+        ) from None
+
+
+def to_yaml(config: Any) -> str:
+    """The YAML text of a config instance; `load_config` reads the same instance from it."""
+    plain = TypeAdapter(type(config)).dump_python(config, mode="json")
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def describe(cls: type) -> str:
+    """The options of a config class for `--help`: `--dotted.field TYPE (default)` and its help.
+
+    The help is the field's entry under `Attributes:` in the docstring of its class.
+    """
+    lines = []
+    for leaf in _leaves(cls):
+        default = "required" if leaf.default is MISSING else _shown(leaf.default)
+        lines.append(f"  --{leaf.key} {_type_name(leaf.type)} ({default})")
+        if leaf.help:
+            indent = " " * 6
+            lines.append(
+                textwrap.fill(leaf.help, 96, initial_indent=indent, subsequent_indent=indent)
+            )
+    return "\n".join(lines)
+
+
+# The fields.
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """A field that is not itself a config, with its dotted key."""
+
+    key: str
+    type: Any
+    default: Any
+    help: str
+
+
+def _leaves(cls: type, prefix: str = "", parent: Any = MISSING) -> Iterator[_Leaf]:
+    hints = get_type_hints(cls)
+    helps = _attribute_help(cls)
+    for field in dataclasses.fields(cls):
+        if not field.init:
+            continue
+        if parent is not MISSING:
+            default = getattr(parent, field.name)
+        elif field.default_factory is not MISSING:
+            default = field.default_factory()  # type: ignore[operator]
+        else:
+            default = field.default
+        key, kind = prefix + field.name, hints[field.name]
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            yield from _leaves(kind, key + ".", default)
+        else:
+            yield _Leaf(key, kind, default, helps.get(field.name, ""))
+
+
+def _defaults(leaves: Iterable[_Leaf]) -> dict[str, Any]:
+    document: dict[str, Any] = {}
+    for leaf in leaves:
+        if leaf.default is not MISSING:
+            _put(document, leaf.key, _plain(leaf, leaf.default))
+    return document
+
+
+def _plain(leaf: _Leaf, value: Any) -> Any:
+    return TypeAdapter(leaf.type).dump_python(value, mode="json")
+
+
+def _attribute_help(cls: type) -> dict[str, str]:
+    listed = (inspect.getdoc(cls) or "").partition("Attributes:\n")[2]
+    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", listed, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+def _type_name(kind: Any) -> str:
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is type(None):
+        return "None"
+    if origin is Literal:
+        return "|".join(str(choice) for choice in args)
+    if origin in (Union, types.UnionType):
+        return "|".join(_type_name(arg) for arg in args)
+    if origin is not None:
+        inner = " ".join("..." if arg is Ellipsis else _type_name(arg) for arg in args)
+        return f"{{{inner}}}" if origin is dict else f"[{inner}]"
+    return getattr(kind, "__name__", str(kind))
+
+
+def _shown(value: Any) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+# The file.
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write configs: 1e-3 is a number, and a key stands once."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node whose keys are distinct."""
+        seen = set()
+        for key, _ in getattr(node, "value", ()):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key `{key.value}` stands twice", key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would read as something else."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.yaml_implicit_resolvers = {
+        first: [pair for pair in pairs if not pair[0].endswith(":timestamp")]
+        for first, pairs in _class.yaml_implicit_resolvers.items()
+    }
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(_FLOAT.pattern + "$"), list("-+.0123456789")
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist, expected a YAML file; check the path.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as a YAML file ({error}); check it.") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f", line {mark.line + 1}"
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise InputError(f"{path}{line}: not readable as YAML ({problem}); correct it.") from None
+    if document is None:
+        raise InputError(f"{path} is empty, expected `key: value` lines; fill in or leave it out.")
+    if not isinstance(document, dict):
+        raise InputError(
+            f"{path}: found {_found(document)}, expected `key: value` lines; correct the file."
+        )
+    return document
+
+
+def _merged(
+    base: dict[str, Any], over: dict[str, Any], leaves: Iterable[str], prefix: str = ""
+) -> dict[str, Any]:
+    """`base` with the keys of `over`, down to the leaves."""
+    merged = dict(base)
+    for name, value in over.items():
+        key, below = f"{prefix}{name}", merged.get(name)
+        if isinstance(value, dict) and isinstance(below, dict) and key not in leaves:
+            value = _merged(below, value, leaves, key + ".")
+        merged[name] = value
+    return merged
+
+
+# The options.
+
+
+def _options(overrides: Sequence[str], leaves: dict[str, _Leaf]) -> dict[str, list[str]]:
+    """The words of each option by dotted key; an option that comes twice counts as last given."""
+    options: dict[str, list[str]] = {}
+    words: list[str] | None = None
+    for word in overrides:
+        if word.startswith("--"):
+            name, given, value = word[2:].partition("=")
+            key = name.replace("-", "_")
+            if key not in leaves:
+                raise InputError(
+                    f"The option `--{name}` does not exist, expected "
+                    f"{_nearest(key, leaves, '--')}; correct or remove it."
+                )
+            words = options[key] = [value] if given else []
+        elif words is None:
+            raise InputError(f"Found the argument '{word}', expected `--key value`; remove it.")
+        else:
+            words.append(word)
+    return options
+
+
+def _parsed(leaf: _Leaf, words: list[str]) -> Any:
+    """The JSON value of an option's words, read by tyro as the field's type."""
+    if leaf.type is bool or bool in get_args(leaf.type):
+        words = [word.capitalize() for word in words] or ["True"]
+    single = dataclasses.make_dataclass("Option", [("value", leaf.type)])
+    args = [f"--value={words[0]}"] if len(words) == 1 else ["--value", *words]
+    try:
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            value: Any = tyro.cli(single, args=args).value
+    except (SystemExit, tyro.constructors.UnsupportedTypeAnnotationError):
+        found = f"'{' '.join(words)}'" if words else "no value"
+        raise InputError(
+            f"The option `--{leaf.key}`: found {found}, expected {_type_name(leaf.type)}; "
+            "correct the value."
+        ) from None
+    return _plain(leaf, value)
+
+
+def _put(document: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for name in parents:
+        document = document.setdefault(name, {})
+        if not isinstance(document, dict):
+            return  # the file is wrong here, and the check says so
+    document[last] = value
+
+
+# The sentence.
+
+
+def _sentence(
+    error: ValidationError,
+    document: dict[str, Any],
+    leaves: dict[str, _Leaf],
+    path: str | Path | None,
+    options: Iterable[str],
+) -> str:
+    """What is wrong with the document, in one sentence; a key that does not exist comes first."""
+    problems = error.errors(include_url=False)
+    problem = min(problems, key=lambda each: each["type"] != "unexpected_keyword_argument")
+    kind, key = problem["type"], ".".join(str(part) for part in problem["loc"])
+    owner = next((name for name in leaves if f"{key}.".startswith(f"{name}.")), None)
+    if owner is not None and owner in options:
+        where = f"The option `--{owner}`"
+    elif kind == "value_error":
+        origins = [str(path)] * (path is not None) + ["the options"] * bool(options)
+        where = (" and ".join(origins) or "The defaults") + (f", `{key}`" if key else "")
+    else:
+        named = key if kind == "unexpected_keyword_argument" else owner or key
+        where = f"{path or 'The defaults'}, key `{named}`"
+    if kind == "unexpected_keyword_argument":
+        return f"{where} does not exist, expected {_nearest(key, leaves)}; correct or remove it."
+    if kind == "missing":
+        expected = _type_name(leaves[key].type) if key in leaves else "its keys"
+        return f"{where} is missing, expected {expected}; give it in the file or as an option."
+    if kind == "value_error":
+        return f"{where}: {problem['ctx']['error']}"
+    found = _found(_get(document, owner) if owner else problem["input"])
+    if owner and (kind.endswith("_type") or kind in _MISMATCHES):
+        expected = _type_name(leaves[owner].type)
+    elif kind == "dataclass_type":
+        expected = "`key: value` lines of its own"
+    else:
+        expected = problem["msg"].removeprefix("Input should be ")
+    return f"{where}: found {found}, expected {expected}; correct the value."
+
+
+def _get(document: Any, key: str) -> Any:
+    for name in key.split("."):
+        document = document[name]
+    return document
+
+
+def _found(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+def _nearest(key: str, leaves: Iterable[str], dashes: str = "") -> str:
+    """The existing key that was probably meant, or else those of the same level."""
+    known = {name[: end.start()] for name in leaves for end in re.finditer(r"\.|$", name)}
+    known = set(leaves) if dashes else known
+    parent, _, last = key.rpartition(".")
+    level = sorted(name for name in known if name.rpartition(".")[0] == parent)
+    by_last: dict[str, str] = {name.rpartition(".")[2]: name for name in sorted(known)}
+    near = (
+        get_close_matches(key, level, 1)
+        or [by_last[match] for match in get_close_matches(last, by_last, 1, 0.8)]
+        or get_close_matches(key, sorted(known), 1)
+    )
+    if near:
+        return f"a key such as `{dashes}{near[0]}`"
+    return "one of " + ", ".join(f"`{dashes}{name}`" for name in level or sorted(known))

@@ -1,0 +1,303 @@
+"""What a run fits and predicts: the new-user regime, and the two new-item regimes over folds."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.data.batching import Pairs, pad_pairs
+from jaxalign.data.preferences import Preferences
+from jaxalign.data.splits import Episodes, UserSplit, episodes, rows_by_user
+from jaxalign.errors import InputError
+from jaxalign.mrm import methods as M
+from jaxalign.mrm import train
+from jaxalign.mrm.config import MRMConfig, RunConfig
+from jaxalign.train.checkpoint import load_state, save_state
+
+Predictions = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class World:
+    """The data of a run, on the device.
+
+    Attributes:
+        choices: the table.
+        queries: choices between items of one fold, where a source has more than the table.
+        fold_of_item: [I] fold of every item.
+        features: [I, D] as the models see them.
+        split: users by role.
+    """
+
+    choices: Preferences
+    queries: Preferences
+    fold_of_item: np.ndarray
+    features: jax.Array
+    split: UserSplit
+
+
+@dataclass(frozen=True)
+class Regime:
+    """Users to judge: what each is adapted on and judged on."""
+
+    support: Pairs
+    query: Pairs
+
+
+def on_device(pairs: Pairs) -> Pairs:
+    """The same arrays, on the device."""
+    return Pairs(*map(jnp.asarray, pairs))
+
+
+def training_pairs(world: World, config: RunConfig, known: np.ndarray | None = None) -> Pairs:
+    """Choices of the training users [U, P], the rows `known` [N] bool only, at most `max_pairs`."""
+    rows = rows_by_user(world.choices, world.split.train)
+    if known is not None:
+        rows = [user[known[user]] for user in rows]
+    if not config.data.ties:
+        rows = [user[~world.choices.tie[user]] for user in rows]
+    most = config.data.max_pairs or max(map(len, rows))
+    rng = np.random.default_rng(config.split.seed)
+    rows = [rng.permutation(user)[:most] if len(user) > most else user for user in rows]
+    full = max(len(user) for user in rows_by_user(world.choices, world.split.train))
+    ties = 2 if config.data.ties and bool(world.choices.tie.any()) else 1
+    # One width for all folds, so that nothing is compiled twice.
+    return on_device(pad_pairs(world.choices, rows, ties * min(most, full)))
+
+
+def cut_episodes(world: World, config: RunConfig, users: tuple[str, ...]) -> Episodes:
+    """Support and query rows of validation or test users."""
+    split = config.split
+    return episodes(
+        world.choices, users, split.seed, split.support_pairs, split.query_pairs,
+        split.query_share, split.min_support, split.min_query,
+    )  # fmt: skip
+
+
+def regime(world: World, cut: Episodes) -> Regime:
+    """Padded arrays of episodes."""
+    return Regime(
+        on_device(pad_pairs(world.choices, cut.support)),
+        on_device(pad_pairs(world.choices, cut.query)),
+    )
+
+
+def fold_regime(
+    world: World, config: RunConfig, users: tuple[str, ...], fold: int, seen: bool
+) -> tuple[Regime, np.ndarray]:
+    """Users adapted on choices without items of a fold, judged on choices within it.
+
+    Args:
+        world: the data.
+        config: caps.
+        users: whom.
+        fold: the held-out fold.
+        seen: known users are adapted on all their known choices, unseen ones on `support_pairs`.
+
+    Returns:
+        The regime of all `users`, and [U] bool: who has enough choices on both sides.
+    """
+    touched = touching(world, fold)
+    widest = max(config.data.max_pairs or 10**9, 1) if seen else config.split.support_pairs
+    asked = config.split.query_pairs or 64
+    support, query = [], []
+    table = zip(
+        users, rows_by_user(world.choices, users), rows_by_user(world.queries, users), strict=True
+    )
+    within = _within(world, fold) & ~world.queries.tie
+    for user, rows, candidates in table:
+        rng = np.random.default_rng([config.split.seed, fold, *user.encode()])
+        support.append(rng.permutation(rows[~touched[rows]])[: widest or None])
+        query.append(rng.permutation(candidates[within[candidates]])[:asked])
+    enough = np.array(
+        [len(s) >= config.split.min_support and len(q) >= 1 for s, q in zip(support, query)]
+    )  # fmt: skip
+    ties = 2 if bool(world.choices.tie.any()) else 1
+    most = max(map(len, rows_by_user(world.choices, users)))
+    width = ties * min(widest or most, most)
+    return (
+        Regime(
+            on_device(pad_pairs(world.choices, support, width)),
+            on_device(pad_pairs(world.queries, query, asked)),
+        ),
+        enough,
+    )
+
+
+def judged_only(regime: Regime, enough: np.ndarray) -> Regime:
+    """The same regime, with nothing to judge for users who have not `enough` [U]."""
+    weight = jnp.where(jnp.asarray(enough)[:, None], regime.query.weight, 0)
+    return Regime(regime.support, regime.query._replace(weight=weight))
+
+
+def touching(world: World, fold: int) -> np.ndarray:
+    """Rows of the table [N] bool with an item of the fold."""
+    folds = world.fold_of_item
+    table = world.choices
+    return (folds[table.chosen] == fold) | (folds[table.rejected] == fold)
+
+
+def _within(world: World, fold: int) -> np.ndarray:
+    folds, table = world.fold_of_item, world.queries
+    return (folds[table.chosen] == fold) & (folds[table.rejected] == fold)
+
+
+# Fitting --------------------------------------------------------------------------------------
+
+_run_epochs = jax.jit(train.epochs, static_argnums=(3, 4, 5))
+
+
+def fit_mrm(
+    features: jax.Array,
+    pairs: Pairs,
+    config: MRMConfig,
+    seeds: int,
+    snapshots: int,
+    checkpoint: Any = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> M.Fitted:
+    """MRM trained from `seeds` seeds at once, with its parameters at `snapshots` moments.
+
+    Args:
+        features: [I, D].
+        pairs: [U, P].
+        config: the recipe.
+        seeds: number of seeds, 0 to seeds - 1.
+        snapshots: moments, evenly spaced, the last at the end.
+        checkpoint: a folder where the state is kept after every snapshot, to resume from.
+        say: receives a line of progress after each.
+
+    Returns:
+        `params`, every leaf [snapshots, seeds, ...], and `losses` [seeds, epochs].
+    """
+    keys = jax.random.split(jax.random.key(0), seeds)
+    states = train.start_many(keys, config, features.shape[1], pairs.chosen.shape[0])
+    cuts = [round(config.epochs * (i + 1) / snapshots) for i in range(snapshots)]
+    spans = [b - a for a, b in zip([0, *cuts], cuts, strict=False) if b > a]
+    most_groups = int(pairs.group.max()) + 1
+    saved = (states, jnp.zeros((seeds, 0)))
+    kept, losses = [], []
+    for index, span in enumerate(spans):
+        path = checkpoint and checkpoint / f"{index:03d}"
+        shape = (states, jnp.zeros((seeds, span)))
+        if path and path.exists():
+            saved = load_state(path, shape)
+        else:
+            saved = _run_epochs(states, features, pairs, config, span, most_groups)
+            if path:
+                save_state(path, saved)
+            loss = float(saved[1][:, -1].mean())
+            say(f"  epoch {sum(spans[: index + 1])} of {config.epochs}, query loss {loss:.4f}")
+        states = saved[0]
+        kept.append(jax.device_get(states.params))
+        losses.append(np.asarray(saved[1]))
+    params = jax.tree.map(lambda *leaves: np.stack(leaves), *kept)
+    finite = all(bool(np.isfinite(leaf).all()) for leaf in jax.tree.leaves(params))
+    if not finite:
+        raise InputError(
+            f"training diverged (parameters are not finite): lower outer_lr ({config.outer_lr:g}) "
+            f"or inner_lr ({config.inner_lr:g})"
+        )
+    return {"params": params, "losses": np.concatenate(losses, axis=1)}
+
+
+def one_seed(fitted: M.Fitted, seed: int) -> M.Fitted:
+    """The fitted arrays of one seed, for what `mrm_method` predicts with."""
+    return {"params": jax.tree.map(lambda leaf: leaf[:, seed], fitted["params"])}
+
+
+def _item_table(world: World, pairs: Pairs, most: int = 256) -> jax.Array | None:
+    """One-hot items [I, I]; items without a training choice are zero: nothing is known of them."""
+    count = world.features.shape[0]
+    if count > most:
+        return None
+    weight = np.asarray(pairs.weight) > 0
+    known = np.zeros(count, np.float32)
+    known[np.asarray(pairs.chosen)[weight]] = 1
+    known[np.asarray(pairs.rejected)[weight]] = 1
+    return jnp.asarray(np.diag(known))
+
+
+class Fit:
+    """A method fitted on a set of training choices, once a seed, behind the shape of `Method`."""
+
+    def __init__(
+        self, method: M.Method, fitted: list[M.Fitted], features: jax.Array, all_fitted: M.Fitted
+    ) -> None:
+        self.method = method
+        self.fitted = fitted
+        self.features = features
+        self.all_fitted = all_fitted
+        self.settings: list[M.Setting] = []
+        self.loss = float("nan")
+
+    def choose(self, regime: Regime) -> "Fit":
+        """Let validation users choose each seed's setting."""
+        chosen = [
+            M.choose(self.method, fitted, self.features, regime.support, regime.query)
+            for fitted in self.fitted
+        ]
+        self.settings = [setting for setting, _ in chosen]
+        self.loss = float(np.mean([loss for _, loss in chosen]))
+        return self
+
+    def predict(self, regime: Regime, adapted: bool = True) -> np.ndarray:
+        """Probabilities [S, U, Q] under the chosen settings."""
+        rows = []
+        for fitted, setting in zip(self.fitted, self.settings, strict=True):
+            used = setting if adapted else self.method.unadapted(setting)
+            rows.append(
+                self.method.predict(fitted, [used], self.features, regime.support, regime.query)[0]
+            )
+        return np.stack(rows)
+
+
+def fit_method(
+    name: str,
+    world: World,
+    pairs: Pairs,
+    config: RunConfig,
+    seeds: int,
+    stage: Callable[[str, Callable[[], M.Fitted]], M.Fitted],
+    checkpoint: Any = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Fit:
+    """Fit one method by name; `stage(name, compute)` keeps what is fitted for a resume.
+
+    Raises:
+        InputError: a name that is no method.
+    """
+    features = world.features
+    if name == "bt":
+        fitted = stage(name, functools.partial(M.fit_bt, features, pairs))
+        return Fit(M.BT, [fitted], features, fitted)
+    if name == "bt_per_user":
+        return Fit(M.PER_USER, [{}], features, {})
+    if name == "bayes":
+        fitted = stage(name, functools.partial(M.fit_bayes, features, pairs, config))
+        return Fit(M.BAYES, [fitted], features, fitted)
+    if name == "item_ids":
+        items = _item_table(world, pairs)
+        if items is None:
+            raise InputError("item_ids is for at most 256 items: take it out of methods")
+        fitted = stage(name, functools.partial(M.fit_bayes, items, pairs, config))
+        return Fit(M.BAYES, [fitted], items, fitted)
+    recipes = {
+        "mrm": (config.mrm, M.mrm_method(config.mrm, config.rates)),
+        "mrm_published": (config.published, M.published_method(config.published)),
+    }
+    if name not in recipes:
+        known = ", ".join(["bt_per_user", "item_ids", "bayes", *recipes])
+        raise InputError(f"methods: {name!r} is not a method; there are {known}")
+    recipe, method = recipes[name]
+    fitted = stage(
+        name,
+        functools.partial(
+            fit_mrm, features, pairs, recipe, seeds, config.snapshots, checkpoint, say
+        ),
+    )
+    return Fit(method, [one_seed(fitted, seed) for seed in range(seeds)], features, fitted)

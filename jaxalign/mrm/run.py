@@ -1,0 +1,363 @@
+"""One run, from choices to a report: resumable stage by stage, to the same bytes."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.data import Features, Preferences, Source, load_features, load_source, lookup
+from jaxalign.data.splits import item_folds, split_users
+from jaxalign.errors import InputError
+from jaxalign.mrm import experiment as X
+from jaxalign.mrm import report as R
+from jaxalign.mrm.config import RunConfig
+from jaxalign.mrm.model import UserModel, save
+from jaxalign.mrm.reduce import Projection, fit_projection, standardise
+from jaxalign.train.files import load_tree, save_tree, write_json
+from jaxalign.train.progress import Progress
+from jaxalign.version import __version__
+
+SELECTABLE = ("bt", "bayes", "mrm", "mrm_published")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Item features of a run, and where they came from."""
+
+    values: np.ndarray
+    names: tuple[str, ...] | None
+    encoder_sha256: str
+
+
+def open_source(config: RunConfig, source: str) -> Source:
+    """Read the choices that a run is about."""
+    data = config.data
+    options: dict[str, Any] = {}
+    kind = data.kind
+    if kind == "auto" and Path(source).is_dir():
+        kind = "jester" if (Path(source) / "jokes.jsonl").exists() else "ukpconvarg1"
+    if kind == "jester":
+        options = {"margin": data.margin, "pairs_per_half": data.pairs_per_half}
+        options |= {"item_folds": config.split.item_folds or 10, "seed": config.split.seed}
+        options["fold_pairs"] = config.split.item_folds > 0
+    elif kind == "ukpconvarg1":
+        options = {"item_folds": config.split.item_folds or 10, "seed": config.split.seed}
+    return load_source(source, kind=data.kind, **options)
+
+
+def encode_items(config: RunConfig, choices: Preferences) -> Encoded:
+    """Features of every item: from the named file, or by the encoder."""
+    wanted = config.features
+    if wanted.path:
+        given: Features = load_features(wanted.path)
+        if wanted.named and given.names is None:
+            raise InputError(
+                f"{wanted.path} has no `names` of its columns, which named rewards need"
+            )
+        names = given.names if wanted.named else None
+        return Encoded(lookup(given, choices.items), names, "")
+    from jaxalign.models.embed import encode, load_encoder
+
+    encoder = load_encoder(wanted.model)
+    pooling = None if wanted.pooling == "auto" else wanted.pooling
+    return Encoded(encode(encoder, choices.texts, pooling=pooling), None, encoder.sha256)
+
+
+def fold_items(config: RunConfig, source: Source) -> np.ndarray:
+    """Fold of each item: the source's own; else by prompt where all rows have one; else by item."""
+    choices, folds, seed = source.choices, config.split.item_folds, config.split.seed
+    if source.fold_of_item is not None:
+        return source.fold_of_item
+    if len(choices) and bool((choices.prompt >= 0).all()):
+        of_prompt = item_folds(int(choices.prompt.max()) + 1, max(folds, 1), seed)
+        fold = np.zeros(len(choices.items), np.int32)
+        fold[choices.chosen] = of_prompt[choices.prompt]
+        fold[choices.rejected] = of_prompt[choices.prompt]
+        return fold
+    return item_folds(len(choices.items), max(folds, 1), seed)
+
+
+def project(config: RunConfig, encoded: Encoded) -> Projection:
+    """The map from features to what the models work on."""
+    if encoded.names:
+        return standardise(encoded.values, encoded.names)
+    return fit_projection(encoded.values, config.features.max_dims, config.features.whiten)
+
+
+def fingerprint(config: RunConfig, choices: Preferences) -> str:
+    """Hash of all that decides a run's result."""
+    digest = hashlib.sha256(json.dumps([asdict(config), __version__], sort_keys=True).encode())
+    for array in (choices.user, choices.chosen, choices.rejected, choices.tie, choices.group):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    for strings in (choices.users, choices.items, choices.texts):
+        digest.update("\x00".join(strings).encode())
+    return digest.hexdigest()
+
+
+def claim(out: Path, config: RunConfig, choices: Preferences, source: str, resume: bool) -> None:
+    """Make the output folder this run's, or refuse another run's."""
+    mine = {
+        "format": 1,
+        "version": __version__,
+        "source": Path(source).name,
+        "fingerprint": fingerprint(config, choices),
+        "config": asdict(config),
+    }
+    marker = out / "run.json"
+    if not marker.exists():
+        if out.exists() and any(out.iterdir()):
+            raise InputError(f"{out} is not empty and holds no run: give a new folder with --out")
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "state").mkdir(exist_ok=True)
+        write_json(marker, mine)
+        return
+    theirs = json.loads(marker.read_text())
+    if theirs.get("fingerprint") != mine["fingerprint"]:
+        raise InputError(
+            f"{out} holds another run (other choices or settings): give a new folder with --out"
+        )
+    if not resume:
+        state = "a finished run" if (out / "report.json").exists() else "an unfinished run"
+        raise InputError(
+            f"{out} holds {state} of the same settings: add --resume to go on, or give a new folder"
+        )
+
+
+def stages(out: Path, say: Callable[[str], None]) -> Callable[..., Any]:
+    """`stage(name, compute)`: compute once, keep under state/, read back on a resume."""
+
+    def stage(name: str, compute: Callable[[], Any]) -> Any:
+        path = out / "state" / f"{name}.npz"
+        if path.exists():
+            say(f"{name}: kept from before")
+        else:
+            say(name)
+            tree = compute()
+            save_tree(path, tree)
+        return load_tree(path)
+
+    return stage
+
+
+def run(
+    config: RunConfig, source: str, out: str | Path, resume: bool = False, show: bool = True
+) -> dict[str, Any]:
+    """Train, choose on validation users, judge test users once, and write the report.
+
+    Args:
+        config: the run.
+        source: file, folder or `datasets` name of the choices.
+        out: output folder: report.json, plots, model/, splits.json, state/.
+        resume: go on with an unfinished run in `out`.
+        show: progress on standard error.
+
+    Returns:
+        The report, as in report.json.
+
+    Raises:
+        InputError: bad choices, features, settings or folder.
+    """
+    out = Path(out)
+    opened = open_source(config, source)
+    return run_source(config, opened, source, out, resume, Progress(show).say)
+
+
+def run_source(
+    config: RunConfig,
+    source: Source,
+    label: str,
+    out: Path,
+    resume: bool,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """`run`, from choices that are already in memory."""
+    choices = source.choices
+    split = split_users(
+        choices.users, config.split.seed, config.split.unseen_share, config.split.validation_share
+    )
+    claim(out, config, choices, label, resume)
+    split.save(out / "splits.json")
+    say(f"{len(choices):,} choices of {len(choices.users):,} users, {len(choices.items):,} items")
+    stage = stages(out, say)
+    encoded = encode_items(config, choices)
+    projection = project(config, encoded)
+    features = jnp.asarray(projection.apply(encoded.values))
+    fold_of_item = fold_items(config, source)
+    world = X.World(choices, source.fold_choices or choices, fold_of_item, features, split)
+    new_users = _new_users(world, config, stage, out, say)
+    folds = _new_items(world, config, new_users.fits, stage) if config.split.item_folds > 1 else {}
+    report = R.assemble(config, world, new_users, folds)
+    _save_model(config, encoded, projection, new_users, out)
+    R.write(out, report, new_users)
+    return report
+
+
+@dataclass(frozen=True)
+class NewUsers:
+    """All that the new-user regime gives.
+
+    Attributes:
+        fits: name -> fit with its chosen settings; "bt" is among them.
+        test: the test users' choices.
+        dropped: {"validation": n, "test": n} users with too few choices.
+        selected: what validation chose.
+        curves: name -> (shots -> probabilities).
+    """
+
+    fits: dict[str, X.Fit]
+    test: X.Regime
+    dropped: dict[str, int]
+    selected: str
+    predictions: dict[str, tuple[np.ndarray, np.ndarray]]
+    curves: dict[str, dict[int, np.ndarray]]
+
+
+def _new_users(
+    world: X.World, config: RunConfig, stage: Any, out: Path, say: Callable[[str], None]
+) -> NewUsers:
+    pairs = X.training_pairs(world, config)
+    cuts = {
+        role: X.cut_episodes(world, config, getattr(world.split, role))
+        for role in ("validation", "test")
+    }
+    for role, cut in cuts.items():
+        if cut.dropped:
+            say(
+                f"{cut.dropped} of {cut.dropped + len(cut.users)} {role} users dropped: too few choices"
+            )
+        if not cut.users:
+            raise InputError(
+                f"no {role} user has {config.split.min_support} choices to learn from and "
+                f"{config.split.min_query} in other groups to judge on: lower split.min_support "
+                "or split.min_query, or give more choices"
+            )
+    validation, test = (X.regime(world, cuts[role]) for role in ("validation", "test"))
+    fits = {}
+    for name in ("bt", *config.methods):
+        if name == "item_ids" and len(world.choices.items) > 256:
+            say("item_ids left out: more than 256 items")
+            continue
+        checkpoint = out / "state" / f"{name}.epochs"
+        checkpoint.mkdir(exist_ok=True)
+        fit = X.fit_method(name, world, pairs, config, config.seeds, stage, checkpoint, say)
+        fits[name] = fit.choose(validation)
+    selected = min((n for n in fits if n in SELECTABLE), key=lambda name: fits[name].loss)
+    say(f"validation chose {selected}; test users are judged once")
+    predictions = {n: (f.predict(test), f.predict(test, adapted=False)) for n, f in fits.items()}
+    curves = {
+        name: {shots: fits[name].predict(_first(test, shots)) for shots in config.shots}
+        for name in fits
+        if name != "bt"
+    }
+    dropped = {role: cut.dropped for role, cut in cuts.items()}
+    return NewUsers(fits, test, dropped, selected, predictions, curves)
+
+
+def _first(regime: X.Regime, shots: int) -> X.Regime:
+    """The same users with their first `shots` choices only."""
+    weight = regime.support.weight
+    seen = jnp.cumsum(weight, axis=1) <= shots
+    return replace(regime, support=regime.support._replace(weight=jnp.where(seen, weight, 0)))
+
+
+def _new_items(
+    world: X.World, config: RunConfig, fits: dict[str, X.Fit], stage: Any
+) -> dict[str, Any]:
+    """Predictions on held-out items, pooled over folds: regime -> arrays."""
+    names = ["bt", *(name for name in config.fold_methods if name in fits)]
+    # A fold is served with the settings that validation users chose on the fold before it, so
+    # that no setting has seen the fold's items; the first takes those of the known items.
+    settings = {name: fits[name].settings[:1] for name in names}
+    folds = []
+    for fold in range(config.split.item_folds):
+        kept = stage(
+            f"fold{fold:02d}",
+            lambda fold=fold, settings=settings: _one_fold(world, config, fold, settings),
+        )
+        settings = json.loads(str(kept["settings"]))
+        folds.append(kept)
+    pooled: dict[str, Any] = {"names": names}
+    for where in ("new_items", "new_users_new_items"):
+        parts = [fold[where] for fold in folds]
+        weight = np.concatenate([part["weight"] for part in parts], axis=1)
+        pooled[where] = {
+            "mask": weight > 0,
+            "chosen": np.concatenate([part["chosen"] for part in parts], axis=1),
+            "rejected": np.concatenate([part["rejected"] for part in parts], axis=1),
+            "predictions": {
+                name: tuple(
+                    np.concatenate([part[kind][name] for part in parts], axis=-1)
+                    for kind in ("adapted", "unadapted")
+                )
+                for name in names
+            },
+            "losses": {
+                name: float(np.mean([fold["losses"][name] for fold in folds])) for name in names
+            },
+        }
+    return pooled
+
+
+def _one_fold(
+    world: X.World, config: RunConfig, fold: int, settings: dict[str, list[Any]]
+) -> dict[str, Any]:
+    """Fit without the fold's items; predict on them with the given settings; choose the next."""
+    pairs = X.training_pairs(world, config, ~X.touching(world, fold))
+    wheres = {
+        "new_items": X.fold_regime(world, config, world.split.train, fold, seen=True),
+        "new_users_new_items": X.fold_regime(world, config, world.split.test, fold, seen=False),
+    }
+    validation, enough = X.fold_regime(world, config, world.split.validation, fold, seen=False)
+    validation = X.judged_only(validation, enough)
+    result: dict[str, Any] = {"losses": {}}
+    for where, (regime, usable) in wheres.items():
+        result[where] = {
+            "weight": np.asarray(regime.query.weight) * usable[:, None],
+            "chosen": np.asarray(regime.query.chosen),
+            "rejected": np.asarray(regime.query.rejected),
+            "adapted": {},
+            "unadapted": {},
+        }
+    following = {}
+    for name, given in settings.items():
+        fit = X.fit_method(name, world, pairs, config, 1, lambda _, compute: compute())
+        fit.choose(validation)
+        result["losses"][name] = np.asarray(fit.loss)
+        following[name], fit.settings = fit.settings, given
+        for where, (regime, _) in wheres.items():
+            result[where]["adapted"][name] = fit.predict(regime)[0]
+            result[where]["unadapted"][name] = fit.predict(regime, adapted=False)[0]
+    return {**result, "settings": np.asarray(json.dumps(following))}
+
+
+def _save_model(
+    config: RunConfig, encoded: Encoded, projection: Projection, new_users: NewUsers, out: Path
+) -> None:
+    fit = new_users.fits[new_users.selected]
+    setting, fitted = fit.settings[0], fit.fitted[0]
+    common = {
+        "projection": projection,
+        "features": config.features,
+        "encoder_sha256": encoded.encoder_sha256,
+    }
+    if new_users.selected == "bt":
+        theta = fitted["theta"][setting["ridge"]]
+        arrays = {"mean": theta, "cov": np.zeros((len(theta), len(theta)), theta.dtype)}
+        model = UserModel("bt", arrays, **common)
+    elif new_users.selected == "bayes":
+        mean, cov = fitted["mean"][setting["em"]], fitted["cov"][setting["em"]]
+        arrays = {"mean": mean, "cov": cov if setting["adapt"] else np.zeros_like(cov)}
+        model = UserModel("bayes", arrays, **common)
+    else:
+        import jax
+
+        recipe = config.mrm if new_users.selected == "mrm" else config.published
+        params = jax.tree.map(lambda leaf: leaf[setting["snapshot"]], fitted["params"])
+        strength = (setting["rate"], setting["steps"])
+        model = UserModel("mrm", {"params": params}, **common, mrm=recipe, strength=strength)
+    save(out / "model", model)

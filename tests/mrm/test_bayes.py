@@ -1,0 +1,384 @@
+"""Hierarchical Bradley-Terry against the NumPy reference, and what must hold of it in general."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference_numpy as ref
+import simulate
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jaxalign.mrm import bayes
+from jaxalign.mrm.config import BayesConfig
+
+USERS, PAIRS, DIM = 5, 7, 4
+# One configuration for most tests: a compilation costs more than all the rest of a test.
+CONFIG = BayesConfig(em_steps=3, user_chunk=2)
+EXACT = BayesConfig(em_steps=3, user_chunk=2, newton_steps=30)
+# A step that no longer changes the loss in its last digit may be taken or not, so what is not run
+# to the end is only the same up to about the square root of the rounding.
+ROUGH = {"rtol": 1e-6, "atol": 1e-7}
+SEEDS = st.integers(0, 2**32 - 1)
+few = settings(
+    max_examples=8,
+    deadline=None,
+    derandomize=True,
+    # x64 holds for the whole test and keeps nothing from one example to the next.
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+posterior = jax.jit(bayes.posterior, static_argnames="steps")
+predict = jax.jit(bayes.predict, static_argnames=("steps", "chunk"))
+fit_prior = jax.jit(bayes.fit_prior, static_argnames="config")
+em_path = jax.jit(bayes.em_path, static_argnames="config")
+choice_probability = jax.jit(jax.vmap(bayes.choice_probability))
+bradley_terry = jax.jit(bayes.bradley_terry, static_argnames="steps")
+
+
+def a_prior(rng, kind="full", dim=DIM):
+    """Mean [E] and cov [E, E]; "low" has rank 2, "singular" a feature without variance."""
+    root = rng.standard_normal((dim, 2 if kind == "low" else dim))
+    if kind == "singular":
+        root[1] = 0.0
+    return rng.standard_normal(dim), root @ root.T / dim
+
+
+def users(rng, kind="full", dim=DIM):
+    """Prior, ragged choices [U, P + 2, E] and weights; user 1 has a tie; padding holds garbage."""
+    mean, cov = a_prior(rng, kind, dim)
+    differences, mask = simulate.bayes_users(rng, USERS, PAIRS, dim, mean, cov)
+    tie = rng.standard_normal(dim)
+    extra = np.zeros((USERS, 2, dim))
+    extra[1] = tie, -tie
+    weight = np.zeros((USERS, 2))
+    weight[1] = 0.5
+    differences = np.concatenate([differences, extra], axis=1)
+    weight = np.concatenate([mask.astype(float), weight], axis=1)
+    garbage = 5 * rng.standard_normal(differences.shape)
+    return bayes.Prior(mean, cov), np.where(weight[..., None] > 0, differences, garbage), weight
+
+
+def each_user(prior, differences, weight):
+    rows = [ref.posterior(*prior, d, w) for d, w in zip(differences, weight, strict=True)]
+    return tuple(np.stack(column) for column in zip(*rows, strict=True))
+
+
+def close(actual, expected, atol, rtol=0.0):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), actual, expected
+    )
+
+
+# Parity with the reference.
+
+
+@pytest.mark.parametrize("kind", ["full", "low", "singular"])
+@pytest.mark.parametrize("seed", range(3))
+def test_posterior(kind, seed, x64):
+    prior, differences, weight = users(np.random.default_rng(seed), kind)
+    expected = each_user(prior, differences, weight)
+    mean, cov = posterior(prior, differences, weight, steps=30)
+    assert mean.dtype == cov.dtype == jnp.float64
+    close((mean, cov), expected, 1e-8)
+    # At the default number of steps, which is what a run takes.
+    close(posterior(prior, differences, weight), expected, 1e-6)
+
+
+def test_nothing_moves_outside_the_range_of_the_covariance(x64):
+    prior, differences, weight = users(np.random.default_rng(3), "singular")
+    mean, cov = posterior(prior, differences, weight)
+    np.testing.assert_allclose(mean[:, 1], np.full(USERS, prior.mean[1]), atol=1e-12)
+    assert np.abs(cov[:, 1]).max() < 1e-12
+    still = bayes.Prior(prior.mean, np.zeros((DIM, DIM)))
+    mean, cov = posterior(still, differences, weight)
+    np.testing.assert_array_equal(mean, np.tile(prior.mean, (USERS, 1)))
+    np.testing.assert_array_equal(cov, np.zeros((USERS, DIM, DIM)))
+
+
+def test_em_path_is_em_step_iterated(x64):
+    _, differences, weight = users(np.random.default_rng(4))
+    path = em_path(differences, weight, config=EXACT)
+    chex.assert_shape(path.mean, (4, DIM))
+    chex.assert_shape(path.cov, (4, DIM, DIM))
+    prior = np.asarray(path.mean[0]), np.asarray(path.cov[0])
+    norms = np.sum(differences**2, axis=-1)
+    mean_norm = np.sum(weight * norms) / np.sum(weight)
+    np.testing.assert_allclose(prior[1], np.eye(DIM) / mean_norm, rtol=1e-12)
+    for step in range(1, 4):
+        prior = ref.em_step(*prior, differences, weight)
+        close((path.mean[step], path.cov[step]), prior, 1e-7)
+
+
+def test_em_step_from_a_singular_covariance(x64):
+    # Users who never differ in one feature leave its direction where the prior has it.
+    rng = np.random.default_rng(5)
+    _, differences, weight = users(rng)
+    differences[..., 2] = 0.0
+    path = em_path(differences, weight, config=EXACT)
+    expected = ref.em_step(np.asarray(path.mean[1]), np.asarray(path.cov[1]), differences, weight)
+    close((path.mean[2], path.cov[2]), expected, 1e-7)
+    np.testing.assert_allclose(path.cov[:, 2, 2], np.full(4, path.cov[0, 2, 2]), rtol=1e-10)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_truncate(rank, x64):
+    mean, cov = a_prior(np.random.default_rng(6))
+    prior = bayes.truncate(bayes.Prior(mean, jnp.asarray(cov)), rank)
+    close(tuple(prior), (mean, ref.truncate(cov, rank)), 1e-12)
+    root = bayes.factor(jnp.asarray(cov), rank)
+    chex.assert_shape(root, (DIM, rank))
+    close(root @ root.T, ref.truncate(cov, rank), 1e-12)
+
+
+def test_truncate_to_everything_is_nothing(x64):
+    prior = bayes.Prior(*map(jnp.asarray, a_prior(np.random.default_rng(7))))
+    for rank in (None, DIM, DIM + 1):
+        assert bayes.truncate(prior, rank) is prior
+
+
+def test_fit_prior_is_the_end_of_the_path_truncated(x64):
+    _, differences, weight = users(np.random.default_rng(8))
+    path = em_path(differences, weight, config=EXACT)
+    prior = fit_prior(differences, weight, config=dataclasses.replace(EXACT, rank=2))
+    close(tuple(prior), (path.mean[-1], ref.truncate(np.asarray(path.cov[-1]), 2)), 1e-10)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0])
+def test_choice_probability(scale, x64):
+    rng = np.random.default_rng(9)
+    mean, cov = a_prior(rng)
+    d = scale * rng.standard_normal((50, DIM))
+    ours = bayes.choice_probability(jnp.asarray(mean), jnp.asarray(cov), jnp.asarray(d))
+    close(ours, ref.predict_probit(mean, cov, d), 1e-10)
+    assert np.abs(ours - ref.predict_quadrature(mean, cov, d)).max() < 0.02
+    swapped = bayes.choice_probability(jnp.asarray(mean), jnp.asarray(cov), jnp.asarray(-d))
+    close(ours + swapped, np.ones(50), 1e-12)
+
+
+@pytest.mark.parametrize("l2", [1e-3, 0.1])
+def test_bradley_terry(l2, x64):
+    _, differences, weight = users(np.random.default_rng(10))
+    flat, rows = differences.reshape(-1, DIM), weight.reshape(-1)
+    mean_norm = np.sum(rows * np.sum(flat**2, axis=1)) / np.sum(rows)
+    expected = ref.bradley_terry(flat, rows, l2 * mean_norm)
+    close(bradley_terry(differences, weight, l2, steps=30), expected, 1e-8)
+    close(bradley_terry(differences, weight, l2), expected, 1e-6)
+    # The ridge means the same at any feature scale.
+    close(100 * bradley_terry(100 * differences, weight, l2), expected, 1e-6)
+
+
+def test_bradley_terry_per_user(x64):
+    _, differences, weight = users(np.random.default_rng(11))
+    weight[2] = 0.0
+    ours = jax.jit(bayes.bradley_terry_per_user, static_argnums=3)(differences, weight, 0.05, 20)
+    for user in range(USERS):
+        d, w = differences[user], weight[user]
+        if user == 2:
+            np.testing.assert_array_equal(ours[user], np.zeros(DIM))
+            continue
+        ridge = 0.05 * np.sum(w * np.sum(d**2, axis=1)) / np.sum(w)
+        close(ours[user], ref.bradley_terry(d, w, ridge), 1e-8)
+
+
+@pytest.mark.parametrize("kind", ["full", "low"])
+@pytest.mark.parametrize("chunk", [2, 128])
+def test_predict_is_posterior_and_choice_probability(kind, chunk, x64):
+    rng = np.random.default_rng(12)
+    prior, differences, weight = users(rng, kind)
+    query = rng.standard_normal((USERS, 6, DIM))
+    ours = predict(prior, differences, weight, query, steps=8, chunk=chunk)
+    mean, cov = posterior(prior, differences, weight, steps=8)
+    close(ours, choice_probability(mean, cov, query), 1e-12)
+
+
+def test_em_does_not_worsen_the_evidence(x64):
+    rng = np.random.default_rng(13)
+    mean, cov = a_prior(rng)
+    differences, mask = simulate.bayes_users(rng, 40, PAIRS, DIM, mean, cov)
+    path = em_path(differences, mask, config=BayesConfig(em_steps=12))
+    evidence = [
+        ref.evidence(np.asarray(m), np.asarray(c), differences, mask.astype(float))
+        for m, c in zip(path.mean, path.cov, strict=True)
+    ]
+    assert evidence[-1] > evidence[0]
+    # Laplace EM climbs a bound of an approximation: small steps back are no fault.
+    assert np.diff(evidence).min() > -0.02 * (evidence[-1] - evidence[0])
+
+
+# Properties.
+
+
+@few
+@given(seed=SEEDS)
+def test_order_of_pairs_and_users_does_not_matter(seed, x64):
+    rng = np.random.default_rng(seed)
+    prior, differences, weight = users(rng)
+    fitted = fit_prior(differences, weight, config=CONFIG)
+    mean, cov = posterior(prior, differences, weight)
+    pairs = rng.permutation(weight.shape[1])
+    order = rng.permutation(USERS)
+    shuffled = differences[order][:, pairs], weight[order][:, pairs]
+    close(tuple(fit_prior(*shuffled, config=CONFIG)), tuple(fitted), **ROUGH)
+    close(posterior(prior, *shuffled), (mean[order], cov[order]), 1e-10)
+
+
+@few
+@given(seed=SEEDS)
+def test_padding_and_users_without_pairs_do_not_matter(seed, x64):
+    rng = np.random.default_rng(seed)
+    prior, differences, weight = users(rng)
+    real = np.array([1, 3, 4, 5, 8])
+    wide = 9 * rng.standard_normal((9, weight.shape[1] + 3, DIM))
+    wide_weight = np.zeros(wide.shape[:2])
+    wide[real, :-3], wide_weight[real, :-3] = differences, weight
+    expected = posterior(prior, differences, weight)
+    mean, cov = posterior(prior, wide, wide_weight)
+    close((mean[real], cov[real]), expected, 1e-10)
+    close(
+        tuple(fit_prior(wide, wide_weight, config=CONFIG)),
+        tuple(fit_prior(differences, weight, config=CONFIG)),
+        **ROUGH,
+    )
+
+
+@few
+@given(seed=SEEDS, exponent=st.floats(-4, 4))
+def test_scale_of_the_features_does_not_matter(seed, exponent, x64):
+    rng = np.random.default_rng(seed)
+    _, differences, weight = users(rng)
+    query = rng.standard_normal((USERS, 6, DIM))
+
+    def probabilities(scale):
+        prior = fit_prior(scale * differences, weight, config=CONFIG)
+        return predict(prior, scale * differences, weight, scale * query)
+
+    close(probabilities(10.0**exponent), probabilities(1.0), **ROUGH)
+
+
+@few
+@given(seed=SEEDS, kind=st.sampled_from(["full", "low"]))
+def test_a_user_without_choices_gets_the_prior(seed, kind, x64):
+    prior, differences, weight = users(np.random.default_rng(seed), kind)
+    weight[3] = 0.0
+    mean, cov = posterior(prior, differences, weight)
+    np.testing.assert_array_equal(mean[3], prior.mean)
+    close(cov[3], prior.cov, 1e-12)
+
+
+def finite(*trees):
+    for leaf in jax.tree.leaves(trees):
+        assert np.isfinite(leaf).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1e4, 1e6])
+def test_extreme_differences_stay_finite(dtype, size, x64):
+    rng = np.random.default_rng(14)
+    differences = (size * rng.standard_normal((USERS, PAIRS + 2, DIM))).astype(dtype)
+    weight = np.zeros((USERS, PAIRS + 2), dtype)
+    weight[:, :2] = 1  # fewer pairs than features: only the prior keeps the Hessian regular
+    broad = bayes.Prior(jnp.zeros(DIM, dtype), jnp.eye(DIM, dtype=dtype))
+    mean, cov = posterior(broad, differences, weight)
+    finite(mean, cov, predict(broad, differences, weight, differences))
+    assert mean.dtype == cov.dtype == dtype
+    margins = np.einsum("upe,ue->up", differences[:, :2], mean)
+    assert (margins > 0).all()
+    finite(tuple(fit_prior(differences, weight, config=CONFIG)))
+    mixed = differences.copy()
+    mixed[1:] /= size
+    prior = fit_prior(mixed, weight, config=CONFIG)
+    finite(tuple(prior), predict(prior, mixed, weight, mixed))
+
+
+def test_damping_descends_where_newton_alone_would_not(x64):
+    # From a wrong and confident mean a full Newton step overshoots by orders of magnitude.
+    rng = np.random.default_rng(15)
+    prior = bayes.Prior(np.full(DIM, -30.0), 100 * np.eye(DIM))
+    differences = np.abs(rng.standard_normal((USERS, PAIRS, DIM)))
+    weight = np.ones((USERS, PAIRS))
+    close(
+        posterior(prior, differences, weight, steps=60), each_user(prior, differences, weight), 1e-6
+    )
+
+
+def test_float32_is_near_float64():
+    rng = np.random.default_rng(16)
+    prior, differences, weight = users(rng)
+    query = rng.standard_normal((USERS, 6, DIM))
+
+    def run(dtype):
+        d, w, q = (jnp.asarray(a, dtype) for a in (differences, weight, query))
+        given_prior = bayes.Prior(*(jnp.asarray(a, dtype) for a in prior))
+        fitted = fit_prior(d, w, config=CONFIG)
+        out = (*posterior(given_prior, d, w), *fitted, predict(fitted, d, w, q))
+        assert all(a.dtype == dtype for a in out)
+        return jax.tree.map(np.asarray, out)
+
+    single = run(jnp.float32)
+    with jax.enable_x64(True):
+        double = run(jnp.float64)
+    finite(single)
+    close(single, double, 2e-3, 2e-3)
+    close(single[-1], double[-1], 1e-4)
+
+
+def test_half_precision_differences_are_summed_in_single():
+    prior, differences, weight = users(np.random.default_rng(17))
+    prior = bayes.Prior(*(jnp.asarray(a, jnp.float32) for a in prior))
+    half = jnp.asarray(differences, jnp.bfloat16)
+    mean, cov = posterior(prior, half, weight)
+    assert mean.dtype == cov.dtype == jnp.float32
+    close((mean, cov), posterior(prior, half.astype(jnp.float32), weight.astype(np.float32)), 1e-6)
+
+
+def test_equal_shapes_trace_once():
+    chex.clear_trace_counter()
+    once = jax.jit(chex.assert_max_traces(bayes.posterior, 1))
+    for seed in range(3):
+        prior, differences, weight = users(np.random.default_rng(seed))
+        as32 = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), (prior, differences, weight))
+        once(*as32)
+
+
+# Learning.
+
+
+@functools.cache
+def learned(seed):
+    """Held-out accuracies of hierarchical Bayes and of one model, and how true the prior is."""
+    count, dim, shown, asked = 200, 6, 20, 20
+    rng = np.random.default_rng(seed)
+    mean = 0.3 * rng.standard_normal(dim)
+    root = rng.standard_normal((dim, dim)) * np.array([1.2, 1.0, 0.8, 0.6, 0.4, 0.2])
+    cov = root @ root.T / 2
+    theta = simulate.tastes(rng, 2 * count, mean, cov)
+    support, support_mask = simulate.choices(rng, theta, shown)
+    query, query_mask = simulate.choices(rng, theta, asked)
+    seen, unseen = slice(0, count), slice(count, None)
+
+    prior = fit_prior(support[seen], support_mask[seen], config=BayesConfig())
+    ours = predict(prior, support[unseen], support_mask[unseen], query[unseen])
+    shared = query[unseen] @ bradley_terry(support[seen], support_mask[seen])
+    mask = query_mask[unseen]
+    upper = np.triu_indices(dim)
+    return {
+        "bayes": float(np.mean(ours[mask] > 0.5)),
+        "shared": float(np.mean(shared[mask] > 0)),
+        "log loss": float(-np.mean(np.log(ours[mask]))),
+        "shared log loss": float(np.mean(np.logaddexp(0, -shared[mask]))),
+        "mean": float(np.corrcoef(prior.mean, mean)[0, 1]),
+        "cov": float(np.corrcoef(prior.cov[upper], cov[upper])[0, 1]),
+    }
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_learning_beats_one_model_and_recovers_the_population(seed):
+    figures = learned(seed)
+    assert figures["bayes"] > figures["shared"] + 0.1, figures
+    assert figures["log loss"] < figures["shared log loss"] - 0.05, figures
+    assert figures["mean"] > 0.4, figures
+    assert figures["cov"] > 0.9, figures
