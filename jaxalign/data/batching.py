@@ -1,26 +1,28 @@
 """Ragged users as padded, masked arrays of item numbers."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxalign.data.preferences import Preferences
+
+Array = Any  # NumPy on the host, JAX on the device
 
 
 class Pairs(NamedTuple):
     """Choices of U users, padded to P a user.
 
     Attributes:
-        chosen: [U, P] int32 item numbers (0 under padding).
+        chosen: [U, P] int32 item numbers (0 in padding).
         rejected: [U, P] int32.
-        weight: [U, P] float32; 1 for a choice, 1/2 for each of the two rows of a tie, 0 for padding.
+        weight: [U, P] float32; 1 for a choice, 1/2 for each row of a tie, 0 for padding.
         group: [U, P] int32, each user's groups numbered from 0.
     """
 
-    chosen: np.ndarray
-    rejected: np.ndarray
-    weight: np.ndarray
-    group: np.ndarray
+    chosen: Array
+    rejected: Array
+    weight: Array
+    group: Array
 
 
 def _expand_ties(preferences: Preferences, rows: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -57,7 +59,7 @@ def pad_pairs(
         for array, values in zip(arrays, (chosen, rejected, weight), strict=True):
             array[index, : len(values)] = values
         group[index, : len(groups)] = np.unique(groups, return_inverse=True)[1]
-    return Pairs(*arrays, group)
+    return Pairs(arrays[0], arrays[1], arrays[2], group)
 
 
 def bucket_users(lengths: np.ndarray, smallest: int = 8) -> dict[int, np.ndarray]:

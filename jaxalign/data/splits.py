@@ -1,4 +1,4 @@
-"""Who is seen and what is known: users into train, validation, test; items into folds; support/query."""
+"""Who is seen and what is known: roles of users, folds of items, support and query choices."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from jaxalign.errors import InputError
 
 @dataclass(frozen=True)
 class UserSplit:
-    """Users by role; nobody is in two. Seen users are `train` and `validation`, unseen are `test`."""
+    """Users by role, nobody in two: `train` and `validation` are seen, `test` unseen."""
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
@@ -101,7 +101,7 @@ def redraw(
     Returns:
         support_mask, query_mask [U, P], the weights where a pair takes part and 0 elsewhere.
     """
-    users, pairs = group.shape
+    pairs = group.shape[1]
     # Groups are numbered from 0 without gaps, so their number says which are there.
     count = jnp.max(jnp.where(weight > 0, group + 1, 0), axis=1)
     present = jnp.arange(most_groups or pairs)[None, :] < count[:, None]

@@ -99,13 +99,14 @@ def base_rewards(params: Params, features: jax.Array, config: MRMConfig | None =
         layers = [params["base"][f"layer{i}"] for i in range(len(params["base"]))]
         widths = tuple(int(layer["kernel"].shape[1]) for layer in layers)
         config = MRMConfig(hidden_sizes=widths, use_bias=bool(layers) and "bias" in layers[0])
-    return BaseRewards(config).apply({"params": params["base"]}, features)
+    rewards: jax.Array = BaseRewards(config).apply({"params": params["base"]}, features)  # type: ignore[assignment]
+    return rewards
 
 
 def base_differences(
     params: Params, chosen: jax.Array, rejected: jax.Array, config: MRMConfig
 ) -> jax.Array:
-    """phi(chosen) - phi(rejected) [..., K] from features [..., E]; one matmul where phi is linear."""
+    """phi(chosen) - phi(rejected) [..., K] of features [..., E]; one matmul where phi is linear."""
     if is_linear(config):
         unbiased = jax.tree.map_with_path(
             lambda path, leaf: jnp.zeros_like(leaf) if path[-1].key == "bias" else leaf,

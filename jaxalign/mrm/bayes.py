@@ -71,8 +71,8 @@ def _newton(
     """Damped Newton for one user: the mode [r], and the factor of the last inverse Hessian.
 
     Each step takes the best of six halvings or none, so the loss never rises. The Hessian is the
-    one at the start of the last step: at convergence, and along warm-started EM, that is the mode's,
-    and it spares one factorisation in two.
+    one at the start of the last step: at convergence, and along warm-started EM, that is the
+    mode's, and it spares one factorisation in two.
     """
     sizes = jnp.append(_HALVINGS, 0.0).astype(z.dtype)
     rows = min(design.shape)
@@ -109,7 +109,7 @@ def _mode(
 
 
 def bradley_terry(
-    differences: jax.Array, mask: jax.Array, l2: float = 1e-3, steps: int = 12
+    differences: jax.Array, mask: jax.Array, l2: float | jax.Array = 1e-4, steps: int = 12
 ) -> jax.Array:
     """One Bradley-Terry weight vector for all users: ridge logistic regression by damped Newton.
 
@@ -135,13 +135,6 @@ def bradley_terry(
     start = jnp.zeros(d.shape[1], dtype)
     z, _ = _newton(start, jnp.zeros(d.shape[0], dtype), d / scale, weight, steps)
     return z / scale
-
-
-def bradley_terry_per_user(
-    differences: jax.Array, mask: jax.Array, l2: float, steps: int = 8
-) -> jax.Array:
-    """One Bradley-Terry model for each user alone [U, E], from pairs [U, P, E]: no sharing at all."""
-    return jax.vmap(lambda d, m: bradley_terry(d, m, l2, steps))(differences, mask)
 
 
 def _modes(
@@ -214,7 +207,7 @@ def em_path(differences: jax.Array, mask: jax.Array, config: BayesConfig) -> Pri
         z, inverses = _modes(
             z, differences, mask, prior.mean, root, config.newton_steps, config.user_chunk
         )
-        # Users without pairs return the prior exactly: taking them out keeps them from shrinking it.
+        # Users without pairs return the prior exactly: taken out, they cannot slow it down.
         idle = jnp.eye(size, dtype=dtype) * (z.shape[0] - users)
         z_mean = jnp.einsum("U,Ui->i", active, z) / users
         second = (inverses - idle + jnp.einsum("U,Ui,Uj->ij", active, z, z)) / users
@@ -224,6 +217,7 @@ def em_path(differences: jax.Array, mask: jax.Array, config: BayesConfig) -> Pri
         return (new, prior.mean[None] + z @ root.T), new
 
     theta = jnp.broadcast_to(start.mean, (differences.shape[0], size))
+    path: Prior
     _, path = jax.lax.scan(step, (start, theta), None, length=config.em_steps)
     return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), start, path)
 

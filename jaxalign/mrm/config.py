@@ -27,7 +27,7 @@ class MRMConfig:
         outer_lr: peak rate of the outer Adam; cosine with 5 % warm-up.
         warmup: share of the outer steps that warm up.
         clip_norm: global norm at which outer gradients are clipped.
-        users_per_batch: users in an outer step; what does not fill a batch waits for the next epoch.
+        users_per_batch: users in an outer step; the last step of an epoch takes what is left.
         epochs: passes over the users.
         l2: decay of the base kernels towards zero, in the objective.
         query_share: share of a user's groups that serve as query in an epoch.

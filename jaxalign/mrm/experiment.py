@@ -1,7 +1,7 @@
 """What a run fits and predicts: the new-user regime, and the two new-item regimes over folds."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,8 @@ class World:
         choices: the table.
         queries: choices between items of one fold, where a source has more than the table.
         fold_of_item: [I] fold of every item.
-        features: [I, D] as the models see them.
+        features: [I, D] projected, as most models see them.
+        raw: [I, E] as they were encoded, which the published form works on.
         split: users by role.
     """
 
@@ -37,6 +38,7 @@ class World:
     queries: Preferences
     fold_of_item: np.ndarray
     features: jax.Array
+    raw: jax.Array
     split: UserSplit
 
 
@@ -113,9 +115,8 @@ def fold_regime(
         rng = np.random.default_rng([config.split.seed, fold, *user.encode()])
         support.append(rng.permutation(rows[~touched[rows]])[: widest or None])
         query.append(rng.permutation(candidates[within[candidates]])[:asked])
-    enough = np.array(
-        [len(s) >= config.split.min_support and len(q) >= 1 for s, q in zip(support, query)]
-    )  # fmt: skip
+    least = config.split.min_support
+    enough = np.array([len(s) >= least and len(q) > 0 for s, q in zip(support, query, strict=True)])
     ties = 2 if bool(world.choices.tie.any()) else 1
     most = max(map(len, rows_by_user(world.choices, users)))
     width = ties * min(widest or most, most)
@@ -155,18 +156,18 @@ def fit_mrm(
     features: jax.Array,
     pairs: Pairs,
     config: MRMConfig,
-    seeds: int,
+    seeds: Sequence[int],
     snapshots: int,
     checkpoint: Any = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> M.Fitted:
-    """MRM trained from `seeds` seeds at once, with its parameters at `snapshots` moments.
+    """MRM trained from all `seeds` at once, with its parameters at `snapshots` moments.
 
     Args:
         features: [I, D].
         pairs: [U, P].
         config: the recipe.
-        seeds: number of seeds, 0 to seeds - 1.
+        seeds: one model for each.
         snapshots: moments, evenly spaced, the last at the end.
         checkpoint: a folder where the state is kept after every snapshot, to resume from.
         say: receives a line of progress after each.
@@ -174,16 +175,15 @@ def fit_mrm(
     Returns:
         `params`, every leaf [snapshots, seeds, ...], and `losses` [seeds, epochs].
     """
-    keys = jax.random.split(jax.random.key(0), seeds)
+    keys = jax.vmap(jax.random.key)(jnp.asarray(list(seeds)))
     states = train.start_many(keys, config, features.shape[1], pairs.chosen.shape[0])
     cuts = [round(config.epochs * (i + 1) / snapshots) for i in range(snapshots)]
     spans = [b - a for a, b in zip([0, *cuts], cuts, strict=False) if b > a]
     most_groups = int(pairs.group.max()) + 1
-    saved = (states, jnp.zeros((seeds, 0)))
     kept, losses = [], []
     for index, span in enumerate(spans):
         path = checkpoint and checkpoint / f"{index:03d}"
-        shape = (states, jnp.zeros((seeds, span)))
+        shape = (states, jnp.zeros((len(seeds), span)))
         if path and path.exists():
             saved = load_state(path, shape)
         else:
@@ -294,10 +294,12 @@ def fit_method(
         known = ", ".join(["bt_per_user", "item_ids", "bayes", *recipes])
         raise InputError(f"methods: {name!r} is not a method; there are {known}")
     recipe, method = recipes[name]
+    if name == "mrm_published":
+        features = world.raw
     fitted = stage(
         name,
         functools.partial(
-            fit_mrm, features, pairs, recipe, seeds, config.snapshots, checkpoint, say
+            fit_mrm, features, pairs, recipe, range(seeds), config.snapshots, checkpoint, say
         ),
     )
     return Fit(method, [one_seed(fitted, seed) for seed in range(seeds)], features, fitted)

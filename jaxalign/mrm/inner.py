@@ -79,6 +79,7 @@ def adapt_trajectory(
 
     zeros = jnp.zeros_like(start)
     times = jnp.arange(1, rates.shape[0] + 1).astype(start.dtype)
+    path: jax.Array
     _, path = jax.lax.scan(step, (start, zeros, zeros), (rates.astype(start.dtype), times))
     return jnp.concatenate([start[None], path])
 

@@ -1,7 +1,7 @@
 """A user reward model that is saved, loaded, adapted to users and asked to rank texts."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +15,11 @@ from jaxalign.mrm.base import base_rewards, effective_weights
 from jaxalign.mrm.config import FeatureConfig, MRMConfig
 from jaxalign.mrm.inner import adapt_path
 from jaxalign.mrm.reduce import Projection
+from jaxalign.mrm.user_weights import UserWeights, load_users
 from jaxalign.train.blas import one_blas_thread
 from jaxalign.train.files import flatten, unflatten, write_json
 
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class UserWeights:
-    """What is known of users: weights [U, K] on the model's base rewards, and how surely.
-
-    Attributes:
-        users: ids.
-        mean: [U, K].
-        cov: [U, K, K]; zeros where the method gives none.
-        choices: [U] number of choices seen.
-        accuracy: [U] held-out accuracy on the user's own choices, NaN with fewer than 2.
-    """
-
-    users: tuple[str, ...]
-    mean: np.ndarray
-    cov: np.ndarray
-    choices: np.ndarray
-    accuracy: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -46,7 +28,8 @@ class UserModel:
 
     Attributes:
         kind: "bayes" (a Gaussian prior over weights), "bt" (the same without spread) or "mrm".
-        arrays: the prior's `mean` [D], `cov` [D, D], or the MRM `params`.
+        arrays: the prior's `mean` [D], `cov` [D, D], or the MRM `params`; and `bt` [E], one
+            Bradley-Terry model for all on the features themselves, to be judged beside.
         projection: from features to what the model works on.
         features: how texts become features.
         encoder_sha256: of the encoder's weights, empty for given features.
@@ -160,6 +143,8 @@ def save(path: str | Path, model: UserModel) -> None:
 def load(path: str | Path) -> UserModel:
     """Read a model folder, or a run folder that holds one under `model/`.
 
+    Users that `jaxalign mrm adapt` left there as users.parquet come along.
+
     Raises:
         InputError: there is none, or it is of another format version.
     """
@@ -185,7 +170,7 @@ def load(path: str | Path) -> UserModel:
     if mrm:
         mrm = MRMConfig(**{**mrm, "hidden_sizes": tuple(mrm["hidden_sizes"])})
     rate, steps = described["strength"]
-    return UserModel(
+    model = UserModel(
         kind=described["kind"],
         arrays=arrays["model"],
         projection=Projection(arrays["projection"]["matrix"], arrays["projection"]["mean"], names),
@@ -194,3 +179,7 @@ def load(path: str | Path) -> UserModel:
         mrm=mrm,
         strength=(float(rate), int(steps)),
     )
+    adapted = Path(path) / "users.parquet"
+    if not adapted.exists():
+        return model
+    return replace(model, users=load_users(adapted, len(model.population()[0])))

@@ -5,7 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxalign.mrm.base import Params, base_differences, base_rewards, effective_weights, is_linear
+from jaxalign.mrm.base import (
+    Params,
+    base_differences,
+    base_rewards,
+    effective_weights,
+    is_linear,
+)
 from jaxalign.mrm.config import MRMConfig
 from jaxalign.mrm.inner import adapt, bradley_terry_loss
 
@@ -17,8 +23,8 @@ def rpo(
 ) -> jax.Array:
     """Robust personalisation objective: users with a higher loss weigh more.
 
-    tau = quantile(losses, 1 - tail); sum of sigmoid((L - tau) / gamma) * L with the gradient through
-    the weights, or for gamma <= 0 the sum of the losses above tau, the mask detached.
+    tau = quantile(losses, 1 - tail); sum of sigmoid((L - tau) / gamma) * L, the gradient going
+    through the weights too; for gamma <= 0 the sum of the losses above tau, the mask detached.
 
     Args:
         losses: [U] one loss a user.
@@ -60,8 +66,8 @@ def meta_objective(
         params: as from `init`.
         batch: `chosen`, `rejected` [U, P, E] features, or `differences` [U, P, E] of the two when
             the base is linear, or `items` [I, E] with `chosen`, `rejected` [U, P] as numbers into
-            them (least work where few items meet in many pairs); `support_mask`, `query_mask` [U, P] bool or weights; optionally
-            `population` [N], see `rpo`.
+            them (least work where few items meet in many pairs); `support_mask`, `query_mask` [U, P]
+            bool or weights; optionally `population` [N], see `rpo`.
         config: the model.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Features as the models see them: principal directions of learned ones, standardised named ones."""
+"""Features as the models see them: principal directions, or standardised named rewards."""
 
 from dataclasses import dataclass
 
@@ -54,6 +54,11 @@ def fit_projection(features: np.ndarray, max_dims: int, whiten: float) -> Projec
     # A sign that does not depend on the LAPACK at hand.
     matrix *= np.sign(matrix[np.argmax(np.abs(matrix), axis=0), np.arange(keep)])
     return Projection(matrix, mean)
+
+
+def identity(width: int) -> Projection:
+    """Features [E] as they are."""
+    return Projection(np.eye(width), np.zeros(width))
 
 
 def standardise(features: np.ndarray, names: tuple[str, ...]) -> Projection:

@@ -128,7 +128,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"**Validation chose** {chosen}.",
         "",
         "Gain is over one Bradley-Terry model for all, in points of mean user accuracy, with the "
-        "95 % interval of a paired bootstrap over users. `item_ids` is a control that reads no text.",
+        "95 % interval of a paired bootstrap over users. `item_ids`, a control, reads no text.",
         "",
         table.markdown_table({r: report[r] for r in table_regimes(report)}),
         "",

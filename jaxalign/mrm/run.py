@@ -7,17 +7,26 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.data import Features, Preferences, Source, load_features, load_source, lookup
+from jaxalign.data import (
+    Features,
+    Preferences,
+    Source,
+    load_authors,
+    load_features,
+    load_source,
+    lookup,
+)
 from jaxalign.data.splits import item_folds, split_users
 from jaxalign.errors import InputError
 from jaxalign.mrm import experiment as X
 from jaxalign.mrm import report as R
 from jaxalign.mrm.config import RunConfig
 from jaxalign.mrm.model import UserModel, save
-from jaxalign.mrm.reduce import Projection, fit_projection, standardise
+from jaxalign.mrm.reduce import Projection, fit_projection, identity, standardise
 from jaxalign.train.files import load_tree, save_tree, write_json
 from jaxalign.train.progress import Progress
 from jaxalign.version import __version__
@@ -34,11 +43,14 @@ class Encoded:
     encoder_sha256: str
 
 
-def open_source(config: RunConfig, source: str) -> Source:
-    """Read the choices that a run is about."""
+def open_source(config: RunConfig, source: str) -> tuple[Source, Features | None]:
+    """Read a run's choices; the MRM authors' `X.pt` beside `X.json` brings features too."""
     data = config.data
     options: dict[str, Any] = {}
     kind = data.kind
+    if Path(source).suffix == ".pt":
+        choices, embeddings, _ = load_authors(source, Path(source).with_suffix(".json"))
+        return Source(choices), Features(choices.items, embeddings)
     if kind == "auto" and Path(source).is_dir():
         kind = "jester" if (Path(source) / "jokes.jsonl").exists() else "ukpconvarg1"
     if kind == "jester":
@@ -47,20 +59,21 @@ def open_source(config: RunConfig, source: str) -> Source:
         options["fold_pairs"] = config.split.item_folds > 0
     elif kind == "ukpconvarg1":
         options = {"item_folds": config.split.item_folds or 10, "seed": config.split.seed}
-    return load_source(source, kind=data.kind, **options)
+    return load_source(source, kind=data.kind, **options), None
 
 
-def encode_items(config: RunConfig, choices: Preferences) -> Encoded:
-    """Features of every item: from the named file, or by the encoder."""
+def encode_items(config: RunConfig, choices: Preferences, given: Features | None) -> Encoded:
+    """Features of every item: as given with the choices, from the named file, or by the encoder."""
     wanted = config.features
     if wanted.path:
-        given: Features = load_features(wanted.path)
+        given = load_features(wanted.path)
+    if given is not None:
         if wanted.named and given.names is None:
             raise InputError(
                 f"{wanted.path} has no `names` of its columns, which named rewards need"
             )
         names = given.names if wanted.named else None
-        return Encoded(lookup(given, choices.items), names, "")
+        return Encoded(np.asarray(lookup(given, choices.items), np.float32), names, "")
     from jaxalign.models.embed import encode, load_encoder
 
     encoder = load_encoder(wanted.model)
@@ -163,13 +176,14 @@ def run(
         InputError: bad choices, features, settings or folder.
     """
     out = Path(out)
-    opened = open_source(config, source)
-    return run_source(config, opened, source, out, resume, Progress(show).say)
+    opened, features = open_source(config, source)
+    return run_source(config, opened, features, source, out, resume, Progress(show).say)
 
 
 def run_source(
     config: RunConfig,
     source: Source,
+    given: Features | None,
     label: str,
     out: Path,
     resume: bool,
@@ -184,11 +198,13 @@ def run_source(
     split.save(out / "splits.json")
     say(f"{len(choices):,} choices of {len(choices.users):,} users, {len(choices.items):,} items")
     stage = stages(out, say)
-    encoded = encode_items(config, choices)
+    encoded = encode_items(config, choices, given)
     projection = project(config, encoded)
     features = jnp.asarray(projection.apply(encoded.values))
     fold_of_item = fold_items(config, source)
-    world = X.World(choices, source.fold_choices or choices, fold_of_item, features, split)
+    raw = jnp.asarray(encoded.values)
+    queries = source.fold_choices or choices
+    world = X.World(choices, queries, fold_of_item, features, raw, split)
     new_users = _new_users(world, config, stage, out, say)
     folds = _new_items(world, config, new_users.fits, stage) if config.split.item_folds > 1 else {}
     report = R.assemble(config, world, new_users, folds)
@@ -227,9 +243,8 @@ def _new_users(
     }
     for role, cut in cuts.items():
         if cut.dropped:
-            say(
-                f"{cut.dropped} of {cut.dropped + len(cut.users)} {role} users dropped: too few choices"
-            )
+            everyone = cut.dropped + len(cut.users)
+            say(f"{cut.dropped} of {everyone} {role} users dropped: too few choices")
         if not cut.users:
             raise InputError(
                 f"no {role} user has {config.split.min_support} choices to learn from and "
@@ -340,24 +355,22 @@ def _save_model(
 ) -> None:
     fit = new_users.fits[new_users.selected]
     setting, fitted = fit.settings[0], fit.fitted[0]
-    common = {
-        "projection": projection,
-        "features": config.features,
-        "encoder_sha256": encoded.encoder_sha256,
-    }
-    if new_users.selected == "bt":
-        theta = fitted["theta"][setting["ridge"]]
-        arrays = {"mean": theta, "cov": np.zeros((len(theta), len(theta)), theta.dtype)}
-        model = UserModel("bt", arrays, **common)
-    elif new_users.selected == "bayes":
+    one = new_users.fits["bt"]
+    theta = one.fitted[0]["theta"][one.settings[0]["ridge"]]
+    arrays: dict[str, Any] = {"bt": (projection.matrix @ theta).astype(np.float32)}
+    kind, recipe, strength = new_users.selected, None, (0.0, 0)
+    if kind == "bt":
+        arrays |= {"mean": theta, "cov": np.zeros((len(theta), len(theta)), theta.dtype)}
+    elif kind == "bayes":
         mean, cov = fitted["mean"][setting["em"]], fitted["cov"][setting["em"]]
-        arrays = {"mean": mean, "cov": cov if setting["adapt"] else np.zeros_like(cov)}
-        model = UserModel("bayes", arrays, **common)
+        arrays |= {"mean": mean, "cov": cov if setting["adapt"] else np.zeros_like(cov)}
     else:
-        import jax
-
-        recipe = config.mrm if new_users.selected == "mrm" else config.published
-        params = jax.tree.map(lambda leaf: leaf[setting["snapshot"]], fitted["params"])
-        strength = (setting["rate"], setting["steps"])
-        model = UserModel("mrm", {"params": params}, **common, mrm=recipe, strength=strength)
+        recipe = config.mrm if kind == "mrm" else config.published
+        index = setting["snapshot"]
+        arrays["params"] = jax.tree.map(lambda leaf: leaf[index], fitted["params"])
+        if kind == "mrm_published":
+            projection = identity(encoded.values.shape[1])
+        kind, strength = "mrm", (setting["rate"], setting["steps"])
+    sha256 = encoded.encoder_sha256
+    model = UserModel(kind, arrays, projection, config.features, sha256, recipe, strength)
     save(out / "model", model)

@@ -135,7 +135,7 @@ def epochs(
     """
     sweep = sweep or {}
 
-    def one(state: TrainState, values: dict[str, jax.Array]) -> tuple[TrainState, jax.Array]:
+    def one(state: TrainState, values: dict[str, Any]) -> tuple[TrainState, jax.Array]:
         mine = dataclasses.replace(config, **values)
         return jax.lax.scan(
             lambda carry, _: epoch(carry, features, pairs, mine, most_groups),
@@ -156,7 +156,7 @@ def start_many(
 ) -> TrainState:
     """States of `epochs` [S] from keys [S]."""
 
-    def one(key: jax.Array, values: dict[str, jax.Array]) -> TrainState:
+    def one(key: jax.Array, values: dict[str, Any]) -> TrainState:
         return start(key, dataclasses.replace(config, **values), feature_dim, users)
 
     return jax.vmap(one)(keys, sweep or {})

@@ -51,7 +51,7 @@ def save_tree(path: str | Path, tree: Tree) -> None:
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     with open(aside, "wb") as handle:
-        np.savez(handle, **flatten(tree))
+        np.savez(handle, allow_pickle=False, **flatten(tree))
     os.replace(aside, path)
 
 

@@ -55,7 +55,7 @@ def table(rng, users, rows=None):
 
 @few
 @given(
-    count=st.integers(5, 200),
+    count=st.integers(8, 200),
     seed=st.integers(0, 1000),
     unseen=st.floats(0.2, 0.6),
     validation=st.floats(0.25, 0.5),

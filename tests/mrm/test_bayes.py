@@ -17,6 +17,7 @@ from jaxalign.mrm import bayes
 from jaxalign.mrm.config import BayesConfig
 
 USERS, PAIRS, DIM = 5, 7, 4
+WIDE = 12  # more features than the PAIRS + 2 rows: the smaller side of the Hessian is inverted
 # One configuration for most tests: a compilation costs more than all the rest of a test.
 CONFIG = BayesConfig(em_steps=3, user_chunk=2)
 EXACT = BayesConfig(em_steps=3, user_chunk=2, newton_steps=30)
@@ -77,9 +78,10 @@ def close(actual, expected, atol, rtol=0.0):
 
 
 @pytest.mark.parametrize("kind", ["full", "low", "singular"])
+@pytest.mark.parametrize("dim", [DIM, WIDE])
 @pytest.mark.parametrize("seed", range(3))
-def test_posterior(kind, seed, x64):
-    prior, differences, weight = users(np.random.default_rng(seed), kind)
+def test_posterior(kind, dim, seed, x64):
+    prior, differences, weight = users(np.random.default_rng(seed), kind, dim)
     expected = each_user(prior, differences, weight)
     mean, cov = posterior(prior, differences, weight, steps=30)
     assert mean.dtype == cov.dtype == jnp.float64
@@ -99,15 +101,16 @@ def test_nothing_moves_outside_the_range_of_the_covariance(x64):
     np.testing.assert_array_equal(cov, np.zeros((USERS, DIM, DIM)))
 
 
-def test_em_path_is_em_step_iterated(x64):
-    _, differences, weight = users(np.random.default_rng(4))
+@pytest.mark.parametrize("dim", [DIM, WIDE])
+def test_em_path_is_em_step_iterated(dim, x64):
+    _, differences, weight = users(np.random.default_rng(4), dim=dim)
     path = em_path(differences, weight, config=EXACT)
-    chex.assert_shape(path.mean, (4, DIM))
-    chex.assert_shape(path.cov, (4, DIM, DIM))
+    chex.assert_shape(path.mean, (4, dim))
+    chex.assert_shape(path.cov, (4, dim, dim))
     prior = np.asarray(path.mean[0]), np.asarray(path.cov[0])
     norms = np.sum(differences**2, axis=-1)
     mean_norm = np.sum(weight * norms) / np.sum(weight)
-    np.testing.assert_allclose(prior[1], np.eye(DIM) / mean_norm, rtol=1e-12)
+    np.testing.assert_allclose(prior[1], np.eye(dim) / mean_norm, rtol=1e-12)
     for step in range(1, 4):
         prior = ref.em_step(*prior, differences, weight)
         close((path.mean[step], path.cov[step]), prior, 1e-7)
@@ -165,7 +168,7 @@ def test_bradley_terry(l2, x64):
     flat, rows = differences.reshape(-1, DIM), weight.reshape(-1)
     mean_norm = np.sum(rows * np.sum(flat**2, axis=1)) / np.sum(rows)
     expected = ref.bradley_terry(flat, rows, l2 * mean_norm)
-    close(bradley_terry(differences, weight, l2, steps=30), expected, 1e-8)
+    close(bradley_terry(differences, weight, l2, steps=30), expected, **ROUGH)
     close(bradley_terry(differences, weight, l2), expected, 1e-6)
     # The ridge means the same at any feature scale.
     close(100 * bradley_terry(100 * differences, weight, l2), expected, 1e-6)
@@ -181,18 +184,19 @@ def test_bradley_terry_per_user(x64):
             np.testing.assert_array_equal(ours[user], np.zeros(DIM))
             continue
         ridge = 0.05 * np.sum(w * np.sum(d**2, axis=1)) / np.sum(w)
-        close(ours[user], ref.bradley_terry(d, w, ridge), 1e-8)
+        close(ours[user], ref.bradley_terry(d, w, ridge), **ROUGH)
 
 
-@pytest.mark.parametrize("kind", ["full", "low"])
-@pytest.mark.parametrize("chunk", [2, 128])
-def test_predict_is_posterior_and_choice_probability(kind, chunk, x64):
+@pytest.mark.parametrize(
+    ("kind", "dim", "chunk"), [("full", DIM, 2), ("low", DIM, 128), ("full", WIDE, 2)]
+)
+def test_predict_is_posterior_and_choice_probability(kind, dim, chunk, x64):
     rng = np.random.default_rng(12)
-    prior, differences, weight = users(rng, kind)
-    query = rng.standard_normal((USERS, 6, DIM))
+    prior, differences, weight = users(rng, kind, dim)
+    query = rng.standard_normal((USERS, 6, dim))
     ours = predict(prior, differences, weight, query, steps=8, chunk=chunk)
     mean, cov = posterior(prior, differences, weight, steps=8)
-    close(ours, choice_probability(mean, cov, query), 1e-12)
+    close(ours, choice_probability(mean, cov, query), **ROUGH)
 
 
 def test_em_does_not_worsen_the_evidence(x64):
@@ -223,7 +227,7 @@ def test_order_of_pairs_and_users_does_not_matter(seed, x64):
     order = rng.permutation(USERS)
     shuffled = differences[order][:, pairs], weight[order][:, pairs]
     close(tuple(fit_prior(*shuffled, config=CONFIG)), tuple(fitted), **ROUGH)
-    close(posterior(prior, *shuffled), (mean[order], cov[order]), 1e-10)
+    close(posterior(prior, *shuffled), (mean[order], cov[order]), **ROUGH)
 
 
 @few
@@ -237,7 +241,7 @@ def test_padding_and_users_without_pairs_do_not_matter(seed, x64):
     wide[real, :-3], wide_weight[real, :-3] = differences, weight
     expected = posterior(prior, differences, weight)
     mean, cov = posterior(prior, wide, wide_weight)
-    close((mean[real], cov[real]), expected, 1e-10)
+    close((mean[real], cov[real]), expected, **ROUGH)
     close(
         tuple(fit_prior(wide, wide_weight, config=CONFIG)),
         tuple(fit_prior(differences, weight, config=CONFIG)),
@@ -276,17 +280,20 @@ def finite(*trees):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("size", [1e4, 1e6])
-def test_extreme_differences_stay_finite(dtype, size, x64):
+@pytest.mark.parametrize("dim", [DIM, WIDE])
+def test_extreme_differences_stay_finite(dtype, size, dim, x64):
     rng = np.random.default_rng(14)
-    differences = (size * rng.standard_normal((USERS, PAIRS + 2, DIM))).astype(dtype)
+    differences = (size * rng.standard_normal((USERS, PAIRS + 2, dim))).astype(dtype)
+    differences[:, 1] = -differences[:, 0]  # a tie
     weight = np.zeros((USERS, PAIRS + 2), dtype)
-    weight[:, :2] = 1  # fewer pairs than features: only the prior keeps the Hessian regular
-    broad = bayes.Prior(jnp.zeros(DIM, dtype), jnp.eye(DIM, dtype=dtype))
+    # Fewer directions than features or rows: only the prior keeps the Hessian regular.
+    weight[:, :2], weight[:, 2] = 0.5, 1
+    broad = bayes.Prior(jnp.zeros(dim, dtype), jnp.eye(dim, dtype=dtype))
     mean, cov = posterior(broad, differences, weight)
     finite(mean, cov, predict(broad, differences, weight, differences))
     assert mean.dtype == cov.dtype == dtype
-    margins = np.einsum("upe,ue->up", differences[:, :2], mean)
-    assert (margins > 0).all()
+    assert (np.einsum("ue,ue->u", differences[:, 2], mean) >= 0).all()
+    assert (np.diagonal(cov, axis1=1, axis2=2) > -1e-5).all()
     finite(tuple(fit_prior(differences, weight, config=CONFIG)))
     mixed = differences.copy()
     mixed[1:] /= size

@@ -62,8 +62,7 @@ def layers_of(params):
 # Parity with the reference.
 
 
-@pytest.mark.parametrize("link", ["signed", "softmax"])
-@pytest.mark.parametrize("gamma", [0.5, 0.0])
+@pytest.mark.parametrize(("link", "gamma"), [("signed", 0.5), ("signed", 0.0), ("softmax", 0.5)])
 def test_meta_step(link, gamma, x64):
     config = replace(link=link, rpo_gamma=gamma, rpo_tail=0.6, eval_steps=3)
     params, batch = start(config), arrays()
@@ -146,9 +145,8 @@ def test_an_mlp_needs_both_answers(x64):
     finite(gradient)
 
 
-@pytest.mark.parametrize("activation", ["linear", "tanh"])
-def test_pairs_of_items_are_pairs_of_their_features(activation, x64):
-    config = replace(hidden_sizes=(4, 2), activation=activation, use_bias=True)
+def test_pairs_of_items_are_pairs_of_their_features(x64):
+    config = replace(hidden_sizes=(4, 2), activation="tanh", use_bias=True)
     rng = np.random.default_rng(3)
     items = rng.standard_normal((9, WIDTH))
     chosen, rejected = rng.integers(0, 9, (2, USERS, PAIRS))
@@ -192,9 +190,8 @@ def test_init_starts_where_the_authors_do():
 # The inner loop.
 
 
-@pytest.mark.parametrize("link", ["softmax", "signed"])
-def test_learned_rates_equal_to_the_constant_change_nothing(link, x64):
-    fixed, learned = replace(link=link), replace(link=link, learn_inner_lr=True)
+def test_learned_rates_equal_to_the_constant_change_nothing(x64):
+    fixed, learned = CONFIG, replace(learn_inner_lr=True)
     batch = arrays()
     with_rates = start(learned)
     with_rates["log_inner_lr"] = jnp.full(3, jnp.log(0.1))
@@ -234,8 +231,8 @@ def test_gradient_of_the_second_order_is_that_of_the_objective(link, x64):
     objective, gradient = value_and_grad(params, batch, config=config)
     once, rough = value_and_grad(params, batch, config=replace(link=link, second_order=False))
     chex.assert_trees_all_close(objective, once, rtol=1e-12)
-    for exact, first in zip(jax.tree.leaves(gradient), jax.tree.leaves(rough), strict=True):
-        assert np.abs(exact - first).max() > 1e-3 * np.abs(exact).max()
+    exact, first = (np.concatenate([*map(np.ravel, jax.tree.leaves(g))]) for g in (gradient, rough))
+    assert np.abs(exact - first).max() > 1e-3 * np.abs(exact).max()
     rng = np.random.default_rng(5)
     for _ in range(3):
         direction = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape), params)
@@ -386,9 +383,8 @@ def test_extreme_features_stay_finite():
     finite(value_and_grad(params, batch, config=CONFIG))
 
 
-@pytest.mark.parametrize("link", ["softmax", "signed"])
-def test_padding_and_order_do_not_matter(link, x64):
-    config = replace(link=link)
+def test_padding_and_order_do_not_matter(x64):
+    config = CONFIG
     rng = np.random.default_rng(10)
     params, batch = start(config), arrays()
     expected, slope = value_and_grad(params, batch, config=config)
@@ -431,10 +427,11 @@ def test_seeds_and_hyper_parameters_are_vmapped(x64):
 
     together = jax.jit(jax.vmap(run))(keys, sweep)
     for index in range(2):
-        alone = run(keys[index], {name: float(values[index]) for name, values in sweep.items()})
-        chex.assert_trees_all_close(
-            jax.tree.map(lambda leaf, i=index: leaf[i], together), alone, rtol=1e-5, atol=1e-7
-        )
+        values = {name: float(value[index]) for name, value in sweep.items()}
+        params = mrm.init(keys[index], CONFIG, WIDTH)
+        alone = value_and_grad(params, batch, config=replace(**values))
+        mine = jax.tree.map(lambda leaf, i=index: leaf[i], together)
+        chex.assert_trees_all_close(mine, alone, rtol=1e-5, atol=1e-7)
 
 
 def test_the_softness_of_the_tail_is_vmapped(x64):
@@ -454,7 +451,7 @@ def test_equal_shapes_trace_once():
         once(start(config, seed), arrays(seed))
     adapt = jax.jit(chex.assert_max_traces(mrm.adapt, 1), static_argnums=3)
     for seed in range(3):
-        batch = arrays(seed, K)
+        batch = arrays(seed, 2)
         adapt(start(config, seed), batch["chosen"], batch["support_mask"], config)
 
 
