@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from jaxalign.errors import InputError
 from jaxalign.version import __version__
@@ -17,8 +17,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Before BLAS loads: its threads inside XLA's make batched small solves a hundred times slower.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    arguments, rest = _parser().parse_known_args(argv)
+    arguments = argparse.Namespace()
     try:
+        _, rest = _parser().parse_known_args(argv, arguments)
         if rest and not getattr(arguments, "takes_config", False):
             raise InputError(f"unknown option {rest[0]!r}: see `jaxalign --help`")
         arguments.run(arguments, rest)
@@ -28,6 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"jaxalign: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         again = " Go on with the same command and --resume." if _resumable(arguments) else ""
         print(f"\njaxalign: stopped.{again}", file=sys.stderr)
@@ -35,12 +41,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}: see `{self.prog} --help`")
+
+
+class _Fields(argparse.Action):
+    """Lists the config's fields and stops, whatever else is missing."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from jaxalign.config import describe
+        from jaxalign.mrm.config import RunConfig
+
+        print(describe(RunConfig))
+        parser.exit()
+
+
 def _resumable(arguments: argparse.Namespace) -> bool:
     return hasattr(arguments, "resume")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="jaxalign", description="Personalise language models.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"jaxalign {__version__}")
@@ -92,7 +116,9 @@ def _add_train(actions: Any) -> None:
     parser.add_argument("--data", required=True, help="preference file, folder or datasets name")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
-    parser.add_argument("--fields", action="store_true", help="list the config's fields and stop")
+    parser.add_argument(
+        "--fields", action=_Fields, nargs=0, help="list the config's fields and stop"
+    )
     parser.set_defaults(takes_config=True)
 
 
@@ -155,12 +181,9 @@ def _embed(arguments: argparse.Namespace, _: list[str]) -> None:
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
-    from jaxalign.config import describe, load_config
+    from jaxalign.config import load_config
     from jaxalign.mrm.config import RunConfig
 
-    if arguments.fields:
-        print(describe(RunConfig))
-        return
     config = load_config(RunConfig, arguments.config, rest)
     from rich.console import Console
 
@@ -234,7 +257,10 @@ def read_lines(path: Path) -> list[str]:
     """
     if not path.exists():
         raise InputError(f"{path} does not exist")
-    lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+    try:
+        lines = [line for line in path.read_text("utf-8").split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text ({error})") from None
     if not lines:
         raise InputError(f"{path} is empty: expected one text a line")
     if path.suffix != ".jsonl":

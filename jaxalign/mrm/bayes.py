@@ -4,14 +4,18 @@ Fitted by EM with a Laplace E-step. Everything works in z with theta = mean + L 
 Hessian is then at least the identity, so a covariance of any rank is handled without an inverse.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxalign.mrm.config import BayesConfig
+from jaxalign.train.blas import one_blas_thread
 
 _HALVINGS = 0.5 ** jnp.arange(6.0)
+
+
+Ragged = Any  # an array, or a tuple of arrays: a bucket each
 
 
 class Prior(NamedTuple):
@@ -174,12 +178,13 @@ def _modes(
     return modes.reshape(-1, size)[:users], total
 
 
-def em_path(differences: jax.Array, mask: jax.Array, config: BayesConfig) -> Prior:
+def em_path(differences: Ragged, mask: Ragged, config: BayesConfig) -> Prior:
     """Every prior along the EM iterations, so that validation can stop where it likes.
 
     Args:
-        differences: [U, P, E] chosen minus rejected.
-        mask: [U, P] bool or weights; a user without pairs does not count.
+        differences: [U, P, E] chosen minus rejected; or a tuple of such arrays, for ragged users
+            in buckets of about equal length (same E).
+        mask: [U, P] bool or weights, or a tuple alike; a user without pairs does not count.
         config: steps, ridge of the start, chunk. `rank` is not applied here.
 
     Returns:
@@ -187,15 +192,18 @@ def em_path(differences: jax.Array, mask: jax.Array, config: BayesConfig) -> Pri
         start: one Bradley-Terry model and a broad isotropic covariance (a typical pair's reward
         difference has unit variance over users).
     """
-    dtype = _accumulation(differences)
-    weight = mask.astype(dtype)
-    active = (jnp.sum(weight, axis=1) > 0).astype(dtype)
+    if not isinstance(differences, tuple):
+        return em_path((differences,), (jnp.asarray(mask),), config)
+    buckets = list(zip(differences, mask, strict=True))
+    size, dtype = buckets[0][0].shape[-1], _accumulation(buckets[0][0])
+    active = jnp.concatenate([jnp.sum(m, axis=1) > 0 for _, m in buckets]).astype(dtype)
+    ends = [sum(len(d) for d, _ in buckets[:count]) for count in range(1, len(buckets))]
     users = jnp.maximum(jnp.sum(active), 1)
-    norms = jnp.sum(differences.astype(dtype) ** 2, axis=-1)
-    mean_norm = jnp.sum(weight * norms) / jnp.maximum(jnp.sum(weight), 1)
-    size = differences.shape[-1]
+    flat = jnp.concatenate([d.reshape(-1, size) for d, _ in buckets]).astype(dtype)
+    weight = jnp.concatenate([m.reshape(-1) for _, m in buckets]).astype(dtype)
+    mean_norm = jnp.sum(weight * jnp.sum(flat * flat, axis=1)) / jnp.maximum(jnp.sum(weight), 1)
     start = Prior(
-        bradley_terry(differences, mask, config.l2),
+        bradley_terry(flat, weight, config.l2),
         jnp.eye(size, dtype=dtype) / jnp.maximum(mean_norm, jnp.finfo(dtype).tiny),
     )
 
@@ -204,9 +212,12 @@ def em_path(differences: jax.Array, mask: jax.Array, config: BayesConfig) -> Pri
         root = factor(prior.cov)
         # Warm start: the last MAP in the new coordinates (singular directions start at 0).
         z = _whiten(root, theta - prior.mean[None])
-        z, inverses = _modes(
-            z, differences, mask, prior.mean, root, config.newton_steps, config.user_chunk
-        )
+        parts = [
+            _modes(part, d, m, prior.mean, root, config.newton_steps, config.user_chunk)
+            for part, (d, m) in zip(jnp.split(z, ends), buckets, strict=True)
+        ]
+        z = jnp.concatenate([modes for modes, _ in parts])
+        inverses = jnp.sum(jnp.stack([total for _, total in parts]), axis=0)
         # Users without pairs return the prior exactly: taken out, they cannot slow it down.
         idle = jnp.eye(size, dtype=dtype) * (z.shape[0] - users)
         z_mean = jnp.einsum("U,Ui->i", active, z) / users
@@ -216,7 +227,7 @@ def em_path(differences: jax.Array, mask: jax.Array, config: BayesConfig) -> Pri
         new = new._replace(cov=0.5 * (new.cov + new.cov.T))
         return (new, prior.mean[None] + z @ root.T), new
 
-    theta = jnp.broadcast_to(start.mean, (differences.shape[0], size))
+    theta = jnp.broadcast_to(start.mean, (len(active), size))
     path: Prior
     _, path = jax.lax.scan(step, (start, theta), None, length=config.em_steps)
     return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), start, path)
@@ -231,6 +242,7 @@ def _whiten(root: jax.Array, delta: jax.Array) -> jax.Array:
     return (delta @ root) * inverse[None, :]
 
 
+@one_blas_thread
 def fit_prior(differences: jax.Array, mask: jax.Array, config: BayesConfig | None = None) -> Prior:
     """Mean and covariance of user weights over a population, by EM with a Laplace E-step.
 
@@ -243,9 +255,9 @@ def fit_prior(differences: jax.Array, mask: jax.Array, config: BayesConfig | Non
         Prior(mean [E], cov [E, E]).
     """
     config = config or BayesConfig()
-    path = em_path(differences, mask, config)
+    path = em_path(jnp.asarray(differences), jnp.asarray(mask), config)
     last = Prior(path.mean[-1], path.cov[-1])
-    return truncate(last, config.rank)
+    return jax.block_until_ready(truncate(last, config.rank))
 
 
 def truncate(prior: Prior, rank: int | None) -> Prior:
@@ -256,6 +268,7 @@ def truncate(prior: Prior, rank: int | None) -> Prior:
     return prior._replace(cov=root @ root.T)
 
 
+@one_blas_thread
 def posterior(
     prior: Prior, differences: jax.Array, mask: jax.Array, steps: int = 8
 ) -> tuple[jax.Array, jax.Array]:
@@ -277,7 +290,7 @@ def posterior(
         z, half = _mode(start, d, m, prior.mean, root, steps)
         return prior.mean + root @ z, root @ _inverse(half) @ root.T
 
-    return jax.vmap(one_user)(differences, mask)
+    return jax.block_until_ready(jax.vmap(one_user)(jnp.asarray(differences), jnp.asarray(mask)))
 
 
 def choice_probability(mean: jax.Array, cov: jax.Array, differences: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.data.batching import Pairs, pad_pairs
+from jaxalign.data.batching import Pairs, bucket_users, pad_pairs
 from jaxalign.data.preferences import Preferences
 from jaxalign.data.splits import Episodes, UserSplit, episodes, rows_by_user
 from jaxalign.errors import InputError
@@ -55,9 +55,28 @@ def on_device(pairs: Pairs) -> Pairs:
     return Pairs(*map(jnp.asarray, pairs))
 
 
-def training_pairs(world: World, config: RunConfig, known: np.ndarray | None = None) -> Pairs:
-    """Choices of the training users [U, P], the rows `known` [N] bool only, at most `max_pairs`."""
-    rows = rows_by_user(world.choices, world.split.train)
+@dataclass(frozen=True)
+class Training:
+    """Choices of the training users.
+
+    Attributes:
+        pairs: [U, P] all users, padded to the longest.
+        layout: for each bucket of users of about equal length, their numbers and their width.
+    """
+
+    pairs: Pairs
+    layout: tuple[tuple[np.ndarray, int], ...]
+
+    @property
+    def buckets(self) -> tuple[Pairs, ...]:
+        """The same choices with less padding, users in buckets."""
+        return tuple(Pairs(*(a[users, :width] for a in self.pairs)) for users, width in self.layout)
+
+
+def training_pairs(world: World, config: RunConfig, known: np.ndarray | None = None) -> Training:
+    """Choices of the training users, of the rows `known` [N] only, at most `max_pairs` each."""
+    everything = rows_by_user(world.choices, world.split.train)
+    rows = everything
     if known is not None:
         rows = [user[known[user]] for user in rows]
     if not config.data.ties:
@@ -65,10 +84,12 @@ def training_pairs(world: World, config: RunConfig, known: np.ndarray | None = N
     most = config.data.max_pairs or max(map(len, rows))
     rng = np.random.default_rng(config.split.seed)
     rows = [rng.permutation(user)[:most] if len(user) > most else user for user in rows]
-    full = max(len(user) for user in rows_by_user(world.choices, world.split.train))
     ties = 2 if config.data.ties and bool(world.choices.tie.any()) else 1
-    # One width for all folds, so that nothing is compiled twice.
-    return on_device(pad_pairs(world.choices, rows, ties * min(most, full)))
+    # Widths of all the choices there are, so that no fold is of another shape and compiled anew.
+    lengths = ties * np.minimum(most, [len(user) for user in everything])
+    widest = int(max(lengths.max(), 1))
+    layout = tuple((users, min(width, widest)) for width, users in bucket_users(lengths).items())
+    return Training(on_device(pad_pairs(world.choices, rows, widest)), layout)
 
 
 def cut_episodes(world: World, config: RunConfig, users: tuple[str, ...]) -> Episodes:
@@ -259,7 +280,7 @@ class Fit:
 def fit_method(
     name: str,
     world: World,
-    pairs: Pairs,
+    training: Training,
     config: RunConfig,
     seeds: int,
     stage: Callable[[str, Callable[[], M.Fitted]], M.Fitted],
@@ -273,18 +294,18 @@ def fit_method(
     """
     features = world.features
     if name == "bt":
-        fitted = stage(name, functools.partial(M.fit_bt, features, pairs))
+        fitted = stage(name, functools.partial(M.fit_bt, features, training.buckets))
         return Fit(M.BT, [fitted], features, fitted)
     if name == "bt_per_user":
         return Fit(M.PER_USER, [{}], features, {})
     if name == "bayes":
-        fitted = stage(name, functools.partial(M.fit_bayes, features, pairs, config))
+        fitted = stage(name, functools.partial(M.fit_bayes, features, training.buckets, config))
         return Fit(M.BAYES, [fitted], features, fitted)
     if name == "item_ids":
-        items = _item_table(world, pairs)
+        items = _item_table(world, training.pairs)
         if items is None:
             raise InputError("item_ids is for at most 256 items: take it out of methods")
-        fitted = stage(name, functools.partial(M.fit_bayes, items, pairs, config))
+        fitted = stage(name, functools.partial(M.fit_bayes, items, training.buckets, config))
         return Fit(M.BAYES, [fitted], items, fitted)
     recipes = {
         "mrm": (config.mrm, M.mrm_method(config.mrm, config.rates)),
@@ -299,7 +320,14 @@ def fit_method(
     fitted = stage(
         name,
         functools.partial(
-            fit_mrm, features, pairs, recipe, range(seeds), config.snapshots, checkpoint, say
+            fit_mrm,
+            features,
+            training.pairs,
+            recipe,
+            range(seeds),
+            config.snapshots,
+            checkpoint,
+            say,
         ),
     )
     return Fit(method, [one_seed(fitted, seed) for seed in range(seeds)], features, fitted)

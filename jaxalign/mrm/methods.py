@@ -45,18 +45,25 @@ def differences(features: jax.Array, pairs: Pairs) -> jax.Array:
     return features[pairs.chosen] - features[pairs.rejected]
 
 
+def _buckets(pairs: Pairs | tuple[Pairs, ...]) -> tuple[Pairs, ...]:
+    return (pairs,) if isinstance(pairs, Pairs) else pairs
+
+
 # One Bradley-Terry model for all -------------------------------------------------------------
 
 
 @jax.jit
-def _fit_ridges(d: jax.Array, weight: jax.Array) -> jax.Array:
+def _fit_ridges(features: jax.Array, buckets: tuple[Pairs, ...]) -> jax.Array:
+    size = features.shape[1]
+    d = jnp.concatenate([differences(features, p).reshape(-1, size) for p in buckets])
+    weight = jnp.concatenate([p.weight.reshape(-1) for p in buckets])
     return jax.lax.map(lambda l2: bayes.bradley_terry(d, weight, l2), jnp.asarray(RIDGES))
 
 
 @one_blas_thread
-def fit_bt(features: jax.Array, pairs: Pairs) -> Fitted:
+def fit_bt(features: jax.Array, pairs: Pairs | tuple[Pairs, ...]) -> Fitted:
     """Bradley-Terry weights [len(RIDGES), D] for every ridge that validation may choose."""
-    return {"theta": np.asarray(_fit_ridges(differences(features, pairs), pairs.weight))}
+    return {"theta": np.asarray(_fit_ridges(features, _buckets(pairs)))}
 
 
 @jax.jit
@@ -113,14 +120,15 @@ PER_USER = Method(
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _em(d: jax.Array, weight: jax.Array, config: BayesConfig) -> bayes.Prior:
-    return bayes.em_path(d, weight, config)
+def _em(features: jax.Array, buckets: tuple[Pairs, ...], config: BayesConfig) -> bayes.Prior:
+    d = tuple(differences(features, pairs) for pairs in buckets)
+    return bayes.em_path(d, tuple(pairs.weight for pairs in buckets), config)
 
 
 @one_blas_thread
-def fit_bayes(features: jax.Array, pairs: Pairs, config: RunConfig) -> Fitted:
+def fit_bayes(features: jax.Array, pairs: Pairs | tuple[Pairs, ...], config: RunConfig) -> Fitted:
     """Priors along EM, every `em_every` iterations: mean [T, D], cov [T, D, D]."""
-    path = _em(differences(features, pairs), pairs.weight, config.bayes)
+    path = _em(features, _buckets(pairs), config.bayes)
     keep = np.arange(config.bayes.em_steps, 0, -config.em_every)[::-1]
     return {"mean": np.asarray(path.mean)[keep], "cov": np.asarray(path.cov)[keep], "step": keep}
 

@@ -66,8 +66,8 @@ def meta_objective(
         params: as from `init`.
         batch: `chosen`, `rejected` [U, P, E] features, or `differences` [U, P, E] of the two when
             the base is linear, or `items` [I, E] with `chosen`, `rejected` [U, P] as numbers into
-            them (least work where few items meet in many pairs); `support_mask`, `query_mask` [U, P]
-            bool or weights; optionally `population` [N], see `rpo`.
+            them (least work where few items meet in many pairs); `support_mask`, `query_mask`
+            [U, P] bool or weights; optionally `population` [N], see `rpo`.
         config: the model.
 
     Returns:

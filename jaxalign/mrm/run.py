@@ -236,7 +236,7 @@ class NewUsers:
 def _new_users(
     world: X.World, config: RunConfig, stage: Any, out: Path, say: Callable[[str], None]
 ) -> NewUsers:
-    pairs = X.training_pairs(world, config)
+    training = X.training_pairs(world, config)
     cuts = {
         role: X.cut_episodes(world, config, getattr(world.split, role))
         for role in ("validation", "test")
@@ -259,7 +259,7 @@ def _new_users(
             continue
         checkpoint = out / "state" / f"{name}.epochs"
         checkpoint.mkdir(exist_ok=True)
-        fit = X.fit_method(name, world, pairs, config, config.seeds, stage, checkpoint, say)
+        fit = X.fit_method(name, world, training, config, config.seeds, stage, checkpoint, say)
         fits[name] = fit.choose(validation)
     selected = min((n for n in fits if n in SELECTABLE), key=lambda name: fits[name].loss)
     say(f"validation chose {selected}; test users are judged once")
@@ -322,7 +322,7 @@ def _one_fold(
     world: X.World, config: RunConfig, fold: int, settings: dict[str, list[Any]]
 ) -> dict[str, Any]:
     """Fit without the fold's items; predict on them with the given settings; choose the next."""
-    pairs = X.training_pairs(world, config, ~X.touching(world, fold))
+    training = X.training_pairs(world, config, ~X.touching(world, fold))
     wheres = {
         "new_items": X.fold_regime(world, config, world.split.train, fold, seen=True),
         "new_users_new_items": X.fold_regime(world, config, world.split.test, fold, seen=False),
@@ -340,7 +340,7 @@ def _one_fold(
         }
     following = {}
     for name, given in settings.items():
-        fit = X.fit_method(name, world, pairs, config, 1, lambda _, compute: compute())
+        fit = X.fit_method(name, world, training, config, 1, lambda _, compute: compute())
         fit.choose(validation)
         result["losses"][name] = np.asarray(fit.loss)
         following[name], fit.settings = fit.settings, given
