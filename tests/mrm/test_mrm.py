@@ -39,11 +39,18 @@ def arrays(seed=0, width=WIDTH):
 
 
 def start(config=CONFIG, seed=0, width=WIDTH):
-    params = mrm.init(jax.random.key(seed), config, width)
-    # Precision of the test; a start that is not the same for every base function.
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), params)
-    tilt = jnp.linspace(-0.2, 0.3, params["weight_init"].shape[0])
-    return {**params, "weight_init": params["weight_init"] + tilt}
+    """Parameters as `mrm.init` shapes them, drawn without a compilation; weights all different."""
+    rng = np.random.default_rng(seed)
+    base = {}
+    for index, size in enumerate(config.hidden_sizes):
+        base[f"layer{index}"] = {"kernel": rng.standard_normal((width, size)) / width**0.5}
+        if config.use_bias:
+            base[f"layer{index}"]["bias"] = 0.1 * rng.standard_normal(size)
+        width = size
+    params = {"base": base, "weight_init": rng.standard_normal(width)}
+    if config.learn_inner_lr:
+        params["log_inner_lr"] = np.log(np.full(config.inner_steps, config.inner_lr))
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), params)
 
 
 def finite(tree):
@@ -105,7 +112,6 @@ def test_a_tie_is_two_half_rows(x64):
 def test_base_rewards(sizes, use_bias, x64):
     config = replace(hidden_sizes=sizes, use_bias=use_bias, input_scale=0.01)
     params = start(config)
-    params["base"] = jax.tree.map(lambda leaf: leaf + 0.1, params["base"])
     x = np.random.default_rng(1).standard_normal((2, 7, WIDTH))
     scale = 0.01 if sizes else 1.0  # features that are themselves rewards are not scaled
     expected = ref.base_rewards(x, layers_of(params), scale)
