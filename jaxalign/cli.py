@@ -1,8 +1,10 @@
 """The command line: parses, calls, prints."""
 
 import argparse
+import functools
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     arguments = argparse.Namespace()
+    if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, functools.partial(_stop, arguments))
     try:
         _, rest = _parser().parse_known_args(argv, arguments)
         if rest and not getattr(arguments, "takes_config", False):
@@ -32,11 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"jaxalign: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"jaxalign: {error.filename}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = " Go on with the same command and --resume." if _resumable(arguments) else ""
-        print(f"\njaxalign: stopped.{again}", file=sys.stderr)
+        print(_stopped(arguments), file=sys.stderr)
         return 130
     return 0
 
@@ -45,6 +48,7 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence, without the usage."""
 
     def error(self, message: str) -> NoReturn:
+        """Refuse the command line."""
         raise InputError(f"{message}: see `{self.prog} --help`")
 
 
@@ -59,8 +63,18 @@ class _Fields(argparse.Action):
         parser.exit()
 
 
-def _resumable(arguments: argparse.Namespace) -> bool:
-    return hasattr(arguments, "resume")
+def _stop(arguments: argparse.Namespace, *_: Any) -> NoReturn:
+    """End the process at Ctrl-C: files are whole or absent at any moment.
+
+    Raised as an exception, a Ctrl-C is lost where libraries catch all or run callbacks.
+    """
+    os.write(2, f"{_stopped(arguments)}\n".encode())
+    os._exit(130)
+
+
+def _stopped(arguments: argparse.Namespace) -> str:
+    again = " Go on with the same command and --resume." if hasattr(arguments, "resume") else ""
+    return f"\njaxalign: stopped.{again}"
 
 
 def _parser() -> argparse.ArgumentParser:

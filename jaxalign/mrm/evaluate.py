@@ -66,7 +66,8 @@ def evaluate(folder: str | Path, source: str) -> dict[str, Any]:
     common = features @ model.arrays["bt"]
     baseline = _expit(common[query.chosen] - common[query.rejected])
     mask = query.weight > 0
-    judged = users.judge(adapted, unadapted, baseline, mask, query.chosen, query.rejected)
+    items = (query.chosen, query.rejected)
+    judged = users.judge(adapted, unadapted, baseline, mask, *items, draws=config.draws)
     return {"kind": model.kind, **judged}
 
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -92,9 +92,11 @@ def training_pairs(world: World, config: RunConfig, known: np.ndarray | None = N
     return Training(on_device(pad_pairs(world.choices, rows, widest)), layout)
 
 
-def cut_episodes(world: World, config: RunConfig, users: tuple[str, ...]) -> Episodes:
-    """Support and query rows of validation or test users."""
-    split = config.split
+def cut_episodes(
+    world: World, config: RunConfig, users: tuple[str, ...], everything: bool = False
+) -> Episodes:
+    """Support and query rows of validation or test users; with `everything` no cap on support."""
+    split = replace(config.split, support_pairs=0) if everything else config.split
     return episodes(
         world.choices, users, split.seed, split.support_pairs, split.query_pairs,
         split.query_share, split.min_support, split.min_query,

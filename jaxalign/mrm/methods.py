@@ -236,6 +236,8 @@ def published_method(config: MRMConfig) -> Method:
 
 def user_mean_nll(probability: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Negative log-likelihood [C] of probabilities [C, U, Q], averaged in users, then over them."""
+    # On the host: NumPy times a JAX array would be float32 on the device.
+    weight = np.asarray(weight, np.float64)
     loss = -np.log(np.clip(probability.astype(np.float64), 1e-12, None))
     total = weight.sum(-1)
     per_user = np.sum(loss * weight, -1) / np.maximum(total, 1)

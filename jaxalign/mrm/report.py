@@ -96,6 +96,9 @@ def assemble(
         losses = {name: loss for name, loss in part["losses"].items() if name not in NO_MODEL}
         report["selected"][where] = min(losses, key=lambda name: losses[name])
     report["shots"] = _shots(new_users, mask, config)
+    if new_users.ceiling is not None:
+        probability, shots = new_users.ceiling
+        report["ceiling"] = {"accuracy": users.accuracy(probability, mask), "choices": shots}
     return _plain(report)
 
 
@@ -117,6 +120,14 @@ def markdown(report: dict[str, Any]) -> str:
     """The report for people, in Markdown."""
     chosen = ", ".join(f"{where}: {name}" for where, name in report["selected"].items())
     people = report["users"]
+    ceiling: list[str] = []
+    if "ceiling" in report:
+        top = report["ceiling"]
+        ceiling = [
+            f"Ceiling: `bayes` reaches {top['accuracy']:.1%} on known items from all that there is "
+            f"of a test user, {top['choices']:.0f} choices on average.",
+            "",
+        ]
     lines = [
         f"# User reward models on {Path(report['source']).name}",
         "",
@@ -130,6 +141,7 @@ def markdown(report: dict[str, Any]) -> str:
         "Gain is over one Bradley-Terry model for all, in points of mean user accuracy, with the "
         "95 % interval of a paired bootstrap over users. `item_ids`, a control, reads no text.",
         "",
+        *ceiling,
         table.markdown_table({r: report[r] for r in table_regimes(report)}),
         "",
         "![gains](gains.png)",

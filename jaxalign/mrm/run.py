@@ -223,6 +223,8 @@ class NewUsers:
         dropped: {"validation": n, "test": n} users with too few choices.
         selected: what validation chose.
         curves: name -> (shots -> probabilities).
+        ceiling: predictions of `bayes` from all the choices that a test user has on the support
+            side, and how many that is on average; None without `bayes`.
     """
 
     fits: dict[str, X.Fit]
@@ -231,6 +233,7 @@ class NewUsers:
     selected: str
     predictions: dict[str, tuple[np.ndarray, np.ndarray]]
     curves: dict[str, dict[int, np.ndarray]]
+    ceiling: tuple[np.ndarray, float] | None
 
 
 def _new_users(
@@ -270,7 +273,12 @@ def _new_users(
         if name != "bt"
     }
     dropped = {role: cut.dropped for role, cut in cuts.items()}
-    return NewUsers(fits, test, dropped, selected, predictions, curves)
+    ceiling = None
+    if "bayes" in fits:
+        full = X.cut_episodes(world, config, world.split.test, everything=True)
+        shots = float(np.mean([len(rows) for rows in full.support]))
+        ceiling = (fits["bayes"].predict(X.regime(world, full)), shots)
+    return NewUsers(fits, test, dropped, selected, predictions, curves, ceiling)
 
 
 def _first(regime: X.Regime, shots: int) -> X.Regime:

@@ -75,18 +75,19 @@ def load_users(path: str | Path, size: int) -> UserWeights:
     try:
         table = pq.read_table(path)
         mean = np.stack([np.asarray(row, np.float32) for row in table["weights"].to_pylist()])
-    except (pa.ArrowException, KeyError, ValueError) as error:
+        covariances, counts = table["covariance"].to_pylist(), np.asarray(table["choices"])
+        shares = table["held_out_accuracy"].to_pylist()
+        users = tuple(table["user"].to_pylist())
+    except (pa.ArrowException, KeyError, ValueError, OSError) as error:
         raise InputError(f"{path} is no file of `jaxalign mrm adapt`: {error}") from None
     if mean.shape[1] != size:
         raise InputError(
             f"{path} holds weights on {mean.shape[1]} base rewards but the model has {size}: "
             "adapt the users again with this model"
         )
-    rows = table["covariance"].to_pylist()
     zero = np.zeros((size, size), np.float32)
     cov = np.stack(
-        [zero if r is None else np.asarray(r, np.float32).reshape(size, size) for r in rows]
+        [zero if r is None else np.asarray(r, np.float32).reshape(size, size) for r in covariances]
     )
-    accuracy = [np.nan if v is None else v for v in table["held_out_accuracy"].to_pylist()]
-    users = tuple(table["user"].to_pylist())
-    return UserWeights(users, mean, cov, np.asarray(table["choices"]), np.array(accuracy))
+    accuracy = np.array([np.nan if share is None else share for share in shares])
+    return UserWeights(users, mean, cov, counts, accuracy)

@@ -1,0 +1,321 @@
+"""What the demo leaves in its folder and says on the terminal."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from jaxalign.demo import pictures
+from jaxalign.demo.answers import Answers
+from jaxalign.demo.figures import types_of_people
+from jaxalign.demo.people import SATURATION, WITHIN, Choices
+from jaxalign.demo.study import CURVE, SHOTS, Design, Study, World
+from jaxalign.train.files import write_json, write_text
+
+_COLUMNS = ("population", "rewards", "one model", "10 choices", "true taste", "gap closed", "95 %")
+
+
+def write(
+    out: Path,
+    report: dict[str, Any],
+    answers: Answers,
+    plan: Design,
+    worlds: dict[str, World],
+    studies: dict[str, dict[str, Study]],
+) -> list[str]:
+    """Write everything to `out`, report.json last; returns the names of the files."""
+    lines = (json.dumps(row, ensure_ascii=False) for row in choice_rows(answers, plan, worlds))
+    write_text(out / "choices.jsonl", "\n".join(lines) + "\n")
+    texts = [t for t, p in zip(answers.texts, answers.prompt, strict=True) if p == plan.held_out[0]]
+    write_text(out / "answers.txt", "\n".join(map(_flat, texts)) + "\n")
+    images = pictures.draw(out, report, plan, worlds, studies)
+    write_text(out / "report.md", markdown(report, answers.prompts[plan.held_out[0]], out))
+    write_json(out / "report.json", report)
+    return ["report.md", "report.json", *images, "choices.jsonl", "answers.txt"]
+
+
+def choice_rows(
+    answers: Answers, plan: Design, worlds: dict[str, World]
+) -> Iterator[dict[str, str]]:
+    """The friendly population's choices as rows of a preference file."""
+    world = worlds["friendly"]
+    made: list[tuple[np.ndarray, Choices]] = [(plan.train, world.fitted)]
+    for role, users in (("validation", plan.validation), ("test", plan.test)):
+        made += [(users, world.support[role]), (users, world.query[role])]
+    for users, choices in made:
+        for user, chosen, rejected in zip(users, choices.chosen, choices.rejected, strict=True):
+            for one, other in zip(chosen, rejected, strict=True):
+                prompt = answers.prompt[one]
+                yield {
+                    "user": f"u{user:04d}",
+                    "chosen": answers.texts[one],
+                    "rejected": answers.texts[other],
+                    "prompt": answers.prompts[prompt],
+                    "group": answers.ids[prompt],
+                }
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _short(text: str, width: int) -> str:
+    text = _flat(text)
+    return text if len(text) <= width else text[: width - 1].rstrip() + "…"
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{100 * value:.{digits}f}"
+
+
+def _share(found: dict[str, Any]) -> tuple[str, str]:
+    ends = f"{_percent(found['share_low'], 0)} to {_percent(found['share_high'], 0)}"
+    return f"{_percent(found['share'], 0)} %", ends
+
+
+def _accuracy_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows = []
+    for name, population in report["populations"].items():
+        for kind in ("named", "learned"):
+            found = population[kind]
+            figures = (_percent(found[key]) for key in ("one_model", "adapted", "true"))
+            rows.append((name, kind, *figures, *_share(found)))
+    return rows
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]], words: int = 2) -> str:
+    ruler = ["---"] * words + ["---:"] * (len(header) - words)
+    lines = [header, tuple(ruler), *rows]
+    return "\n".join(
+        "| " + " | ".join(c.replace("|", r"\|") for c in line) + " |" for line in lines
+    )
+
+
+def _correlation_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows = []
+    for name, population in report["populations"].items():
+        for kind in ("named", "learned"):
+            found = population[kind]
+            values = ("-" if v is None else f"{v:.2f}" for v in found["correlation"].values())
+            rows.append((name, kind, *values, f"{found['r_squared']:.2f}"))
+    return rows
+
+
+def _certainty_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for name, population in report["populations"].items():
+        for kind in ("named", "learned"):
+            found = population[kind]
+            rows.append(
+                (
+                    name, kind, f"{found['posterior_sd']:.2f}", _percent(found["coverage_95"], 0),
+                    f"{found['nll']:.3f}", f"{found['nll_one_model']:.3f}",
+                    f"{population['true_nll']:.3f}", _percent(found["calibration_error"]),
+                    _percent(found["harmed"], 0),
+                )
+            )  # fmt: skip
+    return rows
+
+
+def _setting(setting: dict[str, Any]) -> str:
+    words = "no adaptation"
+    if setting["adapt"]:
+        words = f"EM iteration {setting['em_step']}, its covariance times {setting['spread']:g}"
+    if "directions_of" in setting:
+        words += (
+            f", {setting['dims']} principal directions ({setting['directions_of']}), whitening "
+            f"{setting['whiten']:g}"
+        )
+    return words
+
+
+def _opposites(report: dict[str, Any], width: int) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    pair = report["opposites"]["users"]
+    header = ["rank"]
+    for user in pair:
+        dislikes = user["true"]["dislikes"]
+        against = f", dislikes {dislikes} most" if dislikes else ""
+        header.append(f"{user['user']}: truly likes {user['true']['likes']} most{against}")
+    few, count = len(pair[0]["top"]), report["opposites"]["answers"]
+    ranks = [f"{i + 1}" for i in [*range(few), *range(count - few, count)]]
+    columns = [[_short(t, width) for t in user["top"] + user["bottom"]] for user in pair]
+    return tuple(header), list(zip(ranks, *columns, strict=True))
+
+
+def markdown(report: dict[str, Any], shown_prompt: str, out: Path) -> str:
+    """The report for people, in Markdown."""
+    answers, users, choices = report["answers"], report["users"], report["choices"]
+    friendly, other = report["populations"]["friendly"], report["populations"]["misspecified"]
+    targets = [
+        f"{kind} rewards {_share(friendly[kind])[0]} (target {_percent(target['share'], 0)} %: "
+        f"{'reached' if target['reached'] else 'missed'})"
+        for kind, target in report["targets"].items()
+    ]
+    kinds = [
+        (row["type"], f"{100 * row['share']:.0f} %", *(f"{row[n]:+.1f}" for n in traits))
+        for row in types_of_people()
+        for traits in [report["rewards"]["names"]]
+    ]
+    header, rows = _opposites(report, 160)
+    traits = tuple(report["rewards"]["names"])
+    closed = "; ".join(targets)
+    over_best = friendly["learned"]["share_over_best_floor"]
+    return f"""# What ten choices tell: the demo of jaxalign
+
+The answers are real: {answers["written_by"] or "a language model"} wrote {answers["distinct"]:,} \
+different ones to {answers["prompts"]} prompts. **The people are simulated**, all \
+{sum(users.values())} of them, so that their true taste is known; nothing here was said by a \
+person. Seed {report["seed"]}.
+
+**Share of the gap closed** between no adaptation and true taste, after {choices["adapt"]} choices \
+of a user never seen before, on prompts never seen before, friendly population: {closed}.
+
+![share of the gap closed](gap.png)
+
+## Accuracy
+
+{_table(_COLUMNS, _accuracy_rows(report))}
+
+Accuracy in %, over {users["test"]} test users with up to {
+        choices["judge"]
+    } pairs each, of answers \
+to {answers["held_out_prompts"]} held-out prompts. It is *expected* accuracy: how often the \
+prediction would agree with the user, asked afresh, computed from the simulated choice \
+probabilities; the luck of the drawn choices is left out (report.json has the accuracy on drawn \
+choices too). *One model*: one Bradley-Terry model for all, on the same rewards, without \
+adaptation; above the better of the two such models learned rewards close \
+{_percent(over_best, 0)} % of the gap in the friendly population. *True taste*: the user's own \
+utility; noise keeps it below 100. Intervals: bootstrap over users.
+
+![accuracy by number of choices](choices_seen.png)
+
+Settings were chosen for {choices["adapt"]} choices; the curve goes from 0 to {
+        max(CURVE)
+    } with the \
+same model.
+
+## The simulated people
+
+Users are drawn from {
+        len(kinds)
+    } types; a person's weights lie about the type's, standard deviation \
+{WITHIN:g}. Negative weights are dislikes: {_percent(friendly["disliked_share"], 0)} % of the test \
+users' true weights are.
+
+{_table(("type", "share", *traits), kinds)}
+
+- **friendly**: linear taste, Bradley-Terry choices, the class the model assumes. A user's own \
+true weights predict {_percent(friendly["true_accuracy"])} % of the choices.
+- **misspecified**, on purpose: a trait z is worth {SATURATION:g} tanh(z), \
+{100 * other["lapses"]:.0f} % of the choices are the toss of a coin, and the answer shown first is \
+favoured by {
+        other["position_bias"]:g} logits, which no model is told. There the true taste reaches \
+{_percent(other["true_accuracy"])} %.
+
+{users["train"]} training users made {choices["train"]} choices each, {users["validation"]} \
+validation users chose the settings (no adaptation was among the candidates), {users["test"]} test \
+users were judged once. What validation chose, friendly: named: \
+{_setting(friendly["named"]["setting"])}; learned: {_setting(friendly["learned"]["setting"])}. \
+Misspecified: named: {_setting(other["named"]["setting"])}; learned: \
+{_setting(other["learned"]["setting"])}.
+
+## What was inferred
+
+Correlation over test users between inferred and true weights, per trait and pooled. Learned \
+rewards have no names: each user's learned reward function is projected on the named traits over \
+the held-out answers, and R² says how much of it they explain (mean over users). Projected weights \
+are no better than that.
+
+{_table(("population", "rewards", *traits, "pooled", "R²"), _correlation_rows(report))}
+
+![inferred against true weights](weights.png)
+
+## How sure it is
+
+{
+        _table(
+            (
+                "population",
+                "rewards",
+                "sd of weights",
+                "95 % covers",
+                "nll",
+                "nll, one model",
+                "nll, true taste",
+                "calibration error %",
+                "worse off %",
+            ),
+            _certainty_rows(report),
+        )
+    }
+
+*sd of weights*: mean posterior standard deviation after {SHOTS} choices. *95 % covers*: share of \
+true weights, in %, inside their 95 % intervals. For learned rewards these are intervals of the \
+projection, which do not know what the projection leaves out; in the misspecified population the \
+true weights belong to saturated traits, so the intervals aim at another quantity. *nll*: negative \
+log-likelihood of drawn choices, in nats. *Worse off*: users whose expected accuracy is below that \
+of one model for all.
+
+![reliability, friendly population](reliability.png)
+
+## Two people, the same answers
+
+Of the surer half of the friendly test users, the two whose inferred tastes (named rewards) are \
+most opposed, on the held-out prompt where they disagree most (correlation of their scores \
+{report["opposites"]["correlation"]:.2f}). Prompt: *{_flat(report["opposites"]["prompt"])}*
+
+{_table(header, rows, 3)}
+
+## Go on from here
+
+`choices.jsonl` holds the friendly population's choices; `answers.txt`, the answers to \
+"{_flat(shown_prompt)}", is for `jaxalign mrm rank`.
+
+```
+jaxalign mrm train --data {out / "choices.jsonl"} --out runs/first
+```
+
+Named rewards: {
+        ", ".join(traits)
+    }, by rule (`jaxalign.rewards.rules`), standardised on all answers; \
+digest of the scale `{report["rewards"]["digest"]}`. Encoder: {report["encoder"]["name"]}, \
+sha256 `{report["encoder"]["sha256"]}`; learned rewards never read the traits.
+"""
+
+
+def show(report: dict[str, Any], out: Path, written: list[str]) -> None:
+    """Print the table, the two rankings and what was written."""
+    console = Console(highlight=False)
+    users = report["users"]
+    console.print(
+        f"\n[bold]Expected accuracy in %[/bold], {users['test']} unseen [bold]simulated[/bold] "
+        f"users after {SHOTS} choices, on prompts nobody chose on"
+    )
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for place, name in enumerate(_COLUMNS):
+        table.add_column(name, justify="right" if place > 1 else "left")
+    for row in _accuracy_rows(report):
+        table.add_row(*row)
+    console.print(table)
+    for kind, target in report["targets"].items():
+        word = "reached" if target["reached"] else "[red]missed[/red]"
+        console.print(f"{kind} rewards: target {_percent(target['share'], 0)} % of the gap {word}")
+    console.print(
+        f"\n[bold]Two simulated users, the same answers[/bold] to "
+        f"“{escape(_flat(report['opposites']['prompt']))}”"
+    )
+    header, rows = _opposites(report, 70)
+    for column, title in enumerate(header[1:], start=1):
+        console.print(f"\n{title}", markup=False)
+        for row in rows:
+            console.print(f"  {row[0]:>4}  {row[column]}", markup=False, overflow="ellipsis",
+                          no_wrap=True)  # fmt: skip
+    console.print(f"\nWritten to {out}: {', '.join(written)}", markup=False, soft_wrap=True)
+    console.print(f"Go on with: jaxalign mrm train --data {out / 'choices.jsonl'} --out runs/first",
+                  markup=False, soft_wrap=True)  # fmt: skip

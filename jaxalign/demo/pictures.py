@@ -1,0 +1,141 @@
+"""The pictures of the demo's report."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from jaxalign.demo.figures import TARGETS
+from jaxalign.demo.study import SHOTS, Design, Study, World
+from jaxalign.metrics import plots, users
+from jaxalign.rewards.rules import TRAITS
+
+COLOURS = {"named": "#0072B2", "learned": "#D55E00"}
+MARKERS = {"named": "o", "learned": "s"}
+
+
+def draw(
+    out: Path,
+    report: dict[str, Any],
+    plan: Design,
+    worlds: dict[str, World],
+    studies: dict[str, dict[str, Study]],
+) -> list[str]:
+    """Write all pictures to `out`; returns their names."""
+    written = {"gap.png": plot_gap(report["populations"])}
+    written["choices_seen.png"] = plot_curves(report["populations"])
+    true = worlds["friendly"].people.weights[plan.test]
+    written["weights.png"] = plot_weights(studies["friendly"], true)
+    for name, figure in written.items():
+        _save(figure, out / name)
+    query = worlds["friendly"].query["test"]
+    mask = np.ones(query.chosen.shape, bool)
+    shown = {
+        "true weights": users.reliability(query.probability, mask),
+        **{k: users.reliability(s.adapted, mask) for k, s in studies["friendly"].items()},
+    }
+    plots.plot_reliability(shown, out / "reliability.png")
+    return [*written, "reliability.png"]
+
+
+def plot_gap(populations: dict[str, Any]) -> Figure:
+    """Share of the gap closed, with intervals, a row a population and kind of rewards."""
+    figure = _figure(8.6, 2.9)
+    axes = figure.subplots()
+    rows = [(name, kind) for name in populations for kind in TARGETS]
+    for place, (name, kind) in enumerate(rows):
+        found = populations[name][kind]
+        if found["share"] is None:
+            continue
+        value, low, high = (100 * found[key] for key in ("share", "share_low", "share_high"))
+        axes.barh(place, value, height=0.62, color=COLOURS[kind], alpha=0.85)
+        axes.plot([low, high], [place, place], color="black", linewidth=1.6)
+        axes.text(max(high, 0) + 1.5, place, f"{value:.0f} %", va="center")
+        if name == "friendly":
+            least = 100 * TARGETS[kind]
+            axes.plot([least, least], [place - 0.42, place + 0.42], color="black", linestyle=":")
+    axes.set_yticks(range(len(rows)), [f"{name}, {kind} rewards" for name, kind in rows])
+    axes.invert_yaxis()
+    axes.set_xlim(right=max(104.0, axes.get_xlim()[1]))
+    axes.set_xlabel("share of the gap closed (%); 0: one model for all, 100: true taste known")
+    axes.set_title(f"Simulated users, {SHOTS} choices each (line: 95 % interval; dotted: target)")
+    _tidy(axes, "x")
+    return figure
+
+
+def plot_curves(populations: dict[str, Any]) -> Figure:
+    """Accuracy against the number of choices seen, a panel a population."""
+    figure = _figure(10.6, 4.2)
+    panels = figure.subplots(1, len(populations), sharey=True, squeeze=False)[0]
+    for axes, (name, found) in zip(panels, populations.items(), strict=True):
+        for kind, colour in COLOURS.items():
+            shots, value, low, high = np.asarray(found[kind]["curve"], float).T
+            x = np.log2(1 + shots)
+            axes.fill_between(x, 100 * low, 100 * high, color=colour, alpha=0.18, linewidth=0)
+            axes.plot(x, 100 * value, color=colour, marker=MARKERS[kind], label=f"{kind} rewards")
+            axes.axhline(
+                100 * found[kind]["one_model"],
+                color=colour,
+                linestyle=":",
+                linewidth=1.4,
+                label=f"one model for all, {kind}",
+            )
+            axes.set_xticks(x, [f"{shot:g}" for shot in shots])
+        axes.axhline(
+            100 * found["true_accuracy"], color="black", linestyle="--", label="true taste known"
+        )
+        axes.set_title(f"{name} population")
+        axes.set_xlabel("choices seen of an unseen user")
+        _tidy(axes, "y")
+    panels[0].set_ylabel("expected accuracy (%),\nheld-out prompts")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    return figure
+
+
+def plot_weights(studies: dict[str, Study], true: np.ndarray) -> Figure:
+    """Inferred against true weights, a panel a trait, a row a kind of rewards."""
+    names = list(TRAITS)
+    figure = _figure(2.3 * len(names), 5.0)
+    grid = figure.subplots(len(studies), len(names), sharex=True, sharey="row", squeeze=False)
+    for axes, name in zip(grid[0], names, strict=True):
+        axes.set_title(name)
+    for row, (kind, study) in zip(grid, studies.items(), strict=True):
+        for place, axes in enumerate(row):
+            axes.axhline(0, color="0.8", linewidth=0.8)
+            axes.axvline(0, color="0.8", linewidth=0.8)
+            axes.scatter(
+                true[:, place], study.mean[:, place], s=9, color=COLOURS[kind], alpha=0.6,
+                linewidths=0,
+            )  # fmt: skip
+            low, high = true.min(), true.max()
+            axes.plot([low, high], [low, high], color="0.45", linewidth=0.9, linestyle="--")
+            _tidy(axes, None)
+        word = "inferred" if kind == "named" else "projected"
+        row[0].set_ylabel(f"{word} weight\n({kind} rewards)")
+        reach = 1.15 * max(float(np.abs(study.mean).max()), 1e-6)
+        row[0].set_ylim(-reach, reach)
+    figure.supxlabel("true weight of a simulated user (dashed: equal)", fontsize=11)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=140, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _tidy(axes: Axes, grid: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    if grid:
+        axes.grid(axis=grid, color="0.9", linewidth=0.8)
+        axes.set_axisbelow(True)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    aside = path.with_name(f".{path.name}.part")
+    figure.savefig(aside, format="png")
+    aside.replace(path)

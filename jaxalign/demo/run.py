@@ -1,0 +1,99 @@
+"""`jaxalign demo`: one call from the shipped answers to a report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxalign.demo import pages
+from jaxalign.demo.answers import ENCODER, encode_answers, read_answers
+from jaxalign.demo.figures import assemble
+from jaxalign.demo.people import draw_people
+from jaxalign.demo.study import Study, World, design, learned_features, run_study, simulate
+from jaxalign.errors import InputError
+from jaxalign.rewards.rules import TRAITS
+from jaxalign.train.files import write_json
+from jaxalign.train.progress import Progress
+
+FEWEST_USERS = 30
+POPULATIONS = ("friendly", "misspecified")
+
+
+def run_demo(
+    out: str | Path = Path("demo"), users: int = 600, seed: int = 0, show: bool = True
+) -> dict[str, Any]:
+    """Encode, train, adapt unseen users from 10 choices, and say how well it went.
+
+    The answers were really written by a language model; the people are simulated. Unseen users are
+    judged on prompts that nobody chose on before, by named and by learned rewards.
+
+    Args:
+        out: folder of report.md, report.json, plots, choices.jsonl and answers.txt. One that holds
+            an earlier demo is written over.
+        users: simulated users, of whom two thirds are training users.
+        seed: of people, choices and splits.
+        show: progress on standard error and the result on standard output.
+
+    Returns:
+        The report, as in report.json.
+
+    Raises:
+        InputError: the folder holds something else, or users or seed make no sense.
+    """
+    out = Path(out)
+    if users < FEWEST_USERS:
+        raise InputError(f"users is {users}, expected at least {FEWEST_USERS}: give more users")
+    if seed < 0:
+        raise InputError(f"seed is {seed}, expected 0 or more: give another seed")
+    claim(out)
+    say = Progress(show).say
+    answers = read_answers()
+    say(f"{len(answers.texts):,} answers to {len(answers.prompts)} prompts")
+    say(f"measuring {len(TRAITS)} traits of each by rule")
+    plan = design(users, len(answers.prompts), seed)
+    named = {"named": ({"rewards": list(TRAITS)}, answers.traits)}
+    say(f"encoding the answers with {ENCODER.split('/')[-1]} (kept for the next time)")
+    encoded, encoder_sha256 = encode_answers(answers.texts, show)
+    learned = learned_features(encoded, answers, plan)
+    worlds: dict[str, World] = {}
+    studies: dict[str, dict[str, Study]] = {}
+    for name in POPULATIONS:
+        say(f"{users} simulated users choose ({name})")
+        world = worlds[name] = simulate(draw_people(name, users, seed), answers, plan, seed)
+        studies[name] = {}
+        for kind, versions in (("named", named), ("learned", learned)):
+            say(f"{name}: fitting {kind} rewards, choosing on validation users, judging test users")
+            studies[name][kind] = run_study(versions, world, answers, plan)
+    say("writing the report")
+    report = assemble(answers, plan, worlds, studies, seed, encoder_sha256)
+    written = pages.write(out, report, answers, plan, worlds, studies)
+    if show:
+        pages.show(report, out, written)
+    return report
+
+
+def claim(out: Path) -> None:
+    """Make the folder this demo's, or refuse one that holds anything but a demo.
+
+    Raises:
+        InputError: it is a file, or holds something else.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file, expected a folder: give another one with --out")
+    if out.is_dir() and any(out.iterdir()):
+        if _is_demo(out / "report.json"):
+            return
+        raise InputError(
+            f"{out} is not empty and holds no demo: give a new folder with --out; nothing was "
+            "written"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    # Said at once, so that a demo that was interrupted can be run again in its folder.
+    write_json(out / "report.json", {"demo": True, "finished": False})
+
+
+def _is_demo(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("demo") is True

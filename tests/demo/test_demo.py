@@ -1,0 +1,240 @@
+"""The demo as a whole, on a few made-up answers and hashed features; and once on the real ones."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from jaxalign import demo
+from jaxalign.data import files
+from jaxalign.demo import answers as A
+from jaxalign.demo import run as R
+from jaxalign.demo import study as S
+from jaxalign.demo.people import Choices, draw_people
+from jaxalign.errors import InputError
+from jaxalign.metrics.scores import share_of_gap
+
+WORDS = ("you", "good", "bad", "thanks", "extraordinary", "dog", "terrible", "lovely", "help")
+PLOTS = ("gap.png", "choices_seen.png", "weights.png", "reliability.png")
+
+
+def tiny_answers(prompts=8, each=6):
+    """Answers of random words, length and layout; one is repeated and must go."""
+    rng = np.random.default_rng(0)
+
+    def text():
+        words = rng.choice(WORDS, size=rng.integers(3, 25))
+        parts = np.array_split(words, rng.integers(1, 4))
+        return rng.choice(["\n- ", ". ", "! "]).join(" ".join(part) for part in parts)
+
+    rows = []
+    for index in range(prompts):
+        texts = [text() for _ in range(each)]
+        made = [{"text": t, "system": "", "temperature": 1.0} for t in [*texts, texts[0]]]
+        rows.append({"id": f"p{index}", "prompt": f"Question {index}?", "answers": made})
+    return A.from_rows({"model": "nobody"}, rows)
+
+
+def hashed_features(texts, show):
+    """A bag of hashed words: [N, 24]."""
+    features = np.zeros((len(texts), 24), np.float32)
+    for row, text in zip(features, texts, strict=True):
+        for word in text.split():
+            row[hashlib.sha256(word.encode()).digest()[0] % 24] += 1
+    return features, "0" * 64
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setattr(R, "read_answers", tiny_answers)
+    monkeypatch.setattr(R, "encode_answers", hashed_features)
+    monkeypatch.setattr(S, "CONFIG", S.RunConfig(bayes=S.BayesConfig(em_steps=4), em_every=2))
+    monkeypatch.setattr(S, "TRAIN_CHOICES", 12)
+    monkeypatch.setattr(S, "DRAWS", 50)
+
+
+def everything(value):
+    """All leaves of the report."""
+    if isinstance(value, dict):
+        return [leaf for entry in value.values() for leaf in everything(entry)]
+    if isinstance(value, list):
+        return [leaf for entry in value for leaf in everything(entry)]
+    return [value]
+
+
+def test_a_run_leaves_report_plots_and_choices_and_says_so(tiny, tmp_path, capsys):
+    out = tmp_path / "new" / "demo"
+    report = demo.run_demo(out, users=45, seed=0)
+    assert json.loads((out / "report.json").read_text()) == report
+    assert report["demo"]
+    assert report["simulated"]
+    assert all(v is None or isinstance(v, bool | int | float | str) for v in everything(report))
+    page = (out / "report.md").read_text()
+    assert "The people are simulated" in page
+    assert report["rewards"]["digest"] in page
+    for plot in PLOTS:
+        assert f"({plot})" in page
+        assert (out / plot).read_bytes().startswith(b"\x89PNG")
+    assert not list(out.glob(".*"))
+    said = capsys.readouterr()
+    assert "simulated" in said.out
+    assert "misspecified" in said.out
+    assert "report.md" in said.out
+    assert "fitting learned rewards" in said.err
+    for name in ("friendly", "misspecified"):
+        for kind in ("named", "learned"):
+            found = report["populations"][name][kind]
+            assert found["one_model"] <= found["true"]
+            assert [point[0] for point in found["curve"]] == list(S.CURVE)
+            assert set(found["correlation"]) == {*report["rewards"]["names"], "pooled"}
+    pair = report["opposites"]["users"]
+    assert report["opposites"]["correlation"] < 0
+    assert pair[0]["user"] != pair[1]["user"]
+    # The choices can be read by `mrm train`, prompts held out are those that test users query.
+    choices = files.load(out / "choices.jsonl")
+    assert len(choices.users) == 45
+    assert len((out / "answers.txt").read_text().splitlines()) == 6
+
+
+def test_a_seed_decides_everything_and_silence_is_kept(tiny, tmp_path, capsys):
+    first, again = (
+        demo.run_demo(tmp_path / name, users=45, seed=3, show=False) for name in ("a", "b")
+    )
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == ""
+    assert first == again
+    assert (tmp_path / "a/choices.jsonl").read_bytes() == (
+        tmp_path / "b/choices.jsonl"
+    ).read_bytes()
+    other = draw_people("friendly", 45, 4)
+    assert not np.array_equal(draw_people("friendly", 45, 3).weights, other.weights)
+
+
+@pytest.mark.parametrize("foreign", ["letter.txt", "report.json"])
+def test_a_folder_of_another_kind_is_refused_and_left_alone(tiny, tmp_path, foreign):
+    (tmp_path / foreign).write_text('{"format": 1}')
+    with pytest.raises(InputError, match="not empty and holds no demo"):
+        demo.run_demo(tmp_path, users=45, show=False)
+    assert [path.name for path in tmp_path.iterdir()] == [foreign]
+    assert (tmp_path / foreign).read_text() == '{"format": 1}'
+
+
+def test_a_file_is_refused(tiny, tmp_path):
+    (tmp_path / "demo").write_text("x")
+    with pytest.raises(InputError, match="is a file"):
+        demo.run_demo(tmp_path / "demo", show=False)
+
+
+def test_a_demo_is_replaced_and_so_is_an_interrupted_one(tmp_path):
+    R.claim(tmp_path / "demo")
+    (tmp_path / "demo" / "gap.png").write_text("half")
+    R.claim(tmp_path / "demo")
+
+
+@pytest.mark.parametrize(("users", "seed"), [(10, 0), (60, -1)])
+def test_senseless_arguments_are_refused_before_anything_is_written(tiny, tmp_path, users, seed):
+    with pytest.raises(InputError, match="expected"):
+        demo.run_demo(tmp_path / "demo", users=users, seed=seed)
+    assert not (tmp_path / "demo").exists()
+
+
+def test_prompts_and_users_are_held_out():
+    answers = tiny_answers()
+    plan = S.design(45, 8, 0)
+    assert not set(plan.known) & set(plan.held_out)
+    assert sorted([*plan.train, *plan.validation, *plan.test]) == list(range(45))
+    assert (len(plan.train), len(plan.held_out)) == (30, 2)
+    world = S.simulate(draw_people("friendly", 45, 0), answers, plan, 0)
+    for made in (world.fitted, *world.support.values()):
+        assert set(answers.prompt[made.chosen].ravel()) <= set(plan.known)
+    for made in world.query.values():
+        assert set(answers.prompt[made.chosen].ravel()) <= set(plan.held_out)
+        np.testing.assert_array_equal(answers.prompt[made.chosen], answers.prompt[made.rejected])
+
+
+def test_repeated_answers_go_and_traits_are_standardised():
+    answers = tiny_answers()
+    assert len(answers.texts) == 48
+    np.testing.assert_allclose(answers.traits.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(answers.traits.std(0), 1, atol=1e-5)
+
+
+def test_learned_features_do_not_read_the_traits():
+    answers, plan = tiny_answers(), S.design(45, 8, 0)
+    encoded, _ = hashed_features(answers.texts, False)
+    before = S.learned_features(encoded, answers, plan)
+    answers.__dict__["traits"] = np.full((48, 5), np.nan)
+    for name, (_, values) in S.learned_features(encoded, answers, plan).items():
+        np.testing.assert_array_equal(values, before[name][1])
+
+
+def test_expected_accuracy_is_that_of_fresh_choices():
+    true = np.array([[0.9, 0.2, 0.6]])
+    choices = Choices(*np.zeros((2, 1, 3), int), true, np.zeros((1, 3), bool))
+    assert S.expected_accuracy(true, choices) == pytest.approx((0.9 + 0.8 + 0.6) / 3)
+    assert S.expected_accuracy(1 - true, choices) == pytest.approx((0.1 + 0.2 + 0.4) / 3)
+    assert S.expected_accuracy(np.full((1, 3), 0.5), choices) == pytest.approx(0.5)
+
+
+def test_interval_of_the_share_is_that_of_a_ratio_of_means():
+    rng = np.random.default_rng(0)
+    floor = 0.5 + 0.02 * rng.normal(size=200)
+    ceiling = floor + 0.3 + 0.02 * rng.normal(size=200)
+    value = floor + 0.6 * (ceiling - floor)
+    low, high = S.gap_interval(value, floor, ceiling, 0)
+    assert low == pytest.approx(0.6)
+    assert high == pytest.approx(0.6)
+    noisy = value + 0.05 * rng.normal(size=200)
+    low, high = S.gap_interval(noisy, floor, ceiling, 0)
+    share = share_of_gap(noisy.mean(), floor.mean(), ceiling.mean())
+    assert low < share < high
+    assert high - low < 0.1
+
+
+def test_correlations_say_nothing_of_constants():
+    true = np.random.default_rng(0).normal(size=(9, 2))
+    found = S.correlations(np.stack([true[:, 0], np.ones(9)], axis=1), true)
+    assert found[0] == pytest.approx(1)
+    assert found[1] is None
+
+
+def test_projection_recovers_weights_of_rewards_that_are_the_traits():
+    answers, plan = tiny_answers(), S.design(45, 8, 0)
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))[0]
+    weights = np.random.default_rng(1).normal(size=(7, 5))
+    onto, explained = S.project(answers.traits @ turn, weights, answers, plan)
+    np.testing.assert_allclose(weights @ onto.T, weights @ turn.T, atol=1e-5)
+    np.testing.assert_allclose(explained, 1, atol=1e-9)
+
+
+def test_none_is_among_the_candidates_and_every_prior_in_every_spread():
+    fitted = S.spread({"mean": np.zeros((2, 3)), "cov": np.ones((2, 3, 3)), "step": [2, 4]})
+    settings = S.methods.BAYES.settings(fitted)
+    assert sum(not setting["adapt"] for setting in settings) == 1
+    assert len(settings) == 2 * len(S.SPREADS) + 1
+    assert fitted["cov"][:, 0, 0].tolist() == np.repeat(S.SPREADS, 2).tolist()
+
+
+def test_the_shipped_answers_can_be_read():
+    answers = A.read_answers()
+    assert len(answers.prompts) >= 100
+    assert np.bincount(answers.prompt).min() >= 10
+    assert np.isfinite(answers.traits).all()
+
+
+def test_a_damaged_file_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(A, "FILE", "nowhere.gz")
+    with pytest.raises(InputError, match="install jaxalign again"):
+        A.read_answers()
+
+
+@pytest.mark.slow
+def test_the_targets_are_reached_on_the_shipped_answers(tmp_path):
+    report = demo.run_demo(tmp_path / "demo")
+    friendly = report["populations"]["friendly"]
+    assert friendly["named"]["share"] >= 0.70
+    assert friendly["learned"]["share"] >= 0.35
+    assert friendly["named"]["correlation"]["pooled"] > 0.6
+    assert all(target["reached"] for target in report["targets"].values())

@@ -1,0 +1,155 @@
+"""Ctrl-C at several moments, then --resume: the bytes of an uninterrupted run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import yaml
+
+ITEMS, WIDTH, USERS, CHOICES = 20, 4, 16, 24
+SPLIT = {"item_folds": 2, "min_support": 3, "min_query": 3}
+STOPPED = ["jaxalign: stopped. Go on with the same command and --resume."]
+SAME = ("report.json", "report.md", "splits.json", "model/model.json", "model/model.safetensors")
+
+
+def write_world(root, **changes):
+    """Choices, features and a config in a folder."""
+    rng = np.random.default_rng(0)
+    names = [f"answer {item}" for item in range(ITEMS)]
+    features = rng.standard_normal((ITEMS, WIDTH)).astype(np.float32)
+    np.savez(root / "features.npz", features=features, ids=np.array(names))
+    pairs = [(one, two) for one in range(ITEMS) for two in range(one)]
+    lines = []
+    for user in range(USERS):
+        weights = 2 * rng.standard_normal(WIDTH)
+        for index in rng.choice(len(pairs), CHOICES, replace=False):
+            one, two = pairs[index]
+            margin = weights @ (features[one] - features[two])
+            chosen, rejected = (one, two) if rng.logistic() < margin else (two, one)
+            row = {"user": f"user{user}", "chosen": names[chosen], "rejected": names[rejected]}
+            lines.append(json.dumps(row))
+    (root / "choices.jsonl").write_text("\n".join(lines))
+    config = {
+        "features": {"path": str(root / "features.npz")},
+        "split": SPLIT,
+        "bayes": {"em_steps": 4},
+        # Many short spans, so that there is a middle to interrupt.
+        "mrm": {"epochs": 40, "users_per_batch": 4, "hidden_sizes": [3]},
+        "methods": ["bayes", "mrm"],
+        "fold_methods": ["bayes"],
+        "em_every": 4,
+        "seeds": 1,
+        "snapshots": 20,
+        "shots": [0, 5],
+        "rates": [0.1],
+        "draws": 100,
+    } | changes
+    (root / "config.yaml").write_text(yaml.dump(config))
+
+
+def start(root, out, *more):
+    # Compiled programs are kept between the processes of a test: compiling is most of a run.
+    environment = os.environ | {
+        "OPENBLAS_NUM_THREADS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(root / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    code = "import sys, jaxalign.cli as c; print('ready', flush=True); sys.exit(c.main())"
+    command = [sys.executable, "-c", code, "mrm", "train", "--data", "choices.jsonl"]
+    return subprocess.Popen(
+        [*command, "--config", "config.yaml", "--out", out, *more],
+        cwd=root,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    try:
+        out, err = process.communicate(timeout=500)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    return out, err
+
+
+def interrupt(process, moment, timeout=300):
+    """Send SIGINT once the path `moment` exists; as soon as it is there."""
+    end = time.monotonic() + timeout
+    try:
+        while not moment.exists():
+            assert process.poll() is None, f"ended before {moment}: {process.communicate()[1]}"
+            assert time.monotonic() < end, f"no {moment} after {timeout} s"
+            time.sleep(0.005)
+        stop(process, moment)
+    finally:
+        process.kill()
+
+
+def stop(process, moment):
+    """Send SIGINT: exit code 130 and one line."""
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, f"at {moment}: {err}"
+    said = [line for line in err.splitlines() if line.startswith("jaxalign: ")]
+    assert said in (STOPPED, [STOPPED[0][:18]]), err
+    for word in ("Traceback", "Exception", "KeyboardInterrupt"):
+        assert word not in err, err
+
+
+def assert_same(one, two):
+    for name in SAME:
+        assert (one / name).read_bytes() == (two / name).read_bytes(), f"{name} differs"
+
+
+def interrupted_run(root, moments):
+    """A run that is stopped when each of the files of its state folder appears, then finished."""
+    for index, moment in enumerate(moments):
+        process = start(root, "stopped", *(["--resume"] if index else []))
+        interrupt(process, root / "stopped" / moment)
+        assert not (root / "stopped/report.json").exists()
+    return finish(start(root, "stopped", "--resume"))[1]
+
+
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path):
+    write_world(tmp_path, methods=["mrm"], split=SPLIT | {"item_folds": 0})
+    finish(start(tmp_path, "whole"))
+    said = interrupted_run(tmp_path, ["state/bt.npz", "state/mrm.epochs/000"])
+    assert "bt: kept from before" in said
+    assert_same(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.slow
+def test_every_method_seed_and_fold_resumes(tmp_path):
+    write_world(
+        tmp_path,
+        methods=["bt_per_user", "item_ids", "bayes", "mrm_published", "mrm"],
+        fold_methods=["item_ids", "bayes", "mrm"],
+        seeds=2,
+        published={"epochs": 20},
+    )
+    finish(start(tmp_path, "whole"))
+    moments = ["run.json", "state/bayes.npz", "state/mrm_published.epochs/002",
+               "state/mrm.epochs/000", "state/mrm.epochs/010", "state/fold00.npz"]  # fmt: skip
+    said = interrupted_run(tmp_path, moments)
+    for name in ("bt", "item_ids", "bayes", "mrm_published", "mrm", "fold00"):
+        assert f"{name}: kept from before" in said
+    assert_same(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.0, 0.2, 0.5, 1.0, 1.5, 2.0, 3.0])
+def test_ctrl_c_while_libraries_load(tmp_path, seconds):
+    write_world(tmp_path)
+    process = start(tmp_path, "stopped")
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(seconds)
+    stop(process, f"{seconds} s")
