@@ -49,7 +49,7 @@ def split_users(
         validation_share: share of the seen users who choose settings and train nothing.
 
     Raises:
-        InputError: fewer than four users, or a role left without users.
+        InputError: a role left without users.
     """
     ordered = np.array(sorted(users), dtype=object)
     np.random.default_rng(seed).shuffle(ordered)

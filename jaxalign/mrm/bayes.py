@@ -49,12 +49,13 @@ def _inverse_factor(design: jax.Array, curvature: jax.Array) -> jax.Array:
     """
     pairs, size = design.shape
     scaled = design * jnp.sqrt(curvature)[:, None]
-    if pairs < size:
-        gram = scaled @ scaled.T + jnp.eye(pairs, dtype=design.dtype)
-        return jax.scipy.linalg.solve_triangular(jnp.linalg.cholesky(gram), scaled, lower=True)
-    identity = jnp.eye(size, dtype=design.dtype)
-    lower = jnp.linalg.cholesky(scaled.T @ scaled + identity)
-    return jax.scipy.linalg.solve_triangular(lower, identity, lower=True)
+    small = scaled @ scaled.T if pairs < size else scaled.T @ scaled
+    identity = jnp.eye(small.shape[0], dtype=design.dtype)
+    # What rounding may have taken away, so that the factor exists at any scale of the features.
+    floor = jnp.finfo(design.dtype).eps * jnp.trace(small)
+    lower = jnp.linalg.cholesky(small + (1 + floor) * identity)
+    right = scaled if pairs < size else identity
+    return jax.scipy.linalg.solve_triangular(lower, right, lower=True)
 
 
 def _apply_inverse(half: jax.Array, vector: jax.Array) -> jax.Array:
@@ -92,7 +93,10 @@ def _newton(
         losses = jax.vmap(
             lambda t: _penalised_loss(z - t * direction, margins - t * along, weight)
         )(sizes)
-        return (z - sizes[jnp.argmin(losses)] * direction, half), None
+        # Near the mode rounding cannot tell a step from none: the largest that ties with the best.
+        least = jnp.min(losses)
+        tied = losses <= least + 4 * jnp.finfo(z.dtype).eps * jnp.abs(least)
+        return (z - sizes[jnp.argmax(tied)] * direction, half), None
 
     start = (z, jnp.zeros((rows, design.shape[1]), z.dtype))
     return jax.lax.scan(step, start, None, length=steps)[0]
@@ -132,7 +136,8 @@ def bradley_terry(
     dtype = _accumulation(differences)
     d = differences.reshape(-1, differences.shape[-1]).astype(dtype)
     weight = mask.reshape(-1).astype(dtype)
-    weight = weight / jnp.maximum(jnp.sum(weight), 1)
+    total = jnp.sum(weight)
+    weight = weight / jnp.where(total > 0, total, 1)
     ridge = l2 * jnp.sum(weight * jnp.sum(d * d, axis=-1))
     # The penalty 1/2 |z|^2 of the user's problem, in units where the ridge is one.
     scale = jnp.sqrt(jnp.maximum(ridge, jnp.finfo(dtype).tiny))

@@ -38,9 +38,10 @@ def rpo(
     """
     pool = losses if population is None else jnp.concatenate([losses, population])
     tau = jnp.quantile(pool, 1.0 - tail)
-    if gamma <= 0:
-        return jnp.sum(jax.lax.stop_gradient((losses > tau).astype(losses.dtype)) * losses)
-    return jnp.sum(jax.nn.sigmoid((losses - tau) / gamma) * losses)
+    hard = jax.lax.stop_gradient((losses > tau).astype(losses.dtype))
+    # Both forms under one `where`, so that gamma can be a swept, traced number.
+    soft = jax.nn.sigmoid((losses - tau) / jnp.where(gamma > 0, gamma, 1.0))
+    return jnp.sum(jnp.where(gamma > 0, soft, hard) * losses)
 
 
 def _differences(params: Params, batch: Batch, config: MRMConfig) -> jax.Array:

@@ -37,9 +37,14 @@ def _steps_per_epoch(users: int, config: MRMConfig) -> int:
 def make_optimiser(config: MRMConfig, users: int) -> optax.GradientTransformation:
     """Adam behind a global-norm clip, rate linear from 0 over the warm-up, then half a cosine."""
     total = _steps_per_epoch(users, config) * config.epochs
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.outer_lr, max(int(total * config.warmup), 1), max(total, 2)
-    )
+    rising = int(total * config.warmup)
+
+    def schedule(count: jax.Array) -> jax.Array:
+        # optax's own asks whether the peak is 0, which a swept, traced rate cannot answer.
+        done = (count - rising) / max(total - rising, 1)
+        falling = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0.0, 1.0)))
+        return config.outer_lr * jnp.where(count < rising, count / max(rising, 1), falling)
+
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.adam(schedule))
 
 

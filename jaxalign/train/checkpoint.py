@@ -17,7 +17,7 @@ def save_state(path: str | Path, state: Any) -> None:
 
     # Leaves by number: optimiser states are tuples of types that orbax need not know.
     leaves = {f"{i:04d}": _plain(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
-    ocp.save_pytree(Path(path).absolute(), leaves, overwrite=True)
+    ocp.save(Path(path).absolute(), leaves, overwrite=True)
 
 
 def load_state(path: str | Path, like: Any) -> Any:
@@ -37,7 +37,7 @@ def load_state(path: str | Path, like: Any) -> Any:
         f"{i:04d}": jax.ShapeDtypeStruct(plain.shape, plain.dtype, sharding=plain.sharding)
         for i, plain in enumerate(map(_plain, leaves))
     }
-    stored = ocp.load_pytree(Path(path).absolute(), abstract)
+    stored = ocp.load(Path(path).absolute(), abstract)
     restored = [stored[f"{i:04d}"] for i in range(len(leaves))]
     typed = [
         jax.random.wrap_key_data(value) if _plain(leaf) is not leaf else value
