@@ -82,7 +82,7 @@ def finish(process):
 
 
 def interrupt(process, moment, timeout=300):
-    """Send SIGINT once the path `moment` exists; as soon as it is there."""
+    """Send SIGINT as soon as the path `moment` exists."""
     end = time.monotonic() + timeout
     try:
         while not moment.exists():
@@ -145,8 +145,7 @@ def test_every_method_seed_and_fold_resumes(tmp_path):
     assert_same(tmp_path / "whole", tmp_path / "stopped")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seconds", [0.0, 0.2, 0.5, 1.0, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize("seconds", [0.1, 0.5, 1.0, 2.0])
 def test_ctrl_c_while_libraries_load(tmp_path, seconds):
     write_world(tmp_path)
     process = start(tmp_path, "stopped")

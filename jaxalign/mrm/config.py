@@ -156,6 +156,9 @@ REGULARISED = MRMConfig(
 )
 
 
+MethodName = Literal["bt_per_user", "item_ids", "bayes", "mrm_published", "mrm"]
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """A whole run of `jaxalign mrm train`.
@@ -183,8 +186,8 @@ class RunConfig:
     bayes: BayesConfig = field(default_factory=BayesConfig)
     published: MRMConfig = field(default_factory=MRMConfig)
     mrm: MRMConfig = REGULARISED
-    methods: tuple[str, ...] = ("bt_per_user", "item_ids", "bayes", "mrm_published", "mrm")
-    fold_methods: tuple[str, ...] = ("item_ids", "bayes", "mrm")
+    methods: tuple[MethodName, ...] = ("bt_per_user", "item_ids", "bayes", "mrm_published", "mrm")
+    fold_methods: tuple[MethodName, ...] = ("item_ids", "bayes", "mrm")
     seeds: int = 3
     shots: tuple[int, ...] = (0, 1, 2, 5, 10, 20)
     rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)

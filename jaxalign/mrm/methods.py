@@ -57,7 +57,7 @@ def _fit_ridges(features: jax.Array, buckets: tuple[Pairs, ...]) -> jax.Array:
     size = features.shape[1]
     d = jnp.concatenate([differences(features, p).reshape(-1, size) for p in buckets])
     weight = jnp.concatenate([p.weight.reshape(-1) for p in buckets])
-    return jax.lax.map(lambda l2: bayes.bradley_terry(d, weight, l2), jnp.asarray(RIDGES))
+    return jax.lax.map(lambda l2: bayes.bradley_terry(d, weight, l2, 8), jnp.asarray(RIDGES))
 
 
 @one_blas_thread

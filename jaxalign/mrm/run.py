@@ -20,7 +20,7 @@ from jaxalign.data import (
     load_source,
     lookup,
 )
-from jaxalign.data.splits import item_folds, split_users
+from jaxalign.data.splits import Episodes, item_folds, split_users
 from jaxalign.errors import InputError
 from jaxalign.mrm import experiment as X
 from jaxalign.mrm import report as R
@@ -102,29 +102,46 @@ def project(config: RunConfig, encoded: Encoded) -> Projection:
     return fit_projection(encoded.values, config.features.max_dims, config.features.whiten)
 
 
-def fingerprint(config: RunConfig, choices: Preferences) -> str:
+def fingerprint(config: RunConfig, choices: Preferences, encoded: Encoded) -> str:
     """Hash of all that decides a run's result."""
     digest = hashlib.sha256(json.dumps([asdict(config), __version__], sort_keys=True).encode())
     for array in (choices.user, choices.chosen, choices.rejected, choices.tie, choices.group):
         digest.update(np.ascontiguousarray(array).tobytes())
+    digest.update(np.ascontiguousarray(encoded.values).tobytes())
+    digest.update(json.dumps([encoded.names, encoded.encoder_sha256]).encode())
     for strings in (choices.users, choices.items, choices.texts):
         digest.update("\x00".join(strings).encode())
     return digest.hexdigest()
 
 
-def claim(out: Path, config: RunConfig, choices: Preferences, source: str, resume: bool) -> None:
+def refuse_foreign(out: Path) -> None:
+    """Refuse an output folder that is in use and no run's, before any work is done."""
+    if (out / "run.json").exists() or not out.exists():
+        return
+    if not out.is_dir():
+        raise InputError(f"{out} is a file: give a folder with --out")
+    if any(out.iterdir()):
+        raise InputError(f"{out} is not empty and holds no run: give a new folder with --out")
+
+
+def claim(
+    out: Path,
+    config: RunConfig,
+    choices: Preferences,
+    encoded: Encoded,
+    source: str,
+    resume: bool,
+) -> None:
     """Make the output folder this run's, or refuse another run's."""
     mine = {
         "format": 1,
         "version": __version__,
         "source": Path(source).name,
-        "fingerprint": fingerprint(config, choices),
+        "fingerprint": fingerprint(config, choices, encoded),
         "config": asdict(config),
     }
     marker = out / "run.json"
     if not marker.exists():
-        if out.exists() and any(out.iterdir()):
-            raise InputError(f"{out} is not empty and holds no run: give a new folder with --out")
         out.mkdir(parents=True, exist_ok=True)
         (out / "state").mkdir(exist_ok=True)
         write_json(marker, mine)
@@ -194,10 +211,8 @@ def run_source(
     split = split_users(
         choices.users, config.split.seed, config.split.unseen_share, config.split.validation_share
     )
-    claim(out, config, choices, label, resume)
-    split.save(out / "splits.json")
+    refuse_foreign(out)
     say(f"{len(choices):,} choices of {len(choices.users):,} users, {len(choices.items):,} items")
-    stage = stages(out, say)
     encoded = encode_items(config, choices, given)
     projection = project(config, encoded)
     features = jnp.asarray(projection.apply(encoded.values))
@@ -205,7 +220,12 @@ def run_source(
     raw = jnp.asarray(encoded.values)
     queries = source.fold_choices or choices
     world = X.World(choices, queries, fold_of_item, features, raw, split)
-    new_users = _new_users(world, config, stage, out, say)
+    cuts = _cut_users(world, config, say)
+    # Only now, when nothing about the choices can be refused any more.
+    claim(out, config, choices, encoded, label, resume)
+    split.save(out / "splits.json")
+    stage = stages(out, say)
+    new_users = _new_users(world, config, cuts, stage, out, say)
     folds = _new_items(world, config, new_users.fits, stage) if config.split.item_folds > 1 else {}
     report = R.assemble(config, world, new_users, folds)
     _save_model(config, encoded, projection, new_users, out)
@@ -236,10 +256,10 @@ class NewUsers:
     ceiling: tuple[np.ndarray, float] | None
 
 
-def _new_users(
-    world: X.World, config: RunConfig, stage: Any, out: Path, say: Callable[[str], None]
-) -> NewUsers:
-    training = X.training_pairs(world, config)
+def _cut_users(
+    world: X.World, config: RunConfig, say: Callable[[str], None]
+) -> dict[str, Episodes]:
+    """Support and query choices of validation and test users; says who is dropped."""
     cuts = {
         role: X.cut_episodes(world, config, getattr(world.split, role))
         for role in ("validation", "test")
@@ -254,6 +274,18 @@ def _new_users(
                 f"{config.split.min_query} in other groups to judge on: lower split.min_support "
                 "or split.min_query, or give more choices"
             )
+    return cuts
+
+
+def _new_users(
+    world: X.World,
+    config: RunConfig,
+    cuts: dict[str, Episodes],
+    stage: Any,
+    out: Path,
+    say: Callable[[str], None],
+) -> NewUsers:
+    training = X.training_pairs(world, config)
     validation, test = (X.regime(world, cuts[role]) for role in ("validation", "test"))
     fits = {}
     for name in ("bt", *config.methods):
