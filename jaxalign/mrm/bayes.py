@@ -154,8 +154,9 @@ def _modes(
     root: jax.Array,
     steps: int,
     chunk: int,
+    total: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Modes [U, r] and the *sum* of the inverse Hessians [r, r], a chunk of users at a time."""
+    """Modes [U, r], and `total` [r, r] plus the inverse Hessians, a chunk of users at a time."""
     users, size = z.shape
     width = min(chunk, users)
     padding = -users % width
@@ -178,8 +179,7 @@ def _modes(
             product = jnp.sum(real_chunk) * jnp.eye(root.shape[1], dtype=z.dtype) - product
         return total + product, modes
 
-    start = jnp.zeros((root.shape[1], root.shape[1]), z.dtype)
-    total, modes = jax.lax.scan(one_chunk, start, (pad(z), pad(differences), pad(mask), real))
+    total, modes = jax.lax.scan(one_chunk, total, (pad(z), pad(differences), pad(mask), real))
     return modes.reshape(-1, size)[:users], total
 
 
@@ -217,12 +217,14 @@ def em_path(differences: Ragged, mask: Ragged, config: BayesConfig) -> Prior:
         root = factor(prior.cov)
         # Warm start: the last MAP in the new coordinates (singular directions start at 0).
         z = _whiten(root, theta - prior.mean[None])
-        parts = [
-            _modes(part, d, m, prior.mean, root, config.newton_steps, config.user_chunk)
-            for part, (d, m) in zip(jnp.split(z, ends), buckets, strict=True)
-        ]
-        z = jnp.concatenate([modes for modes, _ in parts])
-        inverses = jnp.sum(jnp.stack([total for _, total in parts]), axis=0)
+        # Each bucket takes the sum of the one before and so waits for it: on a CPU of two cores,
+        # two batched LAPACK calls at once hold both of XLA's threads and wait for ever.
+        inverses, parts = jnp.zeros((size, size), dtype), []
+        for part, (d, m) in zip(jnp.split(z, ends), buckets, strict=True):
+            steps, chunk = config.newton_steps, config.user_chunk
+            modes, inverses = _modes(part, d, m, prior.mean, root, steps, chunk, inverses)
+            parts.append(modes)
+        z = jnp.concatenate(parts)
         # Users without pairs return the prior exactly: taken out, they cannot slow it down.
         idle = jnp.eye(size, dtype=dtype) * (z.shape[0] - users)
         z_mean = jnp.einsum("U,Ui->i", active, z) / users
