@@ -217,11 +217,13 @@ def em_path(differences: Ragged, mask: Ragged, config: BayesConfig) -> Prior:
         root = factor(prior.cov)
         # Warm start: the last MAP in the new coordinates (singular directions start at 0).
         z = _whiten(root, theta - prior.mean[None])
-        # Each bucket takes the sum of the one before and so waits for it: on a CPU of two cores,
-        # two batched LAPACK calls at once hold both of XLA's threads and wait for ever.
+        # Each bucket waits for the one before: on a CPU of two cores, two batched LAPACK calls at
+        # once hold both of XLA's threads and wait for ever. XLA keeps 0 * x, which may be NaN, and
+        # so the dependence; it drops an optimization_barrier before it schedules.
         inverses, parts = jnp.zeros((size, size), dtype), []
         for part, (d, m) in zip(jnp.split(z, ends), buckets, strict=True):
             steps, chunk = config.newton_steps, config.user_chunk
+            part = part + 0 * inverses[0, 0]
             modes, inverses = _modes(part, d, m, prior.mean, root, steps, chunk, inverses)
             parts.append(modes)
         z = jnp.concatenate(parts)

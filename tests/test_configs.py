@@ -1,0 +1,28 @@
+"""Every shipped preset loads, and the published ones hold the authors' values."""
+
+from pathlib import Path
+
+import pytest
+
+from jaxalign.config import load_config
+from jaxalign.mrm.config import RunConfig
+
+CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs" / "mrm").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_preset_loads_and_says_how_to_run_it(path):
+    load_config(RunConfig, path, [])
+    assert path.read_text().startswith(f"# jaxalign mrm train --config configs/mrm/{path.name}")
+
+
+@pytest.mark.parametrize(("name", "rate"), [("prism", 1e-3), ("reddit", 5e-3)])
+def test_published_recipes(name, rate):
+    path = next(path for path in CONFIGS if path.stem == name)
+    recipe = load_config(RunConfig, path, []).published
+    assert (recipe.hidden_sizes, recipe.use_bias, recipe.link) == ((2,), False, "softmax")
+    assert (recipe.inner_lr, recipe.outer_lr) == (rate, rate)
+    assert (recipe.inner_steps, recipe.eval_steps, recipe.users_per_batch) == (1, 1, 2)
+    assert (recipe.rpo_tail, recipe.rpo_gamma, recipe.rpo_scope) == (0.5, 0.5, "batch")
+    assert (recipe.epochs, recipe.warmup, recipe.clip_norm) == (200, 0.05, 1.0)
+    assert (recipe.input_scale, recipe.query_share) == (0.01, 0.9)
