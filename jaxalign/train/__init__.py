@@ -1,0 +1,1 @@
+"""Optimisation, checkpoints, files and progress: what every trainer stands on."""
