@@ -130,7 +130,9 @@ def fit_bayes(features: jax.Array, pairs: Pairs | tuple[Pairs, ...], config: Run
     """Priors along EM, every `em_every` iterations: mean [T, D], cov [T, D, D]."""
     path = _em(features, _buckets(pairs), config.bayes)
     keep = np.arange(config.bayes.em_steps, 0, -config.em_every)[::-1]
-    return {"mean": np.asarray(path.mean)[keep], "cov": np.asarray(path.cov)[keep], "step": keep}
+    priors = [bayes.Prior(path.mean[step], path.cov[step]) for step in keep]
+    covs = [np.asarray(bayes.truncate(prior, config.bayes.rank).cov) for prior in priors]
+    return {"mean": np.asarray(path.mean)[keep], "cov": np.stack(covs), "step": keep}
 
 
 _bayes_probability = jax.jit(bayes.predict)
