@@ -1,6 +1,5 @@
 """Flax (Linen) modules with plain nested dicts of parameters, and their weights."""
 
 from jaxalign.models.embed import Encoder, encode, load_encoder
-from jaxalign.models.resolve import resolve
 
-__all__ = ["Encoder", "encode", "load_encoder", "resolve"]
+__all__ = ["Encoder", "encode", "load_encoder"]
