@@ -1,0 +1,285 @@
+"""The Llama family of decoders (Llama, Mistral, SmolLM2, Qwen2, Qwen3)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxalign.models import lora
+from jaxalign.models.attention import Cache, cached_attention, causal_attention
+from jaxalign.models.decoder_config import DecoderConfig
+from jaxalign.models.rope import rotate, rotation
+
+Adapters = Mapping[str, Any] | None
+
+
+class Decoder(nn.Module):
+    """A decoder without its unembedding; every family of decoders has these two methods.
+
+    Attributes:
+        config: sizes and switches.
+        adapter_dropout: share of the adapters' inputs dropped, where a `dropout` key is given.
+
+    Source: Touvron et al. 2023, https://arxiv.org/abs/2302.13971.
+    """
+
+    config: DecoderConfig
+    adapter_dropout: float = 0.0
+
+    def setup(self) -> None:
+        """One block, compiled once and scanned over its stacked parameters."""
+        config = self.config
+        self.embed_tokens = TokenTable(config.vocab_size, config.width, name="embed")
+        self.layers = stacked(_Block, config)(config, self.adapter_dropout)
+        self.final_norm = rms_norm(config, "final_norm")
+        if not config.tied:
+            # In the orientation that the log-probability kernel and the files have.
+            self.unembed = TokenTable(config.vocab_size, config.width, name="unembed")
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Input embeddings: tokens [B, T] int -> [B, T, D]; an id outside the table gives NaN."""
+        return self.embed_tokens(tokens, self.config.dtype)
+
+    def __call__(
+        self,
+        embeddings: jax.Array,
+        lengths: jax.Array | None = None,
+        *,
+        cache: Cache | None = None,
+        starts: jax.Array | None = None,
+        adapters: Adapters = None,
+        rows: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """States after the last norm, and the cache with these tokens in it.
+
+        Args:
+            embeddings: [B, T, D], of `embed` or any other: soft tokens stand in line with words.
+            lengths: [B] int32 tokens of each row, padding on the right; None where all have T.
+            cache: where keys and values are kept, S slots; None keeps none.
+            starts: [B] int32 slot of each row's first token here, which then also sees the slots
+                before it; None where the rows begin here.
+            adapters: a scaled adapter, or a stack of them (`jaxalign.models.lora`).
+            rows: [B] int32, which adapter of a stack each row has; -1 for none.
+
+        Returns:
+            [B, T, D] in `config.dtype`, rows of padding without meaning; and the new cache. A
+            token without a slot is not kept: give the cache room.
+        """
+        config = self.config
+        if self.is_initializing():  # what a forward pass from embeddings does not touch
+            for table in (self.embed_tokens,) if config.tied else (self.embed_tokens, self.unembed):
+                table(jnp.zeros((1, 1), jnp.int32), config.dtype)
+        batch, tokens, _ = embeddings.shape
+        first = jnp.zeros(batch, jnp.int32) if starts is None else starts
+        positions = first[:, None] + jnp.arange(tokens, dtype=jnp.int32)[None, :]
+        turn = rotation(config.rope, config.head_width, positions, config.dtype)
+        carry = (embeddings.astype(config.dtype), cache)
+        (hidden, cache), _ = self.layers(
+            carry, jnp.arange(config.layers, dtype=jnp.int32), adapters, turn, lengths, starts, rows
+        )
+        return self.final_norm(hidden).astype(config.dtype), cache
+
+
+def unembedding(params: Mapping[str, Any]) -> jax.Array:
+    """The matrix from states to logits, [V, D]; tied to the input embeddings where it has none."""
+    return params["unembed" if "unembed" in params else "embed"]["table"]
+
+
+class TokenTable(nn.Module):
+    """A row of D for each of V tokens."""
+
+    vocab_size: int
+    width: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, dtype: str) -> jax.Array:
+        """[B, T] int -> [B, T, D]."""
+        shape = (self.vocab_size, self.width)
+        table = self.param("table", nn.initializers.normal(0.02), shape)
+        # A clip would hide an id outside the table; NaN shows it.
+        return table.at[tokens].get(mode="fill", fill_value=jnp.nan).astype(dtype)
+
+
+class Linear(nn.Module):
+    """x W + b, plus what an adapter adds."""
+
+    features: int
+    bias: bool
+    dtype: str
+    adapter_dropout: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self, inputs: jax.Array, pair: Adapters = None, rows: jax.Array | None = None
+    ) -> jax.Array:
+        """[B, T, in] -> [B, T, features]; `pair` and `rows` as in `lora.delta`."""
+        shape = (inputs.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.normal(0.02), shape)
+        result = inputs @ kernel.astype(self.dtype)
+        if self.bias:
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+            result = result + bias.astype(self.dtype)[None, None]
+        if pair is not None:
+            kept = inputs
+            if self.adapter_dropout and self.has_rng("dropout"):
+                kept = nn.Dropout(self.adapter_dropout, deterministic=False)(inputs)
+            result = result + lora.delta(kept, pair, rows)
+        return result
+
+
+def stacked(block: Any, config: Any) -> Any:
+    """A block of (carry, layer, adapters, four shared inputs), scanned over L layers.
+
+    Layer index and adapters go along the layers, the rest is the same for each. `config` says
+    layers, unroll and remat.
+    """
+    if config.remat is not None:
+        policy = getattr(jax.checkpoint_policies, config.remat)
+        block = nn.remat(block, policy=policy, prevent_cse=False)
+    return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+        length=config.layers,
+        unroll=config.layers if config.unroll else 1,
+    )
+
+
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    cache: Cache | None,
+    layer: jax.Array,
+    lengths: jax.Array | None,
+    starts: jax.Array | None,
+    config: Any,
+) -> tuple[jax.Array, Cache | None]:
+    """Attention of one layer, its keys and values kept in the cache where there is one.
+
+    Args:
+        query: [B, T, N, H].
+        key, value: [B, T, G, H] of the same tokens.
+        cache: of all layers.
+        layer: scalar int32.
+        lengths, starts: as in `Decoder.__call__`.
+        config: says window and attention.
+
+    Returns:
+        [B, T, N, H] and the new cache.
+    """
+    if cache is None:
+        mixed = causal_attention(query, key, value, lengths, config.window, config.attention)
+        return mixed, None
+    batch, tokens = query.shape[:2]
+    first = jnp.zeros(batch, jnp.int32) if starts is None else starts
+    # The cache travels as the loop's carry, so that XLA writes these few slots in place.
+    slots = first[:, None] + jnp.arange(tokens, dtype=jnp.int32)[None, :]
+    line = jnp.arange(batch, dtype=jnp.int32)[:, None]
+    cache = Cache(
+        *(
+            whole.at[layer, line, slots].set(new.astype(whole.dtype), mode="drop")
+            for whole, new in zip(cache, (key, value), strict=True)
+        )
+    )
+    if starts is None:
+        mixed = causal_attention(query, key, value, lengths, config.window, config.attention)
+    else:
+        keys, values = (whole[layer].astype(query.dtype) for whole in cache)
+        mixed = cached_attention(query, keys, values, starts, config.window)
+    return mixed, cache
+
+
+def rms_norm(config: DecoderConfig, name: str) -> nn.RMSNorm:
+    """Root-mean-square norm in at least float32."""
+    wide = jnp.promote_types(config.dtype, jnp.float32)
+    return nn.RMSNorm(config.norm_eps, dtype=wide, name=name)
+
+
+class _Block(nn.Module):
+    config: DecoderConfig
+    adapter_dropout: float
+
+    @nn.compact
+    def __call__(
+        self,
+        carry: tuple[jax.Array, Cache | None],
+        layer: jax.Array,
+        adapters: Adapters,
+        turn: jax.Array,
+        lengths: jax.Array | None,
+        starts: jax.Array | None,
+        rows: jax.Array | None,
+    ) -> tuple[tuple[jax.Array, Cache | None], None]:
+        config, (hidden, cache) = self.config, carry
+        adapters = adapters or {}
+        inputs = rms_norm(config, "attention_norm")(hidden).astype(config.dtype)
+        attention = _Attention(config, self.adapter_dropout, name="attention")
+        mixed, cache = attention(
+            inputs, cache, layer, adapters.get("attention", {}), turn, lengths, starts, rows
+        )
+        hidden = hidden + mixed
+        inputs = rms_norm(config, "mlp_norm")(hidden).astype(config.dtype)
+        mlp = _Mlp(config, self.adapter_dropout, name="mlp")
+        return (hidden + mlp(inputs, adapters.get("mlp", {}), rows), cache), None
+
+
+class _Attention(nn.Module):
+    config: DecoderConfig
+    adapter_dropout: float
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: jax.Array,
+        cache: Cache | None,
+        layer: jax.Array,
+        adapters: Mapping[str, Any],
+        turn: jax.Array,
+        lengths: jax.Array | None,
+        starts: jax.Array | None,
+        rows: jax.Array | None,
+    ) -> tuple[jax.Array, Cache | None]:
+        config, (batch, tokens, _) = self.config, inputs.shape
+
+        def linear(name: str, features: int, bias: bool, values: jax.Array) -> jax.Array:
+            module = Linear(features, bias, config.dtype, self.adapter_dropout, name=name)
+            return module(values, adapters.get(name), rows)
+
+        def heads(name: str, count: int) -> jax.Array:
+            flat = linear(name, count * config.head_width, config.qkv_bias, inputs)
+            return flat.reshape(batch, tokens, count, config.head_width)
+
+        query, key = heads("query", config.heads), heads("key", config.kv_heads)
+        value = heads("value", config.kv_heads)
+        if config.qk_norm:
+            query = rms_norm(config, "query_norm")(query).astype(config.dtype)
+            key = rms_norm(config, "key_norm")(key).astype(config.dtype)
+        mixed, cache = attend(
+            rotate(query, turn), rotate(key, turn), value, cache, layer, lengths, starts, config
+        )
+        flat = mixed.reshape(batch, tokens, config.heads * config.head_width)
+        return linear("out", config.width, config.out_bias, flat), cache
+
+
+class _Mlp(nn.Module):
+    config: DecoderConfig
+    adapter_dropout: float
+
+    @nn.compact
+    def __call__(
+        self, inputs: jax.Array, adapters: Mapping[str, Any], rows: jax.Array | None
+    ) -> jax.Array:
+        config = self.config
+
+        def linear(name: str, features: int, values: jax.Array) -> jax.Array:
+            module = Linear(
+                features, config.mlp_bias, config.dtype, self.adapter_dropout, name=name
+            )
+            return module(values, adapters.get(name), rows)
+
+        gated = nn.silu(linear("gate", config.hidden, inputs))
+        return linear("down", config.width, gated * linear("up", config.hidden, inputs))
