@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from jaxalign.cli import main, read_lines
+from jaxalign.cli import main
+from jaxalign.commands.parser import read_lines
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use `(save|load)` instead:DeprecationWarning")
 

@@ -1,0 +1,20 @@
+"""`jaxalign demo`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from jaxalign.commands.parser import command
+
+
+def add(commands: Any) -> None:
+    """Adds the command."""
+    parser = command(commands, "demo", _demo, "the whole job on data that ships with the package")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder of report and plots")
+    parser.add_argument("--seed", type=int, default=0, help="of the simulated users")
+
+
+def _demo(arguments: argparse.Namespace, _: list[str]) -> None:
+    from jaxalign.demo import run_demo
+
+    run_demo(arguments.out, seed=arguments.seed)

@@ -1,0 +1,43 @@
+"""`jaxalign embed`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from jaxalign.commands.parser import command, read_lines
+from jaxalign.errors import InputError
+
+
+def add(commands: Any) -> None:
+    """Adds the command."""
+    parser = command(commands, "embed", _embed, "encode the texts of choices, or lines of a file")
+    parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
+    parser.add_argument("--pooling", choices=("auto", "mean", "cls", "last"), default="auto")
+    parser.add_argument("--data", help="preference file, folder or datasets name")
+    parser.add_argument("--texts", type=Path, help="a text a line")
+    parser.add_argument("--out", type=Path, required=True, help=".npz to write")
+
+
+def _embed(arguments: argparse.Namespace, _: list[str]) -> None:
+    from jaxalign.data import Features, load_source, save_features
+    from jaxalign.models.embed import encode_with_stats, load_encoder
+
+    if (arguments.data is None) == (arguments.texts is None):
+        raise InputError("embed takes either --data or --texts")
+    if arguments.out.suffix != ".npz":
+        raise InputError(f"--out {arguments.out} must end in .npz")
+    if arguments.texts is not None:
+        texts = list(dict.fromkeys(read_lines(arguments.texts)))
+        keys = texts
+    else:
+        choices = load_source(arguments.data).choices
+        keys, texts = list(choices.items), list(choices.texts)
+        if len(set(keys)) < len(keys):
+            raise InputError(
+                f"{arguments.data}: the same answer stands under two prompts, so ids are not "
+                "unique: let `jaxalign mrm train` encode it (it keeps what it encodes)"
+            )
+    pooling = None if arguments.pooling == "auto" else arguments.pooling
+    values, stats = encode_with_stats(load_encoder(arguments.model), texts, pooling=pooling)
+    save_features(arguments.out, Features(tuple(keys), values))
+    print(f"{stats.encoded} texts encoded, {stats.cached} known; wrote {arguments.out}")

@@ -1,0 +1,135 @@
+"""`jaxalign mrm train|adapt|rank|evaluate`."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxalign.commands.parser import command, fields, group, read_lines
+
+
+def add(commands: Any) -> None:
+    """Adds the commands."""
+    actions = group(commands, "mrm", "user reward models")
+    _add_train(actions)
+    _add_adapt(actions)
+    _add_rank(actions)
+    _add_evaluate(actions)
+
+
+def _add_train(actions: Any) -> None:
+    text = "train on choices, let validation users choose, judge test users once"
+    parser = command(
+        actions,
+        "train",
+        _train,
+        text,
+        epilog="Any field of the config can be set: --bayes.em_steps 12",
+    )
+    parser.add_argument("--config", type=Path, help="YAML, see configs/mrm")
+    parser.add_argument("--data", required=True, help="preference file, folder or datasets name")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
+    parser.add_argument(
+        "--fields",
+        action=fields("jaxalign.mrm.config:RunConfig"),
+        nargs=0,
+        help="list the config's fields and stop",
+    )
+    parser.set_defaults(takes_config=True)
+
+
+def _add_adapt(actions: Any) -> None:
+    parser = command(actions, "adapt", _adapt, "users' weights from their choices, as Parquet")
+    parser.add_argument("--model", type=Path, required=True, help="folder of a run")
+    parser.add_argument("--data", required=True, help="preference file of the users")
+    parser.add_argument("--features", type=Path, help="features of the items, if not from text")
+    parser.add_argument("--out", type=Path, help="Parquet file (MODEL/users.parquet)")
+
+
+def _add_rank(actions: Any) -> None:
+    parser = command(actions, "rank", _rank, "answers scored and ordered for a user")
+    parser.add_argument("--model", type=Path, required=True, help="folder of a run")
+    parser.add_argument("--user", help="whose taste; without it the population's")
+    parser.add_argument(
+        "--texts", type=Path, required=True, help="an answer a line, or .jsonl with `text`"
+    )
+    parser.add_argument("--users", type=Path, help="Parquet file of adapt (MODEL/users.parquet)")
+    parser.add_argument("--features", type=Path, help="features of the answers, ids = the texts")
+    parser.add_argument("--json", action="store_true", help="JSON lines instead of a table")
+
+
+def _add_evaluate(actions: Any) -> None:
+    parser = command(actions, "evaluate", _evaluate, "judge a saved model on its own test users")
+    parser.add_argument("--model", type=Path, required=True, help="folder of a run")
+    parser.add_argument("--data", required=True, help="the choices the run was made from, or more")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+
+
+def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from jaxalign.config import load_config
+    from jaxalign.mrm.config import RunConfig
+
+    config = load_config(RunConfig, arguments.config, rest)
+    from rich.console import Console
+
+    from jaxalign.metrics.table import terminal_table
+    from jaxalign.mrm.report import table_regimes
+    from jaxalign.mrm.run import run
+
+    report = run(config, arguments.data, arguments.out, resume=arguments.resume)
+    Console().print(terminal_table({r: report[r] for r in table_regimes(report)}))
+    print(f"validation chose {report['selected']['new_users']}; wrote {arguments.out}/report.md")
+
+
+def _adapt(arguments: argparse.Namespace, _: list[str]) -> None:
+    import numpy as np
+
+    from jaxalign.data import load_features, load_source
+    from jaxalign.mrm.model import load
+    from jaxalign.mrm.use import adapt_users
+    from jaxalign.mrm.user_weights import save_users
+
+    model = load(arguments.model)
+    choices = load_source(arguments.data).choices
+    features = load_features(arguments.features) if arguments.features else None
+    users = adapt_users(model, choices, features)
+    out = arguments.out or arguments.model / "users.parquet"
+    save_users(out, users, model.names)
+    known = users.accuracy[np.isfinite(users.accuracy)]
+    held_out = f", held-out accuracy {known.mean():.3f} on average" if len(known) else ""
+    print(f"{len(users.users)} users{held_out}; wrote {out}")
+
+
+def _rank(arguments: argparse.Namespace, _: list[str]) -> None:
+    from dataclasses import asdict, replace
+
+    from jaxalign.data import load_features, lookup
+    from jaxalign.mrm.model import load
+    from jaxalign.mrm.use import rank
+    from jaxalign.mrm.user_weights import load_users
+
+    model = load(arguments.model)
+    texts = read_lines(arguments.texts)
+    if arguments.users is not None:
+        model = replace(model, users=load_users(arguments.users, len(model.population()[0])))
+    features = lookup(load_features(arguments.features), texts) if arguments.features else None
+    ranked = rank(model, arguments.user, texts, features)
+    if arguments.json:
+        for entry in ranked:
+            print(json.dumps(asdict(entry), ensure_ascii=False))
+        return
+    print(" rank   score  chosen  answer")
+    for place, entry in enumerate(ranked, 1):
+        shown = entry.text if len(entry.text) <= 90 else entry.text[:87] + "..."
+        print(f"{place:5d} {entry.score:+7.3f}   {entry.probability:.2f}   {shown}")
+
+
+def _evaluate(arguments: argparse.Namespace, _: list[str]) -> None:
+    from jaxalign.mrm.evaluate import evaluate
+    from jaxalign.train.files import write_json
+
+    judged = evaluate(arguments.model, arguments.data)
+    print(json.dumps(judged, indent=1))
+    if arguments.out:
+        write_json(arguments.out, judged)

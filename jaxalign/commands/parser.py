@@ -1,0 +1,85 @@
+"""What the commands share: a parser whose refusals are one sentence, and the lines of a file."""
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jaxalign.errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line."""
+        raise InputError(f"{message}: see `{self.prog} --help`")
+
+
+def command(commands: Any, name: str, run: Any, text: str, **options: Any) -> Any:
+    """Adds a command that calls `run(arguments, rest)`; returns its parser.
+
+    Args:
+        commands: of `add_subparsers`.
+        name: what the user types.
+        run: called with the parsed arguments and what was left over.
+        text: help, lower case, without a full stop.
+        options: of `add_parser`.
+    """
+    parser = commands.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False, **options
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def group(commands: Any, name: str, text: str) -> Any:
+    """Adds a word that stands before several commands; returns where to add them."""
+    parser = commands.add_parser(name, help=text, allow_abbrev=False)
+    return parser.add_subparsers(required=True, metavar="ACTION")
+
+
+def fields(config: str) -> type[argparse.Action]:
+    """An option that lists a config's fields and stops, whatever else is missing.
+
+    Args:
+        config: module and class, such as `jaxalign.mrm.config:RunConfig`; imported when used.
+    """
+
+    class Fields(argparse.Action):
+        def __call__(self, parser: argparse.ArgumentParser, *rest: Any) -> None:
+            from jaxalign.config import describe
+
+            module, _, cls = config.partition(":")
+            print(describe(getattr(importlib.import_module(module), cls)))
+            parser.exit()
+
+    return Fields
+
+
+def read_lines(path: Path) -> list[str]:
+    """Texts of a file: one a line, or the `text` of each row of a .jsonl file.
+
+    Raises:
+        InputError: no such file, nothing in it, or a row without `text`.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    try:
+        lines = [line for line in path.read_text("utf-8").split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text ({error})") from None
+    if not lines:
+        raise InputError(f"{path} is empty: expected one text a line")
+    if path.suffix != ".jsonl":
+        return lines
+    texts = []
+    for number, line in enumerate(lines, 1):
+        try:
+            texts.append(str(json.loads(line)["text"]))
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise InputError(
+                f'{path}, line {number}: expected a JSON object with "text", found {line[:60]!r}'
+            ) from None
+    return texts
