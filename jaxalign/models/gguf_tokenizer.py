@@ -1,0 +1,184 @@
+"""The tokenizer and the chat template that a GGUF file carries."""
+
+from pathlib import Path
+from typing import Any
+
+from jaxalign.errors import InputError
+from jaxalign.models.weights.gguf_header import Header, read_header
+
+_CONTROL, _USER_DEFINED = 3, 4
+_SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+# By tokenizer.ggml.pre: how the text is cut before the merges.
+_GPT2 = ("gpt-2", "default")
+_SMOLLM = ("smollm",)
+_LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
+_QWEN2 = ("qwen2", "deepseek-r1-qwen")
+
+
+def gguf_tokenizer(path: Path) -> Any:
+    """The tokenizer in a GGUF file, without torch.
+
+    Args:
+        path: the .gguf file.
+
+    Returns:
+        A `transformers.PreTrainedTokenizerFast` with the special tokens, the rule about a leading
+        bos token and the chat template of the file.
+
+    Raises:
+        InputError: for a file that is not whole or has no tokenizer, and for tokenizers other than
+            the byte-level BPE of GPT-2, SmolLM, Llama 3 and Qwen2.
+
+    Source: llama.cpp, src/llama-vocab.cpp (cuts by `tokenizer.ggml.pre`), and the tokenizer.json
+    of those models.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    header = read_header(path)
+    kind = header.text("tokenizer.ggml.model")
+    if kind != "gpt2":
+        raise InputError(
+            f"{path}: tokenizer.ggml.model is {kind!r}; expected 'gpt2' (byte-level BPE): load "
+            "the tokenizer from the model's own folder."
+        )
+    tokens = header.texts("tokenizer.ggml.tokens")
+    special = {
+        f"{name}_token": _special(header, f"tokenizer.ggml.{key}_token_id", tokens)
+        for name, key in _SPECIAL.items()
+    }
+    backend = _backend(header, tokens)
+    _frame(header, backend, special)
+    options: dict[str, Any] = {name: token for name, token in special.items() if token is not None}
+    length = header.fields.get(f"{header.text('general.architecture')}.context_length")
+    if isinstance(length, int):
+        options["model_max_length"] = length
+    if "tokenizer.chat_template" in header.fields:
+        options["chat_template"] = header.text("tokenizer.chat_template")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, clean_up_tokenization_spaces=False, **options
+    )
+
+
+def _backend(header: Header, tokens: list[str]) -> Any:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    pre = header.fields.get("tokenizer.ggml.pre", "default")
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    if len(vocabulary) != len(tokens):
+        twice = next(token for index, token in enumerate(tokens) if vocabulary[token] != index)
+        raise InputError(f"{header.path}: tokenizer.ggml.tokens holds {twice!r} twice.")
+    merges = _merges(header)
+    try:
+        # Llama 3 takes a whole word of the vocabulary as it is, whatever the merges say.
+        model = models.BPE(vocabulary, merges, ignore_merges=pre in _LLAMA3)
+    except Exception as error:  # the library raises plain Exception
+        raise InputError(
+            f"{header.path}: tokenizer.ggml.merges does not fit the tokens ({error}): "
+            "convert or download the model again."
+        ) from error
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(_cuts(header.path, pre))
+    backend.decoder = decoders.ByteLevel()
+    if pre in _QWEN2:
+        backend.normalizer = normalizers.NFC()
+    added = [
+        AddedToken(tokens[index], normalized=False, special=kind == _CONTROL)
+        for index, kind in enumerate(_token_types(header, len(tokens)))
+        if kind in (_CONTROL, _USER_DEFINED)
+    ]
+    backend.add_tokens(added)
+    return backend
+
+
+def _merges(header: Header) -> list[tuple[str, str]]:
+    pairs = []
+    for merge in header.texts("tokenizer.ggml.merges"):
+        first, space, second = merge.partition(" ")
+        if not (first and space and second) or " " in second:
+            raise InputError(
+                f"{header.path}: tokenizer.ggml.merges holds {merge!r}; expected two tokens with "
+                "a space between them."
+            )
+        pairs.append((first, second))
+    return pairs
+
+
+def _cuts(path: Path, pre: Any) -> list[Any]:
+    from tokenizers import Regex
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Split
+
+    if pre in _GPT2:
+        return [ByteLevel(add_prefix_space=False)]
+    if pre in _SMOLLM:
+        return [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+    if pre not in _LLAMA3 + _QWEN2:
+        expected = ", ".join(_GPT2 + _SMOLLM + _LLAMA3 + _QWEN2)
+        raise InputError(
+            f"{path}: tokenizer.ggml.pre is {pre!r}; expected one of {expected}: load the "
+            "tokenizer from the model's own folder."
+        )
+    digits = r"\p{N}{1,3}" if pre in _LLAMA3 else r"\p{N}"
+    pattern = Regex("|".join((_CONTRACTIONS, _WORDS, digits, _REST)))
+    return [Split(pattern, "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]
+
+
+def _token_types(header: Header, count: int) -> list[int]:
+    types = header.fields.get("tokenizer.ggml.token_type", [1] * count)
+    if not isinstance(types, list) or len(types) != count:
+        raise InputError(
+            f"{header.path}: tokenizer.ggml.token_type does not name a type for each of the "
+            f"{count} tokens: convert or download the model again."
+        )
+    return types
+
+
+def _frame(header: Header, backend: Any, special: dict[str, str | None]) -> None:
+    """The post-processor: bos before and eos behind a text, where the file wants them."""
+    from tokenizers import processors
+
+    # Without a word in the file, llama.cpp gives Llama 3 its bos and the others none.
+    default = header.fields.get("tokenizer.ggml.pre") in _LLAMA3
+    wanted = {
+        "bos_token": header.fields.get("tokenizer.ggml.add_bos_token", default),
+        "eos_token": header.fields.get("tokenizer.ggml.add_eos_token", False),
+    }
+    marks = {name: special[name] for name, on in wanted.items() if on}
+    missing = [name for name, token in marks.items() if token is None]
+    if missing:
+        raise InputError(
+            f"{header.path}: tokenizer.ggml.add_{missing[0]} is set, but the file names no such "
+            "token: convert or download the model again."
+        )
+    trim = processors.ByteLevel(trim_offsets=False)
+    if not marks:
+        backend.post_processor = trim
+        return
+    before = [marks["bos_token"]] if "bos_token" in marks else []
+    behind = [marks["eos_token"]] if "eos_token" in marks else []
+    backend.post_processor = processors.Sequence(
+        [
+            trim,
+            processors.TemplateProcessing(
+                single=[*before, "$A", *behind],
+                pair=[*before, "$A", *behind, *[f"{t}:1" for t in before], "$B:1"]
+                + [f"{token}:1" for token in behind],
+                special_tokens=[
+                    (token, backend.token_to_id(token)) for token in {*before, *behind}
+                ],
+            ),
+        ]
+    )
+
+
+def _special(header: Header, key: str, tokens: list[str]) -> str | None:
+    index = header.fields.get(key)
+    if index is None:
+        return None
+    if not isinstance(index, int) or not 0 <= index < len(tokens):
+        raise InputError(
+            f"{header.path}: {key} is {index!r}; expected one of the {len(tokens)} tokens."
+        )
+    return tokens[index]
