@@ -1,0 +1,152 @@
+"""Chunks of tokens over the full vocabulary, scanned; the backward pass computes logits again.
+
+A step takes the next tokens of *every* shard, so that a token axis laid out over devices stays
+where it is. The last step starts earlier instead of padding, which would copy all hidden states:
+it repeats some tokens, and writes what is there already.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxalign.kernels.token_logprob.reference import in_vocabulary, pick, project, temper
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def token_logprob(
+    soft_cap: float | None,
+    chunk: int,
+    hidden: jax.Array,
+    unembedding: jax.Array,
+    targets: jax.Array,
+    temperature: jax.Array,
+    suppressed: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities and entropies, with [S, chunk, V] logits at a time.
+
+    Saves each token's entropy and log-sum-exp, as the largest logit and the rest (their sum would
+    round large logits), for the backward pass. The scan's carry
+    holds one gradient of the unembedding a shard, so shards are added once, after the scan.
+
+    Args:
+        soft_cap: logits stay inside (-soft_cap, soft_cap), or None.
+        chunk: tokens of a shard that a step takes, at most R.
+        hidden: [S, R, D] shards of R tokens.
+        unembedding: [V, D].
+        targets: [S, R] int.
+        temperature: scalar; gets no gradient.
+        suppressed: [V] bool, or None.
+
+    Returns:
+        logprob [S, R], entropy [S, R].
+    """
+    args = hidden, unembedding, targets, temperature, suppressed
+    return _forward(soft_cap, chunk, *args)[0]
+
+
+def _starts(tokens: int, chunk: int) -> jax.Array:
+    """Where each step's tokens begin; the last is moved back to end with the shard."""
+    return jnp.minimum(_unmoved(tokens, chunk), tokens - chunk)
+
+
+def _unmoved(tokens: int, chunk: int) -> jax.Array:
+    return chunk * jnp.arange(-(-tokens // chunk), dtype=jnp.int32)
+
+
+def _cut(array: jax.Array, start: jax.Array, chunk: int) -> jax.Array:
+    return lax.dynamic_slice_in_dim(array, start, chunk, axis=1)
+
+
+def _join(steps: jax.Array, tokens: int) -> jax.Array:
+    """[steps, S, chunk] -> [S, R], without what the last step repeats."""
+    count, shards, chunk = steps.shape
+    head = jnp.moveaxis(steps[:-1], 0, 1).reshape(shards, (count - 1) * chunk)
+    return jnp.concatenate([head, steps[-1][:, count * chunk - tokens :]], axis=1)
+
+
+def _forward(
+    soft_cap: float | None,
+    chunk: int,
+    hidden: jax.Array,
+    unembedding: jax.Array,
+    targets: jax.Array,
+    temperature: jax.Array,
+    suppressed: jax.Array | None,
+) -> tuple[tuple[jax.Array, jax.Array], tuple]:
+    weight = unembedding.astype(hidden.dtype)
+
+    def step(_: None, start: jax.Array) -> tuple[None, tuple]:
+        raw = project(_cut(hidden, start, chunk), weight)
+        logits = temper(raw, temperature, suppressed, soft_cap)
+        top = jnp.max(logits, axis=-1)
+        shifted = logits - top[..., None]
+        odds = jnp.exp(shifted)
+        total = jnp.sum(odds, axis=-1)
+        # A banned id has odds 0 and shifted -inf.
+        mean = jnp.sum(jnp.where(odds > 0, odds * shifted, 0), axis=-1) / total
+        log_total = jnp.log(total)
+        picked = pick(logits, _cut(targets, start, chunk))
+        # (z - top) - log: two large logits cancel before the small one is taken off.
+        return None, (picked - top - log_total, log_total - mean, top, log_total)
+
+    _, steps = lax.scan(step, None, _starts(hidden.shape[1], chunk))
+    logprob, entropy, *lse = (_join(part, hidden.shape[1]) for part in steps)
+    saved = hidden, unembedding, targets, temperature, suppressed, entropy, *lse
+    return (logprob, entropy), saved
+
+
+def _backward(soft_cap: float | None, chunk: int, saved: tuple, cotangents: tuple) -> tuple:
+    hidden, unembedding, targets, temperature, suppressed, entropy, *lse = saved
+    weight = unembedding.astype(hidden.dtype)
+    vocab, tokens, wide = len(weight), hidden.shape[1], entropy.dtype
+    # A target that is no id has the value NaN, a constant.
+    to_logprob = jnp.where(in_vocabulary(targets, vocab), cotangents[0], 0)
+    per_token = targets, to_logprob, cotangents[1], entropy, *lse
+
+    def step(carry: tuple, place: tuple) -> tuple[tuple, None]:
+        d_hidden, d_unembedding = carry
+        start, first_new = place
+        rows = _cut(hidden, start, chunk)
+        raw = project(rows, weight)
+        logits, pull = jax.vjp(lambda raw: temper(raw, temperature, suppressed, soft_cap), raw)
+        (d_raw,) = pull(_d_logits(logits, *(_cut(a, start, chunk) for a in per_token)))
+        d_raw = d_raw.astype(hidden.dtype)
+        d_rows = jnp.einsum("SCV,VD->SCD", d_raw, weight, preferred_element_type=wide)
+        d_hidden = lax.dynamic_update_slice_in_dim(
+            d_hidden, d_rows.astype(hidden.dtype), start, axis=1
+        )
+        new = (start + jnp.arange(chunk, dtype=jnp.int32) >= first_new)[None, :, None]
+        rows = jnp.where(new, rows, 0)
+        d_unembedding += jnp.einsum("SCV,SCD->SVD", d_raw, rows, preferred_element_type=wide)
+        return (d_hidden, d_unembedding), None
+
+    # Two carries that do not meet: the one that nobody asks for is removed from the scan.
+    start_of = jnp.zeros_like(hidden), jnp.zeros((len(hidden), *weight.shape), wide)
+    places = _starts(tokens, chunk), _unmoved(tokens, chunk)
+    (d_hidden, shards), _ = lax.scan(step, start_of, places)
+    d_unembedding = jnp.sum(shards, axis=0).astype(unembedding.dtype)
+    return d_hidden, d_unembedding, None, jnp.zeros_like(temperature), None
+
+
+def _d_logits(
+    logits: jax.Array,
+    targets: jax.Array,
+    to_logprob: jax.Array,
+    to_entropy: jax.Array,
+    entropy: jax.Array,
+    top: jax.Array,
+    log_total: jax.Array,
+) -> jax.Array:
+    """Gradient by the tempered logits [S, C, V]: g (1[t] - p) - h p (log p + entropy)."""
+    logprobs = logits - top[..., None] - log_total[..., None]
+    probability = jnp.exp(logprobs)
+    pressure = to_logprob[..., None] + to_entropy[..., None] * (logprobs + entropy[..., None])
+    ids = lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
+    chosen = jnp.where(ids == targets[..., None], to_logprob[..., None], 0)
+    # 0 times -inf at banned ids: NaN that `temper`'s own gradient does not select.
+    return chosen - probability * pressure
+
+
+token_logprob.defvjp(_forward, _backward)
