@@ -1,4 +1,4 @@
-"""The BERT family of text encoders (BERT, MiniLM, BGE): tokens in, one vector a text out."""
+"""The BERT family of text encoders (BERT, MiniLM, BGE, DistilBERT): tokens in, vectors out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,23 +9,33 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxalign.errors import InputError
+from jaxalign.models.decoder_config import size
 
 Pooling = Literal["mean", "cls", "last"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 
+# Field of a Hugging Face config -> size here, by model type.
 _SIZES = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "width",
-    "num_hidden_layers": "layers",
-    "num_attention_heads": "heads",
-    "intermediate_size": "hidden",
-    "max_position_embeddings": "positions",
+    "bert": {
+        "vocab_size": "vocab_size",
+        "hidden_size": "width",
+        "num_hidden_layers": "layers",
+        "num_attention_heads": "heads",
+        "intermediate_size": "hidden",
+        "max_position_embeddings": "positions",
+    },
+    "distilbert": {
+        "vocab_size": "vocab_size",
+        "dim": "width",
+        "n_layers": "layers",
+        "n_heads": "heads",
+        "hidden_dim": "hidden",
+        "max_position_embeddings": "positions",
+    },
 }
-_SUPPORTED = {
-    "model_type": ("bert",),
-    "hidden_act": ("gelu",),
-    "position_embedding_type": ("absolute",),
-    "is_decoder": (False,),
+_SUPPORTED: dict[str, dict[str, Any]] = {
+    "bert": {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False},
+    "distilbert": {"activation": "gelu"},
 }
 
 
@@ -40,7 +50,7 @@ class EncoderConfig:
         heads: N; D is a multiple of it.
         hidden: F, the feed-forward width.
         positions: the most tokens a text may have.
-        token_types: rows of the token type table; only row 0 is used.
+        token_types: rows of the token type table; 0 for a model without one (DistilBERT).
         norm_eps: epsilon of every layer norm.
         dtype: of the compute; softmax and layer norm use at least float32.
         unroll: unroll the scan over layers (longer to compile, for counting FLOPs).
@@ -71,65 +81,78 @@ class EncoderConfig:
             source: what to call the config in messages.
 
         Raises:
-            InputError: for a field that is missing or wrong, or an architecture that is not BERT's.
+            InputError: for a field that is missing or wrong, or an architecture that is not here.
         """
-        for field, allowed in _SUPPORTED.items():
-            found = config.get(field, None if field == "model_type" else allowed[0])
-            if found not in allowed:
-                raise InputError(
-                    f"{source}: {field} is {found!r}; the encoder supports "
-                    f"{', '.join(map(repr, allowed))} only: choose a BERT, MiniLM or BGE model."
-                )
-        sizes: dict[str, Any] = {
-            name: _size(config, field, source) for field, name in _SIZES.items()
-        }
-        if sizes["width"] % sizes["heads"]:
+        kind = config.get("model_type")
+        if kind not in _SIZES:
             raise InputError(
-                f"{source}: hidden_size {sizes['width']} is not a multiple of "
-                f"num_attention_heads {sizes['heads']}."
+                f"{source}: model_type is {kind!r}; the encoder supports "
+                f"{', '.join(map(repr, _SIZES))} only: choose a BERT, MiniLM, BGE or DistilBERT "
+                "model."
             )
+        for field, expected in _SUPPORTED[kind].items():
+            found = config.get(field, expected)
+            if found != expected:
+                raise InputError(f"{source}: {field} is {found!r}; expected {expected!r}.")
+        fields = _SIZES[kind]
+        sizes: dict[str, Any] = {ours: size(config, name, source) for name, ours in fields.items()}
+        if sizes["width"] % sizes["heads"]:
+            width, heads = (name for name, ours in fields.items() if ours in ("width", "heads"))
+            raise InputError(
+                f"{source}: {width} {sizes['width']} is not a multiple of {heads} {sizes['heads']}."
+            )
+        if kind == "distilbert":  # its epsilon is no field, but fixed
+            return cls(**sizes, token_types=0, dtype=dtype)
         return cls(
             **sizes,
-            token_types=int(config.get("type_vocab_size", 2)),
+            token_types=size(config, "type_vocab_size", source, 2),
             norm_eps=float(config.get("layer_norm_eps", 1e-12)),
             dtype=dtype,
         )
 
 
-def _size(config: Mapping[str, Any], field: str, source: str) -> int:
-    value = config.get(field)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{source}: {field} is {value!r}; expected a positive whole number.")
-    return value
-
-
 class Encoder(nn.Module):
     """BERT without a head: embeddings, then L post-norm blocks compiled as one.
 
-    Source: Devlin et al. 2019, https://arxiv.org/abs/1810.04805.
+    Source: Devlin et al. 2019, https://arxiv.org/abs/1810.04805; without token types, Sanh et al.
+    2019, https://arxiv.org/abs/1910.01108.
     """
 
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        tokens: jax.Array | None,
+        mask: jax.Array,
+        *,
+        embeddings: jax.Array | None = None,
+        types: jax.Array | None = None,
+    ) -> jax.Array:
         """Hidden states of the last layer.
 
         Args:
-            tokens: [B, T] int, T at most `config.positions`.
+            tokens: [B, T] int, T at most `config.positions`; None where there are embeddings.
             mask: [B, T], nonzero where there is a token; padding may stand on either side, but
                 positions count from the first column.
+            embeddings: [B, T, D] in place of the tokens' rows of the table, of `embed` or any
+                other; positions and types are added here.
+            types: [B, T] int, which of two texts a token belongs to; None for 0 everywhere, and
+                for a model without them.
 
         Returns:
             [B, T, D] in `config.dtype`; rows of padding hold no meaning.
+
+        Raises:
+            InputError: for more tokens than there are positions.
         """
-        config = self.config
-        if tokens.shape[-1] > config.positions:
+        config, length = self.config, mask.shape[-1]
+        if length > config.positions:
             raise InputError(
-                f"texts of {tokens.shape[-1]} tokens do not fit the encoder, which has "
+                f"texts of {length} tokens do not fit the encoder, which has "
                 f"{config.positions} positions: truncate them."
             )
-        hidden = _Embeddings(config, name="embeddings")(tokens)
+        hidden = _Embeddings(config, name="embeddings")(tokens, embeddings, types)
         block: Any = _Block
         if config.remat is not None:
             policy = getattr(jax.checkpoint_policies, config.remat)
@@ -150,15 +173,21 @@ class _Embeddings(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
+    def __call__(
+        self, tokens: jax.Array | None, embeddings: jax.Array | None, types: jax.Array | None
+    ) -> jax.Array:
         config, init = self.config, nn.initializers.normal(0.02)
         word = self.param("word", init, (config.vocab_size, config.width))
         position = self.param("position", init, (config.positions, config.width))
-        kind = self.param("type", init, (config.token_types, config.width))
-        # A clip would hide an id outside the table; NaN shows it.
-        hidden = word.at[tokens].get(mode="fill", fill_value=jnp.nan)
-        hidden = hidden + (position[: tokens.shape[-1]] + kind[:1])[None]
-        return _norm(config, "norm")(hidden).astype(config.dtype)
+        hidden = _rows(word, tokens) if embeddings is None else embeddings.astype(word.dtype)
+        shared = position[: hidden.shape[1]]
+        if config.token_types:
+            kind = self.param("type", init, (config.token_types, config.width))
+            if types is None:
+                shared = shared + kind[:1]
+            else:
+                hidden = hidden + _rows(kind, types)
+        return layer_norm(config, "norm")(hidden + shared[None]).astype(config.dtype)
 
 
 class _Block(nn.Module):
@@ -170,10 +199,10 @@ class _Block(nn.Module):
     def __call__(self, hidden: jax.Array, mask: jax.Array) -> tuple[jax.Array, None]:
         config = self.config
         attended = _Attention(config, name="attention")(hidden, mask)
-        hidden = _norm(config, "attention_norm")(hidden + attended).astype(config.dtype)
+        hidden = layer_norm(config, "attention_norm")(hidden + attended).astype(config.dtype)
         inner = nn.gelu(_dense(config, config.hidden, "up")(hidden), approximate=False)
         hidden = hidden + _dense(config, config.width, "down")(inner)
-        return _norm(config, "output_norm")(hidden).astype(config.dtype), None
+        return layer_norm(config, "output_norm")(hidden).astype(config.dtype), None
 
 
 class _Attention(nn.Module):
@@ -209,6 +238,16 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Arra
     scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(wide).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     return jnp.einsum("BNTS,BSNH->BTNH", weights, value)
+
+
+def embed(params: Mapping[str, Any], tokens: jax.Array) -> jax.Array:
+    """Rows of the word table, before positions: [B, T] int -> [B, T, D]; NaN for no such row."""
+    return _rows(params["embeddings"]["word"], tokens)
+
+
+def _rows(table: jax.Array, numbers: Any) -> jax.Array:
+    # A clip would hide a number outside the table; NaN shows it.
+    return table.at[numbers].get(mode="fill", fill_value=jnp.nan)
 
 
 def pool(hidden: jax.Array, mask: jax.Array, pooling: Pooling = "mean") -> jax.Array:
@@ -252,7 +291,8 @@ def _dense(config: EncoderConfig, features: int, name: str) -> nn.Dense:
     return nn.Dense(features, dtype=config.dtype, kernel_init=init, name=name)
 
 
-def _norm(config: EncoderConfig, name: str) -> nn.LayerNorm:
+def layer_norm(config: Any, name: str) -> nn.LayerNorm:
+    """Layer norm in at least float32, with the `norm_eps` of a config."""
     wide = jnp.promote_types(config.dtype, jnp.float32)
     # The fast variance E[x^2] - E[x]^2 cancels.
     return nn.LayerNorm(config.norm_eps, dtype=wide, use_fast_variance=False, name=name)

@@ -10,8 +10,9 @@ from jaxalign.errors import InputError
 from jaxalign.models.attention import Cache
 from jaxalign.models.decoder import Adapters, Decoder, unembedding
 from jaxalign.models.decoder_config import FAMILIES, DecoderConfig
+from jaxalign.models.gpt2 import GPT2, GPT2Config
 
-Config = DecoderConfig
+Config = DecoderConfig | GPT2Config
 
 
 def config_from_hf(
@@ -30,13 +31,17 @@ def config_from_hf(
     kind = config.get("model_type")
     if kind in FAMILIES:
         return DecoderConfig.from_hf(config, dtype, source)
+    if kind == "gpt2":
+        return GPT2Config.from_hf(config, dtype, source)
     raise InputError(
-        f"{source}: model_type is {kind!r}; expected a decoder, one of {', '.join(FAMILIES)}."
+        f"{source}: model_type is {kind!r}; expected a decoder, one of {', '.join(FAMILIES)}, gpt2."
     )
 
 
-def module(config: Config, adapter_dropout: float = 0.0) -> Decoder:
+def module(config: Config, adapter_dropout: float = 0.0) -> Decoder | GPT2:
     """The Linen module of a config."""
+    if isinstance(config, GPT2Config):
+        return GPT2(config, adapter_dropout)
     return Decoder(config, adapter_dropout)
 
 

@@ -30,7 +30,7 @@ KNOWN_SHA256 = {
 }
 _SUFFIXES = (".safetensors", ".gguf")
 _PROBE_SECONDS = 3.0
-_WANTED = ["*.json", "*.txt", "model*.safetensors", "tokenizer.model"]
+_WANTED = ["*.json", "*.txt", "*.jinja", "model*.safetensors", "tokenizer.model"]
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model")
 
 

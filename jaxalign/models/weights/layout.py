@@ -1,5 +1,7 @@
 """Which tensor of a file is which parameter: one table a family, read and written alike."""
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -29,12 +31,16 @@ class Leaf:
 class Layout:
     """All parameters of a model.
 
+    Patterns are tried at the beginning of a name, with and without the prefixes.
+
     Attributes:
         leaves: the table.
         layers: L.
         prefixes: name beginnings that some files leave out or add, such as `model.`; tried in turn.
         ignored: pattern of tensors of a file that are no parameters here, such as old buffers.
         optional: pattern of tensors that may be missing, such as a head that is tied.
+        renamed: pairs of a pattern and what replaces it in a name of the file, for early spellings.
+        copies: pairs of a tensor that some files hold and the one it must then equal.
     """
 
     leaves: tuple[Leaf, ...]
@@ -42,3 +48,26 @@ class Layout:
     prefixes: tuple[str, ...] = ()
     ignored: str = r"(?!)"
     optional: str = r"(?!)"
+    renamed: tuple[tuple[str, str], ...] = ()
+    copies: tuple[tuple[str, str], ...] = ()
+
+    def names(self, leaf: Leaf) -> list[str]:
+        """The tensors of a leaf: one, or L of them in order."""
+        if not leaf.layered:
+            return [leaf.name]
+        return [leaf.name.format(layer=layer) for layer in range(self.layers)]
+
+    def shape(self, leaf: Leaf) -> tuple[int, ...]:
+        """The shape of the parameter itself, layers stacked."""
+        inner = leaf.shape[::-1] if leaf.transpose else leaf.shape
+        return (self.layers, *inner) if leaf.layered else inner
+
+    def optional_paths(self) -> set[tuple[str, ...]]:
+        """Parameters that may be missing."""
+        return {leaf.path for leaf in self.leaves if re.match(self.optional, self.names(leaf)[0])}
+
+    def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Name and shape in the file of every tensor."""
+        for leaf in self.leaves:
+            for name in self.names(leaf):
+                yield name, leaf.shape

@@ -1,0 +1,209 @@
+"""Parameters into safetensors as transformers names them, one parameter in memory at a time."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.errors import InputError
+from jaxalign.models.weights.layout import Layout, Leaf
+from jaxalign.models.weights.load import abstract_params, fill
+from jaxalign.models.weights.safetensors import INDEX, SINGLE
+
+# Weights of a folder, which new ones replace.
+WEIGHTS = "model*.safetensors*"
+_NAMES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One tensor to write."""
+
+    name: str
+    leaf: Leaf
+    layer: int | None
+    dtype: np.dtype
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return int(np.prod(self.leaf.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+def save_params(
+    folder: str | Path,
+    params: Mapping[str, Any],
+    layout: Layout,
+    max_shard_bytes: float = 5e9,
+    dtype: Any = None,
+) -> None:
+    """Write parameters as `model.safetensors`, or as shards with their index.
+
+    Args:
+        folder: made where it is missing; weights in it are replaced once the new ones are whole.
+        params: as `load_params` gives them.
+        layout: the family's table.
+        max_shard_bytes: of one file; a larger tensor gets one of its own.
+        dtype: of the file; None for that of each parameter.
+
+    Raises:
+        InputError: for parameters that do not fit the layout, or are not of floats.
+    """
+    values = _by_path(params)
+    _check(values, layout)
+    entries = [
+        _Entry(name, leaf, layer if leaf.layered else None, _dtype(leaf, values[leaf.path], dtype))
+        for leaf in layout.leaves
+        if leaf.path in values
+        for layer, name in enumerate(layout.names(leaf))
+    ]
+    shards = _shards(entries, max_shard_bytes)
+    files = [SINGLE]
+    if len(shards) > 1:
+        files = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
+    with whole_folder(folder, WEIGHTS) as aside:
+        for file, shard in zip(files, shards, strict=True):
+            with (aside / file).open("wb") as handle:
+                _write(handle, shard, values)
+        if len(shards) > 1:
+            index = {
+                "metadata": {"total_size": sum(entry.size for entry in entries)},
+                "weight_map": {
+                    entry.name: file
+                    for file, shard in zip(files, shards, strict=True)
+                    for entry in shard
+                },
+            }
+            (aside / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+@contextmanager
+def whole_folder(folder: str | Path, stale: str | None = None) -> Iterator[Path]:
+    """A new folder beside `folder`, whose files move there once the block has ended well.
+
+    Args:
+        folder: new, or one whose other files stay; until the end it is as it was.
+        stale: pattern of old files that go when new ones come.
+
+    Raises:
+        InputError: where `folder` is a file.
+    """
+    folder = Path(folder).expanduser().absolute()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; expected a folder, new or old.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+        if not folder.exists():
+            os.replace(aside, folder)
+            return
+        for path in folder.glob(stale) if stale else ():
+            if not (aside / path.name).exists():
+                path.unlink()
+        # An index points to shards, so it comes after them.
+        for path in sorted(aside.iterdir(), key=lambda path: (path.name == INDEX, path.name)):
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_tensors(
+    handle: IO[bytes], headers: Sequence[tuple[str, str, tuple[int, ...], int]],
+    values: Iterator[np.ndarray],
+) -> None:  # fmt: skip
+    """One safetensors file, written as its tensors come.
+
+    Args:
+        handle: open for writing, empty.
+        headers: name, safetensors' dtype, shape and bytes of each tensor.
+        values: their contents, in this order.
+
+    Source: https://github.com/huggingface/safetensors (format).
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, dtype, shape, size in headers:
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data begins on a multiple of 8
+    handle.write(len(text).to_bytes(8, "little") + text)
+    for value in values:
+        handle.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+
+
+def _write(handle: IO[bytes], entries: Sequence[_Entry], values: Mapping[Any, Any]) -> None:
+    headers = [
+        (entry.name, _NAMES[entry.dtype.name], entry.leaf.shape, entry.size) for entry in entries
+    ]
+    write_tensors(handle, headers, _contents(entries, values))
+
+
+def _contents(entries: Sequence[_Entry], values: Mapping[Any, Any]) -> Iterator[np.ndarray]:
+    held, whole = None, np.empty(0)
+    for entry in entries:
+        if held != entry.leaf.path:
+            held, whole = entry.leaf.path, np.asarray(values[entry.leaf.path])
+        value = (whole if entry.layer is None else whole[entry.layer]).astype(
+            entry.dtype, copy=False
+        )
+        if entry.leaf.transpose:
+            turned = np.empty(entry.leaf.shape, entry.dtype)
+            fill(turned, value.T)
+            value = turned
+        yield value
+
+
+def _shards(entries: Sequence[_Entry], most: float) -> list[list[_Entry]]:
+    shards: list[list[_Entry]] = [[]]
+    size = 0
+    for entry in entries:
+        if shards[-1] and size + entry.size > most:
+            shards.append([])
+            size = 0
+        shards[-1].append(entry)
+        size += entry.size
+    return shards
+
+
+def _dtype(leaf: Leaf, value: Any, dtype: Any) -> np.dtype:
+    found = jnp.dtype(value.dtype if dtype is None else dtype)
+    if found.name not in _NAMES:
+        raise InputError(
+            f"parameter {'.'.join(leaf.path)} is {found.name}; expected one of {', '.join(_NAMES)}."
+        )
+    return found
+
+
+def _check(values: Mapping[tuple[str, ...], Any], layout: Layout) -> None:
+    expected = _by_path(abstract_params(layout))
+    optional = layout.optional_paths()
+    missing = expected.keys() - values.keys() - optional
+    for what, wrong in (("missing", missing), ("not part of it", values.keys() - expected.keys())):
+        if wrong:
+            raise InputError(
+                f"parameter {'.'.join(min(wrong))} is {what}: expected the parameters that the "
+                "model's config describes."
+            )
+    for path, value in values.items():
+        if tuple(value.shape) != expected[path].shape:
+            raise InputError(
+                f"parameter {'.'.join(path)} has shape {list(value.shape)}; the model's config "
+                f"asks for {list(expected[path].shape)}."
+            )
+
+
+def _by_path(tree: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {tuple(str(part.key) for part in path): value for path, value in leaves}
