@@ -1,0 +1,165 @@
+"""A language model with its tokenizer, from any file that holds one, and back into a folder."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxalign.errors import InputError
+from jaxalign.models import families
+from jaxalign.models.decoder_config import DecoderConfig
+from jaxalign.models.encoder_files import read_json
+from jaxalign.models.gguf_config import gguf_config
+from jaxalign.models.gguf_tokenizer import gguf_tokenizer
+from jaxalign.models.resolve import resolve
+from jaxalign.models.weights import decoder, gpt2
+from jaxalign.models.weights.gguf import open_gguf
+from jaxalign.models.weights.layout import Layout
+from jaxalign.models.weights.load import abstract_params, load_params
+from jaxalign.models.weights.safetensors import open_tensors
+from jaxalign.models.weights.save import WEIGHTS, save_params, whole_folder
+
+Tree = dict[str, Any]
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """A loaded language model; made by `load_language_model`.
+
+    Attributes:
+        config: sizes and switches; its dtype is that of the compute.
+        params: nested dict of arrays, layers stacked.
+        tokenizer: of transformers, with the chat template where the model has one.
+        hf_config: its config.json, as it was found.
+        name: as it was asked for.
+        sha256: of the weights.
+        generation: its generation_config.json; empty where it has none.
+    """
+
+    config: families.Config
+    params: Tree = field(repr=False)
+    tokenizer: Any = field(repr=False)
+    hf_config: Mapping[str, Any] = field(repr=False)
+    name: str
+    sha256: str
+    generation: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+def load_language_model(
+    name: str,
+    dtype: str = "float32",
+    shardings: Callable[[Tree], Tree] | None = None,
+    sha256: str | None = None,
+) -> LanguageModel:
+    """A decoder of any family, from safetensors or GGUF.
+
+    Args:
+        name: a folder, a file or a name, as `resolve` takes it.
+        dtype: of parameters and compute.
+        shardings: from the tree of shapes to a tree of shardings alike; None for one device.
+        sha256: what the weights must hash to.
+
+    Raises:
+        InputError: where the model cannot be found, is of no family here, or is broken.
+    """
+    if dtype not in _DTYPES:
+        raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(_DTYPES)}.")
+    model = resolve(name, sha256)
+    gguf = model.weights[0].suffix == ".gguf"
+    source = model.weights[0] if gguf else model.folder / "config.json"
+    settings = gguf_config(source) if gguf else read_json(source, required=True)
+    config = families.config_from_hf(_completed(settings, str(source)), dtype, str(source))
+    tokenizer = gguf_tokenizer(source) if gguf else load_tokenizer(model.folder)
+    if len(tokenizer) > config.vocab_size:
+        raise InputError(
+            f"{source}: the tokenizer has {len(tokenizer)} entries, the model "
+            f"{config.vocab_size}: check that the two belong together."
+        )
+    table = layout(config)
+    places = None if shardings is None else shardings(abstract_params(table, dtype))
+    with open_gguf(source) if gguf else open_tensors(model.weights) as tensors:
+        params = load_params(tensors, table, dtype, places)
+    generation = {} if gguf else read_json(model.folder / "generation_config.json")
+    return LanguageModel(config, params, tokenizer, settings, name, model.sha256, generation)
+
+
+def save_language_model(
+    folder: str | Path, model: LanguageModel, max_shard_bytes: float = 5e9, dtype: str | None = None
+) -> None:
+    """Write weights, config.json and tokenizer so that transformers loads the folder.
+
+    Args:
+        folder: new, or one whose model is replaced once the new one is whole.
+        model: what to write.
+        max_shard_bytes: of one weight file.
+        dtype: of the files; None for that of the parameters.
+
+    Raises:
+        InputError: for parameters that do not fit the config.
+    """
+    written = dtype or jnp.dtype(model.params["embed"]["table"].dtype).name
+    settings = {key: value for key, value in model.hf_config.items() if key != "torch_dtype"}
+    architecture = "GPT2LMHeadModel"
+    if isinstance(model.config, DecoderConfig):
+        architecture = f"{model.config.family.capitalize()}ForCausalLM"
+    settings |= {"architectures": [architecture], "dtype": written}
+    with whole_folder(folder, WEIGHTS) as aside:
+        save_params(aside, model.params, layout(model.config), max_shard_bytes, dtype)
+        model.tokenizer.save_pretrained(aside)
+        _write_json(aside / "config.json", settings)
+        if model.generation:
+            _write_json(aside / "generation_config.json", model.generation)
+
+
+def layout(config: families.Config) -> Layout:
+    """The table of tensors of a language model's family."""
+    if isinstance(config, DecoderConfig):
+        return decoder.layout(config)
+    return gpt2.layout(config)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model's folder, through transformers and without the network.
+
+    Raises:
+        InputError: where there is none, or transformers cannot read it.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # whatever the library trips over, the way on is the same
+        raise InputError(
+            f"{folder}: its tokenizer cannot be read ({_line(error)}); expected tokenizer.json or "
+            "the vocabulary files of its family: download them again."
+        ) from error
+
+
+def _completed(settings: Mapping[str, Any], source: str) -> Tree:
+    """The config with transformers' defaults for what it leaves out."""
+    from transformers import AutoConfig
+
+    kind = settings.get("model_type")
+    if kind not in (*families.FAMILIES, "gpt2"):
+        return dict(settings)  # refused by name afterwards
+    rest = {key: value for key, value in settings.items() if key != "model_type"}
+    try:
+        return AutoConfig.for_model(kind, **rest).to_dict()
+    except Exception as error:  # its checks raise errors of several kinds
+        raise InputError(
+            f"{source}: transformers cannot read it ({_line(error)}): download it again."
+        ) from error
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", "utf-8")
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
