@@ -9,7 +9,7 @@ from types import ModuleType
 
 from jaxalign.version import __version__
 
-_SUBPACKAGES = ("data", "demo", "kernels", "metrics", "models", "mrm", "rewards", "train")
+_SUBPACKAGES = ("data", "demo", "kernels", "metrics", "models", "mrm", "palm", "rewards", "train")
 
 __all__ = ["__version__", *_SUBPACKAGES]
 

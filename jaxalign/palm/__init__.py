@@ -1,0 +1,69 @@
+"""A small portfolio of policies for every preference, certified: PALM (arXiv 2604.04144)."""
+
+from jaxalign.palm.baselines import Baseline, baseline, baseline_weights
+from jaxalign.palm.bounds import tie_points, upper_facets
+from jaxalign.palm.certificate import Certificate, HeldOut, Report, guarantee, held_out, report
+from jaxalign.palm.config import PalmConfig
+from jaxalign.palm.cover import Cover, Selection, best_of_size, cover, cover_interval
+from jaxalign.palm.domain import check_weights, coordinates, corners
+from jaxalign.palm.gaps import Gap, worst_gap
+from jaxalign.palm.grid import grid_size, weight_grid
+from jaxalign.palm.oracle import (
+    BatchOracle,
+    ClosedForm,
+    Evaluator,
+    Oracle,
+    Policies,
+    Policy,
+    stack,
+)
+from jaxalign.palm.portfolio import Portfolio, Usage, assemble, build, load
+from jaxalign.palm.search import SearchState, load_state, search
+from jaxalign.palm.sweep import Sweep, best_member, prompt_outcomes, sweep, tilted_log_probs
+
+__all__ = [
+    "Baseline",
+    "BatchOracle",
+    "Certificate",
+    "ClosedForm",
+    "Cover",
+    "Evaluator",
+    "Gap",
+    "HeldOut",
+    "Oracle",
+    "PalmConfig",
+    "Policies",
+    "Policy",
+    "Portfolio",
+    "Report",
+    "SearchState",
+    "Selection",
+    "Sweep",
+    "Usage",
+    "assemble",
+    "baseline",
+    "baseline_weights",
+    "best_member",
+    "best_of_size",
+    "build",
+    "check_weights",
+    "coordinates",
+    "corners",
+    "cover",
+    "cover_interval",
+    "grid_size",
+    "guarantee",
+    "held_out",
+    "load",
+    "load_state",
+    "prompt_outcomes",
+    "report",
+    "search",
+    "stack",
+    "sweep",
+    "tie_points",
+    "tilted_log_probs",
+    "upper_facets",
+    "weight_grid",
+    "worst_gap",
+]

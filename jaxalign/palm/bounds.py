@@ -1,0 +1,107 @@
+"""What is known of the optimum V(w) between solved weights, without another oracle call.
+
+V is convex and linear along rays, so a mixture of solved weights is worth at most the mixture of
+their values: U(w) = min {sum a_k V_k : sum a_k w_k = w, a >= 0}, the lower convex hull of the
+points (w_k, V_k). Its facets are linear functions y, and U(w) = max over facets of <y, w>: U is the
+best of a pool of optimistic policies that nobody has.
+"""
+
+import numpy as np
+from scipy.spatial import ConvexHull, HalfspaceIntersection, QhullError
+
+from jaxalign.palm.domain import Floats
+
+# Facets whose weights are closer to dependent than this take Qhull's plane instead of their own.
+_CONDITION = 1e10
+
+
+def upper_facets(weights: Floats, values: Floats) -> Floats:
+    """Return linear functions whose largest is the least upper bound of V between solved weights.
+
+    Args:
+        weights: [n, D] solved weights, every corner of the domain among them, last coordinate
+            affine in the others (as in `palm.corners`).
+        values: [n] upper bounds of V there: of exact oracles, V itself.
+
+    Returns:
+        [Y, D], with U(w) = max over rows of <y, w>.
+
+    Source: optimistic linear support (Roijers, Whiteson, Oliehoek, JAIR 2015), as one hull.
+    """
+    size = weights.shape[1]
+    if size == 1:
+        return np.array([[values.min()]])
+    # A point far above the middle gives the hull full dimension and touches no lower facet.
+    height = values.max() + 1 + np.ptp(values)
+    apex = np.append(weights[:, :-1].mean(axis=0), height)
+    points = np.concatenate([np.column_stack([weights[:, :-1], values]), apex[None]])
+    hull = ConvexHull(points, qhull_options="Qt")
+    lower = (hull.simplices < len(weights)).all(axis=1) & (hull.equations[:, -2] < -1e-12)
+    facets = _through(weights, values, hull.simplices[lower], hull.equations[lower])
+    functions = np.unique(facets, axis=0)
+    # A facet that Qhull merged away can leave the bound a rounding too low at its corners.
+    missing = np.max(values - np.max(weights @ functions.T, axis=1), initial=0.0)
+    return functions + missing * _constant(weights)
+
+
+def _through(weights: Floats, values: Floats, vertices: np.ndarray, planes: Floats) -> Floats:
+    """Linear functions [F, D] with the values of facets' vertices [F, D], or on their planes."""
+    slopes, offsets = -planes[:, :-2] / planes[:, -2:-1], -planes[:, -1:] / planes[:, -2:-1]
+    # slope x + offset in the coordinates' own terms: the constant is linear in them.
+    functions = np.pad(slopes, [(0, 0), (0, 1)]) + offsets * _constant(weights)[None]
+    sound = np.linalg.cond(weights[vertices]) < _CONDITION
+    chosen = vertices[sound]
+    functions[sound] = np.linalg.solve(weights[chosen], values[chosen][..., None])[..., 0]
+    return functions
+
+
+def _constant(weights: Floats) -> Floats:
+    """The linear function [D] that is 1 on the whole domain: of ones on the simplex."""
+    return np.asarray(np.linalg.lstsq(weights, np.ones(len(weights)))[0], np.float64)
+
+
+def tie_points(policies: Floats, corners: Floats) -> Floats:
+    """Return the weights where policies tie as best, and the domain's corners.
+
+    A convex function less the best of the policies is largest at one of these points: between
+    them the best policy does not change, and the difference is convex.
+
+    Args:
+        policies: [M, D].
+        corners: [N, D] of the domain.
+
+    Returns:
+        [W, D]; a sample of the domain should Qhull fail on degenerate policies.
+
+    Source: corner weights (Roijers, Whiteson, Oliehoek, JAIR 2015).
+    """
+    if corners.shape[1] == 1:
+        return corners
+    design = np.column_stack([corners[:, :-1], np.ones(len(corners))])
+    last = np.linalg.lstsq(design, corners[:, -1])[0]
+    slopes = policies[:, :-1] + policies[:, -1:] * last[None, :-1]
+    offsets = policies[:, -1] * last[-1]
+    top = (policies @ corners.T).max() + 1
+    below = np.column_stack([slopes, -np.ones(len(policies)), offsets])
+    cover = np.append(np.zeros(corners.shape[1] - 1), [1.0, -top])
+    planes = _facets(corners[:, :-1])
+    sides = np.column_stack([planes[:, :-1], np.zeros(len(planes)), planes[:, -1]])
+    middle = corners[:, :-1].mean(axis=0)
+    inside = np.append(middle, (top + np.max(slopes @ middle + offsets)) / 2)
+    try:
+        found = HalfspaceIntersection(np.concatenate([below, cover[None], sides]), inside)
+        points = found.intersections
+    except QhullError:
+        mixtures = np.random.default_rng(0).dirichlet(np.full(len(corners), 0.5), 4096)
+        return np.concatenate([corners, mixtures @ corners])
+    points = points[np.isfinite(points).all(axis=1) & (points[:, -1] < top - 0.5)]
+    points = points[:, :-1]
+    ties = np.column_stack([points, points @ last[:-1] + last[-1]])
+    return np.unique(np.round(np.concatenate([corners, ties]), 13), axis=0)
+
+
+def _facets(points: Floats) -> Floats:
+    """Planes [F, d + 1] of the hull of points [N, d], <n, x> + o <= 0 inside."""
+    if points.shape[1] == 1:
+        return np.array([[1.0, -points.max()], [-1.0, points.min()]])
+    return np.unique(ConvexHull(points).equations, axis=0)

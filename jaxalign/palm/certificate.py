@@ -1,0 +1,228 @@
+"""How far a portfolio can be from what its users could have, over all of them at once."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxalign.errors import InputError
+from jaxalign.palm.domain import Floats
+from jaxalign.palm.gaps import Gap, worst_gap, worst_ratio
+
+# Contrasts resampled at a time: entries, so that memory does not grow with the draws.
+_BLOCK = 2**24
+
+
+@dataclass(frozen=True)
+class Report:
+    """Worst gaps over the whole domain, each with the weights where it occurs.
+
+    Attributes:
+        additive: in units of reward.
+        additive_sd: in standard deviations of the rewards under the reference, the user's weights
+            averaging those of the rewards.
+        share_lost: of the improvement over the reference, where that is at least the floor; 0 where
+            no user can improve by that much.
+        multiplicative: of the value, whose zero is that of the rewards less the price of KL; None
+            where the members are worth less than 0 to someone.
+    """
+
+    additive: Gap
+    additive_sd: Gap
+    share_lost: Gap
+    multiplicative: Gap | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report ready for JSON."""
+        return {
+            name: None if gap is None else {"value": gap.value, "weight": gap.weight.tolist()}
+            for name, gap in vars(self).items()
+        }
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is certain of a portfolio, for every user of the domain.
+
+    Attributes:
+        pool: against the best of all policies that were solved.
+        optimum: against the unknown optimum, by the upper bound; None where the oracle's error is
+            not known: the certificate is then relative to the pool.
+        error: (eta, tau) of the oracle, or None.
+        floor: least improvement, in standard deviations, at which the share lost is asked for.
+    """
+
+    pool: Report
+    optimum: Report | None
+    error: tuple[float, float] | None
+    floor: float
+
+    @property
+    def scope(self) -> str:
+        """What the certificate is relative to."""
+        return "relative to the pool" if self.optimum is None else "against the unknown optimum"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the certificate ready for JSON."""
+        return {
+            "scope": self.scope,
+            "pool": self.pool.as_dict(),
+            "optimum": None if self.optimum is None else self.optimum.as_dict(),
+            "oracle_error": None if self.error is None else list(self.error),
+            "floor_sd": self.floor,
+            "zero": "rewards as given, the price of KL taken off",
+        }
+
+
+def report(
+    pool: Floats,
+    members: Floats,
+    reference: Floats,
+    spread: Floats,
+    corners: Floats,
+    floor: float = 0.1,
+) -> Report:
+    """Return every worst gap of some members against a pool.
+
+    Args:
+        pool: [C, D] values of policies, or the linear functions of an upper bound.
+        members: [M, D] values of the members; the reference is always one.
+        reference: [D] value of the reference.
+        spread: [R] standard deviations of the rewards under the reference.
+        corners: [N, D] of the domain.
+        floor: least improvement over the reference, in standard deviations, at which the share
+            lost is asked for: near 0 the share says nothing.
+
+    Returns:
+        Report.
+    """
+    members = np.concatenate([members, reference[None]])
+    at_pool, at_members, at_reference = (x @ corners.T for x in (pool, members, reference[None]))
+    units = np.abs(corners[:, : len(spread)]) @ spread
+    every = np.broadcast_to(units, at_pool.shape)
+    share = worst_ratio(at_pool, at_members, at_pool - at_reference, corners, floor * units)
+    try:
+        multiplicative = worst_gap(pool, members, "multiplicative", corners=corners)
+    except InputError:
+        multiplicative = None
+    return Report(
+        additive=worst_gap(pool, members, corners=corners),
+        additive_sd=worst_ratio(at_pool, at_members, every, corners),
+        share_lost=share if np.isfinite(share.value) else Gap(0.0, share.weight),
+        multiplicative=multiplicative,
+    )
+
+
+def guarantee(eps: float, delta: float, eta: float = 0.0, tau: float = 0.0) -> tuple[float, float]:
+    """Return (a, b) such that solving the whole grid leaves every user at least a V(w) - b.
+
+    For policies of values in [0, 1]: a = (1 - eta) / (1 + eps), b = (1 - eta) delta / (1 + eps)
+    + tau. A cover within (prune_eps, prune_delta) multiplies a and b by 1 - prune_eps and adds
+    prune_delta to b.
+
+    Args:
+        eps: multiplicative step of the grid.
+        delta: additive tolerance of the grid.
+        eta: multiplicative error of the oracle.
+        tau: additive error of the oracle.
+
+    Returns:
+        a, b.
+
+    Source: ours (PALM specification: proved by rounding a user down to the grid).
+    """
+    return (1 - eta) / (1 + eps), (1 - eta) * delta / (1 + eps) + tau
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Worst gaps on prompts that nothing was chosen on.
+
+    Attributes:
+        report: the gaps as they are on these prompts, against the pool.
+        additive_low, additive_high: between which the additive gap lies, for all weights at once.
+        additive_sd_low, additive_sd_high: the same in standard deviations.
+        level: how surely, over draws of prompts.
+        prompts: how many.
+    """
+
+    report: Report
+    additive_low: float
+    additive_high: float
+    additive_sd_low: float
+    additive_sd_high: float
+    level: float
+    prompts: int
+
+
+def held_out(
+    values: Floats,
+    member_values: Floats,
+    spread: Floats,
+    corners: Floats,
+    draws: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+    floor: float = 0.1,
+) -> HeldOut:
+    """Return the worst gaps on other prompts, with one max-t band for all weights at once.
+
+    The mean differences of every pool policy to every member, at every corner of the domain, lie
+    in one band with the given probability. A gap is linear in them with weights of a mixture, so
+    the band's upper and lower edges bound it for every user.
+
+    Args:
+        values: [C, X, D] of the pool on single prompts, in the domain's coordinates.
+        member_values: [M, X, D] of the members, the reference first.
+        spread: [R] standard deviations of the rewards.
+        corners: [N, D] of the domain.
+        draws: of the bootstrap over prompts.
+        level: of the band.
+        seed: of the draws.
+        floor: as in `report`.
+
+    Returns:
+        HeldOut.
+
+    Raises:
+        InputError: fewer than 2 prompts.
+
+    Source: Romano and Wolf (2005), studentised maximum; the reduction to corners is ours.
+    """
+    prompts = values.shape[1]
+    if prompts < 2:
+        raise InputError(f"prompts: found {prompts}, expected at least 2 to certify on.")
+    pool, members = values.mean(axis=1), member_values.mean(axis=1)
+    found = report(pool, members, members[0], spread, corners, floor)
+    by_prompt = values @ corners.T, member_values @ corners.T
+    contrasts = by_prompt[0][:, None] - by_prompt[1][None]  # [C, M, X, N]
+    flat = np.moveaxis(contrasts, 2, -1).reshape(-1, prompts)
+    mean, error = flat.mean(axis=1), flat.std(axis=1, ddof=1) / np.sqrt(prompts)
+    width = _max_t(flat - mean[:, None], error, draws, level, seed) * error
+    shape = (len(pool), len(members), len(corners))
+    middle, width = mean.reshape(shape), width.reshape(shape)
+    nothing = np.zeros((1, len(corners)))
+    units = np.abs(corners[:, : len(spread)]) @ spread
+    edges = []
+    for unit in (np.ones(len(corners)), units):
+        every = np.broadcast_to(unit, (len(pool), len(corners)))
+        edges += [
+            worst_ratio(middle + sign * width, nothing, every, corners).value for sign in (-1, 1)
+        ]
+    low, high, low_sd, high_sd = (max(edge, 0.0) for edge in edges)
+    return HeldOut(found, low, high, low_sd, high_sd, level, prompts)
+
+
+def _max_t(centred: Floats, error: Floats, draws: int, level: float, seed: int) -> float:
+    """Quantile of the largest studentised deviation of a resampled mean, rows [n, X] centred."""
+    varies = error > 1e-12
+    if not varies.any():
+        return 0.0
+    scaled = (centred[varies] / error[varies, None]).astype(np.float32)
+    prompts = centred.shape[1]
+    rng = np.random.default_rng(seed)
+    size, largest = max(1, _BLOCK // len(scaled)), []
+    for start in range(0, draws, size):
+        counts = rng.multinomial(prompts, np.full(prompts, 1 / prompts), min(size, draws - start))
+        largest.append(np.abs(counts.astype(np.float32) / prompts @ scaled.T).max(axis=1))
+    return float(np.quantile(np.concatenate(largest), level))

@@ -1,0 +1,228 @@
+"""The search for policies: lazily, between a lower and an upper bound, or everywhere."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jaxalign.errors import InputError
+from jaxalign.palm.bounds import tie_points, upper_facets
+from jaxalign.palm.config import PalmConfig
+from jaxalign.palm.domain import Floats, coordinates, corners, extend
+from jaxalign.palm.grid import weight_grid
+from jaxalign.palm.oracle import BatchOracle, Oracle, Policies, Policy, stack
+from jaxalign.train.files import load_tree, save_tree
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class SearchState:
+    """What a search knows; saved after any call, it goes on from there.
+
+    Attributes:
+        weights: [n, R] solved weights, in the order of the calls.
+        policies: the n policies found.
+        gaps: [n] largest gap between the bounds when the call was made, NaN for corners.
+        done: whether the bounds met the tolerance.
+    """
+
+    weights: Floats
+    policies: Policies
+    gaps: Floats
+    done: bool = False
+
+    def save(self, path: str | Path) -> None:
+        """Write the state as .npz at once."""
+        policies = {"rewards": self.policies.rewards, "kl": self.policies.kl}
+        tree = {"weights": self.weights, "gaps": self.gaps, "done": np.asarray(self.done)}
+        payload = dict(self.policies.payload)
+        save_tree(
+            path, {"format": np.asarray(FORMAT), **tree, "policies": policies, "payload": payload}
+        )
+
+
+def load_state(path: str | Path) -> SearchState:
+    """Read what `SearchState.save` wrote.
+
+    Raises:
+        InputError: no such file, or of another format.
+    """
+    try:
+        tree = load_tree(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} is no state of a search: {error}") from None
+    if int(tree.get("format", 0)) != FORMAT:
+        raise InputError(f"{path} is no state of a search of format {FORMAT}: start it again")
+    found = tree["policies"]
+    policies = Policies(found["rewards"], found["kl"], tree.get("payload", {}))
+    return SearchState(tree["weights"], policies, tree["gaps"], bool(tree["done"]))
+
+
+def search(
+    oracle: Oracle,
+    config: PalmConfig,
+    state: SearchState | None = None,
+    on_call: Callable[[SearchState], None] | None = None,
+) -> SearchState:
+    """Return policies such that the best of them is within the tolerance of V at every target.
+
+    Lazy: the domain's corners, then again and again the target with the largest gap between the
+    best known policy and the upper bound, until L >= U - stop_eps max(U, 0) - stop_delta
+    everywhere. The reference policy counts as known and costs no call.
+
+    Args:
+        oracle: solves one weight a call.
+        config: tolerances, targets, and whether lazy or full.
+        state: where an earlier search stopped, None to start.
+        on_call: told the state after every call.
+
+    Returns:
+        SearchState; `done` is False if `max_calls` came first, or if an oracle with an error of
+        its own cannot close the gap.
+
+    Raises:
+        InputError: a grid above its limit, or a state of other rewards.
+    """
+    if state is not None and state.weights.shape[1] != oracle.num_rewards:
+        raise InputError(
+            f"state: found {state.weights.shape[1]} rewards, expected {oracle.num_rewards}; "
+            "start the search again."
+        )
+    fixed = targets(oracle.num_rewards, config)
+    start = corners(config.weights, oracle.num_rewards)[:, : oracle.num_rewards]
+    if config.search == "full":
+        if fixed is None:
+            raise InputError("search: found full, expected lazy where there is no grid to solve.")
+        return _full(oracle, np.concatenate([start, fixed]), config, state, on_call)
+    run = _Run(oracle, config, state, on_call)
+    for weight in start:
+        if not run.known(weight):
+            run.solve(weight, np.nan)
+    while len(run.weights) < config.max_calls:
+        weight, gap, done = _next(run, fixed)
+        if weight is None:
+            return run.state(done)
+        run.solve(weight, gap)
+    return run.state(_next(run, fixed)[2])
+
+
+def targets(num_rewards: int, config: PalmConfig) -> Floats | None:
+    """The grid [W, R] that must be served, None where tie points take its place."""
+    if config.weights == "signed" or config.targets == "corners":
+        return None
+    return weight_grid(
+        num_rewards, config.eps, config.delta, config.grid_limit, config.confirm_grid
+    )
+
+
+class _Run:
+    """A search under way."""
+
+    def __init__(
+        self,
+        oracle: Oracle,
+        config: PalmConfig,
+        state: SearchState | None,
+        on_call: Callable[[SearchState], None] | None,
+    ) -> None:
+        self.oracle, self.config, self.on_call = oracle, config, on_call
+        self.weights: list[Floats] = list(state.weights) if state else []
+        self.gaps: list[float] = list(state.gaps) if state else []
+        self.policies: list[Policy] = _unstack(state.policies) if state else []
+
+    def known(self, weight: Floats) -> bool:
+        return any(np.abs(weight - solved).max() < 1e-9 for solved in self.weights)
+
+    def solve(self, weight: Floats, gap: float) -> None:
+        self.policies.append(self.oracle(weight))
+        self.weights.append(weight)
+        self.gaps.append(float(gap))
+        if self.on_call:
+            self.on_call(self.state())
+
+    def state(self, done: bool = False) -> SearchState:
+        return SearchState(np.array(self.weights), stack(self.policies), np.array(self.gaps), done)
+
+
+def _unstack(policies: Policies) -> list[Policy]:
+    return [
+        Policy(
+            policies.rewards[i],
+            float(policies.kl[i]),
+            {name: array[i] for name, array in policies.payload.items()},
+        )
+        for i in range(len(policies))
+    ]
+
+
+def known_values(oracle: Oracle, config: PalmConfig, policies: Policies) -> Floats:
+    """Values [1 + n, D] of the reference and of the policies found, in the domain's coordinates."""
+    kind, beta, reference = config.weights, oracle.beta, oracle.reference
+    found = coordinates(kind, policies.rewards, policies.kl, beta)
+    return np.concatenate(
+        [coordinates(kind, reference.rewards[None], np.array([reference.kl]), beta), found]
+    )
+
+
+def optimistic(oracle: Oracle, config: PalmConfig, state: SearchState) -> Floats | None:
+    """Upper bound of V as linear functions [Y, D]; None for an oracle whose error is unknown."""
+    if oracle.error is None:
+        return None
+    return _facets(
+        oracle.error, config, state.weights, known_values(oracle, config, state.policies)
+    )
+
+
+def _facets(
+    error: tuple[float, float], config: PalmConfig, weights: Floats, known: Floats
+) -> Floats:
+    eta, tau = error
+    points = extend(config.weights, weights)
+    values = np.einsum("nD,nD->n", points, known[1:])
+    return upper_facets(points, (values + tau) / (1 - eta))
+
+
+def _next(run: _Run, fixed: Floats | None) -> tuple[Floats | None, float, bool]:
+    """The weight to solve next, its gap; no weight when there is none, and whether that is good."""
+    config, rewards = run.config, run.oracle.num_rewards
+    found, weights = stack(run.policies), np.array(run.weights)
+    known = known_values(run.oracle, config, found)
+    # An oracle of unknown error is searched as if it were exact; only the certificate says less.
+    functions = _facets(run.oracle.error or (0.0, 0.0), config, weights, known)
+    if fixed is None:
+        points = tie_points(known, corners(config.weights, rewards))
+    else:
+        points = extend(config.weights, fixed)
+    lower, upper = np.max(points @ known.T, axis=1), np.max(points @ functions.T, axis=1)
+    eps, delta = config.tolerance
+    over = upper - eps * np.maximum(upper, 0) - delta - lower
+    open_targets = over > 1e-12
+    if not open_targets.any():
+        return None, 0.0, True
+    for index in np.argsort(lower - upper, kind="stable"):
+        if open_targets[index] and not run.known(points[index, :rewards]):
+            return points[index, :rewards], float(upper[index] - lower[index]), False
+    return None, 0.0, False
+
+
+def _full(
+    oracle: Oracle,
+    weights: Floats,
+    config: PalmConfig,
+    state: SearchState | None,
+    on_call: Callable[[SearchState], None] | None,
+) -> SearchState:
+    """Every target solved, all at once where the oracle can."""
+    _, first = np.unique(np.round(weights, 12), axis=0, return_index=True)
+    weights = weights[np.sort(first)]
+    if isinstance(oracle, BatchOracle) and state is None and len(weights) <= config.max_calls:
+        policies = stack(oracle.many(weights))
+        return SearchState(weights, policies, np.full(len(weights), np.nan), True)
+    run = _Run(oracle, config, state, on_call)
+    left = [weight for weight in weights if state is None or not run.known(weight)]
+    room = max(config.max_calls - len(run.weights), 0)
+    for weight in left[:room]:
+        run.solve(weight, np.nan)
+    return run.state(len(left) <= room)

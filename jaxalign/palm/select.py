@@ -1,0 +1,136 @@
+"""Members from a pool: fewest within the tolerances or best of a size, for every user."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxalign.palm.bounds import tie_points
+from jaxalign.palm.config import PalmConfig
+from jaxalign.palm.cover import Cover, Indices, Selection, best_of_size, cover
+from jaxalign.palm.domain import Floats, corners
+from jaxalign.palm.gaps import Gap, worst_ratio
+from jaxalign.palm.search import targets
+
+# Least rows of the domain that a selection starts from.
+_STARTS = 256
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Members of a pool (indices, ascending), and in words and numbers how they were chosen."""
+
+    members: Indices
+    described: dict[str, Any]
+
+
+def choose(pool: Floats, reference: Floats, spread: Floats, config: PalmConfig) -> Chosen:
+    """Return the members to keep of a pool, the reference being one for free.
+
+    The weights that must be served are first a sample of the domain; then, as long as the exact
+    worst case over all weights is worse than what was seen, the weights where it occurs are added.
+
+    Args:
+        pool: [C, D] values of the policies.
+        reference: [D] value of the reference.
+        spread: [R] standard deviations of the rewards.
+        config: tolerances or size.
+
+    Returns:
+        Chosen.
+    """
+    domain = corners(config.weights, len(spread))
+    everyone = np.concatenate([pool, reference[None]])
+    points = _start(everyone, config, domain)
+    deadline = time.monotonic() + config.time_limit
+    for round_ in range(config.refine + 1):
+        limit = max(deadline - time.monotonic(), 0.1)
+        found = _on_points(points, pool, reference, spread, config, limit)
+        worst = _worst(everyone, found.members, pool, reference, spread, domain, config)
+        seen = found.worst if isinstance(found, Selection) else 0.0
+        if worst.value <= seen + 1e-9 or round_ == config.refine or time.monotonic() > deadline:
+            break
+        points = np.concatenate([points, worst.weight[None]])
+    return Chosen(found.members, _described(found, worst.value, seen, round_))
+
+
+def _described(found: Cover | Selection, worst: float, seen: float, rounds: int) -> dict[str, Any]:
+    common = {
+        "size": len(found.members),
+        "optimal": bool(found.optimal and worst <= seen + 1e-9),
+        "rounds": rounds,
+        "seconds": found.seconds,
+    }
+    if isinstance(found, Cover):
+        return {
+            "mode": "cover",
+            **common,
+            "size_lower_bound": found.lower_bound,
+            "worst_beyond_tolerance": max(worst, 0.0),
+        }
+    return {"mode": "budget", **common, "worst": worst, "worst_lower_bound": found.lower_bound}
+
+
+def _start(everyone: Floats, config: PalmConfig, domain: Floats) -> Floats:
+    """Weights [W, D] that the selection starts from."""
+    fixed = targets(domain.shape[1], config) if config.weights == "simplex" else None
+    if fixed is not None:
+        return fixed
+    mixtures = np.random.default_rng(0).dirichlet(np.full(len(domain), 0.3), _STARTS)
+    return np.concatenate([domain, tie_points(everyone, domain), mixtures @ domain])
+
+
+def _on_points(
+    points: Floats,
+    pool: Floats,
+    reference: Floats,
+    spread: Floats,
+    config: PalmConfig,
+    limit: float,
+) -> Cover | Selection:
+    values, free = points @ pool.T, points @ reference
+    best = np.maximum(values.max(axis=1), free)
+    loss, free_loss = (best[:, None] - values).T, best - free
+    if config.size is None:
+        allowed = config.prune_eps * np.maximum(best, 0) + config.prune_delta + 1e-12
+        needed = free_loss > allowed
+        if not needed.any():
+            return Cover(np.zeros(0, np.intp), 0, 0.0)
+        return cover((loss <= allowed[None])[:, needed], config.selection, limit)
+    size = np.abs(points[:, : len(spread)])
+    # A signed user short of the L1 ball's surface mixes in a corner and its mirror, at the least
+    # spread that there is: so the programs measure, too.
+    unit = size @ spread + (1 - size.sum(axis=1)) * spread.min()
+    if config.criterion == "share":
+        keep = free_loss >= config.floor * unit
+        if not keep.any():
+            return Selection(np.zeros(0, np.intp), 0.0, 0.0, 0.0)
+        loss, free_loss, unit = loss[:, keep], free_loss[keep], free_loss[keep]
+    return best_of_size(loss / unit[None], config.size, free_loss / unit, config.selection, limit)
+
+
+def _worst(
+    everyone: Floats,
+    members: Indices,
+    pool: Floats,
+    reference: Floats,
+    spread: Floats,
+    domain: Floats,
+    config: PalmConfig,
+) -> Gap:
+    """What the members are worst at over all weights, in the terms of `_on_points`."""
+    kept = np.concatenate([pool[members], reference[None]])
+    if config.size is None:
+        # V - eps max(V, 0) is the lesser of V and (1 - eps) V: a row each in the programs.
+        at_pool = everyone @ domain.T
+        lesser = np.stack([at_pool, (1 - config.prune_eps) * at_pool], axis=1) - config.prune_delta
+        rows = lesser[:, :, None] - (kept @ domain.T)[None, None]
+        rows = rows.reshape(len(everyone), -1, len(domain))
+        return worst_ratio(rows, np.zeros((1, len(domain))), np.ones_like(at_pool), domain)
+    at_pool, at_kept = everyone @ domain.T, kept @ domain.T
+    units = np.abs(domain[:, : len(spread)]) @ spread
+    if config.criterion == "share":
+        improvement = at_pool - reference @ domain.T
+        return worst_ratio(at_pool, at_kept, improvement, domain, config.floor * units)
+    return worst_ratio(at_pool, at_kept, np.broadcast_to(units, at_pool.shape), domain)

@@ -1,0 +1,82 @@
+"""Scalarised rewards by backend name: "chunked" (bounded memory) or "reference" (plain XLA)."""
+
+from types import ModuleType
+
+import jax
+
+import jaxalign.kernels.scalarize.chunked as chunked
+import jaxalign.kernels.scalarize.reference as reference
+
+BACKENDS: dict[str, ModuleType] = {"chunked": chunked, "reference": reference}
+
+
+def tilt(
+    rewards: jax.Array,
+    log_ref: jax.Array,
+    weights: jax.Array,
+    beta: float | jax.Array,
+    chunk: int | None = None,
+    backend: str = "chunked",
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return each prompt's log-partition, expected rewards and KL under every weight's optimum.
+
+    With pi_w proportional to pi_ref exp(<w, r> / beta): log Z = log sum pi_ref exp(<w, r> / beta),
+    E_{pi_w} r, and KL(pi_w || pi_ref) = <w, E_{pi_w} r> / beta - log Z. Not cut off at 0 in
+    rounding.
+
+    Args:
+        rewards: [X, C, R], finite also where a candidate is absent.
+        log_ref: [X, C] in nats; -inf for an absent candidate, at least one of each prompt present.
+        weights: [W, R], of any sign and size.
+        beta: price of one nat of KL, in units of reward; positive.
+        chunk: weights handled at once, None for a tile that fits the cache.
+        backend: a name in `BACKENDS`.
+
+    Returns:
+        log-partition [W, X], expected rewards [W, X, R], KL [W, X] in nats, at least float32.
+    """
+    return BACKENDS[backend].tilt(rewards, log_ref, weights, beta, chunk)
+
+
+def tilt_means(
+    rewards: jax.Array,
+    log_ref: jax.Array,
+    weights: jax.Array,
+    beta: float | jax.Array,
+    chunk: int | None = None,
+    backend: str = "chunked",
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return the means of `tilt` over prompts, without holding [W, X] of anything.
+
+    Args:
+        rewards: as in `tilt`.
+        log_ref: as in `tilt`.
+        weights: as in `tilt`.
+        beta: as in `tilt`.
+        chunk: as in `tilt`.
+        backend: as in `tilt`.
+
+    Returns:
+        mean log-partition [W], mean expected rewards [W, R], mean KL [W].
+    """
+    return BACKENDS[backend].tilt_means(rewards, log_ref, weights, beta, chunk)
+
+
+def best_member(
+    weights: jax.Array,
+    values: jax.Array,
+    chunk: int | None = None,
+    backend: str = "chunked",
+) -> tuple[jax.Array, jax.Array]:
+    """Return the largest <w, value> over the members and where it occurs, the first among equals.
+
+    Args:
+        weights: [U, R].
+        values: [M, R] of the members, in units of reward.
+        chunk: users handled at once, None for a tile that fits the cache.
+        backend: a name in `BACKENDS`.
+
+    Returns:
+        value [U], at least float32, and index [U] int32; [U, M] is never held when chunked.
+    """
+    return BACKENDS[backend].best_member(weights, values, chunk)

@@ -1,0 +1,87 @@
+"""Small worlds: closed forms, finite lists of policies, two tiny policies mixed while decoding."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxalign import palm
+
+GOLDENS = Path(__file__).resolve().parents[3] / "shared" / "goldens" / "palm"
+
+
+def golden(num_rewards):
+    path = GOLDENS / f"world_d{num_rewards}.npz"
+    if not path.exists():
+        pytest.skip(
+            f"reference numbers are not beside the checkout: {path.parent.name}/{path.name}"
+        )
+    return dict(np.load(path))
+
+
+def net_values(world):
+    return world["expected_rewards"] - 0.1 * world["kl"][:, None]
+
+
+class Listed:
+    """A finite list of policies; an error may be asked for. Values not below 0, no price on KL."""
+
+    beta, fingerprint = 0.0, "listed"
+
+    def __init__(self, values, error=(0.0, 0.0), seed=0):
+        self.values, self.error = np.asarray(values, np.float64), error
+        self.num_rewards = self.values.shape[1]
+        self.spread = np.ones(self.num_rewards)
+        self.reference = palm.Policy(np.zeros(self.num_rewards), 0.0, {"row": np.array(-1)})
+        self.rng = np.random.default_rng(seed)
+        self.calls = 0
+
+    def __call__(self, weight):
+        self.calls += 1
+        scores = self.values @ weight
+        eta, tau = self.error
+        # The worst that the error allows, so that a bound that forgets it is caught.
+        good = np.flatnonzero(scores >= (1 - eta) * scores.max() - tau)
+        row = good[np.argmin(scores[good])]
+        return palm.Policy(self.values[row], 0.0, {"row": np.array(row)})
+
+
+class Mixed:
+    """Decoding-time mixing of two tiny policies over short strings: logits sum_i w_i log pi_i.
+
+    Strings of two tokens from four; policy i favours what reward i likes. The mixture is not the
+    optimum, so the error is unknown.
+    """
+
+    beta, fingerprint, error, num_rewards = 0.05, "mixed", None, 2
+
+    def __init__(self, seed=0):
+        rng = np.random.default_rng(seed)
+        self.reward = rng.random((2, 4, 4))
+        base = np.log(rng.dirichlet(np.ones(4), 5))  # the first token, and the second after each
+        self.base = base
+        first = np.stack([r.max(1) for r in self.reward])
+        self.experts = [
+            base + 3 * np.concatenate([first[i][None], self.reward[i]]) for i in range(2)
+        ]
+        self.reference = self._policy(base, np.array([0.0, 0.0]))
+        joint = self._joint(base)
+        mean = [np.sum(joint * r) for r in self.reward]
+        self.spread = np.array(
+            [np.sqrt(np.sum(joint * (r - m) ** 2)) for r, m in zip(self.reward, mean, strict=True)]
+        )
+
+    @staticmethod
+    def _joint(logits):
+        step = np.exp(logits - logits.max(1, keepdims=True))
+        step /= step.sum(1, keepdims=True)
+        return step[0][:, None] * step[1:]
+
+    def _policy(self, logits, mix):
+        joint, ref = self._joint(logits), self._joint(self.base)
+        rewards = np.array([np.sum(joint * r) for r in self.reward])
+        return palm.Policy(rewards, float(np.sum(joint * np.log(joint / ref))), {"mix": mix})
+
+    def __call__(self, weight):
+        logits = sum(w * e for w, e in zip(weight, self.experts, strict=True))
+        return self._policy(logits, np.asarray(weight))
