@@ -1,0 +1,278 @@
+"""Prompts in and answers out as text, through a model's tokenizer and chat template."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from jaxalign.errors import InputError
+from jaxalign.models.decoder import Adapters
+from jaxalign.models.embed import bucket_length
+from jaxalign.models.generate import Generated, Mixture, generate
+from jaxalign.models.sampling import Sampling
+
+if TYPE_CHECKING:
+    from jaxalign.models.language import LanguageModel
+
+Chat = Sequence[Mapping[str, str]]
+_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>")
+_SHOW_AFTER_SECONDS = 3.0
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a model answered to one prompt.
+
+    Attributes:
+        text: without special tokens.
+        tokens: [n] int32, the stop token included.
+        logprobs: [n], as in `Generated`.
+        prompt_tokens: of the prompt, as the tokenizer sees it.
+        stopped: whether it ended by itself, and not at `max_tokens`.
+    """
+
+    text: str
+    tokens: np.ndarray = field(repr=False)
+    logprobs: np.ndarray = field(repr=False)
+    prompt_tokens: int
+    stopped: bool
+
+
+def generate_texts(
+    model: "LanguageModel",
+    prompts: Sequence[str | Chat],
+    settings: Sampling,
+    key: jax.Array,
+    *,
+    adapters: Adapters = None,
+    rows: Sequence[int] | np.ndarray | None = None,
+    combine: Mixture | None = None,
+    prefix: Any = None,
+    prefix_lengths: Any = None,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> list[Answer]:
+    """An answer to each prompt.
+
+    Args:
+        model: from `load_language_model`.
+        prompts: X of them, each a plain text, or a chat: messages {"role", "content"} put
+            through the model's template.
+        settings: how tokens are drawn; the model's own stop ids are added to those given.
+        key: random key; an answer depends on its prompt and place in the list, not on the batch.
+        adapters, rows, combine, prefix, prefix_lengths: as in `generate`, for all X prompts.
+        batch_size: most prompts at once.
+        progress: show a bar on stderr when it takes more than a few seconds.
+
+    Returns:
+        X answers, in order.
+
+    Raises:
+        InputError: for a prompt that is no text or longer than the context has room for, a chat
+            that the template refuses, or a model whose logits are not finite.
+    """
+    if isinstance(prompts, str) or batch_size < 1:
+        raise InputError(
+            f"prompts are {type(prompts).__name__}, batch_size {batch_size}; expected a list of "
+            "prompts and a positive number."
+        )
+    soft = np.zeros(len(prompts), int)
+    if prefix is not None:
+        soft += np.shape(prefix)[1] if prefix_lengths is None else np.asarray(prefix_lengths)
+    ids = [
+        prompt_ids(model, prompt, settings.max_tokens + int(soft[row]), f"prompt {row}")
+        for row, prompt in enumerate(prompts)
+    ]
+    settings = with_stops(model, settings)
+    keys = jax.vmap(partial(jax.random.fold_in, key))(np.arange(len(ids)))
+    answers: list[Any] = [None] * len(ids)
+    # The longest come first: a machine too small fails at once.
+    order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
+    for batch in _shown(order, batch_size, progress):
+        # A last batch that is not full is filled up: one compilation fewer.
+        filled = batch + batch[-1:] * (min(batch_size, len(ids)) - len(batch))
+        found = generate(
+            model.config,
+            model.params,
+            *_table([ids[row] for row in filled], model.config.positions),
+            keys[np.asarray(filled)],
+            _of_rows(settings, filled),
+            prefix=_take(prefix, filled),
+            prefix_lengths=_take(prefix_lengths, filled),
+            adapters=adapters,
+            rows=_take(rows, filled),
+            combine=combine
+            and combine._replace(
+                weights=_take(combine.weights, filled), rows=_take(combine.rows, filled)
+            ),
+        )
+        host: Generated = jax.device_get(found)
+        for place, row in enumerate(batch):
+            answers[row] = _answer(model, host, place, len(ids[row]))
+    return answers
+
+
+def prompt_ids(
+    model: "LanguageModel", prompt: str | Chat, reserved: int = 0, name: str = "the prompt"
+) -> list[int]:
+    """Token ids of a prompt, at least one.
+
+    Args:
+        model: whose tokenizer and template to use.
+        prompt: plain text, tokenised as it is with the tokenizer's own special tokens; or a chat,
+            put through the template up to where the answer begins.
+        reserved: tokens of the context that are needed for other things.
+        name: what to call the prompt in messages.
+
+    Raises:
+        InputError: for something else, or a prompt longer than the context has room for.
+    """
+    tokenizer = model.tokenizer
+    if isinstance(prompt, str):
+        _check_text(prompt, name)
+        ids = list(tokenizer(prompt)["input_ids"])
+    else:
+        ids = list(
+            tokenizer(_templated(model, prompt, name), add_special_tokens=False)["input_ids"]
+        )
+    if not ids:
+        first = [tokenizer.bos_token_id, tokenizer.eos_token_id, *stop_ids(model)]
+        known = [value for value in first if value is not None]
+        if not known:
+            raise InputError(
+                f"{name} is empty, and the tokenizer of {model.name} has no token to begin with: "
+                "write some text."
+            )
+        ids = known[:1]
+    if len(ids) + reserved > model.config.positions:
+        raise InputError(
+            f"{name} has {len(ids)} tokens, and {reserved} more are reserved for the answer and "
+            f"soft tokens; the context of {model.name} has {model.config.positions}: shorten the "
+            "prompt or lower max_tokens."
+        )
+    return ids
+
+
+def stop_ids(model: "LanguageModel") -> tuple[int, ...]:
+    """Ids that end an answer: of the tokenizer, of both configs, and known ends of a turn."""
+    found, added = {model.tokenizer.eos_token_id}, model.tokenizer.get_added_vocab()
+    for config in (model.hf_config, model.generation):
+        listed = config.get("eos_token_id")
+        found |= set(listed if isinstance(listed, list | tuple) else [listed])
+    found |= {added[name] for name in _TURN_ENDS if name in added}
+    return tuple(sorted(value for value in found - {None} if value < model.config.vocab_size))
+
+
+def with_stops(model: "LanguageModel", settings: Sampling) -> Sampling:
+    """The settings with the model's own stop ids added."""
+    return replace(settings, stop_ids=tuple(sorted({*settings.stop_ids, *stop_ids(model)})))
+
+
+def text_of(model: "LanguageModel", tokens: Sequence[int] | np.ndarray) -> str:
+    """Tokens [n] as text, without special tokens; bytes that are no character show as U+FFFD."""
+    # A clean-up of spaces would change what was drawn.
+    text: str = model.tokenizer.decode(
+        list(map(int, tokens)), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return text
+
+
+def check_finite(model: "LanguageModel", logprobs: np.ndarray) -> None:
+    """Refuses what was drawn from logits that are no numbers.
+
+    Raises:
+        InputError: where a log-probability is not finite.
+    """
+    if not np.isfinite(logprobs).all():
+        raise InputError(
+            f"{model.name} in {model.config.dtype} gives logits that are not finite: load it with "
+            "dtype float32, and if it is already, its weights or an adapter are broken."
+        )
+
+
+def _templated(model: "LanguageModel", chat: Any, name: str) -> str:
+    from jinja2 import TemplateError
+
+    sound = isinstance(chat, Sequence) and len(chat) > 0
+    if not sound or not all(isinstance(turn, Mapping) and "role" in turn for turn in chat):
+        raise InputError(
+            f"{name} is {type(chat).__name__}; expected a text, or a list of messages with role "
+            "and content."
+        )
+    for turn in chat:
+        _check_text(turn.get("content"), f"a message's content in {name}")
+    if not model.tokenizer.chat_template:
+        raise InputError(f"{model.name} has no chat template: give {name} as a plain text.")
+    try:
+        text: str = model.tokenizer.apply_chat_template(
+            [dict(turn) for turn in chat], tokenize=False, add_generation_prompt=True
+        )
+    except TemplateError as error:
+        raise InputError(f"the chat template of {model.name} refuses {name}: {error}") from error
+    return text
+
+
+def _check_text(text: Any, name: str) -> None:
+    if not isinstance(text, str):
+        raise InputError(f"{name} is {type(text).__name__}; expected a text.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{name} is not valid Unicode ({error.reason} at character {error.start}): read the "
+            "file it came from as UTF-8."
+        ) from error
+
+
+def _answer(model: "LanguageModel", found: Generated, place: int, prompt_tokens: int) -> Answer:
+    length = int(found.lengths[place])
+    tokens = np.asarray(found.tokens[place, :length])
+    logprobs = np.asarray(found.logprobs[place, :length])
+    check_finite(model, logprobs)
+    stopped = bool(found.stopped[place])
+    return Answer(text_of(model, tokens), tokens, logprobs, prompt_tokens, stopped)
+
+
+def _table(ids: Sequence[Sequence[int]], positions: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [B, T] padded on the right, and lengths [B]."""
+    lengths = np.asarray([len(row) for row in ids], np.int32)
+    tokens = np.zeros((len(ids), bucket_length(int(lengths.max()), positions)), np.int32)
+    for row, values in enumerate(ids):
+        tokens[row, : len(values)] = values
+    return tokens, lengths
+
+
+def _take(values: Any, rows: Sequence[int]) -> Any:
+    return None if values is None else np.asarray(values)[np.asarray(rows)]
+
+
+def _of_rows(settings: Sampling, rows: Sequence[int]) -> Sampling:
+    """The settings of some rows, where temperature or top_p are given by row."""
+    by_row = {name: getattr(settings, name) for name in ("temperature", "top_p")}
+    return replace(settings, **{k: _take(v, rows) for k, v in by_row.items() if np.ndim(v)})
+
+
+def _shown(order: Sequence[int], batch_size: int, progress: bool) -> Iterator[list[int]]:
+    """The rows in batches, with a bar on stderr once they have taken some seconds."""
+    import time
+
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True))
+    task, start, shown = bar.add_task("answering", total=len(order)), time.monotonic(), False
+    try:
+        for first in range(0, len(order), batch_size):
+            batch = list(order[first : first + batch_size])
+            yield batch
+            bar.advance(task, len(batch))
+            if progress and not shown and time.monotonic() - start > _SHOW_AFTER_SECONDS:
+                bar.start()
+                shown = True
+    finally:
+        if shown:
+            bar.stop()

@@ -1,0 +1,78 @@
+"""One answer as it is drawn, piece by piece."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from jaxalign.models.chat import Chat, check_finite, prompt_ids, text_of, with_stops
+from jaxalign.models.decoder import Adapters
+from jaxalign.models.generate import Mixture, Prompt, advance, begin, prepare
+from jaxalign.models.sampling import Sampling
+
+if TYPE_CHECKING:
+    from jaxalign.models.language import LanguageModel
+
+_BLOCK = 8  # tokens between two looks: enough to hide the host, little enough to read along
+_UNFINISHED = "\ufffd"
+
+_begin = jax.jit(begin, static_argnums=0)
+_advance = jax.jit(advance, static_argnums=0, donate_argnums=2)
+
+
+def stream(
+    model: "LanguageModel",
+    prompt: str | Chat,
+    settings: Sampling,
+    key: jax.Array,
+    *,
+    adapters: Adapters = None,
+    rows: Any = None,
+    combine: Mixture | None = None,
+    prefix: Any = None,
+) -> Iterator[str]:
+    """The pieces of one answer; joined, they are what `generate_texts` gives for this prompt.
+
+    Args:
+        model: from `load_language_model`.
+        prompt: a plain text, or a chat.
+        settings: how tokens are drawn; the model's own stop ids are added to those given.
+        key: random key.
+        adapters, rows, combine, prefix: as in `generate`, for a batch of one.
+
+    Yields:
+        Text of whole characters, about eight tokens each, as soon as they are drawn.
+
+    Raises:
+        InputError: as `generate_texts` does.
+    """
+    soft = 0 if prefix is None else np.shape(prefix)[1]
+    ids = prompt_ids(model, prompt, settings.max_tokens + soft)
+    tokens, lengths = np.asarray([ids], np.int32), np.asarray([len(ids)], np.int32)
+    plan, job, prepared = prepare(
+        model.config,
+        model.params,
+        Prompt(tokens, lengths, prefix),
+        jax.random.fold_in(key, 0)[None],  # the first prompt's, as in generate_texts
+        with_stops(model, settings),
+        adapters=adapters,
+        rows=rows,
+        combine=combine,
+    )
+    state = _begin(plan, job, prepared)
+    sent, until = 0, 1
+    while True:
+        length, ended = int(state.lengths[0]), bool(state.ended[0])
+        check_finite(model, np.asarray(state.logprobs)[0, :length])
+        text = text_of(model, np.asarray(state.tokens)[0, :length])
+        last = ended or length >= settings.max_tokens
+        # A character whose bytes are not all there yet ends in U+FFFD: it waits.
+        ready = len(text if last else text.rstrip(_UNFINISHED))
+        if ready > sent:
+            yield text[sent:ready]
+            sent = ready
+        if last:
+            return
+        until = min(until + _BLOCK, settings.max_tokens)
+        state = _advance(plan, job, state, np.int32(until))
