@@ -1,0 +1,1 @@
+"""jaxalign beside PyTorch: both sides in one run, `python -m benchmarks NAME`."""

@@ -1,0 +1,28 @@
+"""`python -m benchmarks NAME --out DIR`: measures, prints a table, writes result.json beside it."""
+
+import argparse
+import importlib
+import os
+import sys
+from pathlib import Path
+
+NAMES = ("models",)
+
+
+def main() -> int:
+    """Run one benchmark."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(required=True, dest="name", metavar="NAME")
+    for name in NAMES:
+        module = importlib.import_module(f"benchmarks.{name}")
+        command = commands.add_parser(name, help=(module.__doc__ or "").partition("\n")[0])
+        command.add_argument("--out", type=Path, default=Path("benchmarks/results") / name)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    arguments = parser.parse_args()
+    return int(arguments.run(arguments) or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

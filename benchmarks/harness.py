@@ -1,0 +1,206 @@
+"""How benchmarks measure: interleaved rounds, compile time apart, the machine written down."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+Side = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one side.
+
+    Attributes:
+        first: of the first call, compilation included.
+        median, low, high: of a call in the rounds after it; low and high are the quartiles.
+        calls: made in all rounds.
+    """
+
+    first: float
+    median: float
+    low: float
+    high: float
+    calls: int
+
+
+def measure(
+    sides: Mapping[str, Side], rounds: int = 9, seconds: float = 0.2, limit: float = 60.0
+) -> dict[str, Timing]:
+    """Times several ways of doing the same, one after the other in every round.
+
+    What else the machine does then falls on all sides alike.
+
+    Args:
+        sides: by name; a call does all the work and returns when it is done (`wait` helps).
+        rounds: in each, a side is called for `seconds`; its time is the mean.
+        seconds: least time of a side in a round.
+        limit: after so many seconds no new round begins, once three are done.
+
+    Returns:
+        A timing a side, in the order of `sides`.
+    """
+    first, pace = {}, {}
+    for name, call in sides.items():
+        first[name] = _elapsed(call, 1)
+        pace[name] = _elapsed(call, 1)  # warm: also what the number of calls is set by
+    calls = {name: max(1, round(seconds / max(pace[name], 1e-9))) for name in sides}
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    start = time.perf_counter()
+    for done in range(rounds):
+        if done >= 3 and time.perf_counter() - start > limit:
+            break
+        # Every other round backwards, so that no side always follows the same one.
+        for name in list(sides)[:: 1 if done % 2 == 0 else -1]:
+            times[name].append(_elapsed(sides[name], calls[name]) / calls[name])
+    return {name: _timing(first[name], times[name], calls[name]) for name in sides}
+
+
+def wait(value: Any) -> Any:
+    """The value, once the device has finished it: JAX and torch return before that."""
+    if "torch" in sys.modules:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    import jax
+
+    return jax.block_until_ready(value)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on: processor, cores, accelerators, versions, commit."""
+    import jax
+
+    names = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers", "peft")
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    found = {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "devices": sorted({device.device_kind for device in jax.devices()}),
+        "device_count": jax.device_count(),
+        "load_before": os.getloadavg()[0],
+        "versions": versions,
+        "commit": _commit(),
+        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    if "torch" in sys.modules:
+        import torch
+
+        found["torch_threads"] = torch.get_num_threads()
+    return found
+
+
+def ceilings(dtype: str = "float32") -> dict[str, float]:
+    """What this device can do at most: matmul FLOP/s, bytes/s of a copy, seconds of a launch."""
+    import jax
+    import jax.numpy as jnp
+
+    accelerated = jax.default_backend() != "cpu"
+    width = 8192 if accelerated else 2048
+    square = jnp.ones((width, width), dtype)
+    count = (1 << 30 if accelerated else 1 << 28) // jnp.dtype(dtype).itemsize
+    long = jnp.ones(count, dtype)
+    product = jax.jit(lambda a: a @ a)
+    copy = jax.jit(lambda a: a + jnp.asarray(1, a.dtype))
+    small = jax.jit(lambda a: a + jnp.asarray(1, a.dtype))
+    dot = jnp.ones(8, dtype)
+    timed = measure(
+        {
+            "matmul": lambda: wait(product(square)),
+            "copy": lambda: wait(copy(long)),
+            "launch": lambda: wait(small(dot)),
+        },
+        rounds=5,
+        seconds=0.1,
+    )
+    return {
+        "matmul_flops": 2 * width**3 / timed["matmul"].median,
+        "copy_bytes": 2 * long.nbytes / timed["copy"].median,
+        "launch_seconds": timed["launch"].median,
+        "dtype": dtype,  # type: ignore[dict-item]
+    }
+
+
+def row(name: str, timings: Mapping[str, Timing], ours: str, **facts: Any) -> dict[str, Any]:
+    """One line of a result: what was measured, the timings of all sides and the ratios to ours."""
+    base = timings[ours].median
+    return {
+        "name": name,
+        **facts,
+        "seconds": {side: asdict(timing) for side, timing in timings.items()},
+        "times_as_fast": {s: t.median / base for s, t in timings.items() if s != ours},
+    }
+
+
+def write(out: Path, result: Mapping[str, Any], table: str) -> None:
+    """`result.json` and `table.md` in a folder, each written aside and renamed."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in (("result.json", json.dumps(result, indent=1) + "\n"), ("table.md", table)):
+        aside = out / f".{name}.part"
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(out / name)
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, first column to the left, the rest to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def shown(seconds: float) -> str:
+    """A time with three digits and its unit."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= size or unit == "us":
+            return f"{seconds / size:.3g} {unit}"
+    raise AssertionError
+
+
+def _elapsed(call: Side, calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return time.perf_counter() - start
+
+
+def _timing(first: float, times: list[float], calls: int) -> Timing:
+    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+    return Timing(first, median, low, high, calls * len(times))
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    folder = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=folder, capture_output=True, text=True
+        )
+    except OSError:
+        return "unknown"
+    return found.stdout.strip() or "unknown"

@@ -1,0 +1,370 @@
+"""Language models: prefill, decoding, training steps and log-probabilities beside transformers."""
+
+import argparse
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from benchmarks import harness, sizes
+from benchmarks.harness import Side
+
+PARTS = ("prefill", "decode", "train", "logprob")
+NO_CLAIM = (
+    "Measured on a CPU at a small size: this shows that the benchmark runs and says nothing about "
+    "speed on an accelerator."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this benchmark."""
+    parser.add_argument("--sizes", nargs="+", choices=list(sizes.SIZES), default=None)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16, 64, 256])
+    parser.add_argument("--prompt", type=int, default=None, help="tokens of a prompt")
+    parser.add_argument("--new", type=int, default=None, help="tokens of an answer")
+    parser.add_argument("--train-batch", type=int, default=None, help="rows of a training step")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=None)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--compiled", action="store_true", help="torch.compile beside eager torch")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measures every part at every size; a part that fails is named and the others go on."""
+    import jax
+    import torch
+
+    accelerated = jax.default_backend() != "cpu"
+    dtype = arguments.dtype or ("bfloat16" if accelerated else "float32")
+    chosen = arguments.sizes or (["135M", "1B", "8B"] if accelerated else ["tiny"])
+    arguments.prompt = arguments.prompt or (512 if accelerated else 64)
+    arguments.new = arguments.new or (128 if accelerated else 32)
+    arguments.train_batch = arguments.train_batch or (16 if accelerated else 4)
+    console = Console(stderr=True)
+    ceilings = harness.ceilings(dtype)
+    result: dict[str, Any] = {
+        "benchmark": "models",
+        "claim": None if accelerated else NO_CLAIM,
+        "dtype": dtype,
+        "machine": harness.machine(),
+        "ceilings": ceilings,
+        "rows": [],
+        "failed": [],
+    }
+    for size in chosen:
+        for part in arguments.parts:
+            for name, make in _jobs(part, size, dtype, arguments):
+                console.print(f"{name} ...", highlight=False)
+                try:
+                    facts, sides = make()
+                    timings = harness.measure(sides, arguments.rounds)
+                except (RuntimeError, MemoryError) as error:  # out of memory, of either library
+                    result["failed"].append({"name": name, "why": str(error).split("\n")[0]})
+                    continue
+                finally:
+                    jax.clear_caches()
+                    if torch.cuda.is_available():
+                        torch.cuda.empty_cache()
+                result["rows"].append(_judged(name, timings, facts, ceilings))
+                harness.write(arguments.out, result, _table(result))
+    print(_table(result))
+    return 0
+
+
+def _jobs(part: str, size: str, dtype: str, arguments: argparse.Namespace) -> Iterator[Any]:
+    if part == "decode":
+        for batch in arguments.batches:
+            yield (
+                f"decode {size} batch {batch}",
+                partial(_decode, size, dtype, batch, arguments.prompt, arguments.new, arguments),
+            )
+        return
+    batch = arguments.train_batch
+    if part == "prefill":
+        yield f"prefill {size}", partial(_prefill, size, dtype, batch, arguments.prompt, arguments)
+    if part == "train":
+        for lora in (True, False):
+            if lora or size != "8B":  # a full step's moments do not fit beside torch's
+                name = f"training step {size} {'LoRA' if lora else 'full'}"
+                yield name, partial(_train, size, dtype, batch, arguments.prompt, lora)
+    if part == "logprob":
+        for backward in (False, True):
+            name = f"token log-prob {size}, forward{' + backward' if backward else ''}"
+            tokens = 8 * batch * arguments.prompt
+            yield name, partial(_logprob, size, dtype, tokens, backward)
+
+
+def _model(size: str, dtype: str, **changes: Any) -> tuple[Any, Any]:
+    """A config and random parameters in the dtype, made on the device."""
+    import jax
+
+    from jaxalign.models import families
+
+    config = sizes.config(size, dtype, **changes)
+
+    def made(key: jax.Array) -> Any:
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), families.init(key, config))
+
+    return config, jax.jit(made)(jax.random.key(0))
+
+
+def _torch_model(size: str, dtype: str) -> tuple[Any, str]:
+    import torch
+    from transformers import LlamaForCausalLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_default_device(device)
+    torch.set_default_dtype(getattr(torch, dtype))
+    try:
+        hf = sizes.torch_config(sizes.SIZES[size])
+        model = LlamaForCausalLM._from_config(hf, attn_implementation="sdpa").eval()
+    finally:
+        torch.set_default_device("cpu")
+        torch.set_default_dtype(torch.float32)
+    return model.to(device), device
+
+
+def _tokens(size: str, batch: int, length: int) -> np.ndarray:
+    high = sizes.SIZES[size].vocab_size
+    return np.random.default_rng(0).integers(0, high, (batch, length)).astype(np.int32)
+
+
+def _prefill(
+    size: str, dtype: str, batch: int, length: int, arguments: argparse.Namespace
+) -> tuple[dict[str, Any], dict[str, Side]]:
+    import jax
+    import jax.numpy as jnp
+    import torch
+
+    from jaxalign.models import families
+
+    config, params = _model(size, dtype)
+    tokens = _tokens(size, batch, length)
+    held = jnp.asarray(tokens)
+
+    @jax.jit
+    def forward(params: Any, tokens: jax.Array) -> jax.Array:
+        hidden, _ = families.forward(config, params, tokens)
+        return families.logits(params, hidden[:, -1])
+
+    model, device = _torch_model(size, dtype)
+    theirs = torch.tensor(tokens, device=device).long()
+
+    def eager(run: Any) -> Any:
+        with torch.inference_mode():
+            return harness.wait(run(theirs, logits_to_keep=1, use_cache=False).logits)
+
+    sides: dict[str, Side] = {
+        "jaxalign": lambda: harness.wait(forward(params, held)),
+        "torch eager": lambda: eager(model),
+    }
+    if arguments.compiled:
+        compiled = torch.compile(model)
+        sides["torch compiled"] = lambda: eager(compiled)
+    facts = {
+        "tokens": batch * length,
+        "flops": sizes.forward_flops(config, batch, length, 1),
+        "shape": {"batch": batch, "tokens": length},
+    }
+    return facts, sides
+
+
+def _decode(
+    size: str, dtype: str, batch: int, length: int, new: int, arguments: argparse.Namespace
+) -> tuple[dict[str, Any], dict[str, Side]]:
+    import jax
+    import jax.numpy as jnp
+    import torch
+
+    from jaxalign.models.generate import generate
+    from jaxalign.models.sampling import Sampling
+
+    config, params = _model(size, dtype)
+    tokens = _tokens(size, batch, length)
+    held, lengths = jnp.asarray(tokens), np.full(batch, length, np.int32)
+    settings = Sampling(max_tokens=new, temperature=0.0)
+    key = jax.random.key(0)
+    model, device = _torch_model(size, dtype)
+    theirs = torch.tensor(tokens, device=device).long()
+    options = {"do_sample": False, "max_new_tokens": new, "min_new_tokens": new, "pad_token_id": 0}
+
+    def generated(**more: Any) -> Any:
+        with torch.inference_mode():
+            mask = torch.ones_like(theirs)
+            return harness.wait(model.generate(theirs, attention_mask=mask, **options, **more))
+
+    sides: dict[str, Side] = {
+        "jaxalign": lambda: harness.wait(
+            generate(config, params, held, lengths, key, settings).tokens
+        ),
+        "torch eager": generated,
+    }
+    if arguments.compiled:  # transformers compiles the decoding step where the cache is static
+        sides["torch compiled"] = lambda: generated(cache_implementation="static")
+    itemsize = jnp.dtype(dtype).itemsize
+    facts = {
+        "tokens": batch * new,
+        "bytes": new * sizes.decode_bytes(config, batch, length + new // 2, itemsize),
+        "shape": {"batch": batch, "prompt": length, "new": new},
+    }
+    return facts, sides
+
+
+def _train(
+    size: str, dtype: str, batch: int, length: int, lora: bool
+) -> tuple[dict[str, Any], dict[str, Side]]:
+    import jax.numpy as jnp
+    import torch
+
+    config, params = _model(size, dtype, remat=None)
+    tokens = _tokens(size, batch, length + 1)
+    step, state = _our_step(config, params, lora)
+    batch_of = {"tokens": jnp.asarray(tokens)}
+    held = [state]
+
+    def ours() -> Any:
+        held[0], loss = step(held[0], params if lora else None, batch_of)
+        return harness.wait(loss)
+
+    model, device = _torch_model(size, dtype)
+    model.train()
+    if lora:
+        from peft import LoraConfig, get_peft_model
+
+        places = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules=places))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    adam = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0)
+    theirs = torch.tensor(tokens, device=device).long()
+
+    def eager() -> Any:
+        adam.zero_grad(set_to_none=True)
+        logits = model(theirs[:, :-1], use_cache=False).logits.float()
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), theirs[:, 1:].flatten())
+        loss.backward()
+        adam.step()
+        return harness.wait(loss.detach())
+
+    facts = {
+        "tokens": batch * length,
+        "flops": sizes.training_flops(config, batch, length, lora),
+        "shape": {"batch": batch, "tokens": length},
+    }
+    return facts, {"jaxalign": ours, "torch eager": eager}
+
+
+def _our_step(config: Any, params: Any, lora: bool) -> tuple[Any, Any]:
+    """The step of `jaxalign.train`: next-token loss by `token_logprob`, AdamW, state donated."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxalign.kernels.token_logprob import token_logprob
+    from jaxalign.models import families
+    from jaxalign.models import lora as adapters
+    from jaxalign.models.decoder import unembedding
+    from jaxalign.train import optimiser
+    from jaxalign.train.step import make_step
+
+    settings = adapters.LoraConfig(rank=16, alpha=32)
+
+    def loss(trained: Any, frozen: Any, micro: Any, key: Any) -> dict[str, jax.Array]:
+        tokens = micro["tokens"]
+        whole = frozen if lora else trained
+        added = adapters.scaled(trained, settings) if lora else None
+        hidden, _ = families.forward(config, whole, tokens[:, :-1], adapters=added)
+        logprob, _ = token_logprob(hidden, unembedding(whole), tokens[:, 1:])
+        return {"loss": -jnp.sum(logprob), "weight": jnp.asarray(logprob.size, jnp.float32)}
+
+    trained = adapters.init(jax.random.key(1), settings, params) if lora else params
+    rule = optimiser.OptimiserConfig(learning_rate=1e-4)
+    state = optimiser.start(trained, rule, jax.random.key(2))
+    step = jax.jit(make_step(loss, rule, 1000), donate_argnums=0)
+
+    def once(state: Any, frozen: Any, batch: Any) -> Any:
+        micro = jax.tree.map(lambda leaf: leaf[None], batch)
+        state, metrics = step(state, frozen, micro)
+        return state, metrics["loss"]
+
+    return once, state
+
+
+def _logprob(
+    size: str, dtype: str, count: int, backward: bool
+) -> tuple[dict[str, Any], dict[str, Side]]:
+    import jax
+    import jax.numpy as jnp
+    import torch
+
+    from jaxalign.kernels.token_logprob import token_logprob
+
+    config = sizes.SIZES[size]
+    rng = np.random.default_rng(0)
+    states = rng.standard_normal((count, config.width), np.float32)
+    table = rng.standard_normal((config.vocab_size, config.width), np.float32) / config.width**0.5
+    targets = rng.integers(0, config.vocab_size, count).astype(np.int32)
+    ours = [jnp.asarray(states, dtype), jnp.asarray(table, dtype), jnp.asarray(targets)]
+
+    def summed(hidden: jax.Array, table: jax.Array, targets: jax.Array) -> jax.Array:
+        return jnp.sum(token_logprob(hidden, table, targets)[0])
+
+    forward = jax.jit(jax.grad(summed) if backward else summed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    place = {"device": device, "dtype": getattr(torch, dtype)}
+    hidden = torch.tensor(states, **place).requires_grad_(backward)
+    weight = torch.tensor(table, **place)
+    aims = torch.tensor(targets, device=device).long()
+
+    def eager() -> Any:
+        hidden.grad = None
+        with torch.set_grad_enabled(backward):
+            logits = (hidden @ weight.T).float()
+            loss = torch.nn.functional.cross_entropy(logits, aims, reduction="sum")
+        if backward:
+            loss.backward()
+        return harness.wait(hidden.grad if backward else loss)
+
+    facts = {
+        "tokens": count,
+        # Backward: the logits once more, then the gradient of the states.
+        "flops": (3 if backward else 1) * 2 * count * config.width * config.vocab_size,
+        "shape": {"tokens": count, "width": config.width, "vocabulary": config.vocab_size},
+    }
+    return facts, {"jaxalign": lambda: harness.wait(forward(*ours)), "torch eager": eager}
+
+
+def _judged(
+    name: str, timings: dict[str, Any], facts: dict[str, Any], ceilings: dict[str, Any]
+) -> dict[str, Any]:
+    row = harness.row(name, timings, "jaxalign", **facts)
+    row["tokens_per_second"] = {s: facts["tokens"] / t.median for s, t in timings.items()}
+    for counted, ceiling in (("flops", "matmul_flops"), ("bytes", "copy_bytes")):
+        if counted in facts:
+            row["share_of_ceiling"] = {
+                side: facts[counted] / timing.median / ceilings[ceiling]
+                for side, timing in timings.items()
+            }
+            row["ceiling"] = ceiling
+    return row
+
+
+def _table(result: dict[str, Any]) -> str:
+    sides = list(dict.fromkeys(side for row in result["rows"] for side in row["seconds"]))
+    rows = []
+    for row in result["rows"]:
+        share = "matmul" if row["ceiling"] == "matmul_flops" else "bandwidth"
+        cells = [row["name"]]
+        for side in sides:
+            if side not in row["seconds"]:
+                cells.append("")
+                continue
+            cells.append(
+                f"{row['tokens_per_second'][side]:,.0f} "
+                f"({100 * row['share_of_ceiling'][side]:.0f} % of {share})"
+            )
+        cells.append(f"{row['seconds']['jaxalign']['first']:.1f} s")
+        rows.append(cells)
+    lines = harness.table(["tokens/s", *sides, "jaxalign's first call"], rows)
+    lines += "".join(f"\n{row['name']} failed: {row['why']}\n" for row in result["failed"])
+    return lines + (f"\n{result['claim']}\n" if result["claim"] else "")
