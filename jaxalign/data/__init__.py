@@ -1,6 +1,7 @@
 """Choices and features in: sources read and checked into tables of plain arrays."""
 
 from jaxalign.data.authors import load_authors, read_authors_checkpoint
+from jaxalign.data.completions import Completions, load_completions
 from jaxalign.data.features import Features, load_features, lookup, save_features
 from jaxalign.data.files import from_columns, load
 from jaxalign.data.preferences import Preferences
@@ -8,6 +9,7 @@ from jaxalign.data.sources import Source, jester, load_source, ukpconvarg1
 from jaxalign.data.torch_files import read_pt
 
 __all__ = [
+    "Completions",
     "Features",
     "Preferences",
     "Source",
@@ -15,6 +17,7 @@ __all__ = [
     "jester",
     "load",
     "load_authors",
+    "load_completions",
     "load_features",
     "load_source",
     "lookup",

@@ -20,8 +20,8 @@ from jaxalign.errors import InputError
 
 REQUIRED = ("user", "chosen", "rejected")
 OPTIONAL = ("prompt", "group", "time", "tie")
-_JSON_ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
-_DATASET = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+){0,2})(:(?P<split>[\w.\-+\[\]%:]+))?")
+JSON_ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+DATASET = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+){0,2})(:(?P<split>[\w.\-+\[\]%:]+))?")
 
 
 @dataclass(frozen=True)
@@ -57,19 +57,19 @@ def load(source: str | Path) -> Preferences:
         InputError: the source cannot be found or read, or a row cannot be used.
     """
     path, name = Path(source), str(source)
-    if name.endswith(_JSON_ENDINGS):
+    if name.endswith(JSON_ENDINGS):
         columns, lines = _json_columns(path)
         return from_columns(columns, name, lines)
     if name.endswith(".parquet"):
         return from_columns(_read_parquet(path), name)
     if path.is_dir():
         raise InputError(f"{name} is a folder, expected a .jsonl or .parquet file; name the file.")
-    if path.exists() or isinstance(source, Path) or not _DATASET.fullmatch(name):
+    if path.exists() or isinstance(source, Path) or not DATASET.fullmatch(name):
         raise InputError(
             f"{name} is neither a file ending in .jsonl, .json or .parquet nor the name of a data "
             "set; check the path, or convert the file to JSON lines."
         )
-    return from_columns(_read_dataset(name), name)
+    return from_columns(read_dataset(name), name)
 
 
 def from_columns(
@@ -247,10 +247,11 @@ def _read_parquet(path: Path) -> dict[str, Any]:
     return {name: table[name] if name in table.column_names else () for name in names}
 
 
-def _read_dataset(source: str) -> dict[str, Any]:
+def read_dataset(source: str) -> dict[str, Any]:
+    """Columns of a `datasets` name, `owner/name` or `owner/name:split`."""
     import datasets  # slow to import, and only this source needs it
 
-    match = _DATASET.fullmatch(source)
+    match = DATASET.fullmatch(source)
     assert match is not None
     split = match["split"] or "train"
     last: Exception | None = None

@@ -11,8 +11,11 @@ Implementation = Literal["auto", "xla", "cudnn"]
 class Cache(NamedTuple):
     """Keys and values of the tokens so far; row b's token t stands in slot t.
 
+    Heads stand before slots, as the two products of a decoding step read them: in the other order
+    every step would transpose a layer's whole cache.
+
     Attributes:
-        key, value: [L, B, S, G, H].
+        key, value: [L, B, G, S, H].
     """
 
     key: jax.Array
@@ -41,7 +44,8 @@ def causal_attention(
     """
     if query.dtype == jnp.float64:
         # jax.nn fixes its softmax to float32, which costs float64 its digits.
-        return _wide(query, key, value, _causal_mask(query.shape[1], lengths, window))
+        mask = _causal_mask(query.shape[1], lengths, window)
+        return _mixed(query, jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2), mask)
     if implementation == "auto":
         implementation = _best(query.dtype, query.shape[-1])
     return jax.nn.dot_product_attention(
@@ -63,21 +67,19 @@ def cached_attention(
 
     Args:
         query: [B, T, N, H] of tokens in slots `starts` to `starts + T - 1`.
-        key, value: [B, S, G, H], these tokens' own included.
+        key, value: [B, G, S, H], these tokens' own included.
         starts: [B] int32.
         window: as in `causal_attention`.
 
     Returns:
         [B, T, N, H].
     """
-    slots = jnp.arange(key.shape[1], dtype=jnp.int32)[None, None, :]
+    slots = jnp.arange(key.shape[2], dtype=jnp.int32)[None, None, :]
     own = (starts[:, None] + jnp.arange(query.shape[1], dtype=jnp.int32)[None, :])[:, :, None]
     mask = slots <= own
     if window is not None:
         mask &= slots > own - window
-    if query.dtype == jnp.float64:
-        return _wide(query, key, value, mask)
-    return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], implementation="xla")
+    return _mixed(query, key, value, mask)
 
 
 def _best(dtype: jnp.dtype, head_width: int) -> Literal["xla", "cudnn"]:
@@ -96,11 +98,13 @@ def _causal_mask(tokens: int, lengths: jax.Array | None, window: int | None) -> 
     return mask[None] & (other[None] < lengths[:, None, None])
 
 
-def _wide(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
-    """Attention in the dtype of the query; mask [B, T, S] or [1, T, S]."""
+def _mixed(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+    """Attention [B, T, N, H] to keys and values [B, G, S, H]; mask [B, T, S] or [1, T, S]."""
     batch, tokens, heads, width = query.shape
-    grouped = query.reshape(batch, tokens, key.shape[2], heads // key.shape[2], width)
-    scores = jnp.einsum("BTGKH,BSGH->BGKTS", grouped, key) * jnp.asarray(width**-0.5, query.dtype)
-    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(query.dtype).min)
-    mixed = jnp.einsum("BGKTS,BSGH->BTGKH", jax.nn.softmax(scores, axis=-1), value)
-    return mixed.reshape(query.shape)
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    grouped = query.reshape(batch, tokens, key.shape[1], heads // key.shape[1], width)
+    scores = jnp.einsum("BTGKH,BGSH->BGKTS", grouped, key, preferred_element_type=wide)
+    scores = scores * jnp.asarray(width**-0.5, wide)
+    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(wide).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum("BGKTS,BGSH->BTGKH", weights, value).reshape(query.shape)

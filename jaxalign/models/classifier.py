@@ -143,7 +143,7 @@ def classify(
     """
     if batch_tokens is not None and batch_tokens < 1:
         raise InputError(f"batch_tokens is {batch_tokens}; expected a positive whole number.")
-    ids, types = _tokenize(classifier, texts)
+    ids, types = tokenize(classifier, texts)
     wide = np.promote_types(jnp.dtype(classifier.config.dtype), np.float32)
     result = np.empty((len(ids), len(classifier.labels)), wide)
     for rows, shape in _batches([len(row) for row in ids], classifier.max_length, batch_tokens):
@@ -229,7 +229,7 @@ def _labels(settings: Mapping[str, Any], source: str) -> tuple[str, ...]:
         ) from error
 
 
-def _tokenize(
+def tokenize(
     classifier: Classifier, texts: Sequence[str] | Sequence[tuple[str, str]]
 ) -> tuple[list[list[int]], list[list[int]] | None]:
     """Token ids, and for a pair of texts in BERT their types."""

@@ -181,7 +181,7 @@ def attend(
     line = jnp.arange(batch, dtype=jnp.int32)[:, None]
     cache = Cache(
         *(
-            whole.at[layer, line, slots].set(new.astype(whole.dtype), mode="drop")
+            whole.at[layer, line, :, slots].set(new.astype(whole.dtype), mode="drop")
             for whole, new in zip(cache, (key, value), strict=True)
         )
     )

@@ -116,5 +116,5 @@ def init(key: jax.Array, config: Config) -> dict[str, Any]:
 
 def new_cache(config: Config, batch: int, slots: int) -> Cache:
     """An empty cache for `batch` rows of at most `slots` tokens, in `config.dtype`."""
-    shape = (config.layers, batch, slots, config.kv_heads, config.head_width)
+    shape = (config.layers, batch, config.kv_heads, slots, config.head_width)
     return Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))

@@ -1,0 +1,51 @@
+"""`jaxalign sft`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from jaxalign.commands.parser import command, fields
+
+
+def add(commands: Any) -> None:
+    """Adds the command."""
+    parser = command(
+        commands,
+        "sft",
+        _sft,
+        "fine-tune a language model on prompts and completions, or conversations",
+        epilog="Any field of the config can be set: --optimiser.rate 2e-4",
+    )
+    parser.add_argument("--model", required=True, help="folder, file or name")
+    parser.add_argument("--data", required=True, help="completions: file or datasets name")
+    parser.add_argument("--validation", help="completions to judge by, instead of a share of rows")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--config", type=Path, help="YAML, see configs/sft")
+    parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
+    parser.add_argument(
+        "--fields",
+        action=fields("jaxalign.train.sft:SftConfig"),
+        nargs=0,
+        help="list the config's fields and stop",
+    )
+    parser.set_defaults(takes_config=True)
+
+
+def _sft(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from jaxalign.config import load_config
+    from jaxalign.train.sft import SftConfig, run
+
+    config = load_config(SftConfig, arguments.config, rest)
+    report = run(
+        config,
+        arguments.model,
+        arguments.data,
+        arguments.out,
+        validation=arguments.validation,
+        resume=arguments.resume,
+    )
+    judged = ""
+    if report["validation"]:
+        before, after = (report[name]["loss"] for name in ("validation_before", "validation"))
+        judged = f"validation loss {before:.4f} before, {after:.4f} at step {report['best_step']}; "
+    print(f"{report['steps']} steps; {judged}wrote {arguments.out}/model")

@@ -1,0 +1,301 @@
+"""Texts to imitate: prompts with completions, or conversations, as tokens of which some count."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxalign.data.columns import read_columns
+from jaxalign.data.files import Origin
+from jaxalign.data.sequences import Sequences
+from jaxalign.errors import InputError
+
+Message = Mapping[str, str]
+Segments = list[tuple[str, bool]]  # pieces of one text, and whether they are learned
+
+
+@dataclass(frozen=True)
+class CompletionConfig:
+    """How texts become tokens.
+
+    Attributes:
+        max_tokens: the most tokens of a row, prompt included.
+        overlong: `truncate` cuts the end off longer rows, and leaves out those whose prompt alone
+            is longer; `refuse` stops at them.
+        turns: of a conversation, learn the assistant's `last` turn or `all` its turns.
+        template: `chat` makes prompt and completion a turn of the user and one of the assistant;
+            `plain` joins the two as they are and ends with the end-of-text token; `auto` is `chat`
+            for a tokenizer with a chat template.
+    """
+
+    max_tokens: int = 1024
+    overlong: Literal["truncate", "refuse"] = "truncate"
+    turns: Literal["last", "all"] = "last"
+    template: Literal["auto", "chat", "plain"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 2:
+            raise InputError(f"max_tokens is {self.max_tokens}; expected at least 2.")
+
+
+@dataclass(frozen=True)
+class Completions:
+    """Rows to learn from.
+
+    Attributes:
+        sequences: tokens of each row.
+        learned: [sum of lengths] bool beside `sequences.tokens`: which tokens the loss is on.
+        truncated: rows whose end was cut off.
+        dropped: rows left out, since nothing to learn was left of them.
+        source: what they were read from.
+    """
+
+    sequences: Sequences
+    learned: np.ndarray
+    truncated: int = 0
+    dropped: int = 0
+    source: str = "memory"
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def take(self, rows: np.ndarray) -> "Completions":
+        """Some of the rows ([M] int), in that order."""
+        whole = self.sequences
+        parts = [np.arange(whole.starts[row], whole.starts[row + 1]) for row in rows]
+        place = np.concatenate([np.zeros(0, np.int64), *parts])
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(whole.lengths[rows])])
+        return Completions(
+            Sequences(whole.tokens[place], starts), self.learned[place], source=self.source
+        )
+
+
+def load_completions(
+    source: str | Path, tokenizer: Any, config: CompletionConfig | None = None
+) -> Completions:
+    """Read completions from a file or a Hugging Face data set.
+
+    Args:
+        source: a path ending in .jsonl, .json (one object a line; .gz too) or .parquet, or the
+            name of a data set, as `jaxalign.data.load` takes it. Columns: `prompt` and
+            `completion`; or `messages`, a list of {"role", "content"} that ends with the
+            assistant.
+        tokenizer: of `transformers`, with a chat template where turns are to be rendered.
+        config: limits and choices.
+
+    Returns:
+        The rows, in the order of the source.
+
+    Raises:
+        InputError: the source cannot be read, a row cannot be used, is over-long where that is
+            refused, or nothing is left.
+    """
+    columns, origin = read_columns(source, ("prompt", "completion", "messages"))
+    return completions_from_columns(columns, tokenizer, config or CompletionConfig(), origin)
+
+
+def completions_from_columns(
+    columns: Mapping[str, Sequence[Any]],
+    tokenizer: Any,
+    config: CompletionConfig,
+    origin: Origin | None = None,
+) -> Completions:
+    """`load_completions`, from columns of equal length that are already in memory."""
+    origin = origin or Origin("memory")
+    segment = _segmenter(columns, tokenizer, config, origin)
+    plain = "messages" not in columns and not is_chat(tokenizer, config.template)
+    count = len(next(iter(columns.values())))
+    texts = [segment(row) for row in range(count)]
+    tokens, learned = _tokenise(texts, tokenizer, plain)
+    lengths = np.array([len(row) for row in tokens])
+    limit = config.max_tokens
+    overlong = np.flatnonzero(lengths > limit)
+    if overlong.size and config.overlong == "refuse":
+        raise InputError(
+            f"{origin.at(overlong[0])}: the row has {lengths[overlong[0]]} tokens (and "
+            f"{overlong.size - 1} more rows are as long), expected at most {limit}; raise "
+            "data.max_tokens, shorten the rows or set data.overlong to truncate."
+        )
+    # The first token has nothing before it to be predicted from.
+    keep = [row for row in range(count) if any(learned[row][1:limit])]
+    if not keep:
+        raise InputError(
+            f"{origin.source}: no row has a completion within {limit} tokens; raise "
+            "data.max_tokens."
+        )
+    kept = set(keep)
+    return Completions(
+        Sequences.of([tokens[row][:limit] for row in keep]),
+        np.concatenate([np.asarray(learned[row][:limit], bool) for row in keep]),
+        truncated=sum(int(row) in kept for row in overlong),
+        dropped=count - len(keep),
+        source=origin.source,
+    )
+
+
+def render(tokenizer: Any, messages: Sequence[Message], answer_next: bool, where: str) -> str:
+    """A conversation as the tokenizer's chat template writes it.
+
+    Args:
+        tokenizer: of `transformers`.
+        messages: the turns.
+        answer_next: end where the assistant's next turn begins.
+        where: what to call the row in messages.
+
+    Raises:
+        InputError: there is no template, or it refuses these turns.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError(
+            f"{where}: the tokenizer has no chat template to write turns with; give `prompt` and "
+            "`completion`, or a model with a template."
+        )
+    from jinja2 import TemplateError
+
+    try:
+        text: str = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=answer_next
+        )
+    except (TemplateError, TypeError) as error:
+        raise InputError(
+            f"{where}: the chat template refuses these turns ({error}); reorder or remove them."
+        ) from None
+    return text
+
+
+def is_chat(tokenizer: Any, template: str) -> bool:
+    """Whether prompts and answers become turns: `template` says so, or `auto` and the tokenizer."""
+    if template == "auto":
+        return bool(getattr(tokenizer, "chat_template", None))
+    return template == "chat"
+
+
+def _segmenter(
+    columns: Mapping[str, Sequence[Any]], tokenizer: Any, config: CompletionConfig, origin: Origin
+) -> Callable[[int], Segments]:
+    """What cuts one row into learned and other pieces of text."""
+    if "messages" in columns:
+        if "completion" in columns:
+            raise InputError(
+                f"{origin.source} has `messages` and `completion`, expected one of the two: remove "
+                "a column."
+            )
+        return lambda row: _conversation(
+            _messages(columns["messages"][row], origin.at(row)), tokenizer, config, origin.at(row)
+        )
+    if missing := [name for name in ("prompt", "completion") if name not in columns]:
+        raise InputError(
+            f"{origin.source} has no column `{missing[0]}`, expected `prompt` and `completion`, or "
+            "`messages`; rename or add."
+        )
+    chat = is_chat(tokenizer, config.template)
+
+    def segment(row: int) -> Segments:
+        where = origin.at(row)
+        prompt = _text(columns["prompt"][row], "prompt", where, empty=not chat)
+        completion = _text(columns["completion"][row], "completion", where)
+        if not chat:
+            return [(prompt, False), (completion, True)]
+        turns = [
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": completion},
+        ]
+        return _conversation(turns, tokenizer, config, where)
+
+    return segment
+
+
+def _conversation(
+    messages: Sequence[Message], tokenizer: Any, config: CompletionConfig, where: str
+) -> Segments:
+    """Pieces of a conversation, cut where a generated turn would begin and end."""
+    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    whole = render(tokenizer, messages, False, where)
+    segments, done = [], 0
+    for turn in turns if config.turns == "all" else turns[-1:]:
+        before = render(tokenizer, messages[:turn], True, where)
+        last = turn == len(messages) - 1
+        until = whole if last else render(tokenizer, messages[: turn + 1], False, where)
+        if not (whole.startswith(before) and whole.startswith(until) and len(before) >= done):
+            raise InputError(
+                f"{where}: the chat template writes turn {turn + 1} differently once the "
+                "conversation goes on, so it cannot be learned there; set data.turns to last, or "
+                "end the conversation at that turn."
+            )
+        segments += [(whole[done : len(before)], False), (whole[len(before) : len(until)], True)]
+        done = len(until)
+    return segments
+
+
+def _messages(value: Any, where: str) -> list[Message]:
+    if not isinstance(value, list | tuple) or not value:
+        raise InputError(
+            f"{where}: `messages` is {_short(value)}, expected a list of turns; correct the row."
+        )
+    turns: list[Message] = []
+    for number, turn in enumerate(value, 1):
+        if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
+            raise InputError(
+                f"{where}: turn {number} of `messages` is {_short(turn)}, expected an object with "
+                "`role` and `content`; correct the row."
+            )
+        blank_is_fine = turn["role"] != "assistant"
+        name = f"messages[{number - 1}].content"
+        content = _text(turn.get("content"), name, where, empty=blank_is_fine)
+        turns.append({"role": turn["role"], "content": content})
+    if turns[-1]["role"] != "assistant":
+        raise InputError(
+            f"{where}: the last of `messages` is of the {turns[-1]['role']}, expected the "
+            "assistant; remove what follows its last turn."
+        )
+    return turns
+
+
+def _tokenise(
+    texts: list[Segments], tokenizer: Any, plain: bool
+) -> tuple[list[list[int]], list[list[bool]]]:
+    """Tokens of each row and which are learned.
+
+    Pieces are tokenised one by one: a prompt then has the tokens it has in generation, where
+    nothing follows it yet. A chat holds its special tokens as text; a plain prompt begins as the
+    tokenizer begins a text, and a plain completion ends with the end of text.
+    """
+    ids = iter(_ids([piece for row in texts for piece, _ in row], tokenizer, special=False))
+    firsts = iter(_ids([row[0][0] for row in texts], tokenizer, special=True) if plain else [])
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    tokens: list[list[int]] = []
+    learned: list[list[bool]] = []
+    for row in texts:
+        pieces = [next(ids) for _ in row]
+        if plain:
+            pieces = [next(firsts), [*pieces[1], *end]]
+        tokens.append([token for piece in pieces for token in piece])
+        learned.append([flag for piece, (_, flag) in zip(pieces, row, strict=True) for _ in piece])
+    return tokens, learned
+
+
+def _ids(texts: list[str], tokenizer: Any, special: bool) -> list[list[int]]:
+    found: list[list[int]] = tokenizer(texts, add_special_tokens=special)["input_ids"]
+    return found
+
+
+def _text(value: Any, name: str, where: str, empty: bool = False) -> str:
+    if not isinstance(value, str) or not (empty or value.strip()):
+        found = "missing" if value is None else _short(value)
+        raise InputError(f"{where}: `{name}` is {found}, expected text; fill in or remove the row.")
+    try:
+        value.encode()
+    except UnicodeError:
+        raise InputError(
+            f"{where}: `{name}` holds half of a surrogate pair, expected valid Unicode; correct "
+            "the row."
+        ) from None
+    return value
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 40 else text[:37] + "..."

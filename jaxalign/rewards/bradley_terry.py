@@ -1,0 +1,399 @@
+"""Reward models from choices: the chosen answer's reward above the rejected one's."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxalign.data import Preferences, load
+from jaxalign.data.columns import read_columns
+from jaxalign.data.files import encode
+from jaxalign.data.sequences import Sequences
+from jaxalign.errors import InputError
+from jaxalign.models import families
+from jaxalign.models.classifier import Classifier, classify, tokenize
+from jaxalign.models.heads import ValueHead, last_token
+from jaxalign.models.language import LanguageModel, load_language_model
+from jaxalign.models.lora import LoraConfig
+from jaxalign.rewards.reward_model import (
+    Adapted,
+    adapted_model,
+    reward_model,
+    save_adapted,
+    save_whole,
+)
+from jaxalign.train.files import write_json
+from jaxalign.train.folder import claim
+from jaxalign.train.loop import Fit, LoopConfig, Rows, fit
+from jaxalign.train.mesh import batch_sharding, make_mesh, param_shardings
+from jaxalign.train.optimiser import OptimiserConfig
+from jaxalign.train.progress import Progress
+from jaxalign.train.step import Batch, Sums
+from jaxalign.train.trunk import TrunkConfig, split, started, states
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """A run of reward modelling.
+
+    Attributes:
+        max_tokens: the most tokens of prompt and answer; longer ones lose their end.
+        hold_out: what is kept apart whole to judge on: a `group` (conversation or topic) of a
+            user, a `user`, or a `prompt`.
+        hold_out_share: share of those.
+        trunk: what of the model is trained; the head always is.
+        loop: epochs, batches and intervals.
+        optimiser: rate and schedule.
+    """
+
+    max_tokens: int = 1024
+    hold_out: Literal["group", "user", "prompt"] = "group"
+    hold_out_share: float = 0.1
+    trunk: TrunkConfig = field(default_factory=TrunkConfig)
+    loop: LoopConfig = field(default_factory=partial(LoopConfig, epochs=1))
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.hold_out_share < 1 or self.max_tokens < 1:
+            raise InputError(
+                f"hold_out_share is {self.hold_out_share} and max_tokens {self.max_tokens}; "
+                "expected a share in [0, 1) and at least one token."
+            )
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Choices and what each is about.
+
+    Attributes:
+        preferences: N rows.
+        objective: [N] int32, the head that a row trains.
+        labels: names of the heads; `("reward",)` where the choices have no objectives.
+    """
+
+    preferences: Preferences
+    objective: np.ndarray
+    labels: tuple[str, ...]
+
+    def take(self, rows: np.ndarray) -> "Choices":
+        """Some of the rows."""
+        return replace(
+            self, preferences=self.preferences.take(rows), objective=self.objective[rows]
+        )
+
+
+def load_choices(source: str) -> Choices:
+    """Read choices and, where there is such a column, the `objective` of each.
+
+    Args:
+        source: as `jaxalign.data.load` takes it.
+
+    Raises:
+        InputError: the source cannot be read, or only some rows have an objective.
+    """
+    preferences = load(source)
+    columns, origin = read_columns(source, ("objective",))
+    if "objective" not in columns:
+        return Choices(preferences, np.zeros(len(preferences), np.int32), ("reward",))
+    for row, value in enumerate(columns["objective"]):
+        if not isinstance(value, str) or not value.strip():
+            raise InputError(
+                f"{origin.at(row)}: `objective` is {value!r}, expected text as in other rows; fill "
+                "in or remove the row."
+            )
+    objective, labels = encode(columns["objective"])
+    return Choices(preferences, objective, labels)
+
+
+def bradley_terry(difference: jax.Array, win: jax.Array) -> jax.Array:
+    """Negative log-likelihood of a choice.
+
+    Args:
+        difference: reward of the chosen less that of the rejected, at least float32.
+        win: 1 for a choice, 1/2 for a tie (half a choice each way).
+
+    Returns:
+        win * softplus(-difference) + (1 - win) * softplus(difference).
+
+    Source: Bradley and Terry 1952, Biometrika 39.
+    """
+    return jax.nn.softplus(-difference) + (1 - win) * difference
+
+
+def loss(
+    config: families.Config,
+    adapter: LoraConfig,
+    mesh: Mesh,
+    trained: Mapping[str, Any],
+    frozen: Mapping[str, Any],
+    batch: Batch,
+    key: jax.Array | None,
+) -> Sums:
+    """Bradley-Terry loss of a batch, summed; each row trains the head of its objective.
+
+    Args:
+        config: of the decoder; static.
+        adapter: of LoRA; static.
+        mesh: where parameters and rows lie.
+        trained: as from `jaxalign.train.trunk.split`, and {"head": {"kernel": [D, R]}}.
+        frozen: as from there.
+        batch: `tokens` [B, 2, T] int32 of the chosen and the rejected, `lengths` [B, 2] int32,
+            `objective` [B] int32, `win` and `weight` [B] float32.
+        key: of dropout; None drops nothing.
+
+    Returns:
+        `loss` in nats, `accuracy` (half for equal rewards and for ties) and `weight`, all [] and
+        summed over rows.
+    """
+    rows, _, width = batch["tokens"].shape
+    tokens = batch["tokens"].reshape(2 * rows, width)
+    lengths = batch["lengths"].reshape(2 * rows)
+    hidden = states(config, adapter, mesh, trained, frozen, tokens, lengths, key)
+    head = ValueHead(trained["head"]["kernel"].shape[1], bias=False)
+    values: Any = head.apply({"params": trained["head"]}, last_token(hidden, lengths))
+    own = batch["objective"][:, None, None]
+    rewards = jnp.take_along_axis(values.reshape(rows, 2, -1), own, axis=2)[:, :, 0]
+    difference = rewards[:, 0] - rewards[:, 1]
+    weight, win = (batch[name].astype(difference.dtype) for name in ("weight", "win"))
+    right = jnp.where(win == 0.5, 0.5, 0.5 * (1 + jnp.sign(difference)))
+    return {
+        "loss": jnp.sum(weight * bradley_terry(difference, win)),
+        "accuracy": jnp.sum(weight * right),
+        "weight": jnp.sum(weight),
+    }
+
+
+def rows_of(choices: Choices, texts: Sequences, widest: int) -> Rows:
+    """Choices as the loop takes them; `texts` holds the tokens of each item."""
+    table = choices.preferences
+    sides = np.stack([table.chosen, table.rejected], axis=1)
+    win = np.where(table.tie, 0.5, 1.0).astype(np.float32)
+
+    def assemble(rows: np.ndarray, width: int) -> dict[str, np.ndarray]:
+        there = rows >= 0
+        items = np.where(there[:, None], sides[rows], -1)
+        tokens, lengths = texts.padded(items.ravel(), width)
+        return {
+            "tokens": tokens.reshape(len(rows), 2, width),
+            "lengths": lengths.reshape(len(rows), 2),
+            "objective": np.where(there, choices.objective[rows], 0).astype(np.int32),
+            "win": win[rows],
+            "weight": there.astype(np.float32),
+        }
+
+    return Rows(texts.lengths[sides].max(axis=1), assemble, widest)
+
+
+def hold_out(choices: Choices, by: str, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and to judge on; no group, user or prompt has rows in both.
+
+    Raises:
+        InputError: where there are too few to have some in each.
+    """
+    codes = getattr(choices.preferences, by)
+    lone = codes < 0  # a row without a prompt is one of its own
+    codes = np.where(lone, codes.max(initial=-1) + 1 + np.arange(len(codes)), codes)
+    distinct = np.unique(codes)
+    if not share:
+        return np.arange(len(codes)), np.zeros(0, np.int64)
+    if len(distinct) < 2:
+        raise InputError(
+            f"{choices.preferences.source} has one {by}, of which none can be held out; set "
+            "hold_out to another, or hold_out_share to 0."
+        )
+    order = np.random.Generator(np.random.PCG64([seed, 1])).permutation(distinct)
+    count = min(max(round(share * len(distinct)), 1), len(distinct) - 1)
+    held = np.isin(codes, order[:count])
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def train(
+    base: LanguageModel,
+    choices: Choices,
+    held: Choices | None,
+    config: RewardConfig,
+    folder: Path,
+    progress: Progress | None = None,
+) -> Fit:
+    """Train a reward model, going on from the newest state in the folder.
+
+    Args:
+        base: the trunk; full training uses up its parameters.
+        choices: what to learn.
+        held: what to judge by, of the same table, None for nothing.
+        config: the run.
+        folder: for metrics and states.
+        progress: where it is shown; None shows nothing.
+
+    Returns:
+        `params` is {"head": {"kernel": [D, R]}} with {"adapter": tree}, not scaled, or with
+        {"model": parameters}.
+
+    Raises:
+        InputError: as `jaxalign.train.sft.train`.
+    """
+    decoder = replace(config.trunk.decoder(base.config), tied=True)
+    mesh = make_mesh(config.trunk.mesh)
+    fresh, head_key, run = jax.random.split(jax.random.key(config.loop.seed), 3)
+    trunk = {name: value for name, value in base.params.items() if name != "unembed"}
+    trained, frozen = split(fresh, trunk, config.trunk, mesh, decoder)
+    head = ValueHead(len(choices.labels), bias=False)
+    last = jnp.zeros((1, decoder.width), jnp.float32)
+    trained["head"] = dict(head.init(head_key, last)["params"])
+    limit = min(config.max_tokens, decoder.positions)
+    texts = tokenised(base, choices.preferences, limit)
+    return fit(
+        started(run, trained, config.optimiser, mesh, decoder),
+        frozen,
+        partial(loss, decoder, config.trunk.lora, mesh),
+        rows_of(choices, texts, limit),
+        None if held is None else rows_of(held, texts, limit),
+        config.loop,
+        config.optimiser,
+        folder,
+        (progress or Progress(False)).say,
+        batch_sharding(mesh),
+    )
+
+
+def tokenised(base: LanguageModel, table: Preferences, limit: int) -> Sequences:
+    """Tokens of every item, as scoring will read them."""
+    empty = jnp.zeros((base.config.width, 1), jnp.float32)
+    reader = replace(reward_model(base, ("reward",), empty, {}), max_length=limit)
+    ids: list[list[int]] = [[] for _ in table.items]
+    for rows, texts in _inputs(table, np.arange(len(table.items))):
+        found, _ = tokenize(reader, texts)
+        for row, tokens in zip(rows, found, strict=True):
+            ids[row] = tokens
+    return Sequences.of(ids)
+
+
+def judge(model: Classifier, choices: Choices) -> dict[str, float]:
+    """Share of the choices, ties left out, whose chosen answer has the higher reward.
+
+    Args:
+        model: with the labels of the choices.
+        choices: unseen ones.
+
+    Returns:
+        For each label its accuracy (equal rewards count half), and `all`; a label without
+        choices is absent.
+    """
+    strict = choices.take(np.flatnonzero(~choices.preferences.tie))
+    table = strict.preferences
+    used = np.unique(np.concatenate([table.chosen, table.rejected]))
+    rewards = np.zeros((len(table.items), len(model.labels)))
+    for rows, texts in _inputs(table, used):
+        rewards[rows] = classify(model, texts)
+    own = strict.objective
+    right = 0.5 * (1 + np.sign(rewards[table.chosen, own] - rewards[table.rejected, own]))
+    judged = {
+        label: float(right[own == number].mean())
+        for number, label in enumerate(choices.labels)
+        if (own == number).any()
+    }
+    return judged | ({"all": float(right.mean())} if len(right) else {})
+
+
+def _inputs(table: Preferences, items: np.ndarray) -> list[tuple[np.ndarray, Any]]:
+    """Items with a prompt as pairs, the others as texts."""
+    prompts = [_prompt(table.items[item], table.texts[item]) for item in items]
+    with_prompt = np.array([prompt is not None for prompt in prompts], bool)
+    pairs = [
+        (prompt, table.items[item])
+        for prompt, item in zip(prompts, items, strict=True)
+        if prompt is not None
+    ]
+    lone = [table.texts[item] for item in items[~with_prompt]]
+    inputs: list[tuple[np.ndarray, Any]] = [
+        (items[with_prompt], pairs),
+        (items[~with_prompt], lone),
+    ]
+    return [(rows, texts) for rows, texts in inputs if texts]
+
+
+def _prompt(answer: str, text: str) -> str | None:
+    """What stands before an answer in a table's text of the two."""
+    ending = f"\n\n{answer}"
+    return text.removesuffix(ending) if text.endswith(ending) else None
+
+
+def run(
+    config: RewardConfig,
+    name: str,
+    source: str,
+    out: str | Path,
+    resume: bool = False,
+    show: bool = True,
+) -> dict[str, Any]:
+    """Train a reward model on a preference file, judge it on held-out choices, and save it.
+
+    Args:
+        config: the run.
+        name: of the language model to start from.
+        source: choices, as `load_choices` takes them.
+        out: folder: model/ (a sequence classifier, or a PEFT folder with a head), report.json,
+            metrics.jsonl, state/.
+        resume: go on with an unfinished run in `out`.
+        show: progress on standard error.
+
+    Returns:
+        The report, as in report.json.
+
+    Raises:
+        InputError: a bad model, choice, setting or folder.
+    """
+    out, progress = Path(out), Progress(show)
+    mesh = make_mesh(config.trunk.mesh)
+    base = load_language_model(
+        name, config.trunk.weights, lambda shapes: param_shardings(shapes, mesh)
+    )
+    choices = load_choices(source)
+    rows, kept = hold_out(choices, config.hold_out, config.hold_out_share, config.loop.seed)
+    training, held = choices.take(rows), choices.take(kept) if len(kept) else None
+    progress.say(
+        f"{len(rows):,} choices to learn, {len(kept):,} held out, "
+        f"{len(choices.labels)} head{'s' * (len(choices.labels) > 1)}"
+    )
+    table = choices.preferences
+    arrays = [table.chosen, table.rejected, table.tie, choices.objective, rows]
+    claim(out, "reward", config, arrays, [base.sha256, *choices.labels, *table.texts], resume)
+    fitted = train(base, training, held, config, out, progress)
+    model = _finished(base, choices.labels, fitted.params, config, out / "model")
+    report = {
+        "choices": len(rows),
+        "held_out_choices": len(kept),
+        "held_out_by": config.hold_out,
+        "labels": list(choices.labels),
+        "steps": fitted.steps,
+        "best_step": fitted.step,
+        "validation_before": fitted.before,
+        "validation": fitted.judged,
+        "accuracy": {} if held is None else judge(model, held),
+    }
+    write_json(out / "report.json", report)
+    return report
+
+
+def _finished(
+    base: LanguageModel,
+    labels: Sequence[str],
+    params: Mapping[str, Any],
+    config: RewardConfig,
+    folder: Path,
+) -> Classifier:
+    """The trained model, written."""
+    head = params["head"]["kernel"]
+    if config.trunk.method == "full":
+        model = reward_model(base, labels, head, params["model"])
+        save_whole(folder, model, base.hf_config)
+        return model
+    adapted = Adapted(params["adapter"], config.trunk.lora, head)
+    save_adapted(folder, base, labels, adapted)
+    return adapted_model(base, labels, adapted)

@@ -1,0 +1,233 @@
+"""The loop around a step: batches in, metrics out, judged, kept, resumed to the same bits."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxalign.errors import InputError
+from jaxalign.train.batches import Batches
+from jaxalign.train.checkpoint import Checkpoints, load_state, save_state
+from jaxalign.train.log import Log
+from jaxalign.train.optimiser import OptimiserConfig, TrainState
+from jaxalign.train.step import Loss, make_judge, make_step
+
+# Rows (-1 for none) and a width -> arrays [B, ...].
+Assemble = Callable[[np.ndarray, int], Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long, in what batches, and when to judge and to keep.
+
+    Attributes:
+        epochs: passes over the training rows.
+        batch_size: rows of one update.
+        micro_batches: how many parts of a batch are held in memory one after another; divides it.
+        evaluate_every: steps between two looks at the validation rows; the last step has one too.
+        checkpoint_every: steps between two states on disk, from which a run resumes.
+        seed: of the order of rows, fresh parameters and dropout.
+    """
+
+    epochs: int = 3
+    batch_size: int = 32
+    micro_batches: int = 1
+    evaluate_every: int = 100
+    checkpoint_every: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = {
+            name: getattr(self, name)
+            for name in (
+                "epochs", "batch_size", "micro_batches", "evaluate_every", "checkpoint_every"
+            )
+        }  # fmt: skip
+        for name, count in counts.items():
+            if count < 1:
+                raise InputError(f"{name} is {count}; expected at least 1.")
+        if self.batch_size % self.micro_batches:
+            raise InputError(
+                f"batch_size {self.batch_size} does not split into {self.micro_batches} "
+                "micro_batches; expected a divisor."
+            )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows to train or to judge on.
+
+    Attributes:
+        lengths: [N] tokens of each, which choose its bucket.
+        assemble: padded arrays of some rows; a missing row must weigh nothing.
+        widest: the most tokens that a batch is padded to, where the model takes no more.
+    """
+
+    lengths: np.ndarray
+    assemble: Assemble
+    widest: int | None = None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What training gives.
+
+    Attributes:
+        params: of the lowest validation loss, or of the last step where nothing is held out.
+        step: the step they are of.
+        judged: means over the validation rows at that step; empty where nothing is held out.
+        before: the same before the first step.
+        steps: how many were taken.
+    """
+
+    params: Any
+    step: int
+    judged: dict[str, float]
+    before: dict[str, float]
+    steps: int
+
+
+def fit(
+    state: TrainState,
+    frozen: Any,
+    loss: Loss,
+    train: Rows,
+    validation: Rows | None,
+    config: LoopConfig,
+    optimiser: OptimiserConfig,
+    folder: Path,
+    say: Callable[[str], None],
+    sharding: jax.sharding.NamedSharding | None = None,
+) -> Fit:
+    """Train to the last step, going on from the newest state in the folder.
+
+    The result depends on neither the interruptions nor when states are kept. Each width of batch
+    is compiled once.
+
+    Args:
+        state: before the first step; given up.
+        frozen: what the loss needs beside the trained parameters.
+        loss: sums over a micro-batch, see `jaxalign.train.step`.
+        train: rows to learn.
+        validation: rows to judge by, or None.
+        config: epochs, batches and intervals.
+        optimiser: rate and schedule.
+        folder: for metrics.jsonl, and states under state/.
+        say: where progress goes.
+        sharding: of the micro-batches' rows over devices.
+
+    Returns:
+        The best parameters and how they did.
+
+    Raises:
+        InputError: when the loss stops being finite; the last state kept is from before.
+    """
+    (folder / "state").mkdir(parents=True, exist_ok=True)
+    _check_rows(config, sharding)
+    batches = Batches(train.lengths, config.batch_size, config.seed, widest=train.widest)
+    steps = config.epochs * len(batches)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = jax.jit(
+        make_step(loss, optimiser, steps), donate_argnums=0, out_shardings=(placed, None)
+    )
+    judge = None if validation is None else _judge(loss, validation, config, frozen, sharding)
+    with Checkpoints(folder / "state", keep=2) as kept:
+        state = state if kept.latest_step() is None else kept.restore(state)
+        log = Log(folder / "metrics.jsonl", int(state.step), steps, say)
+        if judge is not None and 0 not in log.judgements:
+            log.judged(0, judge(state.params))
+        for number, (width, rows) in _from(batches, int(state.step), config.epochs):
+            batch = _placed(train.assemble(rows, width), config.micro_batches, sharding)
+            with jax.transfer_guard("disallow"):
+                state, metrics = step(state, frozen, batch)
+            done = number + 1
+            log.add(done, int(train.lengths[rows[rows >= 0]].sum()), metrics)
+            if judge is not None and (done % config.evaluate_every == 0 or done == steps):
+                log.flush()
+                log.judged(done, judge(state.params))
+                if log.best() == done:
+                    save_state(folder / "state" / "best", state.params)
+            if done % config.checkpoint_every == 0 or done == steps:
+                log.flush()
+                kept.save(done, state)
+    if judge is None:
+        return Fit(state.params, steps, {}, {}, steps)
+    best = log.best()
+    params = load_state(folder / "state" / "best", state.params)
+    return Fit(params, best, log.judgements[best], log.judgements[0], steps)
+
+
+def evaluate(
+    loss: Loss,
+    params: Any,
+    frozen: Any,
+    rows: Rows,
+    batch_size: int,
+    sharding: jax.sharding.NamedSharding | None = None,
+) -> dict[str, float]:
+    """Means of a loss over all rows, without dropout."""
+    return _judge(loss, rows, LoopConfig(batch_size=batch_size), frozen, sharding)(params)
+
+
+def _judge(
+    loss: Loss,
+    rows: Rows,
+    config: LoopConfig,
+    frozen: Any,
+    sharding: jax.sharding.NamedSharding | None,
+) -> Callable[[Any], dict[str, float]]:
+    planned = Batches(rows.lengths, config.batch_size, widest=rows.widest).in_order()
+    sums_of = jax.jit(make_judge(loss))
+
+    def judge(params: Any) -> dict[str, float]:
+        parts = []
+        for width, own in planned:
+            batch = _placed(rows.assemble(own, width), config.micro_batches, sharding)
+            parts.append(sums_of(params, frozen, batch))
+        # float64 on the host: a sum over many batches keeps its digits.
+        host = jax.device_get(parts)
+        sums = {name: sum(float(part[name]) for part in host) for name in host[0]}
+        whole = sums.pop("weight")
+        return {name: value / whole for name, value in sums.items()}
+
+    return judge
+
+
+def _check_rows(config: LoopConfig, sharding: jax.sharding.NamedSharding | None) -> None:
+    if sharding is None:
+        return
+    rows = config.batch_size // config.micro_batches
+    try:
+        sharding.shard_shape((rows,))
+    except ValueError:
+        raise InputError(
+            f"a micro-batch has {rows} rows, which do not divide over the mesh's data and fsdp "
+            f"axes {dict(sharding.mesh.shape)}; change batch_size, micro_batches or the mesh."
+        ) from None
+
+
+def _placed(
+    arrays: Mapping[str, np.ndarray], micros: int, sharding: jax.sharding.NamedSharding | None
+) -> dict[str, jax.Array]:
+    """Arrays [B, ...] as micro-batches [M, B / M, ...] on the devices."""
+    cut = {name: a.reshape(micros, len(a) // micros, *a.shape[1:]) for name, a in arrays.items()}
+    if sharding is None:
+        return jax.device_put(cut)
+    spec = jax.sharding.PartitionSpec(None, *sharding.spec)
+    rows = jax.sharding.NamedSharding(sharding.mesh, spec)
+    # Every process holds the whole batch, and its devices take their rows of it.
+    return {
+        name: jax.make_array_from_callback(a.shape, rows, a.__getitem__) for name, a in cut.items()
+    }
+
+
+def _from(batches: Batches, step: int, epochs: int) -> Any:
+    """Number, width and rows of every batch from a step on."""
+    for epoch in range(step // len(batches), epochs):
+        first = epoch * len(batches)
+        for index, batch in enumerate(batches.epoch(epoch)):
+            if first + index >= step:
+                yield first + index, batch

@@ -1,0 +1,229 @@
+"""Supervised fine-tuning: the log-probability of completions, raised."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxalign.data.completions import CompletionConfig, Completions, load_completions
+from jaxalign.data.sequences import cut
+from jaxalign.errors import InputError
+from jaxalign.kernels.token_logprob import token_logprob
+from jaxalign.models import families
+from jaxalign.models.decoder import unembedding
+from jaxalign.models.language import LanguageModel, load_language_model, save_language_model
+from jaxalign.models.lora import LoraConfig
+from jaxalign.models.peft import save_adapter
+from jaxalign.train.files import write_json
+from jaxalign.train.folder import claim
+from jaxalign.train.loop import Fit, LoopConfig, Rows, fit
+from jaxalign.train.mesh import batch_sharding, make_mesh, param_shardings
+from jaxalign.train.optimiser import OptimiserConfig
+from jaxalign.train.progress import Progress
+from jaxalign.train.step import Batch, Sums
+from jaxalign.train.trunk import TrunkConfig, split, started, states
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """A run of supervised fine-tuning.
+
+    Attributes:
+        data: how texts become tokens.
+        trunk: what of the model is trained.
+        loop: epochs, batches and intervals.
+        optimiser: rate and schedule.
+        validation_share: share of the rows held out, where no file of them is given.
+    """
+
+    data: CompletionConfig = field(default_factory=CompletionConfig)
+    trunk: TrunkConfig = field(default_factory=TrunkConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    validation_share: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation_share < 1:
+            raise InputError(
+                f"validation_share is {self.validation_share}; expected a share in [0, 1)."
+            )
+
+
+def loss(
+    config: families.Config,
+    adapter: LoraConfig,
+    mesh: Mesh,
+    trained: Mapping[str, Any],
+    frozen: Mapping[str, Any],
+    batch: Batch,
+    key: jax.Array | None,
+) -> Sums:
+    """Negative log-probability of the learned tokens of a batch, summed.
+
+    Args:
+        config: of the decoder; static.
+        adapter: of LoRA; static.
+        mesh: where parameters and rows lie.
+        trained, frozen: as from `jaxalign.train.trunk.split`.
+        batch: `tokens` [B, T] int32, `lengths` [B] int32, `learned` [B, T] bool.
+        key: of dropout; None drops nothing.
+
+    Returns:
+        `loss` in nats and `weight`, the learned tokens, both [] and at least float32.
+    """
+    tokens, learned = batch["tokens"], batch["learned"]
+    hidden = states(config, adapter, mesh, trained, frozen, tokens, batch["lengths"], key)
+    table = unembedding(trained.get("model", frozen))
+    # A roll keeps T tokens a row, which the kernel cuts into whole chunks; the first comes round
+    # to the end and counts for nothing.
+    logprob, _ = token_logprob(hidden, table, jnp.roll(tokens, -1, axis=1))
+    counts = jnp.roll(learned.at[:, 0].set(False), -1, axis=1)
+    return {
+        "loss": -jnp.sum(jnp.where(counts, logprob, 0)),
+        "weight": jnp.sum(counts, dtype=logprob.dtype),
+    }
+
+
+def rows_of(completions: Completions, config: families.Config) -> Rows:
+    """Completions as the loop takes them.
+
+    Raises:
+        InputError: for a row longer than the model can read.
+    """
+    lengths = completions.sequences.lengths
+    if lengths.max() > config.positions:
+        raise InputError(
+            f"{completions.source}: a row has {lengths.max()} tokens, more than the "
+            f"{config.positions} that the model reads; lower data.max_tokens."
+        )
+
+    def assemble(rows: np.ndarray, width: int) -> dict[str, np.ndarray]:
+        tokens, own = completions.sequences.padded(rows, width)
+        learned = cut(completions.learned, completions.sequences.starts, rows, width)
+        return {"tokens": tokens, "lengths": own, "learned": learned}
+
+    return Rows(lengths, assemble, config.positions)
+
+
+def train(
+    model: LanguageModel,
+    completions: Completions,
+    validation: Completions | None,
+    config: SftConfig,
+    folder: Path,
+    progress: Progress | None = None,
+) -> Fit:
+    """Fine-tune a model, going on from the newest state in the folder.
+
+    Args:
+        model: where to begin; full fine-tuning uses up its parameters.
+        completions: what to learn.
+        validation: what to judge by, None for nothing.
+        config: the run.
+        folder: for metrics and states.
+        progress: where it is shown; None shows nothing.
+
+    Returns:
+        `params` is {"adapter": tree}, not scaled, or {"model": parameters}.
+
+    Raises:
+        InputError: a row longer than the model reads, a LoRA target that the model lacks, a mesh
+            that does not fit the devices, or a loss that is not finite.
+    """
+    decoder = config.trunk.decoder(model.config)
+    mesh = make_mesh(config.trunk.mesh)
+    fresh, run = jax.random.split(jax.random.key(config.loop.seed))
+    trained, frozen = split(fresh, model.params, config.trunk, mesh, decoder)
+    return fit(
+        started(run, trained, config.optimiser, mesh, decoder),
+        frozen,
+        partial(loss, decoder, config.trunk.lora, mesh),
+        rows_of(completions, decoder),
+        None if validation is None else rows_of(validation, decoder),
+        config.loop,
+        config.optimiser,
+        folder,
+        (progress or Progress(False)).say,
+        batch_sharding(mesh),
+    )
+
+
+def run(
+    config: SftConfig,
+    name: str,
+    source: str,
+    out: str | Path,
+    validation: str | None = None,
+    resume: bool = False,
+    show: bool = True,
+) -> dict[str, Any]:
+    """Fine-tune a model on a file and save it.
+
+    Args:
+        config: the run.
+        name: of the model, as `load_language_model` takes it.
+        source: completions, as `load_completions` takes them.
+        out: folder: model/ (a Hugging Face or PEFT folder), report.json, metrics.jsonl, state/.
+        validation: completions to judge by, in place of a share of the rows.
+        resume: go on with an unfinished run in `out`.
+        show: progress on standard error.
+
+    Returns:
+        The report, as in report.json.
+
+    Raises:
+        InputError: a bad model, row, setting or folder.
+    """
+    out, progress = Path(out), Progress(show)
+    mesh = make_mesh(config.trunk.mesh)
+    model = load_language_model(
+        name, config.trunk.weights, lambda shapes: param_shardings(shapes, mesh)
+    )
+    completions = load_completions(source, model.tokenizer, config.data)
+    progress.say(
+        f"{len(completions):,} rows, {completions.learned.sum():,} tokens to learn, "
+        f"{completions.truncated:,} rows cut, {completions.dropped:,} left out"
+    )
+    if validation is None:
+        held = _held_out(completions, config)
+    else:
+        held = completions, load_completions(validation, model.tokenizer, config.data)
+    arrays = [array for part in held if part for array in (part.sequences.tokens, part.learned)]
+    claim(out, "sft", config, arrays, [model.sha256], resume)
+    fitted = train(model, *held, config, out, progress)
+    if config.trunk.method == "full":
+        save_language_model(out / "model", replace(model, params=fitted.params["model"]))
+    else:
+        adapter = fitted.params["adapter"]
+        save_adapter(out / "model", adapter, config.trunk.lora, model.name, model.config)
+    report = {
+        "rows": len(held[0]),
+        "validation_rows": 0 if held[1] is None else len(held[1]),
+        "truncated": completions.truncated,
+        "dropped": completions.dropped,
+        "steps": fitted.steps,
+        "best_step": fitted.step,
+        "validation_before": fitted.before,
+        "validation": fitted.judged,
+    }
+    write_json(out / "report.json", report)
+    return report
+
+
+def _held_out(
+    completions: Completions, config: SftConfig
+) -> tuple[Completions, Completions | None]:
+    count = round(len(completions) * config.validation_share)
+    if not config.validation_share or len(completions) < 2:
+        return completions, None
+    order = np.random.Generator(np.random.PCG64([config.loop.seed, 1])).permutation(
+        len(completions)
+    )
+    count = max(count, 1)
+    return completions.take(np.sort(order[count:])), completions.take(np.sort(order[:count]))

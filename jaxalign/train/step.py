@@ -1,0 +1,95 @@
+"""One training step: micro-batches added up, then one update, in one program."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxalign.train import optimiser
+from jaxalign.train.optimiser import OptimiserConfig, TrainState
+
+Batch = Mapping[str, jax.Array]
+Sums = dict[str, jax.Array]
+# loss(params, frozen, micro-batch, key or None) -> sums over the micro-batch: `loss`, which is
+# differentiated, `weight`, which it is divided by, and others to report.
+Loss = Callable[[Any, Any, Batch, jax.Array | None], Sums]
+
+
+def gradient(
+    loss: Loss, params: Any, frozen: Any, batch: Batch, key: jax.Array
+) -> tuple[Any, Sums]:
+    """Gradient of the mean loss of a batch that is too large to hold at once.
+
+    Sums are divided once, by the weight of all micro-batches, so the result is that of one large
+    batch however the weight is spread over them.
+
+    Args:
+        loss: of one micro-batch.
+        params: what is differentiated.
+        frozen: what else the loss needs of the model.
+        batch: arrays [M, ...] of M micro-batches.
+        key: of dropout, folded for each micro-batch.
+
+    Returns:
+        The gradient, at least float32, and means: every sum over the weight, and `weight` itself.
+    """
+
+    def total(params: Any, micro: Batch, own: jax.Array) -> tuple[jax.Array, Sums]:
+        sums = loss(params, frozen, micro, own)
+        return sums["loss"], sums
+
+    def add(carry: tuple[Any, Sums], place: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+        number, micro = place
+        slope, sums = jax.grad(total, has_aux=True)(params, micro, jax.random.fold_in(key, number))
+        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), carry, (slope, sums)), None
+
+    micros = len(jax.tree.leaves(batch)[0])
+    first = jax.tree.map(lambda leaf: leaf[0], batch)
+    _, shapes = jax.eval_shape(total, params, first, key)
+    zeros = (
+        jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), params
+        ),
+        jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes),
+    )
+    numbers = jnp.arange(micros, dtype=jnp.uint32)
+    (slope, sums), _ = jax.lax.scan(add, zeros, (numbers, dict(batch)))
+    whole = jnp.maximum(sums["weight"], 1)
+    return jax.tree.map(lambda leaf: leaf / whole.astype(leaf.dtype), slope), means(sums)
+
+
+def means(sums: Sums) -> Sums:
+    """Every sum over the weight; `weight` itself stays."""
+    whole = jnp.maximum(sums["weight"], 1)
+    return {name: value if name == "weight" else value / whole for name, value in sums.items()}
+
+
+def make_step(
+    loss: Loss, config: OptimiserConfig, steps: int
+) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Sums]]:
+    """The pure step of a run of `steps`: (state, frozen, batch [M, ...]) -> (state, metrics).
+
+    Jit it with the state donated. The metrics are the means of `gradient`, and those of
+    `optimiser.apply`.
+    """
+
+    def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Sums]:
+        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
+        slope, metrics = gradient(loss, state.params, frozen, batch, key)
+        state, more = optimiser.apply(state, slope, config, steps)
+        return state, metrics | more
+
+    return step
+
+
+def make_judge(loss: Loss) -> Callable[[Any, Any, Batch], Sums]:
+    """(params, frozen, batch [M, ...]) -> sums over the batch, without dropout."""
+
+    def judge(params: Any, frozen: Any, batch: Batch) -> Sums:
+        def one(micro: Batch) -> Sums:
+            return loss(params, frozen, micro, None)
+
+        return {name: value.sum(axis=0) for name, value in jax.lax.map(one, dict(batch)).items()}
+
+    return judge

@@ -1,0 +1,123 @@
+"""A pretrained decoder in training: all of it, or an adapter beside it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import jax
+from jax.sharding import Mesh
+
+from jaxalign.errors import InputError
+from jaxalign.models import families, lora
+from jaxalign.models.lora import LoraConfig
+from jaxalign.train import optimiser
+from jaxalign.train.mesh import (
+    MeshConfig,
+    batch_sharding,
+    gathered,
+    param_shardings,
+    state_shardings,
+)
+from jaxalign.train.optimiser import OptimiserConfig, TrainState
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class TrunkConfig:
+    """What of a pretrained model is trained, in which precision, on which devices.
+
+    Attributes:
+        method: `lora` trains an adapter, in float32; `full` trains every parameter.
+        lora: size and place of the adapter.
+        weights: dtype of the model's parameters.
+        compute: dtype of its matrix products.
+        remat: name of a `jax.checkpoint_policies` entry to recompute blocks by, such as
+            nothing_saveable; null keeps all.
+        mesh: devices.
+    """
+
+    method: Literal["lora", "full"] = "lora"
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    weights: Precision = "float32"
+    compute: Precision = "float32"
+    remat: str | None = None
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+    def __post_init__(self) -> None:
+        if self.remat is not None and not hasattr(jax.checkpoint_policies, self.remat):
+            raise InputError(
+                f"remat is {self.remat!r}; expected an entry of jax.checkpoint_policies such as "
+                "nothing_saveable, or null."
+            )
+
+    def decoder(self, config: families.Config) -> families.Config:
+        """The model's config with these switches."""
+        return replace(config, dtype=self.compute, remat=self.remat)
+
+
+def split(
+    key: jax.Array, params: Mapping[str, Any], config: TrunkConfig, mesh: Mesh, decoder: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is trained and what is not.
+
+    Args:
+        key: of a fresh adapter.
+        params: of the model.
+        config: says which of the two.
+        mesh: where the parameters are laid out.
+        decoder: config of the model.
+
+    Returns:
+        {"adapter": tree} and the parameters; or {"model": parameters} and {}.
+    """
+    params = dict(jax.device_put(params, param_shardings(params, mesh, decoder)))
+    if config.method == "full":
+        return {"model": params}, {}
+    return {"adapter": lora.init(key, config.lora, params)}, params
+
+
+def started(
+    key: jax.Array, trained: Any, config: OptimiserConfig, mesh: Mesh, decoder: Any
+) -> TrainState:
+    """The state before the first step, on the mesh."""
+    state = optimiser.start(key, trained, config)
+    return jax.device_put(state, state_shardings(state, mesh, decoder))
+
+
+def states(
+    config: families.Config,
+    adapter: LoraConfig,
+    mesh: Mesh,
+    trained: Mapping[str, Any],
+    frozen: Mapping[str, Any],
+    tokens: jax.Array,
+    lengths: jax.Array,
+    key: jax.Array | None,
+) -> jax.Array:
+    """States of the last layer, [B, T, D].
+
+    Args:
+        config: of the decoder.
+        adapter: how a trained adapter is scaled and dropped.
+        mesh: where parameters and rows lie.
+        trained, frozen: as from `split`.
+        tokens: [B, T] int32.
+        lengths: [B] int32.
+        key: of dropout; None drops nothing.
+    """
+    params = trained.get("model", frozen)
+    # Both pinned, or the compiler may cut the states by width: see jaxalign.train.mesh.
+    table = {"table": gathered(params["embed"]["table"], mesh)}
+    embeddings = families.embed(config, {**params, "embed": table}, tokens)
+    scaled = lora.scaled(trained["adapter"], adapter) if "adapter" in trained else None
+    hidden, _ = families.forward(
+        config,
+        params,
+        embeddings=jax.lax.with_sharding_constraint(embeddings, batch_sharding(mesh)),
+        lengths=lengths,
+        adapters=scaled,
+        adapter_dropout=adapter.dropout,
+        dropout_key=None if scaled is None else key,
+    )
+    return hidden
