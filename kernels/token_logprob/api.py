@@ -69,7 +69,8 @@ def token_logprob(
     """
     _check(hidden, unembedding, targets, suppressed)
     _check_options(temperature, soft_cap, chunk, backend)
-    targets = jnp.asarray(targets, jnp.promote_types(targets.dtype, jnp.int32))
+    targets = jnp.asarray(targets)  # 64 bits from NumPy are 32 here, narrow ones are widened
+    targets = targets.astype(jnp.promote_types(targets.dtype, jnp.int32))
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
     scalar = jax.lax.stop_gradient(jnp.asarray(temperature, wide))
     banned = None if suppressed is None else jnp.asarray(suppressed).astype(bool)

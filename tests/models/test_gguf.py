@@ -29,7 +29,6 @@ from jaxalign.errors import InputError
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.gguf_config import gguf_config
 from jaxalign.models.gguf_tokenizer import gguf_tokenizer
-from jaxalign.models.resolve import cache_folder
 from jaxalign.models.weights.gguf import open_gguf
 from jaxalign.models.weights.gguf_header import read_header
 
@@ -42,7 +41,6 @@ CONVERSATION = [
     {"role": "user", "content": "Déjà vu 🎉?"},
 ]
 # Taken before a fixture moves the cache aside.
-CACHED = cache_folder() / "models" / "HuggingFaceTB--SmolLM2-135M-Instruct"
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +48,6 @@ def tiny(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     write_gguf(path)
     return path
-
-
-@pytest.fixture(scope="session")
-def smollm2() -> Path:
-    folder = Path(os.environ.get("JAXALIGN_SMOLLM2") or CACHED)
-    found = sorted(folder.glob("*.gguf"))
-    if not found:
-        pytest.skip(f"no SmolLM2-135M-Instruct .gguf in {folder}: set JAXALIGN_SMOLLM2")
-    return found[0]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -116,9 +116,9 @@ def test_sweep_is_the_same_as_one_by_one():
     [
         {"rpo_scope": "population"},
         {"learn_inner_lr": True},
-        {"second_order": False},
-        {"hidden_sizes": (8, 4), "activation": "tanh"},
-        {"hidden_sizes": ()},
+        pytest.param({"second_order": False}, marks=pytest.mark.slow),
+        pytest.param({"hidden_sizes": (8, 4), "activation": "tanh"}, marks=pytest.mark.slow),
+        pytest.param({"hidden_sizes": ()}, marks=pytest.mark.slow),
         {"link": "softmax", "rpo_gamma": 0.0},
     ],
 )

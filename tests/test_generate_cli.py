@@ -1,0 +1,129 @@
+"""`jaxalign generate`: a prompt, a file, adapters, an interrupted file, and what it refuses."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny_lms
+
+from jaxalign.cli import main
+from jaxalign.models import LoraConfig, load_language_model, lora, save_adapter
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A tiny model and two adapters that change what it says."""
+    root = tmp_path_factory.mktemp("generate")
+    model = load_language_model(str(tiny_lms.write(root / "model", "llama")))
+    settings = LoraConfig(rank=2, alpha=4.0, targets=("query", "up"))
+    for number, folder in enumerate(("warm", "cold")):
+        tree = lora.init(jax.random.key(number), settings, model.params)
+        draw = np.random.default_rng(number).standard_normal
+        tree = {
+            part: {
+                name: {leaf: draw(value.shape, np.float32) for leaf, value in pair.items()}
+                for name, pair in matrices.items()
+            }
+            for part, matrices in tree.items()
+        }
+        save_adapter(root / folder, tree, settings, "tiny", model.config)
+    return root
+
+
+@pytest.fixture
+def run(world, capsys):
+    def call(*arguments):
+        command = ["generate", "--model", world / "model", "--max-tokens", 6, *arguments]
+        code = main([str(word) for word in command])
+        found = capsys.readouterr()
+        return code, found.out, found.err
+
+    return call
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_one_prompt_and_a_file_say_the_same(run, tmp_path):
+    code, said, _ = run("--prompt", "hello there", "--plain")
+    assert code == 0
+    path = write(tmp_path / "p.jsonl", {"prompt": "hello there"}, {"prompt": "and you"})
+    code, lines, _ = run("--prompts", path, "--plain")
+    assert code == 0
+    first, second = (json.loads(line) for line in lines.splitlines())
+    assert first["text"] == said.removesuffix("\n")
+    assert (first["row"], second["row"]) == (0, 1)
+    assert 1 <= first["tokens"] <= 6
+    assert first["logprob"] < 0
+
+
+def test_each_row_has_its_adapter(run, world, tmp_path):
+    adapters = ["--adapter", world / "warm", world / "cold"]
+    rows = [{"prompt": "hello", "adapter": name} for name in ("warm", "cold")]
+    _, lines, _ = run("--prompts", write(tmp_path / "p.jsonl", *rows), "--plain", *adapters)
+    together = [json.loads(line)["text"] for line in lines.splitlines()]
+    alone = []
+    for name in ("warm", "cold"):
+        code, said, _ = run("--prompt", "hello", "--plain", "--adapter", world / name)
+        assert code == 0
+        alone.append(said.removesuffix("\n"))
+    assert together == alone
+    assert together[0] != together[1]
+    code, said, _ = run("--prompt", "hello", "--plain", *adapters)
+    assert said == f"[warm]\n{alone[0]}\n[cold]\n{alone[1]}\n"
+
+
+def test_all_weight_on_one_adapter_is_that_adapter(run, world):
+    adapters = ["--adapter", world / "warm", world / "cold"]
+    _, mixed, _ = run("--prompt", "hello", "--plain", *adapters, "--weights", 0, 1)
+    _, alone, _ = run("--prompt", "hello", "--plain", "--adapter", world / "cold")
+    assert mixed == alone
+
+
+def test_an_interrupted_file_goes_on_to_the_same_bytes(run, tmp_path):
+    rows = [{"prompt": f"say {number}"} for number in range(12)]
+    path = write(tmp_path / "p.jsonl", *rows)
+    options = ["--prompts", path, "--plain", "--batch-size", 1, "--temperature", 1]
+    assert run(*options, "--out", tmp_path / "whole.jsonl")[0] == 0
+    whole = (tmp_path / "whole.jsonl").read_text()
+    part = tmp_path / ".again.jsonl.part"
+    part.write_text("".join(whole.splitlines(keepends=True)[:10]) + '{"row": 10, "te')
+    assert run(*options, "--out", tmp_path / "again.jsonl", "--resume")[0] == 0
+    assert (tmp_path / "again.jsonl").read_text() == whole
+    assert not part.exists()
+    assert len(rows_of(tmp_path / "whole.jsonl")) == 12
+
+
+def test_bad_input_is_one_sentence(run, world, tmp_path):
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"prompt": "a"}\n{"text": "b"}\n')
+    unnamed = write(tmp_path / "unnamed.jsonl", {"prompt": "a"})
+    other = write(tmp_path / "other.jsonl", {"prompt": "a", "adapter": "hot"})
+    both = ["--adapter", world / "warm", world / "cold"]
+    cases = {
+        ("--prompts", broken): ("broken.jsonl, line 2", "prompt or messages"),
+        ("--prompts", tmp_path / "none.jsonl"): ("does not exist",),
+        ("--prompts", unnamed, *both): ("row 1", "--weights"),
+        ("--prompts", other, *both): ("'hot'", "warm, cold"),
+        ("--prompt", "a", "--adapter", tmp_path): ("adapter_config.json",),
+        ("--prompt", "a", "--weights", 1): ("--weights has 1",),
+        ("--prompt", "a", "--temperature", -1): ("temperature",),
+        ("--prompt", "a", "--batch-size", 0): ("--batch-size",),
+        ("--prompt", "word " * 400, "--plain"): ("context",),
+        ("--prompt", "a", "--model", tmp_path / "nowhere"): ("nowhere",),
+    }
+    for arguments, words in cases.items():
+        code, out, err = run(*arguments)
+        assert code == 2, arguments
+        assert out == ""
+        assert err.count("\n") == 1, err
+        assert err.startswith("jaxalign: ")
+        for word in words:
+            assert word in err, err
