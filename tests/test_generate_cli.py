@@ -52,10 +52,10 @@ def write(path, *rows):
 
 
 def test_one_prompt_and_a_file_say_the_same(run, tmp_path):
-    code, said, _ = run("--prompt", "hello there", "--plain")
+    code, said, _ = run("--prompt", "hello there")
     assert code == 0
     path = write(tmp_path / "p.jsonl", {"prompt": "hello there"}, {"prompt": "and you"})
-    code, lines, _ = run("--prompts", path, "--plain")
+    code, lines, _ = run("--prompts", path)
     assert code == 0
     first, second = (json.loads(line) for line in lines.splitlines())
     assert first["text"] == said.removesuffix("\n")
@@ -67,30 +67,40 @@ def test_one_prompt_and_a_file_say_the_same(run, tmp_path):
 def test_each_row_has_its_adapter(run, world, tmp_path):
     adapters = ["--adapter", world / "warm", world / "cold"]
     rows = [{"prompt": "hello", "adapter": name} for name in ("warm", "cold")]
-    _, lines, _ = run("--prompts", write(tmp_path / "p.jsonl", *rows), "--plain", *adapters)
+    _, lines, _ = run("--prompts", write(tmp_path / "p.jsonl", *rows), *adapters)
     together = [json.loads(line)["text"] for line in lines.splitlines()]
     alone = []
     for name in ("warm", "cold"):
-        code, said, _ = run("--prompt", "hello", "--plain", "--adapter", world / name)
+        code, said, _ = run("--prompt", "hello", "--adapter", world / name)
         assert code == 0
         alone.append(said.removesuffix("\n"))
     assert together == alone
     assert together[0] != together[1]
-    code, said, _ = run("--prompt", "hello", "--plain", *adapters)
+    code, said, _ = run("--prompt", "hello", *adapters)
     assert said == f"[warm]\n{alone[0]}\n[cold]\n{alone[1]}\n"
 
 
 def test_all_weight_on_one_adapter_is_that_adapter(run, world):
     adapters = ["--adapter", world / "warm", world / "cold"]
-    _, mixed, _ = run("--prompt", "hello", "--plain", *adapters, "--weights", 0, 1)
-    _, alone, _ = run("--prompt", "hello", "--plain", "--adapter", world / "cold")
+    _, mixed, _ = run("--prompt", "hello", *adapters, "--weights", 0, 1)
+    _, alone, _ = run("--prompt", "hello", "--adapter", world / "cold")
     assert mixed == alone
+
+
+def test_a_chat_goes_through_the_template(run, tmp_path):
+    rows = [{"messages": [{"role": "user", "content": "hello"}]}]
+    _, lines, _ = run("--prompts", write(tmp_path / "p.jsonl", *rows))
+    code, said, _ = run("--prompt", "hello", "--chat")
+    assert code == 0
+    assert json.loads(lines)["text"] == said.removesuffix("\n")
+    assert json.loads(lines)["prompt_tokens"] > 5
+    assert run("--prompt", "hello", "--system", "be kind")[0] == 0
 
 
 def test_an_interrupted_file_goes_on_to_the_same_bytes(run, tmp_path):
     rows = [{"prompt": f"say {number}"} for number in range(12)]
     path = write(tmp_path / "p.jsonl", *rows)
-    options = ["--prompts", path, "--plain", "--batch-size", 1, "--temperature", 1]
+    options = ["--prompts", path, "--batch-size", 1, "--temperature", 1]
     assert run(*options, "--out", tmp_path / "whole.jsonl")[0] == 0
     whole = (tmp_path / "whole.jsonl").read_text()
     part = tmp_path / ".again.jsonl.part"
@@ -116,7 +126,7 @@ def test_bad_input_is_one_sentence(run, world, tmp_path):
         ("--prompt", "a", "--weights", 1): ("--weights has 1",),
         ("--prompt", "a", "--temperature", -1): ("temperature",),
         ("--prompt", "a", "--batch-size", 0): ("--batch-size",),
-        ("--prompt", "word " * 400, "--plain"): ("context",),
+        ("--prompt", "word " * 400): ("context",),
         ("--prompt", "a", "--model", tmp_path / "nowhere"): ("nowhere",),
     }
     for arguments, words in cases.items():

@@ -31,8 +31,10 @@ def add(commands: Any) -> None:
     prompts.add_argument(
         "--prompts", type=Path, help="JSON lines with prompt or messages, and adapter if several"
     )
-    parser.add_argument("--system", help="system message before every prompt")
-    parser.add_argument("--plain", action="store_true", help="leave out the chat template")
+    parser.add_argument(
+        "--chat", action="store_true", help="put prompts through the model's chat template"
+    )
+    parser.add_argument("--system", help="system message before every prompt; implies --chat")
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--min-tokens", type=int, default=0)
     parser.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest (0)")
@@ -71,7 +73,7 @@ def _generate(arguments: argparse.Namespace, _: list[str]) -> None:
 
     model = load_language_model(arguments.model, arguments.dtype)
     stack = _adapters(arguments.adapter, model)
-    chats = [_chat(row, model, arguments) for row in rows]
+    chats = [_chat(row, arguments) for row in rows]
     if arguments.prompts:
         _answer_file(arguments, model, settings, chats, which, stack)
     else:
@@ -140,12 +142,10 @@ def _adapters(folders: list[Path], model: "LanguageModel") -> Any:
     return lora.stack([lora.scaled(tree, config) for config, tree in found]) if found else None
 
 
-def _chat(row: dict[str, Any], model: "LanguageModel", arguments: argparse.Namespace) -> Any:
+def _chat(row: dict[str, Any], arguments: argparse.Namespace) -> Any:
     if "messages" in row:
         return row["messages"]
-    if arguments.plain or not model.tokenizer.chat_template:
-        if arguments.system:
-            raise InputError("--system needs a chat template: leave out --plain, or the message")
+    if not arguments.chat and arguments.system is None:
         return row["prompt"]
     first = [{"role": "system", "content": arguments.system}] if arguments.system else []
     return [*first, {"role": "user", "content": row["prompt"]}]

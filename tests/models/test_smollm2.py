@@ -15,7 +15,8 @@ from jaxalign.models import families, generate_texts, load_language_model
 from jaxalign.models.sampling import Sampling
 
 pytestmark = pytest.mark.slow
-QUESTION = [{"role": "user", "content": "The capital of France is"}]
+QUESTION = "What is the capital of France?"
+CHAT = [{"role": "user", "content": QUESTION}]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def test_logits_are_those_of_transformers(smollm2, model):
 def test_it_knows_the_capital_of_france(model):
     settings = Sampling(max_tokens=16, temperature=0.0)
     chat, plain = generate_texts(
-        model, [QUESTION, "The capital of France is"], settings, jax.random.key(0)
+        model, [CHAT, "The capital of France is"], settings, jax.random.key(0)
     )
     assert "Paris" in chat.text
     assert "Paris" in plain.text
@@ -69,10 +70,10 @@ def test_the_command_answers_without_torch(smollm2):
 
 
 def test_a_file_of_prompts(smollm2, tmp_path, capsys):
-    rows = [{"prompt": "The capital of France is"}, {"messages": QUESTION}]
+    rows = [{"prompt": QUESTION}, {"messages": CHAT}]
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    files = ["--prompts", str(prompts), "--out", str(out), "--max-tokens", "12"]
+    files = ["--prompts", str(prompts), "--out", str(out), "--max-tokens", "12", "--chat"]
     assert main(["generate", "--model", str(smollm2), *files]) == 0
     answers = [json.loads(line) for line in out.read_text().splitlines()]
     assert [answer["row"] for answer in answers] == [0, 1]

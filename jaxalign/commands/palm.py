@@ -1,0 +1,143 @@
+"""`jaxalign palm build|certify|route`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from jaxalign.commands.parser import command, fields, group
+
+DEMO = "demo"
+
+
+def add(commands: Any) -> None:
+    """Adds the commands."""
+    actions = group(commands, "palm", "few policies for every preference, certified")
+    _add_build(actions)
+    _add_certify(actions)
+    _add_route(actions)
+
+
+def _add_build(actions: Any) -> None:
+    text = "choose few policies on some prompts, certify them on others"
+    parser = command(
+        actions,
+        "build",
+        _build,
+        text,
+        epilog="Any field of the config can be set: --palm.size 5",
+    )
+    parser.add_argument("--config", type=Path, help="YAML, see configs/palm")
+    parser.add_argument("--data", required=True, help="file of candidates, or `demo`")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the portfolio")
+    parser.add_argument("--resume", action="store_true", help="go on with an unfinished build")
+    parser.add_argument("--confirm", action="store_true", help="build a grid of any size")
+    parser.add_argument(
+        "--fields",
+        action=fields("jaxalign.palm.run:BuildConfig"),
+        nargs=0,
+        help="list the config's fields and stop",
+    )
+    parser.set_defaults(takes_config=True)
+
+
+def _add_certify(actions: Any) -> None:
+    text = "worst gaps over all users on other prompts, with a band"
+    parser = command(actions, "certify", _certify, text)
+    parser.add_argument("--portfolio", type=Path, required=True, help="folder of a build")
+    parser.add_argument("--data", required=True, help="file of candidates, or `demo`")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+
+
+def _add_route(actions: Any) -> None:
+    text = "each user's member, its value and a bound on the regret"
+    parser = command(actions, "route", _route, text)
+    parser.add_argument("--portfolio", type=Path, required=True, help="folder of a build")
+    parser.add_argument("--users", type=Path, required=True, help=".parquet or .jsonl of weights")
+    parser.add_argument("--out", type=Path, required=True, help=".parquet or .jsonl to write")
+    parser.add_argument("--normalise", action="store_true", help="divide weights by their sum")
+
+
+def _build(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from rich.console import Console
+
+    from jaxalign.config import load_config
+    from jaxalign.palm import pages
+    from jaxalign.palm.run import BuildConfig, run
+
+    config = load_config(BuildConfig, arguments.config, rest)
+    candidates = _candidates(arguments.data, config.rewards, config.checked_range)
+    _, report = run(
+        config,
+        candidates,
+        Path(arguments.data).name,
+        arguments.out,
+        resume=arguments.resume,
+        confirm=arguments.confirm,
+    )
+    console = Console()
+    certificate = pages.certificate_rows(report["certificate"], report["held_out"])
+    console.print(pages.terminal(*certificate))
+    console.print(pages.terminal(*pages.member_rows(report)))
+    if report["sizes"]:
+        console.print(pages.terminal(*pages.size_rows(report)))
+        console.print(pages.sentence(report), highlight=False)
+    print(f"wrote {arguments.out}/report.md and the portfolio beside it")
+
+
+def _certify(arguments: argparse.Namespace, _: list[str]) -> None:
+    from rich.console import Console
+
+    from jaxalign.palm import pages
+    from jaxalign.palm.run import closed_form, held_out_dict
+    from jaxalign.palm.scale import load_served, unseen
+    from jaxalign.train.files import write_json
+
+    portfolio, rewards = load_served(arguments.portfolio)
+    candidates = unseen(_candidates(arguments.data, rewards.names, None), rewards, arguments.data)
+    judged = held_out_dict(portfolio.held_out(closed_form(candidates, rewards)))
+    Console().print(pages.terminal(*pages.certificate_rows(None, judged)))
+    if arguments.out:
+        write_json(arguments.out, judged)
+        print(f"wrote {arguments.out}")
+
+
+def _route(arguments: argparse.Namespace, _: list[str]) -> None:
+    from rich.console import Console
+
+    from jaxalign.palm import pages
+    from jaxalign.palm.scale import load_served
+    from jaxalign.palm.serve import route_file
+
+    portfolio, rewards = load_served(arguments.portfolio)
+    routed = route_file(
+        portfolio, rewards.names, arguments.users, arguments.out, arguments.normalise
+    )
+    Console().print(pages.terminal(*pages.usage_rows(routed.usage)))
+    never = ", ".join(map(str, routed.usage.unused)) or "none"
+    print(
+        f"{routed.users:,} users; perplexity {routed.usage.perplexity:.2f}; never used: {never}; "
+        f"no user loses more than {routed.worst_regret:.4f} ({routed.against}); "
+        f"wrote {arguments.out}"
+    )
+
+
+def _candidates(data: str, names: tuple[str, ...], reward_range: Any) -> Any:
+    """Candidates of a file, or of the answers that ship with the package."""
+    from jaxalign.palm.files import read_candidates
+
+    if data != DEMO:
+        return read_candidates(data, names, reward_range)
+    from jaxalign.demo.answers import read_answers
+    from jaxalign.errors import InputError
+    from jaxalign.palm.files import from_rows
+    from jaxalign.rewards.rules import TRAITS
+
+    names, traits = names or tuple(TRAITS)[:3], list(TRAITS)
+    for name in names:
+        if name not in TRAITS:
+            raise InputError(
+                f"rewards: found {name!r}, expected some of {', '.join(TRAITS)} for the demo."
+            )
+    answers = read_answers()
+    columns = answers.traits[:, [traits.index(name) for name in names]].astype("float64")
+    return from_rows([answers.prompts[i] for i in answers.prompt], columns, names)
