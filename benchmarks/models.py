@@ -278,8 +278,8 @@ def _our_step(config: Any, params: Any, lora: bool) -> tuple[Any, Any]:
         return {"loss": -jnp.sum(logprob), "weight": jnp.asarray(logprob.size, jnp.float32)}
 
     trained = adapters.init(jax.random.key(1), settings, params) if lora else params
-    rule = optimiser.OptimiserConfig(learning_rate=1e-4)
-    state = optimiser.start(trained, rule, jax.random.key(2))
+    rule = optimiser.OptimiserConfig(rate=1e-4)
+    state = optimiser.start(jax.random.key(2), trained, rule)
     step = jax.jit(make_step(loss, rule, 1000), donate_argnums=0)
 
     def once(state: Any, frozen: Any, batch: Any) -> Any:
