@@ -29,10 +29,10 @@ class Decoder(nn.Module):
     adapter_dropout: float = 0.0
 
     def setup(self) -> None:
-        """One block, compiled once and scanned over its stacked parameters."""
+        """Tables, blocks and the last norm."""
         config = self.config
         self.embed_tokens = TokenTable(config.vocab_size, config.width, name="embed")
-        self.layers = stacked(_Block, config)(config, self.adapter_dropout)
+        self.layers = layers_of(_Block, config, self.adapter_dropout)
         self.final_norm = rms_norm(config, "final_norm")
         if not config.tied:
             # In the orientation that the log-probability kernel and the files have.
@@ -76,9 +76,7 @@ class Decoder(nn.Module):
         positions = first[:, None] + jnp.arange(tokens, dtype=jnp.int32)[None, :]
         turn = rotation(config.rope, config.head_width, positions, config.dtype)
         carry = (embeddings.astype(config.dtype), cache)
-        (hidden, cache), _ = self.layers(
-            carry, jnp.arange(config.layers, dtype=jnp.int32), adapters, turn, lengths, starts, rows
-        )
+        hidden, cache = through(self.layers, config, carry, adapters, turn, lengths, starts, rows)
         return self.final_norm(hidden).astype(config.dtype), cache
 
 
@@ -129,16 +127,18 @@ class Linear(nn.Module):
         return result
 
 
-def stacked(block: Any, config: Any) -> Any:
-    """A block of (carry, layer, adapters, four shared inputs), scanned over L layers.
+def layers_of(block: Any, config: Any, adapter_dropout: float) -> Any:
+    """The blocks of a decoder: one, compiled once and scanned over its stacked parameters; or L.
 
-    Layer index and adapters go along the layers, the rest is the same for each. `config` says
-    layers, unroll and remat.
+    A block takes (carry, layer, adapters, four inputs that all layers share). `config` says
+    layers, unroll, remat and apart.
     """
     if config.remat is not None:
         policy = getattr(jax.checkpoint_policies, config.remat)
         block = nn.remat(block, policy=policy, prevent_cse=False)
-    return nn.scan(
+    if config.apart:
+        return [block(config, adapter_dropout) for _ in range(config.layers)]
+    scanned = nn.scan(
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
@@ -146,6 +146,33 @@ def stacked(block: Any, config: Any) -> Any:
         length=config.layers,
         unroll=config.layers if config.unroll else 1,
     )
+    return scanned(config, adapter_dropout)
+
+
+def through(
+    layers: Any, config: Any, carry: tuple[jax.Array, Any], adapters: Any, *shared: Any
+) -> tuple[jax.Array, Any]:
+    """Carries states [B, T, D] and cache through all layers of `layers_of`.
+
+    Args:
+        layers: as it made them.
+        config: says layers and apart.
+        carry: states, and the cache or None; of layers apart a cache for each.
+        adapters: or None; of layers apart a tree for each.
+        shared: what is the same for each layer.
+    """
+    if not config.apart:
+        numbers = jnp.arange(config.layers, dtype=jnp.int32)
+        (hidden, cache), _ = layers(carry, numbers, adapters, *shared)
+        return hidden, cache
+    hidden, caches = carry
+    kept = []
+    for number, block in enumerate(layers):
+        cache = None if caches is None else caches[number]
+        own = None if adapters is None else adapters[number]
+        (hidden, cache), _ = block((hidden, cache), None, own, *shared)
+        kept.append(cache)
+    return hidden, None if caches is None else tuple(kept)
 
 
 def attend(
@@ -153,7 +180,7 @@ def attend(
     key: jax.Array,
     value: jax.Array,
     cache: Cache | None,
-    layer: jax.Array,
+    layer: jax.Array | None,
     lengths: jax.Array | None,
     starts: jax.Array | None,
     config: Any,
@@ -163,8 +190,8 @@ def attend(
     Args:
         query: [B, T, N, H].
         key, value: [B, T, G, H] of the same tokens.
-        cache: of all layers.
-        layer: scalar int32.
+        cache: of all layers; or of this one, [B, G, S, H].
+        layer: scalar int32; None for a cache of this layer alone.
         lengths, starts: as in `Decoder.__call__`.
         config: says window and attention.
 
@@ -179,16 +206,18 @@ def attend(
     # The cache travels as the loop's carry, so that XLA writes these few slots in place.
     slots = first[:, None] + jnp.arange(tokens, dtype=jnp.int32)[None, :]
     line = jnp.arange(batch, dtype=jnp.int32)[:, None]
+    place = (line, slice(None), slots) if layer is None else (layer, line, slice(None), slots)
     cache = Cache(
         *(
-            whole.at[layer, line, :, slots].set(new.astype(whole.dtype), mode="drop")
+            whole.at[place].set(new.astype(whole.dtype), mode="drop")
             for whole, new in zip(cache, (key, value), strict=True)
         )
     )
     if starts is None:
         mixed = causal_attention(query, key, value, lengths, config.window, config.attention)
     else:
-        keys, values = (whole[layer].astype(query.dtype) for whole in cache)
+        own = cache if layer is None else (whole[layer] for whole in cache)
+        keys, values = (each.astype(query.dtype) for each in own)
         mixed = cached_attention(query, keys, values, starts, config.window)
     return mixed, cache
 
@@ -207,7 +236,7 @@ class _Block(nn.Module):
     def __call__(
         self,
         carry: tuple[jax.Array, Cache | None],
-        layer: jax.Array,
+        layer: jax.Array | None,
         adapters: Adapters,
         turn: jax.Array,
         lengths: jax.Array | None,
@@ -236,7 +265,7 @@ class _Attention(nn.Module):
         self,
         inputs: jax.Array,
         cache: Cache | None,
-        layer: jax.Array,
+        layer: jax.Array | None,
         adapters: Mapping[str, Any],
         turn: jax.Array,
         lengths: jax.Array | None,

@@ -1,6 +1,7 @@
 """Every decoder behind the same few functions: what generation and training are written on."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -112,6 +113,23 @@ def init(key: jax.Array, config: Config) -> dict[str, Any]:
     embeddings = jnp.zeros((1, 1, config.width), config.dtype)
     params: dict[str, Any] = module(config).init(key, embeddings)["params"]
     return params
+
+
+def apart(config: Config, params: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
+    """The same model with a tree of parameters for each layer, copied out of their stacks."""
+    rest = {name: value for name, value in params.items() if name != "layers"}
+    layers = layers_apart(config, params["layers"])
+    named = {f"layers_{number}": layer for number, layer in enumerate(layers)}
+    return replace(config, apart=True), rest | named
+
+
+def layers_apart(config: Config, stack: Any) -> tuple[Any, ...]:
+    """A cache or adapters, leaves [L, ...], as one tree a layer."""
+
+    def at(number: int) -> Any:
+        return jax.tree.map(lambda leaf: leaf[number], stack)
+
+    return tuple(at(number) for number in range(config.layers))
 
 
 def new_cache(config: Config, batch: int, slots: int) -> Cache:

@@ -10,7 +10,6 @@ import numpy as np
 
 from jaxalign.errors import InputError
 from jaxalign.models import families
-from jaxalign.models.attention import Cache
 from jaxalign.models.decoder import Adapters
 from jaxalign.models.embed import bucket_length
 from jaxalign.models.sampling import Dials, Rule, Sampling, draw, program
@@ -64,12 +63,14 @@ class Plan(NamedTuple):
         fold: A, how many adapters each row of the first model has.
         slots: M, the most tokens that may be drawn.
         rule: how they are drawn.
+        apart: whether the loop has a copy of each layer's parameters beside the stack.
     """
 
     configs: tuple[families.Config, ...]
     fold: int
     slots: int
     rule: Rule
+    apart: bool
 
 
 class Job(NamedTuple):
@@ -84,7 +85,7 @@ class Job(NamedTuple):
     """
 
     params: tuple[Params, ...]
-    adapters: Adapters
+    adapters: Any
     rows: Any
     weights: Any
     keys: jax.Array
@@ -112,14 +113,14 @@ class State(NamedTuple):
 
     Attributes:
         step: scalar int32.
-        caches: one for each model.
+        caches: one for each model; with `Plan.apart`, of each its layers'.
         starts: [B] int32, the slot of the last token drawn.
         ended: [B] bool.
         stopped, lengths, tokens, logprobs: as in `Generated`, M slots.
     """
 
     step: jax.Array
-    caches: tuple[Cache, ...]
+    caches: tuple[Any, ...]
     starts: jax.Array
     ended: jax.Array
     stopped: jax.Array
@@ -141,6 +142,7 @@ def generate(
     adapters: Adapters = None,
     rows: Any = None,
     combine: Mixture | None = None,
+    apart: bool | None = None,
 ) -> Generated:
     """Draws an answer to each prompt of a batch.
 
@@ -159,6 +161,9 @@ def generate(
         adapters: one scaled adapter, or a stack of them (`jaxalign.models.lora`).
         rows: [B] int32, which adapter of a stack each row has; -1 for none.
         combine: further policies that draw together with this one.
+        apart: copy each layer's parameters out of their stack before the loop, where a step would
+            copy them again for every token: as much memory again as the parameters take, for a
+            third of the traffic. None does so on a GPU only.
 
     Returns:
         Tokens, lengths and log-probabilities.
@@ -169,7 +174,15 @@ def generate(
     batch = np.shape(tokens)[0]
     prompt = Prompt(tokens, lengths, prefix, prefix_lengths)
     plan, job, prompt = prepare(
-        config, params, prompt, key, settings, adapters=adapters, rows=rows, combine=combine
+        config,
+        params,
+        prompt,
+        key,
+        settings,
+        adapters=adapters,
+        rows=rows,
+        combine=combine,
+        apart=apart,
     )
     found: Generated = run(plan, job, prompt)
     if (batch, settings.max_tokens) == found.tokens.shape:
@@ -194,6 +207,7 @@ def prepare(
     adapters: Adapters = None,
     rows: Any = None,
     combine: Mixture | None = None,
+    apart: bool | None = None,
 ) -> tuple[Plan, Job, Prompt]:
     """Arguments of `generate`, checked, padded to their buckets, and split for compilation."""
     combine = combine or Mixture(None)
@@ -213,6 +227,7 @@ def prepare(
         fold=fold,
         slots=bucket_length(settings.max_tokens, max(settings.max_tokens, config.positions)),
         rule=rule,
+        apart=jax.default_backend() == "gpu" if apart is None else apart,
     )
     job = Job(
         params=(params, *(other for _, other in combine.others)),
@@ -239,7 +254,7 @@ def begin(plan: Plan, job: Job, prompt: Prompt) -> State:
     totals = prompt.lengths
     if prompt.prefix is not None:
         totals = totals + prompt.prefix_lengths
-    caches = tuple(
+    caches: tuple[Any, ...] = tuple(
         families.new_cache(
             config, batch * (1 if number else plan.fold), soft + length + plan.slots - 1
         )
@@ -247,6 +262,9 @@ def begin(plan: Plan, job: Job, prompt: Prompt) -> State:
     )
     inputs = partial(_in_line, prompt)
     logits, caches = _logits(plan, job, caches, inputs, jnp.maximum(totals, 1), None)
+    if plan.apart:
+        pairs = zip(plan.configs, caches, strict=True)
+        caches = tuple(families.layers_apart(config, cache) for config, cache in pairs)
     state = State(
         step=jnp.zeros((), jnp.int32),
         caches=caches,
@@ -262,6 +280,8 @@ def begin(plan: Plan, job: Job, prompt: Prompt) -> State:
 
 def advance(plan: Plan, job: Job, state: State, until: jax.Array) -> State:
     """Draws on until every row has ended or has `until` tokens (scalar int32); plan is static."""
+    if plan.apart:
+        plan, job = _layers_apart(plan, job)
 
     def going(state: State) -> jax.Array:
         return (state.step < until) & ~jnp.all(state.ended)
@@ -287,14 +307,25 @@ def decode(plan: Plan, job: Job, prompt: Prompt) -> Generated:
 run = jax.jit(decode, static_argnums=0)
 
 
+def _layers_apart(plan: Plan, job: Job) -> tuple[Plan, Job]:
+    """Models and adapters with one tree a layer: what the loop reads, cut before it begins."""
+    pairs = zip(plan.configs, job.params, strict=True)
+    models = [families.apart(config, params) for config, params in pairs]
+    adapters = job.adapters
+    if adapters is not None:
+        adapters = families.layers_apart(plan.configs[0], adapters)
+    plan = plan._replace(configs=tuple(config for config, _ in models))
+    return plan, job._replace(params=tuple(params for _, params in models), adapters=adapters)
+
+
 def _logits(
     plan: Plan,
     job: Job,
-    caches: tuple[Cache, ...],
+    caches: tuple[Any, ...],
     inputs: Callable[[families.Config, Params], jax.Array],
     lengths: jax.Array | None,
     starts: jax.Array | None,
-) -> tuple[jax.Array, tuple[Cache, ...]]:
+) -> tuple[jax.Array, tuple[Any, ...]]:
     """Logits after each row's last token [B, V], of all policies together, and their caches.
 
     A row's adapters stand below each other in the batch, [A * B], with one cache for all.

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from jaxalign.errors import InputError
 from jaxalign.models.attention import Cache, Implementation
-from jaxalign.models.decoder import Adapters, Linear, TokenTable, attend, stacked
+from jaxalign.models.decoder import Adapters, Linear, TokenTable, attend, layers_of, through
 from jaxalign.models.decoder_config import size
 from jaxalign.models.encoder import layer_norm
 
@@ -37,7 +37,7 @@ class GPT2Config:
         positions: rows of the position table, the most tokens a text may have.
         norm_eps: epsilon of every layer norm.
         tied: whether the unembedding is the input embedding.
-        dtype, unroll, remat, attention: as in `DecoderConfig`.
+        dtype, unroll, apart, remat, attention: as in `DecoderConfig`.
     """
 
     vocab_size: int
@@ -50,6 +50,7 @@ class GPT2Config:
     tied: bool = True
     dtype: str = "float32"
     unroll: bool = False
+    apart: bool = False
     remat: str | None = None
     attention: Implementation = "auto"
 
@@ -116,11 +117,11 @@ class GPT2(nn.Module):
     adapter_dropout: float = 0.0
 
     def setup(self) -> None:
-        """One block, compiled once and scanned over its stacked parameters."""
+        """Tables, blocks and the last norm."""
         config = self.config
         self.embed_tokens = TokenTable(config.vocab_size, config.width, name="embed")
         self.embed_positions = TokenTable(config.positions, config.width, name="positions")
-        self.layers = stacked(_Block, config)(config, self.adapter_dropout)
+        self.layers = layers_of(_Block, config, self.adapter_dropout)
         self.final_norm = layer_norm(config, "final_norm")
         if not config.tied:
             self.unembed = TokenTable(config.vocab_size, config.width, name="unembed")
@@ -165,10 +166,8 @@ class GPT2(nn.Module):
         first = jnp.zeros(batch, jnp.int32) if starts is None else starts
         places = first[:, None] + jnp.arange(tokens, dtype=jnp.int32)[None, :]
         hidden = embeddings.astype(config.dtype) + self.embed_positions(places, config.dtype)
-        layers = jnp.arange(config.layers, dtype=jnp.int32)
-        (hidden, cache), _ = self.layers(
-            (hidden, cache), layers, adapters, None, lengths, starts, rows
-        )
+        carry = (hidden, cache)
+        hidden, cache = through(self.layers, config, carry, adapters, None, lengths, starts, rows)
         return self.final_norm(hidden).astype(config.dtype), cache
 
 
@@ -180,7 +179,7 @@ class _Block(nn.Module):
     def __call__(
         self,
         carry: tuple[jax.Array, Cache | None],
-        layer: jax.Array,
+        layer: jax.Array | None,
         adapters: Adapters,
         turn: None,  # no rotation here
         lengths: jax.Array | None,
@@ -209,7 +208,7 @@ class _Attention(nn.Module):
         self,
         inputs: jax.Array,
         cache: Cache | None,
-        layer: jax.Array,
+        layer: jax.Array | None,
         adapters: Mapping[str, Any],
         lengths: jax.Array | None,
         starts: jax.Array | None,

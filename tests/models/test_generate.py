@@ -112,6 +112,17 @@ def test_cached_decoding_equals_full_passes(config):
     assert (np.asarray(plain.tokens) != np.asarray(found.tokens)).any()
 
 
+@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
+def test_layers_apart_draw_the_same(config):
+    stack = lora.stack([adapter_of(config, seed) for seed in range(2)])
+    policies = {"adapters": stack, "rows": np.array([1, -1, 0, 1, -1])}
+    settings = Sampling(max_tokens=8)
+    draw = partial(generate, config, params_of(config), TOKENS, LENGTHS, KEY, settings, **policies)
+    together, apart = draw(apart=False), draw(apart=True)
+    np.testing.assert_array_equal(together.tokens, apart.tokens)
+    np.testing.assert_allclose(together.logprobs, apart.logprobs, rtol=1e-5, atol=1e-5)
+
+
 def test_float64_agrees_to_its_digits(x64):
     config = replace(LLAMA, dtype="float64")
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params_of(config))
