@@ -2,10 +2,14 @@
 
 import json
 import os
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from jaxalign.errors import InputError
 
 Tree = dict[str, Any]
 
@@ -56,6 +60,17 @@ def save_tree(path: str | Path, tree: Tree) -> None:
 
 
 def load_tree(path: str | Path) -> Tree:
-    """Read what `save_tree` wrote."""
-    with np.load(path) as stored:
-        return unflatten({name: stored[name] for name in stored.files})
+    """Read what `save_tree` wrote.
+
+    Raises:
+        InputError: for a file that is not whole.
+    """
+    try:
+        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as stored:
+            return unflatten({name: stored[name] for name in stored.files})
+    except FileNotFoundError:
+        raise
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError, zlib.error) as error:
+        raise InputError(
+            f"{path} is damaged ({error}): delete it and run again, or copy it again."
+        ) from error
