@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-NAMES = ("models",)
+NAMES = ("models", "palm_regret", "palm", "palm_portfolio")
 
 
 def main() -> int:

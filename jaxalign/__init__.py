@@ -9,7 +9,18 @@ from types import ModuleType
 
 from jaxalign.version import __version__
 
-_SUBPACKAGES = ("data", "demo", "kernels", "metrics", "models", "mrm", "palm", "rewards", "train")
+_SUBPACKAGES = (
+    "data",
+    "demo",
+    "kernels",
+    "metrics",
+    "models",
+    "mrm",
+    "palm",
+    "personalize",
+    "rewards",
+    "train",
+)
 
 __all__ = ["__version__", *_SUBPACKAGES]
 

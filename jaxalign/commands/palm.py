@@ -80,7 +80,7 @@ def _build(arguments: argparse.Namespace, rest: list[str]) -> None:
     console.print(pages.terminal(*pages.member_rows(report)))
     if report["sizes"]:
         console.print(pages.terminal(*pages.size_rows(report)))
-        console.print(pages.sentence(report), highlight=False)
+        console.print(f"{pages.SIZES_SAID} {pages.sentence(report)}", highlight=False)
     print(f"wrote {arguments.out}/report.md and the portfolio beside it")
 
 
@@ -127,6 +127,21 @@ def _candidates(data: str, names: tuple[str, ...], reward_range: Any) -> Any:
 
     if data != DEMO:
         return read_candidates(data, names, reward_range)
+    return demo_candidates(names)
+
+
+def demo_candidates(names: tuple[str, ...]) -> Any:
+    """Candidates of the answers that ship with the package.
+
+    Args:
+        names: traits, in order; empty for the first three.
+
+    Returns:
+        `palm.files.Candidates`, its rewards standardised traits.
+
+    Raises:
+        InputError: a trait that does not exist.
+    """
     from jaxalign.demo.answers import read_answers
     from jaxalign.errors import InputError
     from jaxalign.palm.files import from_rows

@@ -15,6 +15,7 @@ from jaxalign.demo import pictures
 from jaxalign.demo.answers import Answers
 from jaxalign.demo.figures import types_of_people
 from jaxalign.demo.people import SATURATION, WITHIN, Choices
+from jaxalign.demo.portfolio import Stage
 from jaxalign.demo.study import CURVE, SHOTS, Design, Study, World
 from jaxalign.train.files import write_json, write_text
 
@@ -28,13 +29,14 @@ def write(
     plan: Design,
     worlds: dict[str, World],
     studies: dict[str, dict[str, Study]],
+    stage: Stage,
 ) -> list[str]:
     """Write everything to `out`, report.json last; returns the names of the files."""
     lines = (json.dumps(row, ensure_ascii=False) for row in choice_rows(answers, plan, worlds))
     write_text(out / "choices.jsonl", "\n".join(lines) + "\n")
     texts = [t for t, p in zip(answers.texts, answers.prompt, strict=True) if p == plan.held_out[0]]
     write_text(out / "answers.txt", "\n".join(map(_flat, texts)) + "\n")
-    images = pictures.draw(out, report, plan, worlds, studies)
+    images = pictures.draw(out, report, plan, worlds, studies, stage)
     write_text(out / "report.md", markdown(report, answers.prompts[plan.held_out[0]], out))
     write_json(out / "report.json", report)
     return ["report.md", "report.json", *images, "choices.jsonl", "answers.txt"]
@@ -146,6 +148,55 @@ def _opposites(report: dict[str, Any], width: int) -> tuple[tuple[str, ...], lis
     ranks = [f"{i + 1}" for i in [*range(few), *range(count - few, count)]]
     columns = [[_short(t, width) for t in user["top"] + user["bottom"]] for user in pair]
     return tuple(header), list(zip(ranks, *columns, strict=True))
+
+
+def _portfolio(report: dict[str, Any]) -> str:
+    """The section on the second stage."""
+    found = report["portfolio"]
+    true, guessed = found["true_weights"], found["inferred"]
+    rows: list[tuple[str, ...]] = []
+    for words, part in (("true weights", true), (f"{guessed['choices']} choices", guessed)):
+        for key, prompts in (("known", "built on"), ("held_out", "held out")):
+            part_on = part[key]
+            rows.append(
+                (
+                    words, prompts, str(part["users"]), f"{part_on['mean_improvement']:.2f}",
+                    f"{part_on['mean_regret']:.2f}", f"{part_on['worst_regret']:.2f}",
+                    _percent(part_on["share_lost"]), _percent(part_on["below_reference"]),
+                )
+            )  # fmt: skip
+    header = (
+        "routed on", "prompts", "users", "to be gained", "mean regret", "worst regret",
+        "share lost %", "below reference %",
+    )  # fmt: skip
+    whole = next(g for g in found["guarantees"] if g["who"] == "signed")
+    return f"""## Few policies for all of them
+
+{found["members"] - 1} policies and the reference serve the friendly population. Each policy picks \
+among the answers to a prompt with probabilities proportional to exp(<w, traits> / {
+        found["beta"]:g}), for a w of its own; the reference picks evenly. They were chosen from \
+{found["solved"]} such policies to keep the worst loss small over all weights, likes and dislikes \
+alike, whose sizes sum to at most {found["radius"]:g}: without a look at the users. Every user is \
+sent to the member that is best for the user's weights; no model is called. Values are in logits \
+of a choice, less {
+        found["beta"]:g} a nat of KL; regret is what the user's own optimal policy would \
+be better by.
+
+{_table(header, rows)}
+
+Routed on true weights nobody is served below the reference on the prompts that the portfolio was \
+built on, the {_percent(found["disliking_share"], 0)} % who dislike something included: the \
+reference is a member. On what {guessed["choices"]} choices tell, \
+{_percent(guessed["known"]["below_reference"], 0)} % of the test users are; their member is the \
+best one with probability {guessed["probability_best"]:.2f} on average (Monte-Carlo error at most \
+{guessed["probability_best_error"]:.2f} a user), and it is the one that true weights choose for \
+{_percent(guessed["same_member_as_true"], 0)} %. Certain for *all* weights of that size is less \
+than these users see: the worst gap to any of the policies solved is \
+{whole["pool"]["additive"]:.1f} logits, and to the unknown optimum at most \
+{whole["optimum"]["additive"]:.1f}; report.json says what holds for whom.
+
+![members, regions and users](portfolio.png)
+"""
 
 
 def markdown(report: dict[str, Any], shown_prompt: str, out: Path) -> str:
@@ -272,6 +323,7 @@ most opposed, on the held-out prompt where they disagree most (correlation of th
 
 {_table(header, rows, 3)}
 
+{_portfolio(report)}
 ## Go on from here
 
 `choices.jsonl` holds the friendly population's choices; `answers.txt`, the answers to \
@@ -306,6 +358,13 @@ def show(report: dict[str, Any], out: Path, written: list[str]) -> None:
     for kind, target in report["targets"].items():
         word = "reached" if target["reached"] else "[red]missed[/red]"
         console.print(f"{kind} rewards: target {_percent(target['share'], 0)} % of the gap {word}")
+    served = report["portfolio"]
+    console.print(
+        f"portfolio of {served['members'] - 1} policies and the reference: loses "
+        f"{_percent(served['true_weights']['held_out']['share_lost'], 0)} % of what users could "
+        f"gain, {_percent(served['inferred']['held_out']['share_lost'], 0)} % routed on {SHOTS} "
+        "choices (held-out prompts)"
+    )
     console.print(
         f"\n[bold]Two simulated users, the same answers[/bold] to "
         f"“{escape(_flat(report['opposites']['prompt']))}”"

@@ -4,17 +4,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from jaxalign.demo.figures import TARGETS
+from jaxalign.demo.portfolio import Stage
 from jaxalign.demo.study import SHOTS, Design, Study, World
 from jaxalign.metrics import plots, users
+from jaxalign.personalize import known
 from jaxalign.rewards.rules import TRAITS
 
 COLOURS = {"named": "#0072B2", "learned": "#D55E00"}
 MARKERS = {"named": "o", "learned": "s"}
+# In matplotlib's tab20, full colours first, its greys left out.
+_PLACES = [place for place in (*range(0, 20, 2), *range(1, 20, 2)) if place not in (14, 15)]
 
 
 def draw(
@@ -23,12 +29,14 @@ def draw(
     plan: Design,
     worlds: dict[str, World],
     studies: dict[str, dict[str, Study]],
+    stage: Stage,
 ) -> list[str]:
     """Write all pictures to `out`; returns their names."""
     written = {"gap.png": plot_gap(report["populations"])}
     written["choices_seen.png"] = plot_curves(report["populations"])
     true = worlds["friendly"].people.weights[plan.test]
     written["weights.png"] = plot_weights(studies["friendly"], true)
+    written["portfolio.png"] = plot_portfolio(stage)
     for name, figure in written.items():
         _save(figure, out / name)
     query = worlds["friendly"].query["test"]
@@ -120,6 +128,69 @@ def plot_weights(studies: dict[str, Study], true: np.ndarray) -> Figure:
         row[0].set_ylim(-reach, reach)
     figure.supxlabel("true weight of a simulated user (dashed: equal)", fontsize=11)
     return figure
+
+
+def plot_portfolio(stage: Stage) -> Figure:
+    """Who is served by which member: regions and users in a plane of weights, and their shares."""
+    figure = _figure(12.0, 4.6)
+    plane, bars = figure.subplots(1, 2, width_ratios=[1.0, 1.15])
+    palette = np.asarray([_member_colour(i) for i in range(len(stage.router.values))])
+    _regions(plane, stage, palette)
+    usage = stage.report["true_weights"]["usage"], stage.report["inferred"]["usage"]
+    count = len(palette)
+    places = np.arange(count)
+    for offset, share, alpha in zip((-0.19, 0.19), usage, (1.0, 0.45), strict=True):
+        bars.barh(places + offset, 100 * np.asarray(share), 0.36, color=palette, alpha=alpha)
+    bars.set_yticks(places, [_member_words(stage, member) for member in range(count)], fontsize=9)
+    bars.invert_yaxis()
+    bars.set_xlabel(f"share of users (%); pale: test users by {SHOTS} choices")
+    bars.set_title("Members: what each favours (+), avoids (−)")
+    _tidy(bars, "x")
+    return figure
+
+
+def _regions(axes: Axes, stage: Stage, palette: np.ndarray) -> None:
+    """The plane through the mean in which users' weights vary most, coloured by member."""
+    weights, router = stage.weights, stage.router
+    middle = weights.mean(axis=0)
+    _, _, ways = np.linalg.svd(weights - middle[None], full_matrices=False)
+    ways *= np.sign(ways[np.arange(len(ways)), np.argmax(np.abs(ways), axis=1)])[:, None]
+    at = (weights - middle[None]) @ ways[:2].T
+    low, high = at.min(axis=0) - 0.3, at.max(axis=0) + 0.3
+    x, y = (np.linspace(low[i], high[i], 160) for i in range(2))
+    grid = np.stack(np.meshgrid(x, y), axis=-1)
+    shown = router.route(known(middle + grid @ ways[:2], router.reward_ids)).member
+    extent = (float(low[0]), float(high[0]), float(low[1]), float(high[1]))
+    axes.imshow(
+        palette[shown], origin="lower", extent=extent, aspect="auto", alpha=0.3,
+        interpolation="nearest",
+    )  # fmt: skip
+    colours = palette[stage.member]
+    axes.scatter(at[:, 0], at[:, 1], s=11, color=colours, edgecolors="white", linewidths=0.25)
+    axes.set_xlabel(f"more {_signed_words(ways[0], 3)}")
+    axes.set_ylabel(f"more {_signed_words(ways[1], 3)}")
+    axes.set_title(f"{len(weights)} users, coloured by member; behind: the regions\nin this plane")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _signed_words(weights: np.ndarray, count: int) -> str:
+    """The largest weights in words: "+warmth −brevity"."""
+    names = list(TRAITS)
+    order = np.argsort(-np.abs(weights))[:count]
+    return " ".join(f"{'+' if weights[i] > 0 else '−'}{names[i]}" for i in order if weights[i])
+
+
+def _member_words(stage: Stage, member: int) -> str:
+    solved = stage.router.portfolio.members.payload["weight"][member]
+    kept = np.where(np.abs(solved) > 0.1 * np.abs(solved).max(), solved, 0.0)
+    return _signed_words(kept, 3) or "the reference policy"
+
+
+def _member_colour(member: int) -> tuple[float, ...]:
+    """A colour a member; the reference, member 0, is grey."""
+    if member == 0:
+        return to_rgb("0.55")
+    return to_rgb(colormaps["tab20"](_PLACES[(member - 1) % len(_PLACES)]))
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -8,6 +8,7 @@ from jaxalign.demo import pages
 from jaxalign.demo.answers import ENCODER, encode_answers, read_answers
 from jaxalign.demo.figures import assemble
 from jaxalign.demo.people import draw_people
+from jaxalign.demo.portfolio import run_stage
 from jaxalign.demo.study import Study, World, design, learned_features, run_study, simulate
 from jaxalign.errors import InputError
 from jaxalign.rewards.rules import TRAITS
@@ -63,9 +64,12 @@ def run_demo(
         for kind, versions in (("named", named), ("learned", learned)):
             say(f"{name}: fitting {kind} rewards, choosing on validation users, judging test users")
             studies[name][kind] = run_study(versions, world, answers, plan)
+    say("friendly: a small portfolio of policies, and every user routed to one of them")
+    stage = run_stage(answers, plan, worlds["friendly"], studies["friendly"]["named"], seed)
     say("writing the report")
     report = assemble(answers, plan, worlds, studies, seed, encoder_sha256)
-    written = pages.write(out, report, answers, plan, worlds, studies)
+    report["portfolio"] = stage.report
+    written = pages.write(out, report, answers, plan, worlds, studies, stage)
     if show:
         pages.show(report, out, written)
     return report

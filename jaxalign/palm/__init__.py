@@ -15,6 +15,7 @@ from jaxalign.palm.oracle import (
     Oracle,
     Policies,
     Policy,
+    SampledOracle,
     stack,
 )
 from jaxalign.palm.portfolio import Portfolio, Usage, assemble, build, load
@@ -36,6 +37,7 @@ __all__ = [
     "Policy",
     "Portfolio",
     "Report",
+    "SampledOracle",
     "SearchState",
     "Selection",
     "Sweep",

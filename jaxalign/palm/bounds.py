@@ -35,7 +35,12 @@ def upper_facets(weights: Floats, values: Floats) -> Floats:
     height = values.max() + 1 + np.ptp(values)
     apex = np.append(weights[:, :-1].mean(axis=0), height)
     points = np.concatenate([np.column_stack([weights[:, :-1], values]), apex[None]])
-    hull = ConvexHull(points, qhull_options="Qt")
+    try:
+        hull = ConvexHull(points, qhull_options="Qt")
+    except QhullError:
+        # From some eighty policies of five signed rewards on, its precision may not do. Joggled, it
+        # cuts the domain otherwise here and there: mixtures of solved weights are bounds as well.
+        hull = ConvexHull(points, qhull_options="QJ")
     lower = (hull.simplices < len(weights)).all(axis=1) & (hull.equations[:, -2] < -1e-12)
     facets = _through(weights, values, hull.simplices[lower], hull.equations[lower])
     functions = np.unique(facets, axis=0)

@@ -50,12 +50,17 @@ class Certificate:
             not known: the certificate is then relative to the pool.
         error: (eta, tau) of the oracle, or None.
         floor: least improvement, in standard deviations, at which the share lost is asked for.
+        sampling: between which the additive gap against the pool lies at a level of 95 %, where
+            values are means over sampled answers; from the spread over the prompts that the members
+            were chosen on, so that prompts nothing was chosen on say more (`held_out`). None for
+            values without such an error.
     """
 
     pool: Report
     optimum: Report | None
     error: tuple[float, float] | None
     floor: float
+    sampling: tuple[float, float] | None = None
 
     @property
     def scope(self) -> str:
@@ -69,6 +74,7 @@ class Certificate:
             "pool": self.pool.as_dict(),
             "optimum": None if self.optimum is None else self.optimum.as_dict(),
             "oracle_error": None if self.error is None else list(self.error),
+            "sampling_95": None if self.sampling is None else list(self.sampling),
             "floor_sd": self.floor,
             "zero": "rewards as given, the price of KL taken off",
         }
@@ -142,6 +148,8 @@ class HeldOut:
         report: the gaps as they are on these prompts, against the pool.
         additive_low, additive_high: between which the additive gap lies, for all weights at once.
         additive_sd_low, additive_sd_high: the same in standard deviations.
+        share_low, share_high: between which the share of the improvement lost lies, of the users
+            whose improvement is at least the floor all over the band; 0 where there are none.
         level: how surely, over draws of prompts.
         prompts: how many.
     """
@@ -151,6 +159,8 @@ class HeldOut:
     additive_high: float
     additive_sd_low: float
     additive_sd_high: float
+    share_low: float
+    share_high: float
     level: float
     prompts: int
 
@@ -209,8 +219,16 @@ def held_out(
         edges += [
             worst_ratio(middle + sign * width, nothing, every, corners).value for sign in (-1, 1)
         ]
-    low, high, low_sd, high_sd = (max(edge, 0.0) for edge in edges)
-    return HeldOut(found, low, high, low_sd, high_sd, level, prompts)
+    # The reference is the first member: what is gained over it lies in the same band.
+    gained = middle[:, 0] - width[:, 0], middle[:, 0] + width[:, 0]
+    ends = (middle - width, gained[1]), (middle + width, gained[0])
+    for lost, gain in ends:
+        # <floor units - least gain, lambda> <= 0, said where <gain, lambda> = 1.
+        cap = floor * units - gained[0] + gain
+        # No more than all: the reference is a member.
+        edges.append(min(worst_ratio(lost, nothing, gain, corners, cap).value, 1.0))
+    low, high, low_sd, high_sd, share_low, share_high = (max(edge, 0.0) for edge in edges)
+    return HeldOut(found, low, high, low_sd, high_sd, share_low, share_high, level, prompts)
 
 
 def _max_t(centred: Floats, error: Floats, draws: int, level: float, seed: int) -> float:

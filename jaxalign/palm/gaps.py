@@ -119,7 +119,8 @@ def worst_ratio(
         chosen: [M, N] values of the members at the corners.
         unit: [C, N] what a gap is measured in, at the corners.
         corner: [N, D] corners of the domain.
-        cap: [N], None or a bound <lambda, cap> <= 1 where the unit of lambda is 1.
+        cap: [N], None or a bound <lambda, cap> <= 1 where the unit of lambda is 1; [C, N] where
+            every policy has its own.
 
     Returns:
         Gap(value, weight [D]); value -inf where no mixture has a positive unit.
@@ -129,7 +130,8 @@ def worst_ratio(
     best = Gap(-np.inf, corner.mean(axis=0))
     while bounds.max() > best.value:
         index = int(np.argmax(bounds))
-        program = _solve(rows[index], unit[index], cap)
+        own = cap[index] if cap is not None and cap.ndim == 2 else cap
+        program = _solve(rows[index], unit[index], own)
         bounds[index] = -np.inf
         if program.value > best.value:
             mixture = program.mixture / program.mixture.sum()

@@ -126,6 +126,17 @@ class Evaluator(Protocol):
         ...
 
 
+@runtime_checkable
+class SampledOracle(Oracle, Evaluator, Protocol):
+    """An oracle whose values are means over answers drawn to some prompts, `outcomes` per prompt.
+
+    Attributes:
+        samples: answers a prompt.
+    """
+
+    samples: int
+
+
 class ClosedForm:
     """Tilted reference policies over sampled candidates: exact for every weight, one softmax each.
 
@@ -173,7 +184,10 @@ class ClosedForm:
         self.beta = float(beta)
         self.spread = self._check(reward_range)
         # Rounding of the sweep (its agreement with float64), carried like any oracle's error.
-        self.error = (0.0, 0.0 if self.rewards.dtype == jnp.float64 else 1e-5)
+        self.error: tuple[float, float] | None = (
+            0.0,
+            0.0 if self.rewards.dtype == jnp.float64 else 1e-5,
+        )
         self.fingerprint = fingerprint
         self.reference = self.many(np.zeros((1, self.num_rewards)))[0]
 

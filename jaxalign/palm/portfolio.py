@@ -17,7 +17,7 @@ from jaxalign.errors import InputError
 from jaxalign.palm.certificate import Certificate, HeldOut, held_out, report
 from jaxalign.palm.config import PalmConfig
 from jaxalign.palm.domain import Floats, check_weights, coordinates, corners
-from jaxalign.palm.oracle import Evaluator, Oracle, Policies
+from jaxalign.palm.oracle import Evaluator, Oracle, Policies, SampledOracle
 from jaxalign.palm.search import SearchState, known_values, optimistic, search
 from jaxalign.palm.select import Chosen, choose
 from jaxalign.palm.sweep import best_member
@@ -74,6 +74,11 @@ class Portfolio:
     def corners(self) -> Floats:
         """Corners [N, D] of the domain of users' weights."""
         return corners(self.config.weights, len(self.spread))
+
+    @cached_property
+    def pool_values(self) -> Floats:
+        """Values [n, D] of all policies that were solved."""
+        return self._values(self.pool)
 
     def _values(self, policies: Policies) -> Floats:
         return coordinates(self.config.weights, policies.rewards, policies.kl, self.beta)
@@ -144,7 +149,7 @@ class Portfolio:
     def certify(self) -> Certificate:
         """Return the certificate, computed again from what the portfolio holds."""
         common = self.values, self.values[0], self.spread, self.corners, self.config.floor
-        pool = report(self._values(self.pool), *common)
+        pool = report(self.pool_values, *common)
         optimum = None if self.facets is None else report(self.facets, *common)
         return replace(self.certificate, pool=pool, optimum=optimum)
 
@@ -253,7 +258,7 @@ def assemble(
     selection: dict[str, Any] = {"calls": len(found.weights), "search_done": found.done}
     if chosen is not None:
         selection |= chosen.described
-    return Portfolio(
+    portfolio = Portfolio(
         with_reference,
         found.policies,
         found.weights,
@@ -265,6 +270,11 @@ def assemble(
         config,
         oracle.fingerprint,
     )
+    if isinstance(oracle, SampledOracle):
+        band = portfolio.held_out(oracle)
+        sampling = band.additive_low, band.additive_high
+        portfolio = replace(portfolio, certificate=replace(certificate, sampling=sampling))
+    return portfolio
 
 
 def load(path: str | Path) -> Portfolio:
@@ -291,6 +301,8 @@ def load(path: str | Path) -> Portfolio:
         content = (folder / "arrays.npz").read_bytes()
     except (OSError, ValueError) as error:
         raise InputError(f"{path} holds no whole portfolio: {error}; build it again.") from None
+    if not isinstance(described, dict):
+        raise InputError(f"{folder / 'portfolio.json'} is no portfolio: build it again.")
     if described.get("format") != FORMAT:
         raise InputError(
             f"{folder / 'portfolio.json'} has format {described.get('format')!r}, this version "
@@ -301,16 +313,43 @@ def load(path: str | Path) -> Portfolio:
             f"{folder / 'arrays.npz'} is not the file that the portfolio was saved with (its "
             "SHA-256 differs): copy the folder again."
         )
+    try:
+        portfolio = _restored(described, load_tree(folder / "arrays.npz"))
+        stored = described["certificate"]
+        stored["pool"], stored["optimum"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{folder / 'portfolio.json'} lacks or garbles a field ({error}): build it again."
+        ) from None
+    config = json.dumps(described["config"], sort_keys=True)
+    if _digest(config.encode()) != described.get("config_sha256"):
+        raise InputError(
+            f"{folder / 'portfolio.json'}, config: is not what the portfolio was built with (its "
+            "SHA-256 differs); copy the folder again."
+        )
+    portfolio = replace(portfolio, certificate=portfolio.certify())
+    _compare(folder, stored, portfolio.certificate.as_dict())
+    return portfolio
+
+
+def _restored(described: dict[str, Any], tree: dict[str, Any]) -> Portfolio:
+    """The portfolio as it was saved, its certificate still to be computed."""
     config = PalmConfig(**described["config"])
-    tree = load_tree(folder / "arrays.npz")
     policies = {
         name: Policies(tree[name]["rewards"], tree[name]["kl"], tree[name].get("payload", {}))
         for name in ("members", "pool")
     }
     eta_tau = described["certificate"]["oracle_error"]
+    sampling = described["certificate"].get("sampling_95")
     # Filled by `certify`: what is stored is only compared with.
-    blank = Certificate(None, None, tuple(eta_tau) if eta_tau else None, config.floor)  # type: ignore[arg-type]
-    portfolio = Portfolio(
+    blank = Certificate(
+        None,  # type: ignore[arg-type]
+        None,
+        tuple(eta_tau) if eta_tau else None,
+        config.floor,
+        tuple(sampling) if sampling else None,
+    )
+    return Portfolio(
         policies["members"],
         policies["pool"],
         tree["solved"],
@@ -322,9 +361,6 @@ def load(path: str | Path) -> Portfolio:
         config,
         described["data_fingerprint"],
     )
-    portfolio = replace(portfolio, certificate=portfolio.certify())
-    _compare(folder, described["certificate"], portfolio.certificate.as_dict())
-    return portfolio
 
 
 def _compare(folder: Path, stored: dict[str, Any], computed: dict[str, Any]) -> None:

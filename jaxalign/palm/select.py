@@ -44,15 +44,22 @@ def choose(pool: Floats, reference: Floats, spread: Floats, config: PalmConfig) 
     everyone = np.concatenate([pool, reference[None]])
     points = _start(everyone, config, domain)
     deadline = time.monotonic() + config.time_limit
+    kept: Chosen | None = None
+    least = np.inf
     for round_ in range(config.refine + 1):
         limit = max(deadline - time.monotonic(), 0.1)
         found = _on_points(points, pool, reference, spread, config, limit)
         worst = _worst(everyone, found.members, pool, reference, spread, domain, config)
         seen = found.worst if isinstance(found, Selection) else 0.0
+        if worst.value <= max(least, seen + 1e-9) or isinstance(found, Cover):
+            # Out of time, a later round may find a worse budget than an earlier one did.
+            least = worst.value
+            kept = Chosen(found.members, _described(found, least, seen, round_))
         if worst.value <= seen + 1e-9 or round_ == config.refine or time.monotonic() > deadline:
             break
         points = np.concatenate([points, worst.weight[None]])
-    return Chosen(found.members, _described(found, worst.value, seen, round_))
+    assert kept is not None
+    return kept
 
 
 def _described(found: Cover | Selection, worst: float, seen: float, rounds: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from jaxalign import demo
 from jaxalign.data import files
 from jaxalign.demo import answers as A
+from jaxalign.demo import portfolio as T
 from jaxalign.demo import run as R
 from jaxalign.demo import study as S
 from jaxalign.demo.people import Choices, draw_people
@@ -16,7 +18,7 @@ from jaxalign.errors import InputError
 from jaxalign.metrics.scores import share_of_gap
 
 WORDS = ("you", "good", "bad", "thanks", "extraordinary", "dog", "terrible", "lovely", "help")
-PLOTS = ("gap.png", "choices_seen.png", "weights.png", "reliability.png")
+PLOTS = ("gap.png", "choices_seen.png", "weights.png", "reliability.png", "portfolio.png")
 
 
 def tiny_answers(prompts=8, each=6):
@@ -52,6 +54,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(S, "CONFIG", S.RunConfig(bayes=S.BayesConfig(em_steps=4), em_every=2))
     monkeypatch.setattr(S, "TRAIN_CHOICES", 12)
     monkeypatch.setattr(S, "DRAWS", 50)
+    monkeypatch.setattr(T, "CONFIG", replace(T.CONFIG, max_calls=14, size=4, refine=1))
 
 
 def everything(value):
@@ -91,6 +94,12 @@ def test_a_run_leaves_report_plots_and_choices_and_says_so(tiny, tmp_path, capsy
     pair = report["opposites"]["users"]
     assert report["opposites"]["correlation"] < 0
     assert pair[0]["user"] != pair[1]["user"]
+    served = report["portfolio"]
+    assert served["members"] == 5
+    assert served["true_weights"]["users"] == 45
+    assert served["true_weights"]["known"]["below_reference"] == 0
+    assert served["inferred"]["users"] == report["users"]["test"]
+    assert 0 <= served["inferred"]["probability_best"] <= 1
     # The choices can be read by `mrm train`, prompts held out are those that test users query.
     choices = files.load(out / "choices.jsonl")
     assert len(choices.users) == 45
@@ -238,3 +247,8 @@ def test_the_targets_are_reached_on_the_shipped_answers(tmp_path):
     assert friendly["learned"]["share"] >= 0.35
     assert friendly["named"]["correlation"]["pooled"] > 0.6
     assert all(target["reached"] for target in report["targets"].values())
+    served = report["portfolio"]
+    assert served["disliking_share"] > 0.9
+    assert served["true_weights"]["known"]["below_reference"] == 0
+    assert served["true_weights"]["held_out"]["share_lost"] < 0.25
+    assert served["inferred"]["held_out"]["share_lost"] < 0.5

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
+from scipy.spatial import ConvexHull
 
 from jaxalign import palm
 from jaxalign.errors import InputError
+from jaxalign.palm import bounds
 from jaxalign.palm.gaps import worst_ratio
 
 few = settings(max_examples=25, deadline=None)
@@ -145,3 +147,27 @@ def test_refusals():
         palm.worst_gap(np.full((1, 2), np.nan), pool)
     with pytest.raises(InputError, match="members: found shape"):
         palm.worst_gap(pool, pool[:, :1])
+
+
+def test_a_hull_that_fails_is_joggled_to_a_bound(monkeypatch):
+    rng = np.random.default_rng(3)
+    solved = np.concatenate([np.eye(4), rng.dirichlet(np.ones(4), 20)])
+    policies = rng.random((30, 4))
+    values = np.max(solved @ policies.T, axis=1)
+    exact = palm.upper_facets(solved, values)
+    asked = []
+
+    def hull(points, qhull_options=""):
+        asked.append(qhull_options)
+        if qhull_options == "Qt":
+            raise bounds.QhullError("QH6271 wide merge")
+        return ConvexHull(points, qhull_options=qhull_options)
+
+    monkeypatch.setattr(bounds, "ConvexHull", hull)
+    joggled = palm.upper_facets(solved, values)
+    assert asked == ["Qt", "QJ"]
+    everywhere = rng.dirichlet(np.ones(4), 2000)
+    optimum = np.max(everywhere @ policies.T, axis=1)
+    upper = np.max(everywhere @ joggled.T, axis=1)
+    assert (upper >= optimum - 1e-12).all()
+    np.testing.assert_allclose(upper, np.max(everywhere @ exact.T, axis=1), atol=1e-9)

@@ -1,0 +1,173 @@
+"""Portfolios of every size beside uniform, random and k-center weights, judged on other prompts."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, get_args
+
+import numpy as np
+
+from jaxalign.palm.baselines import Baseline, baseline_weights
+from jaxalign.palm.certificate import held_out
+from jaxalign.palm.config import Criterion, PalmConfig
+from jaxalign.palm.domain import Floats, coordinates, corners, extend
+from jaxalign.palm.gaps import worst_ratio
+from jaxalign.palm.oracle import BatchOracle, Evaluator, Oracle, Policies, stack
+from jaxalign.palm.search import SearchState, known_values
+from jaxalign.palm.select import choose
+
+LOST = 0.05
+"""Share of the improvement whose loss names the smallest sufficient size."""
+_USERS = 2000
+
+
+def compare_sizes(
+    oracle: Oracle,
+    evaluator: Evaluator,
+    config: PalmConfig,
+    found: SearchState,
+    sizes: int = 10,
+    draws: int = 20,
+    band_draws: int = 1000,
+    level: float = 0.95,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[dict[str, Any]]:
+    """Return how far portfolios of sizes 1 to `sizes` are from the pool, on other prompts.
+
+    A portfolio is chosen twice: for the least additive gap and for the least share lost. A gap
+    against the pool is a mean over `draws` for the rules that draw. Beside the worst user stand
+    2,000 users drawn evenly from the domain, and what they lose of their improvement in all.
+
+    Args:
+        oracle: on the prompts to choose on.
+        evaluator: on the other prompts.
+        config: tolerances, floor and the seconds of a selection.
+        found: the search, whose pool all are judged against.
+        sizes: largest size, the free reference not counted.
+        draws: of the random and the k-center weights.
+        band_draws: bootstrap draws of the band; 0 for none.
+        level: of the band.
+        say: told what is being done.
+
+    Returns:
+        One entry a method and size: `method`, `size`, `additive_sd`, `share_lost`, `mean_lost`, and
+        with a band `low` and `high` of the first two.
+    """
+    judge = _Judge(oracle, evaluator, config, found, band_draws, level)
+    known = known_values(oracle, config, found.policies)
+    rows = []
+    for size in range(1, sizes + 1):
+        say(f"size {size} of {sizes}: chosen, and beside uniform, random and k-center weights")
+        for criterion in get_args(Criterion):
+            asked = replace(config, size=size, criterion=criterion)
+            chosen = choose(known[1:], known[0], oracle.spread, asked)
+            figures = judge.with_band(found.policies.take(chosen.members))
+            proof = {"optimal": chosen.described["optimal"], "size": size}
+            rows.append({"method": f"palm, {criterion}", **proof, **figures})
+        for kind in get_args(Baseline):
+            seeds = 1 if kind == "uniform" else draws
+            weights = np.concatenate(
+                [
+                    baseline_weights(kind, oracle.num_rewards, size, config.weights, seed)
+                    for seed in range(seeds)
+                ]
+            )
+            members = _solve(oracle, weights)
+            parts = [
+                judge(members.take(np.arange(seed * size, seed * size + size)))
+                for seed in range(seeds)
+            ]
+            mean = {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
+            rows.append({"method": kind, "size": size, **mean})
+    return rows
+
+
+def smallest(rows: list[dict[str, Any]], figure: str = "share_lost") -> int | None:
+    """Return the least size from which on PALM loses less than 5 %, None if there is none.
+
+    Args:
+        rows: of `compare_sizes`.
+        figure: "share_lost" of the worst user, or "mean_lost" of all.
+    """
+    found = {row["size"]: row[figure] for row in rows if row["method"] == "palm, share"}
+    good = [size for size in sorted(found) if all(found[s] < LOST for s in found if s >= size)]
+    return good[0] if good else None
+
+
+def _solve(oracle: Oracle, weights: Floats) -> Policies:
+    if isinstance(oracle, BatchOracle):
+        return stack(oracle.many(weights))
+    return stack([oracle(weight) for weight in weights])
+
+
+class _Judge:
+    """What members are worth on the evaluator's prompts."""
+
+    def __init__(
+        self,
+        oracle: Oracle,
+        evaluator: Evaluator,
+        config: PalmConfig,
+        found: SearchState,
+        draws: int,
+        level: float,
+    ) -> None:
+        self.evaluator, self.config, self.spread = evaluator, config, oracle.spread
+        self.draws, self.level = draws, level
+        self.corners = corners(config.weights, oracle.num_rewards)
+        reference = {name: np.asarray(a)[None] for name, a in oracle.reference.payload.items()}
+        free = Policies(oracle.reference.rewards[None], np.array([oracle.reference.kl]), reference)
+        self.reference = self._values(free)
+        self.pool = self._values(found.policies)
+        users = np.random.default_rng(0).dirichlet(np.ones(oracle.num_rewards), _USERS)
+        if config.weights == "signed":
+            users *= np.random.default_rng(1).choice([-1.0, 1.0], users.shape)
+        self.users = extend(config.weights, users)
+        self.best = np.max(self.users @ self._means(self.pool).T, axis=1)
+        self.free = self.users @ self._means(self.reference)[0]
+
+    def _values(self, policies: Policies) -> Floats:
+        """[n, X, D] on single prompts."""
+        outcomes = self.evaluator.outcomes(policies)
+        return coordinates(self.config.weights, *outcomes, self.evaluator.beta)
+
+    @staticmethod
+    def _means(values: Floats) -> Floats:
+        return values.mean(axis=1)
+
+    def __call__(self, members: Policies) -> dict[str, float]:
+        values = self._means(np.concatenate([self.reference, self._values(members)]))
+        at_pool, at_members = (x @ self.corners.T for x in (self._means(self.pool), values))
+        units = np.abs(self.corners[:, : len(self.spread)]) @ self.spread
+        every, gained = np.broadcast_to(units, at_pool.shape), at_pool - at_members[:1]
+        cap = self.config.floor * units
+        return {
+            "additive_sd": worst_ratio(at_pool, at_members, every, self.corners).value,
+            "share_lost": max(
+                worst_ratio(at_pool, at_members, gained, self.corners, cap).value, 0.0
+            ),
+            "mean_lost": self._mean_lost(values),
+        }
+
+    def with_band(self, members: Policies) -> dict[str, Any]:
+        if not self.draws:
+            return self(members)
+        values = np.concatenate([self.reference, self._values(members)])
+        found = held_out(
+            self.pool, values, self.spread, self.corners, self.draws, self.level,
+            floor=self.config.floor,
+        )  # fmt: skip
+        return {
+            "additive_sd": found.report.additive_sd.value,
+            "share_lost": found.report.share_lost.value,
+            "mean_lost": self._mean_lost(self._means(values)),
+            "additive_sd_low": found.additive_sd_low,
+            "additive_sd_high": found.additive_sd_high,
+            "share_lost_low": found.share_low,
+            "share_lost_high": found.share_high,
+        }
+
+    def _mean_lost(self, values: Floats) -> float:
+        """Share that all users lose of their improvement, summed over them."""
+        served = np.max(self.users @ values.T, axis=1)
+        best = np.maximum(self.best, served)
+        return float(np.sum(best - served) / max(np.sum(best - self.free), 1e-12))

@@ -1,0 +1,38 @@
+"""Where the methods meet: a user's choices to a utility, a utility to a route or a target."""
+
+from jaxalign.personalize.ball import build_signed
+from jaxalign.personalize.choices import from_choices
+from jaxalign.personalize.guarantee import Bound, Guarantee, guarantees
+from jaxalign.personalize.policies import Mixing, Soups
+from jaxalign.personalize.policy_oracle import AnswerOracle
+from jaxalign.personalize.project import project
+from jaxalign.personalize.protect import constrain, floors, pin
+from jaxalign.personalize.route import Confidence, Router, Routes
+from jaxalign.personalize.serve import Serving, answer, answer_as
+from jaxalign.personalize.utility import RewardIds, Target, Utility, known, target_of
+
+__all__ = [
+    "AnswerOracle",
+    "Bound",
+    "Confidence",
+    "Guarantee",
+    "Mixing",
+    "RewardIds",
+    "Router",
+    "Routes",
+    "Serving",
+    "Soups",
+    "Target",
+    "Utility",
+    "answer",
+    "answer_as",
+    "build_signed",
+    "constrain",
+    "floors",
+    "from_choices",
+    "guarantees",
+    "known",
+    "pin",
+    "project",
+    "target_of",
+]

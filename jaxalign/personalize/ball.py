@@ -1,0 +1,29 @@
+"""A portfolio for users who like and dislike: weights in the L1 ball instead of the simplex."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from jaxalign.palm import Oracle, PalmConfig, Portfolio, SearchState, build, stack
+
+
+def build_signed(oracle: Oracle, config: PalmConfig) -> Portfolio:
+    """Return a portfolio whose pool and certificate cover the signed L1 ball, mirrors included.
+
+    The search goes by corner weights, the points where policies tie: a grid is out of reach.
+
+    Args:
+        oracle: solves one weight a call.
+        config: as for `palm.build`; `weights` is set to "signed".
+
+    Returns:
+        Portfolio, the reference as member 0.
+
+    Raises:
+        InputError: as `palm.build`.
+    """
+    config = replace(config, weights="signed")
+    # The reference is the optimum of weights of zero: known without a call, and no corner tells.
+    origin = np.zeros((1, oracle.num_rewards))
+    start = SearchState(origin, stack([oracle.reference]), np.full(1, np.nan))
+    return build(oracle, config, start)

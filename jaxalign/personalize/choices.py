@@ -1,0 +1,60 @@
+"""From a user's choices to a utility."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxalign.errors import InputError
+from jaxalign.mrm import Prior, posterior
+from jaxalign.personalize.protect import pin
+from jaxalign.personalize.utility import LOGITS, RewardIds, Utility
+from jaxalign.train.blas import one_blas_thread
+
+_posterior = jax.jit(posterior)
+
+
+@one_blas_thread
+def from_choices(
+    prior: Prior,
+    differences: ArrayLike,
+    mask: ArrayLike,
+    reward_ids: RewardIds,
+    protected: Mapping[str, float] | None = None,
+    units: str = LOGITS,
+) -> Utility:
+    """Return what users want, from their choices between answers with named rewards.
+
+    Args:
+        prior: of weights over the population, mean [K] and cov [K, K] (`mrm.fit_prior`).
+        differences: [U, P, K] standardised rewards, chosen minus rejected.
+        mask: [U, P] bool or weights; a user without choices gets the population's weights.
+        reward_ids: of the K rewards.
+        protected: rewards whose weights no choice can move, and their floors: the population's
+            mean, or the floor where that is more. Choices are read with all rewards free, so that
+            a dislike of a protected one is not taken for something else.
+        units: of the weights.
+
+    Returns:
+        Utility of U users: mean [U, K], cov [U, K, K], not normalised.
+
+    Raises:
+        InputError: shapes that do not fit, values that are not finite, or as `floors`.
+    """
+    differences, mask = np.asarray(differences), np.asarray(mask)
+    size = len(reward_ids.names)
+    if differences.ndim != 3 or differences.shape[2] != size or prior.mean.shape != (size,):
+        raise InputError(
+            f"differences: found shape {differences.shape} and a prior of {prior.mean.shape}, "
+            f"expected (users, pairs, {size}) and ({size},) for {', '.join(reward_ids.names)}."
+        )
+    if mask.shape != differences.shape[:2]:
+        raise InputError(f"mask: found {mask.shape}, expected {differences.shape[:2]}.")
+    if not np.isfinite(differences).all():
+        raise InputError("differences: found NaN or infinity, expected finite rewards.")
+    found = _posterior(prior, jnp.asarray(differences), jnp.asarray(mask))
+    mean, cov = (np.asarray(x) for x in found)
+    inferred = Utility(mean, cov, reward_ids, units)
+    return pin(inferred, np.asarray(prior.mean), protected) if protected else inferred

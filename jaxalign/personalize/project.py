@@ -1,0 +1,98 @@
+"""Learned rewards have no names: a user's reward function is carried over to named rewards."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from jaxalign.errors import InputError
+from jaxalign.personalize.utility import LOGITS, RewardIds, Utility
+
+
+def project(
+    mean: ArrayLike,
+    cov: ArrayLike,
+    features: ArrayLike,
+    named: ArrayLike,
+    prompt: ArrayLike,
+    reward_ids: RewardIds,
+    least: float = 0.5,
+    units: str = LOGITS,
+) -> tuple[Utility, NDArray[np.float64]]:
+    """Return utilities on named rewards of users known by weights on features without names.
+
+    Learned base functions are identified up to a linear map only, so that it is the reward
+    function that is regressed on the named rewards, over a pool of answers and within prompts:
+    only differences between answers to one prompt mean anything.
+
+    Args:
+        mean: [..., E] weights on the features.
+        cov: [..., E, E] their covariance. What the named rewards leave out does not enter it.
+        features: [N, E] of the answers of the pool; base rewards, if weights are on those.
+        named: [N, K] standardised rewards of the same answers.
+        prompt: [N] which prompt each answers.
+        reward_ids: of the K named rewards.
+        least: R^2 below which a user's projection is refused.
+        units: of the weights.
+
+    Returns:
+        Utility, mean [..., K] and cov [..., K, K]; and R^2 [...], the share of the variance of each
+        user's reward function within prompts that the named rewards explain (1 for a function
+        that is constant).
+
+    Raises:
+        InputError: shapes that do not fit, values that are not finite, named rewards that do not
+            vary independently over the pool, or an R^2 below `least`.
+
+    Source: ours (same-index correlation with true traits -.54 to .17, after projection .49 to .75).
+    """
+    weights, covariance, basis, rewards = (
+        np.asarray(x, np.float64) for x in (mean, cov, features, named)
+    )
+    size, width = len(reward_ids.names), weights.shape[-1]
+    count = len(basis)
+    expected = ((count, width), (count, size), (*weights.shape, width))
+    if (basis.shape, rewards.shape, covariance.shape) != expected:
+        raise InputError(
+            f"features, named, cov: found {basis.shape}, {rewards.shape}, {covariance.shape}, "
+            f"expected {expected[0]}, {expected[1]}, {expected[2]}."
+        )
+    for name, array in (("features", basis), ("named", rewards), ("mean", weights)):
+        if not np.isfinite(array).all():
+            raise InputError(f"{name}: found NaN or infinity, expected finite values.")
+    basis, rewards = (_within(x, np.asarray(prompt)) for x in (basis, rewards))
+    solved, _, rank, _ = np.linalg.lstsq(rewards, basis, rcond=None)
+    onto = np.asarray(solved, np.float64)
+    if rank < size:
+        raise InputError(
+            f"named: found {rank} independent rewards within prompts, expected {size}; enlarge the "
+            "pool of answers, or leave a reward out."
+        )
+    explained = _explained(weights, basis, rewards, onto)
+    if (explained < least).any():
+        worst, count = float(np.min(explained)), int(np.sum(explained < least))
+        raise InputError(
+            f"named: found an R^2 of {worst:.2f} ({count} of {explained.size} users below the "
+            f"threshold), expected {least:g} or more; these rewards do not say what the user "
+            "wants: add the missing ones, or serve the user from choices on named rewards."
+        )
+    return Utility(weights @ onto.T, onto @ covariance @ onto.T, reward_ids, units), explained
+
+
+def _within(values: NDArray[np.float64], prompt: np.ndarray) -> NDArray[np.float64]:
+    """Values [N, D] less the mean over the answers to the same prompt."""
+    _, index, count = np.unique(prompt, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(count), values.shape[1]))
+    np.add.at(sums, index, values)
+    return values - (sums / count[:, None])[index]
+
+
+def _explained(
+    weights: NDArray[np.float64],
+    basis: NDArray[np.float64],
+    rewards: NDArray[np.float64],
+    onto: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    functions = basis @ weights.reshape(-1, weights.shape[-1]).T  # [N, users]
+    rest = functions - rewards @ (onto @ weights.reshape(-1, weights.shape[-1]).T)
+    total = np.sum(functions**2, axis=0)
+    share = np.where(total > 0, np.sum(rest**2, axis=0) / np.where(total > 0, total, 1.0), 0.0)
+    return np.asarray(1 - share).reshape(weights.shape[:-1])

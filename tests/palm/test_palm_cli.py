@@ -1,0 +1,310 @@
+"""`jaxalign palm`: the whole way on made-up candidates, and every bad input refused."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from test_cli import call, digest, refused
+
+from jaxalign import palm
+from jaxalign.config import load_config
+from jaxalign.palm.run import BuildConfig
+
+NAMES = ("short", "kind", "plain")
+QUICK = ("--palm.size", "3", "--compare", "0", "--draws", "200", "--palm.stop_delta", "0.03",
+         "--palm.eps", "0.3", "--palm.delta", "0.3")  # fmt: skip
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "palm"
+
+
+def candidate_rows(seed=0, prompts=16, count=8):
+    """Rewards of unequal spread, on scales of their own."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(prompts, count, 3)) * (3.0, 1.0, 20.0)
+    return [
+        {"prompt": f"{seed}-{p}", "answer": f"answer {c}"} | dict(zip(NAMES, row, strict=True))
+        for p, prompt in enumerate(values.tolist())
+        for c, row in enumerate(prompt)
+    ]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_users(path, weights, **more):
+    columns = dict(zip(NAMES, weights.T, strict=True)) | more
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with candidates of two sets of prompts, and a portfolio built from the first."""
+    root = tmp_path_factory.mktemp("palm")
+    write(root / "candidates.jsonl", candidate_rows())
+    write(root / "others.jsonl", candidate_rows(seed=1))
+    result = call("palm", "build", "--data", root / "candidates.jsonl", "--out", root / "built",
+                  *QUICK, "--compare", "2", "--compare_draws", "2")  # fmt: skip
+    assert result.code == 0, result.err
+    assert f"a grid of {palm.grid_size(3, 0.3, 0.3):,} weights" in result.err
+    assert "improvement lost" in result.out
+    return root
+
+
+def test_what_is_written(world):
+    built = world / "built"
+    assert {"portfolio.json", "arrays.npz", "rewards.json", "report.json", "report.md",
+            "regions.png", "sizes.png"} <= {path.name for path in built.iterdir()}  # fmt: skip
+    assert not list(built.glob(".*"))
+    report = json.loads((built / "report.json").read_text())
+    assert report["rewards"] == list(NAMES)
+    assert report["prompts"] == {"chosen_on": 8, "certified_on": 8}
+    assert len(report["members"]) == 4
+    assert {row["method"] for row in report["sizes"]} == {
+        "palm, additive", "palm, share", "uniform", "random", "k_center"
+    }  # fmt: skip
+    held = report["held_out"]
+    assert held["additive_sd_low"] <= held["additive_sd"]["value"] <= held["additive_sd_high"]
+    assert held["share_low"] <= held["share_lost"]["value"] <= 1
+    pool, optimum = (report["certificate"][name] for name in ("pool", "optimum"))
+    assert 0 < pool["additive"]["value"] <= optimum["additive"]["value"] + 1e-12
+    for row in report["sizes"]:
+        assert 0 <= row["mean_lost"] <= row["share_lost"] + 1e-9 or row["share_lost"] == 0
+
+
+def test_every_user_is_routed_as_in_memory(world, tmp_path):
+    weights = np.random.default_rng(0).dirichlet(np.ones(3), 4000)
+    users = write_users(tmp_path / "users.parquet", weights, user=[f"u{i}" for i in range(4000)])
+    result = call("palm", "route", "--portfolio", world / "built", "--users", users,
+                  "--out", tmp_path / "routed.parquet")  # fmt: skip
+    assert result.code == 0, result.err
+    assert "4,000 users; perplexity" in result.out
+    routed = pq.read_table(tmp_path / "routed.parquet")
+    assert routed["user"].to_pylist()[:2] == ["u0", "u1"]
+    portfolio = palm.load(world / "built")
+    scores = weights @ portfolio.values.T
+    np.testing.assert_array_equal(routed["member"], scores.argmax(axis=1))
+    np.testing.assert_allclose(routed["value"], scores.max(axis=1), rtol=1e-5)
+    bound = (weights @ portfolio.facets.T).max(axis=1) - scores.max(axis=1)
+    np.testing.assert_allclose(routed["regret_bound"], bound, atol=1e-5)
+    assert bound.max() <= portfolio.certificate.optimum.additive.value + 1e-9
+
+
+def test_the_bound_holds_against_the_true_optimum(world):
+    portfolio, rewards = palm_served(world / "built")
+    from jaxalign.palm.files import read_candidates
+    from jaxalign.palm.run import closed_form, split
+
+    first, _ = split(read_candidates(world / "candidates.jsonl"), 0.5, 0)
+    oracle = closed_form(first, rewards)
+    weights = np.random.default_rng(1).dirichlet(np.ones(3), 300)
+    optimum = np.array([w @ p.rewards - rewards.beta * p.kl
+                        for w, p in zip(weights, oracle.many(weights), strict=True)])  # fmt: skip
+    assert (optimum <= (weights @ portfolio.facets.T).max(axis=1) + 1e-9).all()
+
+
+def palm_served(path):
+    from jaxalign.palm.scale import load_served
+
+    return load_served(path)
+
+
+def test_batches_and_json_lines_give_the_same(world, tmp_path, monkeypatch):
+    weights = np.random.default_rng(2).dirichlet(np.ones(3), 50)
+    parquet = write_users(tmp_path / "u.parquet", weights)
+    lines = write(tmp_path / "u.jsonl", [{"weights": row.tolist()} for row in weights])
+    monkeypatch.setattr("jaxalign.palm.files.BATCH", 16)
+    for users, out in ((parquet, tmp_path / "r.jsonl"), (lines, tmp_path / "r.parquet")):
+        result = call("palm", "route", "--portfolio", world / "built", "--users", users,
+                      "--out", out)  # fmt: skip
+        assert result.code == 0, result.err
+    rows = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert rows == pq.read_table(tmp_path / "r.parquet").to_pylist()
+    assert [row["user"] for row in rows] == [str(i) for i in range(50)]
+
+
+def test_certified_on_other_prompts(world, tmp_path):
+    out = tmp_path / "certificate.json"
+    for data, prompts in (("others", 16), ("candidates", 8)):
+        result = call("palm", "certify", "--portfolio", world / "built",
+                      "--data", world / f"{data}.jsonl", "--out", out)  # fmt: skip
+        assert result.code == 0, result.err
+        found = json.loads(out.read_text())
+        assert found["prompts"] == prompts  # those chosen on are left out
+        assert found["additive_low"] <= found["additive"]["value"] <= found["additive_high"]
+
+
+def test_a_stopped_build_goes_on(world, tmp_path, monkeypatch):
+    build = ("palm", "build", "--data", world / "candidates.jsonl", *QUICK)
+    assert call(*build, "--out", tmp_path / "whole").code == 0
+    calls = []
+
+    def stop(*arguments, **options):
+        calls.append(1)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxalign.palm.run.build", stop)
+        stopped = call(*build, "--out", tmp_path / "part")
+    assert (stopped.code, len(calls)) == (130, 1)
+    assert "--resume" in stopped.err
+    refused(call(*build, "--out", tmp_path / "part"), "--resume")
+    refused(call("palm", "route", "--portfolio", tmp_path / "part", "--users", "u.parquet",
+                 "--out", tmp_path / "r.parquet"), "holds no portfolio")  # fmt: skip
+    again = call(*build, "--out", tmp_path / "part", "--resume")
+    assert again.code == 0
+    assert "going on after" in again.err
+    for name in ("portfolio.json", "rewards.json"):
+        whole, part = (json.loads((tmp_path / f / name).read_text()) for f in ("whole", "part"))
+        for each in (whole, part):
+            each.get("selection", {}).pop("seconds", None)
+        assert whole == part
+
+
+def users_of(path, *rows):
+    return write_users(path, np.array(rows, float))
+
+
+def test_weights_off_the_simplex(world, tmp_path):
+    route = ("palm", "route", "--portfolio", world / "built", "--out", tmp_path / "r.parquet")
+    off = users_of(tmp_path / "off.parquet", [0.2, 0.3, 0.5], [2, 1, 1])
+    refused(call(*route, "--users", off), "off.parquet, row 2", "--normalise")
+    assert call(*route, "--users", off, "--normalise").code == 0
+    even = users_of(tmp_path / "even.parquet", [0.2, 0.3, 0.5], [0.5, 0.25, 0.25])
+    once = pq.read_table(tmp_path / "r.parquet")
+    assert call(*route, "--users", even).code == 0
+    assert pq.read_table(tmp_path / "r.parquet").equals(once)
+    for name, row in (("negative", [0.8, 0.4, -0.2]), ("zero", [0, 0, 0])):
+        users = users_of(tmp_path / f"{name}.parquet", [1, 0, 0], row)
+        before = digest(tmp_path)
+        refused(call(*route, "--users", users, "--normalise"), "row 2")
+        assert digest(tmp_path) == before  # no half-written file, the old one as it was
+    users = users_of(tmp_path / "nan.parquet", [1, 0, 0], [np.nan, 0, 1])
+    refused(call(*route, "--users", users), "nan.parquet, row 2", "`short`")
+    pq.write_table(pa.table({"short": [1.0]}), tmp_path / "names.parquet")
+    refused(call(*route, "--users", tmp_path / "names.parquet"), "no column `kind`, `plain`")
+    refused(call(*route[:-1], tmp_path / "r.csv", "--users", even), "must end in .parquet")
+
+
+def bad(tmp_path, change):
+    rows = candidate_rows()
+    change(rows)
+    return write(tmp_path / "bad.jsonl", rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "words"),
+    [
+        (lambda rows: rows[4].update(kind=float("nan")), (), ("bad.jsonl, line 5", "`kind`")),
+        (lambda rows: [row.update(kind=1.0) for row in rows], (), ("`kind` is 1 in every row",)),
+        (lambda rows: None, ("--scale", "none"), ("line 1", "expected 0 to 1")),
+        (lambda rows: None, ("--reward_range", "-9", "9"), ("`plain`", "expected -9 to 9")),
+        (lambda rows: rows.append(rows[0] | {"prompt": "lonely"}), (), ("line 129", "'lonely'")),
+        (lambda rows: rows.__delitem__(slice(16, None)), (), ("found 2", "at least 3")),
+        (lambda rows: None, ("--rewards", "short", "long"), ("no column `long`",)),
+        (lambda rows: None, ("--palm.eps", "0.001", "--palm.delta", "0.001"), ("--confirm",)),
+        (lambda rows: None, ("--palm.eps", "2"), ("eps", "between 0 and 1")),
+        (lambda rows: None, ("--beta", "0"), ("beta", "above 0")),
+        (lambda rows: None, ("--scale", "range"), ("reward_range",)),
+        (lambda rows: None, ("--palm.sise", "2"), ("`--palm.size`",)),
+    ],
+)
+def test_bad_candidates_and_settings(tmp_path, change, options, words):
+    data, out = bad(tmp_path, change), tmp_path / "out"
+    refused(call("palm", "build", "--data", data, "--out", out, *QUICK, *options), *words)
+    assert not out.exists()
+
+
+def test_the_count_comes_before_the_refusal(tmp_path):
+    data = write(tmp_path / "c.jsonl", candidate_rows(prompts=4))
+    result = call("palm", "build", "--data", data, "--out", tmp_path / "out",
+                  "--palm.eps", "0.01", "--palm.delta", "0.001")  # fmt: skip
+    count = palm.grid_size(3, 0.01, 0.001)
+    assert f"a grid of {count:,} weights" in result.err
+    refused(result, f"{count:,}", "--confirm")
+    confirmed = call("palm", "build", "--data", data, "--out", tmp_path / "out", *QUICK,
+                     "--palm.grid_limit", "100", "--confirm")  # fmt: skip
+    assert confirmed.code == 0, confirmed.err
+
+
+def test_folders_that_are_no_portfolio_or_were_changed(world, tmp_path):
+    users = users_of(tmp_path / "u.parquet", [0.2, 0.3, 0.5])
+
+    def route(folder):
+        return call("palm", "route", "--portfolio", folder, "--users", users,
+                    "--out", tmp_path / "r.parquet")  # fmt: skip
+
+    def copied(name):
+        return Path(shutil.copytree(world / "built", tmp_path / name))
+
+    def edited(name, file, change):
+        path = copied(name) / file
+        document = json.loads(path.read_text())
+        change(document)
+        path.write_text(json.dumps(document))
+        return path.parent
+
+    refused(route(tmp_path), "holds no portfolio")
+    refused(route(tmp_path / "none"), "holds no portfolio")
+    boast = edited("boast", "portfolio.json",
+                   lambda d: d["certificate"]["pool"]["additive"].update(value=0.0))  # fmt: skip
+    refused(route(boast), "fails its own certificate")
+    lacking = edited("lacking", "portfolio.json", lambda d: d.pop("certificate"))
+    refused(route(lacking), "lacks or garbles a field")
+    floor = edited("floor", "portfolio.json", lambda d: d["config"].update(floor=5.0))
+    refused(route(floor), "config")
+    names = edited("names", "rewards.json", lambda d: d["names"].reverse())
+    refused(route(names), "does not belong")
+    beta = edited("beta", "portfolio.json", lambda d: d.update(beta=0.01))
+    refused(route(beta), "portfolio")
+    arrays = copied("arrays") / "arrays.npz"
+    arrays.write_bytes(arrays.read_bytes()[:-10])
+    refused(route(arrays.parent), "SHA-256")
+    (copied("no_names") / "rewards.json").unlink()
+    refused(route(tmp_path / "no_names"), "rewards.json is missing")
+    own = json.loads((world / "built" / "rewards.json").read_text())
+    from jaxalign.palm.files import read_candidates
+
+    found = read_candidates(world / "candidates.jsonl")
+    chosen = {p for p, mark in zip(found.prompts, found.marks, strict=True)
+              if mark in own["chosen_on"]}  # fmt: skip
+    data = write(
+        tmp_path / "known.jsonl", [row for row in candidate_rows() if row["prompt"] in chosen]
+    )
+    refused(call("palm", "certify", "--portfolio", world / "built", "--data", data), "found 0")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_presets_load_and_say_how_to_run_them(path):
+    load_config(BuildConfig, path, [])
+    assert path.read_text().startswith(f"# jaxalign palm build --config configs/palm/{path.name}")
+
+
+@pytest.mark.slow
+def test_six_commands_on_the_shipped_answers(tmp_path):
+    """Build, certify and route in processes of their own, on real answers."""
+
+    def jaxalign(*arguments):
+        command = [sys.executable, "-m", "jaxalign.cli", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    built = tmp_path / "built"
+    jaxalign("palm", "build", "--config", CONFIGS / "demo.yaml", "--data", "demo", "--out", built,
+             "--compare", "3")  # fmt: skip
+    assert "95 % band" in jaxalign("palm", "certify", "--portfolio", built, "--data", "demo")
+    weights = np.random.default_rng(0).dirichlet(np.ones(3), 100_000)
+    names = ("brevity", "positivity", "simplicity")
+    pq.write_table(pa.table(dict(zip(names, weights.T, strict=True))), tmp_path / "u.parquet")
+    said = jaxalign("palm", "route", "--portfolio", built, "--users", tmp_path / "u.parquet",
+                    "--out", tmp_path / "r.parquet")  # fmt: skip
+    assert "100,000 users" in said
+    assert (built / "regions.png").stat().st_size > 10_000

@@ -1,0 +1,138 @@
+"""Users of many tastes in one decode call: every row as its member alone would answer."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import adapted_pair as tiny
+import chex
+import jax
+import numpy as np
+import pytest
+
+from jaxalign import palm
+from jaxalign.errors import InputError
+from jaxalign.models import generate as generation
+from jaxalign.models.sampling import Sampling
+from jaxalign.personalize import serve
+from jaxalign.personalize.policies import Mixing, Soups
+from jaxalign.personalize.policy_oracle import AnswerOracle
+
+GREEDY = Sampling(max_tokens=5, temperature=0.0, suppressed_ids=(tiny.UNKNOWN,))
+KEY = jax.random.key(5)
+
+
+@pytest.fixture(scope="module", params=["soups", "mixing"])
+def serving(request):
+    """Built on answers: members for users of either taste, and the reference."""
+    policies = {"soups": Soups, "mixing": Mixing}[request.param](tiny.adapters())
+    oracle = AnswerOracle(
+        tiny.language_model(), policies, tiny.PROMPTS, tiny.rewards, 0.01, tiny.SETTINGS, KEY,
+        names=tiny.NAMES, reward_id="letters 1", samples=32, batch_size=256,
+    )  # fmt: skip
+    config = palm.PalmConfig(eps=0.9, delta=0.5, prune_eps=0.0, prune_delta=1e-4, search="full")
+    return serve.Serving(palm.build(oracle, config), policies, tiny.language_model())
+
+
+def users(count, seed=0):
+    return np.random.default_rng(seed).dirichlet((0.5, 0.5), count)
+
+
+def alone(kind, weight, prompts):
+    """Greedy answers by full passes, without cache, stacks or batches of others."""
+    lines = [tiny.prompt_tokens(prompt) for prompt in prompts]
+    answers = [[] for _ in prompts]
+    for _ in range(GREEDY.max_tokens):
+        logits = tiny.next_logits(
+            kind, weight, [p + a for p, a in zip(lines, answers, strict=True)]
+        )
+        logits[:, tiny.UNKNOWN] = -np.inf
+        for answer, token in zip(answers, logits.argmax(axis=1), strict=True):
+            if tiny.STOP not in answer:
+                answer.append(int(token))
+    return answers
+
+
+def test_each_row_is_what_its_member_alone_would_say(serving):
+    count = len(serving.portfolio.members)
+    assert count >= 3
+    members = np.arange(24) % count
+    prompts = [tiny.PROMPTS[i % 8] for i in np.random.default_rng(0).permutation(24)]
+    found = serve.answer_as(serving, members, prompts, GREEDY, KEY, progress=False)
+    assert len({tuple(answer.tokens) for answer in found}) > count  # the members differ
+    for member in range(count):
+        weight = serving.portfolio.members.payload["weight"][member]
+        own = np.flatnonzero(members == member)
+        expected = alone(serving.policies.kind, weight, [prompts[row] for row in own])
+        assert [found[row].tokens.tolist() for row in own] == expected
+
+
+def test_users_are_routed_and_answered(serving):
+    weights, prompts = users(24), [tiny.PROMPTS[i % 8] for i in range(24)]
+    found = serve.answer(serving, weights, prompts, GREEDY, KEY, progress=False)
+    values, members = serving.portfolio.route(weights)
+    np.testing.assert_array_equal(found.members, members)
+    np.testing.assert_array_equal(found.values, values)
+    assert len(set(found.members.tolist())) > 1
+    by_member = serve.answer_as(serving, members, prompts, GREEDY, KEY, progress=False)
+    assert [a.text for a in by_member] == [a.text for a in found.answers]
+
+
+def test_one_compilation_serves_whoever_comes(serving):
+    prompts = [tiny.PROMPTS[i % 8] for i in range(24)]
+    before = None
+    for seed in range(3):
+        serve.answer(serving, users(24, seed), prompts, GREEDY, KEY, progress=False)
+        before = before or generation.run._cache_size()
+    nobody = np.zeros(24, int)
+    serve.answer_as(serving, nobody, prompts, GREEDY, KEY, progress=False)
+    assert generation.run._cache_size() == before
+
+
+def test_saved_here_and_served_elsewhere(serving, tmp_path):
+    folder = tmp_path / "served"
+    serving.save(folder)
+    loaded = serve.load(folder, tiny.language_model())
+    assert loaded.policies.kind == serving.policies.kind
+    prompts, weights = tiny.PROMPTS * 3, users(24)
+    one, other = (
+        serve.answer(each, weights, prompts, GREEDY, KEY, progress=False)
+        for each in (serving, loaded)
+    )
+    assert [a.tokens.tolist() for a in one.answers] == [a.tokens.tolist() for a in other.answers]
+    chex.assert_trees_all_close(loaded.portfolio.values, serving.portfolio.values)
+
+
+def test_what_was_not_saved_together_is_refused(serving, tmp_path):
+    serving.save(tmp_path / "whole")
+    model = tiny.language_model()
+
+    def refused(match, change, model=model):
+        folder = tmp_path / "other"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(tmp_path / "whole", folder)
+        described = json.loads((folder / serve.FILE).read_text())
+        change(folder, described)
+        (folder / serve.FILE).write_text(json.dumps(described))
+        with pytest.raises(InputError, match=match):
+            serve.load(folder, model)
+
+    def swap(folder, described):
+        shutil.rmtree(folder / "adapters" / "0")
+        shutil.copytree(folder / "adapters" / "1", folder / "adapters" / "0")
+
+    refused("is not the adapter", swap)
+    refused("format 9", lambda folder, described: described.update(format=9))
+    refused("load that model", lambda *_: None, replace(model, sha256="1" * 64))
+    refused("different builds", lambda _, described: described.update(data_fingerprint="x"))
+    with pytest.raises(InputError, match="holds no policies"):
+        serve.load(tmp_path, model)
+
+
+def test_members_and_prompts_must_match(serving):
+    with pytest.raises(InputError, match="one for each prompt"):
+        serve.answer(serving, users(3), tiny.PROMPTS, GREEDY, KEY)
+    with pytest.raises(InputError, match="numbers from 0"):
+        serve.answer_as(serving, [99], ["a"], GREEDY, KEY)
+    with pytest.raises(InputError, match="one for each adapter"):
+        serve.Serving(serving.portfolio, Soups(tiny.adapters()[:1]), serving.model)
