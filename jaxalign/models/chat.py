@@ -1,6 +1,6 @@
 """Prompts in and answers out as text, through a model's tokenizer and chat template."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,13 +13,13 @@ from jaxalign.models.decoder import Adapters
 from jaxalign.models.embed import bucket_length
 from jaxalign.models.generate import Generated, Mixture, generate
 from jaxalign.models.sampling import Sampling
+from jaxalign.models.shown import shown
 
 if TYPE_CHECKING:
     from jaxalign.models.language import LanguageModel
 
 Chat = Sequence[Mapping[str, str]]
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>")
-_SHOW_AFTER_SECONDS = 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +91,8 @@ def generate_texts(
     answers: list[Any] = [None] * len(ids)
     # The longest come first: a machine too small fails at once.
     order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
-    for batch in _shown(order, batch_size, progress):
+    batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+    for batch in shown("answering", batches, len(order), len, progress):
         # A last batch that is not full is filled up: one compilation fewer.
         filled = batch + batch[-1:] * (min(batch_size, len(ids)) - len(batch))
         found = generate(
@@ -253,26 +254,3 @@ def _of_rows(settings: Sampling, rows: Sequence[int]) -> Sampling:
     """The settings of some rows, where temperature or top_p are given by row."""
     by_row = {name: getattr(settings, name) for name in ("temperature", "top_p")}
     return replace(settings, **{k: _take(v, rows) for k, v in by_row.items() if np.ndim(v)})
-
-
-def _shown(order: Sequence[int], batch_size: int, progress: bool) -> Iterator[list[int]]:
-    """The rows in batches, with a bar on stderr once they have taken some seconds."""
-    import time
-
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True))
-    task, start, shown = bar.add_task("answering", total=len(order)), time.monotonic(), False
-    try:
-        for first in range(0, len(order), batch_size):
-            batch = list(order[first : first + batch_size])
-            yield batch
-            bar.advance(task, len(batch))
-            if progress and not shown and time.monotonic() - start > _SHOW_AFTER_SECONDS:
-                bar.start()
-                shown = True
-    finally:
-        if shown:
-            bar.stop()

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -19,11 +19,11 @@ from jaxalign.models.embed_cache import EmbeddingCache, text_key
 from jaxalign.models.encoder import POOLINGS, EncoderConfig, Pooling
 from jaxalign.models.encoder_files import load_pooling, load_tokenizer, read_json
 from jaxalign.models.resolve import cache_folder, resolve
+from jaxalign.models.shown import shown
 from jaxalign.models.weights import encoder as weights
 
 # Of a batch: enough to fill the machine, little enough to keep padding and waiting small.
 _CPU_BATCH_TOKENS, _ACCELERATOR_BATCH_TOKENS = 2_048, 65_536
-_SHOW_AFTER_SECONDS = 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +155,8 @@ def encode_with_stats(
         ids, truncated = _tokenize(encoder, [distinct[key] for key in absent])
         batches = _batches([len(row) for row in ids], encoder.max_length, batch_tokens)
         run = partial(_forward, encoder.config, pooling, normalise)
-        for rows, shape in _shown(batches, len(ids), progress):
+        shares = shown("encoding texts", batches, len(ids), lambda batch: len(batch[0]), progress)
+        for rows, shape in shares:
             done = _run(run, encoder.params, [ids[row] for row in rows], shape)
             if not np.isfinite(done).all():
                 raise InputError(
@@ -255,30 +256,6 @@ def _tokenize(encoder: Encoder, texts: Sequence[str]) -> tuple[list[list[int]], 
             highlight=False,
         )
     return [encoding.ids for encoding in encodings], truncated
-
-
-def _shown(
-    batches: Sequence[tuple[list[int], tuple[int, int]]], total: int, progress: bool
-) -> Iterator[tuple[list[int], tuple[int, int]]]:
-    """The batches, with a bar on stderr once they have taken some seconds."""
-    import time
-
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True))
-    task, start, shown = bar.add_task("encoding texts", total=total), time.monotonic(), False
-    try:
-        for batch in batches:
-            yield batch
-            bar.advance(task, len(batch[0]))
-            if progress and not shown and time.monotonic() - start > _SHOW_AFTER_SECONDS:
-                bar.start()
-                shown = True
-    finally:
-        if shown:
-            bar.stop()
 
 
 def _check_arguments(texts: Sequence[str], pooling: str, batch_tokens: int | None) -> None:

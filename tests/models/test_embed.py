@@ -11,7 +11,7 @@ import torch
 from tiny_bert import torch_bert, write_model
 
 from jaxalign.errors import InputError
-from jaxalign.models import embed
+from jaxalign.models import embed, shown
 from jaxalign.models.embed import bucket_length, encode, encode_with_stats, load_encoder
 
 TEXTS = ["red", "green blue", "a b c d e f g h", "red", "abc " * 9, ""]
@@ -136,10 +136,10 @@ def test_truncation_is_counted_and_said_once(encoder, capsys):
 
 
 def test_progress_shows_on_stderr_only_when_it_takes_long(encoder, capsys, monkeypatch):
-    monkeypatch.setattr(embed, "_SHOW_AFTER_SECONDS", 1e9)
+    monkeypatch.setattr(shown, "_AFTER_SECONDS", 1e9)
     encode(encoder, TEXTS[:2], batch_tokens=16)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(embed, "_SHOW_AFTER_SECONDS", -1.0)
+    monkeypatch.setattr(shown, "_AFTER_SECONDS", -1.0)
     encode(encoder, TEXTS[2:], batch_tokens=16)
     captured = capsys.readouterr()
     assert "encoding texts" in captured.err
