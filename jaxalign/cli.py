@@ -19,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Before BLAS loads: its threads inside XLA's make batched small solves a hundred times slower.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found"
     arguments = argparse.Namespace()
     try:
         if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
