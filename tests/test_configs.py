@@ -6,14 +6,32 @@ import pytest
 
 from jaxalign.config import load_config
 from jaxalign.mrm.config import RunConfig
+from jaxalign.palm.run import BuildConfig
+from jaxalign.rewards.bradley_terry import RewardConfig
+from jaxalign.train.sft import SftConfig
 
-CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs" / "mrm").glob("*.yaml"))
+ROOT = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = sorted((ROOT / "mrm").glob("*.yaml"))
+COMMANDS = {
+    "mrm": (RunConfig, "mrm train"),
+    "palm": (BuildConfig, "palm build"),
+    "reward": (RewardConfig, "reward train"),
+    "sft": (SftConfig, "sft"),
+}
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_folder_has_its_command():
+    assert {path.name for path in ROOT.iterdir()} == COMMANDS.keys()
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*/*.yaml")), ids=lambda path: path.stem)
 def test_preset_loads_and_says_how_to_run_it(path):
-    load_config(RunConfig, path, [])
-    assert path.read_text().startswith(f"# jaxalign mrm train --config configs/mrm/{path.name}")
+    config, command = COMMANDS[path.parent.name]
+    load_config(config, path, [])
+    place = f"--config configs/{path.parent.name}/{path.name}"
+    first = path.read_text().partition("\n")[0]
+    assert first.startswith(f"# jaxalign {command} ")
+    assert place in first
 
 
 @pytest.mark.parametrize(("name", "rate"), [("prism", 1e-3), ("reddit", 5e-3)])

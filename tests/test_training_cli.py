@@ -1,0 +1,60 @@
+"""`jaxalign sft` and `jaxalign reward`: a small run through the command line, and refusals."""
+
+import json
+
+import pytest
+import tiny_lms
+
+from jaxalign.cli import main
+
+FEW = ["--loop.epochs", "1", "--loop.batch_size", "4", "--trunk.lora.rank", "2"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(tiny_lms.write(tmp_path_factory.mktemp("tiny") / "model", "llama"))
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_reward_model_is_trained_and_scores(model, tmp_path, capsys):
+    rows = [
+        {"user": f"u{row}", "prompt": f"say {row}", "chosen": "yes", "rejected": "no"}
+        for row in range(8)
+    ]
+    data, out = write(tmp_path / "choices.jsonl", rows), tmp_path / "run"
+    train = ["reward", "train", "--model", model, "--data", data, "--out", str(out), *FEW]
+    assert main(train) == 0
+    assert main(train) == 2
+    assert "--resume" in capsys.readouterr().err
+    answers = write(tmp_path / "answers.jsonl", [{"prompt": "say 1", "answer": "yes"}])
+    scores = tmp_path / "scores.jsonl"
+    score = ["reward", "score", "--model", str(out / "model"), "--data", answers]
+    assert main([*score, "--out", str(scores)]) == 0
+    (row,) = (json.loads(line) for line in scores.read_text().splitlines())
+    assert isinstance(row["rewards"]["reward"], float)
+
+
+def test_bad_input_is_one_sentence(model, tmp_path, capsys):
+    good = write(tmp_path / "good.jsonl", [{"prompt": "a", "completion": "b"}] * 4)
+    broken = write(tmp_path / "broken.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": 3}])
+    out = ["--out", str(tmp_path / "run")]
+    cases = [
+        (["sft", "--model", model, "--data", broken, *out], "broken.jsonl, line 2"),
+        (["sft", "--model", model, "--data", str(tmp_path / "no.jsonl"), *out], "no.jsonl"),
+        (["sft", "--model", str(tmp_path / "no"), "--data", good, *out], "no"),
+        (["sft", "--model", model, "--data", good, *out, "--loop.batch", "3"], "--loop.batch"),
+        (["sft", "--model", model, "--data", good, *out, "--trunk.remat", "x"], "remat"),
+        (["reward", "train", "--model", model, "--data", good, *out], "good.jsonl"),
+        (["reward", "score", "--model", str(tmp_path), "--data", good, *out], str(tmp_path)),
+    ]
+    for arguments, word in cases:
+        assert main(arguments) == 2, arguments
+        said = capsys.readouterr()
+        lines = [line for line in said.err.splitlines() if line.startswith("jaxalign: ")]
+        assert len(lines) == 1, said.err
+        assert word in lines[0], said.err
+        assert "Traceback" not in said.err
