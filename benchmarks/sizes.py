@@ -1,6 +1,7 @@
 """Real shapes of decoders, and their arithmetic counted by hand: FLOPs and bytes."""
 
 from dataclasses import replace
+from typing import Any
 
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.rope import Rope
@@ -24,9 +25,9 @@ SIZES = {
 }  # fmt: skip
 
 
-def config(size: str, dtype: str, **changes: object) -> DecoderConfig:
+def config(size: str, dtype: str, **changes: Any) -> DecoderConfig:
     """A size in a compute dtype."""
-    return replace(SIZES[size], dtype=dtype, **changes)  # type: ignore[arg-type]
+    return replace(SIZES[size], dtype=dtype, **changes)
 
 
 def matrix_parameters(config: DecoderConfig) -> int:

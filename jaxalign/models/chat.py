@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from jaxalign.errors import InputError
+from jaxalign.models.buckets import bucket_length, padded
 from jaxalign.models.decoder import Adapters
-from jaxalign.models.embed import bucket_length
 from jaxalign.models.generate import Generated, Mixture, generate
 from jaxalign.models.sampling import Sampling
 from jaxalign.models.shown import shown
@@ -240,10 +240,7 @@ def _answer(model: "LanguageModel", found: Generated, place: int, prompt_tokens:
 def _table(ids: Sequence[Sequence[int]], positions: int) -> tuple[np.ndarray, np.ndarray]:
     """Tokens [B, T] padded on the right, and lengths [B]."""
     lengths = np.asarray([len(row) for row in ids], np.int32)
-    tokens = np.zeros((len(ids), bucket_length(int(lengths.max()), positions)), np.int32)
-    for row, values in enumerate(ids):
-        tokens[row, : len(values)] = values
-    return tokens, lengths
+    return padded(ids, (len(ids), bucket_length(int(lengths.max()), positions))), lengths
 
 
 def _take(values: Any, rows: Sequence[int]) -> Any:

@@ -1,6 +1,6 @@
 """Sequence classifiers and reward models: text, or prompt and answer, to logits."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from jaxalign.errors import InputError
 from jaxalign.models import families
+from jaxalign.models.buckets import by_length, default_tokens, padded
 from jaxalign.models.decoder_config import size
-from jaxalign.models.embed import bucket_length
 from jaxalign.models.encoder import Encoder, EncoderConfig
 from jaxalign.models.encoder_files import read_json
 from jaxalign.models.heads import PooledHead, ValueHead, last_token
@@ -23,8 +23,7 @@ from jaxalign.models.weights.safetensors import open_tensors
 
 Config = families.Config | EncoderConfig
 Tree = dict[str, Any]
-# Of a batch: enough to fill the machine, little enough to keep padding and waiting small.
-_CPU_BATCH_TOKENS, _ACCELERATOR_BATCH_TOKENS = 2_048, 32_768
+_ACCELERATOR_BATCH_TOKENS = 32_768
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,15 +145,16 @@ def classify(
     ids, types = tokenize(classifier, texts)
     wide = np.promote_types(jnp.dtype(classifier.config.dtype), np.float32)
     result = np.empty((len(ids), len(classifier.labels)), wide)
-    for rows, shape in _batches([len(row) for row in ids], classifier.max_length, batch_tokens):
+    tokens = batch_tokens or default_tokens(_ACCELERATOR_BATCH_TOKENS)
+    for rows, shape in by_length([len(row) for row in ids], classifier.max_length, tokens):
         lengths = np.ones(shape[0], np.int32)  # an empty row is one token of number 0
         lengths[: len(rows)] = [len(ids[row]) for row in rows]
         logits = _forward(
             classifier.config,
             classifier.params,
-            _padded([ids[row] for row in rows], shape),
+            padded([ids[row] for row in rows], shape),
             lengths,
-            None if types is None else _padded([types[row] for row in rows], shape),
+            None if types is None else padded([types[row] for row in rows], shape),
         )
         result[rows] = np.asarray(logits, wide)[: len(rows)]
     if not np.isfinite(result).all():
@@ -293,28 +293,3 @@ def _check_texts(texts: Sequence[Any]) -> bool:
                 f"{'a pair of prompt and answer, as the first is' if paired else 'a string'}."
             )
     return paired
-
-
-def _batches(
-    lengths: Sequence[int], limit: int, batch_tokens: int | None
-) -> Iterator[tuple[list[int], tuple[int, int]]]:
-    """Rows of each batch and its padded shape (B, T), longest first; T alone decides B.
-
-    So there is one compilation a bucket, and a machine too small fails at once.
-    """
-    if batch_tokens is None:
-        on_cpu = jax.default_backend() == "cpu"
-        batch_tokens = _CPU_BATCH_TOKENS if on_cpu else _ACCELERATOR_BATCH_TOKENS
-    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    while order:
-        width = bucket_length(lengths[order[0]], limit)
-        count = max(1, batch_tokens // width)
-        yield order[:count], (count, width)
-        order = order[count:]
-
-
-def _padded(rows: Sequence[Sequence[int]], shape: tuple[int, int]) -> np.ndarray:
-    result = np.zeros(shape, np.int32)
-    for number, row in enumerate(rows):
-        result[number, : len(row)] = row
-    return result

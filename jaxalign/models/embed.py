@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxalign.errors import InputError
 from jaxalign.models import encoder as bert
+from jaxalign.models.buckets import by_length, default_tokens, padded
 from jaxalign.models.embed_cache import EmbeddingCache, text_key
 from jaxalign.models.encoder import POOLINGS, EncoderConfig, Pooling
 from jaxalign.models.encoder_files import load_pooling, load_tokenizer, read_json
@@ -22,8 +23,7 @@ from jaxalign.models.resolve import cache_folder, resolve
 from jaxalign.models.shown import shown
 from jaxalign.models.weights import encoder as weights
 
-# Of a batch: enough to fill the machine, little enough to keep padding and waiting small.
-_CPU_BATCH_TOKENS, _ACCELERATOR_BATCH_TOKENS = 2_048, 65_536
+_ACCELERATOR_BATCH_TOKENS = 65_536
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +153,9 @@ def encode_with_stats(
         vectors = cache.read(list(distinct), encoder.config.width)
         absent = [key for key in distinct if key not in vectors]
         ids, truncated = _tokenize(encoder, [distinct[key] for key in absent])
-        batches = _batches([len(row) for row in ids], encoder.max_length, batch_tokens)
+        lengths = [len(row) for row in ids]
+        tokens = batch_tokens or default_tokens(_ACCELERATOR_BATCH_TOKENS)
+        batches = list(by_length(lengths, encoder.max_length, tokens))
         run = partial(_forward, encoder.config, pooling, normalise)
         shares = shown("encoding texts", batches, len(ids), lambda batch: len(batch[0]), progress)
         for rows, shape in shares:
@@ -201,34 +203,6 @@ def forward(
 _forward = jax.jit(forward, static_argnums=(0, 1, 2))
 
 
-def bucket_length(length: int, limit: int) -> int:
-    """The padded length of a text: four steps an octave from 16 on, at most `limit`."""
-    step = max(16, 1 << max(0, (length - 1).bit_length() - 3))
-    return min(-(-length // step) * step, limit)
-
-
-def _batches(
-    lengths: Sequence[int], limit: int, batch_tokens: int | None
-) -> list[tuple[list[int], tuple[int, int]]]:
-    """Rows of each batch with its padded shape (B, T), longest first.
-
-    T alone decides B, so there is one compilation a bucket; what a bucket leaves free is filled
-    with the next shorter texts, so only the last batch has empty rows. The longest come first: a
-    machine too small fails at once.
-    """
-    if batch_tokens is None:
-        on_cpu = jax.default_backend() == "cpu"
-        batch_tokens = _CPU_BATCH_TOKENS if on_cpu else _ACCELERATOR_BATCH_TOKENS
-    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    batches, start = [], 0
-    while start < len(order):
-        width = bucket_length(lengths[order[start]], limit)
-        size = max(1, batch_tokens // width)
-        batches.append((order[start : start + size], (size, width)))
-        start += size
-    return batches
-
-
 def _run(
     run: Callable[..., jax.Array],
     params: dict[str, Any],
@@ -236,11 +210,10 @@ def _run(
     shape: tuple[int, int],
 ) -> np.ndarray:
     """Pads a batch [n, lengths] to its shape (B, T), runs it and drops the padding: [n, E]."""
-    tokens, mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
-    for row, values in enumerate(ids):
-        tokens[row, : len(values)] = values
-        mask[row, : len(values)] = True
-    vectors = run(params, jnp.asarray(tokens), jnp.asarray(mask))
+    lengths = np.zeros(shape[0], np.int32)
+    lengths[: len(ids)] = [len(values) for values in ids]
+    mask = np.arange(shape[1])[None, :] < lengths[:, None]
+    vectors = run(params, jnp.asarray(padded(ids, shape)), jnp.asarray(mask))
     return np.asarray(vectors, dtype=np.float32)[: len(ids)]
 
 

@@ -17,9 +17,9 @@ from numpy.typing import ArrayLike
 from jaxalign.errors import InputError
 from jaxalign.kernels.token_logprob import token_logprob
 from jaxalign.models import families
+from jaxalign.models.buckets import bucket_length
 from jaxalign.models.chat import Chat, check_finite, prompt_ids, text_of, with_stops
 from jaxalign.models.decoder import unembedding
-from jaxalign.models.embed import bucket_length
 from jaxalign.models.generate import generate
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.sampling import Sampling

@@ -12,7 +12,8 @@ from tiny_bert import torch_bert, write_model
 
 from jaxalign.errors import InputError
 from jaxalign.models import embed, shown
-from jaxalign.models.embed import bucket_length, encode, encode_with_stats, load_encoder
+from jaxalign.models.buckets import bucket_length, by_length
+from jaxalign.models.embed import encode, encode_with_stats, load_encoder
 
 TEXTS = ["red", "green blue", "a b c d e f g h", "red", "abc " * 9, ""]
 
@@ -117,7 +118,7 @@ def test_buckets_fit_and_waste_little(limit):
 
 def test_batches_hold_every_text_once_at_fixed_sizes():
     lengths = np.random.default_rng(0).integers(1, 65, 333).tolist()
-    batches = embed._batches(lengths, 64, 256)
+    batches = list(by_length(lengths, 64, 256))
     assert sorted(row for rows, _ in batches for row in rows) == list(range(333))
     assert all(len(rows) == shape[0] for rows, shape in batches[:-1])
     assert all(lengths[row] <= shape[1] for rows, shape in batches for row in rows)
