@@ -17,6 +17,7 @@ from jaxalign.metrics.scores import share_of_gap
 from jaxalign.mrm import bayes, methods
 from jaxalign.mrm.config import BayesConfig, RunConfig
 from jaxalign.mrm.reduce import fit_projection
+from jaxalign.personalize.project import regress, within
 from jaxalign.train.blas import one_blas_thread
 
 HELD_OUT = 0.25
@@ -153,14 +154,6 @@ def learned_features(
     return versions
 
 
-def within(values: np.ndarray, prompt: np.ndarray) -> np.ndarray:
-    """Values [N, ...] less the mean of the answers to the same prompt."""
-    count = np.bincount(prompt)
-    sums = np.zeros((len(count), *values.shape[1:]))
-    np.add.at(sums, prompt, values)
-    return values - (sums / np.maximum(count, 1)[:, None])[prompt]
-
-
 def _pairs(choices: Choices, shots: int | None = None) -> Pairs:
     weight = np.zeros(choices.chosen.shape, np.float32)
     weight[:, :shots] = 1
@@ -258,14 +251,7 @@ def project(
         The map [5, D], and R^2 [U] of each user's regression.
     """
     pool = np.isin(answers.prompt, plan.held_out)
-    prompt = np.unique(answers.prompt[pool], return_inverse=True)[1]
-    traits = within(answers.traits[pool].astype(np.float64), prompt)
-    features = within(values[pool].astype(np.float64), prompt)
-    onto = np.linalg.lstsq(traits, features, rcond=None)[0]
-    rewards = features @ mean.T
-    rest = rewards - traits @ (onto @ mean.T)
-    total = np.maximum(np.sum(rewards**2, axis=0), np.finfo(float).tiny)
-    return onto, 1 - np.sum(rest**2, axis=0) / total
+    return regress(mean, values[pool], answers.traits[pool], answers.prompt[pool])
 
 
 # Judging --------------------------------------------------------------------------------------

@@ -58,15 +58,7 @@ def project(
     for name, array in (("features", basis), ("named", rewards), ("mean", weights)):
         if not np.isfinite(array).all():
             raise InputError(f"{name}: found NaN or infinity, expected finite values.")
-    basis, rewards = (_within(x, np.asarray(prompt)) for x in (basis, rewards))
-    solved, _, rank, _ = np.linalg.lstsq(rewards, basis, rcond=None)
-    onto = np.asarray(solved, np.float64)
-    if rank < size:
-        raise InputError(
-            f"named: found {rank} independent rewards within prompts, expected {size}; enlarge the "
-            "pool of answers, or leave a reward out."
-        )
-    explained = _explained(weights, basis, rewards, onto)
+    onto, explained = regress(weights, basis, rewards, np.asarray(prompt))
     if (explained < least).any():
         worst, count = float(np.min(explained)), int(np.sum(explained < least))
         raise InputError(
@@ -77,7 +69,38 @@ def project(
     return Utility(weights @ onto.T, onto @ covariance @ onto.T, reward_ids, units), explained
 
 
-def _within(values: NDArray[np.float64], prompt: np.ndarray) -> NDArray[np.float64]:
+def regress(
+    weights: NDArray[np.float64],
+    features: NDArray[np.float64],
+    named: NDArray[np.float64],
+    prompt: np.ndarray,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the map from weights on features to weights on named rewards, and how far it holds.
+
+    Args:
+        weights: [..., E] of users on the features.
+        features: [N, E] of the answers of a pool.
+        named: [N, K] rewards of the same answers.
+        prompt: [N] which prompt each answers.
+
+    Returns:
+        [K, E]; and R^2 [...] within prompts of each user's reward function.
+
+    Raises:
+        InputError: named rewards that do not vary independently over the pool.
+    """
+    basis, rewards = (within(np.asarray(x, np.float64), prompt) for x in (features, named))
+    solved, _, rank, _ = np.linalg.lstsq(rewards, basis, rcond=None)
+    onto = np.asarray(solved, np.float64)
+    if rank < len(onto):
+        raise InputError(
+            f"named: found {rank} independent rewards within prompts, expected {len(onto)}; "
+            "enlarge the pool of answers, or leave a reward out."
+        )
+    return onto, _explained(weights, basis, rewards, onto)
+
+
+def within(values: NDArray[np.float64], prompt: np.ndarray) -> NDArray[np.float64]:
     """Values [N, D] less the mean over the answers to the same prompt."""
     _, index, count = np.unique(prompt, return_inverse=True, return_counts=True)
     sums = np.zeros((len(count), values.shape[1]))

@@ -23,7 +23,7 @@ from jaxalign.models.peft import save_adapter
 from jaxalign.train.files import write_json
 from jaxalign.train.folder import claim
 from jaxalign.train.loop import Fit, LoopConfig, Rows, fit
-from jaxalign.train.mesh import batch_sharding, make_mesh, param_shardings
+from jaxalign.train.mesh import batch_sharding, gathered, make_mesh, param_shardings
 from jaxalign.train.optimiser import OptimiserConfig
 from jaxalign.train.progress import Progress
 from jaxalign.train.step import Batch, Sums
@@ -79,7 +79,8 @@ def loss(
     """
     tokens, learned = batch["tokens"], batch["learned"]
     hidden = states(config, adapter, mesh, trained, frozen, tokens, batch["lengths"], key)
-    table = unembedding(trained.get("model", frozen))
+    # Cut by fsdp, it would be gathered again for every chunk of tokens.
+    table = gathered(unembedding(trained.get("model", frozen)), mesh)
     # A roll keeps T tokens a row, which the kernel cuts into whole chunks; the first comes round
     # to the end and counts for nothing.
     logprob, _ = token_logprob(hidden, table, jnp.roll(tokens, -1, axis=1))
