@@ -94,6 +94,7 @@ class PairWriter:
 
     >>> import tempfile
     >>> import numpy as np
+    >>> from jaxalign.data.pair_file import PairWriter, open_pairs
     >>> folder = tempfile.mkdtemp() + "/pairs"
     >>> with PairWriter(folder, width=4) as writer:
     ...     writer.add(["ann"], [3], np.zeros((3, 2, 4)), np.arange(3))

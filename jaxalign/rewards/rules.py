@@ -141,6 +141,7 @@ def measure(texts: Sequence[str]) -> np.ndarray:
       [N, 5] float32, raw values, columns in the order of `TRAITS`.
 
     Example:
+      >>> from jaxalign.rewards.rules import measure
       >>> measure(["Thank you!", "- one\\n- two"]).shape
       (2, 5)
     """
