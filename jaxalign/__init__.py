@@ -21,6 +21,7 @@ _SUBPACKAGES = (
     "personalize",
     "pplug",
     "rewards",
+    "runs",
     "train",
 )
 

@@ -120,8 +120,8 @@ def _rank(arguments: argparse.Namespace, _: list[str]) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace, _: list[str]) -> None:
+    from jaxalign.files import write_json
     from jaxalign.mrm.evaluate import evaluate
-    from jaxalign.train.files import write_json
 
     judged = evaluate(arguments.model, arguments.data)
     print(json.dumps(judged, indent=1))

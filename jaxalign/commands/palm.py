@@ -81,10 +81,10 @@ def _build(arguments: argparse.Namespace, rest: list[str]) -> None:
 def _certify(arguments: argparse.Namespace, _: list[str]) -> None:
     from rich.console import Console
 
+    from jaxalign.files import write_json
     from jaxalign.palm import pages
     from jaxalign.palm.run import closed_form, held_out_dict
     from jaxalign.palm.scale import load_served, unseen
-    from jaxalign.train.files import write_json
 
     portfolio, rewards = load_served(arguments.portfolio)
     candidates = unseen(_candidates(arguments.data, rewards.names, None), rewards, arguments.data)

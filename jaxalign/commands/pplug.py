@@ -138,9 +138,9 @@ def _generate(arguments: argparse.Namespace, _: list[str]) -> None:
     import jax
 
     from jaxalign.data.histories import load_histories
+    from jaxalign.files import write_text
     from jaxalign.models.sampling import Sampling
     from jaxalign.pplug import ask
-    from jaxalign.train.files import write_text
 
     plugged = ask.open_plug(arguments.model)
     task = plugged.run.sources["task"]

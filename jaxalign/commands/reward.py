@@ -55,8 +55,8 @@ def _score(arguments: argparse.Namespace, _: list[str]) -> None:
     import json
 
     from jaxalign.data.columns import read_columns
+    from jaxalign.files import write_text
     from jaxalign.rewards.reward_model import load_reward_model, score
-    from jaxalign.train.files import write_text
 
     columns, origin = read_columns(arguments.data, ("prompt", "answer"))
     if "answer" not in columns:

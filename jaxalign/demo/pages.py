@@ -17,7 +17,7 @@ from jaxalign.demo.figures import types_of_people
 from jaxalign.demo.people import SATURATION, WITHIN, Choices
 from jaxalign.demo.portfolio import Stage
 from jaxalign.demo.study import CURVE, SHOTS, Design, Study, World
-from jaxalign.train.files import write_json, write_text
+from jaxalign.files import write_json, write_text
 
 _COLUMNS = ("population", "rewards", "one model", "10 choices", "true taste", "gap closed", "95 %")
 

@@ -12,9 +12,9 @@ from jaxalign.demo.plug import run_plug
 from jaxalign.demo.portfolio import run_stage
 from jaxalign.demo.study import Study, World, design, learned_features, run_study, simulate
 from jaxalign.errors import InputError
+from jaxalign.files import write_json
+from jaxalign.progress import Progress
 from jaxalign.rewards.rules import TRAITS
-from jaxalign.train.files import write_json
-from jaxalign.train.progress import Progress
 
 FEWEST_USERS = 30
 POPULATIONS = ("friendly", "misspecified")

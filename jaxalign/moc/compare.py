@@ -24,9 +24,9 @@ from jaxalign.moc.run import CONFIG, POLICY, PROMPTS, RunConfig, prompts_for
 from jaxalign.moc.table import ValueTable
 from jaxalign.models.encoder_files import read_json
 from jaxalign.models.language import LanguageModel
+from jaxalign.progress import Progress
 from jaxalign.rewards.spec import build
-from jaxalign.train.folder import claim
-from jaxalign.train.progress import Progress
+from jaxalign.runs.run_dir import open_run_dir
 
 Floats = NDArray[np.float32]
 
@@ -169,7 +169,7 @@ def run_evaluate(
     rewards, scale = build(first.config.rewards), first.policy.scale
     judged = speakers(first, beside)
     about = [str(first.folder.resolve()), *(str(other.folder.resolve()) for other in beside)]
-    claim(out, "moc evaluate", config, [], [*about, rewards.id, repr(prompts)], resume)
+    open_run_dir(out, "moc evaluate", config, [], [*about, rewards.id, repr(prompts)], resume)
     (out / "evaluations").mkdir(exist_ok=True)
     found = []
     for speaker, preferences, seen in judged:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxalign.errors import InputError
-from jaxalign.train.files import write_json
+from jaxalign.files import write_json
 
 FORMAT = 1
 _ARRAYS = {"preferences": "WR", "seen": "W", "rewards": "WXR", "kl": "WX", "entropy": "W",

@@ -9,15 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import InputError
+from jaxalign.files import write_folder_aside, write_json
 from jaxalign.moc.config import Conditioning
 from jaxalign.moc.policy import Policy
 from jaxalign.models.encoder_files import read_json
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.peft import load_adapter, save_adapter
 from jaxalign.models.weights.safetensors import open_tensors
-from jaxalign.models.weights.save import whole_folder, write_tensors
+from jaxalign.models.weights.save import write_tensors
 from jaxalign.rewards.scale import Scale
-from jaxalign.train.files import flatten, unflatten, write_json
+from jaxalign.runs.artifact import flatten, unflatten
 
 FORMAT = 1
 ABOUT, HEADS = "moc.json", "heads.safetensors"
@@ -40,7 +41,7 @@ def save(folder: str | Path, policy: Policy) -> None:
         "scale": None if policy.scale is None else policy.scale.to_json(),
         "model": {"name": policy.model.name, "sha256": policy.model.sha256},
     }
-    with whole_folder(folder) as aside:
+    with write_folder_aside(folder) as aside:
         model = policy.model
         save_adapter(aside, policy.trained["adapter"], policy.lora, model.name, model.config)
         headers = [(name, "F32", value.shape, value.nbytes) for name, value in flat.items()]

@@ -19,7 +19,7 @@ from jaxalign.models.chat import Chat, check_finite, prompt_ids, text_of, with_s
 from jaxalign.models.generate import generate
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.sampling import Sampling
-from jaxalign.models.shown import shown
+from jaxalign.progress import track
 from jaxalign.rewards.scale import Scale
 from jaxalign.rewards.vector import TextReward, TokenReward, checked, measured
 
@@ -115,7 +115,7 @@ def evaluate(
     parts: list[_Scored] = []
     batches = _batches(len(told), len(places), batch_size)
     total = len(told) * len(places)
-    for rows, kept in shown(
+    for rows, kept in track(
         f"judging {speaker.name}", batches, total, lambda batch: batch[1], progress
     ):
         which, place = rows // len(places), rows % len(places)

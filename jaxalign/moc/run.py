@@ -21,6 +21,7 @@ from jaxalign.data.prompts import (
     split,
 )
 from jaxalign.errors import InputError
+from jaxalign.files import write_json, write_text
 from jaxalign.moc import baselines
 from jaxalign.moc.config import MocConfig
 from jaxalign.moc.files import save
@@ -30,13 +31,12 @@ from jaxalign.moc.train import train
 from jaxalign.models.chat import generate_texts, prompt_ids
 from jaxalign.models.encoder_files import read_json
 from jaxalign.models.language import LanguageModel, load_language_model
+from jaxalign.progress import Progress
 from jaxalign.rewards.scale import Scale, fit_scale
 from jaxalign.rewards.spec import RewardSpec, build, known_levels
 from jaxalign.rewards.vector import TextReward, measured
-from jaxalign.train.files import write_json, write_text
-from jaxalign.train.folder import claim
+from jaxalign.runs.run_dir import open_run_dir
 from jaxalign.train.mesh import make_mesh, param_shardings
-from jaxalign.train.progress import Progress
 
 POLICY, CONFIG, PROMPTS, SCALE = "model", "config.yaml", "prompts.json", "scale.json"
 _SCALE_STREAM = 0x7363616C  # other draws of a run are not these
@@ -133,7 +133,7 @@ def run(
         f"{found.dropped:,} left out"
     )
     texts = json.dumps([train_on.prompts, held.prompts])
-    claim(out, "moc", config, [], [model.sha256, rewards.id, texts], resume)
+    open_run_dir(out, "moc train", config, [], [model.sha256, rewards.id, texts], resume)
     write_text(out / CONFIG, to_yaml(config))
     write_json(out / PROMPTS, {"source": found.source, "held_out": held.prompts})
     scale = _scale(out / SCALE, model, rewards, train_on, config, progress, show)

@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxalign.errors import InputError
+from jaxalign.files import write_json
 from jaxalign.metrics.pareto import checked
 from jaxalign.moc.evaluation import FORMAT, Evaluation, read
 from jaxalign.rewards.scale import Scale
-from jaxalign.train.files import write_json
 
 FILE = "value_table.json"
 

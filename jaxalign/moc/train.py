@@ -1,8 +1,9 @@
 """Training one policy for every preference."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import numpy as np
 
 from jaxalign.errors import InputError
 from jaxalign.moc.config import MocConfig
-from jaxalign.moc.monitor import Monitor
 from jaxalign.moc.policy import Policy
 from jaxalign.moc.preferences import Prompt
 from jaxalign.moc.source import Drawn, Source
@@ -19,10 +19,13 @@ from jaxalign.moc.step import Programs, State, begin, make_train
 from jaxalign.models.answers import Answers
 from jaxalign.models.chat import stop_ids, text_of
 from jaxalign.models.lora import LoraConfig
+from jaxalign.progress import Progress
 from jaxalign.rewards.vector import TextReward, TokenReward, measured
+from jaxalign.runs.log import MetricsLog, Tracker
 from jaxalign.train.checkpoint import Checkpoints
 from jaxalign.train.mesh import batch_sharding, make_mesh, param_shardings, state_shardings
-from jaxalign.train.progress import Progress
+
+_REMEDY = "lower optimiser.rate or epochs, and go on from the last state"
 
 Advance = Callable[[State, Drawn], tuple[State, Any]]
 
@@ -118,30 +121,57 @@ def _loop(
             if kept.latest_step() is not None:
                 state = kept.restore(state)
         first = int(state.step)
-        monitor = Monitor(folder, first, config.steps, names, say, config.tensorboard)
-        stack.callback(monitor.close)
+        trackers: tuple[Tracker, ...] = ("tensorboard",) if config.tensorboard else ()
+        log = MetricsLog(
+            folder, first, config.steps, say, partial(_describe, names), trackers, _REMEDY
+        )
+        stack.callback(log.close)
         for number in range(first, config.steps):
             drawn = source.draw(number)
             try:
                 state, metrics = advance(state, drawn)
             except BaseException:
-                _rescue(state, number, monitor, kept)
+                _rescue(state, number, log, kept)
                 raise
             done = number + 1
-            monitor.add(done, metrics, drawn.texts)
+            log.add(done, metrics, check=partial(_check_reward, names, drawn.texts))
             if kept is not None and (done % config.checkpoint_every == 0 or done == config.steps):
-                monitor.flush()
+                log.flush()
                 kept.save(done, state)
-        monitor.flush()
-    return state, monitor.history
+        log.flush()
+    return state, log.history
 
 
-def _rescue(state: State, step: int, monitor: Monitor, kept: Checkpoints | None) -> None:
+def _describe(names: tuple[str, ...], entry: Mapping[str, float]) -> str:
+    """Return what a line on the terminal says of a step."""
+    rewards = ", ".join(f"{name} {entry[f'reward_{name}']:.3f}" for name in names)
+    weighted = [name for name in (*names, "weighted", "closeness") if f"weight_{name}" in entry]
+    weights = " ".join(f"{entry[f'weight_{name}']:.2f}" for name in weighted)
+    peak = f", {entry['peak_gib']:.1f} GiB" if "peak_gib" in entry else ""
+    return (
+        f"{rewards}, error {entry['error']:.4f}, KL {entry['kl']:.3f}, entropy "
+        f"{entry['entropy']:.3f}, c {weights}, {entry['tokens_per_second']:,.0f} tokens/s{peak}"
+    )
+
+
+def _check_reward(
+    names: tuple[str, ...], prompts: Sequence[str], step: int, values: dict[str, float]
+) -> None:
+    """Refuse a step in which a reward was not finite, and name the row."""
+    row = int(values.pop("bad_row"))
+    if row >= 0:
+        raise InputError(
+            f"step {step}: the reward {', '.join(names)} gave a number that is not finite (row "
+            f"{row}, prompt {prompts[row]!r:.80}); correct the reward, or leave the row out."
+        )
+
+
+def _rescue(state: State, step: int, log: MetricsLog, kept: Checkpoints | None) -> None:
     """Keep the state that a step began with, unless the step has used it up."""
     gone = any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
     if kept is None or gone or step == 0 or step in kept.steps():
         return
-    monitor.flush()  # raises first where the state is not finite
+    log.flush()  # raises first where the state is not finite
     kept.wait()
     if step not in kept.steps():
         kept.save(step, state)

@@ -13,7 +13,7 @@ from jaxalign.models.buckets import bucket_length, padded
 from jaxalign.models.decoder import Adapters
 from jaxalign.models.generate import Generated, Mixture, generate
 from jaxalign.models.sampling import Sampling
-from jaxalign.models.shown import shown
+from jaxalign.progress import track
 
 if TYPE_CHECKING:
     from jaxalign.models.language import LanguageModel
@@ -92,7 +92,7 @@ def generate_texts(
     # The longest come first: a machine too small fails at once.
     order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
     batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
-    for batch in shown("answering", batches, len(order), len, progress):
+    for batch in track("answering", batches, len(order), len, progress):
         # A last batch that is not full is filled up: one compilation fewer.
         filled = batch + batch[-1:] * (min(batch_size, len(ids)) - len(batch))
         found = generate(

@@ -28,8 +28,8 @@ from jaxalign.models.encoder import POOLINGS, EncoderConfig, Pooling
 from jaxalign.models.encoder_files import load_pooling, load_tokenizer, read_json
 from jaxalign.models.language import check_tokens, load_language_model
 from jaxalign.models.resolve import cache_folder, resolve
-from jaxalign.models.shown import shown
 from jaxalign.models.weights import encoder as weights
+from jaxalign.progress import track
 
 _ACCELERATOR_BATCH_TOKENS = 65_536
 
@@ -228,7 +228,7 @@ def _batches(
     tokens = batch_tokens or default_tokens(_ACCELERATOR_BATCH_TOKENS)
     batches = list(by_length([len(row) for row in ids], encoder.max_length, tokens))
     run = partial(_forward, encoder.config, pooling, normalise)
-    for rows, shape in shown(
+    for rows, shape in track(
         "encoding texts", batches, len(ids), lambda batch: len(batch[0]), progress
     ):
         done = _run(run, encoder.params, [ids[row] for row in rows], shape)

@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxalign.errors import InputError
+from jaxalign.files import write_folder_aside
 from jaxalign.models import families
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.encoder_files import read_json
@@ -20,7 +21,7 @@ from jaxalign.models.weights.gguf import open_gguf
 from jaxalign.models.weights.layout import Layout
 from jaxalign.models.weights.load import abstract_params, load_params
 from jaxalign.models.weights.safetensors import open_tensors
-from jaxalign.models.weights.save import WEIGHTS, save_params, whole_folder
+from jaxalign.models.weights.save import INDEX, WEIGHTS, save_params
 
 Tree = dict[str, Any]
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -107,7 +108,7 @@ def save_language_model(
     if isinstance(model.config, DecoderConfig):
         architecture = f"{model.config.family.capitalize()}ForCausalLM"
     settings |= {"architectures": [architecture], "dtype": written}
-    with whole_folder(folder, WEIGHTS) as aside:
+    with write_folder_aside(folder, WEIGHTS, INDEX) as aside:
         save_params(aside, model.params, layout(model.config), max_shard_bytes, dtype)
         model.tokenizer.save_pretrained(aside)
         _write_json(aside / "config.json", settings)

@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import InputError
+from jaxalign.files import write_folder_aside
 from jaxalign.models.encoder_files import read_json
 from jaxalign.models.families import Config
 from jaxalign.models.language import layout
 from jaxalign.models.lora import LoraConfig, is_pair
 from jaxalign.models.weights.layout import Leaf
 from jaxalign.models.weights.safetensors import Tensors, open_tensors
-from jaxalign.models.weights.save import whole_folder, write_tensors
+from jaxalign.models.weights.save import write_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -165,7 +166,7 @@ def save_adapter(
         "fan_in_fan_out": not any(leaves[path].transpose for path in pairs),
         "inference_mode": True,
     }
-    with whole_folder(folder) as aside:
+    with write_folder_aside(folder) as aside:
         with (aside / WEIGHTS).open("wb") as handle:
             write_tensors(handle, headers, iter(values))
         text = json.dumps(settings, indent=2, allow_nan=False)

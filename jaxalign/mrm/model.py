@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import InputError
+from jaxalign.files import write_json
 from jaxalign.mrm import bayes
 from jaxalign.mrm.base import base_rewards, effective_weights
 from jaxalign.mrm.config import FeatureConfig, MRMConfig
 from jaxalign.mrm.inner import adapt_path
 from jaxalign.mrm.reduce import Projection
 from jaxalign.mrm.user_weights import UserWeights, load_users
+from jaxalign.runs.artifact import flatten, subtree
 from jaxalign.train.blas import one_blas_thread
-from jaxalign.train.files import flatten, unflatten, write_json
 
 FORMAT = 1
 
@@ -164,7 +165,7 @@ def load(path: str | Path) -> UserModel:
             f"{folder / 'model.json'} has format {described.get('format')!r}, this version reads "
             f"{FORMAT}: train again or install the jaxalign that wrote it"
         )
-    arrays = unflatten(load_file(folder / "model.safetensors"))
+    arrays = load_file(folder / "model.safetensors")
     names = tuple(described["names"]) if described["names"] else None
     mrm = described["mrm"]
     if mrm:
@@ -172,8 +173,8 @@ def load(path: str | Path) -> UserModel:
     rate, steps = described["strength"]
     model = UserModel(
         kind=described["kind"],
-        arrays=arrays["model"],
-        projection=Projection(arrays["projection"]["matrix"], arrays["projection"]["mean"], names),
+        arrays=subtree(arrays, "model"),
+        projection=Projection(arrays["projection/matrix"], arrays["projection/mean"], names),
         features=FeatureConfig(**described["features"]),
         encoder_sha256=described["encoder_sha256"],
         mrm=mrm,

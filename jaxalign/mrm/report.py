@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxalign.files import write_json, write_text
 from jaxalign.metrics import plots, table, users
 from jaxalign.mrm.config import RunConfig
 from jaxalign.mrm.experiment import World
 from jaxalign.mrm.fits import SELECTABLE, Fit
-from jaxalign.train.files import write_json, write_text
 from jaxalign.version import __version__
 
 if TYPE_CHECKING:

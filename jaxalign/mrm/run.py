@@ -23,14 +23,15 @@ from jaxalign.data import (
 from jaxalign.data.sources import recognise
 from jaxalign.data.splits import Episodes, item_folds, split_users
 from jaxalign.errors import InputError
+from jaxalign.files import write_json
 from jaxalign.mrm import experiment as X
 from jaxalign.mrm import report as R
 from jaxalign.mrm.config import RunConfig
 from jaxalign.mrm.fits import SELECTABLE, Fit, fit_method
 from jaxalign.mrm.model import UserModel, save
 from jaxalign.mrm.reduce import Projection, fit_projection, identity, standardise
-from jaxalign.train.files import load_tree, save_tree, write_json
-from jaxalign.train.progress import Progress
+from jaxalign.progress import Progress
+from jaxalign.runs.artifact import load_arrays, save_arrays, unflatten
 from jaxalign.version import __version__
 
 
@@ -168,8 +169,8 @@ def stages(out: Path, say: Callable[[str], None]) -> Callable[..., Any]:
         else:
             say(name)
             tree = compute()
-            save_tree(path, tree)
-        return load_tree(path)
+            save_arrays(path, tree)
+        return unflatten(load_arrays(path))
 
     return stage
 

@@ -21,11 +21,11 @@ import numpy as np
 from jaxalign.data.batching import Pairs
 from jaxalign.data.pair_file import Block, PairFile, block_pairs
 from jaxalign.errors import InputError
+from jaxalign.files import write_json
 from jaxalign.mrm import train
 from jaxalign.mrm.base import Params, is_linear
 from jaxalign.mrm.config import MRMConfig
 from jaxalign.train.checkpoint import Checkpoints
-from jaxalign.train.files import write_json
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from jaxalign.files import write_json, write_text
 from jaxalign.palm import plots
 from jaxalign.palm.portfolio import Portfolio, Usage
-from jaxalign.train.files import write_json, write_text
 
 Rows = list[list[str]]
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxalign.errors import InputError
+from jaxalign.files import write_json
 from jaxalign.palm.certificate import Certificate, HeldOut, held_out, report
 from jaxalign.palm.config import PalmConfig
 from jaxalign.palm.domain import Floats, check_weights, coordinates, corners
@@ -21,7 +22,7 @@ from jaxalign.palm.oracle import Evaluator, Oracle, Policies, SampledOracle
 from jaxalign.palm.search import SearchState, known_values, optimistic, search
 from jaxalign.palm.select import Chosen, choose
 from jaxalign.palm.sweep import best_member
-from jaxalign.train.files import load_tree, save_tree, write_json
+from jaxalign.runs.artifact import load_arrays, save_arrays, unflatten
 
 FORMAT = 1
 # How far a recomputed certificate may be off the stored one: rounding, and another HiGHS.
@@ -168,7 +169,7 @@ class Portfolio:
             arrays[name] = {"rewards": policies.rewards, "kl": policies.kl}
             if policies.payload:
                 arrays[name]["payload"] = policies.payload
-        save_tree(folder / "arrays.npz", arrays)
+        save_arrays(folder / "arrays.npz", arrays)
         config = asdict(self.config)
         described = {
             "format": FORMAT,
@@ -314,7 +315,7 @@ def load(path: str | Path) -> Portfolio:
             "SHA-256 differs): copy the folder again."
         )
     try:
-        portfolio = _restored(described, load_tree(folder / "arrays.npz"))
+        portfolio = _restored(described, unflatten(load_arrays(folder / "arrays.npz")))
         stored = described["certificate"]
         stored["pool"], stored["optimum"]
     except (KeyError, TypeError, AttributeError) as error:

@@ -17,8 +17,8 @@ from jaxalign.palm.portfolio import Portfolio, build
 from jaxalign.palm.scale import Rewards, Scale, fit
 from jaxalign.palm.search import SearchState, load_state, search
 from jaxalign.palm.sizes import compare_sizes, smallest
-from jaxalign.train.folder import claim
-from jaxalign.train.progress import Progress
+from jaxalign.progress import Progress
+from jaxalign.runs.run_dir import open_run_dir
 from jaxalign.version import __version__
 
 STATE = "search.npz"
@@ -122,7 +122,8 @@ def run(
         first, config.scale, config.beta, config.clip, config.reward_range, candidates.digest
     )
     oracle, evaluator = (closed_form(part, rewards) for part in (first, second))
-    claim(out, "palm", config, [candidates.rewards, candidates.log_ref], candidates.prompts, resume)
+    arrays = [candidates.rewards, candidates.log_ref]
+    open_run_dir(out, "palm build", config, arrays, candidates.prompts, resume)
     settings = replace(config.palm, confirm_grid=config.palm.confirm_grid or confirm)
     found = _searched(oracle, settings, out / STATE, say)
     say("choosing the members")

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxalign.errors import InputError
+from jaxalign.files import write_json
 from jaxalign.palm.domain import Floats
 from jaxalign.palm.files import Candidates
 from jaxalign.palm.portfolio import Portfolio, load
-from jaxalign.train.files import write_json
 
 Scale = Literal["standard", "range", "none"]
 FILE = "rewards.json"

@@ -12,7 +12,7 @@ from jaxalign.palm.config import PalmConfig
 from jaxalign.palm.domain import Floats, coordinates, corners, extend
 from jaxalign.palm.grid import weight_grid
 from jaxalign.palm.oracle import BatchOracle, Oracle, Policies, Policy, stack
-from jaxalign.train.files import load_tree, save_tree
+from jaxalign.runs.artifact import load_arrays, save_arrays
 
 FORMAT = 1
 
@@ -38,7 +38,7 @@ class SearchState:
         policies = {"rewards": self.policies.rewards, "kl": self.policies.kl}
         tree = {"weights": self.weights, "gaps": self.gaps, "done": np.asarray(self.done)}
         payload = dict(self.policies.payload)
-        save_tree(
+        save_arrays(
             path, {"format": np.asarray(FORMAT), **tree, "policies": policies, "payload": payload}
         )
 
@@ -50,13 +50,17 @@ def load_state(path: str | Path) -> SearchState:
         InputError: no such file, or of another format.
     """
     try:
-        tree = load_tree(path)
+        tree = load_arrays(path)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path} is no state of a search: {error}") from None
     if int(tree.get("format", 0)) != FORMAT:
         raise InputError(f"{path} is no state of a search of format {FORMAT}: start it again")
-    found = tree["policies"]
-    policies = Policies(found["rewards"], found["kl"], tree.get("payload", {}))
+    payload = {
+        name.removeprefix("payload/"): value
+        for name, value in tree.items()
+        if name.startswith("payload/")
+    }
+    policies = Policies(tree["policies/rewards"], tree["policies/kl"], payload)
     return SearchState(tree["weights"], policies, tree["gaps"], bool(tree["done"]))
 
 

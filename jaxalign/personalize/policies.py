@@ -8,7 +8,7 @@ import numpy as np
 from jaxalign.models import lora
 from jaxalign.models.soups import Adapter, Mixing, Soups, Tuned
 from jaxalign.personalize.conditioned import Conditioned
-from jaxalign.train.files import flatten
+from jaxalign.runs.artifact import flatten
 
 Kind = Soups | Mixing | Tuned | Conditioned
 

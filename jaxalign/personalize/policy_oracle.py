@@ -7,7 +7,6 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile
 
 import jax
 import numpy as np
@@ -25,7 +24,7 @@ from jaxalign.palm.domain import Floats
 from jaxalign.palm.oracle import Policies, Policy
 from jaxalign.personalize.conditioned import Conditioned
 from jaxalign.personalize.policies import Kind, identity
-from jaxalign.train.files import save_tree
+from jaxalign.runs.artifact import load_arrays, save_arrays
 
 Prompts = Sequence[str | Chat]
 Reward = Callable[[Prompts, Sequence[str]], ArrayLike]
@@ -227,13 +226,13 @@ class AnswerOracle:
                 self._known[weight.tobytes()] = sampled
                 if self.cache is not None:
                     self.cache.mkdir(parents=True, exist_ok=True)
-                    save_tree(self._path(weight), {"weight": weight, **sampled._asdict()})
+                    save_arrays(self._path(weight), {"weight": weight, **sampled._asdict()})
         return [self._known[weight.tobytes()] for weight in weights]
 
     def _path(self, weight: Floats) -> Path:
         assert self.cache is not None
         own = hashlib.sha256(weight.astype("<f8").tobytes()).hexdigest()
-        return self.cache / f"{self.fingerprint[:16]}_{own[:16]}.npz"
+        return self.cache / f"{self.fingerprint[:16]}_{own[:16]}.safetensors"
 
     def _recall(self, weight: Floats) -> bool:
         if weight.tobytes() in self._known:
@@ -242,10 +241,10 @@ class AnswerOracle:
             return False
         path = self._path(weight)
         try:
-            with path.open("rb") as handle, np.load(handle) as tree:
-                sampled = Sampled(tree["rewards"], tree["log_ratio"])
-                whole = np.array_equal(tree["weight"], weight)
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            tree = load_arrays(path)
+            sampled = Sampled(np.asarray(tree["rewards"]), np.asarray(tree["log_ratio"]))
+            whole = np.array_equal(np.asarray(tree["weight"]), weight)
+        except (InputError, KeyError) as error:
             raise InputError(
                 f"{path} holds no evaluated weight ({error}): delete the file."
             ) from None

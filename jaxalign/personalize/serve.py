@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from jaxalign import moc
 from jaxalign.errors import InputError
+from jaxalign.files import write_json
 from jaxalign.models.chat import Answer, Chat, generate_texts
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.peft import load_adapter, save_adapter
@@ -22,7 +23,6 @@ from jaxalign.palm import portfolio as artefact
 from jaxalign.palm.portfolio import Portfolio
 from jaxalign.personalize.conditioned import Conditioned, Told
 from jaxalign.personalize.policies import Kind, identity
-from jaxalign.train.files import write_json
 
 FORMAT = 2
 FILE = "policies.json"

@@ -18,6 +18,7 @@ from jaxalign.config import load_config
 from jaxalign.data import lamp
 from jaxalign.data.histories import Histories
 from jaxalign.errors import InputError
+from jaxalign.files import write_json
 from jaxalign.kernels.token_logprob import token_logprob
 from jaxalign.metrics import text as metrics
 from jaxalign.models import families
@@ -29,7 +30,6 @@ from jaxalign.models.embed import Encoder, load_encoder
 from jaxalign.models.encoder_files import read_json
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.sampling import Sampling
-from jaxalign.models.shown import shown
 from jaxalign.pplug import controls, figures, page
 from jaxalign.pplug.config import TextConfig
 from jaxalign.pplug.controls import BASELINES, CONTROLS, Control
@@ -41,9 +41,8 @@ from jaxalign.pplug.rows import learned, prompts
 from jaxalign.pplug.run import CONFIG, FORMAT, REPORT, RunConfig, Trained, load_run
 from jaxalign.pplug.source import digest, read, subset
 from jaxalign.pplug.store import HistoryStore, history_store
-from jaxalign.train.files import write_json
-from jaxalign.train.folder import claim
-from jaxalign.train.progress import Progress
+from jaxalign.progress import Progress, track
+from jaxalign.runs.run_dir import open_run_dir
 
 Floats = NDArray[np.float64]
 ALONE = "zero-shot"
@@ -101,7 +100,7 @@ def run_evaluate(
     encoder = load_encoder(trained.sources["encoder"])
     mark = read_json(trained.folder / "run.json", required=True)["fingerprint"]
     names = [mark, digest(asked), model.sha256, encoder.identity]
-    claim(out, "pplug evaluate", config.evaluate, [], names, resume)
+    open_run_dir(out, "pplug evaluate", config.evaluate, [], names, resume)
     for name in (PREDICTIONS, LOSSES):
         (out / name).mkdir(exist_ok=True)
     progress.say(f"{len(asked):,} samples of {len(set(asked.users)):,} users")
@@ -169,7 +168,7 @@ def answer_losses(
     parts = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
     slots = bucket_length(int(said.lengths.max()), model.config.positions)
     found = np.zeros(len(order))
-    for rows in shown("judging the right answers", parts, len(order), len, progress):
+    for rows in track("judging the right answers", parts, len(order), len, progress):
         filled = np.full(batch_size, rows[-1])
         filled[: len(rows)] = rows
         widest = int(given.lengths[rows].max())

@@ -12,15 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import InputError
+from jaxalign.files import write_folder_aside, write_json
 from jaxalign.models.embed import Encoder, load_encoder
 from jaxalign.models.encoder_files import read_json
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.weights.safetensors import open_tensors
-from jaxalign.models.weights.save import whole_folder, write_tensors
+from jaxalign.models.weights.save import write_tensors
 from jaxalign.pplug.config import PersonaConfig, TextConfig
 from jaxalign.pplug.model import PPlug, fresh
 from jaxalign.pplug.rows import check_encoder
-from jaxalign.train.files import flatten, unflatten, write_json
+from jaxalign.runs.artifact import flatten, unflatten
 
 FORMAT = 1
 ABOUT, TRAINED = "pplug.json", "pplug.safetensors"
@@ -42,7 +43,7 @@ def save(folder: str | Path, plug: PPlug) -> None:
         "encoder": {"name": plug.encoder.name, "sha256": plug.encoder.sha256},
     }
     headers = [(name, "F32", leaf.shape, leaf.nbytes) for name, leaf in flat.items()]
-    with whole_folder(folder) as aside:
+    with write_folder_aside(folder) as aside:
         with (aside / TRAINED).open("wb") as handle:
             write_tensors(handle, headers, iter(flat.values()))
         write_json(aside / ABOUT, about)

@@ -19,11 +19,11 @@ from jaxalign.models.decoder import unembedding
 from jaxalign.models.embed import Encoder
 from jaxalign.models.encoder import EncoderConfig, Pooling
 from jaxalign.models.language import LanguageModel
-from jaxalign.models.shown import shown
 from jaxalign.pplug.aggregate import aggregate, init, rescaled, task_token
 from jaxalign.pplug.config import PersonaConfig, TextConfig
 from jaxalign.pplug.rows import Told, check_encoder, slots_of, told
 from jaxalign.pplug.store import HistoryStore
+from jaxalign.progress import track
 from jaxalign.train.mesh import batch_sharding, gathered
 from jaxalign.train.step import Batch, Sums
 
@@ -190,7 +190,7 @@ def prefixes(
     parts = np.arange(-(-count // _PART) * _PART).reshape(-1, _PART)
     parts = np.where(parts < count, parts, -1)
     found = []
-    for rows in shown(
+    for rows in track(
         "making personas", parts, count, lambda rows: int((rows >= 0).sum()), progress
     ):
         batch = read.arrays(rows, _width(read, rows), slots)

@@ -8,8 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from jaxalign.files import write_json, write_text
 from jaxalign.pplug.figures import Figures
-from jaxalign.train.files import write_json, write_text
 
 _LESS = {
     "MAE": "Less is better. ",

@@ -13,6 +13,7 @@ import jax
 from jaxalign.config import load_config, to_yaml
 from jaxalign.data.histories import Histories
 from jaxalign.errors import InputError
+from jaxalign.files import write_json, write_text
 from jaxalign.models.embed import Encoder, load_encoder
 from jaxalign.models.encoder_files import read_json
 from jaxalign.models.language import LanguageModel, load_language_model
@@ -25,10 +26,9 @@ from jaxalign.pplug.rows import check_encoder
 from jaxalign.pplug.source import DataConfig, digest, read, subset
 from jaxalign.pplug.store import HistoryStore, history_store
 from jaxalign.pplug.train import STORE, train
-from jaxalign.train.files import write_json, write_text
-from jaxalign.train.folder import claim
+from jaxalign.progress import Progress
+from jaxalign.runs.run_dir import open_run_dir
 from jaxalign.train.mesh import make_mesh, param_shardings
-from jaxalign.train.progress import Progress
 
 CONFIG, SOURCES, REPORT, PLUGS, PLUG = (
     "config.yaml", "sources.json", "report.json", "plugs", "model",
@@ -213,7 +213,7 @@ def run(
         if store is not None:  # before anything is written
             stack.enter_context(history_store(store, reader))
         names = [language.sha256, reader.identity, digest(learn), digest(held)]
-        claim(out, "pplug", _shared(config), [], names, resume)
+        open_run_dir(out, "pplug train", _shared(config), [], names, resume)
         opened = stack.enter_context(history_store(store or out / STORE, reader))
         write_text(out / CONFIG, to_yaml(config))
         sources = {

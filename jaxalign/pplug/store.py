@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxalign.errors import InputError
 from jaxalign.models.embed import Encoder, encode_unkept
-from jaxalign.models.shown import shown
+from jaxalign.progress import track
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 VECTORS, INDEX = "vectors.f16", "index.sqlite"
@@ -88,7 +88,7 @@ class HistoryStore:
             return rows
         absent = list(dict.fromkeys(t for t, row in zip(texts, rows, strict=True) if row < 0))
         chunks = (absent[first : first + _CHUNK] for first in range(0, len(absent), _CHUNK))
-        for chunk in shown("encoding histories", chunks, len(absent), len, progress):
+        for chunk in track("encoding histories", chunks, len(absent), len, progress):
             self._append(chunk, _checked(encode(chunk), len(chunk), self.width))
         return self.find(texts)
 

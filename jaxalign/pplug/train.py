@@ -19,10 +19,10 @@ from jaxalign.pplug.config import PPlugConfig
 from jaxalign.pplug.model import PPlug
 from jaxalign.pplug.rows import enough, learned, slots_of, told
 from jaxalign.pplug.store import HistoryStore, history_store
+from jaxalign.progress import Progress
 from jaxalign.train import optimiser
 from jaxalign.train.loop import Fit, Rows, fit
 from jaxalign.train.mesh import batch_sharding, make_mesh, param_shardings
-from jaxalign.train.progress import Progress
 
 STORE = "history"
 

@@ -16,11 +16,13 @@ from jaxalign.data.columns import read_columns
 from jaxalign.data.files import encode
 from jaxalign.data.sequences import Sequences
 from jaxalign.errors import InputError
+from jaxalign.files import write_json
 from jaxalign.models import families
 from jaxalign.models.classifier import Classifier, classify, tokenize
 from jaxalign.models.heads import ValueHead, last_token
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.lora import LoraConfig
+from jaxalign.progress import Progress
 from jaxalign.rewards.reward_model import (
     Adapted,
     adapted_model,
@@ -28,12 +30,10 @@ from jaxalign.rewards.reward_model import (
     save_adapted,
     save_whole,
 )
-from jaxalign.train.files import write_json
-from jaxalign.train.folder import claim
+from jaxalign.runs.run_dir import open_run_dir
 from jaxalign.train.loop import Fit, LoopConfig, Rows, fit
 from jaxalign.train.mesh import batch_sharding, make_mesh, param_shardings
 from jaxalign.train.optimiser import OptimiserConfig
-from jaxalign.train.progress import Progress
 from jaxalign.train.step import Batch, Sums
 from jaxalign.train.trunk import TrunkConfig, split, started, states
 
@@ -363,7 +363,8 @@ def run(
     )
     table = choices.preferences
     arrays = [table.chosen, table.rejected, table.tie, choices.objective, rows]
-    claim(out, "reward", config, arrays, [base.sha256, *choices.labels, *table.texts], resume)
+    names = [base.sha256, *choices.labels, *table.texts]
+    open_run_dir(out, "reward train", config, arrays, names, resume)
     fitted = train(base, training, held, config, out, progress)
     model = _finished(base, choices.labels, fitted.params, config, out / "model")
     report = {

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import InputError
+from jaxalign.files import write_folder_aside
 from jaxalign.models import lora
 from jaxalign.models.classifier import Classifier, classify, load_classifier
 from jaxalign.models.decoder_config import DecoderConfig
@@ -21,7 +22,7 @@ from jaxalign.models.lora import LoraConfig
 from jaxalign.models.peft import load_adapter, save_adapter
 from jaxalign.models.weights.classifier import layout
 from jaxalign.models.weights.safetensors import open_tensors
-from jaxalign.models.weights.save import WEIGHTS, save_params, whole_folder
+from jaxalign.models.weights.save import INDEX, WEIGHTS, save_params
 
 FORMAT = 1
 _ABOUT, _HEAD = "reward.json", "head.safetensors"
@@ -119,7 +120,7 @@ def save_whole(folder: str | Path, model: Classifier, hf_config: Mapping[str, An
         "pad_token_id": model.pad_id,
         "dtype": jnp.dtype(model.params["embed"]["table"].dtype).name,
     }
-    with whole_folder(folder, WEIGHTS) as aside:
+    with write_folder_aside(folder, WEIGHTS, INDEX) as aside:
         save_params(aside, model.params, layout(config, len(model.labels)))
         model.tokenizer.save_pretrained(aside)
         _write(aside / "config.json", settings)
@@ -139,7 +140,7 @@ def save_adapted(
     from safetensors.numpy import save_file
 
     name = str(Path(base.name).absolute()) if Path(base.name).exists() else base.name
-    with whole_folder(folder) as aside:
+    with write_folder_aside(folder) as aside:
         save_adapter(aside, adapted.adapter, adapted.config, name, base.config)
         weight = np.ascontiguousarray(np.asarray(adapted.head, np.float32).T)
         save_file({"score.weight": weight}, aside / _HEAD)

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from jaxalign.errors import InputError
+from jaxalign.runs.log import MetricsLog
 from jaxalign.train.batches import Batches
 from jaxalign.train.checkpoint import Checkpoints, load_state, save_state
-from jaxalign.train.log import Log
 from jaxalign.train.optimiser import OptimiserConfig, TrainState
 from jaxalign.train.step import Loss, make_judge, make_step
 
@@ -136,28 +136,32 @@ def fit(
     judge = None if validation is None else _judge(loss, validation, config, frozen, sharding)
     with Checkpoints(folder / "state", keep=2) as kept:
         state = state if kept.latest_step() is None else kept.restore(state)
-        log = Log(folder / "metrics.jsonl", int(state.step), steps, say)
-        if judge is not None and 0 not in log.judgements:
-            log.judged(0, judge(state.params))
+        log = MetricsLog(folder, int(state.step), steps, say, _describe)
+        if judge is not None and 0 not in log.validations:
+            log.add_validation(0, judge(state.params))
         for number, (width, rows) in _from(batches, int(state.step), config.epochs):
             batch = _placed(train.assemble(rows, width), config.micro_batches, sharding)
             with jax.transfer_guard("disallow"):
                 state, metrics = step(state, frozen, batch)
             done = number + 1
-            log.add(done, int(train.lengths[rows[rows >= 0]].sum()), metrics)
+            log.add(done, metrics, int(train.lengths[rows[rows >= 0]].sum()))
             if judge is not None and (done % config.evaluate_every == 0 or done == steps):
                 log.flush()
-                log.judged(done, judge(state.params))
-                if log.best() == done:
+                log.add_validation(done, judge(state.params))
+                if log.best_step() == done:
                     save_state(folder / "state" / "best", state.params)
             if done % config.checkpoint_every == 0 or done == steps:
                 log.flush()
                 kept.save(done, state)
     if judge is None:
         return Fit(state.params, steps, {}, {}, steps)
-    best = log.best()
+    best = log.best_step()
     params = load_state(folder / "state" / "best", state.params)
-    return Fit(params, best, log.judgements[best], log.judgements[0], steps)
+    return Fit(params, best, log.validations[best], log.validations[0], steps)
+
+
+def _describe(entry: Mapping[str, float]) -> str:
+    return f"loss {entry['loss']:.4f}, {entry['tokens_per_second']:,.0f} tokens/s"
 
 
 def evaluate(

@@ -14,18 +14,18 @@ from jax.sharding import Mesh
 from jaxalign.data.completions import CompletionConfig, Completions, load_completions
 from jaxalign.data.sequences import cut
 from jaxalign.errors import InputError
+from jaxalign.files import write_json
 from jaxalign.kernels.token_logprob import token_logprob
 from jaxalign.models import families
 from jaxalign.models.decoder import unembedding
 from jaxalign.models.language import LanguageModel, load_language_model, save_language_model
 from jaxalign.models.lora import LoraConfig
 from jaxalign.models.peft import save_adapter
-from jaxalign.train.files import write_json
-from jaxalign.train.folder import claim
+from jaxalign.progress import Progress
+from jaxalign.runs.run_dir import open_run_dir
 from jaxalign.train.loop import Fit, LoopConfig, Rows, fit
 from jaxalign.train.mesh import batch_sharding, gathered, make_mesh, param_shardings
 from jaxalign.train.optimiser import OptimiserConfig
-from jaxalign.train.progress import Progress
 from jaxalign.train.step import Batch, Sums
 from jaxalign.train.trunk import TrunkConfig, split, started, states
 
@@ -196,7 +196,7 @@ def run(
     else:
         held = completions, load_completions(validation, model.tokenizer, config.data)
     arrays = [array for part in held if part for array in (part.sequences.tokens, part.learned)]
-    claim(out, "sft", config, arrays, [model.sha256], resume)
+    open_run_dir(out, "sft", config, arrays, [model.sha256], resume)
     fitted = train(model, *held, config, out, progress)
     if config.trunk.method == "full":
         save_language_model(out / "model", replace(model, params=fitted.params["model"]))

@@ -15,8 +15,8 @@ import pytest
 
 from jaxalign import moc
 from jaxalign.errors import InputError
-from jaxalign.moc.monitor import TIMING, Monitor
 from jaxalign.rewards.vector import TextReward, TokenReward
+from jaxalign.runs.log import TIMING, MetricsLog
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 STEPS = 5
@@ -56,17 +56,17 @@ def same_run(whole, result, folder):
     "stop", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow)]
 )
 def test_a_stopped_run_ends_with_the_same_bits(whole, tmp_path, stop, monkeypatch):
-    real = Monitor.add
+    real = MetricsLog.add
 
     def add(self, step, *rest):
         real(self, step, *rest)
         if step == stop:
             raise Stop
 
-    monkeypatch.setattr(Monitor, "add", add)
+    monkeypatch.setattr(MetricsLog, "add", add)
     with pytest.raises(Stop):
         run(tmp_path)
-    monkeypatch.setattr(Monitor, "add", real)
+    monkeypatch.setattr(MetricsLog, "add", real)
     same_run(whole, run(tmp_path), tmp_path)
 
 
@@ -84,13 +84,13 @@ jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 from pathlib import Path
 import test_moc_resume as own
-from jaxalign.moc.monitor import Monitor
-real = Monitor.add
+from jaxalign.runs.log import MetricsLog
+real = MetricsLog.add
 def add(self, step, *rest):
     real(self, step, *rest)
     if step == 4:
         os.kill(os.getpid(), signal.SIGKILL)
-Monitor.add = add
+MetricsLog.add = add
 own.run(Path(sys.argv[1]))
 """
 
@@ -169,35 +169,3 @@ def test_a_traced_reward_that_is_no_number_is_named(tmp_path):
     for path in (tmp_path / "state").iterdir():
         assert path.name.startswith("0000")
     assert all(np.isfinite(list(entry.values())).all() for entry in lines(tmp_path))
-
-
-def test_tensorboard_is_optional(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(InputError, match="pip install tensorboardX"):
-        Monitor(tmp_path, 0, 1, world.NAMES, print, True)
-
-    scalars = {}
-
-    class Writer:
-        def __init__(self, folder, purge_step):
-            assert Path(folder) == tmp_path / "tensorboard"
-            assert purge_step == 1
-
-        def add_scalar(self, name, value, step):
-            scalars[name, step] = value
-
-        def close(self):
-            pass
-
-    fake = type(sys)("tensorboardX")
-    fake.SummaryWriter = Writer
-    monkeypatch.setitem(sys.modules, "tensorboardX", fake)
-    monitor = Monitor(tmp_path, 0, 1, world.NAMES, lambda text: None, True)
-    values = dict.fromkeys(("reward_red", "reward_blue", "error", "kl", "entropy", "tokens"), 0.5)
-    monitor.add(1, values | {"bad_row": -1}, ["a"])
-    monitor.flush()
-    monitor.close()
-    assert scalars["kl", 1] == 0.5
-    monitor.add(2, values | {"bad_row": -1, "kl": float("nan")}, ["a"])
-    with pytest.raises(InputError, match="step 2: kl is nan, expected a number"):
-        monitor.flush()

@@ -22,9 +22,9 @@ from jaxalign.moc.source import Source
 from jaxalign.moc.step import begin, make_train
 from jaxalign.models.chat import generate_texts
 from jaxalign.models.sampling import Sampling
+from jaxalign.progress import Progress
 from jaxalign.rewards.vector import TextReward, TokenReward
 from jaxalign.train.mesh import MeshConfig, make_mesh
-from jaxalign.train.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 

@@ -29,7 +29,7 @@ from jaxalign.pplug.config import PersonaConfig, PPlugConfig, TextConfig
 from jaxalign.pplug.model import embedding_norm, thinned
 from jaxalign.pplug.rows import learned, slots_of, told
 from jaxalign.pplug.store import HistoryStore, history_store
-from jaxalign.train.files import flatten
+from jaxalign.runs.artifact import flatten
 from jaxalign.train.loop import LoopConfig
 from jaxalign.train.mesh import MeshConfig, make_mesh
 

@@ -31,9 +31,9 @@ from jax.experimental import multihost_utils
 from jaxalign.models import families, lora
 from jaxalign.models.decoder import unembedding
 from jaxalign.models.decoder_config import DecoderConfig
+from jaxalign.runs.artifact import flatten
 from jaxalign.train.checkpoint import Checkpoints
 from jaxalign.train.distributed import start
-from jaxalign.train.files import flatten
 from jaxalign.train.mesh import (
     MeshConfig,
     batch_sharding,

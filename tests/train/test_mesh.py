@@ -17,9 +17,9 @@ from jaxalign.errors import InputError
 from jaxalign.models import families, lora
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.encoder import Encoder, EncoderConfig
+from jaxalign.runs.artifact import unflatten
 from jaxalign.train.checkpoint import Checkpoints
 from jaxalign.train.distributed import VARIABLES, start
-from jaxalign.train.files import unflatten
 from jaxalign.train.mesh import (
     RULES,
     MeshConfig,

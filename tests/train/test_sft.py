@@ -190,14 +190,14 @@ def test_a_stopped_run_ends_with_the_same_bits(world, tmp_path, method, monkeypa
 
         return judged_step
 
-    from jaxalign.train.log import Log
+    from jaxalign.runs.log import TIMING, MetricsLog
 
-    real = Log.add
+    real = MetricsLog.add
     for number, limit in enumerate(stops):
-        monkeypatch.setattr(Log, "add", stop_after(limit))
+        monkeypatch.setattr(MetricsLog, "add", stop_after(limit))
         with pytest.raises(Stop):
             sft.run(*args, tmp_path / "stopped", resume=number > 0, show=False)
-    monkeypatch.setattr(Log, "add", real)
+    monkeypatch.setattr(MetricsLog, "add", real)
     again = sft.run(*args, tmp_path / "stopped", resume=True, show=False)
     assert again == report
     assert report["steps"] == 12
@@ -207,8 +207,7 @@ def test_a_stopped_run_ends_with_the_same_bits(world, tmp_path, method, monkeypa
     for name in weights:
         one, two = ((tmp_path / run / "model" / name).read_bytes() for run in ("whole", "stopped"))
         assert one == two
-    timed = ("seconds",)
-    one, two = ([{key: value for key, value in json.loads(line).items() if key not in timed}
+    one, two = ([{key: value for key, value in json.loads(line).items() if key not in TIMING}
                  for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
                 for run in ("whole", "stopped"))  # fmt: skip
     assert one == two
@@ -325,7 +324,7 @@ def test_a_loss_that_is_no_number_stops_the_run(world, tmp_path):
     model = load_language_model(str(world / "model"))
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, model.params)
     completions = random_completions(np.random.default_rng(0), [9] * 8)
-    with pytest.raises(InputError, match=r"step 1: .* is nan; expected a number: lower"):
+    with pytest.raises(InputError, match=r"step 1: .* is nan; expected a finite number: lower"):
         sft.train(replace(model, params=broken), completions, None, settings(), tmp_path)
     assert not any(path.name.isdigit() for path in (tmp_path / "state").iterdir())
 

@@ -1,10 +1,7 @@
 """Parameters into safetensors as transformers names them, one parameter in memory at a time."""
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -14,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import InputError
+from jaxalign.files import write_folder_aside
 from jaxalign.models.weights.layout import Layout, Leaf
 from jaxalign.models.weights.load import abstract_params, fill
 from jaxalign.models.weights.safetensors import INDEX, SINGLE
@@ -69,7 +67,7 @@ def save_params(
     files = [SINGLE]
     if len(shards) > 1:
         files = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
-    with whole_folder(folder, WEIGHTS) as aside:
+    with write_folder_aside(folder, WEIGHTS, INDEX) as aside:
         for file, shard in zip(files, shards, strict=True):
             with (aside / file).open("wb") as handle:
                 _write(handle, shard, values)
@@ -83,39 +81,6 @@ def save_params(
                 },
             }
             (aside / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-
-
-@contextmanager
-def whole_folder(folder: str | Path, stale: str | None = None) -> Iterator[Path]:
-    """A new folder beside `folder`, whose files move there once the block has ended well.
-
-    Args:
-        folder: new, or one whose other files stay; until the end it is as it was.
-        stale: pattern of old files that go when new ones come.
-
-    Raises:
-        InputError: where `folder` is a file.
-    """
-    folder = Path(folder).expanduser().absolute()
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; expected a folder, new or old.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    try:
-        yield aside
-        if not folder.exists():
-            os.replace(aside, folder)
-            return
-        for path in folder.glob(stale) if stale else ():
-            if not (aside / path.name).exists():
-                path.unlink()
-        # An index points to shards, so it comes after them.
-        for path in sorted(aside.iterdir(), key=lambda path: (path.name == INDEX, path.name)):
-            os.replace(path, folder / path.name)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_tensors(

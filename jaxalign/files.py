@@ -1,0 +1,169 @@
+"""Files that are whole or absent: written under another name, then renamed into place.
+
+This module is the only place of the package that renames files into place, checkpoints of
+`jaxalign.train.checkpoint` aside. A reader therefore never meets half of a file.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from jaxalign.errors import InputError
+
+
+@contextmanager
+def write_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path in the same folder, which becomes `path` when the block succeeds.
+
+    The data reach the disk before the rename. If the block raises, the temporary file is removed
+    and an older `path` stays as it was.
+
+    Args:
+        path: file to write. Missing parent folders are created.
+
+    Yields:
+        The temporary path, which does not exist yet.
+
+    Raises:
+        InputError: the parent folder cannot be created, or `path` is a folder.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> path = Path(tempfile.mkdtemp()) / "scores.txt"
+        >>> with write_aside(path) as aside:
+        ...     _ = aside.write_text("0.5")
+        >>> path.read_text()
+        '0.5'
+    """
+    path = Path(path).expanduser()
+    _make_parent(path)
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; expected the name of a file to write.")
+    aside = _aside(path)
+    try:
+        yield aside
+        _flush(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_folder_aside(
+    folder: str | os.PathLike[str], stale: str | None = None, last: str | None = None
+) -> Iterator[Path]:
+    """Yield a temporary folder, whose files move to `folder` when the block succeeds.
+
+    A new folder appears in one step. Into an existing folder the files are moved one by one, and
+    its other files stay.
+
+    Args:
+        folder: folder to write. Missing parent folders are created.
+        stale: glob pattern of old files to delete from an existing folder when new ones arrive.
+        last: name of the file that is moved last, such as an index that names the other files.
+
+    Yields:
+        The temporary folder, empty.
+
+    Raises:
+        InputError: `folder` is a file, or its parent cannot be created.
+    """
+    folder = Path(folder).expanduser().absolute()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; expected a folder, new or old.")
+    _make_parent(folder)
+    aside = _aside(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+        if not folder.exists():
+            os.replace(aside, folder)
+            return
+        for path in folder.glob(stale) if stale else ():
+            if not (aside / path.name).exists():
+                path.unlink()
+        for path in sorted(aside.iterdir(), key=lambda path: (path.name == last, path.name)):
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a UTF-8 text file in one step.
+
+    Args:
+        path: file to write; an older one is replaced.
+        text: its content.
+    """
+    with write_aside(path) as aside:
+        aside.write_text(text, "utf-8")
+
+
+def write_json(path: str | os.PathLike[str], value: object) -> None:
+    """Write a JSON file in one step, keys in their order of insertion.
+
+    Args:
+        path: file to write; an older one is replaced.
+        value: what `json.dumps` takes.
+
+    Raises:
+        ValueError: `value` holds NaN or infinity, which JSON cannot express.
+    """
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(
+    path: str | os.PathLike[str], expected: str = "a JSON object", remedy: str = "copy it again"
+) -> dict[str, object]:
+    """Read a JSON file that holds an object.
+
+    Args:
+        path: file to read.
+        expected: what the file should hold, for messages.
+        remedy: what the user can do about a file that is missing or damaged, for messages.
+
+    Returns:
+        The object.
+
+    Raises:
+        InputError: the file is missing, cannot be read, is not JSON, or holds no object.
+    """
+    path = Path(path).expanduser()
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; expected {expected}: {remedy}.") from None
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); expected {expected}: {remedy}."
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON ({error}); expected {expected}: {remedy}.") from None
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path}: holds a JSON {type(content).__name__}; expected {expected}: {remedy}."
+        )
+    return content
+
+
+def _make_parent(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{path}: its folder cannot be created ({error.strerror}); give another place."
+        ) from None
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as handle:
+        os.fsync(handle.fileno())

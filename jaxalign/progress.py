@@ -1,0 +1,79 @@
+"""Progress of long work on standard error: lines with the time, and bars.
+
+rich loads when something is first shown: modules that import this one stay light.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Batch = TypeVar("Batch")
+_SHOW_AFTER = 3.0  # seconds of work without a bar
+
+
+@functools.cache
+def stderr_console() -> "Console":
+    """Return the console on standard error that all progress goes to."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+class Progress:
+    """Print lines that say what is being done, each with the seconds since the start."""
+
+    def __init__(self, show: bool = True) -> None:
+        """Start the clock.
+
+        Args:
+            show: False prints nothing.
+        """
+        self.show = show
+        self._start = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        if self.show:
+            seconds = time.monotonic() - self._start
+            stderr_console().print(f"[dim]{seconds:6.1f} s[/dim]  {text}")
+
+
+def track(
+    title: str, batches: Iterable[Batch], total: int, count: Callable[[Batch], int], show: bool
+) -> Iterator[Batch]:
+    """Yield batches, with a progress bar on standard error once they have taken 3 s.
+
+    Args:
+        title: what is being done.
+        batches: passed on one by one.
+        total: the sum of `count` over all batches.
+        count: how much of the total a batch is.
+        show: False shows no bar.
+
+    Yields:
+        The batches.
+
+    Example:
+        >>> sum(sum(batch) for batch in track("adding", [[1, 2], [3]], 3, len, show=False))
+        6
+    """
+    from rich.progress import MofNCompleteColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (*Bars.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Bars(*columns, console=stderr_console())
+    task, start, visible = bar.add_task(title, total=total), time.monotonic(), False
+    try:
+        for batch in batches:
+            yield batch
+            bar.advance(task, count(batch))
+            if show and not visible and time.monotonic() - start > _SHOW_AFTER:
+                bar.start()
+                visible = True
+    finally:
+        if visible:
+            bar.stop()

@@ -1,0 +1,92 @@
+"""Tables of text cells, for documents and for the terminal."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+MISSING = "-"
+"""Cell of a figure that does not exist."""
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Return a Markdown table.
+
+    Args:
+        header: names of the columns.
+        rows: cells, as many in each row as in the header.
+        left: how many columns are aligned to the left; the others are aligned to the right.
+
+    Returns:
+        Markdown, ending in a newline.
+
+    Example:
+        >>> print(markdown_table(["method", "accuracy %"], [["bayes", "71.6"]]), end="")
+        | method | accuracy % |
+        | --- | ---: |
+        | bayes | 71.6 |
+    """
+    rule = ["---"] * left + ["---:"] * (len(header) - left)
+    cells = [[cell.replace("|", r"\|") for cell in row] for row in (header, rule, *rows)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in cells) + "\n"
+
+
+def terminal_table(
+    header: Sequence[str], rows: Sequence[Sequence["str | Text"]], left: int = 1
+) -> "Table":
+    """Return a table for `rich.console.Console.print`.
+
+    Args:
+        header: names of the columns; a line break makes a narrow column.
+        rows: cells, as many in each row as in the header.
+        left: how many columns are aligned to the left; the others are aligned to the right. Only
+            the first column breaks long cells.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
+    for place, name in enumerate(header):
+        table.add_column(
+            Text(name),
+            justify="left" if place < left else "right",
+            overflow="fold",
+            no_wrap=place > 0,
+        )
+    for row in rows:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    return table
+
+
+def percent(fraction: float | None, digits: int = 1) -> str:
+    """Return a fraction in per cent, without the sign.
+
+    Example:
+        >>> percent(0.716), percent(None)
+        ('71.6', '-')
+    """
+    return MISSING if fraction is None else f"{100 * fraction:.{digits}f}"
+
+
+def points(fraction: float, digits: int = 1) -> str:
+    """Return a difference of fractions in percentage points, with its sign; no negative zero.
+
+    Example:
+        >>> points(0.0261), points(-0.0001)
+        ('+2.6', '0.0')
+    """
+    text = f"{100 * fraction:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text
+
+
+def interval(low: float, high: float, digits: int = 3) -> str:
+    """Return the two ends of an interval.
+
+    Example:
+        >>> interval(0.5, 0.73, 2)
+        '0.50..0.73'
+    """
+    return f"{low:.{digits}f}..{high:.{digits}f}"
