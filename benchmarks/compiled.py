@@ -301,15 +301,17 @@ def _generated(
     """The one program of `generate`, for answers that are drawn greedily."""
     import jax
 
-    from jaxalign.models.generate import Prompt, prepare, run
+    from jaxalign.models.generate import Prompt, decode_jit, prepare_decode
     from jaxalign.models.sampling import Sampling
 
     settings, key = Sampling(max_tokens=new, temperature=0.0), jax.random.key(0)
     lengths = np.full(shape[0], shape[1], np.int32)
     prompt = Prompt(np.zeros(shape, np.int32), lengths, prefix)
-    apart = True if place.described else None
-    plan, job, prompt = prepare(config, params, prompt, key, settings, apart=apart, **adapted)
-    return Program(run, (plan, *place.held((job, prompt))))
+    unstack = True if place.described else None
+    spec, inputs, prompt = prepare_decode(
+        config, params, prompt, key, settings, unstack_layers=unstack, **adapted
+    )
+    return Program(decode_jit, (spec, *place.held((inputs, prompt))))
 
 
 def _train(place: Place, size: str, lora: bool, rows: int) -> Program:

@@ -75,7 +75,7 @@ def _config(arguments: argparse.Namespace, accelerated: bool, dtype: str) -> Any
         answer_tokens=arguments.new or (base.answer_tokens if accelerated else 16),
         value_dropout=0.0,
         conditioning="none",  # random prompts; a tag is but some tokens of them
-        apart=accelerated,
+        unstack_layers=accelerated,
         trunk=replace(base.trunk, weights=dtype, compute=dtype, lora=lora),
     )
 

@@ -147,7 +147,9 @@ def plug(size: str, dtype: str, encoder: str, remat: str | None) -> tuple[Any, A
     )
     persona = PersonaConfig()
     blank = jnp.zeros((1, 8), jnp.int32)
-    made = jax.jit(bert.Encoder(config).init)(jax.random.key(3), blank, jnp.ones((1, 8), bool))
+    made = jax.jit(bert.EncoderModule(config).init)(
+        jax.random.key(3), blank, jnp.ones((1, 8), bool)
+    )
     start = jax.jit(init, static_argnums=(1, 2, 3, 4))
     trained = {
         "encoder": made["params"],

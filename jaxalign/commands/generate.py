@@ -217,7 +217,7 @@ def _policies(arguments: argparse.Namespace, which: list[int], stack: Any) -> di
     """Adapters of some rows as `generate_texts` and `stream` take them."""
     import numpy as np
 
-    from jaxalign.models.generate import Mixture
+    from jaxalign.models.generate import PolicyMixture
 
     if stack is None:
         return {}
@@ -225,7 +225,7 @@ def _policies(arguments: argparse.Namespace, which: list[int], stack: Any) -> di
         return {"adapters": stack, "rows": np.asarray(which, np.int32)}
     weights = np.tile(np.asarray(arguments.weights, np.float32), (len(which), 1))
     rows = np.tile(np.arange(weights.shape[1], dtype=np.int32), (len(which), 1))
-    return {"adapters": stack, "combine": Mixture(weights, rows)}
+    return {"adapters": stack, "combine": PolicyMixture(weights, rows)}
 
 
 def _answer_one(

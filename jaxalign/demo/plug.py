@@ -17,8 +17,8 @@ from jaxalign.demo.answers import Answers
 from jaxalign.demo.study import DIMS, DRAWS, SUPPORT, TRAIN_CHOICES, Design, Study, World
 from jaxalign.kernels.token_logprob import token_logprob
 from jaxalign.metrics.bootstrap import mean_interval
-from jaxalign.models import answers as told
 from jaxalign.models import families
+from jaxalign.models.completions import CompletionBatch, completion_states
 from jaxalign.models.decoder import unembedding
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.mrm.reduce import fit_projection
@@ -263,20 +263,20 @@ def _readers(world: World, users: np.ndarray, chosen: np.ndarray) -> Readers:
     return Readers(chosen.astype(np.int32), np.ones(chosen.shape, bool), likes.astype(np.int32))
 
 
-def _states(toy: Tree, soft: jax.Array, likes: jax.Array) -> tuple[jax.Array, told.Answers]:
+def _states(toy: Tree, soft: jax.Array, likes: jax.Array) -> tuple[jax.Array, CompletionBatch]:
     """The states before each token of the answers, a name and the stop token."""
     rows = len(soft)
     words = jnp.asarray([VOCABULARY.index(word) for word in PROMPT], jnp.int32)
     tokens = jnp.stack([likes, jnp.full(rows, STOP, jnp.int32)], axis=1)
     lengths, ends = (jnp.full(rows, count, jnp.int32) for count in (len(words), 2))
-    given = told.Answers(jnp.tile(words, (rows, 1)), lengths, tokens, ends)
-    return told.answer_states(TOY, toy, given, prefix=soft), given
+    given = CompletionBatch(jnp.tile(words, (rows, 1)), lengths, tokens, ends)
+    return completion_states(TOY, toy, given, prefix=soft), given
 
 
 def _nats(toy: Tree, soft: jax.Array, likes: jax.Array) -> jax.Array:
     """Negative log-probability of each right answer: soft [B, 2, D], likes [B] -> [B]."""
     states, given = _states(toy, soft, likes)
-    return -token_logprob(states, unembedding(toy), given.tokens)[0].sum(axis=1)
+    return -token_logprob(states, unembedding(toy), given.completions)[0].sum(axis=1)
 
 
 def _interval(seed: int, values: np.ndarray) -> dict[str, float]:

@@ -73,8 +73,8 @@ class MocConfig:
             -mean_j (r_j - p_j)^2, an ablation.
         trunk: the adapter, precision, memory and devices.
         optimiser: rate, schedule and clipping.
-        apart: copy the layers out of their stack for the rollout: faster on a GPU, for as much
-            memory again as the model takes.
+        unstack_layers: copy the layers out of their stack for the rollout. Faster on a GPU; takes
+            as much memory again as the model.
         seed: of prompts, preferences, answers, fresh parameters and dropout.
         checkpoint_every: steps between two states on disk.
         tensorboard: write the metrics for TensorBoard too.
@@ -113,7 +113,7 @@ class MocConfig:
             rate=1e-5, schedule="constant", warmup=0.0, clip_norm=0.5
         )
     )
-    apart: bool = False
+    unstack_layers: bool = False
     seed: int = 0
     checkpoint_every: int = 50
     tensorboard: bool = False

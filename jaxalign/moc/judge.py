@@ -13,9 +13,9 @@ from jaxalign.data.prompts import plain
 from jaxalign.errors import InputError
 from jaxalign.moc.evaluation import Evaluation
 from jaxalign.moc.preferences import simplex
-from jaxalign.models.answers import reference_logprobs
 from jaxalign.models.buckets import padded
 from jaxalign.models.chat import Chat, check_finite, prompt_ids, text_of, with_stops
+from jaxalign.models.completions import reference_logprobs
 from jaxalign.models.generate import generate
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.sampling import Sampling

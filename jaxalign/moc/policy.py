@@ -150,7 +150,7 @@ def arguments(policy: Policy, preferences: ArrayLike) -> dict[str, Any]:
         preferences: [B, R] on the simplex.
 
     Returns:
-        Keyword arguments; those of `answer_states` too.
+        Keyword arguments; those of `completion_states` too.
     """
     table = policy.model.params["embed"]["table"]
     rows = jnp.asarray(simplex(preferences, policy.names))

@@ -16,16 +16,16 @@ from jaxalign.moc.policy import told_by, value_head
 from jaxalign.moc.ppo import adapted_kl
 from jaxalign.moc.update import Group, batch_loss
 from jaxalign.models import families
-from jaxalign.models.answers import (
-    Answers,
-    answer_logprobs,
-    answer_states,
-    drawing,
+from jaxalign.models.completions import (
+    CompletionBatch,
+    completion_logprobs,
+    completion_states,
+    sampling_distribution,
     state_logprobs,
 )
 from jaxalign.models.decoder import unembedding
-from jaxalign.models.generate import Job, Plan, Prompt, decode
-from jaxalign.models.sampling import program
+from jaxalign.models.generate import DecodeInputs, DecodeSpec, Prompt, decode
+from jaxalign.models.sampling import split_sampling
 from jaxalign.rewards.scale import Scale
 from jaxalign.rewards.vector import TokenReward
 from jaxalign.train import optimiser
@@ -62,16 +62,16 @@ class Programs:
     group lie beside each other.
 
     Attributes:
-        rollout: (state, frozen, batch) -> Answers.
+        rollout: (state, frozen, batch) -> CompletionBatch.
         score: (state, frozen, batch, answers) -> Scored.
         learn: (state, frozen, batch, answers, scored, raw rewards [B, R]) -> state, metrics.
         step: (state, frozen, batch) -> state, metrics, where the rewards are traced; else None.
             It jits, scans and vmaps over states (seeds) and batches (preferences).
     """
 
-    rollout: Callable[[State, Any, Batch], Answers]
-    score: Callable[[State, Any, Batch, Answers], Scored]
-    learn: Callable[[State, Any, Batch, Answers, Scored, jax.Array], tuple[State, Metrics]]
+    rollout: Callable[[State, Any, Batch], CompletionBatch]
+    score: Callable[[State, Any, Batch, CompletionBatch], Scored]
+    learn: Callable[[State, Any, Batch, CompletionBatch, Scored, jax.Array], tuple[State, Metrics]]
     step: Callable[[State, Any, Batch], tuple[State, Metrics]] | None
 
 
@@ -112,8 +112,10 @@ def make_train(
         assert reward is not None
         answers = run.rollout(state, frozen, batch)
         scored = run.score(state, frozen, batch, answers)
-        raw = reward.function(batch["plain"], batch["plain_lengths"], answers.tokens, answers.ends)
-        wanted = (len(answers.ends), len(names))
+        raw = reward.function(
+            batch["plain"], batch["plain_lengths"], answers.completions, answers.completion_lengths
+        )
+        wanted = (len(answers.completion_lengths), len(names))
         if raw.shape != wanted:
             raise InputError(
                 f"the reward {', '.join(names)} gives shape {raw.shape}; expected {wanted}, a row "
@@ -139,7 +141,7 @@ class _Run:
     def objectives(self) -> tuple[str, ...]:
         return self.names if self.config.reward == "vector" else (self.config.reward,)
 
-    def rollout(self, state: State, frozen: Any, batch: Batch) -> Answers:
+    def rollout(self, state: State, frozen: Any, batch: Batch) -> CompletionBatch:
         """Answers to the prompts of a batch."""
         config, rows = self.config, batch_sharding(self.mesh)
         tokens, lengths = (
@@ -148,33 +150,35 @@ class _Run:
         params = self._pinned(frozen)
         told = self._told(state.train.params, params, batch["preferences"])
         settings = config.sampling(self.stop_ids)
-        rule, dials = program(settings, config.batch, config.batch, self.decoder.vocab_size)
+        static, sampled = split_sampling(
+            settings, config.batch, config.batch, self.decoder.vocab_size
+        )
         plain = replace(self.decoder, remat=None)
-        plan = Plan((plain,), 1, config.answer_tokens, rule, config.apart)
-        dials = jax.tree.map(jnp.asarray, dials)
-        job = Job((params,), told["adapters"], None, None, _fold(state, 0), dials)
+        spec = DecodeSpec((plain,), 1, config.answer_tokens, static, config.unstack_layers)
+        sampled = jax.tree.map(jnp.asarray, sampled)
+        inputs = DecodeInputs((params,), told["adapters"], None, None, _fold(state, 0), sampled)
         soft = told["prefix"]
         firsts = None if soft is None else jnp.full(len(tokens), soft.shape[1], jnp.int32)
-        found = decode(plan, job, Prompt(tokens, lengths, soft, firsts))
-        return Answers(tokens, lengths, found.tokens, found.lengths)
+        found = decode(spec, inputs, Prompt(tokens, lengths, soft, firsts))
+        return CompletionBatch(tokens, lengths, found.tokens, found.lengths)
 
-    def score(self, state: State, frozen: Any, batch: Batch, answers: Answers) -> Scored:
+    def score(self, state: State, frozen: Any, batch: Batch, answers: CompletionBatch) -> Scored:
         """The answers under the policy and the reference, by the parts that the update has."""
         parts = self.config.minibatches * self.config.micro_batches
         params = self._pinned(frozen)
-        drawn = drawing(self.config.sampling(self.stop_ids), self.decoder.vocab_size)
+        drawn = sampling_distribution(self.config.sampling(self.stop_ids), self.decoder.vocab_size)
 
         def one(place: tuple[jax.Array, Any]) -> Scored:
             number, (part, plain, preferences) = place
             # The update's own key: what it drops has been dropped here, and its first ratio is 1.
             key = self._dropout(state, *jnp.divmod(number, self.config.micro_batches))
             logp, _, values = self._read(state.train.params, params, part, preferences, key)
-            reference, _ = answer_logprobs(
+            reference, _ = completion_logprobs(
                 self.decoder, params, plain, drawn, sharding=batch_sharding(self.mesh)
             )
             return Scored(logp, reference, values)
 
-        plain = answers._replace(prompts=batch["plain"], lengths=batch["plain_lengths"])
+        plain = answers._replace(prompts=batch["plain"], prompt_lengths=batch["plain_lengths"])
         cut = self._cut((answers, plain, batch["preferences"]), parts)
         found: Scored = jax.lax.map(one, (jnp.arange(parts, dtype=jnp.int32), cut))
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
@@ -184,7 +188,7 @@ class _Run:
         state: State,
         frozen: Any,
         batch: Batch,
-        answers: Answers,
+        answers: CompletionBatch,
         scored: Scored,
         raw: jax.Array,
     ) -> tuple[State, Metrics]:
@@ -222,8 +226,8 @@ class _Run:
             "error": jnp.mean(got.distance),
             "kl": kl,
             "coefficient": state.coefficient,
-            "answer_tokens": jnp.mean(answers.ends.astype(jnp.float32)),
-            "tokens": jnp.sum(answers.lengths + answers.ends),
+            "answer_tokens": jnp.mean(answers.completion_lengths.astype(jnp.float32)),
+            "tokens": jnp.sum(answers.prompt_lengths + answers.completion_lengths),
             "bad_row": jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32),
         }
         return State(train, state.step + 1, state.key, coefficient), metrics
@@ -285,14 +289,14 @@ class _Run:
         self,
         trained: Mapping[str, Any],
         params: Mapping[str, Any],
-        answers: Answers,
+        answers: CompletionBatch,
         preferences: jax.Array,
         key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Log-probabilities and entropies [B, M] and values [B, M, K + 1] of the policy."""
         config = self.config
         drop, hide = (None, None) if key is None else jax.random.split(key)
-        states = answer_states(
+        states = completion_states(
             self.decoder,
             params,
             answers,
@@ -301,7 +305,7 @@ class _Run:
             dropout_key=drop,
             sharding=batch_sharding(self.mesh),
         )
-        drawn = drawing(config.sampling(self.stop_ids), self.decoder.vocab_size)
+        drawn = sampling_distribution(config.sampling(self.stop_ids), self.decoder.vocab_size)
         logp, entropy = state_logprobs(states, unembedding(params), answers, drawn)
         seen = states.astype(jnp.promote_types(states.dtype, jnp.float32))
         if hide is not None and config.value_dropout:

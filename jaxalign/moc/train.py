@@ -16,8 +16,8 @@ from jaxalign.moc.policy import Policy
 from jaxalign.moc.preferences import Prompt
 from jaxalign.moc.source import Drawn, Source
 from jaxalign.moc.step import Programs, State, begin, make_train
-from jaxalign.models.answers import Answers
 from jaxalign.models.chat import stop_ids, text_of
+from jaxalign.models.completions import CompletionBatch
 from jaxalign.models.lora import LoraConfig
 from jaxalign.progress import Progress
 from jaxalign.rewards.vector import TextReward, TokenReward, measured
@@ -217,8 +217,8 @@ def _by_host(
     return advance
 
 
-def _texts(policy: Policy, answers: Answers) -> list[str]:
-    tokens, ends = jax.device_get((answers.tokens, answers.ends))
+def _texts(policy: Policy, answers: CompletionBatch) -> list[str]:
+    tokens, ends = jax.device_get((answers.completions, answers.completion_lengths))
     return [text_of(policy.model, row[:end]) for row, end in zip(tokens, ends, strict=True)]
 
 

@@ -1,6 +1,6 @@
 """Flax (Linen) modules with plain nested dicts of parameters, and their weights."""
 
-from jaxalign.models.chat import Answer, generate_texts
+from jaxalign.models.chat import Completion, generate_texts
 from jaxalign.models.classifier import Classifier, classify, load_classifier
 from jaxalign.models.embed import Encoder, encode, load_encoder
 from jaxalign.models.language import LanguageModel, load_language_model, save_language_model
@@ -9,8 +9,8 @@ from jaxalign.models.peft import load_adapter, save_adapter
 from jaxalign.models.sampling import Sampling
 
 __all__ = [
-    "Answer",
     "Classifier",
+    "Completion",
     "Encoder",
     "LanguageModel",
     "LoraConfig",

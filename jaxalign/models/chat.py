@@ -11,7 +11,7 @@ import numpy as np
 from jaxalign.errors import InputError
 from jaxalign.models.buckets import bucket_length, padded
 from jaxalign.models.decoder import Adapters
-from jaxalign.models.generate import Generated, Mixture, generate
+from jaxalign.models.generate import Generated, PolicyMixture, generate
 from jaxalign.models.sampling import Sampling
 from jaxalign.progress import track
 
@@ -23,7 +23,7 @@ _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
+class Completion:
     """What a model answered to one prompt.
 
     Attributes:
@@ -49,12 +49,12 @@ def generate_texts(
     *,
     adapters: Adapters = None,
     rows: Sequence[int] | np.ndarray | None = None,
-    combine: Mixture | None = None,
+    combine: PolicyMixture | None = None,
     prefix: Any = None,
     prefix_lengths: Any = None,
     batch_size: int = 16,
     progress: bool = True,
-) -> list[Answer]:
+) -> list[Completion]:
     """An answer to each prompt.
 
     Args:
@@ -228,13 +228,13 @@ def _check_text(text: Any, name: str) -> None:
         ) from error
 
 
-def _answer(model: "LanguageModel", found: Generated, place: int, prompt_tokens: int) -> Answer:
+def _answer(model: "LanguageModel", found: Generated, place: int, prompt_tokens: int) -> Completion:
     length = int(found.lengths[place])
     tokens = np.asarray(found.tokens[place, :length])
     logprobs = np.asarray(found.logprobs[place, :length])
     check_finite(model, logprobs)
     stopped = bool(found.stopped[place])
-    return Answer(text_of(model, tokens), tokens, logprobs, prompt_tokens, stopped)
+    return Completion(text_of(model, tokens), tokens, logprobs, prompt_tokens, stopped)
 
 
 def _table(ids: Sequence[Sequence[int]], positions: int) -> tuple[np.ndarray, np.ndarray]:

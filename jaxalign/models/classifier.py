@@ -12,7 +12,7 @@ from jaxalign.errors import InputError
 from jaxalign.models import families
 from jaxalign.models.buckets import by_length, default_tokens, padded
 from jaxalign.models.decoder_config import size
-from jaxalign.models.encoder import Encoder, EncoderConfig
+from jaxalign.models.encoder import EncoderConfig, EncoderModule
 from jaxalign.models.encoder_files import read_json
 from jaxalign.models.heads import PooledHead, ValueHead, last_token
 from jaxalign.models.language import check_tokens, load_tokenizer
@@ -193,7 +193,7 @@ def forward(
         if isinstance(config, EncoderConfig):
             inputs: Any = tokens if embeddings is None else embeddings
             mask = jnp.arange(inputs.shape[1], dtype=jnp.int32)[None, :] < lengths[:, None]
-            states = Encoder(config).apply(
+            states = EncoderModule(config).apply(
                 {"params": params}, tokens, mask, embeddings=embeddings, types=types
             )
             vectors = states[:, 0]

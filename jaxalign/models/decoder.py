@@ -131,12 +131,12 @@ def layers_of(block: Any, config: Any, adapter_dropout: float) -> Any:
     """The blocks of a decoder: one, compiled once and scanned over its stacked parameters; or L.
 
     A block takes (carry, layer, adapters, four inputs that all layers share). `config` says
-    layers, unroll, remat and apart.
+    layers, unroll, remat and unstacked.
     """
     if config.remat is not None:
         policy = getattr(jax.checkpoint_policies, config.remat)
         block = nn.remat(block, policy=policy, prevent_cse=False)
-    if config.apart:
+    if config.unstacked:
         return [block(config, adapter_dropout) for _ in range(config.layers)]
     scanned = nn.scan(
         block,
@@ -156,12 +156,12 @@ def through(
 
     Args:
         layers: as it made them.
-        config: says layers and apart.
-        carry: states, and the cache or None; of layers apart a cache for each.
-        adapters: or None; of layers apart a tree for each.
+        config: says layers and unstacked.
+        carry: states, and the cache or None; of unstacked layers a cache for each.
+        adapters: or None; of unstacked layers a tree for each.
         shared: what is the same for each layer.
     """
-    if not config.apart:
+    if not config.unstacked:
         numbers = jnp.arange(config.layers, dtype=jnp.int32)
         (hidden, cache), _ = layers(carry, numbers, adapters, *shared)
         return hidden, cache

@@ -33,8 +33,8 @@ class DecoderConfig:
         tied: whether the unembedding is the input embedding.
         dtype: of the compute; softmax, norms and angles use at least float32.
         unroll: unroll the scan over layers (longer to compile, for counting FLOPs).
-        apart: parameters, adapters and cache are one tree a layer (`families.apart`): a decoding
-            loop then reads them where they lie, and copies no layer out of a stack.
+        unstacked: parameters, adapters and cache are one tree per layer instead of a stack
+            (`families.unstack_layers`), so that a decoding loop copies no layer out of a stack.
         remat: name of a `jax.checkpoint_policies` entry to recompute blocks by, or None.
         attention: `auto` takes cuDNN on a GPU in half precision, XLA elsewhere.
     """
@@ -58,7 +58,7 @@ class DecoderConfig:
     tied: bool = False
     dtype: str = "float32"
     unroll: bool = False
-    apart: bool = False
+    unstacked: bool = False
     remat: str | None = None
     attention: Implementation = "auto"
 

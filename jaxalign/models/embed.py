@@ -263,7 +263,7 @@ def forward(
     with jax.default_matmul_precision("highest" if config.dtype == "float32" else "default"):
         hidden: Any
         if isinstance(config, EncoderConfig):
-            hidden = bert.Encoder(config).apply({"params": params}, tokens, mask)
+            hidden = bert.EncoderModule(config).apply({"params": params}, tokens, mask)
         else:
             lengths = jnp.sum(mask.astype(jnp.int32), axis=1)
             hidden, _ = families.forward(config, params, tokens, lengths)

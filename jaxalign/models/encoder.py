@@ -111,7 +111,7 @@ class EncoderConfig:
         )
 
 
-class Encoder(nn.Module):
+class EncoderModule(nn.Module):
     """BERT without a head: embeddings, then L post-norm blocks compiled as one.
 
     Source: Devlin et al. 2019, https://arxiv.org/abs/1810.04805; without token types, Sanh et al.

@@ -115,15 +115,15 @@ def init(key: jax.Array, config: Config) -> dict[str, Any]:
     return params
 
 
-def apart(config: Config, params: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
+def unstack_layers(config: Config, params: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
     """The same model with a tree of parameters for each layer, copied out of their stacks."""
     rest = {name: value for name, value in params.items() if name != "layers"}
-    layers = layers_apart(config, params["layers"])
+    layers = unstack_tree(config, params["layers"])
     named = {f"layers_{number}": layer for number, layer in enumerate(layers)}
-    return replace(config, apart=True), rest | named
+    return replace(config, unstacked=True), rest | named
 
 
-def layers_apart(config: Config, stack: Any) -> tuple[Any, ...]:
+def unstack_tree(config: Config, stack: Any) -> tuple[Any, ...]:
     """A cache or adapters, leaves [L, ...], as one tree a layer."""
 
     def at(number: int) -> Any:

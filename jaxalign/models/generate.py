@@ -1,4 +1,4 @@
-"""Answers of a language model: one compiled program from the prompts to the last token drawn."""
+"""Answers of a language model: one compiled program from prompts to last token."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -12,7 +12,13 @@ from jaxalign.models import families
 from jaxalign.models.buckets import bucket_length
 from jaxalign.models.decoder import Adapters
 from jaxalign.models.generate_checks import check
-from jaxalign.models.sampling import Dials, Rule, Sampling, draw, program
+from jaxalign.models.sampling import (
+    Sampling,
+    SamplingParams,
+    StaticSampling,
+    sample_token,
+    split_sampling,
+)
 
 Params = Mapping[str, Any]
 
@@ -25,7 +31,7 @@ class Generated(NamedTuple):
         lengths: [B] int32 tokens of each answer, its stop token included.
         logprobs: [B, M], at least float32: of each token under the distribution it was drawn
             from, temperature, top-k, top-p, suppression and minimum length included; at
-            temperature 0 as `sampling.draw` says; 0 behind the end.
+            temperature 0 as `sampling.sample_token` says; 0 behind the end.
         stopped: [B] bool, whether the answer ended with a stop id.
         steps: scalar int32, how many tokens were decoded before every row had ended.
     """
@@ -37,8 +43,8 @@ class Generated(NamedTuple):
     steps: jax.Array
 
 
-class Mixture(NamedTuple):
-    """Several policies that draw each token together: log pi = sum_c w_c log pi_c, normalised.
+class PolicyMixture(NamedTuple):
+    """Policies that sample each token together: log pi = sum_c w_c log pi_c, normalised.
 
     Attributes:
         weights: [B, C] of the A adapters in `rows` first, then of `others`; any finite numbers.
@@ -55,33 +61,33 @@ class Mixture(NamedTuple):
     others: tuple[tuple[families.Config, Params], ...] = ()
 
 
-class Plan(NamedTuple):
+class DecodeSpec(NamedTuple):
     """What is compiled in.
 
     Attributes:
         configs: of the model and those mixed with it.
-        fold: A, how many adapters each row of the first model has.
+        adapters_per_row: A, how many adapters each row of the first model has.
         slots: M, the most tokens that may be drawn.
-        rule: how they are drawn.
-        apart: whether the loop has a copy of each layer's parameters beside the stack.
+        sampling: how they are drawn.
+        unstack_layers: whether the loop has a copy of each layer's parameters beside the stack.
     """
 
     configs: tuple[families.Config, ...]
-    fold: int
+    adapters_per_row: int
     slots: int
-    rule: Rule
-    apart: bool
+    sampling: StaticSampling
+    unstack_layers: bool
 
 
-class Job(NamedTuple):
+class DecodeInputs(NamedTuple):
     """What stays the same from the first token to the last.
 
     Attributes:
-        params: of each of `Plan.configs`.
+        params: of each of `DecodeSpec.configs`.
         adapters, rows: of the first model, [A * B] where each row has A adapters.
         weights: [B, C] of a mixture, or None.
         keys: [B], one a row; or one, folded with the row's number.
-        dials: settings that are data.
+        sampling: settings that are data.
     """
 
     params: tuple[Params, ...]
@@ -89,7 +95,7 @@ class Job(NamedTuple):
     rows: Any
     weights: Any
     keys: jax.Array
-    dials: Dials
+    sampling: SamplingParams
 
 
 class Prompt(NamedTuple):
@@ -108,12 +114,12 @@ class Prompt(NamedTuple):
     prefix_lengths: Any = None
 
 
-class State(NamedTuple):
+class DecodeState(NamedTuple):
     """Where a run stands, after `step` tokens.
 
     Attributes:
         step: scalar int32.
-        caches: one for each model; with `Plan.apart`, of each its layers'.
+        caches: one for each model; with `DecodeSpec.unstack_layers`, of each its layers'.
         starts: [B] int32, the slot of the last token drawn.
         ended: [B] bool.
         stopped, lengths, tokens, logprobs: as in `Generated`, M slots.
@@ -141,8 +147,8 @@ def generate(
     prefix_lengths: Any = None,
     adapters: Adapters = None,
     rows: Any = None,
-    combine: Mixture | None = None,
-    apart: bool | None = None,
+    combine: PolicyMixture | None = None,
+    unstack_layers: bool | None = None,
 ) -> Generated:
     """Draws an answer to each prompt of a batch.
 
@@ -160,10 +166,10 @@ def generate(
         prefix_lengths: [B] int32 soft tokens of each row; None where all have Q.
         adapters: one scaled adapter, or a stack of them (`jaxalign.models.lora`).
         rows: [B] int32, which adapter of a stack each row has; -1 for none.
-        combine: further policies that draw together with this one.
-        apart: copy each layer's parameters out of their stack before the loop, where a step would
-            copy them again for every token: as much memory again as the parameters take, for a
-            third of the traffic. None does so on a GPU only.
+        combine: further policies that sample together with this one.
+        unstack_layers: copy the parameters of each layer out of their stack before the decoding
+            loop. This takes as much memory again as the parameters, and saves a copy of every layer
+            at every token: a third of the memory traffic. None does so on a GPU only.
 
     Returns:
         Tokens, lengths and log-probabilities.
@@ -173,7 +179,7 @@ def generate(
     """
     batch = np.shape(tokens)[0]
     prompt = Prompt(tokens, lengths, prefix, prefix_lengths)
-    plan, job, prompt = prepare(
+    spec, inputs, prompt = prepare_decode(
         config,
         params,
         prompt,
@@ -182,9 +188,9 @@ def generate(
         adapters=adapters,
         rows=rows,
         combine=combine,
-        apart=apart,
+        unstack_layers=unstack_layers,
     )
-    found: Generated = run(plan, job, prompt)
+    found: Generated = decode_jit(spec, inputs, prompt)
     if (batch, settings.max_tokens) == found.tokens.shape:
         return found
     rows_and_slots = (slice(batch), slice(settings.max_tokens))
@@ -197,7 +203,7 @@ def generate(
     )
 
 
-def prepare(
+def prepare_decode(
     config: families.Config,
     params: Params,
     prompt: Prompt,
@@ -206,36 +212,38 @@ def prepare(
     *,
     adapters: Adapters = None,
     rows: Any = None,
-    combine: Mixture | None = None,
-    apart: bool | None = None,
-) -> tuple[Plan, Job, Prompt]:
+    combine: PolicyMixture | None = None,
+    unstack_layers: bool | None = None,
+) -> tuple[DecodeSpec, DecodeInputs, Prompt]:
     """Arguments of `generate`, checked, padded to their buckets, and split for compilation."""
-    combine = combine or Mixture(None)
+    combine = combine or PolicyMixture(None)
     check(config, prompt, key, settings, adapters, rows, combine)
     batch, length = np.shape(prompt.tokens)
     padded = _bucket(batch)
-    rule, dials = program(settings, batch, padded, config.vocab_size)
-    fold, weights = 1, combine.weights
+    static, sampled = split_sampling(settings, batch, padded, config.vocab_size)
+    adapters_per_row, weights = 1, combine.weights
     if combine.rows is not None:
-        fold, rows = np.shape(combine.rows)[1], combine.rows
+        adapters_per_row, rows = np.shape(combine.rows)[1], combine.rows
     if rows is not None:  # adapters outermost, as `_logits` folds them
-        rows = _padded(jnp.reshape(rows, (batch, fold)), (padded, fold), np.int32).T.reshape(-1)
+        rows = _padded(
+            jnp.reshape(rows, (batch, adapters_per_row)), (padded, adapters_per_row), np.int32
+        ).T.reshape(-1)
     if weights is not None:
         weights = _padded(weights, (padded, np.shape(weights)[1]), np.float32)
-    plan = Plan(
+    spec = DecodeSpec(
         configs=(config, *(other for other, _ in combine.others)),
-        fold=fold,
+        adapters_per_row=adapters_per_row,
         slots=bucket_length(settings.max_tokens, max(settings.max_tokens, config.positions)),
-        rule=rule,
-        apart=jax.default_backend() == "gpu" if apart is None else apart,
+        sampling=static,
+        unstack_layers=jax.default_backend() == "gpu" if unstack_layers is None else unstack_layers,
     )
-    job = Job(
+    inputs = DecodeInputs(
         params=(params, *(other for _, other in combine.others)),
         adapters=adapters,
         rows=rows,
         weights=weights,
         keys=key if key.ndim == 0 or batch == padded else key[np.arange(padded) % batch],
-        dials=dials,
+        sampling=sampled,
     )
     prefix, firsts, soft = prompt.prefix, prompt.prefix_lengths, 0
     if prefix is not None:
@@ -244,11 +252,15 @@ def prepare(
         prefix = _padded(prefix, (padded, *np.shape(prefix)[1:]))
     shape = (padded, bucket_length(max(length, 1), max(length, config.positions - soft)))
     tokens = _padded(prompt.tokens, shape, np.int32)
-    return plan, job, Prompt(tokens, _padded(prompt.lengths, (padded,), np.int32), prefix, firsts)
+    return (
+        spec,
+        inputs,
+        Prompt(tokens, _padded(prompt.lengths, (padded,), np.int32), prefix, firsts),
+    )
 
 
-def begin(plan: Plan, job: Job, prompt: Prompt) -> State:
-    """Reads the prompts and draws the first token of each answer; plan is static."""
+def prefill(spec: DecodeSpec, inputs: DecodeInputs, prompt: Prompt) -> DecodeState:
+    """Reads the prompts and draws the first token of each answer; spec is static."""
     batch, length = prompt.tokens.shape
     soft = 0 if prompt.prefix is None else prompt.prefix.shape[1]
     totals = prompt.lengths
@@ -256,73 +268,75 @@ def begin(plan: Plan, job: Job, prompt: Prompt) -> State:
         totals = totals + prompt.prefix_lengths
     caches: tuple[Any, ...] = tuple(
         families.new_cache(
-            config, batch * (1 if number else plan.fold), soft + length + plan.slots - 1
+            config, batch * (1 if number else spec.adapters_per_row), soft + length + spec.slots - 1
         )
-        for number, config in enumerate(plan.configs)
+        for number, config in enumerate(spec.configs)
     )
-    inputs = partial(_in_line, prompt)
-    logits, caches = _logits(plan, job, caches, inputs, jnp.maximum(totals, 1), None)
-    if plan.apart:
-        pairs = zip(plan.configs, caches, strict=True)
-        caches = tuple(families.layers_apart(config, cache) for config, cache in pairs)
-    state = State(
+    embed_inputs = partial(_in_line, prompt)
+    logits, caches = _logits(spec, inputs, caches, embed_inputs, jnp.maximum(totals, 1), None)
+    if spec.unstack_layers:
+        pairs = zip(spec.configs, caches, strict=True)
+        caches = tuple(families.unstack_tree(config, cache) for config, cache in pairs)
+    state = DecodeState(
         step=jnp.zeros((), jnp.int32),
         caches=caches,
         starts=jnp.maximum(totals, 1) - 1,
         ended=totals == 0,
         stopped=jnp.zeros(batch, bool),
         lengths=jnp.zeros(batch, jnp.int32),
-        tokens=jnp.full((batch, plan.slots), job.dials.pad_id, jnp.int32),
-        logprobs=jnp.zeros((batch, plan.slots), logits.dtype),
+        tokens=jnp.full((batch, spec.slots), inputs.sampling.pad_id, jnp.int32),
+        logprobs=jnp.zeros((batch, spec.slots), logits.dtype),
     )
-    return _drawn(plan, job, state, logits)
+    return _sample_step(spec, inputs, state, logits)
 
 
-def advance(plan: Plan, job: Job, state: State, until: jax.Array) -> State:
-    """Draws on until every row has ended or has `until` tokens (scalar int32); plan is static."""
-    if plan.apart:
-        plan, job = _layers_apart(plan, job)
+def decode_until(
+    spec: DecodeSpec, inputs: DecodeInputs, state: DecodeState, until: jax.Array
+) -> DecodeState:
+    """Draws on until every row has ended or has `until` tokens (scalar int32); spec is static."""
+    if spec.unstack_layers:
+        spec, inputs = _unstack_layers(spec, inputs)
 
-    def going(state: State) -> jax.Array:
+    def going(state: DecodeState) -> jax.Array:
         return (state.step < until) & ~jnp.all(state.ended)
 
-    def once(state: State) -> State:
+    def once(state: DecodeState) -> DecodeState:
         last = jax.lax.dynamic_slice_in_dim(state.tokens, state.step - 1, 1, axis=1)
 
-        def inputs(config: families.Config, params: Params) -> jax.Array:
+        def embed_inputs(config: families.Config, params: Params) -> jax.Array:
             return families.embed(config, params, last)
 
-        logits, caches = _logits(plan, job, state.caches, inputs, None, state.starts)
-        return _drawn(plan, job, state._replace(caches=caches), logits)
+        logits, caches = _logits(spec, inputs, state.caches, embed_inputs, None, state.starts)
+        return _sample_step(spec, inputs, state._replace(caches=caches), logits)
 
     return jax.lax.while_loop(going, once, state)
 
 
-def decode(plan: Plan, job: Job, prompt: Prompt) -> Generated:
-    """From prompts to answers, M = `plan.slots`; the pure function behind `generate`."""
-    state = advance(plan, job, begin(plan, job, prompt), job.dials.max_tokens)
+def decode(spec: DecodeSpec, inputs: DecodeInputs, prompt: Prompt) -> Generated:
+    """From prompts to answers, M = `spec.slots`; the pure function behind `generate`."""
+    state = decode_until(spec, inputs, prefill(spec, inputs, prompt), inputs.sampling.max_tokens)
     return Generated(state.tokens, state.lengths, state.logprobs, state.stopped, state.step)
 
 
-run = jax.jit(decode, static_argnums=0)
+decode_jit = jax.jit(decode, static_argnums=0)
 
 
-def _layers_apart(plan: Plan, job: Job) -> tuple[Plan, Job]:
+def _unstack_layers(spec: DecodeSpec, inputs: DecodeInputs) -> tuple[DecodeSpec, DecodeInputs]:
     """Models and adapters with one tree a layer: what the loop reads, cut before it begins."""
-    pairs = zip(plan.configs, job.params, strict=True)
-    models = [families.apart(config, params) for config, params in pairs]
-    adapters = job.adapters
+    pairs = zip(spec.configs, inputs.params, strict=True)
+    models = [families.unstack_layers(config, params) for config, params in pairs]
+    adapters = inputs.adapters
     if adapters is not None:
-        adapters = families.layers_apart(plan.configs[0], adapters)
-    plan = plan._replace(configs=tuple(config for config, _ in models))
-    return plan, job._replace(params=tuple(params for _, params in models), adapters=adapters)
+        adapters = families.unstack_tree(spec.configs[0], adapters)
+    spec = spec._replace(configs=tuple(config for config, _ in models))
+    return spec, inputs._replace(params=tuple(params for _, params in models), adapters=adapters)
 
 
 def _logits(
-    plan: Plan,
-    job: Job,
+    spec: DecodeSpec,
+    inputs: DecodeInputs,
     caches: tuple[Any, ...],
-    inputs: Callable[[families.Config, Params], jax.Array],
+    embed_inputs: Callable[[families.Config, Params], jax.Array],
     lengths: jax.Array | None,
     starts: jax.Array | None,
 ) -> tuple[jax.Array, tuple[Any, ...]]:
@@ -331,54 +345,56 @@ def _logits(
     A row's adapters stand below each other in the batch, [A * B], with one cache for all.
     """
     found, kept = [], []
-    for number, (config, params) in enumerate(zip(plan.configs, job.params, strict=True)):
-        fold = 1 if number else plan.fold
-        embeddings = inputs(config, params)
+    for number, (config, params) in enumerate(zip(spec.configs, inputs.params, strict=True)):
+        adapters_per_row = 1 if number else spec.adapters_per_row
+        embeddings = embed_inputs(config, params)
         hidden, cache = families.forward(
             config,
             params,
-            embeddings=jnp.tile(embeddings, (fold, 1, 1)),
-            lengths=None if lengths is None else jnp.tile(lengths, fold),
+            embeddings=jnp.tile(embeddings, (adapters_per_row, 1, 1)),
+            lengths=None if lengths is None else jnp.tile(lengths, adapters_per_row),
             cache=caches[number],
-            starts=None if starts is None else jnp.tile(starts, fold),
-            adapters=None if number else job.adapters,
-            rows=None if number else job.rows,
+            starts=None if starts is None else jnp.tile(starts, adapters_per_row),
+            adapters=None if number else inputs.adapters,
+            rows=None if number else inputs.rows,
         )
         assert cache is not None
         if lengths is None:
             hidden = hidden[:, 0]
         else:
-            ends = jnp.tile(lengths, fold)[:, None, None] - 1
+            ends = jnp.tile(lengths, adapters_per_row)[:, None, None] - 1
             hidden = jnp.take_along_axis(hidden, ends, axis=1)[:, 0]
-        found.append(families.logits(params, hidden).reshape(fold, len(embeddings), -1))
+        found.append(families.logits(params, hidden).reshape(adapters_per_row, len(embeddings), -1))
         kept.append(cache)
     logits = found[0][0]
-    if job.weights is not None:
+    if inputs.weights is not None:
         # What normalises each policy is one number a row: the softmax to come removes it.
         logits = jnp.einsum(
             "BC,CBV->BV",
-            job.weights.astype(logits.dtype),
+            inputs.weights.astype(logits.dtype),
             jnp.concatenate(found),
             precision="highest",
         )
     return logits, tuple(kept)
 
 
-def _drawn(plan: Plan, job: Job, state: State, logits: jax.Array) -> State:
+def _sample_step(
+    spec: DecodeSpec, inputs: DecodeInputs, state: DecodeState, logits: jax.Array
+) -> DecodeState:
     """The state with one more token of each row that has not ended."""
-    dials, step = job.dials, state.step
-    barred = dials.suppressed | (dials.stop & (step < dials.min_tokens))
+    sampling, step = inputs.sampling, state.step
+    barred = sampling.suppressed | (sampling.stop & (step < sampling.min_tokens))
     logits = jnp.where(barred[None, :], -jnp.inf, logits)
-    rows = job.keys
+    rows = inputs.keys
     if rows.ndim == 0:
         rows = jax.vmap(partial(jax.random.fold_in, rows))(jnp.arange(len(logits), dtype=jnp.int32))
     keys = jax.vmap(jax.random.fold_in, (0, None))(rows, step)
-    one = partial(draw, rule=plan.rule)
-    token, logprob = jax.vmap(one)(keys, logits, dials.temperature, dials.top_p)
-    token = jnp.where(state.ended, dials.pad_id, token)
+    one = partial(sample_token, static=spec.sampling)
+    token, logprob = jax.vmap(one)(keys, logits, sampling.temperature, sampling.top_p)
+    token = jnp.where(state.ended, sampling.pad_id, token)
     logprob = jnp.where(state.ended, 0, logprob)
-    last = ~state.ended & dials.stop[token]
-    return State(
+    last = ~state.ended & sampling.stop[token]
+    return DecodeState(
         step=step + 1,
         caches=state.caches,
         # A row that has ended writes its last slot over and over.

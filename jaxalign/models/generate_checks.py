@@ -12,7 +12,7 @@ from jaxalign.models.decoder import Adapters
 from jaxalign.models.sampling import Sampling
 
 if TYPE_CHECKING:
-    from jaxalign.models.generate import Mixture, Prompt
+    from jaxalign.models.generate import PolicyMixture, Prompt
 
 
 def check(
@@ -22,7 +22,7 @@ def check(
     settings: Sampling,
     adapters: Adapters,
     rows: Any,
-    combine: "Mixture",
+    combine: "PolicyMixture",
 ) -> None:
     """Refuses what would fail inside the program, or be wrong without failing."""
     if np.ndim(prompt.tokens) != 2 or 0 in np.shape(prompt.tokens)[:1]:
@@ -72,7 +72,7 @@ def _check_lengths(
     config: families.Config,
     prompt: "Prompt",
     settings: Sampling,
-    combine: "Mixture",
+    combine: "PolicyMixture",
     soft: int,
     length: int,
 ) -> None:

@@ -37,7 +37,7 @@ class GPT2Config:
         positions: rows of the position table, the most tokens a text may have.
         norm_eps: epsilon of every layer norm.
         tied: whether the unembedding is the input embedding.
-        dtype, unroll, apart, remat, attention: as in `DecoderConfig`.
+        dtype, unroll, unstacked, remat, attention: as in `DecoderConfig`.
     """
 
     vocab_size: int
@@ -50,7 +50,7 @@ class GPT2Config:
     tied: bool = True
     dtype: str = "float32"
     unroll: bool = False
-    apart: bool = False
+    unstacked: bool = False
     remat: str | None = None
     attention: Implementation = "auto"
 

@@ -65,21 +65,21 @@ class Sampling:
             raise InputError(f"top_p is {self.top_p}; expected a number above 0 and at most 1.")
 
 
-class Rule(NamedTuple):
+class StaticSampling(NamedTuple):
     """The part of the settings that shapes the program.
 
     Attributes:
-        cold: whether no row, some rows or all rows have temperature 0.
+        greedy: whether no row, some rows or all rows have temperature 0.
         top_k: how many tokens are kept; None for all.
         top_p: whether the nucleus is cut out.
     """
 
-    cold: Literal["none", "some", "all"]
+    greedy: Literal["none", "some", "all"]
     top_k: int | None
     top_p: bool
 
 
-class Dials(NamedTuple):
+class SamplingParams(NamedTuple):
     """The part of the settings that is data.
 
     Attributes:
@@ -97,7 +97,9 @@ class Dials(NamedTuple):
     suppressed: Any
 
 
-def program(settings: Sampling, rows: int, padded: int, vocab_size: int) -> tuple[Rule, Dials]:
+def split_sampling(
+    settings: Sampling, rows: int, padded: int, vocab_size: int
+) -> tuple[StaticSampling, SamplingParams]:
     """Splits the settings into what is compiled and what is data.
 
     Args:
@@ -123,19 +125,23 @@ def program(settings: Sampling, rows: int, padded: int, vocab_size: int) -> tupl
         raise InputError("all token ids are suppressed; expected one at least that may be drawn.")
     temperature = _by_row("temperature", settings.temperature, rows, padded)
     top_p = _by_row("top_p", settings.top_p, rows, padded)
-    cold = temperature == 0
+    greedy = temperature == 0
     whole = settings.top_k is None or settings.top_k >= vocab_size
-    rule = Rule(
-        cold="all" if cold.all() else "some" if cold.any() else "none",
-        top_k=None if whole or cold.all() else settings.top_k,
-        top_p=bool((top_p < 1).any() and not cold.all()),
+    static = StaticSampling(
+        greedy="all" if greedy.all() else "some" if greedy.any() else "none",
+        top_k=None if whole or greedy.all() else settings.top_k,
+        top_p=bool((top_p < 1).any() and not greedy.all()),
     )
     most, least, pad = map(np.int32, (settings.max_tokens, settings.min_tokens, settings.pad_id))
-    return rule, Dials(most, least, pad, temperature, top_p, stop, suppressed)
+    return static, SamplingParams(most, least, pad, temperature, top_p, stop, suppressed)
 
 
-def draw(
-    key: jax.Array, logits: jax.Array, temperature: jax.Array, top_p: jax.Array, rule: Rule
+def sample_token(
+    key: jax.Array,
+    logits: jax.Array,
+    temperature: jax.Array,
+    top_p: jax.Array,
+    static: StaticSampling,
 ) -> tuple[jax.Array, jax.Array]:
     """One token and its log-probability under the distribution it was drawn from.
 
@@ -143,28 +149,28 @@ def draw(
         key: random key.
         logits: [V], -inf for what may not be drawn.
         temperature, top_p: scalars.
-        rule: static.
+        static: compile-time settings, from `split_sampling`.
 
     Returns:
-        Token int32 and log-probability: under the distribution of `candidates`; at temperature 0
-        the token is the likeliest (of equal ones the lowest id) and its log-probability that
-        under softmax(logits), temperature 1 and nothing cut off.
+        Token int32 and log-probability. Above temperature 0, under the distribution of
+        `truncated_logprobs`. At temperature 0 the token is the most likely one (of equal ones the
+        lowest id), with its log-probability under softmax(logits), without truncation.
     """
     best = jnp.argmax(logits).astype(jnp.int32)
     plain = logits[best] - jax.nn.logsumexp(logits)
-    if rule.cold == "all":
+    if static.greedy == "all":
         return best, plain
     warm = temperature > 0
-    shares, ids = candidates(logits, jnp.where(warm, temperature, 1), top_p, rule)
+    shares, ids = truncated_logprobs(logits, jnp.where(warm, temperature, 1), top_p, static)
     choice = _pick(key, shares)
     token = (choice if ids is None else ids[choice]).astype(jnp.int32)
-    if rule.cold == "none":
+    if static.greedy == "none":
         return token, shares[choice]
     return jnp.where(warm, token, best), jnp.where(warm, shares[choice], plain)
 
 
-def candidates(
-    logits: jax.Array, temperature: jax.Array, top_p: jax.Array, rule: Rule
+def truncated_logprobs(
+    logits: jax.Array, temperature: jax.Array, top_p: jax.Array, static: StaticSampling
 ) -> tuple[jax.Array, jax.Array | None]:
     """The distribution that is drawn from.
 
@@ -172,7 +178,7 @@ def candidates(
         logits: [V], -inf for what may not be drawn.
         temperature: scalar above 0.
         top_p: scalar.
-        rule: static.
+        static: compile-time settings, from `split_sampling`.
 
     Returns:
         Log-probabilities [k] or [V], -inf for what the nucleus leaves out, and the ids [k] that
@@ -182,11 +188,11 @@ def candidates(
     https://arxiv.org/abs/1904.09751.
     """
     ids = None
-    if rule.top_k is not None:
-        logits, ids = jax.lax.top_k(logits, rule.top_k)
+    if static.top_k is not None:
+        logits, ids = jax.lax.top_k(logits, static.top_k)
     # From the largest, so that a temperature near 0 gives -inf and never inf - inf.
     scaled = (logits - jnp.max(logits)) / temperature.astype(logits.dtype)
-    if rule.top_p:
+    if static.top_p:
         shares = jax.nn.softmax(scaled)
         scaled = jnp.where(shares >= _edge(shares, top_p), scaled, -jnp.inf)
     return jax.nn.log_softmax(scaled), ids

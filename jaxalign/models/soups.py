@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from jaxalign.errors import InputError
 from jaxalign.models import lora
 from jaxalign.models.chat import Chat
-from jaxalign.models.generate import Mixture
+from jaxalign.models.generate import PolicyMixture
 
 Adapter = tuple[lora.LoraConfig, Mapping[str, Any]]
 
@@ -45,7 +45,7 @@ class Stacked(NamedTuple):
             return {"adapters": self.adapters, "rows": self.rows[policy, 0]}
         return {
             "adapters": self.adapters,
-            "combine": Mixture(self.weights[policy], self.rows[policy]),
+            "combine": PolicyMixture(self.weights[policy], self.rows[policy]),
         }
 
     def prompts(self, prompts: Sequence[str | Chat], policy: ArrayLike) -> list[str | Chat]:

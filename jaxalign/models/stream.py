@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxalign.models.chat import Chat, check_finite, prompt_ids, text_of, with_stops
 from jaxalign.models.decoder import Adapters
-from jaxalign.models.generate import Mixture, Prompt, advance, begin, prepare
+from jaxalign.models.generate import PolicyMixture, Prompt, decode_until, prefill, prepare_decode
 from jaxalign.models.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 _BLOCK = 8  # tokens between two looks: enough to hide the host, little enough to read along
 _UNFINISHED = "\ufffd"
 
-_begin = jax.jit(begin, static_argnums=0)
-_advance = jax.jit(advance, static_argnums=0, donate_argnums=2)
+_prefill = jax.jit(prefill, static_argnums=0)
+_decode_until = jax.jit(decode_until, static_argnums=0, donate_argnums=2)
 
 
 def stream(
@@ -29,7 +29,7 @@ def stream(
     *,
     adapters: Adapters = None,
     rows: Any = None,
-    combine: Mixture | None = None,
+    combine: PolicyMixture | None = None,
     prefix: Any = None,
 ) -> Iterator[str]:
     """The pieces of one answer; joined, they are what `generate_texts` gives for this prompt.
@@ -50,7 +50,7 @@ def stream(
     soft = 0 if prefix is None else np.shape(prefix)[1]
     ids = prompt_ids(model, prompt, settings.max_tokens + soft)
     tokens, lengths = np.asarray([ids], np.int32), np.asarray([len(ids)], np.int32)
-    plan, job, prepared = prepare(
+    spec, inputs, prepared = prepare_decode(
         model.config,
         model.params,
         Prompt(tokens, lengths, prefix),
@@ -60,7 +60,7 @@ def stream(
         rows=rows,
         combine=combine,
     )
-    state = _begin(plan, job, prepared)
+    state = _prefill(spec, inputs, prepared)
     sent, until = 0, 1
     while True:
         length, ended = int(state.lengths[0]), bool(state.ended[0])
@@ -75,4 +75,4 @@ def stream(
         if last:
             return
         until = min(until + _BLOCK, settings.max_tokens)
-        state = _advance(plan, job, state, np.int32(until))
+        state = _decode_until(spec, inputs, state, np.int32(until))

@@ -19,7 +19,7 @@ from jaxalign.moc.policy import Policy, soft_token
 from jaxalign.moc.preferences import simplex, told
 from jaxalign.moc.table import ValueTable
 from jaxalign.models import lora
-from jaxalign.models.chat import Answer, Chat, generate_texts
+from jaxalign.models.chat import Chat, Completion, generate_texts
 from jaxalign.models.sampling import Sampling
 from jaxalign.models.soups import Adapter
 from jaxalign.personalize.utility import RewardIds, Target, Utility, expect_utility
@@ -149,7 +149,7 @@ def answer_told(
     beta: float = 0.0,
     batch_size: int = 64,
     progress: bool = True,
-) -> list[Answer]:
+) -> list[Completion]:
     """Answer each prompt as its own preference asks, all preferences in one decode call a batch.
 
     Args:

@@ -14,9 +14,9 @@ from numpy.typing import ArrayLike
 
 from jaxalign.errors import InputError
 from jaxalign.moc.judge import check_drawn_whole
-from jaxalign.models.answers import reference_logprobs
 from jaxalign.models.buckets import padded
 from jaxalign.models.chat import Chat, check_finite, prompt_ids, text_of, with_stops
+from jaxalign.models.completions import reference_logprobs
 from jaxalign.models.generate import generate
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.sampling import Sampling

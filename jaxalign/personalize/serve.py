@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from jaxalign import moc
 from jaxalign.errors import InputError
 from jaxalign.files import write_json
-from jaxalign.models.chat import Answer, Chat, generate_texts
+from jaxalign.models.chat import Chat, Completion, generate_texts
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.peft import load_adapter, save_adapter
 from jaxalign.models.sampling import Sampling
@@ -38,7 +38,7 @@ class Answered(NamedTuple):
         values: [B] what the member is worth to the user, in units of reward, KL's price taken off.
     """
 
-    answers: list[Answer]
+    answers: list[Completion]
     members: np.ndarray
     values: np.ndarray
 
@@ -212,7 +212,7 @@ def answer_as(
     *,
     batch_size: int = 64,
     progress: bool = True,
-) -> list[Answer]:
+) -> list[Completion]:
     """Answer each prompt by a given member, for users routed elsewhere (on a posterior, say).
 
     Args:

@@ -12,7 +12,7 @@ from jaxalign.data.files import read_json_lines
 from jaxalign.data.histories import Histories, Item, Sample
 from jaxalign.data.records import date_key, identity, text_of
 from jaxalign.errors import InputError
-from jaxalign.models.chat import Answer
+from jaxalign.models.chat import Completion
 from jaxalign.models.encoder_files import read_json
 from jaxalign.models.sampling import Sampling
 from jaxalign.pplug.controls import RUNS
@@ -94,7 +94,7 @@ def answers(
     store: str | Path | None = None,
     batch_size: int = 16,
     progress: bool = True,
-) -> list[Answer]:
+) -> list[Completion]:
     """An answer to each question, prompts written as the plug was trained.
 
     Args:
@@ -126,7 +126,7 @@ def answers(
         return answer(plug, histories, settings, key, store=opened, questions=asked, **told)
 
 
-def rows(histories: Histories, said: Sequence[Answer]) -> list[dict[str, Any]]:
+def rows(histories: Histories, said: Sequence[Completion]) -> list[dict[str, Any]]:
     """What is written of each answer."""
     return [
         {

@@ -22,9 +22,9 @@ from jaxalign.files import write_json
 from jaxalign.kernels.token_logprob import token_logprob
 from jaxalign.metrics import text as metrics
 from jaxalign.models import families
-from jaxalign.models.answers import Answers, answer_states
 from jaxalign.models.buckets import bucket_length
 from jaxalign.models.chat import generate_texts
+from jaxalign.models.completions import CompletionBatch, completion_states
 from jaxalign.models.decoder import unembedding
 from jaxalign.models.embed import Encoder, load_encoder
 from jaxalign.models.encoder_files import read_json
@@ -174,7 +174,7 @@ def answer_losses(
         widest = int(given.lengths[rows].max())
         room = max(widest, model.config.positions)
         tokens, lengths = given.padded(filled, bucket_length(widest, room))
-        answers = Answers(tokens, lengths, *said.padded(filled, slots))
+        answers = CompletionBatch(tokens, lengths, *said.padded(filled, slots))
         before = None if soft is None else np.asarray(soft)[filled]
         sums = _losses(model.config, model.params, answers, before)
         found[rows] = np.asarray(sums, np.float64)[: len(rows)] / said.lengths[rows]
@@ -187,10 +187,10 @@ def answer_losses(
 
 
 @partial(jax.jit, static_argnums=0)
-def _losses(config: families.Config, params: Any, answers: Answers, soft: Any) -> jax.Array:
+def _losses(config: families.Config, params: Any, answers: CompletionBatch, soft: Any) -> jax.Array:
     """[B] nats of each answer."""
-    states = answer_states(config, params, answers, prefix=soft)
-    logprob, _ = token_logprob(states, unembedding(params), answers.tokens)
+    states = completion_states(config, params, answers, prefix=soft)
+    logprob, _ = token_logprob(states, unembedding(params), answers.completions)
     return -jnp.sum(jnp.where(answers.mask, logprob, 0), axis=1)
 
 

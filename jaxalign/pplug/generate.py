@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 
 from jaxalign.data.histories import Histories
-from jaxalign.models.chat import Answer, generate_texts
+from jaxalign.models.chat import Completion, generate_texts
 from jaxalign.models.sampling import Sampling
 from jaxalign.pplug.model import PPlug, prefixes
 from jaxalign.pplug.rows import prompts
@@ -22,7 +22,7 @@ def answer(
     questions: Sequence[str] | None = None,
     batch_size: int = 16,
     progress: bool = True,
-) -> list[Answer]:
+) -> list[Completion]:
     """An answer to each question, for the user who asks.
 
     Args:

@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from jaxalign.data.histories import Histories
 from jaxalign.kernels.token_logprob import token_logprob
 from jaxalign.models import embed, families
-from jaxalign.models.answers import Answers, answer_states
 from jaxalign.models.buckets import bucket_length
+from jaxalign.models.completions import CompletionBatch, completion_states
 from jaxalign.models.decoder import unembedding
 from jaxalign.models.embed import Encoder
 from jaxalign.models.encoder import EncoderConfig, Pooling
@@ -232,15 +232,15 @@ def loss(
         if name in frozen
     }
     params = {**frozen, **tables}
-    answers = Answers(batch["prompts"], batch["lengths"], batch["answers"], batch["ends"])
-    states = answer_states(
+    answers = CompletionBatch(batch["prompts"], batch["lengths"], batch["answers"], batch["ends"])
+    states = completion_states(
         plan.decoder,
         params,
         answers,
         prefix=prefix(plan, trained, batch, mask),
         sharding=batch_sharding(mesh),
     )
-    logprob, _ = token_logprob(states, unembedding(params), answers.tokens)
+    logprob, _ = token_logprob(states, unembedding(params), answers.completions)
     return {
         "loss": -jnp.sum(jnp.where(answers.mask, logprob, 0)),
         "weight": jnp.sum(answers.mask, dtype=logprob.dtype),

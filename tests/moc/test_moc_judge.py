@@ -136,7 +136,7 @@ def test_a_preference_alone_says_the_same(evaluation):
 def test_one_compilation_for_all_preferences_and_batches(evaluation, monkeypatch):
     """Batches that hold a third of a preference, the last one not full, change no answer."""
     once = chex.assert_max_traces(generate.decode, 1)
-    monkeypatch.setattr(generate, "run", jax.jit(once, static_argnums=0))
+    monkeypatch.setattr(generate, "decode_jit", jax.jit(once, static_argnums=0))
     reference = chex.assert_max_traces(answers._reference.__wrapped__, 1)
     monkeypatch.setattr(answers, "_reference", jax.jit(reference, static_argnums=(0, 1)))
     traces = []

@@ -14,7 +14,7 @@ from jaxalign.moc.experience import Experience, Scored
 from jaxalign.moc.policy import start
 from jaxalign.moc.step import begin, make_train
 from jaxalign.moc.update import Group, batch_loss, group_loss
-from jaxalign.models.answers import Answers
+from jaxalign.models.completions import CompletionBatch
 from jaxalign.train.mesh import MeshConfig, make_mesh
 
 ROWS, M, R = 4, 5, 3
@@ -124,7 +124,7 @@ def update_of(objectives, rule="blend"):
              "preferences": preferences}  # fmt: skip
     shape = config.batch, config.answer_tokens
     logp = jax.ShapeDtypeStruct(shape, jnp.float32)
-    answers = Answers(tokens, lengths, jax.ShapeDtypeStruct(shape, jnp.int32), lengths)
+    answers = CompletionBatch(tokens, lengths, jax.ShapeDtypeStruct(shape, jnp.int32), lengths)
     scored = Scored(logp, logp, jax.ShapeDtypeStruct((*shape, objectives + 1), jnp.float32))
     raw = jax.ShapeDtypeStruct((config.batch, objectives), jnp.float32)
     return programs.learn, (state, policy.model.params, batch, answers, scored, raw)

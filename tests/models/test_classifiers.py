@@ -18,7 +18,7 @@ from tiny_bert import WORDS
 from jaxalign.errors import InputError
 from jaxalign.models import classifier as module
 from jaxalign.models.classifier import classify, forward, load_classifier, read_config
-from jaxalign.models.encoder import Encoder, EncoderConfig, embed
+from jaxalign.models.encoder import EncoderConfig, EncoderModule, embed
 from jaxalign.models.weights import distilbert
 from jaxalign.models.weights.classifier import layout
 from jaxalign.models.weights.load import load_params
@@ -190,9 +190,11 @@ def test_a_distilbert_without_a_head(tmp_path):
         part.save_pretrained(tmp_path)
         with open_tensors(find_weights(tmp_path)) as tensors:
             params = load_params(tensors, distilbert.layout(config))
-        fresh = jax.eval_shape(Encoder(config).init, jax.random.key(0), TOKENS, REAL)["params"]
+        fresh = jax.eval_shape(EncoderModule(config).init, jax.random.key(0), TOKENS, REAL)[
+            "params"
+        ]
         assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, params)
-        states.append(jax.jit(Encoder(config).apply)({"params": params}, TOKENS, REAL))
+        states.append(jax.jit(EncoderModule(config).apply)({"params": params}, TOKENS, REAL))
     with torch.no_grad():
         mask = torch.tensor(REAL).long()
         expected = model.distilbert(torch.tensor(TOKENS).long(), mask).last_hidden_state.numpy()

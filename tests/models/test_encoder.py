@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from tiny_bert import SIZES, torch_bert, torch_tensors, write_model
 
 from jaxalign.errors import InputError
-from jaxalign.models.encoder import Encoder, EncoderConfig, normalise, pool
+from jaxalign.models.encoder import EncoderConfig, EncoderModule, normalise, pool
 from jaxalign.models.weights import encoder as weights
 from jaxalign.models.weights.safetensors import INDEX, find_weights
 
@@ -31,7 +31,7 @@ def ours(path, tokens, mask, dtype="float32", **switches):
     config = EncoderConfig.from_hf(HF, dtype)
     params = weights.load([path], config, dtype)
     config = EncoderConfig(**{**config.__dict__, **switches})
-    return jax.jit(Encoder(config).apply)({"params": params}, tokens, mask)
+    return jax.jit(EncoderModule(config).apply)({"params": params}, tokens, mask)
 
 
 def theirs(model, tokens, mask):
@@ -73,7 +73,7 @@ def test_gradients_do_not_depend_on_remat(model_folder, batch):
     params = weights.load([model_folder / "model.safetensors"], config)
 
     def loss(params, remat):
-        hidden = Encoder(EncoderConfig(**{**config.__dict__, "remat": remat})).apply(
+        hidden = EncoderModule(EncoderConfig(**{**config.__dict__, "remat": remat})).apply(
             {"params": params}, *batch
         )
         return jnp.sum(normalise(pool(hidden, batch[1])) ** 3)
@@ -106,7 +106,7 @@ def test_order_of_the_batch_changes_nothing(model_folder, batch):
 
 def test_fresh_parameters_have_the_layout_of_loaded_ones(model_folder, batch):
     config = EncoderConfig.from_hf(HF)
-    fresh = Encoder(config).init(jax.random.key(0), *batch)["params"]
+    fresh = EncoderModule(config).init(jax.random.key(0), *batch)["params"]
     loaded = weights.load([model_folder / "model.safetensors"], config)
     assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, loaded)
 

@@ -20,7 +20,7 @@ from jaxalign.models import families, lora
 from jaxalign.models import generate as generation
 from jaxalign.models.chat import generate_texts, prompt_ids, stop_ids
 from jaxalign.models.decoder_config import DecoderConfig
-from jaxalign.models.generate import Mixture, Prompt, generate
+from jaxalign.models.generate import PolicyMixture, Prompt, generate
 from jaxalign.models.gpt2 import GPT2Config
 from jaxalign.models.sampling import Sampling
 from jaxalign.models.stream import stream
@@ -118,7 +118,7 @@ def test_layers_apart_draw_the_same(config):
     policies = {"adapters": stack, "rows": np.array([1, -1, 0, 1, -1])}
     settings = Sampling(max_tokens=8)
     draw = partial(generate, config, params_of(config), TOKENS, LENGTHS, KEY, settings, **policies)
-    together, apart = draw(apart=False), draw(apart=True)
+    together, apart = draw(unstack_layers=False), draw(unstack_layers=True)
     np.testing.assert_array_equal(together.tokens, apart.tokens)
     np.testing.assert_allclose(together.logprobs, apart.logprobs, rtol=1e-5, atol=1e-5)
 
@@ -248,10 +248,10 @@ def test_a_mixture_is_the_normalised_product_of_powers(kind):
     if kind == "adapters":  # two adapters and the model itself as reference
         weights, stacked = rng.normal(size=(5, 3)), lora.stack(adapters)
         rows = np.array([[0, 1, -1], [1, 0, -1], [0, 1, -1], [1, 0, -1], [0, 0, 1]])
-        mixture, policies = Mixture(weights, rows), rows
+        mixture, policies = PolicyMixture(weights, rows), rows
     else:
         weights, stacked = rng.uniform(size=(5, 2)), None
-        mixture, policies = Mixture(weights, others=((MISTRAL, other),)), [[-1, None]] * 5
+        mixture, policies = PolicyMixture(weights, others=((MISTRAL, other),)), [[-1, None]] * 5
     settings = Sampling(max_tokens=6, temperature=0.8, suppressed_ids=(2,))
     found = generate(
         LLAMA, params, TOKENS, LENGTHS, KEY, settings, adapters=stacked, combine=mixture
@@ -272,7 +272,7 @@ def test_a_mixture_is_the_normalised_product_of_powers(kind):
 def test_one_compilation_a_bucket(monkeypatch):
     chex.clear_trace_counter()
     counted = chex.assert_max_traces(generation.decode, n=2)
-    monkeypatch.setattr(generation, "run", jax.jit(counted, static_argnums=0))
+    monkeypatch.setattr(generation, "decode_jit", jax.jit(counted, static_argnums=0))
     params = params_of(LLAMA)
     for length, count, most, temperature, top_p in (
         (3, 9, 5, 1.0, 0.9), (16, 10, 16, 0.3, 0.5), (11, 9, 1, [2.0] * 9, 0.7),
@@ -290,8 +290,8 @@ def test_the_cache_is_written_in_place():
     """Of the compiled loop, nothing but the scatter of new slots makes an array of its size."""
     settings = Sampling(max_tokens=16)
     prompt = Prompt(np.ones((4, 100), np.int32), np.full(4, 100))
-    plan, job, prompt = generation.prepare(LLAMA, params_of(LLAMA), prompt, KEY, settings)
-    text = generation.run.lower(plan, job, prompt).compile().as_text()
+    spec, inputs, prompt = generation.prepare_decode(LLAMA, params_of(LLAMA), prompt, KEY, settings)
+    text = generation.decode_jit.lower(spec, inputs, prompt).compile().as_text()
     shape = r"= f32\[2,4,2,127,4\]\S* ([\w-]+)\("  # L, B, G, S = 112 + 16 - 1, H
     made: dict[bool, list[str]] = {True: [], False: []}
     for line in text.splitlines():
@@ -322,9 +322,9 @@ def test_what_does_not_fit_is_refused():
     refused("a stack of adapters and no rows", adapters=stacked)
     refused("no stack of adapters and rows", rows=rows)
     refused("from -1 to 1", adapters=stacked, rows=rows + 2)
-    refused("combine.weights has shape", combine=Mixture(np.ones((5, 2))))
+    refused("combine.weights has shape", combine=PolicyMixture(np.ones((5, 2))))
     other = replace(LLAMA, vocab_size=V + 1)
-    refused("the same vocabulary", combine=Mixture(np.ones((5, 2)), others=((other, {}),)))
+    refused("the same vocabulary", combine=PolicyMixture(np.ones((5, 2)), others=((other, {}),)))
 
 
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}"

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from jaxalign.errors import InputError
-from jaxalign.models.sampling import Rule, Sampling, candidates, draw, program
+from jaxalign.models.sampling import (
+    Sampling,
+    StaticSampling,
+    sample_token,
+    split_sampling,
+    truncated_logprobs,
+)
 
 
 def exact(logits, temperature=1.0, top_k=None, top_p=None):
@@ -29,13 +35,13 @@ def exact(logits, temperature=1.0, top_k=None, top_p=None):
     return shares / shares.sum()
 
 
-jitted = jax.jit(candidates, static_argnums=3)
+jitted = jax.jit(truncated_logprobs, static_argnums=3)
 
 
 def ours(logits, temperature=1.0, top_k=None, top_p=None):
-    rule = Rule("none", top_k, top_p is not None)
-    dials = jnp.float32(temperature), jnp.float32(1.0 if top_p is None else top_p)
-    logprobs, ids = jitted(jnp.asarray(logits, jnp.float32), *dials, rule)
+    static = StaticSampling("none", top_k, top_p is not None)
+    params = jnp.float32(temperature), jnp.float32(1.0 if top_p is None else top_p)
+    logprobs, ids = jitted(jnp.asarray(logits, jnp.float32), *params, static)
     shares = np.zeros(len(logits))
     shares[np.arange(len(logits)) if ids is None else np.asarray(ids)] = np.exp(logprobs)
     return shares
@@ -70,17 +76,17 @@ def test_the_nucleus_of_a_large_vocabulary_is_exact():
 
 def test_float64_keeps_its_digits(x64):
     logits = np.random.default_rng(0).normal(size=300) * 3
-    rule, dials = Rule("none", None, True), (jnp.float64(0.7), jnp.float64(0.8))
-    found, _ = candidates(jnp.asarray(logits), *dials, rule)
+    static, params = StaticSampling("none", None, True), (jnp.float64(0.7), jnp.float64(0.8))
+    found, _ = truncated_logprobs(jnp.asarray(logits), *params, static)
     assert found.dtype == jnp.float64
     np.testing.assert_allclose(np.exp(found), exact(logits, 0.7, None, 0.8), atol=1e-14)
 
 
-def draws(logits, count, rule, temperature=1.0, top_p=1.0):
+def draws(logits, count, static, temperature=1.0, top_p=1.0):
     keys = jax.random.split(jax.random.key(5), count)
-    dials = jnp.float32(temperature), jnp.float32(top_p)
+    params = jnp.float32(temperature), jnp.float32(top_p)
     tokens, logprobs = jax.jit(
-        jax.vmap(lambda key: draw(key, jnp.asarray(logits, jnp.float32), *dials, rule))
+        jax.vmap(lambda key: sample_token(key, jnp.asarray(logits, jnp.float32), *params, static))
     )(keys)
     return np.asarray(tokens), np.asarray(logprobs)
 
@@ -90,12 +96,12 @@ def draws(logits, count, rule, temperature=1.0, top_p=1.0):
     [(1.0, None, None), (0.6, None, None), (1.4, 7, None), (1.0, None, 0.83), (0.8, 9, 0.77)],
 )
 def test_frequencies_follow_the_distribution(temperature, top_k, top_p):
-    # More values than one block of the draw, with some barred.
+    # More values than one block, with some barred.
     logits = np.random.default_rng(1).normal(size=700).astype(np.float32) * 2
     logits[300:310] = -np.inf
     shares = exact(logits, temperature, top_k, top_p)
-    rule = Rule("none", top_k, top_p is not None)
-    tokens, logprobs = draws(logits, 20_000, rule, temperature, top_p or 1.0)
+    static = StaticSampling("none", top_k, top_p is not None)
+    tokens, logprobs = draws(logits, 20_000, static, temperature, top_p or 1.0)
     counts = np.bincount(tokens, minlength=700)
     assert not counts[shares == 0].any()
     np.testing.assert_allclose(logprobs, np.log(shares[tokens]), atol=2e-5)
@@ -109,16 +115,18 @@ def test_frequencies_follow_the_distribution(temperature, top_k, top_p):
 
 def test_temperature_zero_takes_the_first_of_the_likeliest():
     logits = [0.0, 2.0, -1.0, 2.0]
-    tokens, logprobs = draws(logits, 3, Rule("all", None, False), temperature=0.0)
+    tokens, logprobs = draws(logits, 3, StaticSampling("all", None, False), temperature=0.0)
     assert tokens.tolist() == [1, 1, 1]
     np.testing.assert_allclose(logprobs, np.log(exact(logits)[1]), rtol=1e-6)
 
 
 def test_rows_of_temperature_zero_stand_beside_others():
-    rule, logits = Rule("some", 2, False), jnp.asarray([0.0, 2.0, -1.0, 1.5])
+    static, logits = StaticSampling("some", 2, False), jnp.asarray([0.0, 2.0, -1.0, 1.5])
     keys = jax.random.split(jax.random.key(0), 64)
-    dials = jnp.asarray([0.0, 1.0] * 32), jnp.ones(64)
-    tokens, logprobs = jax.vmap(lambda k, t, p: draw(k, logits, t, p, rule))(keys, *dials)
+    params = jnp.asarray([0.0, 1.0] * 32), jnp.ones(64)
+    tokens, logprobs = jax.vmap(lambda k, t, p: sample_token(k, logits, t, p, static))(
+        keys, *params
+    )
     assert set(tokens[::2].tolist()) == {1}
     assert set(tokens[1::2].tolist()) == {1, 3}
     np.testing.assert_allclose(logprobs[::2], np.log(exact(logits)[1]), rtol=1e-6)
@@ -128,7 +136,9 @@ def test_rows_of_temperature_zero_stand_beside_others():
 
 @pytest.mark.parametrize("temperature", [1e-30, 1e-6, 1e30])
 def test_extreme_temperatures_stay_finite(temperature):
-    _, logprobs = draws([-3e4, 5.0, 3e4, 5.0], 50, Rule("none", None, True), temperature, 0.9)
+    _, logprobs = draws(
+        [-3e4, 5.0, 3e4, 5.0], 50, StaticSampling("none", None, True), temperature, 0.9
+    )
     assert np.isfinite(logprobs).all()
 
 
@@ -137,16 +147,16 @@ def test_only_what_changes_the_program_is_static():
     other = replace(
         plain, temperature=[0.1, 2.0, 1.0], top_p=0.2, stop_ids=(3, 4), max_tokens=5, min_tokens=0
     )
-    (rule, dials), (again, others) = (program(each, 3, 4, 10) for each in (plain, other))
-    assert rule == again == Rule("none", None, True)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), dials) == jax.tree.map(
+    (static, params), (again, others) = (split_sampling(each, 3, 4, 10) for each in (plain, other))
+    assert static == again == StaticSampling("none", None, True)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(
         lambda x: (x.shape, x.dtype), others
     )
-    assert program(replace(plain, top_k=10), 3, 4, 10)[0].top_k is None
-    assert program(replace(plain, temperature=0.0, top_k=3), 3, 4, 10)[0] == Rule(
+    assert split_sampling(replace(plain, top_k=10), 3, 4, 10)[0].top_k is None
+    assert split_sampling(replace(plain, temperature=0.0, top_k=3), 3, 4, 10)[0] == StaticSampling(
         "all", None, False
     )
-    assert program(replace(plain, temperature=[0.0, 1, 1]), 3, 4, 10)[0].cold == "some"
+    assert split_sampling(replace(plain, temperature=[0.0, 1, 1]), 3, 4, 10)[0].greedy == "some"
 
 
 @pytest.mark.parametrize(
@@ -179,4 +189,4 @@ def test_settings_that_cannot_be_are_refused(fields, message):
 )
 def test_settings_that_do_not_fit_the_model_are_refused(fields, message):
     with pytest.raises(InputError, match=message):
-        program(Sampling(**fields), 3, 4, 10)
+        split_sampling(Sampling(**fields), 3, 4, 10)

@@ -12,7 +12,7 @@ import pytest
 from jaxalign import palm
 from jaxalign.errors import InputError
 from jaxalign.models import families, lora
-from jaxalign.models.answers import reference_logprobs
+from jaxalign.models.completions import reference_logprobs
 from jaxalign.models.generate import generate
 from jaxalign.models.sampling import Sampling
 from jaxalign.personalize import policy_oracle

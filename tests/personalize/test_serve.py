@@ -83,10 +83,10 @@ def test_one_compilation_serves_whoever_comes(serving):
     before = None
     for seed in range(3):
         serve.answer(serving, users(24, seed), prompts, GREEDY, KEY, progress=False)
-        before = before or generation.run._cache_size()
+        before = before or generation.decode_jit._cache_size()
     nobody = np.zeros(24, int)
     serve.answer_as(serving, nobody, prompts, GREEDY, KEY, progress=False)
-    assert generation.run._cache_size() == before
+    assert generation.decode_jit._cache_size() == before
 
 
 def test_saved_here_and_served_elsewhere(serving, tmp_path):

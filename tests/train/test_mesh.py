@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxalign.errors import InputError
 from jaxalign.models import families, lora
 from jaxalign.models.decoder_config import DecoderConfig
-from jaxalign.models.encoder import Encoder, EncoderConfig
+from jaxalign.models.encoder import EncoderConfig, EncoderModule
 from jaxalign.runs.artifact import unflatten
 from jaxalign.train.checkpoint import Checkpoints
 from jaxalign.train.distributed import VARIABLES, start
@@ -212,7 +212,7 @@ def test_what_does_not_divide_stays_whole():
 def test_every_family_has_its_rules():
     encoder = EncoderConfig(96, 32, 2, 4, 64, 32)
     tokens = jnp.zeros((1, 4), jnp.int32)
-    params = jax.eval_shape(lambda: Encoder(encoder).init(jax.random.key(0), tokens, tokens))
+    params = jax.eval_shape(lambda: EncoderModule(encoder).init(jax.random.key(0), tokens, tokens))
     found = specs(params["params"], config=encoder, fsdp=2, tensor=2)
     assert found["embeddings/word"] == PartitionSpec("tensor", "fsdp")
     assert found["embeddings/position"] == PartitionSpec(None, "fsdp")

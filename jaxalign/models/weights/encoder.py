@@ -25,7 +25,7 @@ def load(paths: Sequence[Path], config: EncoderConfig, dtype: Any = "float32") -
         dtype: of the parameters.
 
     Returns:
-        Nested dicts as `Encoder.init(...)["params"]` gives them; layers stacked, [L, ...].
+        Nested dicts as `EncoderModule.init(...)["params"]` gives them; layers stacked, [L, ...].
 
     Raises:
         InputError: for a broken file, or a tensor that is missing, unknown or of another shape.

@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from jaxalign.models import families, lora
-from jaxalign.models.answers import Answers, answer_logprobs, answer_states, drawing
+from jaxalign.models.completions import (
+    CompletionBatch,
+    completion_logprobs,
+    completion_states,
+    sampling_distribution,
+)
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.generate import generate
 from jaxalign.models.gpt2 import GPT2Config
@@ -23,7 +28,7 @@ SETTINGS = Sampling(
     suppressed_ids=(5, 6),
     pad_id=5,
 )
-DRAWN = drawing(SETTINGS, 24)
+DRAWN = sampling_distribution(SETTINGS, 24)
 
 
 @cache
@@ -41,7 +46,7 @@ def drawn_answers(config, adapters=None, prefix=None):
         config, params, tokens, lengths, jax.random.key(5), SETTINGS,
         adapters=adapters, prefix=prefix,
     )  # fmt: skip
-    return params, Answers(tokens, lengths, found.tokens, found.lengths), found
+    return params, CompletionBatch(tokens, lengths, found.tokens, found.lengths), found
 
 
 def adapter_of(config):
@@ -57,7 +62,7 @@ def test_they_are_those_of_the_drawing(config, soft):
     prefix = np.random.default_rng(1).normal(size=(6, soft, 16)).astype("f") if soft else None
     params, answers, found = drawn_answers(config, adapter, prefix)
     assert 2 <= found.lengths.min() < found.lengths.max() == 7  # ends of all kinds
-    of = jax.jit(lambda params, **more: answer_logprobs(config, params, answers, DRAWN, **more))
+    of = jax.jit(lambda params, **more: completion_logprobs(config, params, answers, DRAWN, **more))
     logprob, entropy = of(params, adapters=adapter, prefix=prefix)
     np.testing.assert_allclose(logprob, found.logprobs, rtol=1e-4, atol=1e-4)
     assert not np.asarray(entropy)[~np.asarray(answers.mask)].any()
@@ -67,8 +72,8 @@ def test_they_are_those_of_the_drawing(config, soft):
 
 def test_entropies_are_of_the_same_distribution():
     params, answers, _ = drawn_answers(LLAMA)
-    _, entropy = jax.jit(partial(answer_logprobs, LLAMA, drawn=DRAWN))(params, answers)
-    states = jax.jit(partial(answer_states, LLAMA))(params, answers)
+    _, entropy = jax.jit(partial(completion_logprobs, LLAMA, drawn=DRAWN))(params, answers)
+    states = jax.jit(partial(completion_states, LLAMA))(params, answers)
     logits = np.asarray(families.logits(params, states), np.float64) / 0.7
     for slot in range(7):
         barred = DRAWN.early if slot < 2 else DRAWN.later
@@ -83,15 +88,15 @@ def test_padding_changes_nothing_and_gives_no_gradient():
     """Ids outside the vocabulary behind the ends would be NaN."""
     params, answers, _ = drawn_answers(LLAMA)
     slots, places = np.arange(7)[None], np.arange(9)[None]
-    dirty = Answers(
-        np.where(places < answers.lengths[:, None], answers.prompts, 99),
-        answers.lengths,
-        np.where(slots < np.asarray(answers.ends)[:, None], answers.tokens, 99),
-        answers.ends,
+    dirty = CompletionBatch(
+        np.where(places < answers.prompt_lengths[:, None], answers.prompts, 99),
+        answers.prompt_lengths,
+        np.where(slots < np.asarray(answers.completion_lengths)[:, None], answers.completions, 99),
+        answers.completion_lengths,
     )
 
     def total(params, answers):
-        return answer_logprobs(LLAMA, params, answers, DRAWN)[0].sum()
+        return completion_logprobs(LLAMA, params, answers, DRAWN)[0].sum()
 
     slope_of = jax.jit(jax.value_and_grad(total))
     clean, slope = slope_of(params, answers)

@@ -16,7 +16,7 @@ from jaxalign.models.language import LanguageModel
 from jaxalign.models.sampling import Sampling
 
 
-class Drawing(NamedTuple):
+class SamplingDistribution(NamedTuple):
     """The distribution that answers were drawn from, next to the model's own.
 
     Attributes:
@@ -32,41 +32,43 @@ class Drawing(NamedTuple):
     later: Any
 
 
-class Answers(NamedTuple):
+class CompletionBatch(NamedTuple):
     """Answers and the prompts that they follow; padding on the right.
 
     Attributes:
         prompts: [B, T] int.
-        lengths: [B] int32.
-        tokens: [B, M] int.
-        ends: [B] int32 tokens of each answer.
+        prompt_lengths: [B] int32.
+        completions: [B, M] int.
+        completion_lengths: [B] int32, the stop token included.
     """
 
     prompts: Any
-    lengths: Any
-    tokens: Any
-    ends: Any
+    prompt_lengths: Any
+    completions: Any
+    completion_lengths: Any
 
     @property
     def mask(self) -> jax.Array:
         """[B, M] bool, set on the tokens of the answers."""
-        slots = jnp.arange(self.tokens.shape[1], dtype=jnp.int32)
-        return slots[None, :] < self.ends[:, None]
+        slots = jnp.arange(self.completions.shape[1], dtype=jnp.int32)
+        return slots[None, :] < self.completion_lengths[:, None]
 
 
-def drawing(settings: Sampling, vocab_size: int) -> Drawing:
+def sampling_distribution(settings: Sampling, vocab_size: int) -> SamplingDistribution:
     """What settings with one temperature above 0, and without top-k or top-p, draw from."""
     later = np.zeros(vocab_size, bool)
     later[list(settings.suppressed_ids)] = True
     early = later.copy()
     early[list(settings.stop_ids)] = True
-    return Drawing(settings.min_tokens, np.asarray(settings.temperature, np.float32), early, later)
+    return SamplingDistribution(
+        settings.min_tokens, np.asarray(settings.temperature, np.float32), early, later
+    )
 
 
-def answer_states(
+def completion_states(
     config: families.Config,
     params: Mapping[str, Any],
-    answers: Answers,
+    answers: CompletionBatch,
     *,
     prefix: jax.Array | None = None,
     adapters: Adapters = None,
@@ -89,7 +91,7 @@ def answer_states(
     Returns:
         [B, M, D] in `config.dtype`; without meaning behind the end of an answer.
     """
-    tokens, starts = _joined(answers), answers.lengths
+    tokens, starts = _joined(answers), answers.prompt_lengths
     embeddings = families.embed(config, params, tokens)
     if prefix is not None:
         embeddings = jnp.concatenate([prefix.astype(embeddings.dtype), embeddings], axis=1)
@@ -100,24 +102,24 @@ def answer_states(
         config,
         params,
         embeddings=embeddings,
-        lengths=starts + answers.ends,
+        lengths=starts + answers.completion_lengths,
         adapters=adapters,
         rows=rows,
         adapter_dropout=adapter_dropout,
         dropout_key=dropout_key,
     )
-    slots = jnp.arange(answers.tokens.shape[1], dtype=jnp.int32)[None, :]
+    slots = jnp.arange(answers.completions.shape[1], dtype=jnp.int32)[None, :]
     before = jnp.clip(starts[:, None] - 1 + slots, 0, embeddings.shape[1] - 1)
     return jnp.take_along_axis(hidden, before[:, :, None], axis=1)
 
 
 def state_logprobs(
-    states: jax.Array, table: jax.Array, answers: Answers, drawn: Drawing
+    states: jax.Array, table: jax.Array, answers: CompletionBatch, drawn: SamplingDistribution
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities of the answers' tokens, and entropies of what they were drawn from.
 
     Args:
-        states: [B, M, D] of `answer_states`.
+        states: [B, M, D] of `completion_states`.
         table: [V, D], the unembedding.
         answers: prompts and answers.
         drawn: the distribution; a temperature and bars that are arrays may be traced.
@@ -129,7 +131,7 @@ def state_logprobs(
     # Behind the end may stand an id that could not be drawn: its -inf would pass no mask.
     # The barrier keeps the compiler from working the id out itself: it takes seconds, and says so.
     early = jax.lax.optimization_barrier(jnp.asarray(drawn.early))
-    tokens = jnp.where(answers.mask, answers.tokens, jnp.argmin(early).astype(jnp.int32))
+    tokens = jnp.where(answers.mask, answers.completions, jnp.argmin(early).astype(jnp.int32))
     ranges = (slice(drawn.least), drawn.early), (slice(drawn.least, None), drawn.later)
     parts = [
         token_logprob(
@@ -142,15 +144,15 @@ def state_logprobs(
     return jnp.where(answers.mask, logprob, 0), jnp.where(answers.mask, entropy, 0)
 
 
-def answer_logprobs(
+def completion_logprobs(
     config: families.Config,
     params: Mapping[str, Any],
-    answers: Answers,
-    drawn: Drawing,
+    answers: CompletionBatch,
+    drawn: SamplingDistribution,
     **arguments: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities and entropies [B, M] of given answers; arguments as in `answer_states`."""
-    states = answer_states(config, params, answers, **arguments)
+    """Log-probabilities and entropies [B, M]; arguments as in `completion_states`."""
+    states = completion_states(config, params, answers, **arguments)
     return state_logprobs(states, unembedding(params), answers, drawn)
 
 
@@ -175,27 +177,27 @@ def reference_logprobs(
     Returns:
         [B, M], at least float32, 0 behind the end.
     """
-    drawn = drawing(settings, model.config.vocab_size)
+    drawn = sampling_distribution(settings, model.config.vocab_size)
     width = bucket_length(tokens.shape[1], max(tokens.shape[1], model.config.positions))
     prompts = np.pad(tokens, ((0, 0), (0, width - tokens.shape[1])))
-    given = Answers(prompts, np.asarray(lengths), np.asarray(answers), np.asarray(ends))
+    given = CompletionBatch(prompts, np.asarray(lengths), np.asarray(answers), np.asarray(ends))
     return _reference(model.config, drawn.least, model.params, given, drawn[1:])
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _reference(
-    config: families.Config, least: int, params: Any, given: Answers, drawn: tuple[Any, ...]
+    config: families.Config, least: int, params: Any, given: CompletionBatch, drawn: tuple[Any, ...]
 ) -> jax.Array:
-    return answer_logprobs(config, params, given, Drawing(least, *drawn))[0]
+    return completion_logprobs(config, params, given, SamplingDistribution(least, *drawn))[0]
 
 
-def _joined(answers: Answers) -> jax.Array:
+def _joined(answers: CompletionBatch) -> jax.Array:
     """[B, T + M], each answer right behind its prompt, 0 behind that."""
-    prompts, tokens = jnp.asarray(answers.prompts), jnp.asarray(answers.tokens)
+    prompts, tokens = jnp.asarray(answers.prompts), jnp.asarray(answers.completions)
     room = prompts.shape[1] + tokens.shape[1]
     place = jnp.arange(room, dtype=jnp.int32)[None, :]
-    slot = place - answers.lengths[:, None]
+    slot = place - answers.prompt_lengths[:, None]
     prompt = jnp.take_along_axis(prompts, jnp.minimum(place, prompts.shape[1] - 1), axis=1)
     answer = jnp.take_along_axis(tokens, jnp.clip(slot, 0, tokens.shape[1] - 1), axis=1)
-    inside = slot < answers.ends[:, None]
+    inside = slot < answers.completion_lengths[:, None]
     return jnp.where(slot < 0, prompt, jnp.where(inside, answer, 0)).astype(jnp.int32)
