@@ -29,8 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
     from jaxalign.config import load_config
     from jaxalign.palm import search
     from jaxalign.palm.plots import plot_sizes
+    from jaxalign.palm.provenance import Provenance, candidate_scale
     from jaxalign.palm.run import BuildConfig, closed_form, split
-    from jaxalign.palm.scale import fit
     from jaxalign.palm.sizes import compare_sizes, smallest
 
     config = load_config(BuildConfig, PRESET, [])
@@ -40,8 +40,9 @@ def run(arguments: argparse.Namespace) -> int:
     seeds: list[list[dict[str, Any]]] = []
     for seed in arguments.seeds:
         first, second = split(candidates, config.certify_share, seed)
-        rewards = fit(first, config.scale, config.beta, config.clip)
-        oracle, evaluator = (closed_form(part, rewards) for part in (first, second))
+        scale = candidate_scale(first, config.scale, config.clip)
+        provenance = Provenance(scale, config.beta, candidates.digest, first.marks)
+        oracle, evaluator = (closed_form(part, provenance) for part in (first, second))
         judged = compare_sizes(
             oracle,
             evaluator,

@@ -87,9 +87,9 @@ def _inferred(answers: Any, world: Any) -> dict[str, np.ndarray]:
     import jax.numpy as jnp
 
     from jaxalign import mrm
-    from jaxalign.personalize import RewardIds, from_choices
+    from jaxalign.personalize import from_choices
 
-    ids, traits = RewardIds.of(answers.scale), answers.traits
+    ids, traits = answers.scale.ids, answers.traits
 
     def differences(choices: Any) -> np.ndarray:
         return np.asarray(traits[choices.chosen] - traits[choices.rejected])

@@ -19,7 +19,8 @@ from jaxalign.moc.table import ValueTable
 from jaxalign.models.language import load_language_model
 from jaxalign.models.sampling import Sampling
 from jaxalign.models.weights.safetensors import open_tensors
-from jaxalign.personalize import RewardIds, answer_told, known, target_for
+from jaxalign.personalize import answer_told, known, target_for
+from jaxalign.rewards.reward_scale import RewardIds
 from jaxalign.rewards.spec import build
 
 NAMES = ("brevity", "simplicity")

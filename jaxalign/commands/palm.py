@@ -83,12 +83,13 @@ def _certify(arguments: argparse.Namespace, _: list[str]) -> None:
 
     from jaxalign.files import write_json
     from jaxalign.palm import pages
+    from jaxalign.palm.provenance import load_served, unseen
     from jaxalign.palm.run import closed_form, held_out_dict
-    from jaxalign.palm.scale import load_served, unseen
 
-    portfolio, rewards = load_served(arguments.portfolio)
-    candidates = unseen(_candidates(arguments.data, rewards.names, None), rewards, arguments.data)
-    judged = held_out_dict(portfolio.held_out(closed_form(candidates, rewards)))
+    portfolio, provenance = load_served(arguments.portfolio)
+    candidates = _candidates(arguments.data, provenance.scale.names, None)
+    candidates = unseen(candidates, provenance, arguments.data)
+    judged = held_out_dict(portfolio.held_out(closed_form(candidates, provenance)))
     Console().print(pages.terminal(*pages.certificate_rows(None, judged)))
     if arguments.out:
         write_json(arguments.out, judged)
@@ -99,12 +100,12 @@ def _route(arguments: argparse.Namespace, _: list[str]) -> None:
     from rich.console import Console
 
     from jaxalign.palm import pages
-    from jaxalign.palm.scale import load_served
+    from jaxalign.palm.provenance import load_served
     from jaxalign.palm.serve import route_file
 
-    portfolio, rewards = load_served(arguments.portfolio)
+    portfolio, provenance = load_served(arguments.portfolio)
     routed = route_file(
-        portfolio, rewards.names, arguments.users, arguments.out, arguments.normalise
+        portfolio, provenance.scale.names, arguments.users, arguments.out, arguments.normalise
     )
     Console().print(pages.terminal(*pages.usage_rows(routed.usage)))
     never = ", ".join(map(str, routed.usage.unused)) or "none"

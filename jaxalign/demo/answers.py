@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxalign.errors import InputError
 from jaxalign.mrm.config import FeatureConfig
-from jaxalign.rewards import normalise
+from jaxalign.rewards.reward_scale import RewardScale, fit_scale
 from jaxalign.rewards.rules import TRAITS, measure
 
 FILE = "answers.jsonl.gz"
@@ -42,14 +42,14 @@ class Answers:
         return measure(self.texts)
 
     @cached_property
-    def scale(self) -> normalise.Standardiser:
+    def scale(self) -> RewardScale:
         """The traits' scale, fitted once on all answers."""
-        return normalise.fit(self._raw, tuple(TRAITS))
+        return fit_scale(self._raw, tuple(TRAITS), quantiles=None)
 
     @cached_property
     def traits(self) -> np.ndarray:
         """Standardised traits [N, 5]."""
-        return self.scale.apply(self._raw)
+        return self.scale.standardise(self._raw)
 
     def pairs(self, prompts: np.ndarray) -> np.ndarray:
         """All pairs of answers [M, 2] to the same one of `prompts`."""

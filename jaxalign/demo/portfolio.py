@@ -11,7 +11,6 @@ from jaxalign import palm
 from jaxalign.demo.answers import Answers
 from jaxalign.demo.study import SHOTS, Design, Study, World
 from jaxalign.personalize import (
-    RewardIds,
     Router,
     Routes,
     Utility,
@@ -79,7 +78,7 @@ def run_stage(answers: Answers, plan: Design, world: World, study: Study, seed: 
     oracle = palm.ClosedForm(
         rewards, log_ref, BETA / RADIUS, reward_range=None, names=tuple(TRAITS)
     )
-    ids = RewardIds.of(answers.scale)
+    ids = answers.scale.ids
     # Their mean and spread over users are those of the population.
     crowd = np.cov(study.mean.T) + study.cov.mean(axis=0)
     population = Utility(study.mean.mean(axis=0), crowd, ids)

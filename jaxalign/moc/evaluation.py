@@ -23,7 +23,7 @@ class Evaluation:
     Attributes:
         speaker: its name.
         names: [R] of the rewards.
-        digest: of the scale that they are on (`Scale.digest`).
+        digest: of the scale that they are on (`RewardScale.digest`).
         preferences: [W, R] told, on the simplex.
         seen: [W] bool, False where the preference was held out of training.
         rewards: [W, X, R] in the scale's units, mean over the samples of a prompt.

@@ -17,7 +17,7 @@ from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.peft import load_adapter, save_adapter
 from jaxalign.models.weights.safetensors import open_tensors
 from jaxalign.models.weights.save import write_tensors
-from jaxalign.rewards.scale import Scale
+from jaxalign.rewards.reward_scale import RewardScale
 from jaxalign.runs.artifact import flatten, unflatten
 
 FORMAT = 1
@@ -82,7 +82,7 @@ def load(folder: str | Path, model: LanguageModel | None = None, dtype: str = "f
         about["conditioning"],
         lora,
         {"adapter": adapter, **jax.tree.map(jnp.asarray, rest)},
-        None if scale is None else Scale.from_json(scale, str(folder / ABOUT)),
+        None if scale is None else RewardScale.from_json(scale, str(folder / ABOUT)),
         about["decimals"],
     )
 

@@ -20,7 +20,7 @@ from jaxalign.models.generate import generate
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.sampling import Sampling
 from jaxalign.progress import track
-from jaxalign.rewards.scale import Scale
+from jaxalign.rewards.reward_scale import RewardScale
 from jaxalign.rewards.vector import TextReward, TokenReward, checked, measured
 
 Prompts = Sequence[str | Chat]
@@ -65,7 +65,7 @@ class _Scored(NamedTuple):
 def evaluate(
     speaker: Speaker,
     reward: TextReward | TokenReward,
-    scale: Scale,
+    scale: RewardScale,
     prompts: Prompts,
     preferences: ArrayLike,
     seen: ArrayLike,
@@ -186,7 +186,7 @@ def _scorer(reward: TextReward | TokenReward) -> Callable[..., NDArray[np.float3
 
 def _gathered(
     speaker: Speaker,
-    scale: Scale,
+    scale: RewardScale,
     told: NDArray[np.float32],
     known: NDArray[np.bool_],
     texts: list[str],
@@ -195,7 +195,7 @@ def _gathered(
     settings: Sampling,
 ) -> Evaluation:
     """Rows in the order of preference, prompt and sample, brought together."""
-    levels = np.asarray(scale.apply(scored.rewards.astype(np.float64)))
+    levels = np.asarray(scale.levels(scored.rewards.astype(np.float64)))
     per_preference = shape[0], shape[1] * shape[2]
     nats, counts = scored.own.reshape(per_preference), scored.tokens.reshape(per_preference)
     said = np.array(scored.texts, object).reshape(shape)[:, :, 0]
@@ -296,7 +296,11 @@ def _preferences(
 
 
 def _check(
-    reward: TextReward | TokenReward, scale: Scale, prompts: int, samples: int, batch_size: int
+    reward: TextReward | TokenReward,
+    scale: RewardScale,
+    prompts: int,
+    samples: int,
+    batch_size: int,
 ) -> None:
     if reward.names != scale.names:
         raise InputError(

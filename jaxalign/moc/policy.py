@@ -18,7 +18,7 @@ from jaxalign.models.chat import prompt_ids
 from jaxalign.models.heads import ValueHead
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.lora import LoraConfig
-from jaxalign.rewards.scale import Scale
+from jaxalign.rewards.reward_scale import RewardScale
 
 Tree = dict[str, Any]
 _HIDDEN = 64  # width of what makes a soft token of a preference
@@ -45,7 +45,7 @@ class Policy:
     conditioning: Conditioning
     lora: LoraConfig
     trained: Tree = field(repr=False)
-    scale: Scale | None = None
+    scale: RewardScale | None = None
     decimals: int = 1
 
 
@@ -54,7 +54,7 @@ def start(
     model: LanguageModel,
     names: Sequence[str],
     config: MocConfig,
-    scale: Scale | None = None,
+    scale: RewardScale | None = None,
 ) -> Policy:
     """A fresh policy; with tags or without conditioning it answers as the model does.
 

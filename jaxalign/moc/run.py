@@ -32,7 +32,7 @@ from jaxalign.models.chat import generate_texts, prompt_ids
 from jaxalign.models.encoder_files import read_json
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.progress import Progress
-from jaxalign.rewards.scale import Scale, fit_scale
+from jaxalign.rewards.reward_scale import RewardScale, fit_scale
 from jaxalign.rewards.spec import RewardSpec, build, known_levels
 from jaxalign.rewards.vector import TextReward, measured
 from jaxalign.runs.run_dir import open_run_dir
@@ -183,7 +183,7 @@ def estimate_scale(
     prompts: Sequence[Prompt],
     config: RunConfig,
     show: bool = True,
-) -> Scale:
+) -> RewardScale:
     """Estimate where rewards lie from answers of the model alone to plain prompts.
 
     It is a matter of model, prompts and rewards, not of a run's seed: runs that are compared have
@@ -222,10 +222,10 @@ def _scale(
     config: RunConfig,
     progress: Progress,
     show: bool,
-) -> Scale:
+) -> RewardScale:
     """The scale of a run: what was estimated before an interruption, or now."""
     if path.exists():
-        return Scale.from_json(read_json(path, required=True), str(path))
+        return RewardScale.from_json(read_json(path, required=True), str(path))
     progress.say(f"{config.reference_answers} answers of the model alone, for the rewards' scale")
     scale = estimate_scale(model, rewards, prompts.prompts, config, show)
     write_json(path, scale.to_json())

@@ -26,7 +26,7 @@ from jaxalign.models.completions import (
 from jaxalign.models.decoder import unembedding
 from jaxalign.models.generate import DecodeInputs, DecodeSpec, Prompt, decode
 from jaxalign.models.sampling import split_sampling
-from jaxalign.rewards.scale import Scale
+from jaxalign.rewards.reward_scale import RewardScale
 from jaxalign.rewards.vector import TokenReward
 from jaxalign.train import optimiser
 from jaxalign.train.mesh import batch_sharding, gathered
@@ -93,7 +93,7 @@ def make_train(
     stop_ids: tuple[int, ...],
     mesh: Mesh,
     reward: TokenReward | None = None,
-    scale: Scale | None = None,
+    scale: RewardScale | None = None,
 ) -> Programs:
     """The programs of a run.
 
@@ -135,7 +135,7 @@ class _Run:
     names: tuple[str, ...]
     stop_ids: tuple[int, ...]
     mesh: Mesh
-    scale: Scale | None
+    scale: RewardScale | None
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -195,7 +195,7 @@ class _Run:
         """The updates of a step."""
         config, preferences, mask = self.config, batch["preferences"], answers.mask
         raw = raw.astype(jnp.promote_types(raw.dtype, jnp.float32))
-        levels = raw if self.scale is None else self.scale.apply(raw)
+        levels = raw if self.scale is None else self.scale.levels(raw)
         got = reached(levels, preferences, config.combine.form)
         objectives, slope, asked = levels, jnp.zeros_like(levels), preferences
         if config.reward != "vector":

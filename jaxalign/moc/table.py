@@ -10,7 +10,7 @@ from jaxalign.errors import InputError
 from jaxalign.files import write_json
 from jaxalign.metrics.pareto import checked
 from jaxalign.moc.evaluation import FORMAT, Evaluation, read
-from jaxalign.rewards.scale import Scale
+from jaxalign.rewards.reward_scale import RewardScale
 
 FILE = "value_table.json"
 
@@ -19,16 +19,16 @@ FILE = "value_table.json"
 class ValueTable:
     """F: from what a policy is told to what it reaches; the one way from weights to a target.
 
-    What is told and what is reached are on different scales: levels of a `Scale` are told, and
-    `reached` is in standard deviations from the mean of the reference samples, as a utility's
+    What is told and what is reached are on different scales: levels of a `RewardScale` are told,
+    and `reached` is in standard deviations from the mean of the reference samples, as a utility's
     weights are per standard deviation. `digest` says of which samples.
 
     Attributes:
         told: [W, R] preferences, on the simplex.
-        reached: [W, R] mean rewards in the units of the `Standardiser`.
+        reached: [W, R] mean rewards in standard deviations, as from `RewardScale.standardise`.
         kl: [W] to the reference, nats an answer.
         names: [R] of the rewards.
-        digest: of the `Standardiser`.
+        digest: of the `RewardScale`.
     """
 
     told: NDArray[np.float64]
@@ -51,7 +51,7 @@ class ValueTable:
             object.__setattr__(self, name, values)
 
     @classmethod
-    def of(cls, evaluation: Evaluation, scale: Scale) -> "ValueTable":
+    def of(cls, evaluation: Evaluation, scale: RewardScale) -> "ValueTable":
         """Return the table of what an evaluation measured.
 
         Args:
@@ -69,7 +69,7 @@ class ValueTable:
             )
         return cls(
             told=evaluation.preferences,
-            reached=np.asarray(scale.standardised(evaluation.reached)),
+            reached=np.asarray(scale.standardise_levels(evaluation.reached)),
             kl=evaluation.kl.mean(axis=1),
             names=evaluation.names,
             digest=evaluation.digest,

@@ -7,6 +7,7 @@ from jaxalign.errors import InputError
 
 WeightKind = Literal["simplex", "signed"]
 Criterion = Literal["additive", "share"]
+ScaleKind = Literal["standard", "range", "none"]
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,16 @@ import numpy as np
 from jaxalign.errors import InputError
 from jaxalign.palm import pages
 from jaxalign.palm.certificate import HeldOut
-from jaxalign.palm.config import PalmConfig
+from jaxalign.palm.config import PalmConfig, ScaleKind
 from jaxalign.palm.files import Candidates
 from jaxalign.palm.grid import grid_size
 from jaxalign.palm.oracle import ClosedForm
 from jaxalign.palm.portfolio import Portfolio, build
-from jaxalign.palm.scale import Rewards, Scale, fit
+from jaxalign.palm.provenance import Provenance, candidate_scale, scaled
 from jaxalign.palm.search import SearchState, load_state, search
 from jaxalign.palm.sizes import compare_sizes, smallest
 from jaxalign.progress import Progress
+from jaxalign.rewards.reward_scale import RewardScale
 from jaxalign.runs.run_dir import open_run_dir
 from jaxalign.version import __version__
 
@@ -47,7 +48,7 @@ class BuildConfig:
     """
 
     rewards: tuple[str, ...] = ()
-    scale: Scale = "standard"
+    scale: ScaleKind = "standard"
     reward_range: tuple[float, float] | None = None
     clip: float = 3.0
     beta: float = 0.1
@@ -118,10 +119,9 @@ def run(
     say = Progress().say
     show_grid(config.palm, len(candidates.names), say, confirm)
     first, second = split(candidates, config.certify_share, config.seed)
-    rewards = fit(
-        first, config.scale, config.beta, config.clip, config.reward_range, candidates.digest
-    )
-    oracle, evaluator = (closed_form(part, rewards) for part in (first, second))
+    scale = candidate_scale(first, config.scale, config.clip, config.reward_range)
+    provenance = Provenance(scale, config.beta, candidates.digest, first.marks)
+    oracle, evaluator = (closed_form(part, provenance) for part in (first, second))
     arrays = [candidates.rewards, candidates.log_ref]
     open_run_dir(out, "palm build", config, arrays, candidates.prompts, resume)
     settings = replace(config.palm, confirm_grid=config.palm.confirm_grid or confirm)
@@ -142,9 +142,9 @@ def run(
         "version": __version__,
         "source": source,
         "config": asdict(config),
-        "rewards": list(rewards.names),
+        "rewards": list(scale.names),
         "prompts": {"chosen_on": len(first.prompts), "certified_on": len(second.prompts)},
-        "clipped": _clipped(first, rewards),
+        "clipped": _clipped(first, scale),
         "members": described(portfolio),
         "selection": portfolio.selection,
         "certificate": portfolio.certificate.as_dict(),
@@ -154,7 +154,7 @@ def run(
             name: smallest(rows, name) for name in ("share_lost", "mean_lost")
         },
     }
-    rewards.save(out)
+    provenance.save(out)
     pages.write(out, report, portfolio)
     portfolio.save(out)
     return portfolio, report
@@ -188,14 +188,14 @@ def split(candidates: Candidates, share: float, seed: int) -> tuple[Candidates, 
     return candidates.take(np.sort(order[held:])), candidates.take(np.sort(order[:held]))
 
 
-def closed_form(candidates: Candidates, rewards: Rewards) -> ClosedForm:
+def closed_form(candidates: Candidates, provenance: Provenance) -> ClosedForm:
     """Return the oracle over candidates, their raw rewards scaled."""
     return ClosedForm(
-        rewards.apply(candidates.rewards).astype(np.float32),
+        scaled(provenance.scale, candidates.rewards).astype(np.float32),
         candidates.log_ref.astype(np.float32),
-        rewards.beta,
-        names=rewards.names,
-        fingerprint=rewards.fingerprint,
+        provenance.beta,
+        names=provenance.scale.names,
+        fingerprint=provenance.fingerprint,
     )
 
 
@@ -237,9 +237,9 @@ def held_out_dict(judged: HeldOut) -> dict[str, Any]:
     return {**judged.report.as_dict(), **plain}
 
 
-def _clipped(candidates: Candidates, rewards: Rewards) -> dict[str, float]:
+def _clipped(candidates: Candidates, scale: RewardScale) -> dict[str, float]:
     """Share of the candidates whose reward lay outside the scale, by reward."""
     rows = candidates.rewards[candidates.log_ref > -np.inf]
-    placed = (rows - np.array(rewards.centre)[None]) / np.array(rewards.width)[None]
-    off = ((placed < 0) | (placed > 1)).mean(axis=0)
-    return dict(zip(rewards.names, off.tolist(), strict=True))
+    levels = scale.levels(rows)
+    off = ((levels < 0) | (levels > 1)).mean(axis=0)
+    return dict(zip(scale.names, off.tolist(), strict=True))

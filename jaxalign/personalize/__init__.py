@@ -10,7 +10,7 @@ from jaxalign.personalize.project import project
 from jaxalign.personalize.protect import constrain, floors, pin
 from jaxalign.personalize.route import Confidence, Router, Routes
 from jaxalign.personalize.serve import Serving, answer, answer_as
-from jaxalign.personalize.utility import RewardIds, Target, Utility, known, target_of
+from jaxalign.personalize.utility import Target, Utility, known, target_of
 
 __all__ = [
     "AnswerOracle",
@@ -19,7 +19,6 @@ __all__ = [
     "Confidence",
     "Guarantee",
     "Mixing",
-    "RewardIds",
     "Router",
     "Routes",
     "Serving",

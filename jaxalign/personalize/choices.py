@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike
 from jaxalign.errors import InputError
 from jaxalign.mrm import Prior, posterior
 from jaxalign.personalize.protect import pin
-from jaxalign.personalize.utility import LOGITS, RewardIds, Utility
+from jaxalign.personalize.utility import LOGITS, Utility
+from jaxalign.rewards.reward_scale import RewardIds
 from jaxalign.train.blas import one_blas_thread
 
 _posterior = jax.jit(posterior)

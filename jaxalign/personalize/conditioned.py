@@ -22,7 +22,8 @@ from jaxalign.models import lora
 from jaxalign.models.chat import Chat, Completion, generate_texts
 from jaxalign.models.sampling import Sampling
 from jaxalign.models.soups import Adapter
-from jaxalign.personalize.utility import RewardIds, Target, Utility, expect_utility
+from jaxalign.personalize.utility import Target, Utility, expect_utility
+from jaxalign.rewards.reward_scale import RewardIds
 
 
 class Told(NamedTuple):

@@ -4,7 +4,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxalign.errors import InputError
-from jaxalign.personalize.utility import LOGITS, RewardIds, Utility
+from jaxalign.personalize.utility import LOGITS, Utility
+from jaxalign.rewards.reward_scale import RewardIds
 
 
 def project(

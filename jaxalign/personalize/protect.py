@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxalign.errors import InputError
-from jaxalign.personalize.utility import Array, RewardIds, Utility
+from jaxalign.personalize.utility import Array, Utility
+from jaxalign.rewards.reward_scale import RewardIds
 
 
 def floors(protected: Mapping[str, float], reward_ids: RewardIds) -> NDArray[np.float64]:

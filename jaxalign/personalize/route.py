@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from jaxalign.errors import InputError
 from jaxalign.palm import Portfolio, best_member, coordinates
 from jaxalign.personalize.protect import constrain, floors
-from jaxalign.personalize.utility import LOGITS, Array, RewardIds, Utility, expect_utility
+from jaxalign.personalize.utility import LOGITS, Array, Utility, expect_utility
+from jaxalign.rewards.reward_scale import RewardIds
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 # Users whose draws are compared at once.

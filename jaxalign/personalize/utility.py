@@ -11,56 +11,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxalign.errors import InputError
-from jaxalign.rewards.normalise import Standardiser
+from jaxalign.rewards.reward_scale import RewardIds
 
 Array = NDArray[np.floating[Any]]
 
 LOGITS = "logits of a choice per standard deviation of a reward"
 """Units of weights that Bradley-Terry choices between answers with standardised rewards give."""
-
-
-@dataclass(frozen=True)
-class RewardIds:
-    """Which rewards a vector is about, and on what scale.
-
-    Attributes:
-        names: [K] of the rewards, in order.
-        digest: of the `Standardiser` that put them on their scale.
-    """
-
-    names: tuple[str, ...]
-    digest: str
-
-    def __post_init__(self) -> None:
-        if not self.names or len(set(self.names)) < len(self.names):
-            raise InputError(f"names: found {self.names}, expected one or more, no two alike.")
-
-    @classmethod
-    def of(cls, scale: Standardiser) -> "RewardIds":
-        """Return the ids of the rewards that a scale was fitted on."""
-        return cls(tuple(scale.names), scale.digest)
-
-    def expect(self, other: "RewardIds", what: str) -> None:
-        """Refuse rewards of other names, in another order or on another scale.
-
-        Args:
-            other: the ids that were found.
-            what: whose they are, for the error.
-
-        Raises:
-            InputError: they are not these.
-        """
-        if other.names != self.names:
-            raise InputError(
-                f"{what}: found rewards {', '.join(other.names)}, expected "
-                f"{', '.join(self.names)}, in this order; weights on one set mean nothing on "
-                "another."
-            )
-        if other.digest != self.digest:
-            raise InputError(
-                f"{what}: found the scale {other.digest[:12]}, expected {self.digest[:12]}; "
-                "standardise with the same Standardiser, or infer the weights again."
-            )
 
 
 @dataclass(frozen=True, eq=False)

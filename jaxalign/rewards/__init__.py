@@ -1,16 +1,17 @@
 """Reward functions: rules on texts, named and on one scale, and models trained on choices."""
 
-from jaxalign.rewards import normalise, rules
-from jaxalign.rewards.normalise import Standardiser
+from jaxalign.rewards import rules
 from jaxalign.rewards.reward_model import load_reward_model, score
+from jaxalign.rewards.reward_scale import RewardIds, RewardScale, fit_scale
 from jaxalign.rewards.rules import TRAITS, measure
 
 __all__ = [
     "TRAITS",
-    "Standardiser",
+    "RewardIds",
+    "RewardScale",
+    "fit_scale",
     "load_reward_model",
     "measure",
-    "normalise",
     "rules",
     "score",
 ]

@@ -1,7 +1,7 @@
 """Five traits of a text, measured by rule: cheap, named base rewards that need no model.
 
 A trait is a pure function of the text alone and finite for every text, the empty one included. The
-traits live on different scales; `jaxalign.rewards.normalise` puts them on one.
+traits live on different scales; `jaxalign.rewards.RewardScale` puts them on one.
 """
 
 import functools

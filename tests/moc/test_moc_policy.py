@@ -16,7 +16,7 @@ from jaxalign.moc.policy import soft_token
 from jaxalign.models.generate import generate
 from jaxalign.models.peft import load_adapter
 from jaxalign.models.sampling import Sampling
-from jaxalign.rewards.scale import fit_scale
+from jaxalign.rewards.reward_scale import fit_scale
 
 SETTINGS = Sampling(max_tokens=4, min_tokens=1, stop_ids=(world.STOP,))
 HALF = np.array([[0.5, 0.5], [1.0, 0.0]], np.float32)

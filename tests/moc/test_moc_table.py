@@ -8,14 +8,15 @@ import pytest
 from jaxalign.errors import InputError
 from jaxalign.moc.evaluation import Evaluation
 from jaxalign.moc.table import FILE, ValueTable
-from jaxalign.rewards.normalise import Standardiser
-from jaxalign.rewards.scale import Scale
+from jaxalign.rewards.reward_scale import RewardScale
 
 # A front bent outwards: of the middle more of both is reached than is told.
 TOLD = np.array([[1, 0], [0.5, 0.5], [0, 1]])
 LEVELS = np.array([[1.0, 0.0], [0.8, 0.8], [0.0, 1.0]])
-SCALE = Scale(
-    Standardiser(("kind", "brief"), np.array([1.0, -2.0]), np.array([0.5, 4.0])),
+SCALE = RewardScale(
+    ("kind", "brief"),
+    np.array([1.0, -2.0]),
+    np.array([0.5, 4.0]),
     np.array([0.0, -6.0]),
     np.array([2.0, 2.0]),
 )

@@ -12,8 +12,7 @@ from jaxalign.models import families, lora
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.sampling import Sampling
-from jaxalign.rewards.normalise import Standardiser
-from jaxalign.rewards.scale import Scale
+from jaxalign.rewards.reward_scale import RewardScale
 from jaxalign.rewards.vector import TextReward, TokenReward
 
 LETTERS = "abcdef"
@@ -136,5 +135,4 @@ TEXT_REWARD = TextReward(NAMES, _of_texts, "letters")
 
 
 def scale(low=(0.1, 0.0), high=(0.6, 0.5)):
-    standardiser = Standardiser(NAMES, np.array([0.25, 0.2]), np.array([0.3, 0.2]))
-    return Scale(standardiser, np.array(low), np.array(high))
+    return RewardScale(NAMES, [0.25, 0.2], [0.3, 0.2], np.array(low), np.array(high))

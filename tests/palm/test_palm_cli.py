@@ -98,20 +98,20 @@ def test_every_user_is_routed_as_in_memory(world, tmp_path):
 
 
 def test_the_bound_holds_against_the_true_optimum(world):
-    portfolio, rewards = palm_served(world / "built")
+    portfolio, provenance = palm_served(world / "built")
     from jaxalign.palm.files import read_candidates
     from jaxalign.palm.run import closed_form, split
 
     first, _ = split(read_candidates(world / "candidates.jsonl"), 0.5, 0)
-    oracle = closed_form(first, rewards)
+    oracle = closed_form(first, provenance)
     weights = np.random.default_rng(1).dirichlet(np.ones(3), 300)
-    optimum = np.array([w @ p.rewards - rewards.beta * p.kl
+    optimum = np.array([w @ p.rewards - provenance.beta * p.kl
                         for w, p in zip(weights, oracle.many(weights), strict=True)])  # fmt: skip
     assert (optimum <= (weights @ portfolio.facets.T).max(axis=1) + 1e-9).all()
 
 
 def palm_served(path):
-    from jaxalign.palm.scale import load_served
+    from jaxalign.palm.provenance import load_served
 
     return load_served(path)
 
@@ -260,7 +260,7 @@ def test_folders_that_are_no_portfolio_or_were_changed(world, tmp_path):
     refused(route(lacking), "lacks or garbles a field")
     floor = edited("floor", "portfolio.json", lambda d: d["config"].update(floor=5.0))
     refused(route(floor), "config")
-    names = edited("names", "rewards.json", lambda d: d["names"].reverse())
+    names = edited("names", "rewards.json", lambda d: d["scale"]["names"].reverse())
     refused(route(names), "does not belong")
     beta = edited("beta", "portfolio.json", lambda d: d.update(beta=0.01))
     refused(route(beta), "portfolio")

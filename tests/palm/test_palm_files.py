@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jaxalign.errors import InputError
-from jaxalign.palm import scale
 from jaxalign.palm.files import read_candidates, read_users
+from jaxalign.palm.provenance import candidate_scale, scaled
 
 ROWS = [
     {"prompt": "p", "answer": "a", "x": 0.5, "y": 1, "note": "n"},
@@ -97,17 +97,19 @@ def test_files_that_are_none(tmp_path):
 
 def test_the_standard_scale_is_one_map_for_all_rewards(tmp_path):
     found = read_candidates(written(tmp_path / "c.jsonl", ROWS))
-    rewards = scale.fit(found, "standard", 0.1, clip=3.0)
-    scaled = rewards.apply(found.rewards)[found.log_ref > -np.inf]
-    np.testing.assert_allclose(scaled.mean(axis=0), 0.5, rtol=1e-12)
-    np.testing.assert_allclose(scaled.std(axis=0), 1 / 6, rtol=1e-12)
-    outlier = rewards.apply(np.array([[100.0, -100.0]]))
+    standard = candidate_scale(found, "standard", clip=3.0)
+    levels = scaled(standard, found.rewards)[found.log_ref > -np.inf]
+    np.testing.assert_allclose(levels.mean(axis=0), 0.5, rtol=1e-12)
+    np.testing.assert_allclose(levels.std(axis=0), 1 / 6, rtol=1e-12)
+    outlier = scaled(standard, np.array([[100.0, -100.0]]))
     np.testing.assert_array_equal(outlier, [[1.0, 0.0]])
-    stated = scale.fit(found, "range", 0.1, reward_range=(-1.0, 3.0))
-    np.testing.assert_allclose(stated.apply(np.array([-1.0, 3.0])), [0, 1])
-    same = scale.fit(found, "none", 0.1)
-    np.testing.assert_array_equal(same.apply(found.rewards), found.rewards)
-    assert len({rewards.fingerprint, stated.fingerprint, same.fingerprint}) == 3
+    stated = candidate_scale(found, "range", reward_range=(-1.0, 3.0))
+    np.testing.assert_allclose(scaled(stated, np.array([-1.0, 3.0])), [0, 1])
+    same = candidate_scale(found, "none")
+    np.testing.assert_array_equal(scaled(same, found.rewards), found.rewards)
+    assert len({standard, stated, same}) == 3
+    # The ends say nothing about weights: one set of samples, one digest.
+    assert len({standard.digest, stated.digest, same.digest}) == 1
 
 
 USERS = np.random.default_rng(0).dirichlet(np.ones(2), 7)

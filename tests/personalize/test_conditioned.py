@@ -26,8 +26,8 @@ from jaxalign.personalize import serve
 from jaxalign.personalize.conditioned import Conditioned, answer_told, target_for
 from jaxalign.personalize.policies import identity
 from jaxalign.personalize.policy_oracle import AnswerOracle
-from jaxalign.personalize.utility import RewardIds, Target, known
-from jaxalign.rewards.scale import fit_scale
+from jaxalign.personalize.utility import Target, known
+from jaxalign.rewards.reward_scale import RewardIds, fit_scale
 from jaxalign.train.trunk import TrunkConfig
 
 LETTERS, STOP, UNKNOWN = tiny.LETTERS, 6, 7

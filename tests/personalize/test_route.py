@@ -12,7 +12,8 @@ from scipy.stats import norm
 
 from jaxalign import palm, personalize
 from jaxalign.errors import InputError
-from jaxalign.personalize import RewardIds, Router, Target, Utility, known
+from jaxalign.personalize import Router, Target, Utility, known
+from jaxalign.rewards.reward_scale import RewardIds
 
 IDS = RewardIds(("kind", "brief", "harmless"), "a" * 64)
 BETA = 1.0

@@ -8,16 +8,16 @@ from hypothesis import strategies as st
 
 from jaxalign import mrm, personalize
 from jaxalign.errors import InputError
-from jaxalign.personalize import RewardIds, Target, Utility, known, target_of
-from jaxalign.rewards import normalise
+from jaxalign.personalize import Target, Utility, known, target_of
+from jaxalign.rewards.reward_scale import RewardIds, fit_scale
 
 NAMES = ("kind", "brief", "harmless")
 IDS = RewardIds(NAMES, "a" * 64)
 
 
 def test_ids_are_those_of_the_scale():
-    scale = normalise.fit(np.random.default_rng(0).normal(size=(9, 3)), NAMES)
-    assert RewardIds.of(scale) == RewardIds(NAMES, scale.digest)
+    scale = fit_scale(np.random.default_rng(0).normal(size=(9, 3)), NAMES)
+    assert scale.ids == RewardIds(NAMES, scale.digest)
 
 
 def test_a_target_comes_out_of_the_table_only():

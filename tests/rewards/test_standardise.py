@@ -1,12 +1,15 @@
+"""Rewards in standard deviations: the scale's mean and standard deviation, and its digest."""
+
 import dataclasses
 
 import numpy as np
 import pytest
 
 from jaxalign.errors import InputError
-from jaxalign.rewards import normalise
+from jaxalign.rewards.reward_scale import RewardScale, fit_scale
 
 NAMES = ("brevity", "warmth")
+ENDS = np.zeros(2), np.ones(2)
 
 
 @pytest.fixture
@@ -15,25 +18,27 @@ def values():
 
 
 def test_reference_samples_come_out_standard(values):
-    scale = normalise.fit(values, NAMES)
-    out = scale.apply(values)
+    scale = fit_scale(values, NAMES)
+    out = scale.standardise(values)
     np.testing.assert_allclose(out.mean(axis=0), 0.0, atol=1e-12)
     np.testing.assert_allclose(out.std(axis=0), 1.0, rtol=1e-12)
 
 
 def test_apply_takes_any_leading_axes_and_keeps_the_precision(values):
-    scale = normalise.fit(values, list(NAMES))
+    scale = fit_scale(values, list(NAMES))
     block = values[:24].reshape(2, 3, 4, 2)
-    np.testing.assert_array_equal(scale.apply(block), scale.apply(values[:24]).reshape(2, 3, 4, 2))
-    assert scale.apply(values).dtype == np.float64
-    assert scale.apply(values.astype(np.float32)).dtype == np.float32
-    assert scale.apply(np.array([1, 2])).shape == (2,)
+    np.testing.assert_array_equal(
+        scale.standardise(block), scale.standardise(values[:24]).reshape(2, 3, 4, 2)
+    )
+    assert scale.standardise(values).dtype == np.float64
+    assert scale.standardise(values.astype(np.float32)).dtype == np.float32
+    assert scale.standardise(np.array([1, 2])).shape == (2,)
 
 
 def test_digest_is_stable_and_sees_every_part(values):
-    scale = normalise.fit(values, NAMES)
-    fixed = normalise.Standardiser(NAMES, np.array([0.0, 1.0]), np.array([1.0, 2.0]))
-    again = normalise.Standardiser(NAMES, np.array([0, 1]), np.array([1, 2], ">f4"))
+    scale = fit_scale(values, NAMES)
+    fixed = RewardScale(NAMES, np.array([0.0, 1.0]), np.array([1.0, 2.0]), *ENDS)
+    again = RewardScale(NAMES, np.array([0, 1]), np.array([1, 2], ">f4"), *ENDS)
     assert fixed.digest == again.digest
     assert fixed == again
     assert hash(fixed) == hash(again)
@@ -51,26 +56,26 @@ def test_digest_is_stable_and_sees_every_part(values):
 def test_fit_names_the_reward_that_is_not_finite(values, bad):
     values[3, 1] = bad
     with pytest.raises(InputError, match="'warmth' is not finite on 1 of 200"):
-        normalise.fit(values, NAMES)
+        fit_scale(values, NAMES)
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, 1e6])
 def test_fit_names_the_reward_that_is_constant(values, constant):
     values[:, 0] = constant
     with pytest.raises(InputError, match="'brevity' is constant"):
-        normalise.fit(values, NAMES)
+        fit_scale(values, NAMES)
 
 
 def test_fit_refuses_shapes_and_names_that_do_not_fit(values):
     with pytest.raises(InputError, match=r"\(200, 2\) were given for 3 names"):
-        normalise.fit(values, ("a", "b", "c"))
+        fit_scale(values, ("a", "b", "c"))
     with pytest.raises(InputError, match="at least 2"):
-        normalise.fit(values[:1], NAMES)
+        fit_scale(values[:1], NAMES)
     with pytest.raises(InputError, match="must differ"):
-        normalise.fit(values, ("a", "a"))
+        fit_scale(values, ("a", "a"))
 
 
 def test_apply_refuses_other_rewards(values):
-    scale = normalise.fit(values, NAMES)
+    scale = fit_scale(values, NAMES)
     with pytest.raises(InputError, match="brevity, warmth"):
-        scale.apply(values[:, :1])
+        scale.standardise(values[:, :1])

@@ -1,0 +1,302 @@
+"""One scale for named rewards: raw values to standard deviations, and to levels between 0 and 1.
+
+Weights over rewards mean something only next to the scale that they were learned on, so whatever
+holds weights, or values that weights are multiplied with, holds the scale's digest as well.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from jaxalign.errors import InputError
+
+Array = TypeVar("Array", np.ndarray, jax.Array)
+_ARRAYS = ("mean", "std", "low", "high")
+
+
+@dataclass(frozen=True)
+class RewardIds:
+    """Which rewards a vector is about, and on what scale.
+
+    Attributes:
+        names: [R] names of the rewards, in order.
+        digest: digest of their `RewardScale`.
+
+    Example:
+        >>> RewardIds(("brevity", "warmth"), "0" * 64).names
+        ('brevity', 'warmth')
+    """
+
+    names: tuple[str, ...]
+    digest: str
+
+    def __post_init__(self) -> None:
+        if not self.names or len(set(self.names)) < len(self.names):
+            raise InputError(f"names: found {self.names}, expected one or more, no two alike.")
+
+    def expect(self, other: "RewardIds", what: str) -> None:
+        """Refuse rewards of other names, in another order or on another scale.
+
+        Args:
+            other: the ids that were found.
+            what: whose they are, for the error.
+
+        Raises:
+            InputError: they are not these.
+        """
+        if other.names != self.names:
+            raise InputError(
+                f"{what}: found rewards {', '.join(other.names)}, expected "
+                f"{', '.join(self.names)}, in this order; weights on one set mean nothing on "
+                "another."
+            )
+        if other.digest != self.digest:
+            raise InputError(
+                f"{what}: found the scale {other.digest[:12]}, expected {self.digest[:12]}; "
+                "standardise with the same RewardScale, or infer the weights again."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class RewardScale:
+    """Where R named rewards lie: their mean and standard deviation, and what is level 0 and 1.
+
+    A raw reward is read in two ways. Standardised, (raw - mean) / std, it is in the units that
+    users' weights are learned in. As a level, (raw - low) / (high - low), it is what a preference
+    over rewards is compared with.
+
+    Attributes:
+        names: [R] names of the rewards, in order, each once.
+        mean: [R] float64, mean of the raw rewards over the reference samples.
+        std: [R] float64, their standard deviation, positive.
+        low: [R] float64, the raw reward that is level 0.
+        high: [R] float64, the raw reward that is level 1, above `low`.
+
+    Example:
+        >>> scale = RewardScale(("brevity",), [-10.0], [2.0], [-14.0], [-4.0])
+        >>> scale.standardise(np.array([-8.0])), scale.levels(np.array([-8.0]))
+        (array([1.]), array([0.6]))
+    """
+
+    names: tuple[str, ...]
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        listed = ", ".join(self.names)
+        for name in _ARRAYS:
+            values = np.asarray(getattr(self, name), np.float64)
+            if values.shape != (len(self.names),) or not np.isfinite(values).all():
+                raise InputError(
+                    f"the scale's {name} is {values}; expected {len(self.names)} finite numbers, "
+                    f"one for each of {listed}."
+                )
+            object.__setattr__(self, name, values)
+        if len(set(self.names)) < len(self.names):
+            raise InputError(f"reward names must differ, got {listed}.")
+        if not (self.std > 0).all():
+            raise InputError(f"the scale's std is {self.std}; expected numbers above 0.")
+        for name, low, high in zip(self.names, self.low, self.high, strict=True):
+            if not high > low:
+                raise InputError(
+                    f"the reward {name} has level 0 at {low:g} and level 1 at {high:g}; expected "
+                    "the second above the first: give its range, or more varied samples."
+                )
+
+    @property
+    def digest(self) -> str:
+        """The sha256 over names, mean and std, in hexadecimal: the units of weights.
+
+        Weights that were learned on standardised rewards stay valid as long as these three stay the
+        same. The ends of the levels are left out, since they say nothing about weights: two scales
+        that differ only in `low` and `high` have one digest.
+        """
+        names = json.dumps(list(self.names)).encode()
+        # Little-endian float64 whatever the machine: one scale, one digest.
+        numbers = np.stack([self.mean, self.std]).astype("<f8").tobytes()
+        return hashlib.sha256(names + b"\0" + numbers).hexdigest()
+
+    @property
+    def ids(self) -> RewardIds:
+        """Names and digest: what weights on these rewards are known by."""
+        return RewardIds(self.names, self.digest)
+
+    def standardise(self, raw: ArrayLike) -> NDArray[np.floating]:
+        """Return raw rewards in standard deviations from the mean of the reference samples.
+
+        Args:
+            raw: [..., R] raw rewards, columns in the order of `names`.
+
+        Returns:
+            [..., R] on the host, float32, or float64 if the raw rewards are.
+
+        Raises:
+            InputError: another number of columns.
+        """
+        raw = np.asarray(raw)
+        self._check(raw)
+        dtype = np.promote_types(raw.dtype, np.float32)
+        return ((raw - self.mean) / self.std).astype(dtype)
+
+    def levels(self, raw: Array) -> Array:
+        """Return the levels of raw rewards; outside of the range they are below 0 or above 1.
+
+        Args:
+            raw: [..., R] raw rewards, on the host or on the device.
+
+        Returns:
+            [..., R], at least float32.
+
+        Raises:
+            InputError: another number of columns.
+        """
+        low, width = self._at(self.low, raw), self._at(self.high - self.low, raw)
+        return (raw - low) / width
+
+    def standardise_levels(self, levels: Array) -> Array:
+        """Return levels in standard deviations from the mean of the reference samples.
+
+        Args:
+            levels: [..., R], as from `levels`, on the host or on the device.
+
+        Returns:
+            [..., R], at least float32.
+
+        Raises:
+            InputError: another number of columns.
+        """
+        return levels * self._at((self.high - self.low) / self.std, levels) + self._at(
+            (self.low - self.mean) / self.std, levels
+        )
+
+    def to_json(self) -> dict[str, list[str] | list[float]]:
+        """Return plain numbers, from which `from_json` makes an equal scale, digest included."""
+        numbers = {name: getattr(self, name).tolist() for name in _ARRAYS}
+        return {"names": list(self.names), **numbers}
+
+    @classmethod
+    def from_json(cls, value: object, source: str = "scale") -> "RewardScale":
+        """Read what `to_json` wrote.
+
+        Args:
+            value: parsed JSON.
+            source: what to call it in messages.
+
+        Raises:
+            InputError: a field is missing or wrong.
+        """
+        if not isinstance(value, Mapping) or not {"names", *_ARRAYS} <= value.keys():
+            found = ", ".join(map(str, value)) if isinstance(value, Mapping) else repr(value)[:40]
+            raise InputError(
+                f"{source}: expected names, mean, std, low and high of each reward, found "
+                f"{found or 'nothing'}; estimate the scale again."
+            )
+        try:
+            arrays = [np.asarray(value[name], np.float64) for name in _ARRAYS]
+            return cls(tuple(str(name) for name in value["names"]), *arrays)
+        except (TypeError, ValueError) as error:  # InputError is a ValueError
+            raise InputError(f"{source}: {error}") from None
+
+    def __eq__(self, other: object) -> bool:
+        """Compare by content; the generated comparison of arrays would raise."""
+        return isinstance(other, RewardScale) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash((self.digest, self.low.tobytes(), self.high.tobytes()))
+
+    def _check(self, values: np.ndarray | jax.Array) -> None:
+        if values.ndim == 0 or values.shape[-1] != len(self.names):
+            raise InputError(
+                f"rewards of shape {values.shape} have no last axis of {len(self.names)}, one for "
+                f"each of {', '.join(self.names)}."
+            )
+
+    def _at(self, values: NDArray[np.float64], like: np.ndarray | jax.Array) -> np.ndarray:
+        """Constants [R] in the dtype and rank of [..., R]."""
+        self._check(like)
+        dtype = np.promote_types(like.dtype, np.float32)
+        return values.astype(dtype).reshape((1,) * (like.ndim - 1) + (len(self.names),))
+
+
+def fit_scale(
+    raw: ArrayLike,
+    names: Sequence[str],
+    quantiles: tuple[float, float] | None = (0.05, 0.95),
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+) -> RewardScale:
+    """Estimate where rewards lie from reference samples.
+
+    Args:
+        raw: [N, R] raw rewards of N >= 2 samples, such as answers of the reference policy.
+        names: [R] names of the rewards, each once.
+        quantiles: quantiles of the samples that become levels 0 and 1; with None, level 0 is the
+            mean and level 1 one standard deviation above it.
+        ranges: name of a reward to the raw values that become levels 0 and 1 instead, where they
+            are known.
+
+    Returns:
+        RewardScale, with means and population standard deviations in float64.
+
+    Raises:
+        InputError: a reward is not finite, constant, or without a range; shapes and names do not
+            fit; quantiles are no increasing pair in [0, 1]; or a range is of an unknown reward.
+
+    Example:
+        >>> raw = np.array([[0.0, 10.0], [1.0, 20.0], [2.0, 30.0]])
+        >>> scale = fit_scale(raw, ("kind", "brief"), ranges={"kind": (0.0, 4.0)})
+        >>> scale.mean, scale.low, scale.high
+        (array([ 1., 20.]), array([ 0., 11.]), array([ 4., 29.]))
+    """
+    if quantiles is not None and not 0 <= quantiles[0] < quantiles[1] <= 1:
+        raise InputError(
+            f"quantiles are {quantiles[0]} and {quantiles[1]}; expected 0 <= first < last <= 1."
+        )
+    raw, names = np.asarray(raw, np.float64), tuple(names)
+    _check_samples(raw, names)
+    known = dict(ranges or {})
+    if unknown := sorted(known.keys() - set(names)):
+        raise InputError(
+            f"ranges has {unknown[0]!r}, which is no reward; the rewards are {', '.join(names)}."
+        )
+    mean, std = raw.mean(axis=0), raw.std(axis=0)
+    if quantiles is None:
+        low, high = mean.copy(), mean + std
+    else:
+        low, high = np.quantile(raw, quantiles, axis=0)
+    for place, name in enumerate(names):
+        if name in known:
+            low[place], high[place] = known[name]
+    return RewardScale(names, mean, std, low, high)
+
+
+def _check_samples(raw: NDArray[np.float64], names: tuple[str, ...]) -> None:
+    """Refuse samples that no scale can be estimated from."""
+    if raw.ndim != 2 or raw.shape[1] != len(names) or len(raw) < 2:
+        raise InputError(
+            f"rewards of shape {raw.shape} were given for {len(names)} names; expected "
+            f"[N, {len(names)}] with N at least 2."
+        )
+    if len(set(names)) < len(names):
+        raise InputError(f"reward names must differ, got {', '.join(names)}.")
+    for name, column in zip(names, raw.T, strict=True):
+        bad = int(np.sum(~np.isfinite(column)))
+        if bad:
+            raise InputError(
+                f"reward {name!r} is not finite on {bad} of {len(column)} reference samples; "
+                "remove those samples or mend the reward."
+            )
+        # Rounding leaves a constant column a standard deviation of about 1e-16 of its size.
+        if np.std(column) <= 1e-12 * max(1.0, float(np.max(np.abs(column)))):
+            raise InputError(
+                f"reward {name!r} is constant ({column[0]:g}) on all {len(column)} reference "
+                "samples and cannot be standardised; leave it out or use more varied samples."
+            )
