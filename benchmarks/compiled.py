@@ -329,16 +329,16 @@ def _epoch(place: Place, size: str) -> Program:
 
     from jaxalign.data.batching import Pairs
     from jaxalign.mrm import train
-    from jaxalign.mrm.experiment import run_epochs
+    from jaxalign.mrm.train import run_epochs
 
     shape = mrm.SIZES[size]
     config = mrm.recipe(shape)
-    start = partial(train.start_many, config=config, feature_dim=shape.width, users=shape.seen)
+    start = partial(train.init_states, config=config, feature_dim=shape.width, users=shape.seen)
     states = jax.eval_shape(start, jax.random.split(jax.random.key(0), 1))
     number, weight = (_array(dtype, shape.seen, shape.given) for dtype in ("int32", "float32"))
     pairs = Pairs(number, number, weight, number)
     features = _array("float32", 2 * shape.seen * shape.given, shape.width)
-    table = jax.eval_shape(partial(train.table, config=config), features, pairs)
+    table = jax.eval_shape(partial(train.item_table, config=config), features, pairs)
     arguments = place.held((states, table, pairs))
     thin = base.thin(shape.batch * shape.given * shape.width, shape.rewards)
     note = "a thin head's columns one by one, as on a CPU" if place.described and thin else ""

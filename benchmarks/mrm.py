@@ -201,7 +201,7 @@ class World:
             tuple(torch.from_numpy(part).to(device) for part in side)
             for side in (self.host_given, self.host_asked)
         )
-        self.state = train.start(jax.random.key(0), self.config, shape.width, shape.seen)
+        self.state = train.init_state(jax.random.key(0), self.config, shape.width, shape.seen)
 
     @property
     def start(self) -> Any:
@@ -247,12 +247,12 @@ def _train(
     from benchmarks.mrm_check import check_training
     from benchmarks.mrm_torch import Batched, Loop
     from jaxalign.mrm import train
-    from jaxalign.mrm.experiment import run_epochs
+    from jaxalign.mrm.train import run_epochs
 
     config, shape, pairs = world.config, world.shape, world.pairs()
     seen = slice(0, shape.seen)
     items = np.concatenate([part[seen].reshape(-1, shape.width) for part in world.host_given])
-    table = jax.jit(train.table, static_argnums=2)(jnp.asarray(items), pairs, config)
+    table = jax.jit(train.item_table, static_argnums=2)(jnp.asarray(items), pairs, config)
     held = [jax.tree.map(lambda leaf: leaf[None], world.state)]
 
     def ours() -> Any:

@@ -246,7 +246,7 @@ def asked(people: People, lots: np.ndarray, choices: int, chosen: bool) -> np.nd
     from jaxalign import mrm
     from jaxalign.train.blas import one_blas_thread
 
-    start = mrm.believe(people.prior, room=choices)
+    start = mrm.init_belief(people.prior, room=choices)
     users = jax.tree.map(jnp.asarray, (people.pool, people.query, lots))
     given = (people.prior, start, jnp.asarray(people.features), users, choices, chosen)
     found = one_blas_thread(lambda: jax.block_until_ready(_compiled()(*given)))()
@@ -266,7 +266,7 @@ def _asked(prior: Any, start: Any, features: Any, users: tuple, choices: int, ch
     import jax.numpy as jnp
 
     from jaxalign import mrm
-    from jaxalign.mrm.ask import updated
+    from jaxalign.mrm.ask import updated_belief
 
     def one_user(inputs: tuple) -> jax.Array:
         pool, query, lot = inputs
@@ -279,7 +279,7 @@ def _asked(prior: Any, start: Any, features: Any, users: tuple, choices: int, ch
             if chosen:
                 number = mrm.next_pair(belief.mean, belief.cov, pairs, done)
             weight = (~done[number]).astype(pairs.dtype)
-            belief = updated(prior, belief, pairs[number], weight)
+            belief = updated_belief(prior, belief, pairs[number], weight)
             return (belief, done.at[number].set(True)), predicted(belief)
 
         def predicted(belief: mrm.Belief) -> jax.Array:
@@ -311,9 +311,9 @@ def _cost() -> list[dict[str, Any]]:
         rng = np.random.default_rng(size)
         draws = rng.standard_normal((1064, size), np.float32) / np.float32(np.sqrt(size / 5))
         prior = mrm.Prior(jnp.zeros(size), jnp.eye(size))
-        belief = mrm.believe(prior)
+        belief = mrm.init_belief(prior)
         for difference in draws[:20]:
-            belief = mrm.observe(prior, belief, difference)
+            belief = mrm.update_belief(prior, belief, difference)
         told, pairs = jnp.asarray(draws[:21])[None], jnp.asarray(draws[64:])
         mask, question = jnp.ones((1, 21)), jax.jit(mrm.next_pair)
         refit = jax.jit(mrm.posterior)
@@ -348,7 +348,7 @@ def _one_more(prior: Any, belief: Any, draws: np.ndarray, made: list[int]) -> An
     from jaxalign import mrm
 
     made[0] += 1
-    return harness.wait(mrm.observe(prior, belief, draws[made[0] % len(draws)]))
+    return harness.wait(mrm.update_belief(prior, belief, draws[made[0] % len(draws)]))
 
 
 def _elapsed(call: Callable[[], Any]) -> float:

@@ -27,9 +27,9 @@ def check_training(
         The error, and the seconds of the side's first epoch, compilation included.
     """
     config = world.config
-    drawn = jax.jit(train.drawn, static_argnums=(2, 3))
+    drawn = jax.jit(train.draw_epoch, static_argnums=(2, 3))
     _, masks, order = drawn(world.state.key, pairs, config, world.shape.given)
-    state, _ = jax.jit(train.passed, static_argnums=5)(
+    state, _ = jax.jit(train.take_steps, static_argnums=5)(
         world.state, table, pairs, masks, order, config
     )
     members = order[: config.users_per_batch]

@@ -65,11 +65,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run_preset(preset: str, data: Path, out: Path, result: Path) -> None:
-    from jaxalign import mrm
     from jaxalign.config import load_config
+    from jaxalign.experiments.mrm import run
+    from jaxalign.mrm import MRMRunConfig
 
-    config = load_config(mrm.RunConfig, ROOT / "configs" / "mrm" / f"{preset}.yaml", [])
-    mrm.run(config, str(data), out, resume=(out / "run.json").exists())
+    config = load_config(MRMRunConfig, ROOT / "configs" / "mrm" / f"{preset}.yaml", [])
+    run(config, str(data), out, resume=(out / "run.json").exists())
     result.mkdir(parents=True, exist_ok=True)
     for path in [out / "report.json", out / "report.md", *out.glob("*.png")]:
         shutil.copy(path, result / path.name)

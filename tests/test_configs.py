@@ -7,7 +7,7 @@ import pytest
 
 from jaxalign.config import load_config
 from jaxalign.moc import run as moc
-from jaxalign.mrm.config import RunConfig
+from jaxalign.mrm.config import MRMRunConfig
 from jaxalign.palm.run import BuildConfig
 from jaxalign.pplug import run as pplug
 from jaxalign.pplug.config import PPlugConfig
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1] / "configs"
 CONFIGS = sorted((ROOT / "mrm").glob("*.yaml"))
 COMMANDS = {
     "moc": (moc.RunConfig, "moc train"),
-    "mrm": (RunConfig, "mrm train"),
+    "mrm": (MRMRunConfig, "mrm train"),
     "palm": (BuildConfig, "palm build"),
     "pplug": (pplug.RunConfig, "pplug train"),
     "reward": (RewardConfig, "reward train"),
@@ -43,7 +43,7 @@ def test_preset_loads_and_says_how_to_run_it(path):
 @pytest.mark.parametrize(("name", "rate"), [("prism", 1e-3), ("reddit", 5e-3)])
 def test_published_recipes(name, rate):
     path = next(path for path in CONFIGS if path.stem == name)
-    recipe = load_config(RunConfig, path, []).published
+    recipe = load_config(MRMRunConfig, path, []).published
     assert (recipe.hidden_sizes, recipe.use_bias, recipe.link) == ((2,), False, "softmax")
     assert (recipe.inner_lr, recipe.outer_lr) == (rate, rate)
     assert (recipe.inner_steps, recipe.eval_steps, recipe.users_per_batch) == (1, 1, 2)

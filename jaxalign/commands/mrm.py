@@ -30,7 +30,7 @@ def _add_train(actions: Any) -> None:
     parser.add_argument("--data", required=True, help="preference file, folder or datasets name")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
-    takes_config(parser, "jaxalign.mrm.config:RunConfig")
+    takes_config(parser, "jaxalign.mrm.config:MRMRunConfig")
 
 
 def _add_adapt(actions: Any) -> None:
@@ -62,14 +62,14 @@ def _add_evaluate(actions: Any) -> None:
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     from jaxalign.config import load_config
-    from jaxalign.mrm.config import RunConfig
+    from jaxalign.mrm.config import MRMRunConfig
 
-    config = load_config(RunConfig, arguments.config, rest)
+    config = load_config(MRMRunConfig, arguments.config, rest)
     from rich.console import Console
 
+    from jaxalign.experiments.mrm import run
+    from jaxalign.experiments.mrm.report import table_regimes
     from jaxalign.metrics.table import terminal_table
-    from jaxalign.mrm.report import table_regimes
-    from jaxalign.mrm.run import run
 
     report = run(config, arguments.data, arguments.out, resume=arguments.resume)
     Console().print(terminal_table({r: report[r] for r in table_regimes(report)}))
@@ -120,8 +120,8 @@ def _rank(arguments: argparse.Namespace, _: list[str]) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace, _: list[str]) -> None:
+    from jaxalign.experiments.mrm import evaluate
     from jaxalign.files import write_json
-    from jaxalign.mrm.evaluate import evaluate
 
     judged = evaluate(arguments.model, arguments.data)
     print(json.dumps(judged, indent=1))

@@ -45,7 +45,7 @@ def takes_config(parser: Any, config: str) -> None:
 
     Args:
         parser: of the command.
-        config: module and class, such as `jaxalign.mrm.config:RunConfig`; imported when used.
+        config: module and class, such as `jaxalign.mrm.config:MRMRunConfig`; imported when used.
     """
 
     class Fields(argparse.Action):

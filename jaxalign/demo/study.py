@@ -15,7 +15,7 @@ from jaxalign.errors import InputError
 from jaxalign.metrics.bootstrap import mean_interval
 from jaxalign.metrics.scores import share_of_gap
 from jaxalign.mrm import bayes, methods
-from jaxalign.mrm.config import BayesConfig, RunConfig
+from jaxalign.mrm.config import BayesConfig, MRMRunConfig
 from jaxalign.mrm.reduce import fit_projection
 from jaxalign.personalize.project import regress, within
 from jaxalign.train.blas import one_blas_thread
@@ -29,7 +29,7 @@ VERSIONS = (("all", 0.0), ("within prompts", 0.0), ("within prompts", 0.5))
 """Of learned features: whose principal directions, and how far whitened."""
 SPREADS = (1.0, 2.0, 3.0, 5.0)
 """Factors on the covariance that EM finds; its Laplace step makes it a third too small."""
-CONFIG = RunConfig(bayes=BayesConfig(em_steps=32), em_every=8)
+CONFIG = MRMRunConfig(bayes=BayesConfig(em_steps=32), em_every=8)
 DRAWS = 2000
 
 

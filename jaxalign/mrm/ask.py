@@ -15,7 +15,7 @@ from jaxalign.mrm.bayes import Prior
 from jaxalign.train.blas import one_blas_thread
 
 ROOM = 32
-"""Choices that a fresh belief has room for; `observe` doubles it when they are made."""
+"""Choices that a fresh belief has room for; `update_belief` doubles it when they are made."""
 _MOST_STEPS = 100
 _HALVINGS = 0.5 ** np.arange(24.0)
 # A sum at these nodes integrates what falls off as exp(-|x|) and has poles at i pi, times a normal
@@ -31,25 +31,25 @@ class Belief(NamedTuple):
     Attributes:
         mean: [E] the most probable weights.
         cov: [E, E] inverse Hessian there.
-        reach: [N, E] the prior's covariance times each choice's difference.
+        kernel_vectors: [N, E] the prior's covariance times each choice's difference.
         gram: [N, N] covariance of the choices' margins under the prior.
-        offset: [N] their margins under the prior's mean.
+        prior_margin: [N] their margins under the prior's mean.
         weight: [N] 0 where there is no choice yet.
-        pull: [N] mean = prior mean + reach^T pull.
-        seen: int32, choices so far.
+        dual_coef: [N] mean = prior mean + kernel_vectors^T dual_coef.
+        num_choices: int32, choices so far.
     """
 
     mean: jax.Array
     cov: jax.Array
-    reach: jax.Array
+    kernel_vectors: jax.Array
     gram: jax.Array
-    offset: jax.Array
+    prior_margin: jax.Array
     weight: jax.Array
-    pull: jax.Array
-    seen: jax.Array
+    dual_coef: jax.Array
+    num_choices: jax.Array
 
 
-def believe(prior: Prior, room: int = ROOM) -> Belief:
+def init_belief(prior: Prior, room: int = ROOM) -> Belief:
     """The state of a user of whom no choice is known; stacked leaf by leaf, that of many users.
 
     Args:
@@ -68,11 +68,11 @@ def believe(prior: Prior, room: int = ROOM) -> Belief:
             "one of mrm.fit_prior, or of a model of kind 'bayes'"
         )
     row = jnp.zeros(room, dtype)
-    reach, gram = jnp.zeros((room, len(mean)), dtype), jnp.zeros((room, room), dtype)
-    return Belief(mean, cov, reach, gram, row, row, row, jnp.zeros((), jnp.int32))
+    kernel_vectors, gram = jnp.zeros((room, len(mean)), dtype), jnp.zeros((room, room), dtype)
+    return Belief(mean, cov, kernel_vectors, gram, row, row, row, jnp.zeros((), jnp.int32))
 
 
-def observe(
+def update_belief(
     prior: Prior, belief: Belief, difference: jax.Array, weight: float | jax.Array = 1.0
 ) -> Belief:
     """What is known after one more choice: the same as fitting all choices anew.
@@ -81,16 +81,16 @@ def observe(
     >>> from jaxalign import mrm
     >>> prior = mrm.Prior(jnp.zeros(2), jnp.eye(2))
     >>> pairs = jnp.array([[0.1, 0.0], [2.0, 1.0], [0.0, 0.3]])
-    >>> belief = mrm.believe(prior)
-    >>> asked = int(mrm.next_pair(belief.mean, belief.cov, pairs))
-    >>> asked
+    >>> belief = mrm.init_belief(prior)
+    >>> best = int(mrm.next_pair(belief.mean, belief.cov, pairs))
+    >>> best
     1
-    >>> belief = mrm.observe(prior, belief, -pairs[asked])  # the second answer was chosen
+    >>> belief = mrm.update_belief(prior, belief, -pairs[best])  # the second answer was chosen
     >>> bool(belief.mean[0] < 0)
     True
 
     Args:
-        prior: as given to `believe`.
+        prior: as given to `init_belief`.
         belief: of one user; or of U users, every leaf with a leading axis.
         difference: [E] or [U, E], chosen minus rejected.
         weight: scalar or [U]; 1/2 for each order of a tie, 0 for no choice of this user.
@@ -101,7 +101,7 @@ def observe(
     Raises:
         InputError: sizes that disagree, NaN or infinity.
     """
-    dtype, many = belief.mean.dtype, belief.seen.shape
+    dtype, many = belief.mean.dtype, belief.num_choices.shape
     found, weights = np.asarray(difference, dtype), np.asarray(weight, dtype)
     if found.shape != belief.mean.shape or weights.shape not in ((), many):
         raise InputError(
@@ -112,14 +112,16 @@ def observe(
         raise InputError(
             "a choice holds NaN, infinity or a negative weight: compute its features again"
         )
-    if np.asarray(belief.seen).max() == belief.weight.shape[-1]:
+    if np.asarray(belief.num_choices).max() == belief.weight.shape[-1]:
         belief = _widened(belief)
     update = _update_each if many else _update
     return update(prior, belief, found, np.broadcast_to(weights, many))
 
 
-def updated(prior: Prior, belief: Belief, difference: jax.Array, weight: jax.Array) -> Belief:
-    """`observe` of one user as a pure function, for `jit`, `vmap` and `scan`.
+def updated_belief(
+    prior: Prior, belief: Belief, difference: jax.Array, weight: jax.Array
+) -> Belief:
+    """`update_belief` of one user as a pure function, for `jit`, `vmap` and `scan`.
 
     Newton's method for the mode of a Gaussian process classifier (Rasmussen and Williams 2006,
     algorithm 3.1), damped, from the last mode until it no longer moves.
@@ -131,32 +133,32 @@ def updated(prior: Prior, belief: Belief, difference: jax.Array, weight: jax.Arr
         weight: scalar, 0 for no choice.
     """
     prior = Prior(*(part.astype(belief.mean.dtype) for part in prior))
-    place = jnp.arange(len(belief.weight)) == belief.seen
-    reached = prior.cov @ difference
-    row = jnp.where(place, difference @ reached, belief.reach @ difference)
+    place = jnp.arange(len(belief.weight)) == belief.num_choices
+    projected = prior.cov @ difference
+    row = jnp.where(place, difference @ projected, belief.kernel_vectors @ difference)
     gram = jnp.where(place[None, :], row[:, None], belief.gram)
     gram = jnp.where(place[:, None], row[None, :], gram)
-    reach = jnp.where(place[:, None], reached[None, :], belief.reach)
-    offset = jnp.where(place, difference @ prior.mean, belief.offset)
+    kernel_vectors = jnp.where(place[:, None], projected[None, :], belief.kernel_vectors)
+    prior_margin = jnp.where(place, difference @ prior.mean, belief.prior_margin)
     weights = jnp.where(place, weight, belief.weight)
-    pull = _settled(jnp.where(place, 0, belief.pull), offset, gram, weights)
-    margin = offset + gram @ pull
+    dual_coef = _settled(jnp.where(place, 0, belief.dual_coef), prior_margin, gram, weights)
+    margin = prior_margin + gram @ dual_coef
     lower, root = _factor(gram, _curvature(margin, weights))
-    half = jax.scipy.linalg.solve_triangular(lower, root[:, None] * reach, lower=True)
+    half = jax.scipy.linalg.solve_triangular(lower, root[:, None] * kernel_vectors, lower=True)
     return Belief(
-        prior.mean + pull @ reach,
+        prior.mean + dual_coef @ kernel_vectors,
         prior.cov - half.T @ half,
-        reach,
+        kernel_vectors,
         gram,
-        offset,
+        prior_margin,
         weights,
-        pull,
-        belief.seen + (weight > 0).astype(jnp.int32),
+        dual_coef,
+        belief.num_choices + (weight > 0).astype(jnp.int32),
     )
 
 
-_update = jax.jit(updated)
-_update_many = jax.jit(jax.vmap(updated, in_axes=(None, 0, 0, 0)))
+_update = jax.jit(updated_belief)
+_update_many = jax.jit(jax.vmap(updated_belief, in_axes=(None, 0, 0, 0)))
 
 
 @one_blas_thread
@@ -177,11 +179,11 @@ def _widened(belief: Belief) -> Belief:
         return jnp.pad(array, width)
 
     return belief._replace(
-        reach=pad(belief.reach, 2),
+        kernel_vectors=pad(belief.kernel_vectors, 2),
         gram=pad(pad(belief.gram, 2), 1),
-        offset=pad(belief.offset, 1),
+        prior_margin=pad(belief.prior_margin, 1),
         weight=pad(belief.weight, 1),
-        pull=pad(belief.pull, 1),
+        dual_coef=pad(belief.dual_coef, 1),
     )
 
 
@@ -198,43 +200,45 @@ def _factor(gram: jax.Array, curvature: jax.Array) -> tuple[jax.Array, jax.Array
     return jnp.linalg.cholesky(inner + (1 + floor) * jnp.eye(len(gram), dtype=gram.dtype)), root
 
 
-def _settled(pull: jax.Array, offset: jax.Array, gram: jax.Array, weight: jax.Array) -> jax.Array:
-    """The pull [N] of the mode, by Newton steps from a given one."""
+def _settled(
+    dual_coef: jax.Array, prior_margin: jax.Array, gram: jax.Array, weight: jax.Array
+) -> jax.Array:
+    """The dual_coef [N] of the mode, by Newton steps from a given one."""
     sizes = jnp.asarray(np.append(_HALVINGS, 0.0), gram.dtype)
     enough = 10 * jnp.finfo(gram.dtype).eps
 
-    def loss(pull: jax.Array, shift: jax.Array) -> jax.Array:
-        return jnp.sum(weight * jax.nn.softplus(-offset - shift)) + 0.5 * pull @ shift
+    def loss(dual_coef: jax.Array, shift: jax.Array) -> jax.Array:
+        return jnp.sum(weight * jax.nn.softplus(-prior_margin - shift)) + 0.5 * dual_coef @ shift
 
     def going(carry: tuple) -> jax.Array:
         _, decrement, steps = carry
         return (decrement > enough) & (steps < _MOST_STEPS)
 
     def step(carry: tuple) -> tuple:
-        pull, _, steps = carry
-        shift = gram @ pull
-        push = weight * jax.nn.sigmoid(-offset - shift)
-        curvature = _curvature(offset + shift, weight)
+        dual_coef, _, steps = carry
+        shift = gram @ dual_coef
+        push = weight * jax.nn.sigmoid(-prior_margin - shift)
+        curvature = _curvature(prior_margin + shift, weight)
         lower, root = _factor(gram, curvature)
         target = curvature * shift + push
         inner = jax.scipy.linalg.cho_solve((lower, True), root * (gram @ target))
-        direction = target - root * inner - pull
+        direction = target - root * inner - dual_coef
         along = gram @ direction
-        losses = jax.vmap(lambda t: loss(pull + t * direction, shift + t * along))(sizes)
+        losses = jax.vmap(lambda t: loss(dual_coef + t * direction, shift + t * along))(sizes)
         # Near the mode rounding cannot tell a step from none: the largest that ties with the best.
         least = jnp.min(losses)
         tied = losses <= least + 4 * jnp.finfo(gram.dtype).eps * jnp.abs(least)
         size = sizes[jnp.argmax(tied)]
-        decrement = jnp.where(size > 0, (push - pull) @ along, 0)
-        return pull + size * direction, decrement, steps + 1
+        decrement = jnp.where(size > 0, (push - dual_coef) @ along, 0)
+        return dual_coef + size * direction, decrement, steps + 1
 
-    start = (pull, jnp.full((), jnp.inf, gram.dtype), jnp.zeros((), jnp.int32))
+    start = (dual_coef, jnp.full((), jnp.inf, gram.dtype), jnp.zeros((), jnp.int32))
     settled: jax.Array = jax.lax.while_loop(going, step, start)[0]
     return settled
 
 
 def next_pair(
-    mean: jax.Array, cov: jax.Array, candidates: jax.Array, asked: jax.Array | None = None
+    mean: jax.Array, cov: jax.Array, candidates: jax.Array, excluded: jax.Array | None = None
 ) -> jax.Array:
     """The pair whose answer tells most about one user's weights; `vmap` for many users.
 
@@ -242,16 +246,16 @@ def next_pair(
         mean: [E] of the user's weights, as of a `Belief`, `posterior` or `adapt_users`.
         cov: [E, E].
         candidates: [P, E] differences of the two answers of each pair, in either order.
-        asked: [P] bool, pairs not to show (again); none unless given.
+        excluded: [P] bool, pairs that may not be returned; none by default.
 
     Returns:
         Its number, int32: the first of several alike; -1 if none is left to ask.
     """
-    told = information(mean, cov, candidates)
-    if asked is None:
-        return jnp.argmax(told).astype(jnp.int32)
-    best = jnp.argmax(jnp.where(asked, -1, told)).astype(jnp.int32)
-    return jnp.where(jnp.all(asked), -1, best)
+    gain = information(mean, cov, candidates)
+    if excluded is None:
+        return jnp.argmax(gain).astype(jnp.int32)
+    best = jnp.argmax(jnp.where(excluded, -1, gain)).astype(jnp.int32)
+    return jnp.where(jnp.all(excluded), -1, best)
 
 
 def information(mean: jax.Array, cov: jax.Array, candidates: jax.Array) -> jax.Array:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jaxalign.mrm.peers.config import LoReConfig, MixtureConfig, NeighboursConfig, PALConfig
-from jaxalign.mrm.peers.network_config import GPOConfig, VPLConfig
+from jaxalign.mrm.baselines.config import LoReConfig, MixtureConfig, NeighboursConfig, PALConfig
+from jaxalign.mrm.baselines.network_config import GPOConfig, VPLConfig
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class BayesConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class ChoiceDataConfig:
     """How choices are read.
 
     Attributes:
@@ -172,7 +172,7 @@ MethodName = Literal[
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class MRMRunConfig:
     """A whole run of `jaxalign mrm train`.
 
     Attributes:
@@ -199,7 +199,7 @@ class RunConfig:
         draws: of the bootstrap.
     """
 
-    data: DataConfig = field(default_factory=DataConfig)
+    data: ChoiceDataConfig = field(default_factory=ChoiceDataConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)
     bayes: BayesConfig = field(default_factory=BayesConfig)

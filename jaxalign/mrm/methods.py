@@ -15,7 +15,7 @@ import numpy as np
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm import bayes
 from jaxalign.mrm.base import base_rewards, effective_weights
-from jaxalign.mrm.config import BayesConfig, MRMConfig, RunConfig
+from jaxalign.mrm.config import BayesConfig, MRMConfig, MRMRunConfig
 from jaxalign.mrm.inner import adapt_path
 from jaxalign.train.blas import one_blas_thread
 
@@ -127,7 +127,9 @@ def _em(features: jax.Array, buckets: tuple[Pairs, ...], config: BayesConfig) ->
 
 
 @one_blas_thread
-def fit_bayes(features: jax.Array, pairs: Pairs | tuple[Pairs, ...], config: RunConfig) -> Fitted:
+def fit_bayes(
+    features: jax.Array, pairs: Pairs | tuple[Pairs, ...], config: MRMRunConfig
+) -> Fitted:
     """Priors along EM, every `em_every` iterations: mean [T, D], cov [T, D, D]."""
     path = _em(features, as_buckets(pairs), config.bayes)
     keep = np.arange(config.bayes.em_steps, 0, -config.em_every)[::-1]

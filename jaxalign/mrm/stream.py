@@ -44,7 +44,7 @@ class StreamResult:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StreamPlan:
     """The blocks of every epoch, a function of the seed and the number of the epoch alone.
 
     Attributes:
@@ -98,8 +98,8 @@ def fit_stream(
     config = config or MRMConfig()
     users = len(choices.users)
     batch = min(config.users_per_batch, users)
-    plan = Plan(users, -(-min(block_users, users) // batch) * batch, seed)
-    state = train.start(jax.random.key(seed), config, choices.width, users)
+    plan = StreamPlan(users, -(-min(block_users, users) // batch) * batch, seed)
+    state = train.init_state(jax.random.key(seed), config, choices.width, users)
     carried = (state, jnp.zeros((config.epochs,), jnp.float32))
     most_groups = int(choices.group.max()) + 1
     total, done, read = config.epochs * len(plan), 0, 0
@@ -127,7 +127,7 @@ def fit_stream(
 
 
 def _blocks(
-    choices: PairFile, plan: Plan, done: int, epochs: int
+    choices: PairFile, plan: StreamPlan, done: int, epochs: int
 ) -> Iterator[tuple[int, int, Block]]:
     """Epoch, first user and block from the block `done` on, each read while the last is used."""
     places = [
@@ -152,32 +152,32 @@ def _blocks(
 
 @functools.partial(jax.jit, static_argnames=("config", "most_groups"), donate_argnames="carried")
 def _step(
-    carried: tuple[train.TrainState, jax.Array],
+    carried: tuple[train.MetaTrainState, jax.Array],
     place: jax.Array,
     pairs: Pairs,
     features: jax.Array,
     config: MRMConfig,
     most_groups: int,
-) -> tuple[train.TrainState, jax.Array]:
+) -> tuple[train.MetaTrainState, jax.Array]:
     """A pass over one block; `place` is its epoch and the number of its first user."""
     state, history = carried
-    _, masks, order = draws(state.key, place, pairs, config, most_groups)
+    _, masks, order = draw_block(state.key, place, pairs, config, most_groups)
     values = features.astype(jnp.float32)
     if is_linear(config):
         table = values[:, :, 0] - values[:, :, 1]
     else:
         table = values.reshape(-1, values.shape[-1])
-    state, losses = train.passed(state, table, pairs, masks, order, config, place[1])
+    state, losses = train.take_steps(state, table, pairs, masks, order, config, place[1])
     steps = train.steps_per_epoch(state.population.shape[0], config)
     return state, history.at[place[0]].add(jnp.sum(losses) / steps)
 
 
-def draws(
+def draw_block(
     key: jax.Array, place: jax.Array, pairs: Pairs, config: MRMConfig, most_groups: int
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array], jax.Array]:
-    """What `train.drawn` draws for the block at an epoch and first user, `place` [2]."""
+    """What `train.draw_epoch` draws for the block at an epoch and first user, `place` [2]."""
     mine = jax.random.fold_in(jax.random.fold_in(key, place[0]), place[1])
-    return train.drawn(mine, pairs, config, most_groups)
+    return train.draw_epoch(mine, pairs, config, most_groups)
 
 
 def _check(loss: float, config: MRMConfig) -> None:
@@ -188,7 +188,7 @@ def _check(loss: float, config: MRMConfig) -> None:
         )
 
 
-def _claim(folder: Path, choices: PairFile, config: MRMConfig, plan: Plan) -> None:
+def _claim(folder: Path, choices: PairFile, config: MRMConfig, plan: StreamPlan) -> None:
     """Make the folder this run's, or refuse another run's."""
     mine: dict[str, Any] = {"format": 1, "choices": len(choices.rows), "width": choices.width}
     mine |= {"plan": asdict(plan), "config": json.loads(json.dumps(asdict(config)))}

@@ -1,20 +1,25 @@
 """Meta-training of MRM: an epoch is one scan, epochs are scanned too, seeds and sweeps batched."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxalign.data.batching import Pairs
 from jaxalign.data.splits import redraw
+from jaxalign.errors import InputError
 from jaxalign.mrm.base import Params, init, is_linear
 from jaxalign.mrm.config import MRMConfig
 from jaxalign.mrm.objective import Batch, meta_objective
+from jaxalign.train.checkpoint import load_state, save_state
 
 
-class TrainState(NamedTuple):
+class MetaTrainState(NamedTuple):
     """Everything that changes in training, and so everything that a resume needs.
 
     Attributes:
@@ -49,15 +54,15 @@ def make_optimiser(config: MRMConfig, users: int) -> optax.GradientTransformatio
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.adam(schedule))
 
 
-def start(key: jax.Array, config: MRMConfig, feature_dim: int, users: int) -> TrainState:
+def init_state(key: jax.Array, config: MRMConfig, feature_dim: int, users: int) -> MetaTrainState:
     """The state before the first epoch."""
     init_key, key = jax.random.split(key)
     params = init(init_key, config, feature_dim)
     optimiser = make_optimiser(config, users).init(params)
-    return TrainState(params, optimiser, jnp.full((users,), jnp.log(2.0), jnp.float32), key)
+    return MetaTrainState(params, optimiser, jnp.full((users,), jnp.log(2.0), jnp.float32), key)
 
 
-def table(features: jax.Array, pairs: Pairs, config: MRMConfig) -> jax.Array:
+def item_table(features: jax.Array, pairs: Pairs, config: MRMConfig) -> jax.Array:
     """What epochs read: the items' features, or every pair's difference where that is less work.
 
     Differences are taken once here, and an epoch then reads each once and the features not at all;
@@ -91,20 +96,20 @@ def _batch(table: jax.Array, pairs: Pairs, masks: tuple, users: jax.Array, confi
     return {**batch, "chosen": table[chosen], "rejected": table[rejected]}
 
 
-def passed(
-    state: TrainState,
+def take_steps(
+    state: MetaTrainState,
     table: jax.Array,
     pairs: Pairs,
     masks: tuple[jax.Array, jax.Array],
     order: jax.Array,
     config: MRMConfig,
     first: int | jax.Array = 0,
-) -> tuple[TrainState, jax.Array]:
+) -> tuple[MetaTrainState, jax.Array]:
     """One outer step for every `users_per_batch` users of an order.
 
     Args:
-        state: as from `start`; its `population` says how many users an epoch has.
-        table: [I, E] or [U, P, E], see `table`.
+        state: as from `init_state`; its `population` says how many users an epoch has.
+        table: [I, E] or [U, P, E], see `item_table`.
         pairs: [U, P] training choices.
         masks: support and query [U, P], as from `redraw`.
         order: [N] int users, rows of `pairs`.
@@ -117,7 +122,7 @@ def passed(
     everyone = state.population.shape[0]
     optimiser = make_optimiser(config, everyone)
 
-    def step(state: TrainState, members: jax.Array) -> tuple[TrainState, jax.Array]:
+    def step(state: MetaTrainState, members: jax.Array) -> tuple[MetaTrainState, jax.Array]:
         batch = _batch(table, pairs, masks, members, config)
         if config.rpo_scope == "population":
             others = jnp.delete(state.population, first + members, assume_unique_indices=True)
@@ -127,7 +132,7 @@ def passed(
         updates, optimiser_state = optimiser.update(gradient, state.optimiser, state.params)
         population = state.population.at[first + members].set(losses.astype(jnp.float32))
         params = optax.apply_updates(state.params, updates)
-        return TrainState(params, optimiser_state, population, state.key), jnp.mean(losses)
+        return MetaTrainState(params, optimiser_state, population, state.key), jnp.mean(losses)
 
     users = order.shape[0]
     size = min(config.users_per_batch, everyone)
@@ -140,17 +145,17 @@ def passed(
 
 
 def epoch(
-    state: TrainState,
+    state: MetaTrainState,
     table: jax.Array,
     pairs: Pairs,
     config: MRMConfig,
     most_groups: int | None = None,
-) -> tuple[TrainState, jax.Array]:
+) -> tuple[MetaTrainState, jax.Array]:
     """One pass over all users in a fresh order with fresh support and query choices.
 
     Args:
-        state: as from `start`.
-        table: [I, E] or [U, P, E], see `table`.
+        state: as from `init_state`.
+        table: [I, E] or [U, P, E], see `item_table`.
         pairs: [U, P] training choices.
         config: the recipe.
         most_groups: bound on the groups of one user, see `redraw`.
@@ -158,12 +163,12 @@ def epoch(
     Returns:
         The new state and the mean query loss of the epoch.
     """
-    key, masks, order = drawn(state.key, pairs, config, most_groups)
-    state, losses = passed(state._replace(key=key), table, pairs, masks, order, config)
+    key, masks, order = draw_epoch(state.key, pairs, config, most_groups)
+    state, losses = take_steps(state._replace(key=key), table, pairs, masks, order, config)
     return state, jnp.mean(losses)
 
 
-def drawn(
+def draw_epoch(
     key: jax.Array, pairs: Pairs, config: MRMConfig, most_groups: int | None = None
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array], jax.Array]:
     """The key after an epoch, and what the epoch draws: support and query masks, order of users."""
@@ -173,19 +178,19 @@ def drawn(
 
 
 def epochs(
-    states: TrainState,
+    states: MetaTrainState,
     table: jax.Array,
     pairs: Pairs,
     config: MRMConfig,
     count: int,
     most_groups: int | None = None,
     sweep: dict[str, jax.Array] | None = None,
-) -> tuple[TrainState, jax.Array]:
+) -> tuple[MetaTrainState, jax.Array]:
     """`count` epochs for every seed (and hyper-parameter) at once.
 
     Args:
         states: stacked on a leading axis [S].
-        table: [I, E] or [U, P, E], see `table`.
+        table: [I, E] or [U, P, E], see `item_table`.
         pairs: [U, P].
         config: what all share.
         count: epochs.
@@ -197,7 +202,7 @@ def epochs(
     """
     sweep = sweep or {}
 
-    def one(state: TrainState, values: dict[str, Any]) -> tuple[TrainState, jax.Array]:
+    def one(state: MetaTrainState, values: dict[str, Any]) -> tuple[MetaTrainState, jax.Array]:
         mine = dataclasses.replace(config, **values)
         return jax.lax.scan(
             lambda carry, _: epoch(carry, table, pairs, mine, most_groups),
@@ -213,16 +218,78 @@ def epochs(
     return jax.tree.map(lambda leaf: leaf[None], alone)
 
 
-def start_many(
+def init_states(
     keys: jax.Array,
     config: MRMConfig,
     feature_dim: int,
     users: int,
     sweep: dict[str, jax.Array] | None = None,
-) -> TrainState:
+) -> MetaTrainState:
     """States of `epochs` [S] from keys [S]."""
 
-    def one(key: jax.Array, values: dict[str, Any]) -> TrainState:
-        return start(key, dataclasses.replace(config, **values), feature_dim, users)
+    def one(key: jax.Array, values: dict[str, Any]) -> MetaTrainState:
+        return init_state(key, dataclasses.replace(config, **values), feature_dim, users)
 
     return jax.vmap(one)(keys, sweep or {})
+
+
+run_epochs = jax.jit(epochs, static_argnums=(3, 4, 5))
+
+
+def fit_mrm(
+    features: jax.Array,
+    pairs: Pairs,
+    config: MRMConfig,
+    seeds: Sequence[int],
+    snapshots: int,
+    checkpoint: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """MRM trained from all `seeds` at once, with its parameters at `snapshots` moments.
+
+    Args:
+        features: [I, D].
+        pairs: [U, P].
+        config: the recipe.
+        seeds: one model for each.
+        snapshots: moments, evenly spaced, the last at the end.
+        checkpoint: a folder where the state is kept after every snapshot, to resume from.
+        say: receives a line of progress after each.
+
+    Returns:
+        `params`, every leaf [snapshots, seeds, ...], and `losses` [seeds, epochs].
+    """
+    keys = jax.vmap(jax.random.key)(jnp.asarray(list(seeds)))
+    states = init_states(keys, config, features.shape[1], pairs.chosen.shape[0])
+    cuts = [round(config.epochs * (i + 1) / snapshots) for i in range(snapshots)]
+    spans = [b - a for a, b in zip([0, *cuts], cuts, strict=False) if b > a]
+    most_groups = int(pairs.group.max()) + 1
+    table = item_table(features, pairs, config)
+    kept, losses = [], []
+    for index, span in enumerate(spans):
+        path = checkpoint and checkpoint / f"{index:03d}"
+        shape = (states, jnp.zeros((len(seeds), span)))
+        if path and path.exists():
+            saved = load_state(path, shape)
+        else:
+            saved = run_epochs(states, table, pairs, config, span, most_groups)
+            if path:
+                save_state(path, saved)
+            loss = float(saved[1][:, -1].mean())
+            say(f"  epoch {sum(spans[: index + 1])} of {config.epochs}, query loss {loss:.4f}")
+        states = saved[0]
+        kept.append(jax.device_get(states.params))
+        losses.append(np.asarray(saved[1]))
+    params = jax.tree.map(lambda *leaves: np.stack(leaves), *kept)
+    finite = all(bool(np.isfinite(leaf).all()) for leaf in jax.tree.leaves(params))
+    if not finite:
+        raise InputError(
+            f"training diverged (parameters are not finite): lower outer_lr ({config.outer_lr:g}) "
+            f"or inner_lr ({config.inner_lr:g})"
+        )
+    return {"params": params, "losses": np.concatenate(losses, axis=1)}
+
+
+def one_seed(fitted: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The fitted arrays of one seed, for what `mrm_method` predicts with."""
+    return {"params": jax.tree.map(lambda leaf: leaf[:, seed], fitted["params"])}

@@ -52,7 +52,7 @@ def hashed_features(texts, show):
 def tiny(monkeypatch):
     monkeypatch.setattr(R, "read_answers", tiny_answers)
     monkeypatch.setattr(R, "encode_answers", hashed_features)
-    monkeypatch.setattr(S, "CONFIG", S.RunConfig(bayes=S.BayesConfig(em_steps=4), em_every=2))
+    monkeypatch.setattr(S, "CONFIG", S.MRMRunConfig(bayes=S.BayesConfig(em_steps=4), em_every=2))
     monkeypatch.setattr(S, "TRAIN_CHOICES", 12)
     monkeypatch.setattr(S, "DRAWS", 50)
     monkeypatch.setattr(T, "CONFIG", replace(T.CONFIG, max_calls=14, size=4, refine=1))

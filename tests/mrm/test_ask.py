@@ -149,10 +149,10 @@ def test_each_choice_equals_a_refit_of_all(dim, rank, room, x64):
     rng = np.random.default_rng(dim)
     prior = a_prior(rng, dim, rank, size=2.0)
     choices = stream(rng, prior, 25)
-    belief = mrm.believe(prior, room)
+    belief = mrm.init_belief(prior, room)
     for count, choice in enumerate(choices, 1):
-        belief = mrm.observe(prior, belief, choice)
-        assert int(belief.seen) == count
+        belief = mrm.update_belief(prior, belief, choice)
+        assert int(belief.num_choices) == count
         if count in (1, 4, 5, 12, 25):
             expected = ref.posterior(*prior, choices[:count], np.ones(count))
             np.testing.assert_allclose(belief.mean, expected[0], rtol=0, atol=1e-8)
@@ -163,9 +163,9 @@ def test_choices_one_by_one_equal_our_own_posterior(x64):
     rng = np.random.default_rng(4)
     prior = a_prior(rng, 3, size=2.0)
     choices = stream(rng, prior, 20)
-    belief = mrm.believe(prior)
+    belief = mrm.init_belief(prior)
     for choice in choices:
-        belief = mrm.observe(prior, belief, choice)
+        belief = mrm.update_belief(prior, belief, choice)
     refit = jax.jit(mrm.posterior, static_argnames="steps")
     mean, cov = refit(prior, choices[None], np.ones((1, 20)), steps=30)
     np.testing.assert_allclose(belief.mean, mean[0], rtol=0, atol=1e-8)
@@ -182,9 +182,9 @@ def test_order_does_not_matter_and_nothing_is_nan(seed, scale, x64):
     choices[3] = -choices[0]
     ends = []
     for order in (np.arange(6), rng.permutation(6)):
-        belief = mrm.believe(prior)
+        belief = mrm.init_belief(prior)
         for choice in choices[order]:
-            belief = mrm.observe(prior, belief, choice)
+            belief = mrm.update_belief(prior, belief, choice)
         chex.assert_tree_all_finite(belief)
         ends.append((belief.mean, belief.cov))
     chex.assert_trees_all_close(*ends, rtol=0, atol=1e-8)
@@ -197,9 +197,9 @@ def test_single_precision_stays_near_double():
     prior = a_prior(rng, 5, size=2.0)
     choices = stream(rng, prior, 30)
     single = mrm.Prior(*(part.astype(np.float32) for part in prior))
-    belief = mrm.believe(single)
+    belief = mrm.init_belief(single)
     for choice in choices:
-        belief = mrm.observe(single, belief, choice)
+        belief = mrm.update_belief(single, belief, choice)
     assert belief.mean.dtype == jnp.float32
     expected = ref.posterior(*prior, choices, np.ones(30))
     np.testing.assert_allclose(belief.mean, expected[0], atol=2e-4)
@@ -212,10 +212,10 @@ def test_ties_and_users_who_do_not_choose(x64):
     prior, choices = a_prior(rng, 3), rng.standard_normal((4, 2, 3))
     weight = np.array([[1.0, 0.0], [0.5, 1.0], [0.5, 0.0], [1.0, 0.0]])
     choices[2, 0] = -choices[1, 0]
-    beliefs = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), mrm.believe(prior, room=2))
+    beliefs = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), mrm.init_belief(prior, room=2))
     for differences, weights in zip(choices, weight, strict=True):
-        beliefs = mrm.observe(prior, beliefs, differences, weights)
-    assert beliefs.seen.tolist() == [4, 1]
+        beliefs = mrm.update_belief(prior, beliefs, differences, weights)
+    assert beliefs.num_choices.tolist() == [4, 1]
     for user in range(2):
         expected = ref.posterior(*prior, choices[:, user], weight[:, user])
         np.testing.assert_allclose(beliefs.mean[user], expected[0], atol=1e-8)
@@ -228,7 +228,7 @@ def test_a_stream_of_choices_compiles_once():
     update = jax.jit(chex.assert_max_traces(n=1)(ask.updated))
     ask_next = jax.jit(chex.assert_max_traces(n=1)(mrm.next_pair))
     candidates = jnp.asarray(rng.standard_normal((12, 5)), jnp.float32)
-    belief, asked = mrm.believe(prior), np.zeros(12, bool)
+    belief, asked = mrm.init_belief(prior), np.zeros(12, bool)
     for _ in range(12):
         number = int(ask_next(belief.mean, belief.cov, candidates, asked))
         assert not asked[number]
@@ -247,7 +247,7 @@ def test_chosen_pairs_beat_random_ones():
     for _ in range(60):
         theta = np.sqrt(2) * rng.standard_normal(5)
         for way, found in right.items():
-            belief, asked = mrm.believe(prior), np.zeros(200, bool)
+            belief, asked = mrm.init_belief(prior), np.zeros(200, bool)
             for _ in range(10):
                 number = rng.integers(200)
                 if way == "chosen":
@@ -255,7 +255,7 @@ def test_chosen_pairs_beat_random_ones():
                 asked[number] = True
                 pair = candidates[number]
                 first = rng.random() < ref.sigmoid(pair @ theta)
-                belief = mrm.observe(prior, belief, pair if first else -pair)
+                belief = mrm.update_belief(prior, belief, pair if first else -pair)
             found.append(np.mean((candidates @ np.asarray(belief.mean)) * (candidates @ theta) > 0))
     ahead = np.subtract(right["chosen"], right["random"])
     assert ahead.mean() > 3 * ahead.std() / np.sqrt(len(ahead))
@@ -264,11 +264,11 @@ def test_chosen_pairs_beat_random_ones():
 def test_what_cannot_be_observed_is_refused():
     prior = mrm.Prior(jnp.zeros(3), jnp.eye(3))
     with pytest.raises(InputError, match="no spread"):
-        mrm.believe(prior._replace(cov=jnp.zeros((3, 3))))
-    belief = mrm.believe(prior)
+        mrm.init_belief(prior._replace(cov=jnp.zeros((3, 3))))
+    belief = mrm.init_belief(prior)
     with pytest.raises(InputError, match=r"shape \(2,\)"):
-        mrm.observe(prior, belief, np.ones(2))
+        mrm.update_belief(prior, belief, np.ones(2))
     with pytest.raises(InputError, match="NaN"):
-        mrm.observe(prior, belief, np.array([1.0, np.nan, 0.0]))
+        mrm.update_belief(prior, belief, np.array([1.0, np.nan, 0.0]))
     with pytest.raises(InputError, match="negative weight"):
-        mrm.observe(prior, belief, np.ones(3), -1.0)
+        mrm.update_belief(prior, belief, np.ones(3), -1.0)

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from jaxalign.data.batching import Pairs
 from jaxalign.errors import InputError
 from jaxalign.mrm import methods
-from jaxalign.mrm.peers import episodes, gpo, vpl
-from jaxalign.mrm.peers.gpo import GPO
-from jaxalign.mrm.peers.network_config import GPOConfig, VPLConfig
-from jaxalign.mrm.peers.vpl import VPL
+from jaxalign.mrm.baselines import episodes, gpo, vpl
+from jaxalign.mrm.baselines.gpo import GPO
+from jaxalign.mrm.baselines.network_config import GPOConfig, VPLConfig
+from jaxalign.mrm.baselines.vpl import VPL
 
 torch.set_num_threads(1)
 ITEMS, WIDTH = 9, 5

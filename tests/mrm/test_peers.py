@@ -11,9 +11,9 @@ import torch
 
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm import methods
-from jaxalign.mrm.peers import lore, mixture, neighbours, pal, simplex
-from jaxalign.mrm.peers.common import reward_differences
-from jaxalign.mrm.peers.config import LoReConfig, MixtureConfig, NeighboursConfig, PALConfig
+from jaxalign.mrm.baselines import lore, mixture, neighbours, pal, simplex
+from jaxalign.mrm.baselines.common import reward_differences
+from jaxalign.mrm.baselines.config import LoReConfig, MixtureConfig, NeighboursConfig, PALConfig
 
 ITEMS, WIDTH, USERS, PAIRS = 12, 4, 6, 9
 

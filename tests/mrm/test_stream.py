@@ -55,7 +55,7 @@ def test_equals_training_in_memory_in_the_same_order(choices, change):
     config = dataclasses.replace(CONFIG, **change)
     streamed = stream.fit_stream(choices, config, seed=3, block_users=BLOCK)
     features, pairs = one_array(choices)
-    state = train.start(jax.random.key(3), config, WIDTH, USERS)
+    state = train.init_state(jax.random.key(3), config, WIDTH, USERS)
     groups = int(choices.group.max()) + 1
     table = features.reshape(-1, WIDTH)
     if not change:
@@ -63,14 +63,14 @@ def test_equals_training_in_memory_in_the_same_order(choices, change):
     losses = []
     for epoch in range(config.epochs):
         order, support, query = [], np.zeros(pairs.weight.shape), np.zeros(pairs.weight.shape)
-        for start, stop in stream.Plan(USERS, BLOCK, 3).epoch(epoch):
+        for start, stop in stream.StreamPlan(USERS, BLOCK, 3).epoch(epoch):
             part = Pairs(*(leaf[start:stop] for leaf in pairs))
             place = jnp.array([epoch, start])
-            _, masks, members = stream.draws(state.key, place, part, config, groups)
+            _, masks, members = stream.draw_block(state.key, place, part, config, groups)
             support[start:stop], query[start:stop] = masks
             order.append(start + members)
         masks = (jnp.asarray(support, jnp.float32), jnp.asarray(query, jnp.float32))
-        state, steps = jax.jit(train.passed, static_argnums=5)(
+        state, steps = jax.jit(train.take_steps, static_argnums=5)(
             state, table, pairs, masks, jnp.concatenate(order), config
         )
         losses.append(float(steps.mean()))

@@ -10,7 +10,7 @@ import pytest
 
 from jaxalign import data, mrm
 from jaxalign.data.batching import Pairs
-from jaxalign.mrm import experiment, train
+from jaxalign.mrm import train
 from jaxalign.mrm.config import REGULARISED
 
 USERS, PAIRS, ITEMS, WIDTH = 60, 16, 40, 6
@@ -59,7 +59,7 @@ def on_device(seed):
 def test_learns_to_tell_users_apart(seed):
     preferences, features = table(seed)
     run = dataclasses.replace(
-        mrm.RunConfig(), split=dataclasses.replace(mrm.RunConfig().split, support_pairs=8)
+        mrm.MRMRunConfig(), split=dataclasses.replace(mrm.MRMRunConfig().split, support_pairs=8)
     )
     result = mrm.fit(preferences, features, CONFIG, run, seed=seed)
     # Without adaptation the opposite tastes cancel; measured gains over it: .12 to .24.
@@ -79,11 +79,11 @@ def test_an_epoch_compiles_once_and_seeds_are_independent():
 
     chex.clear_trace_counter()
     keys = jax.random.split(jax.random.key(0), 3)
-    states, losses = two(train.start_many(keys, CONFIG, WIDTH, USERS))
+    states, losses = two(train.init_states(keys, CONFIG, WIDTH, USERS))
     states, _ = two(states)
     chex.assert_shape(losses, (3, 2))
     alone, _ = train.epochs(
-        train.start_many(keys[1:2], CONFIG, WIDTH, USERS), features, pairs, CONFIG, 2
+        train.init_states(keys[1:2], CONFIG, WIDTH, USERS), features, pairs, CONFIG, 2
     )
     alone, _ = train.epochs(alone, features, pairs, CONFIG, 2)
     mine = jax.tree.map(lambda leaf: leaf[1:2], states.params)
@@ -94,7 +94,7 @@ def test_sweep_is_the_same_as_one_by_one():
     features, pairs = on_device(0)
     keys = jnp.stack([jax.random.key(5)] * 2)
     sweep = {"inner_lr": jnp.array([0.05, 0.2]), "outer_lr": jnp.array([5e-3, 1e-3])}
-    states = train.start_many(keys, CONFIG, WIDTH, USERS, sweep)
+    states = train.init_states(keys, CONFIG, WIDTH, USERS, sweep)
     _, losses = train.epochs(states, features, pairs, CONFIG, 2, sweep=sweep)
     for index in range(2):
         mine = dataclasses.replace(
@@ -102,7 +102,7 @@ def test_sweep_is_the_same_as_one_by_one():
             inner_lr=float(sweep["inner_lr"][index]),
             outer_lr=float(sweep["outer_lr"][index]),
         )
-        start = train.start_many(keys[:1], mine, WIDTH, USERS)
+        start = train.init_states(keys[:1], mine, WIDTH, USERS)
         _, alone = train.epochs(start, features, pairs, mine, 2)
         np.testing.assert_allclose(losses[index], alone[0], rtol=1e-4)
 
@@ -121,7 +121,7 @@ def test_sweep_is_the_same_as_one_by_one():
 def test_every_switch_trains(change):
     features, pairs = on_device(0)
     config = dataclasses.replace(CONFIG, **change)
-    states = train.start_many(jax.random.split(jax.random.key(0), 1), config, WIDTH, USERS)
+    states = train.init_states(jax.random.split(jax.random.key(0), 1), config, WIDTH, USERS)
     states, losses = train.epochs(states, features, pairs, config, 6)
     chex.assert_tree_all_finite(states.params)
     assert losses[0, -1] < losses[0, 0]
@@ -129,9 +129,9 @@ def test_every_switch_trains(change):
 
 def test_resumed_training_is_bit_identical(tmp_path):
     features, pairs = on_device(0)
-    whole = experiment.fit_mrm(features, pairs, CONFIG, (0, 1), 4, None)
-    experiment.fit_mrm(features, pairs, CONFIG, (0, 1), 4, tmp_path)
+    whole = train.fit_mrm(features, pairs, CONFIG, (0, 1), 4, None)
+    train.fit_mrm(features, pairs, CONFIG, (0, 1), 4, tmp_path)
     for folder in sorted(tmp_path.iterdir())[2:]:
         folder.rename(tmp_path.parent / f"gone-{folder.name}")
-    again = experiment.fit_mrm(features, pairs, CONFIG, (0, 1), 4, tmp_path)
+    again = train.fit_mrm(features, pairs, CONFIG, (0, 1), 4, tmp_path)
     chex.assert_trees_all_equal(again, whole)

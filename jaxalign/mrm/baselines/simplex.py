@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxalign.data.batching import Pairs
+from jaxalign.mrm.baselines.common import reward_differences
 from jaxalign.mrm.config import MRMConfig
 from jaxalign.mrm.inner import adapt_path, bradley_terry_loss
-from jaxalign.mrm.peers.common import reward_differences
 
 Params = dict[str, jax.Array]
 Rewards = Callable[[Params, jax.Array], jax.Array]

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.data.batching import Pairs
-from jaxalign.mrm.peers import episodes
-from jaxalign.mrm.peers.episodes import Params
-from jaxalign.mrm.peers.network_config import GPOConfig
+from jaxalign.mrm.baselines import episodes
+from jaxalign.mrm.baselines.episodes import Params
+from jaxalign.mrm.baselines.network_config import GPOConfig
 
 _norm = functools.partial(nn.LayerNorm, epsilon=1e-5)
 

@@ -14,16 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data.batching import Pairs
+from jaxalign.mrm.baselines.common import Buckets, flat, one_for_all, reward_differences
+from jaxalign.mrm.baselines.config import MixtureConfig
 from jaxalign.mrm.methods import Fitted, Method, Setting, as_buckets, differences
-from jaxalign.mrm.peers.common import Buckets, flat, one_for_all, reward_differences
-from jaxalign.mrm.peers.config import MixtureConfig
 from jaxalign.train.blas import one_blas_thread
 
 # Of steps: the metric bounds the curvature, so that the best is mostly beyond 1.
 _SIZES = (4.0, 2.0, 1.5, 1.0, 0.5, 0.25, 0.0)
 
 
-class Mixture(NamedTuple):
+class MixtureModel(NamedTuple):
     """Shares and tastes: log_share [C], theta [C, D]."""
 
     log_share: Any
@@ -124,7 +124,7 @@ def _scores(theta: jax.Array, d: jax.Array, weight: jax.Array) -> jax.Array:
 def em(
     theta: jax.Array, belief: tuple[jax.Array, ...], features: jax.Array, buckets: Buckets,
     l2: jax.Array, steps: int,
-) -> Mixture:  # fmt: skip
+) -> MixtureModel:  # fmt: skip
     """EM from a first belief of who is of which component.
 
     Args:
@@ -144,7 +144,7 @@ def em(
     flattened = Pairs(*(jnp.concatenate(part) for part in zip(*map(_rows, buckets), strict=True)))
     active = [jnp.any(pairs.weight > 0, axis=1).astype(d.dtype) for pairs in buckets]
 
-    def m_step(theta: jax.Array, belief: tuple[jax.Array, ...]) -> Mixture:
+    def m_step(theta: jax.Array, belief: tuple[jax.Array, ...]) -> MixtureModel:
         per_pair = [
             jnp.repeat(share, pairs.weight.shape[1], axis=0)
             for share, pairs in zip(belief, buckets, strict=True)
@@ -154,7 +154,7 @@ def em(
         theta = jax.vmap(climb, (0, None, 0, None, None))(theta, items, mine, metric, l2)
         size = sum(a @ share for a, share in zip(active, belief, strict=True))
         # One user more in each: a component that lost all of its users can win some back.
-        return Mixture(jnp.log((size + 1) / jnp.sum(size + 1)), theta)
+        return MixtureModel(jnp.log((size + 1) / jnp.sum(size + 1)), theta)
 
     def step(carry: tuple, _: None) -> tuple:
         mixture = m_step(*carry)
@@ -169,7 +169,7 @@ def em(
 
     shares: jax.Array
     (theta, _), shares = jax.lax.scan(step, (theta, belief), None, length=steps)
-    return Mixture(shares[-1], theta)
+    return MixtureModel(shares[-1], theta)
 
 
 def _rows(pairs: Pairs) -> list[jax.Array]:
@@ -180,7 +180,7 @@ def _rows(pairs: Pairs) -> list[jax.Array]:
 def _fit(
     key: jax.Array, theta: jax.Array, l2: jax.Array, features: jax.Array, buckets: Buckets,
     count: int, config: MixtureConfig,
-) -> Mixture:  # fmt: skip
+) -> MixtureModel:  # fmt: skip
     points = jnp.concatenate(
         [
             jax.vmap(_scores, (None, 0, 0))(theta, differences(features, pairs), pairs.weight)
@@ -220,7 +220,9 @@ def fit_mixture(
 
 
 @jax.jit
-def _probability(mixture: Mixture, features: jax.Array, support: Pairs, query: Pairs) -> jax.Array:
+def _probability(
+    mixture: MixtureModel, features: jax.Array, support: Pairs, query: Pairs
+) -> jax.Array:
     rewards = features @ mixture.theta.T
     given, asked = reward_differences(rewards, support), reward_differences(rewards, query)
     belief = jax.vmap(posterior, (None, 0, 0))(mixture.log_share, given, support.weight)
@@ -233,7 +235,7 @@ def _predict(
     rows = []
     for setting in settings:
         weight = support.weight if setting["adapt"] else jnp.zeros_like(support.weight)
-        mixture = Mixture(**fitted[f"{setting['components']}"])
+        mixture = MixtureModel(**fitted[f"{setting['components']}"])
         known = support._replace(weight=weight)
         rows.append(np.asarray(_probability(mixture, features, known, query)))
     return np.stack(rows)

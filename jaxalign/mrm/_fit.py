@@ -10,11 +10,11 @@ import numpy as np
 from jaxalign.data import Features, Preferences, lookup
 from jaxalign.data.splits import split_users
 from jaxalign.metrics import users
-from jaxalign.mrm import experiment as X
 from jaxalign.mrm import methods as M
 from jaxalign.mrm.base import Params
-from jaxalign.mrm.config import MRMConfig, RunConfig
-from jaxalign.mrm.fits import Fit
+from jaxalign.mrm.config import MRMConfig, MRMRunConfig
+from jaxalign.mrm.support_query import cut_episodes, support_query, training_choices
+from jaxalign.mrm.train import fit_mrm, one_seed
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def fit(
     preferences: Preferences,
     features: np.ndarray | Features,
     config: MRMConfig | None = None,
-    run: RunConfig | None = None,
+    run: MRMRunConfig | None = None,
     seed: int = 0,
 ) -> FitResult:
     """Train MRM on most users and let the others choose epoch and adaptation strength.
@@ -55,23 +55,24 @@ def fit(
     Raises:
         InputError: too few users or choices, or training diverged.
     """
-    run = run or RunConfig()
+    run = run or MRMRunConfig()
     run = replace(run, mrm=config or run.mrm)
     if isinstance(features, Features):
         features = lookup(features, preferences.items)
     share = run.split.validation_share
     split = split_users(preferences.users, run.split.seed, 0.0, share)
     values = jnp.asarray(features)
-    folds = np.zeros(len(preferences.items), np.int32)
-    world = X.World(preferences, preferences, folds, values, values, split)
-    training = X.training_pairs(world, run)
-    fitted = X.fit_mrm(values, training.pairs, run.mrm, (seed,), run.snapshots)
-    method, mine = M.mrm_method(run.mrm, run.rates), X.one_seed(fitted, 0)
-    validation = X.regime(world, X.cut_episodes(world, run, split.validation))
-    fit_ = Fit(method, [mine], values).choose(validation)
-    adapted, start = fit_.predict(validation)[0], fit_.predict(validation, adapted=False)[0]
-    mask = np.asarray(validation.query.weight) > 0
-    setting = fit_.settings[0]
+    training = training_choices(preferences, split.train, run.data, run.split.seed)
+    fitted = fit_mrm(values, training.pairs, run.mrm, (seed,), run.snapshots)
+    method, mine = M.mrm_method(run.mrm, run.rates), one_seed(fitted, 0)
+    users_ = support_query(preferences, cut_episodes(preferences, run.split, split.validation))
+    pairs = (users_.support, users_.query)
+    setting, _ = M.choose(method, mine, values, *pairs)
+    adapted, start = (
+        method.predict(mine, [chosen], values, *pairs)[0]
+        for chosen in (setting, method.unadapted(setting))
+    )
+    mask = np.asarray(users_.query.weight) > 0
     snapshot = setting["snapshot"]
     report = {
         "epoch": round(run.mrm.epochs * (snapshot + 1) / run.snapshots),

@@ -16,9 +16,9 @@ import numpy as np
 
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm import bayes
+from jaxalign.mrm.baselines.common import Buckets, one_for_all
+from jaxalign.mrm.baselines.config import NeighboursConfig
 from jaxalign.mrm.methods import Fitted, Method, Setting, as_buckets, differences
-from jaxalign.mrm.peers.common import Buckets, one_for_all
-from jaxalign.mrm.peers.config import NeighboursConfig
 from jaxalign.train.blas import one_blas_thread
 
 _USERS_AT_ONCE = 64

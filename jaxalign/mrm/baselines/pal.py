@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data.batching import Pairs
+from jaxalign.mrm.baselines import simplex
+from jaxalign.mrm.baselines.common import Buckets
+from jaxalign.mrm.baselines.config import PALConfig
 from jaxalign.mrm.methods import Fitted, Method, Setting, as_buckets
-from jaxalign.mrm.peers import simplex
-from jaxalign.mrm.peers.common import Buckets
-from jaxalign.mrm.peers.config import PALConfig
 
 
 def rewards(params: simplex.Params, features: jax.Array) -> jax.Array:

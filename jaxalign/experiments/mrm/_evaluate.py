@@ -10,10 +10,10 @@ from jaxalign.data import load_features
 from jaxalign.data.batching import pad_pairs
 from jaxalign.data.splits import UserSplit, episodes
 from jaxalign.errors import InputError
+from jaxalign.experiments.mrm.data import open_source
 from jaxalign.metrics import users
-from jaxalign.mrm.config import RunConfig
+from jaxalign.mrm.config import MRMRunConfig
 from jaxalign.mrm.model import infer, load
-from jaxalign.mrm.run import open_source
 from jaxalign.mrm.use import item_features
 
 
@@ -37,7 +37,7 @@ def evaluate(folder: str | Path, source: str) -> dict[str, Any]:
     if not (folder / "run.json").exists():
         raise InputError(f"{folder} holds no run.json: give the folder of a run, not of a model")
     stored = json.loads((folder / "run.json").read_text())
-    config = TypeAdapter(RunConfig).validate_json(json.dumps(stored["config"]))
+    config = TypeAdapter(MRMRunConfig).validate_json(json.dumps(stored["config"]))
     split = UserSplit.load(folder / "splits.json")
     opened, given = open_source(config, source)
     choices = opened.choices

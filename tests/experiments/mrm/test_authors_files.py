@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxalign.config import load_config
-from jaxalign.mrm.config import RunConfig
-from jaxalign.mrm.run import run
+from jaxalign.experiments.mrm import run
+from jaxalign.mrm.config import MRMRunConfig
 
 torch = pytest.importorskip("torch")
 
@@ -40,7 +40,10 @@ def test_authors_files_run_end_to_end(tmp_path):
     options += ["--split.item_folds", "0", "--methods", "bayes", "mrm_published"]
     options += ["--split.min_support", "1", "--split.min_query", "1", "--bayes.em_steps", "4"]
     report = run(
-        load_config(RunConfig, None, options), str(tmp_path / "X.pt"), tmp_path / "out", show=False
+        load_config(MRMRunConfig, None, options),
+        str(tmp_path / "X.pt"),
+        tmp_path / "out",
+        show=False,
     )
     assert set(report["new_users"]) == {"bt", "bayes", "mrm_published"}
     assert report["new_users"]["mrm_published"]["users"] == 8

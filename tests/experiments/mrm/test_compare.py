@@ -7,10 +7,11 @@ from few_choices import write_choices
 
 from jaxalign.config import load_config
 from jaxalign.errors import InputError
-from jaxalign.mrm import RunConfig, run
-from jaxalign.mrm.fits import SELECTABLE
+from jaxalign.experiments.mrm import run
+from jaxalign.experiments.mrm.fits import SELECTABLE
+from jaxalign.mrm import MRMRunConfig
 
-PEERS = ("mixture", "lore", "lore_published", "pal", "neighbours", "vpl", "gpo")
+BASELINES = ("mixture", "lore", "lore_published", "pal", "neighbours", "vpl", "gpo")
 EPISODES = {"epochs": 2, "snapshots": 1, "users_per_batch": 4, "most_support": 5, "most_query": 5}
 CONFIG = {
     "split": {"item_folds": 2, "min_support": 3, "min_query": 3},
@@ -21,8 +22,8 @@ CONFIG = {
     "neighbours": {"counts": [3], "shares": [1.0]},
     "vpl": {**EPISODES, "latent": 2, "hidden": 4, "draws": 2},
     "gpo": {**EPISODES, "width": 4, "heads": 1, "feed_forward": 4, "layers": 1},
-    "methods": list(PEERS),
-    "fold_methods": list(PEERS),
+    "methods": list(BASELINES),
+    "fold_methods": list(BASELINES),
     "seeds": 2,
     "shots": [0, 5],
     "draws": 50,
@@ -34,16 +35,16 @@ def write_world(root):
     write_choices(root)
     (root / "config.yaml").write_text(json.dumps(CONFIG))
     options = ["--features.path", str(root / "features.npz")]
-    return load_config(RunConfig, root / "config.yaml", options)
+    return load_config(MRMRunConfig, root / "config.yaml", options)
 
 
 @pytest.mark.slow
-def test_every_peer_in_every_regime_and_resumed(tmp_path):
+def test_every_baseline_in_every_regime_and_resumed(tmp_path):
     config = write_world(tmp_path)
     source, out = str(tmp_path / "choices.jsonl"), tmp_path / "run"
     report = run(config, source, out, show=False)
     for regime in ("new_users", "new_items", "new_users_new_items"):
-        assert set(report[regime]) == {"bt", *PEERS}
+        assert set(report[regime]) == {"bt", *BASELINES}
         for figures in report[regime].values():
             assert figures["gain_low"] <= figures["gain"] <= figures["gain_high"]
         assert report["selected"][regime] in SELECTABLE
@@ -59,4 +60,4 @@ def test_every_peer_in_every_regime_and_resumed(tmp_path):
 def test_a_method_that_does_not_exist(tmp_path):
     write_world(tmp_path)
     with pytest.raises(InputError, match="mixture"):
-        load_config(RunConfig, tmp_path / "config.yaml", ["--methods", "mixtures"])
+        load_config(MRMRunConfig, tmp_path / "config.yaml", ["--methods", "mixtures"])

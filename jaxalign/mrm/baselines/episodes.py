@@ -19,8 +19,8 @@ import optax
 from jaxalign.data.batching import Pairs
 from jaxalign.data.splits import redraw
 from jaxalign.errors import InputError
+from jaxalign.mrm.baselines.network_config import EpisodeConfig
 from jaxalign.mrm.methods import Fitted, Method, Setting
-from jaxalign.mrm.peers.network_config import EpisodeConfig
 
 Params = dict[str, Any]
 # model, params, key, table, support [B, S], query [B, Q], share of training done -> scalar

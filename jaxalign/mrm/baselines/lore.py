@@ -17,10 +17,10 @@ import optax
 
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm import bayes
+from jaxalign.mrm.baselines import simplex
+from jaxalign.mrm.baselines.common import Buckets, one_for_all, reward_differences
+from jaxalign.mrm.baselines.config import LoReConfig
 from jaxalign.mrm.methods import Fitted, Method, Setting, as_buckets
-from jaxalign.mrm.peers import simplex
-from jaxalign.mrm.peers.common import Buckets, one_for_all, reward_differences
-from jaxalign.mrm.peers.config import LoReConfig
 from jaxalign.train.blas import one_blas_thread
 
 Params = dict[str, Any]

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from jaxalign.config import load_config
-from jaxalign.mrm.config import RunConfig
-from jaxalign.mrm.run import run
+from jaxalign.experiments.mrm import run
+from jaxalign.mrm.config import MRMRunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 def _run(name, folder, out, *options):
     if not (DATA / folder).exists():
         pytest.skip(f"the data set {folder} is not beside the checkout")
-    config = load_config(RunConfig, ROOT / "configs" / "mrm" / f"{name}.yaml", options)
+    config = load_config(MRMRunConfig, ROOT / "configs" / "mrm" / f"{name}.yaml", options)
     return run(config, str(DATA / folder), out, show=False)
 
 

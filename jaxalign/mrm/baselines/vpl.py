@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.data.batching import Pairs
-from jaxalign.mrm.peers import episodes
-from jaxalign.mrm.peers.episodes import Params
-from jaxalign.mrm.peers.network_config import VPLConfig
+from jaxalign.mrm.baselines import episodes
+from jaxalign.mrm.baselines.episodes import Params
+from jaxalign.mrm.baselines.network_config import VPLConfig
 
 
 class VPL(nn.Module):

@@ -1,0 +1,1 @@
+"""Runs, judging and reports of the methods."""

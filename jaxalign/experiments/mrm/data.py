@@ -1,0 +1,127 @@
+"""What a run is made from: choices of a source, features of their items, and users by role."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxalign.data import (
+    Features,
+    Preferences,
+    Source,
+    load_authors,
+    load_features,
+    load_source,
+    lookup,
+)
+from jaxalign.data.sources import recognise
+from jaxalign.data.splits import UserSplit, item_folds
+from jaxalign.errors import InputError
+from jaxalign.mrm.config import MRMRunConfig
+from jaxalign.mrm.reduce import Projection, fit_projection, standardise
+from jaxalign.version import __version__
+
+
+@dataclass(frozen=True)
+class ExperimentData:
+    """The data of a run, on the device.
+
+    Attributes:
+        choices: the table.
+        queries: choices between items of one fold, where a source has more than the table.
+        fold_of_item: [I] fold of every item.
+        features: [I, D] projected, as most models see them.
+        raw: [I, E] as they were encoded, which the published form works on.
+        split: users by role.
+    """
+
+    choices: Preferences
+    queries: Preferences
+    fold_of_item: np.ndarray
+    features: jax.Array
+    raw: jax.Array
+    split: UserSplit
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Item features of a run, and where they came from."""
+
+    values: np.ndarray
+    names: tuple[str, ...] | None
+    encoder_sha256: str
+
+
+def open_source(config: MRMRunConfig, source: str) -> tuple[Source, Features | None]:
+    """Read a run's choices; the MRM authors' `X.pt` beside `X.json` brings features too."""
+    data = config.data
+    options: dict[str, Any] = {}
+    kind: str = data.kind
+    if Path(source).suffix == ".pt":
+        choices, embeddings, _ = load_authors(source, Path(source).with_suffix(".json"))
+        return Source(choices), Features(choices.items, embeddings)
+    if kind == "auto" and Path(source).is_dir():
+        kind = recognise(source)
+    if kind == "jester":
+        options = {"margin": data.margin, "pairs_per_half": data.pairs_per_half}
+        options |= {"item_folds": config.split.item_folds or 10, "seed": config.split.seed}
+        options["fold_pairs"] = config.split.item_folds > 0
+    elif kind == "ukpconvarg1":
+        options = {"item_folds": config.split.item_folds or 10, "seed": config.split.seed}
+    return load_source(source, kind=data.kind, **options), None
+
+
+def encode_items(config: MRMRunConfig, choices: Preferences, given: Features | None) -> Encoded:
+    """Features of every item: as given with the choices, from the named file, or by the encoder."""
+    wanted = config.features
+    if wanted.path:
+        given = load_features(wanted.path)
+    if given is not None:
+        if wanted.named and given.names is None:
+            raise InputError(
+                f"{wanted.path} has no `names` of its columns, which named rewards need"
+            )
+        names = given.names if wanted.named else None
+        return Encoded(np.asarray(lookup(given, choices.items), np.float32), names, "")
+    from jaxalign.models.embed import encode, load_encoder
+
+    encoder = load_encoder(wanted.model)
+    pooling = None if wanted.pooling == "auto" else wanted.pooling
+    return Encoded(encode(encoder, choices.texts, pooling=pooling), None, encoder.sha256)
+
+
+def fold_items(config: MRMRunConfig, source: Source) -> np.ndarray:
+    """Fold of each item: the source's own; else by prompt where all rows have one; else by item."""
+    choices, folds, seed = source.choices, config.split.item_folds, config.split.seed
+    if source.fold_of_item is not None:
+        return source.fold_of_item
+    if len(choices) and bool((choices.prompt >= 0).all()):
+        of_prompt = item_folds(int(choices.prompt.max()) + 1, max(folds, 1), seed)
+        fold = np.zeros(len(choices.items), np.int32)
+        fold[choices.chosen] = of_prompt[choices.prompt]
+        fold[choices.rejected] = of_prompt[choices.prompt]
+        return fold
+    return item_folds(len(choices.items), max(folds, 1), seed)
+
+
+def project(config: MRMRunConfig, encoded: Encoded) -> Projection:
+    """The map from features to what the models work on."""
+    if encoded.names:
+        return standardise(encoded.values, encoded.names)
+    return fit_projection(encoded.values, config.features.max_dims, config.features.whiten)
+
+
+def fingerprint(config: MRMRunConfig, choices: Preferences, encoded: Encoded) -> str:
+    """Hash of all that decides a run's result."""
+    digest = hashlib.sha256(json.dumps([asdict(config), __version__], sort_keys=True).encode())
+    for array in (choices.user, choices.chosen, choices.rejected, choices.tie, choices.group):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    digest.update(np.ascontiguousarray(encoded.values).tobytes())
+    digest.update(json.dumps([encoded.names, encoded.encoder_sha256]).encode())
+    for strings in (choices.users, choices.items, choices.texts):
+        digest.update("\x00".join(strings).encode())
+    return digest.hexdigest()

@@ -1,0 +1,135 @@
+"""The numbers of a run's report: every method in every regime against one model for all."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxalign.experiments.mrm.data import ExperimentData
+from jaxalign.experiments.mrm.fits import SELECTABLE, FittedMethod
+from jaxalign.metrics import users
+from jaxalign.mrm.config import MRMRunConfig
+from jaxalign.mrm.support_query import SupportQueryData
+from jaxalign.version import __version__
+
+
+@dataclass(frozen=True)
+class NewUsers:
+    """All that the new-user regime gives.
+
+    Attributes:
+        fits: name -> fit with its chosen settings; "bt" is among them.
+        test: the test users' choices.
+        dropped: {"validation": n, "test": n} users with too few choices.
+        selected: what validation chose.
+        curves: name -> (shots -> probabilities).
+        ceiling: predictions of `bayes` from all the choices that a test user has on the support
+            side, and how many that is on average; None without `bayes`.
+    """
+
+    fits: dict[str, FittedMethod]
+    test: SupportQueryData
+    dropped: dict[str, int]
+    selected: str
+    predictions: dict[str, tuple[np.ndarray, np.ndarray]]
+    curves: dict[str, dict[int, np.ndarray]]
+    ceiling: tuple[np.ndarray, float] | None
+
+
+def _plain(value: Any) -> Any:
+    """JSON without NaN: what could not be measured is null."""
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    return value
+
+
+def _settings(fit: FittedMethod) -> list[dict[str, Any]]:
+    """Chosen settings in words that mean something outside the run."""
+    described = []
+    for fitted, setting in zip(fit.fitted, fit.settings, strict=True):
+        plain = dict(setting)
+        if "em" in plain:
+            plain["em_step"] = int(fitted["step"][plain.pop("em")])
+        described.append(plain)
+    return described
+
+
+def _judge(
+    predictions: dict[str, tuple[np.ndarray, np.ndarray]],
+    mask: np.ndarray,
+    chosen: np.ndarray,
+    rejected: np.ndarray,
+    draws: int,
+) -> dict[str, Any]:
+    baseline = np.atleast_3d(predictions["bt"][0])
+    baseline = baseline.reshape(-1, *mask.shape)[0]
+    judged = {}
+    for name, (adapted, unadapted) in predictions.items():
+        judged[name] = users.judge(
+            adapted, unadapted, baseline, mask, chosen=chosen, rejected=rejected, draws=draws
+        )
+    return judged
+
+
+def assemble(
+    config: MRMRunConfig, data: ExperimentData, new_users: NewUsers, folds: dict[str, Any]
+) -> dict[str, Any]:
+    """Every figure of the run, keyed `<regime>.<method>.<figure>`.
+
+    Args:
+        config: of the run.
+        data: its data.
+        new_users: predictions on known items.
+        folds: predictions on held-out items, pooled over folds; empty without folds.
+    """
+    query = new_users.test.query
+    mask = np.asarray(query.weight) > 0
+    items = (np.asarray(query.chosen), np.asarray(query.rejected))
+    report: dict[str, Any] = {
+        "format": 1,
+        "version": __version__,
+        "source": data.choices.source,
+        "seeds": config.seeds,
+        "selected": {"new_users": new_users.selected},
+        "settings": {name: _settings(fit) for name, fit in new_users.fits.items()},
+        "validation_nll": {name: fit.loss for name, fit in new_users.fits.items()},
+        "users": {
+            "train": len(data.split.train),
+            "validation": len(data.split.validation) - new_users.dropped["validation"],
+            "test": int(mask.any(1).sum()),
+            "dropped": new_users.dropped,
+        },
+        "new_users": _judge(new_users.predictions, mask, *items, config.draws),
+    }
+    for where in ("new_items", "new_users_new_items"):
+        if not folds:
+            continue
+        part = folds[where]
+        report[where] = _judge(
+            part["predictions"], part["mask"], part["chosen"], part["rejected"], config.draws
+        )
+        losses = {name: loss for name, loss in part["losses"].items() if name in SELECTABLE}
+        report["selected"][where] = min(losses, key=lambda name: losses[name])
+    report["shots"] = _shots(new_users, mask, config)
+    if new_users.ceiling is not None:
+        probability, shots = new_users.ceiling
+        report["ceiling"] = {"accuracy": users.accuracy(probability, mask), "choices": shots}
+    return _plain(report)
+
+
+def _shots(new_users: NewUsers, mask: np.ndarray, config: MRMRunConfig) -> dict[str, Any]:
+    baseline = new_users.predictions["bt"][0][0]
+    floor = users.accuracy(baseline, mask)
+    shots: dict[str, Any] = {}
+    for name, curve in new_users.curves.items():
+        shots[name] = []
+        for count, probability in curve.items():
+            interval = users.paired_bootstrap(0, probability, baseline, mask, draws=config.draws)
+            accuracy = floor + interval.mean
+            low, high = floor + interval.low, floor + interval.high
+            shots[name].append([count, accuracy, low, high])
+    return shots
