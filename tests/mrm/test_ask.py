@@ -225,7 +225,7 @@ def test_ties_and_users_who_do_not_choose(x64):
 def test_a_stream_of_choices_compiles_once():
     rng = np.random.default_rng(7)
     prior = mrm.Prior(jnp.zeros(5), jnp.eye(5))
-    update = jax.jit(chex.assert_max_traces(n=1)(ask.updated))
+    update = jax.jit(chex.assert_max_traces(n=1)(ask.updated_belief))
     ask_next = jax.jit(chex.assert_max_traces(n=1)(mrm.next_pair))
     candidates = jnp.asarray(rng.standard_normal((12, 5)), jnp.float32)
     belief, asked = mrm.init_belief(prior), np.zeros(12, bool)
