@@ -58,8 +58,8 @@ def same_run(whole, result, folder):
 def test_a_stopped_run_ends_with_the_same_bits(whole, tmp_path, stop, monkeypatch):
     real = MetricsLog.add
 
-    def add(self, step, *rest):
-        real(self, step, *rest)
+    def add(self, step, *rest, **checks):
+        real(self, step, *rest, **checks)
         if step == stop:
             raise Stop
 
@@ -86,8 +86,8 @@ from pathlib import Path
 import test_moc_resume as own
 from jaxalign.runs.log import MetricsLog
 real = MetricsLog.add
-def add(self, step, *rest):
-    real(self, step, *rest)
+def add(self, step, *rest, **checks):
+    real(self, step, *rest, **checks)
     if step == 4:
         os.kill(os.getpid(), signal.SIGKILL)
 MetricsLog.add = add
