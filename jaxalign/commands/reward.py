@@ -40,7 +40,8 @@ def _add_score(actions: Any) -> None:
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     from jaxalign.config import load_config
-    from jaxalign.rewards.bradley_terry import RewardConfig, run
+    from jaxalign.experiments.reward import run
+    from jaxalign.rewards.bradley_terry import RewardConfig
 
     config = load_config(RewardConfig, arguments.config, rest)
     report = run(config, arguments.model, arguments.data, arguments.out, resume=arguments.resume)

@@ -27,7 +27,8 @@ def add(commands: Any) -> None:
 
 def _sft(arguments: argparse.Namespace, rest: list[str]) -> None:
     from jaxalign.config import load_config
-    from jaxalign.train.sft import SftConfig, run
+    from jaxalign.experiments.sft import run
+    from jaxalign.train.sft import SftConfig
 
     config = load_config(SftConfig, arguments.config, rest)
     report = run(

@@ -7,11 +7,12 @@ from jaxalign.data.feedback import prism, reddit
 from jaxalign.data.files import from_columns, load
 from jaxalign.data.headlines import huffpost
 from jaxalign.data.histories import Histories, Item, Sample, load_histories, load_lamp
-from jaxalign.data.preferences import Conversation, Preferences, Source
+from jaxalign.data.preferences import ChoiceSource, Conversation, Preferences
 from jaxalign.data.sources import jester, load_source, ukpconvarg1
 from jaxalign.data.torch_files import read_pt
 
 __all__ = [
+    "ChoiceSource",
     "Completions",
     "Conversation",
     "Features",
@@ -19,7 +20,6 @@ __all__ = [
     "Item",
     "Preferences",
     "Sample",
-    "Source",
     "from_columns",
     "huffpost",
     "jester",

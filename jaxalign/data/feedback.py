@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from jaxalign.data import files
 from jaxalign.data.files import encode, later_reversals
-from jaxalign.data.preferences import Conversation, Preferences, Source
+from jaxalign.data.preferences import ChoiceSource, Conversation, Preferences
 from jaxalign.errors import InputError
 
 PRISM = "HannahRoseKirk/prism-alignment"
@@ -37,7 +37,7 @@ class _Choice(NamedTuple):
     held_out: bool = False
 
 
-def prism(source: str | Path = PRISM, least_conversations: int = 6) -> Source:
+def prism(source: str | Path = PRISM, least_conversations: int = 6) -> ChoiceSource:
     """Read PRISM: four models' answers to a person's prompts (Kirk et al., arXiv 2404.16019).
 
     Every answer that was not chosen in a turn makes a choice against the one that was; what was
@@ -98,7 +98,7 @@ def _of_conversation(
         before = (*before, chosen[0])
 
 
-def reddit(source: str | Path = REDDIT) -> Source:
+def reddit(source: str | Path = REDDIT) -> ChoiceSource:
     """Read comparisons of summaries of Reddit posts (Stiennon et al., arXiv 2009.01325), by worker.
 
     The workers who are in both splits of the source are the users; a user's rows of the split
@@ -152,7 +152,7 @@ def _comparison(row: Mapping[str, Any], where: str, held_out: bool) -> _Choice:
 # From choices to the table ----------------------------------------------------------------------
 
 
-def _source(choices: Iterable[_Choice], source: str | Path) -> Source:
+def _source(choices: Iterable[_Choice], source: str | Path) -> ChoiceSource:
     """Table of the choices; those that are none, or contradict an earlier one, are left out."""
     everything = list(choices)
     kept = [
@@ -177,7 +177,7 @@ def _source(choices: Iterable[_Choice], source: str | Path) -> Source:
     fine = np.ones(len(kept), bool)
     fine[later_reversals(user, pairs[0], pairs[1])[0]] = False
     table = table if fine.all() else table.take(fine)
-    return Source(table, dropped=len(everything) - len(table))
+    return ChoiceSource(table, dropped=len(everything) - len(table))
 
 
 def _real(text: str) -> bool:

@@ -70,7 +70,7 @@ class Preferences:
 
 
 @dataclass(frozen=True)
-class Source:
+class ChoiceSource:
     """Choices together with what a split needs to know of where they come from.
 
     Attributes:

@@ -11,7 +11,7 @@ import pyarrow.csv
 
 from jaxalign.data import feedback, files
 from jaxalign.data.feedback import prism, reddit
-from jaxalign.data.preferences import Preferences, Source
+from jaxalign.data.preferences import ChoiceSource, Preferences
 from jaxalign.errors import InputError
 
 _JESTER = ("jokes.jsonl", "ratings.csv.gz")
@@ -19,7 +19,7 @@ _UKP = ("arguments.jsonl.gz", "judgments.jsonl.gz")
 _USERS_AT_ONCE = 512  # bounds the [users, pairs of jokes] arrays to tens of megabytes
 
 
-def load_source(source: str | Path, kind: str = "auto", **options: Any) -> Source:
+def load_source(source: str | Path, kind: str = "auto", **options: Any) -> ChoiceSource:
     """Read a folder of a known data set, a preference file, or a Hugging Face data set.
 
     Args:
@@ -34,7 +34,7 @@ def load_source(source: str | Path, kind: str = "auto", **options: Any) -> Sourc
     Raises:
         InputError: the kind is unknown, the folder holds no known data set, or reading it fails.
     """
-    readers: dict[str, Callable[..., Source]] = {
+    readers: dict[str, Callable[..., ChoiceSource]] = {
         "jester": jester,
         "ukpconvarg1": ukpconvarg1,
         "prism": prism,
@@ -47,7 +47,7 @@ def load_source(source: str | Path, kind: str = "auto", **options: Any) -> Sourc
     if kind == "file":
         if options:
             raise InputError(f"{source} is read as a preference file, which takes no {[*options]}.")
-        return Source(files.load(source))
+        return ChoiceSource(files.load(source))
     try:
         return readers[kind](source, **options)
     except TypeError as error:
@@ -63,7 +63,7 @@ def jester(
     item_folds: int = 10,
     fold_pairs: bool = True,
     seed: int = 0,
-) -> Source:
+) -> ChoiceSource:
     """Turn ratings of jokes into choices (Goldberg et al., Information Retrieval 4(2), 2001).
 
     Each user's rated jokes are cut at random into two halves, so that a model may adapt on pairs
@@ -103,12 +103,12 @@ def jester(
     choices = table(*_half_pairs(ratings, margin, pairs_per_half, seed))
     folds = _folds(len(jokes), item_folds, seed)
     inside = table(*_fold_pairs(ratings, folds, margin)) if fold_pairs else None
-    return Source(choices, inside, folds)
+    return ChoiceSource(choices, inside, folds)
 
 
 def ukpconvarg1(
     folder: str | Path, ties: bool = True, item_folds: int = 10, seed: int = 0
-) -> Source:
+) -> ChoiceSource:
     """Read votes on which of two arguments convinces more (Habernal and Gurevych, ACL 2016).
 
     A user's group is the topic, which is also the row's prompt. A vote against an earlier one of
@@ -155,7 +155,7 @@ def ukpconvarg1(
     keep[by_time[later]] = False
     title, titles = files.encode([row["title"] for row in arguments.values()])
     folds = _folds(len(titles), item_folds, seed)[title]
-    return Source(everything.take(keep), None, folds, int(later.size))
+    return ChoiceSource(everything.take(keep), None, folds, int(later.size))
 
 
 _VOTE_FIELDS = ("user", "topic", "a1", "a2", "label", "time")

@@ -21,7 +21,7 @@ from jaxalign.pplug.rows import enough, learned, slots_of, told
 from jaxalign.pplug.store import HistoryStore, history_store
 from jaxalign.progress import Progress
 from jaxalign.train import optimiser
-from jaxalign.train.loop import Fit, Rows, fit
+from jaxalign.train.loop import LoopResult, Rows, fit
 from jaxalign.train.mesh import batch_sharding, make_mesh, param_shardings
 
 STORE = "history"
@@ -37,7 +37,7 @@ class TrainResult:
     """
 
     plug: PPlug
-    fit: Fit
+    fit: LoopResult
 
 
 def train(

@@ -1,6 +1,6 @@
 """Reward models from choices: the chosen answer's reward above the rejected one's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,23 +16,15 @@ from jaxalign.data.columns import read_columns
 from jaxalign.data.files import encode
 from jaxalign.data.sequences import Sequences
 from jaxalign.errors import InputError
-from jaxalign.files import write_json
 from jaxalign.models import families
 from jaxalign.models.classifier import Classifier, classify, tokenize
 from jaxalign.models.heads import ValueHead, last_token
-from jaxalign.models.language import LanguageModel, load_language_model
+from jaxalign.models.language import LanguageModel
 from jaxalign.models.lora import LoraConfig
 from jaxalign.progress import Progress
-from jaxalign.rewards.reward_model import (
-    Adapted,
-    adapted_model,
-    reward_model,
-    save_adapted,
-    save_whole,
-)
-from jaxalign.runs.run_dir import open_run_dir
-from jaxalign.train.loop import Fit, LoopConfig, Rows, fit
-from jaxalign.train.mesh import batch_sharding, make_mesh, param_shardings
+from jaxalign.rewards.reward_model import reward_model
+from jaxalign.train.loop import LoopConfig, LoopResult, Rows, fit
+from jaxalign.train.mesh import batch_sharding, make_mesh
 from jaxalign.train.optimiser import OptimiserConfig
 from jaxalign.train.step import Batch, Sums
 from jaxalign.train.trunk import TrunkConfig, split, started, states
@@ -220,7 +212,7 @@ def train(
     config: RewardConfig,
     folder: Path,
     progress: Progress | None = None,
-) -> Fit:
+) -> LoopResult:
     """Train a reward model, going on from the newest state in the folder.
 
     Args:
@@ -322,79 +314,3 @@ def _prompt(answer: str, text: str) -> str | None:
     """What stands before an answer in a table's text of the two."""
     ending = f"\n\n{answer}"
     return text.removesuffix(ending) if text.endswith(ending) else None
-
-
-def run(
-    config: RewardConfig,
-    name: str,
-    source: str,
-    out: str | Path,
-    resume: bool = False,
-    show: bool = True,
-) -> dict[str, Any]:
-    """Train a reward model on a preference file, judge it on held-out choices, and save it.
-
-    Args:
-        config: the run.
-        name: of the language model to start from.
-        source: choices, as `load_choices` takes them.
-        out: folder: model/ (a sequence classifier, or a PEFT folder with a head), report.json,
-            metrics.jsonl, state/.
-        resume: go on with an unfinished run in `out`.
-        show: progress on standard error.
-
-    Returns:
-        The report, as in report.json.
-
-    Raises:
-        InputError: a bad model, choice, setting or folder.
-    """
-    out, progress = Path(out), Progress(show)
-    mesh = make_mesh(config.trunk.mesh)
-    base = load_language_model(
-        name, config.trunk.weights, lambda shapes: param_shardings(shapes, mesh)
-    )
-    choices = load_choices(source)
-    rows, kept = hold_out(choices, config.hold_out, config.hold_out_share, config.loop.seed)
-    training, held = choices.take(rows), choices.take(kept) if len(kept) else None
-    progress.say(
-        f"{len(rows):,} choices to learn, {len(kept):,} held out, "
-        f"{len(choices.labels)} head{'s' * (len(choices.labels) > 1)}"
-    )
-    table = choices.preferences
-    arrays = [table.chosen, table.rejected, table.tie, choices.objective, rows]
-    names = [base.sha256, *choices.labels, *table.texts]
-    open_run_dir(out, "reward train", config, arrays, names, resume)
-    fitted = train(base, training, held, config, out, progress)
-    model = _finished(base, choices.labels, fitted.params, config, out / "model")
-    report = {
-        "choices": len(rows),
-        "held_out_choices": len(kept),
-        "held_out_by": config.hold_out,
-        "labels": list(choices.labels),
-        "steps": fitted.steps,
-        "best_step": fitted.step,
-        "validation_before": fitted.before,
-        "validation": fitted.judged,
-        "accuracy": {} if held is None else judge(model, held),
-    }
-    write_json(out / "report.json", report)
-    return report
-
-
-def _finished(
-    base: LanguageModel,
-    labels: Sequence[str],
-    params: Mapping[str, Any],
-    config: RewardConfig,
-    folder: Path,
-) -> Classifier:
-    """The trained model, written."""
-    head = params["head"]["kernel"]
-    if config.trunk.method == "full":
-        model = reward_model(base, labels, head, params["model"])
-        save_whole(folder, model, base.hf_config)
-        return model
-    adapted = Adapted(params["adapter"], config.trunk.lora, head)
-    save_adapted(folder, base, labels, adapted)
-    return adapted_model(base, labels, adapted)

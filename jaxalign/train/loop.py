@@ -72,7 +72,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Fit:
+class LoopResult:
     """What training gives.
 
     Attributes:
@@ -101,7 +101,7 @@ def fit(
     folder: Path,
     say: Callable[[str], None],
     sharding: jax.sharding.NamedSharding | None = None,
-) -> Fit:
+) -> LoopResult:
     """Train to the last step, going on from the newest state in the folder.
 
     The result depends on neither the interruptions nor when states are kept. Each width of batch
@@ -154,10 +154,10 @@ def fit(
                 log.flush()
                 kept.save(done, state)
     if judge is None:
-        return Fit(state.params, steps, {}, {}, steps)
+        return LoopResult(state.params, steps, {}, {}, steps)
     best = log.best_step()
     params = load_state(folder / "state" / "best", state.params)
-    return Fit(params, best, log.validations[best], log.validations[0], steps)
+    return LoopResult(params, best, log.validations[best], log.validations[0], steps)
 
 
 def _describe(entry: Mapping[str, float]) -> str:

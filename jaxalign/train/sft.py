@@ -1,7 +1,7 @@
 """Supervised fine-tuning: the log-probability of completions, raised."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,20 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxalign.data.completions import CompletionConfig, Completions, load_completions
+from jaxalign.data.completions import CompletionConfig, Completions
 from jaxalign.data.sequences import cut
 from jaxalign.errors import InputError
-from jaxalign.files import write_json
 from jaxalign.kernels.token_logprob import token_logprob
 from jaxalign.models import families
 from jaxalign.models.decoder import unembedding
-from jaxalign.models.language import LanguageModel, load_language_model, save_language_model
+from jaxalign.models.language import LanguageModel
 from jaxalign.models.lora import LoraConfig
-from jaxalign.models.peft import save_adapter
 from jaxalign.progress import Progress
-from jaxalign.runs.run_dir import open_run_dir
-from jaxalign.train.loop import Fit, LoopConfig, Rows, fit
-from jaxalign.train.mesh import batch_sharding, gathered, make_mesh, param_shardings
+from jaxalign.train.loop import LoopConfig, LoopResult, Rows, fit
+from jaxalign.train.mesh import batch_sharding, gathered, make_mesh
 from jaxalign.train.optimiser import OptimiserConfig
 from jaxalign.train.step import Batch, Sums
 from jaxalign.train.trunk import TrunkConfig, split, started, states
@@ -119,7 +116,7 @@ def train(
     config: SftConfig,
     folder: Path,
     progress: Progress | None = None,
-) -> Fit:
+) -> LoopResult:
     """Fine-tune a model, going on from the newest state in the folder.
 
     Args:
@@ -153,78 +150,3 @@ def train(
         (progress or Progress(False)).say,
         batch_sharding(mesh),
     )
-
-
-def run(
-    config: SftConfig,
-    name: str,
-    source: str,
-    out: str | Path,
-    validation: str | None = None,
-    resume: bool = False,
-    show: bool = True,
-) -> dict[str, Any]:
-    """Fine-tune a model on a file and save it.
-
-    Args:
-        config: the run.
-        name: of the model, as `load_language_model` takes it.
-        source: completions, as `load_completions` takes them.
-        out: folder: model/ (a Hugging Face or PEFT folder), report.json, metrics.jsonl, state/.
-        validation: completions to judge by, in place of a share of the rows.
-        resume: go on with an unfinished run in `out`.
-        show: progress on standard error.
-
-    Returns:
-        The report, as in report.json.
-
-    Raises:
-        InputError: a bad model, row, setting or folder.
-    """
-    out, progress = Path(out), Progress(show)
-    mesh = make_mesh(config.trunk.mesh)
-    model = load_language_model(
-        name, config.trunk.weights, lambda shapes: param_shardings(shapes, mesh)
-    )
-    completions = load_completions(source, model.tokenizer, config.data)
-    progress.say(
-        f"{len(completions):,} rows, {completions.learned.sum():,} tokens to learn, "
-        f"{completions.truncated:,} rows cut, {completions.dropped:,} left out"
-    )
-    if validation is None:
-        held = _held_out(completions, config)
-    else:
-        held = completions, load_completions(validation, model.tokenizer, config.data)
-    arrays = [array for part in held if part for array in (part.sequences.tokens, part.learned)]
-    open_run_dir(out, "sft", config, arrays, [model.sha256], resume)
-    fitted = train(model, *held, config, out, progress)
-    if config.trunk.method == "full":
-        save_language_model(out / "model", replace(model, params=fitted.params["model"]))
-    else:
-        adapter = fitted.params["adapter"]
-        save_adapter(out / "model", adapter, config.trunk.lora, model.name, model.config)
-    report = {
-        "rows": len(held[0]),
-        "validation_rows": 0 if held[1] is None else len(held[1]),
-        "truncated": completions.truncated,
-        "dropped": completions.dropped,
-        "steps": fitted.steps,
-        "best_step": fitted.step,
-        "validation_before": fitted.before,
-        "validation": fitted.judged,
-    }
-    write_json(out / "report.json", report)
-    return report
-
-
-def _held_out(
-    completions: Completions, config: SftConfig
-) -> tuple[Completions, Completions | None]:
-    count = round(len(completions) * config.validation_share)
-    if not config.validation_share or len(completions) < 2:
-        return completions, None
-    order = np.random.Generator(np.random.PCG64([config.loop.seed, 1])).permutation(
-        len(completions)
-    )
-    count = max(count, 1)
-    return completions.take(np.sort(order[count:])), completions.take(np.sort(order[:count]))

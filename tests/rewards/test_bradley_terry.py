@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from jaxalign.errors import InputError
+from jaxalign.experiments.reward import run
 from jaxalign.models.lora import LoraConfig
 from jaxalign.rewards import bradley_terry as bt
 from jaxalign.rewards.reward_model import load_reward_model, score
@@ -99,7 +100,7 @@ def torch_scores(folder, prompts, answers, tokenizer):
 def test_two_heads_on_a_whole_model_and_its_folder_in_transformers(base, tmp_path):
     source = choices_file(tmp_path / "choices.jsonl", ("with", "without"))
     out = tmp_path / "run"
-    report = bt.run(settings("full", hold_out="user"), base, source, out, show=False)
+    report = run(settings("full", hold_out="user"), base, source, out, show=False)
     assert report["labels"] == ["with", "without"]
     assert report["held_out_choices"] == 60  # three users of twelve
     # A coin would do better than .75 on 30 held-out choices once in 300 times; twice, never.
@@ -120,7 +121,7 @@ def test_one_head_with_an_adapter_and_its_folder(base, tmp_path):
     source = choices_file(tmp_path / "choices.jsonl", ())
     out = tmp_path / "run"
     config = settings("lora")
-    report = bt.run(config, base, source, out, show=False)
+    report = run(config, base, source, out, show=False)
     # 60 held-out choices: a coin has 44 right once in 5,000 times.
     assert report["accuracy"] == {k: report["accuracy"]["all"] for k in ("reward", "all")}
     assert report["accuracy"]["all"] > 44 / 60
@@ -137,7 +138,7 @@ def test_one_head_with_an_adapter_and_its_folder(base, tmp_path):
         "adapter_config.json", "adapter_model.safetensors", "head.safetensors", "reward.json"
     ]  # fmt: skip
     # Gone on with, a finished run is what it was.
-    assert bt.run(config, base, source, out, resume=True, show=False) == report
+    assert run(config, base, source, out, resume=True, show=False) == report
 
 
 def test_a_loss_trains_the_head_of_its_row_alone(base):

@@ -19,6 +19,7 @@ import torch
 from jaxalign.data.completions import CompletionConfig, Completions, load_completions
 from jaxalign.data.sequences import Sequences
 from jaxalign.errors import InputError
+from jaxalign.experiments.sft import hold_out, run
 from jaxalign.models import families, lora
 from jaxalign.models.language import layout, load_language_model
 from jaxalign.models.lora import LoraConfig
@@ -176,7 +177,7 @@ def test_a_stopped_run_ends_with_the_same_bits(world, tmp_path, method, monkeypa
     dropped = replace(LORA, dropout=0.2)
     config = settings(trunk=TrunkConfig(method=method, lora=dropped))
     args = config, str(world / "model"), str(world / "data.jsonl")
-    report = sft.run(*args, tmp_path / "whole", show=False)
+    report = run(*args, tmp_path / "whole", show=False)
     stops = (2, 5)
 
     def stop_after(limit):
@@ -196,9 +197,9 @@ def test_a_stopped_run_ends_with_the_same_bits(world, tmp_path, method, monkeypa
     for number, limit in enumerate(stops):
         monkeypatch.setattr(MetricsLog, "add", stop_after(limit))
         with pytest.raises(Stop):
-            sft.run(*args, tmp_path / "stopped", resume=number > 0, show=False)
+            run(*args, tmp_path / "stopped", resume=number > 0, show=False)
     monkeypatch.setattr(MetricsLog, "add", real)
-    again = sft.run(*args, tmp_path / "stopped", resume=True, show=False)
+    again = run(*args, tmp_path / "stopped", resume=True, show=False)
     assert again == report
     assert report["steps"] == 12
     files = sorted(path.name for path in (tmp_path / "whole" / "model").iterdir())
@@ -228,7 +229,7 @@ def saved_loss(world, out, config, report):
         assert found.scale == LORA.scale
         trained, frozen = {"adapter": adapter}, model.params
     completions = load_completions(world / "data.jsonl", model.tokenizer, config.data)
-    held = sft._held_out(completions, config)[1]
+    held = hold_out(completions, config)[1]
     mesh = make_mesh(MeshConfig())
 
     def loss(*args):
@@ -333,16 +334,16 @@ def test_folders_that_are_taken(world, tmp_path):
     args = str(world / "model"), str(world / "data.jsonl")
     config = settings(loop=LoopConfig(epochs=1, batch_size=64), validation_share=0.0)
     out = tmp_path / "run"
-    report = sft.run(config, *args, out, show=False)
+    report = run(config, *args, out, show=False)
     assert (report["steps"], report["validation"]) == (1, {})
     with pytest.raises(InputError, match="holds a finished run of the same settings: add --resume"):
-        sft.run(config, *args, out, show=False)
+        run(config, *args, out, show=False)
     with pytest.raises(InputError, match="holds another run"):
-        sft.run(replace(config, validation_share=0.1), *args, out, resume=True, show=False)
+        run(replace(config, validation_share=0.1), *args, out, resume=True, show=False)
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "x").touch()
     with pytest.raises(InputError, match="is not empty and holds no run"):
-        sft.run(config, *args, tmp_path / "else", show=False)
+        run(config, *args, tmp_path / "else", show=False)
 
 
 MESHES = """

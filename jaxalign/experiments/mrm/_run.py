@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.data import Features, Preferences, Source
+from jaxalign.data import Features, Preferences
 from jaxalign.data.splits import Episodes, split_users
 from jaxalign.errors import InputError
 from jaxalign.experiments.mrm.data import (
@@ -126,7 +126,7 @@ def run(
 
 def run_source(
     config: MRMRunConfig,
-    source: Source,
+    source: ChoiceSource,
     given: Features | None,
     label: str,
     out: Path,

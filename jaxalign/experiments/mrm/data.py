@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from jaxalign.data import (
+    ChoiceSource,
     Features,
     Preferences,
-    Source,
     load_authors,
     load_features,
     load_source,
@@ -56,14 +56,14 @@ class Encoded:
     encoder_sha256: str
 
 
-def open_source(config: MRMRunConfig, source: str) -> tuple[Source, Features | None]:
+def open_source(config: MRMRunConfig, source: str) -> tuple[ChoiceSource, Features | None]:
     """Read a run's choices; the MRM authors' `X.pt` beside `X.json` brings features too."""
     data = config.data
     options: dict[str, Any] = {}
     kind: str = data.kind
     if Path(source).suffix == ".pt":
         choices, embeddings, _ = load_authors(source, Path(source).with_suffix(".json"))
-        return Source(choices), Features(choices.items, embeddings)
+        return ChoiceSource(choices), Features(choices.items, embeddings)
     if kind == "auto" and Path(source).is_dir():
         kind = recognise(source)
     if kind == "jester":
@@ -94,7 +94,7 @@ def encode_items(config: MRMRunConfig, choices: Preferences, given: Features | N
     return Encoded(encode(encoder, choices.texts, pooling=pooling), None, encoder.sha256)
 
 
-def fold_items(config: MRMRunConfig, source: Source) -> np.ndarray:
+def fold_items(config: MRMRunConfig, source: ChoiceSource) -> np.ndarray:
     """Fold of each item: the source's own; else by prompt where all rows have one; else by item."""
     choices, folds, seed = source.choices, config.split.item_folds, config.split.seed
     if source.fold_of_item is not None:

@@ -1,0 +1,89 @@
+"""Supervised fine-tuning of a language model on a file, into a folder."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxalign.data.completions import Completions, load_completions
+from jaxalign.models.language import load_language_model, save_language_model
+from jaxalign.models.peft import save_adapter
+from jaxalign.progress import Progress
+from jaxalign.runs.run_dir import open_run_dir
+from jaxalign.train.mesh import make_mesh, param_shardings
+from jaxalign.train.sft import SftConfig, train
+
+
+def run(
+    config: SftConfig,
+    name: str,
+    source: str,
+    out: str | Path,
+    validation: str | None = None,
+    resume: bool = False,
+    show: bool = True,
+) -> dict[str, Any]:
+    """Fine-tune a model on a file and save it.
+
+    Args:
+        config: the run.
+        name: of the model, as `load_language_model` takes it.
+        source: completions, as `load_completions` takes them.
+        out: folder: model/ (a Hugging Face or PEFT folder), report.json, metrics.jsonl, state/.
+        validation: completions to judge by, in place of a share of the rows.
+        resume: go on with an unfinished run in `out`.
+        show: progress on standard error.
+
+    Returns:
+        The report, as in report.json.
+
+    Raises:
+        InputError: a bad model, row, setting or folder.
+    """
+    out, progress = Path(out), Progress(show)
+    mesh = make_mesh(config.trunk.mesh)
+    model = load_language_model(
+        name, config.trunk.weights, lambda shapes: param_shardings(shapes, mesh)
+    )
+    completions = load_completions(source, model.tokenizer, config.data)
+    progress.say(
+        f"{len(completions):,} rows, {completions.learned.sum():,} tokens to learn, "
+        f"{completions.truncated:,} rows cut, {completions.dropped:,} left out"
+    )
+    if validation is None:
+        held = hold_out(completions, config)
+    else:
+        held = completions, load_completions(validation, model.tokenizer, config.data)
+    arrays = [array for part in held if part for array in (part.sequences.tokens, part.learned)]
+    run_dir = open_run_dir(out, "sft", config, arrays, [model.sha256], resume)
+    fitted = train(model, *held, config, out, progress)
+    if config.trunk.method == "full":
+        save_language_model(out / "model", replace(model, params=fitted.params["model"]))
+    else:
+        adapter = fitted.params["adapter"]
+        save_adapter(out / "model", adapter, config.trunk.lora, model.name, model.config)
+    report = {
+        "rows": len(held[0]),
+        "validation_rows": 0 if held[1] is None else len(held[1]),
+        "truncated": completions.truncated,
+        "dropped": completions.dropped,
+        "steps": fitted.steps,
+        "best_step": fitted.step,
+        "validation_before": fitted.before,
+        "validation": fitted.judged,
+    }
+    run_dir.finish(report)
+    return report
+
+
+def hold_out(completions: Completions, config: SftConfig) -> tuple[Completions, Completions | None]:
+    """Rows to train on, and a random `validation_share` of them to validate on or None."""
+    count = round(len(completions) * config.validation_share)
+    if not config.validation_share or len(completions) < 2:
+        return completions, None
+    order = np.random.Generator(np.random.PCG64([config.loop.seed, 1])).permutation(
+        len(completions)
+    )
+    count = max(count, 1)
+    return completions.take(np.sort(order[count:])), completions.take(np.sort(order[:count]))
