@@ -21,7 +21,7 @@ from jaxalign.models.sampling import Sampling
 from jaxalign.models.weights.safetensors import open_tensors
 from jaxalign.personalize import answer_told, known, target_for
 from jaxalign.rewards.reward_scale import RewardIds
-from jaxalign.rewards.spec import build
+from jaxalign.rewards.spec import build_rewards
 
 NAMES = ("brevity", "simplicity")
 CONFIG = {
@@ -118,7 +118,7 @@ def test_train_leaves_a_policy_its_scale_and_a_report(world):
     config = load_config(RunConfig, world.run / "config.yaml", [])
     rest = [prompt for prompt in PROMPTS if prompt not in held]
     model = load_language_model(str(world.model))
-    again = estimate_scale(model, build(config.rewards), rest, config, show=False)
+    again = estimate_scale(model, build_rewards(config.rewards), rest, config, show=False)
     assert again == policy.scale
 
 

@@ -166,7 +166,7 @@ def query_text(name: str, question: str, prefix: str = QUERY_PREFIX) -> str:
     return prefix + question[place + len(before) : end].strip()
 
 
-def asked(name: str, words: str) -> str:
+def format_question(name: str, words: str) -> str:
     """A question as the task puts it, made of the part that differs between questions.
 
     Args:

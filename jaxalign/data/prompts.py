@@ -107,7 +107,7 @@ def as_chats(prompts: Prompts) -> Prompts:
     return replace(prompts, prompts=tuple(_chat(prompt) for prompt in prompts.prompts))
 
 
-def fitting(
+def filter_prompts(
     prompts: Prompts,
     count: Callable[[Prompt], int],
     most: int,
@@ -149,7 +149,7 @@ def fitting(
     return replace(prompts.take(sorted(kept)), dropped=prompts.dropped + seen - len(kept))
 
 
-def split(prompts: Prompts, share: float, seed: int = 0) -> tuple[Prompts, Prompts]:
+def split_prompts(prompts: Prompts, share: float, seed: int = 0) -> tuple[Prompts, Prompts]:
     """Prompts to train on and prompts to judge on.
 
     Args:
@@ -175,7 +175,7 @@ def split(prompts: Prompts, share: float, seed: int = 0) -> tuple[Prompts, Promp
     return prompts.take(np.sort(order[count:])), prompts.take(np.sort(order[:count]))
 
 
-def plain(prompt: Prompt) -> str:
+def prompt_text(prompt: Prompt) -> str:
     """A prompt as rewards read it, without messages of the system.
 
     Args:

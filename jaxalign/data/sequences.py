@@ -45,12 +45,12 @@ class Sequences:
             tokens [B, T] int32 and lengths [B] int32. A row without a sequence counts as one token
             long: attention over nothing would be NaN.
         """
-        return cut(self.tokens, self.starts, rows, width), np.where(
+        return pad_flat(self.tokens, self.starts, rows, width), np.where(
             rows < 0, 1, self.lengths[rows]
         ).astype(np.int32)
 
 
-def cut(flat: np.ndarray, starts: np.ndarray, rows: np.ndarray, width: int) -> np.ndarray:
+def pad_flat(flat: np.ndarray, starts: np.ndarray, rows: np.ndarray, width: int) -> np.ndarray:
     """Values that stand beside the tokens of `Sequences`, padded alike with 0: [B, T]."""
     first, length = starts[rows], np.where(rows < 0, 0, starts[rows + 1] - starts[rows])
     if length.max(initial=0) > width:

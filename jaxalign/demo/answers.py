@@ -13,7 +13,7 @@ import numpy as np
 from jaxalign.errors import InputError
 from jaxalign.mrm.config import FeatureConfig
 from jaxalign.rewards.reward_scale import RewardScale, fit_scale
-from jaxalign.rewards.rules import TRAITS, measure
+from jaxalign.rewards.rules import TRAITS, measure_traits
 
 FILE = "answers.jsonl.gz"
 ENCODER = FeatureConfig.model
@@ -39,7 +39,7 @@ class Answers:
 
     @cached_property
     def _raw(self) -> np.ndarray:
-        return measure(self.texts)
+        return measure_traits(self.texts)
 
     @cached_property
     def scale(self) -> RewardScale:

@@ -7,7 +7,13 @@ from typing import Any
 from jaxalign.models.classifier import Classifier
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.progress import Progress
-from jaxalign.rewards.bradley_terry import RewardConfig, hold_out, judge, load_choices, train
+from jaxalign.rewards.bradley_terry import (
+    RewardConfig,
+    hold_out,
+    load_choices,
+    pairwise_accuracy,
+    train,
+)
 from jaxalign.rewards.reward_model import (
     Adapted,
     adapted_model,
@@ -68,10 +74,10 @@ def run(
         "held_out_by": config.hold_out,
         "labels": list(choices.labels),
         "steps": fitted.steps,
-        "best_step": fitted.step,
-        "validation_before": fitted.before,
-        "validation": fitted.judged,
-        "accuracy": {} if held is None else judge(model, held),
+        "best_step": fitted.best_step,
+        "validation_before": fitted.validation_before,
+        "validation": fitted.validation,
+        "accuracy": {} if held is None else pairwise_accuracy(model, held),
     }
     run_dir.finish(report)
     return report

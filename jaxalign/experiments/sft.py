@@ -69,9 +69,9 @@ def run(
         "truncated": completions.truncated,
         "dropped": completions.dropped,
         "steps": fitted.steps,
-        "best_step": fitted.step,
-        "validation_before": fitted.before,
-        "validation": fitted.judged,
+        "best_step": fitted.best_step,
+        "validation_before": fitted.validation_before,
+        "validation": fitted.validation,
     }
     run_dir.finish(report)
     return report

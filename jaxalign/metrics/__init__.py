@@ -1,8 +1,48 @@
 """Metrics: pure functions of arrays that know no method.
 
-LaMP's rules know LaMP's files, and load when asked for: `from jaxalign.metrics import text`.
+`jaxalign.metrics.text` holds the scores of LaMP's tasks.
 """
 
-from jaxalign.metrics import agreement, pareto, users
+from jaxalign.metrics.agreement import corner_error, linear_regret, squared_error, tau_b, tau_cap
+from jaxalign.metrics.bootstrap import Interval, mean_interval, paired_bootstrap
+from jaxalign.metrics.calibration import Reliability, calibration_error, reliability
+from jaxalign.metrics.groups import worst_groups
+from jaxalign.metrics.pareto import entropy, hypervolume, nondominated, sparsity
+from jaxalign.metrics.scores import (
+    accuracy,
+    flipped,
+    nll,
+    share_of_gap,
+    user_accuracy,
+    user_gain,
+    user_nll,
+)
+from jaxalign.metrics.users import harmed, judge
 
-__all__ = ["agreement", "pareto", "users"]
+__all__ = [
+    "Interval",
+    "Reliability",
+    "accuracy",
+    "calibration_error",
+    "corner_error",
+    "entropy",
+    "flipped",
+    "harmed",
+    "hypervolume",
+    "judge",
+    "linear_regret",
+    "mean_interval",
+    "nll",
+    "nondominated",
+    "paired_bootstrap",
+    "reliability",
+    "share_of_gap",
+    "sparsity",
+    "squared_error",
+    "tau_b",
+    "tau_cap",
+    "user_accuracy",
+    "user_gain",
+    "user_nll",
+    "worst_groups",
+]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxalign.errors import InputError
-from jaxalign.metrics.pareto import Floats, checked
+from jaxalign.metrics.pareto import Floats, check_points
 
 # Preferences are told in float32: thirds, or a tenth and its sum, must tie where they are equal.
 _TOLD_DIGITS = 5
@@ -60,7 +60,7 @@ def tau_cap(told: ArrayLike) -> tuple[float | None, ...]:
     Raises:
       InputError: not [W, R], or not finite.
     """
-    wanted = checked(told).round(_TOLD_DIGITS)
+    wanted = check_points(told).round(_TOLD_DIGITS)
     first, second = np.triu_indices(len(wanted), 1)
     untied = (wanted[first] != wanted[second]).mean(0) if len(first) else np.zeros(wanted.shape[1])
     return tuple(float(np.sqrt(share)) if share > 0 else None for share in untied)
@@ -103,7 +103,7 @@ def corner_error(told: ArrayLike, reached: ArrayLike, best: ArrayLike) -> float 
     corners = [row for corner in np.eye(size) if (row := _row_of(wanted, corner)) is not None]
     if len(corners) < size:
         return None
-    top = np.maximum(checked(np.atleast_2d(best)).max(0), found.max(0))
+    top = np.maximum(check_points(np.atleast_2d(best)).max(0), found.max(0))
     return float((top - found[corners, np.arange(size)]).mean())
 
 
@@ -122,7 +122,7 @@ def linear_regret(weights: ArrayLike, values: ArrayLike, best: ArrayLike) -> flo
     """
     wanted, found = _pair(weights, values)
     had = (wanted * found).sum(1)
-    return float(np.maximum((wanted @ checked(best).T).max(1) - had, 0).mean())
+    return float(np.maximum((wanted @ check_points(best).T).max(1) - had, 0).mean())
 
 
 def _row_of(told: Floats, preference: Floats) -> int | None:
@@ -132,7 +132,7 @@ def _row_of(told: Floats, preference: Floats) -> int | None:
 
 
 def _pair(first: ArrayLike, second: ArrayLike) -> tuple[Floats, NDArray[np.float64]]:
-    pair = checked(first), checked(second)
+    pair = check_points(first), check_points(second)
     if pair[0].shape != pair[1].shape:
         raise InputError(
             f"found shapes {pair[0].shape} and {pair[1].shape}, expected one row a preference and "

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxalign.errors import InputError
-from jaxalign.metrics.scores import Floats, checked
+from jaxalign.metrics.scores import Floats, check_probabilities
 
 
 class Reliability(NamedTuple):
@@ -38,7 +38,7 @@ def reliability(probability: ArrayLike, mask: ArrayLike, bins: int = 10) -> Reli
     """
     if bins < 2:
         raise InputError(f"bins: expected at least 2, found {bins}.")
-    values, keep = checked(probability, mask)
+    values, keep = check_probabilities(probability, mask)
     pooled = values[..., keep].ravel()
     # Binned by the favoured side and then mirrored: binning both orders on their own would put a
     # prediction on a bin's edge and its mirror image into bins that are not mirror images.

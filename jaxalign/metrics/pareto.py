@@ -26,7 +26,7 @@ def nondominated(points: ArrayLike) -> NDArray[np.bool_]:
     Raises:
       InputError: not [W, R], or not finite.
     """
-    values = checked(points)
+    values = check_points(points)
     other, own = values[:, None], values[None]
     dominated = (other >= own).all(-1) & (other > own).any(-1)
     return np.logical_not(dominated.any(0))
@@ -52,7 +52,7 @@ def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
     """
     import moocore
 
-    values, floor = checked(points), np.asarray(reference, np.float64)
+    values, floor = check_points(points), np.asarray(reference, np.float64)
     if floor.shape != values.shape[1:] or not np.isfinite(floor).all():
         raise InputError(
             f"reference point: found {floor.tolist()}, expected {values.shape[1]} finite numbers, "
@@ -80,7 +80,7 @@ def sparsity(points: ArrayLike) -> float:
     Source: Xu et al., Prediction-Guided Multi-Objective Reinforcement Learning, ICML 2020; the
       form that the literature on several rewards for language models has taken over.
     """
-    values = checked(points)
+    values = check_points(points)
     front = np.unique(values[nondominated(values)], axis=0)
     if len(front) < 2:
         return 0.0
@@ -108,7 +108,7 @@ def entropy(points: ArrayLike, width: float = 0.05) -> float:
     Source: Leinster, Cobbold, Ecology 2012, equation 1 for q = 1; Farhang-Mehr, Azarm, Journal of
       Mechanical Design 2003, for entropy as a figure of solution sets.
     """
-    values = checked(points)
+    values = check_points(points)
     if not width > 0:
         raise InputError(f"width: found {width}, expected a number above 0.")
     squares = ((values[:, None] - values[None]) ** 2).sum(-1)
@@ -116,7 +116,7 @@ def entropy(points: ArrayLike, width: float = 0.05) -> float:
     return max(0.0, float(-np.log(np.exp(-squares / (2 * width**2)).mean(1)).mean()))
 
 
-def checked(points: ArrayLike) -> Floats:
+def check_points(points: ArrayLike) -> Floats:
     """Return points as float64 [W, R], W and R at least 1.
 
     Raises:

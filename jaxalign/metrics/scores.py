@@ -19,7 +19,7 @@ Bools = NDArray[np.bool_]
 _LEAST = float(np.finfo(np.float32).tiny)
 
 
-def checked(
+def check_probabilities(
     probability: ArrayLike, mask: ArrayLike, name: str = "probability"
 ) -> tuple[Floats, Bools]:
     """Return float64 probabilities, .5 at padding, and the mask, or refuse what cannot be judged.
@@ -65,9 +65,9 @@ def correct(probability: ArrayLike, mask: ArrayLike, name: str = "probability") 
       [..., U, P] float64.
 
     Raises:
-      InputError: as `checked`.
+      InputError: as `check_probabilities`.
     """
-    values, _ = checked(probability, mask, name)
+    values, _ = check_probabilities(probability, mask, name)
     return (np.sign(values - 0.5) + 1) / 2
 
 
@@ -86,7 +86,7 @@ def correct_both(
       Two of [S, U, P].
 
     Raises:
-      InputError: as `checked`, or the seeds do not match.
+      InputError: as `check_probabilities`, or the seeds do not match.
     """
     first, second = correct(probability, mask), correct(other, mask, name)
     try:
@@ -144,7 +144,7 @@ def user_nll(probability: ArrayLike, mask: ArrayLike) -> Floats:
     Raises:
       InputError: as `user_accuracy`.
     """
-    values, keep = checked(probability, mask)
+    values, keep = check_probabilities(probability, mask)
     # 0 - log instead of -log: a certain right answer costs 0, not -0.
     return over_pairs(0.0 - np.log(np.maximum(values, _LEAST)), keep)
 

@@ -25,7 +25,7 @@ from jaxalign.moc.table import ValueTable
 from jaxalign.models.encoder_files import read_json
 from jaxalign.models.language import LanguageModel
 from jaxalign.progress import Progress
-from jaxalign.rewards.spec import build
+from jaxalign.rewards.spec import build_rewards
 from jaxalign.runs.run_dir import open_run_dir
 
 Floats = NDArray[np.float32]
@@ -166,7 +166,7 @@ def run_evaluate(
         if other.policy.scale != first.policy.scale:
             progress.say(f"{other.folder} was trained on another scale than {first.folder}")
     prompts = _prompts(first, data, config)
-    rewards, scale = build(first.config.rewards), first.policy.scale
+    rewards, scale = build_rewards(first.config.rewards), first.policy.scale
     judged = speakers(first, beside)
     about = [str(first.folder.resolve()), *(str(other.folder.resolve()) for other in beside)]
     open_run_dir(out, "moc evaluate", config, [], [*about, rewards.id, repr(prompts)], resume)

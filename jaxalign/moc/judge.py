@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jaxalign.data.prompts import plain
+from jaxalign.data.prompts import prompt_text
 from jaxalign.errors import InputError
 from jaxalign.moc.evaluation import Evaluation
 from jaxalign.moc.preferences import simplex
@@ -21,7 +21,7 @@ from jaxalign.models.language import LanguageModel
 from jaxalign.models.sampling import Sampling
 from jaxalign.progress import track
 from jaxalign.rewards.reward_scale import RewardScale
-from jaxalign.rewards.vector import TextReward, TokenReward, checked, measured
+from jaxalign.rewards.vector import TextReward, TokenReward, check_rewards, compute_rewards
 
 Prompts = Sequence[str | Chat]
 
@@ -107,7 +107,10 @@ def evaluate(
     _check(reward, scale, len(prompts), samples, batch_size)
     check_drawn_whole(settings)
     settings = with_stops(speaker.model, settings)
-    bare, texts = _bare(speaker.model, prompts, settings), [plain(prompt) for prompt in prompts]
+    bare, texts = (
+        _bare(speaker.model, prompts, settings),
+        [prompt_text(prompt) for prompt in prompts],
+    )
     reads = _reads(speaker, prompts, told)
     places = np.arange(len(prompts) * samples)
     keys = jax.vmap(partial(jax.random.fold_in, key))(places.astype(np.int32))
@@ -170,7 +173,7 @@ def check_drawn_whole(settings: Sampling) -> None:
 def _scorer(reward: TextReward | TokenReward) -> Callable[..., NDArray[np.float32]]:
     """Raw rewards [n, R] of the first n rows of a batch, n the number of its texts."""
     if isinstance(reward, TextReward):
-        return lambda asked, answers, read, said, first: measured(reward, read, said, first)
+        return lambda asked, answers, read, said, first: compute_rewards(reward, read, said, first)
     compiled = jax.jit(reward.function)
 
     def of_tokens(
@@ -179,7 +182,7 @@ def _scorer(reward: TextReward | TokenReward) -> Callable[..., NDArray[np.float3
         values = np.asarray(compiled(*asked, *answers))
         # A wrong shape is named whole; the rows that only fill the batch are cut off where it fits.
         whole = values if len(values) != len(answers.tokens) else values[: len(said)]
-        return checked(reward, whole, read, said, first)
+        return check_rewards(reward, whole, read, said, first)
 
     return of_tokens
 

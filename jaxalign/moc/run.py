@@ -15,10 +15,10 @@ from jaxalign.data.prompts import (
     PromptConfig,
     Prompts,
     as_chats,
-    fitting,
+    filter_prompts,
     load_prompts,
-    plain,
-    split,
+    prompt_text,
+    split_prompts,
 )
 from jaxalign.errors import InputError
 from jaxalign.files import write_json, write_text
@@ -33,8 +33,8 @@ from jaxalign.models.encoder_files import read_json
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.progress import Progress
 from jaxalign.rewards.reward_scale import RewardScale, fit_scale
-from jaxalign.rewards.spec import RewardSpec, build, known_levels
-from jaxalign.rewards.vector import TextReward, measured
+from jaxalign.rewards.spec import RewardSpec, build_rewards, known_levels
+from jaxalign.rewards.vector import TextReward, compute_rewards
 from jaxalign.runs.run_dir import open_run_dir
 from jaxalign.train.mesh import make_mesh, param_shardings
 
@@ -119,7 +119,7 @@ def run(
         InputError: a bad model, reward, prompt, setting or folder.
     """
     out, progress = Path(out), Progress(show)
-    rewards = build(config.rewards)
+    rewards = build_rewards(config.rewards)
     settings = config.training(rewards.names)
     mesh = make_mesh(settings.trunk.mesh)
     read = load_prompts(source)  # a mistake in it need not wait for the model
@@ -127,7 +127,7 @@ def run(
         name, settings.trunk.weights, lambda shapes: param_shardings(shapes, mesh)
     )
     found = prompts_for(model, read, config)
-    train_on, held = split(found, config.prompts.hold_out_share)
+    train_on, held = split_prompts(found, config.prompts.hold_out_share)
     progress.say(
         f"{len(train_on):,} prompts, {len(held):,} more held out, {found.repeated:,} repeated, "
         f"{found.dropped:,} left out"
@@ -160,7 +160,7 @@ def prompts_for(model: LanguageModel, read: Prompts, config: RunConfig) -> Promp
     """Prompts as a model takes them, short enough for it with a preference told in them.
 
     Raises:
-        InputError: as `fitting`.
+        InputError: as `filter_prompts`.
     """
     template, moc = config.prompts.template, config.moc
     has_template = bool(model.tokenizer.chat_template)
@@ -174,7 +174,7 @@ def prompts_for(model: LanguageModel, read: Prompts, config: RunConfig) -> Promp
     # One for a soft token: all ways of telling a preference have the same prompts.
     room = model.config.positions - moc.answer_tokens - 1
     prompts = as_chats(read) if chat else read
-    return fitting(prompts, count, min(moc.prompt_tokens, room), config.prompts)
+    return filter_prompts(prompts, count, min(moc.prompt_tokens, room), config.prompts)
 
 
 def estimate_scale(
@@ -209,8 +209,8 @@ def estimate_scale(
         batch_size=max(config.moc.batch, _SCALE_BATCH),
         progress=show,
     )
-    read = [stripped(rewards.names, plain(prompt)) for prompt in asked]
-    raw = measured(rewards, read, [answer.text for answer in answers])
+    read = [stripped(rewards.names, prompt_text(prompt)) for prompt in asked]
+    raw = compute_rewards(rewards, read, [answer.text for answer in answers])
     return fit_scale(raw, rewards.names, config.quantiles, known_levels(config.rewards))
 
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxalign.data.prompts import plain
+from jaxalign.data.prompts import prompt_text
 from jaxalign.errors import InputError
 from jaxalign.moc.config import MocConfig
 from jaxalign.moc.policy import Policy, token_ids
@@ -86,7 +86,7 @@ class Source:
             "plain_lengths": np.array([len(row) for row in own], np.int32),
             "preferences": preferences,
         }
-        return Drawn(arrays, [stripped(names, plain(prompt)) for prompt in prompts])
+        return Drawn(arrays, [stripped(names, prompt_text(prompt)) for prompt in prompts])
 
     def _room(self) -> int:
         """Tokens of the context that a prompt may take."""

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from jaxalign.errors import InputError
 from jaxalign.files import write_json
-from jaxalign.metrics.pareto import checked
+from jaxalign.metrics.pareto import check_points
 from jaxalign.moc.evaluation import FORMAT, Evaluation, read
 from jaxalign.rewards.reward_scale import RewardScale
 
@@ -38,7 +38,7 @@ class ValueTable:
     digest: str
 
     def __post_init__(self) -> None:
-        told, reached = checked(self.told), checked(self.reached)
+        told, reached = check_points(self.told), check_points(self.reached)
         kl = np.asarray(self.kl, np.float64)
         same = told.shape == reached.shape == (len(told), len(self.names))
         if not same or kl.shape != (len(told),) or not np.isfinite(kl).all():

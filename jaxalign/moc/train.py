@@ -20,7 +20,7 @@ from jaxalign.models.chat import stop_ids, text_of
 from jaxalign.models.completions import CompletionBatch
 from jaxalign.models.lora import LoraConfig
 from jaxalign.progress import Progress
-from jaxalign.rewards.vector import TextReward, TokenReward, measured
+from jaxalign.rewards.vector import TextReward, TokenReward, compute_rewards
 from jaxalign.runs.log import MetricsLog, Tracker
 from jaxalign.train.checkpoint import Checkpoints
 from jaxalign.train.mesh import batch_sharding, make_mesh, param_shardings, state_shardings
@@ -210,7 +210,7 @@ def _by_host(
             answers = rollout(state, frozen, batch)
             scored = score(state, frozen, batch, answers)  # goes on while the host is at work
         texts = _texts(policy, answers)
-        raw = place({"raw": measured(reward, drawn.texts, texts)})["raw"]
+        raw = place({"raw": compute_rewards(reward, drawn.texts, texts)})["raw"]
         with jax.transfer_guard("disallow"):
             return learn(state, frozen, batch, answers, scored, raw)
 

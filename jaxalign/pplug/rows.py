@@ -10,7 +10,7 @@ import numpy as np
 from jaxalign.data.completions import CompletionConfig, completions_from_columns, is_chat
 from jaxalign.data.files import Origin
 from jaxalign.data.histories import Histories
-from jaxalign.data.sequences import Sequences, cut
+from jaxalign.data.sequences import Sequences, pad_flat
 from jaxalign.errors import InputError
 from jaxalign.models.embed import Encoder
 from jaxalign.models.encoder import EncoderConfig
@@ -64,7 +64,7 @@ class Told:
             width = min(width, self.positions, enough(self.queries))
             found["queries"], found["query_lengths"] = self.queries.padded(rows, width)
         if self.items is not None and self.store is not None:
-            places = cut(*self.items, rows, slots)
+            places = pad_flat(*self.items, rows, slots)
             found["items"], found["mask"] = self.store.read(places - 1), places > 0
         return found
 

@@ -329,9 +329,9 @@ class _World(NamedTuple):
             "seed": seed,
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(result.plug.trained)),
             "steps": fit.steps,
-            "step": fit.step,
-            "before": fit.before,
-            "judged": fit.judged,
+            "step": fit.best_step,
+            "before": fit.validation_before,
+            "judged": fit.validation,
             "config": asdict(config),
         }
         write_json(place / REPORT, report)

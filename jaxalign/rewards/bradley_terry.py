@@ -27,7 +27,7 @@ from jaxalign.train.loop import LoopConfig, LoopResult, Rows, fit
 from jaxalign.train.mesh import batch_sharding, make_mesh
 from jaxalign.train.optimiser import OptimiserConfig
 from jaxalign.train.step import Batch, Sums
-from jaxalign.train.trunk import TrunkConfig, split, started, states
+from jaxalign.train.trunk import TrunkConfig, hidden_states, init_train_state, split_trainable
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class RewardConfig:
 
 
 @dataclass(frozen=True)
-class Choices:
+class ObjectiveChoices:
     """Choices and what each is about.
 
     Attributes:
@@ -73,14 +73,14 @@ class Choices:
     objective: np.ndarray
     labels: tuple[str, ...]
 
-    def take(self, rows: np.ndarray) -> "Choices":
+    def take(self, rows: np.ndarray) -> "ObjectiveChoices":
         """Some of the rows."""
         return replace(
             self, preferences=self.preferences.take(rows), objective=self.objective[rows]
         )
 
 
-def load_choices(source: str) -> Choices:
+def load_choices(source: str) -> ObjectiveChoices:
     """Read choices and, where there is such a column, the `objective` of each.
 
     Args:
@@ -92,7 +92,7 @@ def load_choices(source: str) -> Choices:
     preferences = load(source)
     columns, origin = read_columns(source, ("objective",))
     if "objective" not in columns:
-        return Choices(preferences, np.zeros(len(preferences), np.int32), ("reward",))
+        return ObjectiveChoices(preferences, np.zeros(len(preferences), np.int32), ("reward",))
     for row, value in enumerate(columns["objective"]):
         if not isinstance(value, str) or not value.strip():
             raise InputError(
@@ -100,7 +100,7 @@ def load_choices(source: str) -> Choices:
                 "in or remove the row."
             )
     objective, labels = encode(columns["objective"])
-    return Choices(preferences, objective, labels)
+    return ObjectiveChoices(preferences, objective, labels)
 
 
 def bradley_terry(difference: jax.Array, win: jax.Array) -> jax.Array:
@@ -133,7 +133,7 @@ def loss(
         config: of the decoder; static.
         adapter: of LoRA; static.
         mesh: where parameters and rows lie.
-        trained: as from `jaxalign.train.trunk.split`, and {"head": {"kernel": [D, R]}}.
+        trained: as from `jaxalign.train.trunk.split_trainable`, and {"head": {"kernel": [D, R]}}.
         frozen: as from there.
         batch: `tokens` [B, 2, T] int32 of the chosen and the rejected, `lengths` [B, 2] int32,
             `objective` [B] int32, `win` and `weight` [B] float32.
@@ -146,7 +146,7 @@ def loss(
     rows, _, width = batch["tokens"].shape
     tokens = batch["tokens"].reshape(2 * rows, width)
     lengths = batch["lengths"].reshape(2 * rows)
-    hidden = states(config, adapter, mesh, trained, frozen, tokens, lengths, key)
+    hidden = hidden_states(config, adapter, mesh, trained, frozen, tokens, lengths, key)
     head = ValueHead(trained["head"]["kernel"].shape[1], bias=False)
     values: Any = head.apply({"params": trained["head"]}, last_token(hidden, lengths))
     own = batch["objective"][:, None, None]
@@ -161,7 +161,7 @@ def loss(
     }
 
 
-def rows_of(choices: Choices, texts: Sequences, widest: int) -> Rows:
+def rows_of(choices: ObjectiveChoices, texts: Sequences, widest: int) -> Rows:
     """Choices as the loop takes them; `texts` holds the tokens of each item."""
     table = choices.preferences
     sides = np.stack([table.chosen, table.rejected], axis=1)
@@ -182,7 +182,9 @@ def rows_of(choices: Choices, texts: Sequences, widest: int) -> Rows:
     return Rows(texts.lengths[sides].max(axis=1), assemble, widest)
 
 
-def hold_out(choices: Choices, by: str, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(
+    choices: ObjectiveChoices, by: str, share: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Rows to train on and to judge on; no group, user or prompt has rows in both.
 
     Raises:
@@ -207,8 +209,8 @@ def hold_out(choices: Choices, by: str, share: float, seed: int) -> tuple[np.nda
 
 def train(
     base: LanguageModel,
-    choices: Choices,
-    held: Choices | None,
+    choices: ObjectiveChoices,
+    held: ObjectiveChoices | None,
     config: RewardConfig,
     folder: Path,
     progress: Progress | None = None,
@@ -234,14 +236,14 @@ def train(
     mesh = make_mesh(config.trunk.mesh)
     fresh, head_key, run = jax.random.split(jax.random.key(config.loop.seed), 3)
     trunk = {name: value for name, value in base.params.items() if name != "unembed"}
-    trained, frozen = split(fresh, trunk, config.trunk, mesh, decoder)
+    trained, frozen = split_trainable(fresh, trunk, config.trunk, mesh, decoder)
     head = ValueHead(len(choices.labels), bias=False)
     last = jnp.zeros((1, decoder.width), jnp.float32)
     trained["head"] = dict(head.init(head_key, last)["params"])
     limit = min(config.max_tokens, decoder.positions)
     texts = tokenised(base, choices.preferences, limit)
     return fit(
-        started(run, trained, config.optimiser, mesh, decoder),
+        init_train_state(run, trained, config.optimiser, mesh, decoder),
         frozen,
         partial(loss, decoder, config.trunk.lora, mesh),
         rows_of(choices, texts, limit),
@@ -266,7 +268,7 @@ def tokenised(base: LanguageModel, table: Preferences, limit: int) -> Sequences:
     return Sequences.of(ids)
 
 
-def judge(model: Classifier, choices: Choices) -> dict[str, float]:
+def pairwise_accuracy(model: Classifier, choices: ObjectiveChoices) -> dict[str, float]:
     """Share of the choices, ties left out, whose chosen answer has the higher reward.
 
     Args:

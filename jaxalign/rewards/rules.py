@@ -128,10 +128,10 @@ TRAITS: dict[str, Callable[[str], float]] = {
     "warmth": warmth,
     "structure": structure,
 }
-"""The traits by name, in the order of the columns of `measure`."""
+"""The traits by name, in the order of the columns of `measure_traits`."""
 
 
-def measure(texts: Sequence[str]) -> np.ndarray:
+def measure_traits(texts: Sequence[str]) -> np.ndarray:
     """Measure every trait of every text.
 
     Args:
@@ -142,7 +142,7 @@ def measure(texts: Sequence[str]) -> np.ndarray:
 
     Example:
       >>> from jaxalign.rewards.rules import measure
-      >>> measure(["Thank you!", "- one\\n- two"]).shape
+      >>> measure_traits(["Thank you!", "- one\\n- two"]).shape
       (2, 5)
     """
     rows = [[trait(text) for trait in TRAITS.values()] for text in texts]

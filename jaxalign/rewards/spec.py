@@ -11,7 +11,7 @@ from typing import Any, Literal
 from jaxalign.errors import InputError
 from jaxalign.models.classifier import Classifier, load_classifier
 from jaxalign.rewards.rules import TRAITS
-from jaxalign.rewards.vector import TextReward, classifier, rules, together
+from jaxalign.rewards.vector import TextReward, classifier_reward, concatenate_rewards, rule_rewards
 
 _OF_CLASSIFIERS = ("model", "label", "pair", "template", "between", "dtype", "batch_tokens")
 
@@ -79,7 +79,7 @@ class RewardSpec:
             )
 
 
-def build(specs: Sequence[RewardSpec]) -> TextReward:
+def build_rewards(specs: Sequence[RewardSpec]) -> TextReward:
     """The rewards of a config as one function, columns in its order.
 
     Args:
@@ -92,7 +92,7 @@ def build(specs: Sequence[RewardSpec]) -> TextReward:
     if not specs:
         raise InputError("a config names no rewards; expected at least one under `rewards`.")
     loaded: dict[tuple[str, str], Classifier] = {}
-    return together(*[_one(spec, loaded) for spec in specs])
+    return concatenate_rewards(*[_one(spec, loaded) for spec in specs])
 
 
 def known_levels(specs: Sequence[RewardSpec]) -> dict[str, tuple[float, float]]:
@@ -102,7 +102,7 @@ def known_levels(specs: Sequence[RewardSpec]) -> dict[str, tuple[float, float]]:
 
 def _one(spec: RewardSpec, loaded: dict[tuple[str, str], Classifier]) -> TextReward:
     if spec.kind == "rule":
-        return rules([spec.name])
+        return rule_rewards([spec.name])
     if spec.kind == "python":
         assert spec.function is not None
         return _python(spec.name, spec.function)
@@ -110,7 +110,7 @@ def _one(spec: RewardSpec, loaded: dict[tuple[str, str], Classifier]) -> TextRew
     key = (spec.model, spec.dtype)
     if key not in loaded:
         loaded[key] = load_classifier(*key)
-    return classifier(
+    return classifier_reward(
         loaded[key],
         spec.name,
         spec.label,

@@ -61,7 +61,7 @@ class TextReward:
         _check_names(self.names)
 
 
-def together(*rewards: TextReward) -> TextReward:
+def concatenate_rewards(*rewards: TextReward) -> TextReward:
     """Rewards side by side, columns in the order given.
 
     Raises:
@@ -78,7 +78,7 @@ def together(*rewards: TextReward) -> TextReward:
     return TextReward(names, function, "+".join(reward.id for reward in rewards))
 
 
-def rules(names: Sequence[str]) -> TextReward:
+def rule_rewards(names: Sequence[str]) -> TextReward:
     """Traits of the answer that are measured by rule.
 
     Args:
@@ -98,7 +98,7 @@ def rules(names: Sequence[str]) -> TextReward:
     return TextReward(tuple(names), function, f"rules:{','.join(names)}")
 
 
-def classifier(
+def classifier_reward(
     model: str | Classifier,
     name: str,
     label: int = 0,
@@ -161,7 +161,7 @@ def _filled(template: str, prompt: str, answer: str) -> str:
     return re.sub(r"\{(?:prompt|answer)\}", lambda found: parts[found.group()], template)
 
 
-def measured(
+def compute_rewards(
     reward: TextReward, prompts: Sequence[str], answers: Sequence[str], first_row: int = 0
 ) -> np.ndarray:
     """Rewards of answers, each looked at.
@@ -189,14 +189,14 @@ def measured(
         raise _refusal(fault, prompts, answers, first_row) from fault.__cause__
 
 
-def checked(
+def check_rewards(
     reward: TextReward | TokenReward,
     values: ArrayLike,
     prompts: Sequence[str],
     answers: Sequence[str],
     first_row: int = 0,
 ) -> np.ndarray:
-    """Rewards that were computed elsewhere, such as on the device, looked at as `measured` does.
+    """Check rewards that were computed elsewhere, such as on the device.
 
     Args:
         reward: whose they are.

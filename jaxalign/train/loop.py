@@ -73,20 +73,20 @@ class Rows:
 
 @dataclass(frozen=True)
 class LoopResult:
-    """What training gives.
+    """What a training loop returns.
 
     Attributes:
-        params: of the lowest validation loss, or of the last step where nothing is held out.
-        step: the step they are of.
-        judged: means over the validation rows at that step; empty where nothing is held out.
-        before: the same before the first step.
-        steps: how many were taken.
+        params: of the step with the lowest validation loss, or of the last step without validation.
+        best_step: the step that `params` are of.
+        validation: means over the validation rows at that step; empty without validation rows.
+        validation_before: the same before the first step.
+        steps: how many steps were taken in all.
     """
 
     params: Any
-    step: int
-    judged: dict[str, float]
-    before: dict[str, float]
+    best_step: int
+    validation: dict[str, float]
+    validation_before: dict[str, float]
     steps: int
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxalign.data.completions import CompletionConfig, Completions
-from jaxalign.data.sequences import cut
+from jaxalign.data.sequences import pad_flat
 from jaxalign.errors import InputError
 from jaxalign.kernels.token_logprob import token_logprob
 from jaxalign.models import families
@@ -24,7 +24,7 @@ from jaxalign.train.loop import LoopConfig, LoopResult, Rows, fit
 from jaxalign.train.mesh import batch_sharding, gathered, make_mesh
 from jaxalign.train.optimiser import OptimiserConfig
 from jaxalign.train.step import Batch, Sums
-from jaxalign.train.trunk import TrunkConfig, split, started, states
+from jaxalign.train.trunk import TrunkConfig, hidden_states, init_train_state, split_trainable
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def loss(
         config: of the decoder; static.
         adapter: of LoRA; static.
         mesh: where parameters and rows lie.
-        trained, frozen: as from `jaxalign.train.trunk.split`.
+        trained, frozen: as from `jaxalign.train.trunk.split_trainable`.
         batch: `tokens` [B, T] int32, `lengths` [B] int32, `learned` [B, T] bool.
         key: of dropout; None drops nothing.
 
@@ -75,7 +75,7 @@ def loss(
         `loss` in nats and `weight`, the learned tokens, both [] and at least float32.
     """
     tokens, learned = batch["tokens"], batch["learned"]
-    hidden = states(config, adapter, mesh, trained, frozen, tokens, batch["lengths"], key)
+    hidden = hidden_states(config, adapter, mesh, trained, frozen, tokens, batch["lengths"], key)
     # Cut by fsdp, it would be gathered again for every chunk of tokens.
     table = gathered(unembedding(trained.get("model", frozen)), mesh)
     # A roll keeps T tokens a row, which the kernel cuts into whole chunks; the first comes round
@@ -103,7 +103,7 @@ def rows_of(completions: Completions, config: families.Config) -> Rows:
 
     def assemble(rows: np.ndarray, width: int) -> dict[str, np.ndarray]:
         tokens, own = completions.sequences.padded(rows, width)
-        learned = cut(completions.learned, completions.sequences.starts, rows, width)
+        learned = pad_flat(completions.learned, completions.sequences.starts, rows, width)
         return {"tokens": tokens, "lengths": own, "learned": learned}
 
     return Rows(lengths, assemble, config.positions)
@@ -137,9 +137,9 @@ def train(
     decoder = config.trunk.decoder(model.config)
     mesh = make_mesh(config.trunk.mesh)
     fresh, run = jax.random.split(jax.random.key(config.loop.seed))
-    trained, frozen = split(fresh, model.params, config.trunk, mesh, decoder)
+    trained, frozen = split_trainable(fresh, model.params, config.trunk, mesh, decoder)
     return fit(
-        started(run, trained, config.optimiser, mesh, decoder),
+        init_train_state(run, trained, config.optimiser, mesh, decoder),
         frozen,
         partial(loss, decoder, config.trunk.lora, mesh),
         rows_of(completions, decoder),

@@ -65,7 +65,7 @@ def check_remat(name: str | None) -> None:
         )
 
 
-def split(
+def split_trainable(
     key: jax.Array, params: Mapping[str, Any], config: TrunkConfig, mesh: Mesh, decoder: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What is trained and what is not.
@@ -86,7 +86,7 @@ def split(
     return {"adapter": lora.init(key, config.lora, params)}, params
 
 
-def started(
+def init_train_state(
     key: jax.Array, trained: Any, config: OptimiserConfig, mesh: Mesh, decoder: Any
 ) -> TrainState:
     """The state before the first step, on the mesh."""
@@ -94,7 +94,7 @@ def started(
     return jax.device_put(state, state_shardings(state, mesh, decoder))
 
 
-def states(
+def hidden_states(
     config: families.Config,
     adapter: LoraConfig,
     mesh: Mesh,
@@ -110,7 +110,7 @@ def states(
         config: of the decoder.
         adapter: how a trained adapter is scaled and dropped.
         mesh: where parameters and rows lie.
-        trained, frozen: as from `split`.
+        trained, frozen: as from `split_trainable`.
         tokens: [B, T] int32.
         lengths: [B] int32.
         key: of dropout; None drops nothing.

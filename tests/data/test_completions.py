@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from jaxalign.data.completions import CompletionConfig, load_completions
-from jaxalign.data.sequences import Sequences, cut
+from jaxalign.data.sequences import Sequences, pad_flat
 from jaxalign.errors import InputError
 
 CHAT = (
@@ -175,7 +175,7 @@ def test_padded_rows_hold_what_went_in(rows, data):
     sequences = Sequences.of(rows)
     picked = np.array(data.draw(st.lists(st.integers(-1, len(rows) - 1), min_size=1, max_size=6)))
     tokens, lengths = sequences.padded(picked, 6)
-    marks = cut(sequences.tokens > 50, sequences.starts, picked, 6)
+    marks = pad_flat(sequences.tokens > 50, sequences.starts, picked, 6)
     for row, line, length, mark in zip(picked, tokens, lengths, marks, strict=True):
         expected = rows[row] if row >= 0 else []
         assert line.tolist() == expected + [0] * (6 - len(expected))

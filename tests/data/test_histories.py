@@ -85,16 +85,18 @@ def test_what_a_task_asks_about_becomes_its_question():
     """A user types an article, and the model gets the words that it was trained on."""
     for task in sorted({*QUESTIONS} - {"LaMP_1"}):
         question = QUESTIONS[task]
-        assert lamp.asked(task, question) == question
+        assert lamp.format_question(task, question) == question
         if task != "LaMP_2":  # of whose tags the question above has one
-            assert lamp.asked(task, lamp.query_text(task, question, "")) == question.rstrip()
-    whole = lamp.asked("LaMP_2", "A film of two")
+            assert (
+                lamp.format_question(task, lamp.query_text(task, question, "")) == question.rstrip()
+            )
+    whole = lamp.format_question("LaMP_2", "A film of two")
     assert whole.startswith("Which tag does this movie relate to")
     assert lamp.query_text("LaMP_2", whole, "") == "A film of two"
-    assert lamp.asked("huffpost", "Rain {fell}.") == ASK + "Rain {fell}."
-    assert lamp.asked("text", "anything") == "anything"
+    assert lamp.format_question("huffpost", "Rain {fell}.") == ASK + "Rain {fell}."
+    assert lamp.format_question("text", "anything") == "anything"
     with pytest.raises(InputError, match="has no `title"):
-        lamp.asked("LaMP_1", "Deep, wide")
+        lamp.format_question("LaMP_1", "Deep, wide")
 
 
 def test_items_stand_once_and_histories_in_date_order(tmp_path):

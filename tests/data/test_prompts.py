@@ -10,10 +10,10 @@ from jaxalign.data.prompts import (
     PromptConfig,
     Prompts,
     as_chats,
-    fitting,
+    filter_prompts,
     load_prompts,
-    plain,
-    split,
+    prompt_text,
+    split_prompts,
 )
 from jaxalign.errors import InputError
 
@@ -80,7 +80,7 @@ def test_hh_rlhf_becomes_prompts_as_its_reward_models_read_them(tmp_path):
     assert [(turn["role"], turn["content"]) for turn in chat[0]] == [
         ("user", "a?"), ("assistant", "b"), ("user", "c")
     ]  # fmt: skip
-    assert plain(chat[1]) == "d"
+    assert prompt_text(chat[1]) == "d"
 
 
 def test_posts_to_summarise(tmp_path):
@@ -133,38 +133,38 @@ def many(count):
 
 
 def test_prompts_that_fit():
-    found = fitting(many(9), len, 7, PromptConfig(min_tokens=3))
+    found = filter_prompts(many(9), len, 7, PromptConfig(min_tokens=3))
     assert [len(prompt) for prompt in found.prompts] == [3, 4, 5, 6, 7]
     assert found.dropped == 4
-    some = fitting(many(90), len, 70, PromptConfig(limit=10), seed=1)
+    some = filter_prompts(many(90), len, 70, PromptConfig(limit=10), seed=1)
     lengths = [len(prompt) for prompt in some.prompts]
     assert len(lengths) == 10
     assert lengths == sorted(lengths)
     assert max(lengths) <= 70
-    assert some == fitting(many(90), len, 70, PromptConfig(limit=10), seed=1)
-    assert some.prompts != fitting(many(90), len, 70, PromptConfig(limit=10), seed=2).prompts
-    assert len(fitting(many(9), len, 7, PromptConfig(limit=100))) == 7
+    assert some == filter_prompts(many(90), len, 70, PromptConfig(limit=10), seed=1)
+    assert some.prompts != filter_prompts(many(90), len, 70, PromptConfig(limit=10), seed=2).prompts
+    assert len(filter_prompts(many(9), len, 7, PromptConfig(limit=100))) == 7
     with pytest.raises(InputError, match=r"p\.jsonl: none of 9 prompts has 8 to 7 tokens"):
-        fitting(many(9), len, 7, PromptConfig(min_tokens=8))
+        filter_prompts(many(9), len, 7, PromptConfig(min_tokens=8))
 
 
 def test_no_prompt_is_in_both_parts():
-    train, held = split(many(200), 0.2, seed=3)
+    train, held = split_prompts(many(200), 0.2, seed=3)
     assert (len(train), len(held)) == (160, 40)
     assert set(train.prompts) | set(held.prompts) == set(many(200).prompts)
-    assert (train, held) == split(many(200), 0.2, seed=3)
-    assert held.prompts != split(many(200), 0.2, seed=4)[1].prompts
-    assert [len(part) for part in split(many(2), 0.01)] == [1, 1]
-    assert [len(part) for part in split(many(2), 0.99)] == [1, 1]
-    assert [len(part) for part in split(many(2), 0)] == [2, 0]
+    assert (train, held) == split_prompts(many(200), 0.2, seed=3)
+    assert held.prompts != split_prompts(many(200), 0.2, seed=4)[1].prompts
+    assert [len(part) for part in split_prompts(many(2), 0.01)] == [1, 1]
+    assert [len(part) for part in split_prompts(many(2), 0.99)] == [1, 1]
+    assert [len(part) for part in split_prompts(many(2), 0)] == [2, 0]
     with pytest.raises(InputError, match="has one prompt"):
-        split(many(1), 0.5)
+        split_prompts(many(1), 0.5)
 
 
 def test_rewards_read_plain_text():
-    assert plain("as it is") == "as it is"
-    assert plain(TALK[:2]) == "one"
-    assert plain(TALK) == "\n\nHuman: one\n\nAssistant: A\n\nHuman: two\n\nAssistant:"
+    assert prompt_text("as it is") == "as it is"
+    assert prompt_text(TALK[:2]) == "one"
+    assert prompt_text(TALK) == "\n\nHuman: one\n\nAssistant: A\n\nHuman: two\n\nAssistant:"
 
 
 @pytest.mark.parametrize(

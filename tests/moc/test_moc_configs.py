@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxalign.config import load_config, to_yaml
-from jaxalign.data.prompts import load_prompts, split
+from jaxalign.data.prompts import load_prompts, split_prompts
 from jaxalign.moc.preferences import draw, tag
 from jaxalign.moc.run import RunConfig
 from jaxalign.rewards import spec
@@ -91,7 +91,7 @@ def test_the_small_preset_has_its_prompts():
     path = next(path for path in PRESETS if path.stem == "smollm2_traits")
     words = path.read_text().partition("\n")[0].split()
     prompts = load_prompts(ROOT / words[words.index("--data") + 1])
-    train, held = split(prompts, load(path).prompts.hold_out_share)
+    train, held = split_prompts(prompts, load(path).prompts.hold_out_share)
     assert (len(train), len(held)) == (160, 40)
     assert load(path).prompts.template == "plain"
     assert all(isinstance(prompt, str) for prompt in prompts.prompts)

@@ -174,8 +174,8 @@ def test_a_stopped_run_ends_with_the_same_bits_and_nothing_frozen_moves(tmp_path
     still = {name for name, leaf in ours.items() if np.array_equal(leaf, theirs[name])}
     # Constants stay, and the persona of empty histories, of which there are none.
     assert still - {"persona/null"} == {"persona/project/scale", "persona/task/scale"}
-    judged = whole.fit.judged["loss"]
-    assert judged < whole.fit.before["loss"]
+    judged = whole.fit.validation["loss"]
+    assert judged < whole.fit.validation_before["loss"]
     # What is kept on disk holds the trained tree, its moments, and no language model.
     kept = max((tmp_path / "whole" / "state").glob("0*"))
     about = json.loads((kept / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
@@ -315,13 +315,17 @@ def test_bfloat16_with_recomputed_blocks_trains_nearly_the_same(store):
     )
     chex.assert_tree_all_finite(rough.plug.trained)
     assert {leaf.dtype for leaf in jax.tree.leaves(rough.plug.trained)} == {jnp.dtype("float32")}
-    assert rough.fit.judged["loss"] < rough.fit.before["loss"]
-    np.testing.assert_allclose(rough.fit.judged["loss"], exact.fit.judged["loss"], rtol=0.05)
+    assert rough.fit.validation["loss"] < rough.fit.validation_before["loss"]
+    np.testing.assert_allclose(
+        rough.fit.validation["loss"], exact.fit.validation["loss"], rtol=0.05
+    )
     # Recomputing alone changes nothing but roundings.
     again = pplug.train(
         plug, data, world.config(loop=loop, remat="nothing_saveable"), store=store, validation=data
     )
-    np.testing.assert_allclose(again.fit.judged["loss"], exact.fit.judged["loss"], rtol=1e-4)
+    np.testing.assert_allclose(
+        again.fit.validation["loss"], exact.fit.validation["loss"], rtol=1e-4
+    )
 
 
 def test_several_users_in_one_batch_answer_as_alone(store):

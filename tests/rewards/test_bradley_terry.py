@@ -128,7 +128,7 @@ def test_one_head_with_an_adapter_and_its_folder(base, tmp_path):
     model = load_reward_model(out / "model")
     held = bt.load_choices(source)
     _, kept = bt.hold_out(held, "group", 0.25, 0)
-    assert bt.judge(model, held.take(kept)) == report["accuracy"]
+    assert bt.pairwise_accuracy(model, held.take(kept)) == report["accuracy"]
     ones = score(model, ["say b"] * 2, ["cdaef", "cdbef"])
     np.testing.assert_array_equal(
         ones, score(load_reward_model(out / "model"), ["say b"] * 2, ["cdaef", "cdbef"])

@@ -10,8 +10,8 @@ from jaxalign.config import load_config, to_yaml
 from jaxalign.errors import InputError
 from jaxalign.models.classifier import Classifier
 from jaxalign.rewards import spec as module
-from jaxalign.rewards.spec import RewardSpec, build, known_levels
-from jaxalign.rewards.vector import measured
+from jaxalign.rewards.spec import RewardSpec, build_rewards, known_levels
+from jaxalign.rewards.vector import compute_rewards
 
 YAML = """
 rewards:
@@ -70,7 +70,7 @@ def test_the_literatures_rewards_are_loaded_by_name(tmp_path, stand_ins, monkeyp
     monkeypatch.chdir(tmp_path)
     specs = load(tmp_path, YAML).rewards
     asked, seen = stand_ins
-    reward = build(specs)
+    reward = build_rewards(specs)
     assert asked == [
         ("Ray2333/gpt2-large-helpful-reward_model", "bfloat16"),
         ("Ray2333/gpt2-large-harmless-reward_model", "float32"),
@@ -78,7 +78,7 @@ def test_the_literatures_rewards_are_loaded_by_name(tmp_path, stand_ins, monkeyp
         ("Tristan/gpt2_reward_summarization", "float32"),
     ]
     assert reward.names == ("brevity", "helpful", "harmless", "humor", "summary", "long")
-    found = measured(reward, ["### Input: a post ### Response: "], ["short"])
+    found = compute_rewards(reward, ["### Input: a post ### Response: "], ["short"])
     np.testing.assert_allclose(found, [[-np.log(2), 0, 0, 1, 0, 5]], rtol=1e-6)
     pair = ("### Input: a post ### Response: ", "short")
     assert [texts for _, texts in seen] == [
@@ -94,9 +94,9 @@ def test_a_config_survives_yaml(tmp_path):
 
 def test_one_classifier_is_loaded_once(stand_ins):
     logits = [RewardSpec(n, "classifier", model="m", label=i) for i, n in enumerate("ab")]
-    reward = build(logits)
+    reward = build_rewards(logits)
     assert stand_ins[0] == [("m", "float32")]
-    assert measured(reward, ["p"], ["q"]).tolist() == [[0, 1]]
+    assert compute_rewards(reward, ["p"], ["q"]).tolist() == [[0, 1]]
 
 
 def test_a_functions_id_follows_its_text(tmp_path, monkeypatch):
@@ -104,9 +104,9 @@ def test_a_functions_id_follows_its_text(tmp_path, monkeypatch):
     ids = []
     for name, text in (("one_reward", "1"), ("two_reward", "2")):
         (tmp_path / f"{name}.py").write_text(f"def f(p, a): return [{text}] * len(a)\n")
-        reward = build([RewardSpec("r", "python", function=f"{name}:f")])
+        reward = build_rewards([RewardSpec("r", "python", function=f"{name}:f")])
         ids.append(reward.id.split(":")[-1])
-        assert measured(reward, ["p"], ["a"]).tolist() == [[float(text)]]
+        assert compute_rewards(reward, ["p"], ["a"]).tolist() == [[float(text)]]
     assert ids[0] != ids[1]
 
 
@@ -140,6 +140,6 @@ def test_functions_that_cannot_be_found(tmp_path, monkeypatch):
         ("json:nothing", "json has no function 'nothing'"),
     ]:
         with pytest.raises(InputError, match=match):
-            build([RewardSpec("r", "python", function=place)])
+            build_rewards([RewardSpec("r", "python", function=place)])
     with pytest.raises(InputError, match="names no rewards"):
-        build([])
+        build_rewards([])

@@ -27,7 +27,7 @@ def shipped():
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.text() | st.text(alphabet="aey l-*#1.!?\n'"), max_size=4))
 def test_every_trait_is_finite_on_any_text(texts):
-    values = rules.measure(texts)
+    values = rules.measure_traits(texts)
     assert values.shape == (len(texts), 5)
     assert values.dtype == np.float32
     assert np.isfinite(values).all()
@@ -35,12 +35,12 @@ def test_every_trait_is_finite_on_any_text(texts):
 
 @pytest.mark.parametrize("text", ["", " \n\t", "...", "123", "🙂", "!!!", "-", "你好"])
 def test_text_without_english_words_is_finite(text):
-    assert np.isfinite(rules.measure([text])).all()
+    assert np.isfinite(rules.measure_traits([text])).all()
 
 
 def test_columns_are_the_traits_in_order():
     assert list(rules.TRAITS) == ["brevity", "positivity", "simplicity", "warmth", "structure"]
-    row = rules.measure([PLAIN])[0]
+    row = rules.measure_traits([PLAIN])[0]
     np.testing.assert_allclose(row, [trait(PLAIN) for trait in rules.TRAITS.values()], rtol=1e-6)
 
 
@@ -117,7 +117,9 @@ def test_shipped_answers_are_complete_and_distinct(shipped):
 
 
 def test_traits_vary_and_are_no_copies_of_each_other(shipped):
-    values = rules.measure([answer["text"] for row in shipped[1] for answer in row["answers"]])
+    values = rules.measure_traits(
+        [answer["text"] for row in shipped[1] for answer in row["answers"]]
+    )
     assert (values.std(axis=0) > 0.01).all()
     others = np.corrcoef(values.T) - np.eye(5)
     assert np.abs(others).max() < 0.8

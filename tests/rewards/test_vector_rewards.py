@@ -20,11 +20,11 @@ from jaxalign.rewards.rules import TRAITS
 from jaxalign.rewards.vector import (
     TextReward,
     TokenReward,
-    checked,
-    classifier,
-    measured,
-    rules,
-    together,
+    check_rewards,
+    classifier_reward,
+    compute_rewards,
+    concatenate_rewards,
+    rule_rewards,
 )
 
 PROMPTS = ["the end", "red green\n\nblue", "a"]
@@ -119,20 +119,22 @@ def agree(found, expected):
 
 def test_a_reward_model_reads_prompt_and_answer_as_the_tokenizer_joins_them(helpful):
     folder, model = helpful
-    found = measured(classifier(folder, "helpful"), PROMPTS, ANSWERS)
+    found = compute_rewards(classifier_reward(folder, "helpful"), PROMPTS, ANSWERS)
     agree(found, theirs(folder, model, 0, PROMPTS, ANSWERS)[:, None])
     assert np.ptp(found) > 1e-3
-    swapped = measured(classifier(folder, "helpful"), PROMPTS[::-1], ANSWERS)
+    swapped = compute_rewards(classifier_reward(folder, "helpful"), PROMPTS[::-1], ANSWERS)
     assert np.abs(swapped - found).max() > 1e-3
 
 
 def test_a_classifier_of_the_answer_alone(humor):
     folder, model = humor
-    reward = classifier(folder, "humor", label=1, pair=False)
-    found = measured(reward, PROMPTS, ANSWERS)
+    reward = classifier_reward(folder, "humor", label=1, pair=False)
+    found = compute_rewards(reward, PROMPTS, ANSWERS)
     agree(found, theirs(folder, model, 1, ANSWERS)[:, None])
-    np.testing.assert_array_equal(found, measured(reward, ["a"] * 3, ANSWERS))
-    other = measured(classifier(folder, "humor", label=0, pair=False), PROMPTS, ANSWERS)
+    np.testing.assert_array_equal(found, compute_rewards(reward, ["a"] * 3, ANSWERS))
+    other = compute_rewards(
+        classifier_reward(folder, "humor", label=0, pair=False), PROMPTS, ANSWERS
+    )
     assert np.abs(other - found).max() > 1e-3
 
 
@@ -140,69 +142,71 @@ def test_a_template_and_a_part_of_the_prompt(helpful):
     folder, model = helpful
     posts = ["a post", "b ### Response: c", "d"]
     prompts = [f"### Input: {post} ### Response: " for post in posts]
-    reward = classifier(
+    reward = classifier_reward(
         folder,
         "summary",
         template="{answer} {{x}} {prompt}{answer}",
         between=("### Input:", "### Response:"),
     )
     written = [f"{a} {{{{x}}}} {p}{a}" for p, a in zip(posts, ANSWERS, strict=True)]
-    found = measured(reward, prompts, ANSWERS)
+    found = compute_rewards(reward, prompts, ANSWERS)
     agree(found, theirs(folder, model, 0, written)[:, None])
     braces = ["{prompt}", *ANSWERS[1:]]  # an answer is not a template
-    again = measured(reward, prompts, braces)
+    again = compute_rewards(reward, prompts, braces)
     written[0] = "{prompt} {{x}} a post{prompt}"
     agree(again, theirs(folder, model, 0, written)[:, None])
     match = r"summary raised InputError: a prompt has nothing between .*\(row 1, prompt .no marks"
     with pytest.raises(InputError, match=match):
-        measured(reward, [prompts[0], "no marks", prompts[2]], ANSWERS)
+        compute_rewards(reward, [prompts[0], "no marks", prompts[2]], ANSWERS)
 
 
 def test_columns_stand_side_by_side(helpful, humor):
-    one = classifier(helpful[0], "helpful")
-    two = rules(["positivity", "brevity"])
-    three = classifier(load_classifier(humor[0]), "humor", 1, pair=False)
-    both = together(one, two, three)
+    one = classifier_reward(helpful[0], "helpful")
+    two = rule_rewards(["positivity", "brevity"])
+    three = classifier_reward(load_classifier(humor[0]), "humor", 1, pair=False)
+    both = concatenate_rewards(one, two, three)
     assert both.names == ("helpful", "positivity", "brevity", "humor")
-    parts = [measured(reward, PROMPTS, ANSWERS) for reward in (one, two, three)]
-    np.testing.assert_array_equal(measured(both, PROMPTS, ANSWERS), np.concatenate(parts, axis=1))
+    parts = [compute_rewards(reward, PROMPTS, ANSWERS) for reward in (one, two, three)]
+    np.testing.assert_array_equal(
+        compute_rewards(both, PROMPTS, ANSWERS), np.concatenate(parts, axis=1)
+    )
     expected = [[TRAITS["positivity"](text), TRAITS["brevity"](text)] for text in ANSWERS]
     np.testing.assert_allclose(parts[1], expected, rtol=1e-6)
     assert all(reward.id in both.id for reward in (one, two, three))
-    assert measured(both, [], []).shape == (0, 4)
-    assert together(one) is one
+    assert compute_rewards(both, [], []).shape == (0, 4)
+    assert concatenate_rewards(one) is one
 
 
 def test_an_id_is_of_what_is_measured(helpful, humor, tmp_path):
     copy = shutil.copytree(humor[0], tmp_path / "elsewhere")
     ids = [
-        classifier(humor[0], "humor", 1, pair=False).id,
-        classifier(humor[0], "humor", 0, pair=False).id,
-        classifier(humor[0], "humor", 1).id,
-        classifier(humor[0], "humor", 1, template="{answer}").id,
-        classifier(humor[0], "humor", 1, pair=False, dtype="bfloat16").id,
-        classifier(helpful[0], "humor").id,
-        rules(["brevity"]).id,
-        rules(["warmth"]).id,
+        classifier_reward(humor[0], "humor", 1, pair=False).id,
+        classifier_reward(humor[0], "humor", 0, pair=False).id,
+        classifier_reward(humor[0], "humor", 1).id,
+        classifier_reward(humor[0], "humor", 1, template="{answer}").id,
+        classifier_reward(humor[0], "humor", 1, pair=False, dtype="bfloat16").id,
+        classifier_reward(helpful[0], "humor").id,
+        rule_rewards(["brevity"]).id,
+        rule_rewards(["warmth"]).id,
     ]
     assert len(set(ids)) == len(ids)
-    assert classifier(str(copy), "fun", 1, pair=False).id == ids[0]
+    assert classifier_reward(str(copy), "fun", 1, pair=False).id == ids[0]
 
 
 def test_wrong_classifiers_and_names_are_refused(humor):
     with pytest.raises(
         InputError, match=r"no logit 2 for humor; choose among 0 \(NO_HUMOR\), 1 \(HUMOR\)"
     ):
-        classifier(humor[0], "humor", 2)
+        classifier_reward(humor[0], "humor", 2)
     with pytest.raises(InputError, match=r"has no \{answer\}"):
-        classifier(humor[0], "humor", template="{prompt}")
+        classifier_reward(humor[0], "humor", template="{prompt}")
     with pytest.raises(InputError, match="no rule measures 'wit'; choose among brevity"):
-        rules(["brevity", "wit"])
+        rule_rewards(["brevity", "wit"])
     for names, match in (((), "one or more"), (("a", "a"), "no two alike"), (("a b",), "spaces")):
         with pytest.raises(InputError, match=match):
             TextReward(names, len, "x")
     with pytest.raises(InputError, match="no two alike"):
-        together(rules(["brevity"]), rules(["brevity"]))
+        concatenate_rewards(rule_rewards(["brevity"]), rule_rewards(["brevity"]))
 
 
 def of(function, names=("good", "fine")):
@@ -212,7 +216,7 @@ def of(function, names=("good", "fine")):
 def refused(match, reward, answers=("x", "bad", "y"), **more):
     prompts = [f"ask {answer}" for answer in answers]
     with pytest.raises(InputError, match=match) as caught:
-        measured(reward, prompts, list(answers), **more)
+        compute_rewards(reward, prompts, list(answers), **more)
     return caught.value
 
 
@@ -275,23 +279,29 @@ def test_a_wrong_shape_is_named(function, match):
 
 def test_within_several_the_one_at_fault_is_named():
     good = of(lengths, ("long", "one"))
-    refused(f"the reward good, fine raised .*{WHERE}", together(good, of(raising)), first_row=40)
-    refused("the reward fine gave nan", together(good, of(spoiled(np.nan))))
-    assert measured(together(good, of(raising)), ["a"], ["b"]).tolist() == [[1, 1, 1, 1]]
+    refused(
+        f"the reward good, fine raised .*{WHERE}",
+        concatenate_rewards(good, of(raising)),
+        first_row=40,
+    )
+    refused("the reward fine gave nan", concatenate_rewards(good, of(spoiled(np.nan))))
+    assert compute_rewards(concatenate_rewards(good, of(raising)), ["a"], ["b"]).tolist() == [
+        [1, 1, 1, 1]
+    ]
 
 
 def test_long_texts_are_shown_short():
     error = refused("raised", of(raising, ("good",)), answers=("bad",))
     assert 'prompt "ask bad"' in str(error)
     with pytest.raises(InputError) as caught:
-        measured(of(raising), ["p" * 500, "é\n" * 300], ["a" * 500, "bad"])
+        compute_rewards(of(raising), ["p" * 500, "é\n" * 300], ["a" * 500, "bad"])
     assert len(str(caught.value)) < 300
     with pytest.raises(InputError, match="2 prompts for 1 answers"):
-        measured(of(lengths), ["a", "b"], ["c"])
+        compute_rewards(of(lengths), ["a", "b"], ["c"])
 
 
 def test_one_reward_may_give_a_vector():
-    found = measured(
+    found = compute_rewards(
         of(lambda _, answers: [len(a) for a in answers], ("long",)), ["p"] * 2, ["a", "bc"]
     )
     assert found.tolist() == [[1], [2]]
@@ -303,7 +313,7 @@ def test_an_interruption_is_no_fault_of_the_reward():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measured(of(interrupted), ["a"], ["b"])
+        compute_rewards(of(interrupted), ["a"], ["b"])
 
 
 def test_rewards_from_tokens_are_looked_at_alike():
@@ -316,8 +326,8 @@ def test_rewards_from_tokens_are_looked_at_alike():
     table = np.array([[3, 3, 1], [3, 1, 3]], np.int32)
     found = jax.jit(reward.function)(table, np.array([1, 1]), table, np.array([2, 0], np.int32))
     with pytest.raises(InputError, match=r'threes gave nan .*row 8, prompt "q", answer "b"'):
-        checked(reward, found, ["p", "q"], ["a", "b"], 7)
-    np.testing.assert_array_equal(checked(reward, found[:1], ["p"], ["a"]), [[1.0]])
+        check_rewards(reward, found, ["p", "q"], ["a", "b"], 7)
+    np.testing.assert_array_equal(check_rewards(reward, found[:1], ["p"], ["a"]), [[1.0]])
     with pytest.raises(InputError, match=re.escape("gave shape (2, 1) where (3, 1)")):
-        checked(reward, found, ["p"] * 3, ["a"] * 3)
+        check_rewards(reward, found, ["p"] * 3, ["a"] * 3)
     assert {reward: 1}[reward] == 1  # static in a compiled program

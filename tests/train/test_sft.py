@@ -31,7 +31,7 @@ from jaxalign.train.mesh import MeshConfig, make_mesh
 from jaxalign.train.optimiser import OptimiserConfig
 from jaxalign.train.sft import SftConfig
 from jaxalign.train.step import make_step
-from jaxalign.train.trunk import TrunkConfig, started
+from jaxalign.train.trunk import TrunkConfig, init_train_state
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 24}
@@ -93,7 +93,7 @@ def test_three_steps_are_those_of_torch(method):
     optimiser = OptimiserConfig(0.01, "linear", 0.3, weight_decay=0.1, eps=1e-3)
     trained, frozen = ({"adapter": adapter}, params) if method == "lora" else (
         {"model": jax.tree.map(jnp.copy, params)}, {})  # fmt: skip
-    state = started(jax.random.key(0), trained, optimiser, mesh, config)
+    state = init_train_state(jax.random.key(0), trained, optimiser, mesh, config)
 
     def loss(*args):
         return sft.loss(config, LORA, mesh, *args)
@@ -288,9 +288,9 @@ def test_a_tiny_model_learns_a_mapping(world, method, tmp_path):
         tmp_path / "run",
     )
     chance = math.log(config.vocab_size)
-    assert fitted.before["loss"] > 0.8 * chance
+    assert fitted.validation_before["loss"] > 0.8 * chance
     # An adapter leaves the unembedding as it is, which bounds how sure the model can be.
-    assert fitted.judged["loss"] < {"full": 0.05, "lora": 0.6}[method] * chance
+    assert fitted.validation["loss"] < {"full": 0.05, "lora": 0.6}[method] * chance
     tokens = jnp.asarray(rows[:8], jnp.int32)
     params = fitted.params.get("model", None)
     scaled = None
