@@ -53,7 +53,7 @@ def test_rewards_and_preferences(path, tmp_path, monkeypatch):
     monkeypatch.setattr(spec, "load_classifier", load_classifier)
     if any(wanted):
         with pytest.raises(KeyboardInterrupt):
-            spec.build(config.rewards)
+            spec.build_rewards(config.rewards)
         assert asked == [next(about[0] for about in wanted if about)]
     names = [reward.name for reward in config.rewards]
     preferences = config.moc.preferences
