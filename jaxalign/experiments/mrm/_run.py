@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.data import Features, Preferences
+from jaxalign.data import ChoiceSource, Features, Preferences
 from jaxalign.data.splits import Episodes, split_users
 from jaxalign.errors import InputError
 from jaxalign.experiments.mrm.data import (
