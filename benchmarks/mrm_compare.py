@@ -1,4 +1,4 @@
-"""All user reward models on the same people: runs the presets, renders the README's tables."""
+"""All user reward models on the same people: runs the presets, renders docs/mrm.md's tables."""
 
 import argparse
 import json
@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.readme import README, replaced
+from benchmarks.docs_pages import MRM_PAGE, ROOT, replaced
 
-NAME = "mrm_compare"  # of the README's part
-ROOT = README.parent
+NAME = "mrm_compare"  # of the part of the page
 RESULTS = ROOT / "benchmarks" / "results"
 # The preset of each data set, its folder, and where its result lies.
 PRESETS = {
@@ -49,17 +48,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("--data", type=Path, help="folder of jester5k/ and ukpconvarg1/: run both")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs are kept")
-    parser.add_argument("--readme", type=Path, default=README, help="where tables go")
+    parser.add_argument("--page", type=Path, default=MRM_PAGE, help="where the tables go")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the presets, if data are given, and write the tables into the README."""
+    """Run the presets, if data are given, and write the tables into the docs."""
     if arguments.data is not None:
         for preset, folder, result in PRESETS.values():
             _run_preset(preset, arguments.data / folder, arguments.runs / preset, RESULTS / result)
     reports = load_reports()
-    text = arguments.readme.read_text(encoding="utf-8")
-    arguments.readme.write_text(replaced(text, NAME, rendered(reports)), encoding="utf-8")
+    text = arguments.page.read_text(encoding="utf-8")
+    arguments.page.write_text(replaced(text, NAME, rendered(reports)), encoding="utf-8")
     print(rendered(reports))
     return 0
 
@@ -83,7 +82,7 @@ def load_reports() -> dict[str, dict[str, Any]]:
 
 
 def rendered(reports: Mapping[str, Mapping[str, Any]]) -> str:
-    """The README's tables, a paragraph and a table a data set."""
+    """The tables of the docs, a paragraph and a table a data set."""
     return "\n".join(f"{_about(n, report)}\n\n{table(report)}" for n, report in reports.items())
 
 
@@ -104,7 +103,8 @@ def _about(name: str, report: Mapping[str, Any]) -> str:
             f"learn from: {100 * ceiling['accuracy']:.1f} %."
         )
     text.append(
-        f"From `configs/mrm/{preset}.yaml`; [the report](benchmarks/results/{result}/report.json)."
+        f"From `configs/mrm/{preset}.yaml`; "
+        f"[the report](../benchmarks/results/{result}/report.json)."
     )
     return " ".join(text)
 

@@ -1,16 +1,17 @@
-"""Renders the newest results of `python -m benchmarks all`: the README's table, and a plot."""
+"""Renders the newest results of `python -m benchmarks all` into docs/benchmarks.md, and a plot."""
 
 import argparse
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import harness, summary
-from benchmarks.readme import README, replaced
+from benchmarks.docs_pages import ROOT, SPEED_PAGE, replaced
 from benchmarks.summary import Line
 
-RESULTS = README.parent / "benchmarks" / "results"
+RESULTS = ROOT / "benchmarks" / "results"
 PLOT = "speed.png"
 NOTHING = (
     "No result has been committed yet: `python -m benchmarks all --device gpu` measures, and "
@@ -21,19 +22,19 @@ NOTHING = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
     parser.set_defaults(out=RESULTS)
-    parser.add_argument("--readme", type=Path, default=README, help="where the table goes")
+    parser.add_argument("--page", type=Path, default=SPEED_PAGE, help="where the table goes")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Draws a plot beside each device's newest result and writes the table into the README."""
+    """Draws a plot beside each device's newest result and writes the table into the docs."""
     found = newest(arguments.out)
     for path, result in found.items():
         plot([*summary.lines(result)], path.with_name(PLOT))
-    text = arguments.readme.read_text(encoding="utf-8")
-    part = rendered(found, arguments.readme.parent)
-    aside = arguments.readme.with_suffix(".part")
+    text = arguments.page.read_text(encoding="utf-8")
+    part = rendered(found, arguments.page.parent)
+    aside = arguments.page.with_suffix(".part")
     aside.write_text(replaced(text, "speed", part), encoding="utf-8")
-    aside.replace(arguments.readme)
+    aside.replace(arguments.page)
     print(part)
     return 0
 
@@ -48,11 +49,10 @@ def newest(results: Path) -> dict[Path, dict[str, Any]]:
     return dict(sorted(found.items(), key=lambda pair: pair[1]["device"] == "cpu"))
 
 
-def rendered(results: Mapping[Path, Mapping[str, Any]], root: Path) -> str:
-    """The README's part: for each device what it is, the table, and where we are behind."""
+def rendered(results: Mapping[Path, Mapping[str, Any]], folder: Path) -> str:
+    """The part of the page: for each device what it is, the table, and where jaxalign is slower."""
     parts = [
-        _device(result, path.resolve().relative_to(root.resolve()))
-        for path, result in results.items()
+        _device(result, Path(os.path.relpath(path, folder))) for path, result in results.items()
     ]
     return "\n".join(parts) if parts else NOTHING
 
@@ -79,16 +79,16 @@ def _device(result: Mapping[str, Any], path: Path) -> str:
     text.append(
         "![Times as fast as torch, and share of the ceiling]"
         f"({path.with_name(PLOT).as_posix()})\n\nFrom [{path.name}]({path.as_posix()}): medians "
-        "of interleaved rounds, compilation apart.\n"
+        "of interleaved rounds, compilation not counted.\n"
     )
     return "\n".join(text)
 
 
 def table(found: Sequence[Line]) -> str:
-    """One line a comparison; below 1 x is bold: there we are behind."""
+    """One line per comparison; a speed-up below 1 is bold, as jaxalign is slower there."""
     goals = any(line.met is not None for line in found)
-    header = ["", "jaxalign", "beside the best other", "beside untuned torch"]
-    header.append("of the binding ceiling")
+    header = ["", "jaxalign", "speed-up over the fastest alternative"]
+    header += ["speed-up over untuned torch", "share of the binding ceiling"]
     rows = []
     for line in found:
         unit = f" / {line.unit}" if line.unit else ""
@@ -113,7 +113,7 @@ def _goal(met: bool | None) -> str:
 def _behind(found: Sequence[Line]) -> str:
     behind = [line.name for line in found if line.best and line.best[1] < 1]
     missed = [line.name for line in found if line.met is False]
-    text = f"Behind the best other: {', '.join(behind) or 'none of these'}."
+    text = f"Slower than the fastest alternative: {', '.join(behind) or 'none of these rows'}."
     return text + (f" Goals missed: {', '.join(missed)}." if missed else "") + "\n"
 
 

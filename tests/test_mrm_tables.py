@@ -1,14 +1,11 @@
-"""The README's table of user reward models is what the committed reports say."""
+"""The table of user reward models in the docs is what the committed reports say."""
 
 import copy
-from pathlib import Path
 
 import pytest
 
 from benchmarks import mrm_compare
-from benchmarks.readme import replaced
-
-README = Path(__file__).resolve().parents[1] / "README.md"
+from benchmarks.docs_pages import MRM_PAGE, replaced
 
 
 def result(accuracy, gain):
@@ -46,14 +43,14 @@ def test_figures_are_those_of_the_report():
     assert mrm_compare.rendered({"jester": changed}) != text
 
 
-def test_readme_shows_the_committed_reports():
+def test_the_docs_show_the_committed_reports():
     reports = mrm_compare.load_reports()
     if not reports:
         pytest.skip("no comparison has been run to its end: python -m benchmarks mrm_compare")
     assert set(reports) == set(mrm_compare.PRESETS), "a report of a comparison is missing"
-    text = README.read_text(encoding="utf-8")
+    text = MRM_PAGE.read_text(encoding="utf-8")
     assert replaced(text, mrm_compare.NAME, mrm_compare.rendered(reports)) == text, (
-        "the README's tables are not those of the reports: python -m benchmarks mrm_compare"
+        "the tables in the docs are not those of the reports: python -m benchmarks mrm_compare"
     )
     for report in reports.values():
         for regime in mrm_compare.REGIMES:

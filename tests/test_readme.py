@@ -1,4 +1,4 @@
-"""The README does what it says: its quick start runs, its test command is the one that CI runs."""
+"""The README and the docs do what they say: their Python runs, their test command is CI's."""
 
 import re
 import subprocess
@@ -7,6 +7,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Python of a page; what needs a download or a GPU stands after a comment that says so.
+SNIPPET = re.compile(
+    r"(?P<mark>^<!-- not run: .* -->\n)?^```python\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL
+)
 TEST_COMMAND = "python3 -m venv .venv && .venv/bin/pip install -q -e '.[test]' && .venv/bin/pytest"
 
 
@@ -18,11 +23,27 @@ def readme():
     return text
 
 
-def test_quick_start_runs(readme, tmp_path, monkeypatch):
-    block = re.search(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
-    assert block, "README.md has no python block, expected the quick start"
+def test_quick_start_is_python(readme):
+    assert SNIPPET.search(readme), "README.md has no python block, expected the quick start"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_snippets_of_a_page_run_in_order(page, tmp_path, monkeypatch):
+    text = page.read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    exec(compile(block[1], "README.md", "exec"), {"__name__": "__main__"})
+    names = {"__name__": "__main__"}
+    for found in SNIPPET.finditer(text):
+        if not found["mark"]:
+            line = text[: found.start("code")].count("\n")
+            exec(compile("\n" * line + found["code"], str(page), "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_links_to_are_there(page):
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text)
+    missing = [x for x in links if "://" not in x and not (page.parent / x).exists()]
+    assert not missing
 
 
 def test_ci_runs_the_test_command_of_the_readme(readme):

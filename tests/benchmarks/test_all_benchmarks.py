@@ -13,9 +13,9 @@ import pytest
 
 from benchmarks import all as everything
 from benchmarks import harness, report, summary
+from benchmarks.docs_pages import SPEED_PAGE, replaced
 from benchmarks.moc import published
 from benchmarks.moc_memory import CONFIG
-from benchmarks.readme import README, replaced
 from benchmarks.rows import ROWS, Row
 from benchmarks.xla import environment
 from jaxalign.config import load_config
@@ -251,21 +251,22 @@ def test_the_report_says_where_we_are_behind(tmp_path):
     path.write_text(json.dumps(result))
     (path.parent / "2026-01-01.json").write_text("{}")  # an older one
     (path.parent / "2026-01-03-small.json").write_text("{}")  # which claims nothing
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- speed: begin -->\nold\n<!-- speed: end -->\nafter\n")
-    report.run(argparse.Namespace(out=path.parents[1], readme=readme))
-    text = readme.read_text()
+    page = tmp_path / "docs" / "benchmarks.md"
+    page.parent.mkdir()
+    page.write_text("before\n<!-- speed: begin -->\nold\n<!-- speed: end -->\nafter\n")
+    report.run(argparse.Namespace(out=path.parents[1], page=page))
+    text = page.read_text()
     assert text.startswith("before\n<!-- speed: begin -->\n")
     assert text.endswith("<!-- speed: end -->\nafter\n")
-    assert "Behind the best other: forward." in text
+    assert "Slower than the fastest alternative: forward." in text
     assert "Goals missed: forward, backward." in text
     assert "**0.5 x (torch compiled)**" in text
     assert "| 3 x (torch eager) |" in text
     assert "palm (failed: out of memory)" in text
-    assert "(benchmarks/results/cpu/speed.png)" in text
+    assert "(../benchmarks/results/cpu/speed.png)" in text
     assert (path.parent / "speed.png").stat().st_size > 10_000
-    report.run(argparse.Namespace(out=path.parents[1], readme=readme))
-    assert readme.read_text() == text
+    report.run(argparse.Namespace(out=path.parents[1], page=page))
+    assert page.read_text() == text
 
 
 def test_only_what_is_between_the_markers_changes():
@@ -277,11 +278,11 @@ def test_only_what_is_between_the_markers_changes():
         replaced("no markers", "part", "new\n")
 
 
-def test_readme_shows_the_committed_results():
-    text = README.read_text(encoding="utf-8")
-    part = report.rendered(report.newest(report.RESULTS), README.parent)
+def test_the_docs_show_the_committed_results():
+    text = SPEED_PAGE.read_text(encoding="utf-8")
+    part = report.rendered(report.newest(report.RESULTS), SPEED_PAGE.parent)
     assert replaced(text, "speed", part) == text, (
-        "the README's speeds are not those of the results: python -m benchmarks report"
+        "the speeds in the docs are not those of the results: python -m benchmarks report"
     )
 
 

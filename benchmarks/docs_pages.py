@@ -1,8 +1,10 @@
-"""Parts of README.md that are made from results: each stands between two markers of its own."""
+"""Parts of the docs that are made from results: each stands between two markers of its own."""
 
 from pathlib import Path
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+MRM_PAGE = ROOT / "docs" / "mrm.md"
+SPEED_PAGE = ROOT / "docs" / "benchmarks.md"
 
 
 def replaced(text: str, name: str, part: str) -> str:
@@ -15,5 +17,5 @@ def replaced(text: str, name: str, part: str) -> str:
     before, found, rest = text.partition(start)
     _, closed, after = rest.partition(end)
     if not (found and closed):
-        raise SystemExit(f"README: expected {start} and {end}, a line each, around {name}")
+        raise SystemExit(f"docs: expected {start} and {end}, a line each, around {name}")
     return f"{before}{start}\n{part}{end}{after}"
