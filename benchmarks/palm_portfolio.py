@@ -27,11 +27,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Chooses on half of the prompts, judges on the others, a seed at a time."""
     from jaxalign.commands.palm import demo_candidates
     from jaxalign.config import load_config
+    from jaxalign.experiments.palm.plots import plot_sizes
+    from jaxalign.experiments.palm.statistics import compare_sizes, smallest
     from jaxalign.palm import search
-    from jaxalign.palm.plots import plot_sizes
-    from jaxalign.palm.provenance import Provenance, candidate_scale
-    from jaxalign.palm.run import BuildConfig, closed_form, split
-    from jaxalign.palm.sizes import compare_sizes, smallest
+    from jaxalign.palm.candidates import split_prompts
+    from jaxalign.palm.config import BuildConfig
+    from jaxalign.palm.provenance import Provenance, candidate_scale, closed_form
 
     config = load_config(BuildConfig, PRESET, [])
     candidates = demo_candidates(config.rewards)
@@ -39,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console(stderr=True, highlight=False)
     seeds: list[list[dict[str, Any]]] = []
     for seed in arguments.seeds:
-        first, second = split(candidates, config.certify_share, seed)
+        first, second = split_prompts(candidates, config.certify_share, seed)
         scale = candidate_scale(first, config.scale, config.clip)
         provenance = Provenance(scale, config.beta, candidates.digest, first.marks)
         oracle, evaluator = (closed_form(part, provenance) for part in (first, second))

@@ -8,7 +8,7 @@ import pytest
 from jaxalign.config import load_config
 from jaxalign.moc import run as moc
 from jaxalign.mrm.config import MRMRunConfig
-from jaxalign.palm.run import BuildConfig
+from jaxalign.palm.config import BuildConfig
 from jaxalign.pplug import run as pplug
 from jaxalign.pplug.config import PPlugConfig
 from jaxalign.rewards.bradley_terry import RewardConfig

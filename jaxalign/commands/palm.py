@@ -31,7 +31,7 @@ def _add_build(actions: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the portfolio")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished build")
     parser.add_argument("--confirm", action="store_true", help="build a grid of any size")
-    takes_config(parser, "jaxalign.palm.run:BuildConfig")
+    takes_config(parser, "jaxalign.palm.config:BuildConfig")
 
 
 def _add_certify(actions: Any) -> None:
@@ -55,8 +55,9 @@ def _build(arguments: argparse.Namespace, rest: list[str]) -> None:
     from rich.console import Console
 
     from jaxalign.config import load_config
-    from jaxalign.palm import pages
-    from jaxalign.palm.run import BuildConfig, run
+    from jaxalign.experiments.palm import report as R
+    from jaxalign.experiments.palm import run
+    from jaxalign.palm.config import BuildConfig
 
     config = load_config(BuildConfig, arguments.config, rest)
     candidates = _candidates(arguments.data, config.rewards, config.checked_range)
@@ -69,28 +70,29 @@ def _build(arguments: argparse.Namespace, rest: list[str]) -> None:
         confirm=arguments.confirm,
     )
     console = Console()
-    certificate = pages.certificate_rows(report["certificate"], report["held_out"])
-    console.print(pages.terminal(*certificate))
-    console.print(pages.terminal(*pages.member_rows(report)))
+    certificate = R.certificate_rows(report["certificate"], report["held_out"])
+    console.print(R.terminal(*certificate))
+    console.print(R.terminal(*R.member_rows(report)))
     if report["sizes"]:
-        console.print(pages.terminal(*pages.size_rows(report)))
-        console.print(f"{pages.SIZES_SAID} {pages.sentence(report)}", highlight=False)
+        console.print(R.terminal(*R.size_rows(report)))
+        console.print(f"{R.SIZES_SAID} {R.sentence(report)}", highlight=False)
     print(f"wrote {arguments.out}/report.md and the portfolio beside it")
 
 
 def _certify(arguments: argparse.Namespace, _: list[str]) -> None:
     from rich.console import Console
 
+    from jaxalign.experiments.palm import report as R
+    from jaxalign.experiments.palm._run import held_out_dict
     from jaxalign.files import write_json
-    from jaxalign.palm import pages
-    from jaxalign.palm.provenance import load_served, unseen
-    from jaxalign.palm.run import closed_form, held_out_dict
+    from jaxalign.palm.candidates import unseen
+    from jaxalign.palm.provenance import closed_form, load_served
 
     portfolio, provenance = load_served(arguments.portfolio)
     candidates = _candidates(arguments.data, provenance.scale.names, None)
-    candidates = unseen(candidates, provenance, arguments.data)
+    candidates = unseen(candidates, provenance.chosen_on, arguments.data)
     judged = held_out_dict(portfolio.held_out(closed_form(candidates, provenance)))
-    Console().print(pages.terminal(*pages.certificate_rows(None, judged)))
+    Console().print(R.terminal(*R.certificate_rows(None, judged)))
     if arguments.out:
         write_json(arguments.out, judged)
         print(f"wrote {arguments.out}")
@@ -99,15 +101,15 @@ def _certify(arguments: argparse.Namespace, _: list[str]) -> None:
 def _route(arguments: argparse.Namespace, _: list[str]) -> None:
     from rich.console import Console
 
-    from jaxalign.palm import pages
+    from jaxalign.experiments.palm import report as R
+    from jaxalign.experiments.palm.routing import route_file
     from jaxalign.palm.provenance import load_served
-    from jaxalign.palm.serve import route_file
 
     portfolio, provenance = load_served(arguments.portfolio)
     routed = route_file(
         portfolio, provenance.scale.names, arguments.users, arguments.out, arguments.normalise
     )
-    Console().print(pages.terminal(*pages.usage_rows(routed.usage)))
+    Console().print(R.terminal(*R.usage_rows(routed.usage)))
     never = ", ".join(map(str, routed.usage.unused)) or "none"
     print(
         f"{routed.users:,} users; perplexity {routed.usage.perplexity:.2f}; never used: {never}; "
@@ -139,7 +141,7 @@ def demo_candidates(names: tuple[str, ...]) -> Any:
     """
     from jaxalign.demo.answers import read_answers
     from jaxalign.errors import InputError
-    from jaxalign.palm.files import from_rows
+    from jaxalign.palm.candidates import from_rows
     from jaxalign.rewards.rules import TRAITS
 
     names, traits = names or tuple(TRAITS)[:3], list(TRAITS)

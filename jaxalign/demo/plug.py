@@ -22,7 +22,7 @@ from jaxalign.models.completions import CompletionBatch, completion_states
 from jaxalign.models.decoder import unembedding
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.mrm.reduce import fit_projection
-from jaxalign.personalize.project import within
+from jaxalign.personalize._project import within
 from jaxalign.pplug.model import embedding_norm, thinned
 from jaxalign.rewards.rules import TRAITS
 from jaxalign.train import optimiser

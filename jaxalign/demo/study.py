@@ -17,7 +17,7 @@ from jaxalign.metrics.scores import share_of_gap
 from jaxalign.mrm import bayes, methods
 from jaxalign.mrm.config import BayesConfig, MRMRunConfig
 from jaxalign.mrm.reduce import fit_projection
-from jaxalign.personalize.project import regress, within
+from jaxalign.personalize._project import regress, within
 from jaxalign.train.blas import one_blas_thread
 
 HELD_OUT = 0.25

@@ -1,10 +1,12 @@
 """A small portfolio of policies for every preference, certified: PALM (arXiv 2604.04144)."""
 
+from jaxalign.palm._cover import Cover, Selection, best_of_size, cover, cover_interval
+from jaxalign.palm._search import SearchState, load_state, search
+from jaxalign.palm._sweep import Sweep, best_member, prompt_outcomes, sweep, tilted_log_probs
 from jaxalign.palm.baselines import Baseline, baseline, baseline_weights
 from jaxalign.palm.bounds import tie_points, upper_facets
 from jaxalign.palm.certificate import Certificate, HeldOut, Report, guarantee, held_out, report
 from jaxalign.palm.config import PalmConfig
-from jaxalign.palm.cover import Cover, Selection, best_of_size, cover, cover_interval
 from jaxalign.palm.domain import check_weights, coordinates, corners
 from jaxalign.palm.gaps import Gap, worst_gap
 from jaxalign.palm.grid import grid_size, weight_grid
@@ -13,14 +15,12 @@ from jaxalign.palm.oracle import (
     ClosedForm,
     Evaluator,
     Oracle,
+    OraclePolicy,
     Policies,
-    Policy,
     SampledOracle,
     stack,
 )
 from jaxalign.palm.portfolio import Portfolio, Usage, assemble, build, load
-from jaxalign.palm.search import SearchState, load_state, search
-from jaxalign.palm.sweep import Sweep, best_member, prompt_outcomes, sweep, tilted_log_probs
 
 __all__ = [
     "Baseline",
@@ -32,9 +32,9 @@ __all__ = [
     "Gap",
     "HeldOut",
     "Oracle",
+    "OraclePolicy",
     "PalmConfig",
     "Policies",
-    "Policy",
     "Portfolio",
     "Report",
     "SampledOracle",

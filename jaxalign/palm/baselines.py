@@ -5,11 +5,11 @@ from typing import Literal
 import numpy as np
 
 from jaxalign.errors import InputError
+from jaxalign.palm._search import SearchState
 from jaxalign.palm.config import PalmConfig, WeightKind
 from jaxalign.palm.domain import Floats, corners
 from jaxalign.palm.oracle import Oracle, stack
 from jaxalign.palm.portfolio import Portfolio, assemble
-from jaxalign.palm.search import SearchState
 
 Baseline = Literal["uniform", "random", "k_center"]
 

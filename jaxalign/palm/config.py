@@ -1,6 +1,6 @@
 """What can be set in a portfolio: tolerances, search, selection."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from jaxalign.errors import InputError
@@ -101,3 +101,69 @@ def check_tolerances(eps: float, delta: float) -> None:
     for name, value in (("eps", eps), ("delta", delta)):
         if not 0 < value < 1:
             raise InputError(f"{name}: found {value}, expected between 0 and 1; correct it.")
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """How a portfolio is built from candidates.
+
+    Attributes:
+        rewards: columns of the rewards; empty for all numeric ones (of the demo: brevity,
+            positivity, simplicity).
+        scale: "standard" puts `clip` standard deviations either side of the mean to 0 and 1, alike
+            for all rewards; "range" the stated range; "none" takes rewards in [0, 1] as they are.
+        reward_range: what every raw reward must lie in; needed by "range", 0 to 1 for "none".
+        clip: standard deviations of "standard"; 3 leaves 1 % of a heavy tail clipped.
+        beta: price of one nat of KL, in units of the scaled reward; .1 is .6 standard deviations.
+        certify_share: share of the prompts that nothing is chosen on, for the certificate.
+        seed: of the split of the prompts.
+        draws: of the bootstrap over prompts; 0 for no band over the sizes.
+        level: of the band, over all users at once.
+        compare: sizes 1 to this are compared with uniform, random and k-center weights; 0 for none.
+        compare_draws: of the random and the k-center weights, averaged.
+        compare_seconds: at most for choosing the members of one size.
+        palm: tolerances or size, search, selection.
+    """
+
+    rewards: tuple[str, ...] = ()
+    scale: ScaleKind = "standard"
+    reward_range: tuple[float, float] | None = None
+    clip: float = 3.0
+    beta: float = 0.1
+    certify_share: float = 0.5
+    seed: int = 0
+    draws: int = 1000
+    level: float = 0.95
+    compare: int = 10
+    compare_draws: int = 5
+    compare_seconds: float = 2.0
+    palm: PalmConfig = field(default_factory=PalmConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("beta", "clip", "compare_seconds", "compare_draws"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name}: found {getattr(self, name)}, expected above 0.")
+        for name in ("seed", "draws", "compare"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}: found {getattr(self, name)}, expected 0 or more.")
+        for name in ("certify_share", "level"):
+            if not 0 < getattr(self, name) < 1:
+                raise InputError(f"{name}: found {getattr(self, name)}, expected between 0 and 1.")
+        if self.scale == "range" and self.reward_range is None:
+            raise InputError("reward_range: found none, expected two numbers for scale: range.")
+        if self.reward_range is not None and not self.reward_range[0] < self.reward_range[1]:
+            raise InputError(
+                f"reward_range: found {self.reward_range[0]:g} to {self.reward_range[1]:g}, "
+                "expected the lower end first."
+            )
+        low, high = self.checked_range or (0.0, 1.0)
+        if self.scale == "none" and not (low >= 0 and high <= 1):
+            raise InputError(
+                f"reward_range: found {low:g} to {high:g}, expected it within 0 to 1 for scale: "
+                "none; take scale: range."
+            )
+
+    @property
+    def checked_range(self) -> tuple[float, float] | None:
+        """What raw rewards must lie in."""
+        return (0.0, 1.0) if self.scale == "none" and not self.reward_range else self.reward_range

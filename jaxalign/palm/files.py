@@ -1,8 +1,6 @@
 """Candidates and users in, routes out: JSON lines and Parquet, every row looked at."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,48 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxalign.data.files import JSON_ENDINGS, Origin, encode, read_json_lines
+from jaxalign.data.files import JSON_ENDINGS, Origin, read_json_lines
 from jaxalign.errors import InputError
+from jaxalign.palm.candidates import Candidates, from_rows, short
 from jaxalign.palm.domain import Floats
 
 _NOT_REWARDS = ("prompt", "answer", "log_ref")
 # Users read from a Parquet file, routed and written at a time.
 BATCH = 2**20
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """Sampled answers with their rewards; of X prompts, at most C of each.
-
-    Attributes:
-        names: [R] of the rewards.
-        prompts: [X] texts or ids.
-        rewards: [X, C, R] float64, 0 where a candidate is absent.
-        log_ref: [X, C] in nats, -inf where absent; each prompt's probabilities sum to 1.
-    """
-
-    names: tuple[str, ...]
-    prompts: tuple[str, ...]
-    rewards: Floats
-    log_ref: Floats
-
-    def take(self, prompts: np.ndarray) -> "Candidates":
-        """Return the candidates of some prompts."""
-        chosen = tuple(self.prompts[i] for i in prompts)
-        return Candidates(self.names, chosen, self.rewards[prompts], self.log_ref[prompts])
-
-    @property
-    def marks(self) -> tuple[str, ...]:
-        """A short hash of every prompt, to know it again without keeping its text."""
-        return tuple(hashlib.sha256(text.encode()).hexdigest()[:16] for text in self.prompts)
-
-    @property
-    def digest(self) -> str:
-        """The sha256 of all of it."""
-        found = hashlib.sha256("\0".join((*self.names, *self.prompts)).encode())
-        for array in (self.rewards, self.log_ref):
-            found.update(np.ascontiguousarray(array).tobytes())
-        return found.hexdigest()
 
 
 def read_candidates(
@@ -92,56 +56,6 @@ def read_candidates(
     log_ref = _numbers("log_ref", columns["log_ref"], origin) if "log_ref" in columns else None
     _check_rewards(values, rewards, reward_range, origin)
     return from_rows(_texts(columns["prompt"], origin), values, rewards, log_ref, origin)
-
-
-def from_rows(
-    prompts: Sequence[str],
-    rewards: Floats,
-    names: Sequence[str],
-    log_ref: Floats | None = None,
-    origin: Origin | None = None,
-) -> Candidates:
-    """Return candidates from rows, [N] each.
-
-    Args:
-        prompts: [N] whose answer a row is.
-        rewards: [N, R], finite.
-        names: [R].
-        log_ref: [N] in nats, None for 1 / n each.
-        origin: where the rows came from, for messages.
-
-    Returns:
-        Candidates.
-
-    Raises:
-        InputError: a prompt with fewer than 2 answers, or log_ref that does not sum to 1.
-    """
-    origin = origin or Origin("memory")
-    code, texts = encode(list(prompts))
-    counts = np.bincount(code, minlength=len(texts))
-    if (counts < 2).any():
-        row = int(np.flatnonzero(code == np.argmax(counts < 2))[0])
-        raise InputError(
-            f"{origin.at(row)}: found 1 answer to prompt {_short(prompts[row])}, expected at least "
-            "2 candidates a prompt; sample more, or leave the prompt out."
-        )
-    order = np.argsort(code, kind="stable")
-    place = np.arange(len(code)) - np.repeat(np.cumsum(counts) - counts, counts)
-    table = np.zeros((len(texts), int(counts.max()), rewards.shape[1]))
-    table[code[order], place] = rewards[order]
-    given = -np.log(counts[code]) if log_ref is None else log_ref
-    logs = np.full(table.shape[:2], -np.inf)
-    logs[code[order], place] = given[order]
-    mass = np.exp(logs).sum(axis=1)
-    if (np.abs(mass - 1) > 1e-3).any():
-        worst = int(np.argmax(np.abs(mass - 1)))
-        row = int(np.flatnonzero(code == worst)[0])
-        raise InputError(
-            f"{origin.at(row)}: `log_ref` of prompt {_short(texts[worst])} gives probabilities "
-            f"that sum to {mass[worst]:.4g}, expected 1; leave the column out for answers drawn "
-            "from the reference."
-        )
-    return Candidates(tuple(names), texts, table, logs)
 
 
 def read_users(
@@ -257,7 +171,7 @@ def _numbers(name: str, values: Any, origin: Origin) -> Floats:
         row = int(np.argmax(bad))
         value = values[row].as_py() if isinstance(values, pa.Array) else values[row]
         raise InputError(
-            f"{origin.at(row)}: `{name}` is {_short(value)}, expected a finite number; correct or "
+            f"{origin.at(row)}: `{name}` is {short(value)}, expected a finite number; correct or "
             "remove the row."
         )
     return found
@@ -275,7 +189,7 @@ def _arrow_numbers(name: str, values: pa.Array, source: str, start: int) -> Floa
     if bad.any():
         row = int(np.argmax(bad))
         raise InputError(
-            f"{source}, row {start + row + 1}: `{name}` is {_short(values[row].as_py())}, expected "
+            f"{source}, row {start + row + 1}: `{name}` is {short(values[row].as_py())}, expected "
             "a finite number; correct or remove the row."
         )
     return found
@@ -293,7 +207,7 @@ def _arrow_lists(values: pa.Array, size: int, source: str, start: int) -> Floats
     if wrong.any():
         row = int(np.argmax(wrong))
         raise InputError(
-            f"{source}, row {start + row + 1}: `weights` is {_short(values[row].as_py())}, "
+            f"{source}, row {start + row + 1}: `weights` is {short(values[row].as_py())}, "
             f"expected {size} numbers."
         )
     flat = values.flatten()
@@ -307,7 +221,7 @@ def _lists(values: list[Any], size: int, origin: Origin) -> Floats:
         right = isinstance(value, list) and len(value) == size
         if not right or not all(isinstance(v, int | float) for v in value):
             raise InputError(
-                f"{origin.at(row)}: `weights` is {_short(value)}, expected {size} numbers."
+                f"{origin.at(row)}: `weights` is {short(value)}, expected {size} numbers."
             )
     return np.asarray(values, np.float64)
 
@@ -317,7 +231,7 @@ def _texts(values: Any, origin: Origin) -> list[str]:
     for row, value in enumerate(listed):
         if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
             raise InputError(
-                f"{origin.at(row)}: `prompt` is {_short(value)}, expected an id or a text."
+                f"{origin.at(row)}: `prompt` is {short(value)}, expected an id or a text."
             )
     return [str(value) for value in listed]
 
@@ -343,11 +257,6 @@ def _check_rewards(
             f"{origin.source}: `{name}` is {values[0, int(np.argmax(flat))]:g} in every row, "
             "expected a reward that varies; leave it out (--rewards names those to keep)."
         )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _line(error: Exception) -> str:

@@ -9,15 +9,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxalign.errors import InputError
+from jaxalign.palm._sweep import prompt_outcomes, sweep
 from jaxalign.palm.domain import Floats
-from jaxalign.palm.sweep import prompt_outcomes, sweep
 
 # Weights solved at once by the closed form, so that one shape is compiled.
 _BATCH = 64
 
 
 @dataclass(frozen=True)
-class Policy:
+class OraclePolicy:
     """One policy as an oracle returns it.
 
     Attributes:
@@ -50,7 +50,7 @@ class Policies:
         return Policies(self.rewards[index], self.kl[index], payload)
 
 
-def stack(policies: Sequence[Policy]) -> Policies:
+def stack(policies: Sequence[OraclePolicy]) -> Policies:
     """Return policies side by side.
 
     Raises:
@@ -99,10 +99,10 @@ class Oracle(Protocol):
     beta: float
     spread: Floats
     error: tuple[float, float] | None
-    reference: Policy
+    reference: OraclePolicy
     fingerprint: str
 
-    def __call__(self, weight: Floats) -> Policy:
+    def __call__(self, weight: Floats) -> OraclePolicy:
         """Return the policy for weight [R]: largest <weight, rewards> - beta kl."""
         ...
 
@@ -111,7 +111,7 @@ class Oracle(Protocol):
 class BatchOracle(Oracle, Protocol):
     """An oracle that solves many weights at about the cost of one."""
 
-    def many(self, weights: Floats) -> list[Policy]:
+    def many(self, weights: Floats) -> list[OraclePolicy]:
         """Return the policies for weights [W, R]."""
         ...
 
@@ -235,7 +235,7 @@ class ClosedForm:
             )
         return spread
 
-    def many(self, weights: ArrayLike) -> list[Policy]:
+    def many(self, weights: ArrayLike) -> list[OraclePolicy]:
         """Return the policies for weights [W, R]."""
         weights = np.asarray(weights, np.float64)
         policies = []
@@ -247,12 +247,12 @@ class ClosedForm:
             found = sweep(self.rewards, self.log_ref, jnp.asarray(padded, dtype), self.beta)
             expected, kl = (np.asarray(x, np.float64) for x in (found.expected, found.kl))
             policies += [
-                Policy(expected[i], max(float(kl[i]), 0.0), {"weight": weight.copy()})
+                OraclePolicy(expected[i], max(float(kl[i]), 0.0), {"weight": weight.copy()})
                 for i, weight in enumerate(part)
             ]
         return policies
 
-    def __call__(self, weight: ArrayLike) -> Policy:
+    def __call__(self, weight: ArrayLike) -> OraclePolicy:
         """Return the policy for weight [R]."""
         return self.many(np.asarray(weight)[None])[0]
 

@@ -15,13 +15,13 @@ from numpy.typing import ArrayLike
 
 from jaxalign.errors import InputError
 from jaxalign.files import write_json
+from jaxalign.palm._search import SearchState, known_values, optimistic, search
+from jaxalign.palm._sweep import best_member
 from jaxalign.palm.certificate import Certificate, HeldOut, held_out, report
 from jaxalign.palm.config import PalmConfig
 from jaxalign.palm.domain import Floats, check_weights, coordinates, corners
 from jaxalign.palm.oracle import Evaluator, Oracle, Policies, SampledOracle
-from jaxalign.palm.search import SearchState, known_values, optimistic, search
 from jaxalign.palm.select import Chosen, choose
-from jaxalign.palm.sweep import best_member
 from jaxalign.runs.artifact import load_arrays, save_arrays, unflatten
 
 FORMAT = 1

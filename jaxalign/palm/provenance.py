@@ -9,9 +9,10 @@ import numpy as np
 
 from jaxalign.errors import InputError
 from jaxalign.files import write_json
+from jaxalign.palm.candidates import Candidates
 from jaxalign.palm.config import ScaleKind
 from jaxalign.palm.domain import Floats
-from jaxalign.palm.files import Candidates
+from jaxalign.palm.oracle import ClosedForm
 from jaxalign.palm.portfolio import Portfolio, load
 from jaxalign.rewards.reward_scale import RewardScale, fit_scale
 
@@ -91,20 +92,15 @@ def scaled(scale: RewardScale, raw: Floats) -> Floats:
     return np.clip(scale.levels(raw), 0.0, 1.0)
 
 
-def unseen(candidates: Candidates, provenance: Provenance, source: str) -> Candidates:
-    """Return the candidates of prompts that the members were not chosen on.
-
-    Raises:
-        InputError: fewer than 2 such prompts.
-    """
-    known = set(provenance.chosen_on)
-    other = np.array([i for i, mark in enumerate(candidates.marks) if mark not in known], int)
-    if len(other) < 2:
-        raise InputError(
-            f"{source}: found {len(other)} prompts that the portfolio was not chosen on, expected "
-            "at least 2; give other prompts."
-        )
-    return candidates.take(other)
+def closed_form(candidates: Candidates, provenance: Provenance) -> ClosedForm:
+    """Return the oracle over candidates, their raw rewards scaled."""
+    return ClosedForm(
+        scaled(provenance.scale, candidates.rewards).astype(np.float32),
+        candidates.log_ref.astype(np.float32),
+        provenance.beta,
+        names=provenance.scale.names,
+        fingerprint=provenance.fingerprint,
+    )
 
 
 def load_served(path: str | Path) -> tuple[Portfolio, Provenance]:

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.palm._cover import Cover, Indices, Selection, best_of_size, cover
+from jaxalign.palm._search import targets
 from jaxalign.palm.bounds import tie_points
 from jaxalign.palm.config import PalmConfig
-from jaxalign.palm.cover import Cover, Indices, Selection, best_of_size, cover
 from jaxalign.palm.domain import Floats, corners
 from jaxalign.palm.gaps import Gap, worst_ratio
-from jaxalign.palm.search import targets
 
 # Least rows of the domain that a selection starts from.
 _STARTS = 256

@@ -1,12 +1,12 @@
 """Where the methods meet: a user's choices to a utility, a utility to a route or a target."""
 
 from jaxalign.models.soups import Mixing, Soups, Tuned
+from jaxalign.personalize._project import project
 from jaxalign.personalize.ball import build_signed
 from jaxalign.personalize.choices import from_choices
 from jaxalign.personalize.conditioned import Conditioned, answer_told, target_for
 from jaxalign.personalize.guarantee import Bound, Guarantee, guarantees
 from jaxalign.personalize.policy_oracle import AnswerOracle
-from jaxalign.personalize.project import project
 from jaxalign.personalize.protect import constrain, floors, pin
 from jaxalign.personalize.route import Confidence, Router, Routes
 from jaxalign.personalize.serve import Serving, answer, answer_as

@@ -21,7 +21,7 @@ from jaxalign.models.generate import generate
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.sampling import Sampling
 from jaxalign.palm.domain import Floats
-from jaxalign.palm.oracle import Policies, Policy
+from jaxalign.palm.oracle import OraclePolicy, Policies
 from jaxalign.personalize.conditioned import Conditioned
 from jaxalign.personalize.policies import Kind, identity
 from jaxalign.runs.artifact import load_arrays, save_arrays
@@ -133,11 +133,11 @@ class AnswerOracle:
             )
         self.reference = self._policy(nothing, self._sampled(nothing[None])[0])
 
-    def __call__(self, weight: ArrayLike) -> Policy:
+    def __call__(self, weight: ArrayLike) -> OraclePolicy:
         """Return the policy of weight [R]."""
         return self.many(np.asarray(weight)[None])[0]
 
-    def many(self, weights: ArrayLike) -> list[Policy]:
+    def many(self, weights: ArrayLike) -> list[OraclePolicy]:
         """Return the policies of weights [W, R].
 
         Raises:
@@ -156,7 +156,7 @@ class AnswerOracle:
         found = zip(weights, self._sampled(weights), strict=True)
         return [self._policy(weight, sampled) for weight, sampled in found]
 
-    def _worth(self, weight: Floats, policy: Policy) -> float:
+    def _worth(self, weight: Floats, policy: OraclePolicy) -> float:
         return float(weight @ policy.rewards - self.beta * policy.kl)
 
     def outcomes(self, policies: Policies) -> tuple[Floats, Floats]:
@@ -165,14 +165,14 @@ class AnswerOracle:
         rewards = np.stack([sampled.rewards.mean(axis=1) for sampled in found])
         return rewards, np.stack([sampled.log_ratio.mean(axis=1) for sampled in found])
 
-    def _policy(self, weight: Floats, sampled: Sampled) -> Policy:
+    def _policy(self, weight: Floats, sampled: Sampled) -> OraclePolicy:
         rewards, kl = sampled.rewards, sampled.log_ratio
         payload = {
             "weight": weight.copy(),
             "stderr": standard_error(rewards),
             "kl_stderr": standard_error(kl),
         }
-        return Policy(rewards.mean(axis=(0, 1)), float(kl.mean()), payload)
+        return OraclePolicy(rewards.mean(axis=(0, 1)), float(kl.mean()), payload)
 
     def _check_rewards(self) -> None:
         told = self.policies.policy.names if isinstance(self.policies, Conditioned) else self.names

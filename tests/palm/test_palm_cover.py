@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jaxalign import palm
 from jaxalign.errors import InputError
-from jaxalign.palm.cover import reduce
+from jaxalign.palm._cover import reduce
 
 few = settings(max_examples=40, deadline=None)
 

@@ -136,7 +136,7 @@ def test_the_grid_is_what_the_count_says(size):
 
 class Broken(Listed):
     def __call__(self, weight):
-        return palm.Policy(np.full(2, np.nan), 0.0, {"row": np.array(0)})
+        return palm.OraclePolicy(np.full(2, np.nan), 0.0, {"row": np.array(0)})
 
 
 def test_refusals():

@@ -32,7 +32,7 @@ class Listed:
         self.values, self.error = np.asarray(values, np.float64), error
         self.num_rewards = self.values.shape[1]
         self.spread = np.ones(self.num_rewards)
-        self.reference = palm.Policy(np.zeros(self.num_rewards), 0.0, {"row": np.array(-1)})
+        self.reference = palm.OraclePolicy(np.zeros(self.num_rewards), 0.0, {"row": np.array(-1)})
         self.rng = np.random.default_rng(seed)
         self.calls = 0
 
@@ -43,7 +43,7 @@ class Listed:
         # The worst that the error allows, so that a bound that forgets it is caught.
         good = np.flatnonzero(scores >= (1 - eta) * scores.max() - tau)
         row = good[np.argmin(scores[good])]
-        return palm.Policy(self.values[row], 0.0, {"row": np.array(row)})
+        return palm.OraclePolicy(self.values[row], 0.0, {"row": np.array(row)})
 
 
 class Mixed:
@@ -80,7 +80,7 @@ class Mixed:
     def _policy(self, logits, mix):
         joint, ref = self._joint(logits), self._joint(self.base)
         rewards = np.array([np.sum(joint * r) for r in self.reward])
-        return palm.Policy(rewards, float(np.sum(joint * np.log(joint / ref))), {"mix": mix})
+        return palm.OraclePolicy(rewards, float(np.sum(joint * np.log(joint / ref))), {"mix": mix})
 
     def __call__(self, weight):
         logits = sum(w * e for w, e in zip(weight, self.experts, strict=True))

@@ -6,8 +6,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from jaxalign.experiments.palm import plots
 from jaxalign.files import write_json, write_text
-from jaxalign.palm import plots
 from jaxalign.palm.portfolio import Portfolio, Usage
 
 Rows = list[list[str]]

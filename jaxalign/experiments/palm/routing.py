@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxalign.errors import InputError
+from jaxalign.palm._sweep import best_member
 from jaxalign.palm.domain import Floats, check_weights, extend
 from jaxalign.palm.files import read_users
 from jaxalign.palm.portfolio import Portfolio, Usage
-from jaxalign.palm.sweep import best_member
 
 
 class Routed(NamedTuple):

@@ -11,7 +11,7 @@ from jaxalign.palm.bounds import tie_points, upper_facets
 from jaxalign.palm.config import PalmConfig
 from jaxalign.palm.domain import Floats, coordinates, corners, extend
 from jaxalign.palm.grid import weight_grid
-from jaxalign.palm.oracle import BatchOracle, Oracle, Policies, Policy, stack
+from jaxalign.palm.oracle import BatchOracle, Oracle, OraclePolicy, Policies, stack
 from jaxalign.runs.artifact import load_arrays, save_arrays
 
 FORMAT = 1
@@ -134,7 +134,7 @@ class _Run:
         self.oracle, self.config, self.on_call = oracle, config, on_call
         self.weights: list[Floats] = list(state.weights) if state else []
         self.gaps: list[float] = list(state.gaps) if state else []
-        self.policies: list[Policy] = _unstack(state.policies) if state else []
+        self.policies: list[OraclePolicy] = _unstack(state.policies) if state else []
 
     def known(self, weight: Floats) -> bool:
         return any(np.abs(weight - solved).max() < 1e-9 for solved in self.weights)
@@ -150,9 +150,9 @@ class _Run:
         return SearchState(np.array(self.weights), stack(self.policies), np.array(self.gaps), done)
 
 
-def _unstack(policies: Policies) -> list[Policy]:
+def _unstack(policies: Policies) -> list[OraclePolicy]:
     return [
-        Policy(
+        OraclePolicy(
             policies.rewards[i],
             float(policies.kl[i]),
             {name: array[i] for name, array in policies.payload.items()},

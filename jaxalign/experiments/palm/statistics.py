@@ -6,13 +6,13 @@ from typing import Any, get_args
 
 import numpy as np
 
+from jaxalign.palm._search import SearchState, known_values
 from jaxalign.palm.baselines import Baseline, baseline_weights
 from jaxalign.palm.certificate import held_out
 from jaxalign.palm.config import Criterion, PalmConfig
 from jaxalign.palm.domain import Floats, coordinates, corners, extend
 from jaxalign.palm.gaps import worst_ratio
 from jaxalign.palm.oracle import BatchOracle, Evaluator, Oracle, Policies, stack
-from jaxalign.palm.search import SearchState, known_values
 from jaxalign.palm.select import choose
 
 LOST = 0.05

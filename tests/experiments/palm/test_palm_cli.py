@@ -14,12 +14,12 @@ from cli_calls import call, digest, refused
 
 from jaxalign import palm
 from jaxalign.config import load_config
-from jaxalign.palm.run import BuildConfig
+from jaxalign.palm.config import BuildConfig
 
 NAMES = ("short", "kind", "plain")
 QUICK = ("--palm.size", "3", "--compare", "0", "--draws", "200", "--palm.stop_delta", "0.03",
          "--palm.eps", "0.3", "--palm.delta", "0.3")  # fmt: skip
-CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "palm"
+CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "palm"
 
 
 def candidate_rows(seed=0, prompts=16, count=8):
@@ -99,10 +99,11 @@ def test_every_user_is_routed_as_in_memory(world, tmp_path):
 
 def test_the_bound_holds_against_the_true_optimum(world):
     portfolio, provenance = palm_served(world / "built")
+    from jaxalign.palm.candidates import split_prompts
     from jaxalign.palm.files import read_candidates
-    from jaxalign.palm.run import closed_form, split
+    from jaxalign.palm.provenance import closed_form
 
-    first, _ = split(read_candidates(world / "candidates.jsonl"), 0.5, 0)
+    first, _ = split_prompts(read_candidates(world / "candidates.jsonl"), 0.5, 0)
     oracle = closed_form(first, provenance)
     weights = np.random.default_rng(1).dirichlet(np.ones(3), 300)
     optimum = np.array([w @ p.rewards - provenance.beta * p.kl
@@ -151,7 +152,7 @@ def test_a_stopped_build_goes_on(world, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("jaxalign.palm.run.build", stop)
+        patch.setattr("jaxalign.experiments.palm._run.build", stop)
         stopped = call(*build, "--out", tmp_path / "part")
     assert (stopped.code, len(calls)) == (130, 1)
     assert "--resume" in stopped.err

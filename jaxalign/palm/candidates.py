@@ -1,0 +1,139 @@
+"""Sampled answers with their rewards, grouped by prompt: what a portfolio is built from."""
+
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxalign.data.files import Origin, encode
+from jaxalign.errors import InputError
+from jaxalign.palm.domain import Floats
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Sampled answers with their rewards; of X prompts, at most C of each.
+
+    Attributes:
+        names: [R] of the rewards.
+        prompts: [X] texts or ids.
+        rewards: [X, C, R] float64, 0 where a candidate is absent.
+        log_ref: [X, C] in nats, -inf where absent; each prompt's probabilities sum to 1.
+    """
+
+    names: tuple[str, ...]
+    prompts: tuple[str, ...]
+    rewards: Floats
+    log_ref: Floats
+
+    def take(self, prompts: np.ndarray) -> "Candidates":
+        """Return the candidates of some prompts."""
+        chosen = tuple(self.prompts[i] for i in prompts)
+        return Candidates(self.names, chosen, self.rewards[prompts], self.log_ref[prompts])
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """A short hash of every prompt, to know it again without keeping its text."""
+        return tuple(hashlib.sha256(text.encode()).hexdigest()[:16] for text in self.prompts)
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of all of it."""
+        found = hashlib.sha256("\0".join((*self.names, *self.prompts)).encode())
+        for array in (self.rewards, self.log_ref):
+            found.update(np.ascontiguousarray(array).tobytes())
+        return found.hexdigest()
+
+
+def from_rows(
+    prompts: Sequence[str],
+    rewards: Floats,
+    names: Sequence[str],
+    log_ref: Floats | None = None,
+    origin: Origin | None = None,
+) -> Candidates:
+    """Return candidates from rows, [N] each.
+
+    Args:
+        prompts: [N] whose answer a row is.
+        rewards: [N, R], finite.
+        names: [R].
+        log_ref: [N] in nats, None for 1 / n each.
+        origin: where the rows came from, for messages.
+
+    Returns:
+        Candidates.
+
+    Raises:
+        InputError: a prompt with fewer than 2 answers, or log_ref that does not sum to 1.
+    """
+    origin = origin or Origin("memory")
+    code, texts = encode(list(prompts))
+    counts = np.bincount(code, minlength=len(texts))
+    if (counts < 2).any():
+        row = int(np.flatnonzero(code == np.argmax(counts < 2))[0])
+        raise InputError(
+            f"{origin.at(row)}: found 1 answer to prompt {short(prompts[row])}, expected at least "
+            "2 candidates a prompt; sample more, or leave the prompt out."
+        )
+    order = np.argsort(code, kind="stable")
+    place = np.arange(len(code)) - np.repeat(np.cumsum(counts) - counts, counts)
+    table = np.zeros((len(texts), int(counts.max()), rewards.shape[1]))
+    table[code[order], place] = rewards[order]
+    given = -np.log(counts[code]) if log_ref is None else log_ref
+    logs = np.full(table.shape[:2], -np.inf)
+    logs[code[order], place] = given[order]
+    mass = np.exp(logs).sum(axis=1)
+    if (np.abs(mass - 1) > 1e-3).any():
+        worst = int(np.argmax(np.abs(mass - 1)))
+        row = int(np.flatnonzero(code == worst)[0])
+        raise InputError(
+            f"{origin.at(row)}: `log_ref` of prompt {short(texts[worst])} gives probabilities "
+            f"that sum to {mass[worst]:.4g}, expected 1; leave the column out for answers drawn "
+            "from the reference."
+        )
+    return Candidates(tuple(names), texts, table, logs)
+
+
+def split_prompts(candidates: Candidates, share: float, seed: int) -> tuple[Candidates, Candidates]:
+    """Return the candidates to choose on and those to certify on, by whole prompts."""
+    count = len(candidates.prompts)
+    held = max(2, round(share * count))
+    if count - held < 1:
+        raise InputError(
+            f"prompts: found {count}, expected at least 3, to choose on some and certify on two or "
+            "more; add prompts."
+        )
+    order = np.random.default_rng(seed).permutation(count)
+    return candidates.take(np.sort(order[held:])), candidates.take(np.sort(order[:held]))
+
+
+def unseen(candidates: Candidates, marks: Collection[str], source: str) -> Candidates:
+    """Return the candidates of prompts that the members were not chosen on.
+
+    Args:
+        candidates: candidates of all prompts.
+        marks: hashes of the prompts that they were chosen on, as `Candidates.marks`.
+        source: where the candidates came from, for the error.
+
+    Returns:
+        Candidates.
+
+    Raises:
+        InputError: fewer than 2 such prompts.
+    """
+    known = set(marks)
+    other = np.array([i for i, mark in enumerate(candidates.marks) if mark not in known], int)
+    if len(other) < 2:
+        raise InputError(
+            f"{source}: found {len(other)} prompts that the portfolio was not chosen on, expected "
+            "at least 2; give other prompts."
+        )
+    return candidates.take(other)
+
+
+def short(value: object) -> str:
+    """Return a value as text for an error message, at most 40 characters."""
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
