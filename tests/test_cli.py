@@ -10,6 +10,7 @@ from cli_calls import call, refused, write_rows
 from mrm_cli_world import ITEMS, answer, make_choices
 
 from jaxalign.commands.parser import read_lines
+from jaxalign.models import embed
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,6 @@ def test_module_runs_as_a_command():
 
 
 def test_embed_encodes_each_text_once(tmp_path, monkeypatch):
-    embed = pytest.importorskip("jaxalign.models.embed")
     asked = []
 
     def encode(encoder, texts, pooling=None):

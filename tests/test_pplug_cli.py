@@ -26,7 +26,6 @@ from jaxalign.pplug.run import EvaluateConfig, RetrievalConfig, RunConfig, load_
 from jaxalign.pplug.source import DataConfig
 from jaxalign.pplug.store import HistoryStore, history_store
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
 CONFIG = {
     "data": {
         "kind": "jsonl",
@@ -77,7 +76,7 @@ def train(world, out, *more, data=None):
 
 
 @pytest.fixture(scope="module")
-def world(compiled_fast, tmp_path_factory):
+def world(tmp_path_factory):
     """Tiny models on disk, a history file, a config, and a run with its evaluation."""
     root = tmp_path_factory.mktemp("pplug")
     (root / "config.yaml").write_text(yaml.dump(CONFIG))

@@ -1,6 +1,5 @@
 """Ctrl-C at several moments, then --resume: the bytes of an uninterrupted run."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -37,19 +36,11 @@ def write_world(root, **changes):
 
 
 def start(root, out, *more):
-    # Compiled programs are kept between the processes of a test: compiling is most of a run.
-    environment = os.environ | {
-        "OPENBLAS_NUM_THREADS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(root / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
     code = "import sys, jaxalign.cli as c; print('ready', flush=True); sys.exit(c.main())"
     command = [sys.executable, "-c", code, "mrm", "train", "--data", "choices.jsonl"]
     return subprocess.Popen(
         [*command, "--config", "config.yaml", "--out", out, *more],
         cwd=root,
-        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

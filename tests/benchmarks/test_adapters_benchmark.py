@@ -18,7 +18,7 @@ torch.set_num_threads(1)
 pytestmark = [
     # Of the library peft, which asks its base for a name that is going away.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
-    pytest.mark.usefixtures("compiled_once", "quick"),
+    pytest.mark.usefixtures("quick"),
 ]
 SHAPE = Shape(4, 2, 8, 4)
 MIXED, PEFT_MIXED = SHAPE.mixed, SHAPE.peft_mixed

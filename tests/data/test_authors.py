@@ -3,11 +3,10 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 
 from jaxalign import data
 from jaxalign.errors import InputError
-
-torch = pytest.importorskip("torch")
 
 
 def entry(row, conversation, prompt="p", **more):

@@ -2,6 +2,7 @@ import gzip
 import json
 import re
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -213,7 +214,6 @@ def test_columns_of_different_lengths_are_refused():
 @pytest.fixture
 def hub(monkeypatch):
     """A hub that knows one data set, `drinks` with the config `hot`, and remembers requests."""
-    datasets = pytest.importorskip("datasets")
     asked = []
 
     def load_dataset(name, config=None, split=None):

@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -92,7 +93,6 @@ def test_posts_to_summarise(tmp_path):
 
 
 def test_a_data_set_by_name(monkeypatch):
-    datasets = pytest.importorskip("datasets")
     held = {"Anthropic/hh-rlhf": HH, "openai/summarize_from_feedback": FEEDBACK}
     asked = []
 

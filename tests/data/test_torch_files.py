@@ -6,11 +6,10 @@ from collections import OrderedDict
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 
 from jaxalign import data
 from jaxalign.errors import InputError
-
-torch = pytest.importorskip("torch")
 
 
 def refused(path, *parts):

@@ -9,7 +9,6 @@ from jaxalign.demo import plug as P
 from jaxalign.demo import study as S
 from jaxalign.demo.people import Choices, Population
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
 STEPS = 60
 
 
@@ -50,7 +49,7 @@ def few_steps():
 
 
 @pytest.fixture(scope="module")
-def found(compiled_fast, few_steps):
+def found(few_steps):
     return [run(seed) for seed in range(2)]
 
 

@@ -18,7 +18,6 @@ from jaxalign.errors import InputError
 from jaxalign.rewards.vector import TextReward, TokenReward
 from jaxalign.runs.log import TIMING, MetricsLog
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
 STEPS = 5
 
 

@@ -26,8 +26,6 @@ from jaxalign.progress import Progress
 from jaxalign.rewards.vector import TextReward, TokenReward
 from jaxalign.train.mesh import MeshConfig, make_mesh
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 
 def policy_of(config, names=world.NAMES, seed=0, dtype="float32"):
     return moc.start(jax.random.key(seed), world.language_model(dtype), names, config)

@@ -311,8 +311,10 @@ print("done")
 
 
 def run_python(code, *args, **environment):
+    # Another process may be writing the compiled program that this one reads.
+    warnings = ["-W", "error", "-W", "ignore:Error reading persistent compilation cache"]
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, *map(str, args)],
+        [sys.executable, *warnings, "-c", code, *map(str, args)],
         capture_output=True,
         text=True,
         check=False,

@@ -1,7 +1,6 @@
 """The NumPy reference against the authors' numbers, finite differences, and brute force."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,15 +8,14 @@ import reference_numpy as ref
 import scipy.integrate
 import scipy.optimize
 import simulate
+import torch
+from golden_numbers import golden
 
-GOLDENS = Path(__file__).resolve().parents[3] / "shared" / "goldens" / "mrm"
 NAMES = ["k2_hard_tail", "k2_one_step", "k8_bias_ten_steps", "k8_five_steps", "two_layers_bias"]
-needs_goldens = pytest.mark.skipif(not GOLDENS.is_dir(), reason=f"{GOLDENS} is absent")
 
 
-def golden(name):
-    with np.load(GOLDENS / f"{name}.npz") as file:
-        arrays = dict(file)
+def step_of_the_authors(name):
+    arrays = golden(f"mrm/{name}")
     hyper = json.loads(str(arrays.pop("hyper")))
     layers = [
         (arrays[f"layer{i}_kernel"], arrays.get(f"layer{i}_bias"))
@@ -41,10 +39,9 @@ def slopes(function, point, step=1e-5):
 # The authors' numbers.
 
 
-@needs_goldens
 @pytest.mark.parametrize("name", NAMES)
 def test_meta_step_matches_the_authors(name):
-    arrays, inputs = golden(name)
+    arrays, inputs = step_of_the_authors(name)
     out = ref.mrm_meta(*inputs)
     close = {"rtol": 1e-10, "atol": 1e-14}
     np.testing.assert_allclose(out["adapted_train"], arrays["adapted_weights_train"], **close)
@@ -53,10 +50,9 @@ def test_meta_step_matches_the_authors(name):
     np.testing.assert_allclose(out["objective"], arrays["objective"], **close)
 
 
-@needs_goldens
 @pytest.mark.parametrize("name", NAMES)
 def test_authors_gradient_matches_differences_of_the_objective(name):
-    arrays, (chosen, rejected, support, query, layers, start, hyper) = golden(name)
+    arrays, (chosen, rejected, support, query, layers, start, hyper) = step_of_the_authors(name)
 
     def objective(layers, start):
         inputs = (chosen, rejected, support, query, layers, start, hyper)
@@ -93,7 +89,6 @@ def test_pair_gradient(signed):
 def test_adams():
     rng = np.random.default_rng(2)
     w, target = rng.standard_normal(4), rng.standard_normal(4)
-    torch = pytest.importorskip("torch")
     parameter = torch.nn.Parameter(torch.tensor(w))
     optimizer = torch.optim.Adam([parameter], lr=0.1)
     for _ in range(20):

@@ -6,14 +6,15 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from worlds import golden, net_values
+from golden_numbers import golden
+from worlds import net_values
 
 from jaxalign import palm
 
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_grid_and_sweep(size, x64):
-    world = golden(size)
+    world = golden(f"palm/world_d{size}")
     grid = palm.weight_grid(size, 0.15, 0.1)
     np.testing.assert_allclose(grid, world["grid"], rtol=0, atol=1e-14)
     assert palm.grid_size(size, 0.15, 0.1) == json.loads(str(world["info"]))["grid"]
@@ -27,7 +28,7 @@ def test_grid_and_sweep(size, x64):
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("kind", ["additive", "multiplicative"])
 def test_worst_gaps(size, kind):
-    world = golden(size)
+    world = golden(f"palm/world_d{size}")
     values = net_values(world)
     gap, weight = palm.worst_gap(values, values[world["optimal_members"]], kind)
     assert abs(gap - world[f"pool_gap_{kind}"]) < 1e-7
@@ -38,7 +39,7 @@ def test_worst_gaps(size, kind):
 
 @pytest.mark.parametrize(("size", "fewest"), [(2, 4), (3, 5)])
 def test_smallest_covers(size, fewest):
-    world = golden(size)
+    world = golden(f"palm/world_d{size}")
     scores = world["grid"] @ net_values(world).T
     covers = (scores >= 0.98 * world["values"][:, None] - 1e-12).T
     found = palm.cover(covers)
@@ -51,7 +52,7 @@ def test_smallest_covers(size, fewest):
 
 
 def test_lazy_search_certifies_with_few_calls(x64):
-    world = golden(3)
+    world = golden("palm/world_d3")
     oracle = palm.ClosedForm(world["rewards"], world["log_ref"], 0.1)
     state = palm.search(oracle, palm.PalmConfig(stop_eps=0.02, stop_delta=0.0))
     assert state.done

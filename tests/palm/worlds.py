@@ -1,22 +1,8 @@
 """Small worlds: closed forms, finite lists of policies, two tiny policies mixed while decoding."""
 
-from pathlib import Path
-
 import numpy as np
-import pytest
 
 from jaxalign import palm
-
-GOLDENS = Path(__file__).resolve().parents[3] / "shared" / "goldens" / "palm"
-
-
-def golden(num_rewards):
-    path = GOLDENS / f"world_d{num_rewards}.npz"
-    if not path.exists():
-        pytest.skip(
-            f"reference numbers are not beside the checkout: {path.parent.name}/{path.name}"
-        )
-    return dict(np.load(path))
 
 
 def net_values(world):

@@ -14,7 +14,6 @@ from jaxalign.train.loop import LoopConfig
 from jaxalign.train.optimiser import OptimiserConfig
 
 pytestmark = [
-    pytest.mark.usefixtures("compiled_once"),
     pytest.mark.slow,
 ]
 SETTINGS = Sampling(max_tokens=1, temperature=0.0)

@@ -33,7 +33,6 @@ from jaxalign.runs.artifact import flatten
 from jaxalign.train.loop import LoopConfig
 from jaxalign.train.mesh import MeshConfig, make_mesh
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
 SETTINGS = Sampling(max_tokens=3, temperature=0.0)
 
 

@@ -20,7 +20,6 @@ from jaxalign.train.loop import LoopConfig
 from jaxalign.train.optimiser import OptimiserConfig
 from jaxalign.train.trunk import TrunkConfig
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
 SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 24}
 LETTERS = list("bcdefgh")
 

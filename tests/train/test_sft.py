@@ -33,7 +33,6 @@ from jaxalign.train.sft import SftConfig
 from jaxalign.train.step import make_step
 from jaxalign.train.trunk import TrunkConfig, init_train_state
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
 SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 24}
 LORA = LoraConfig(rank=3, alpha=6.0, targets=("query", "down"))
 T = 24

@@ -3,13 +3,11 @@
 import json
 
 import numpy as np
-import pytest
+import torch
 
 from jaxalign.config import load_config
 from jaxalign.experiments.mrm import run
 from jaxalign.mrm.config import MRMRunConfig
-
-torch = pytest.importorskip("torch")
 
 
 def test_authors_files_run_end_to_end(tmp_path):
