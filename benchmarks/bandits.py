@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.metrics.pareto import hypervolume, nondominated
-from jaxalign.moc.combine import (
+from jaxalign.moc.combination import (
     CombineConfig,
     combine,
+    similarity_direction,
+    similarity_directions,
     similarity_error,
-    similarity_slope,
-    similarity_slopes,
 )
 from jaxalign.moc.ppo import whiten
 
@@ -49,8 +49,8 @@ def solve(
         config: rule of combination.
         rows: actions drawn for one preference.
         groups: preferences of a step.
-        others: whether an action's slope is taken at the mean of the others (`similarity_slopes`)
-            or at that of the whole group.
+        others: take an action's direction at the mean of the others (`similarity_directions`), not
+            at the mean of the whole group.
         whitened: advantages are brought to unit variance over the step, the similarity's by their
             spread, as in training a model.
         steps: of ascent.
@@ -123,8 +123,8 @@ def _advantages(
     advantages = drawn - mean[None]
     error = similarity_error(mean, preference, config.form)
     if not others:
-        return advantages, advantages @ similarity_slope(mean, preference, config.form), error
-    slopes = similarity_slopes(drawn, preference, config.form)
+        return advantages, advantages @ similarity_direction(mean, preference, config.form), error
+    slopes = similarity_directions(drawn, preference, config.form)
     similarity = jnp.sum(slopes * advantages, axis=1)
     return advantages, similarity - jnp.mean(similarity), error
 

@@ -61,9 +61,9 @@ def _config(arguments: argparse.Namespace, accelerated: bool, dtype: str) -> Any
     base = published()
     if arguments.config is not None:
         from jaxalign.config import load_config
-        from jaxalign.moc.run import RunConfig
+        from jaxalign.experiments.moc._run import MocRunConfig
 
-        base = load_config(RunConfig, arguments.config, []).moc
+        base = load_config(MocRunConfig, arguments.config, []).moc
     lora = replace(base.trunk.lora, dropout=0.0)  # peft's side has none either
     groups = arguments.groups or (base.groups if accelerated else 2)
     return replace(
@@ -140,8 +140,8 @@ def _ours(
     import jax
     import jax.numpy as jnp
 
-    from jaxalign.moc.policy import start
-    from jaxalign.moc.step import begin, make_train
+    from jaxalign.moc.policy import init_policy
+    from jaxalign.moc.step import init_train_state, make_train
     from jaxalign.models.language import LanguageModel
     from jaxalign.rewards.vector import TokenReward
     from jaxalign.train.mesh import make_mesh
@@ -157,7 +157,9 @@ def _ours(
 
     reward = TokenReward(names, shares, "shares")
     model = LanguageModel(plain, params, None, {}, "random", "0" * 64)
-    state = begin(jax.random.key(1), start(jax.random.key(2), model, names, config).trained, config)
+    state = init_train_state(
+        jax.random.key(1), init_policy(jax.random.key(2), model, names, config).trained, config
+    )
     mesh = make_mesh(config.trunk.mesh, jax.devices()[:1])
     programs = make_train(config, config.trunk.decoder(plain), names, (), mesh, reward)
     lengths = np.full(len(prompts), prompts.shape[1], np.int32)

@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Every rule and form on both bandits, then the default rule by rows of a group."""
     from benchmarks.bandits import BANDITS, RATE, attainable, figures, solve
     from jaxalign.metrics.pareto import hypervolume
-    from jaxalign.moc.combine import CombineConfig
+    from jaxalign.moc.combination import CombineConfig
 
     console, start = Console(stderr=True, highlight=False), time.perf_counter()
     size = {"steps": arguments.steps, "seeds": arguments.seeds}
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _configs() -> list[Any]:
     """Every rule in every form; the linear one knows no similarity."""
-    from jaxalign.moc.combine import CombineConfig
+    from jaxalign.moc.combination import CombineConfig
 
     return [
         CombineConfig(rule, form)

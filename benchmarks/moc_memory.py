@@ -87,13 +87,13 @@ def programs_of(arguments: argparse.Namespace, mesh: Any) -> tuple[Any, dict[str
     from jax.sharding import NamedSharding, PartitionSpec
 
     from jaxalign.config import load_config
-    from jaxalign.moc.policy import start
-    from jaxalign.moc.run import RunConfig
-    from jaxalign.moc.step import begin, make_train
+    from jaxalign.experiments.moc._run import MocRunConfig
+    from jaxalign.moc.policy import init_policy
+    from jaxalign.moc.step import init_train_state, make_train
     from jaxalign.models import families
     from jaxalign.models.language import LanguageModel
 
-    run = load_config(RunConfig, arguments.config, [])
+    run = load_config(MocRunConfig, arguments.config, [])
     config, names = run.moc, [reward.name for reward in run.rewards]
     plain = sizes.config(arguments.size, config.trunk.compute, attention=arguments.attention)
     dtype = jnp.dtype(config.trunk.weights)
@@ -112,7 +112,7 @@ def programs_of(arguments: argparse.Namespace, mesh: Any) -> tuple[Any, dict[str
     def first(params: Any) -> Any:
         model = LanguageModel(plain, params, None, {}, arguments.size, "0" * 64)
         key = jax.random.key(0)
-        return begin(key, start(key, model, names, config).trained, config)
+        return init_train_state(key, init_policy(key, model, names, config).trained, config)
 
     decoder = config.trunk.decoder(plain)
     programs = make_train(config, decoder, names, (2,), mesh)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jaxalign.config import load_config
-from jaxalign.moc import run as moc
+from jaxalign.experiments.moc import MocRunConfig
 from jaxalign.mrm.config import MRMRunConfig
 from jaxalign.palm.config import BuildConfig
 from jaxalign.pplug import run as pplug
@@ -17,7 +17,7 @@ from jaxalign.train.sft import SftConfig
 ROOT = Path(__file__).resolve().parents[1] / "configs"
 CONFIGS = sorted((ROOT / "mrm").glob("*.yaml"))
 COMMANDS = {
-    "moc": (moc.RunConfig, "moc train"),
+    "moc": (MocRunConfig, "moc train"),
     "mrm": (MRMRunConfig, "mrm train"),
     "palm": (BuildConfig, "palm build"),
     "pplug": (pplug.RunConfig, "pplug train"),

@@ -12,14 +12,14 @@ import yaml
 from cli_calls import call, refused
 
 from jaxalign.config import load_config
+from jaxalign.experiments.moc._evaluate import load_run, speakers
+from jaxalign.experiments.moc._run import MocRunConfig, estimate_scale
 from jaxalign.moc import load
-from jaxalign.moc.compare import load_run, speakers
-from jaxalign.moc.run import RunConfig, estimate_scale
-from jaxalign.moc.table import ValueTable
+from jaxalign.moc.value_table import ValueTable
 from jaxalign.models.language import load_language_model
 from jaxalign.models.sampling import Sampling
 from jaxalign.models.weights.safetensors import open_tensors
-from jaxalign.personalize import answer_told, known, target_for
+from jaxalign.personalize import answer_conditioned, known, target_for
 from jaxalign.rewards.reward_scale import RewardIds
 from jaxalign.rewards.spec import build_rewards
 
@@ -115,7 +115,7 @@ def test_train_leaves_a_policy_its_scale_and_a_report(world):
     assert len(held) == 3
     assert set(held) < set(PROMPTS)
     # The scale is that of the model alone, whatever was trained.
-    config = load_config(RunConfig, world.run / "config.yaml", [])
+    config = load_config(MocRunConfig, world.run / "config.yaml", [])
     rest = [prompt for prompt in PROMPTS if prompt not in held]
     model = load_language_model(str(world.model))
     again = estimate_scale(model, build_rewards(config.rewards), rest, config, show=False)
@@ -192,7 +192,7 @@ def test_the_value_table_turns_users_into_targets(world):
     )
     greedy = Sampling(max_tokens=6, temperature=0.0)
     told = [
-        answer_told(policy, what, PROMPTS[:2], greedy, jax.random.key(0), progress=False)
+        answer_conditioned(policy, what, PROMPTS[:2], greedy, jax.random.key(0), progress=False)
         for what in (target, target.values)
     ]
     assert [one.text for one in told[0]] == [one.text for one in told[1]]
@@ -202,7 +202,7 @@ def test_generate_tells_each_row_its_preference(world, tmp_path):
     policy = load(world.run / "model")
     greedy = Sampling(max_tokens=6, temperature=0.0)
     preferences = ["brevity=1", "brevity=0.2,simplicity=0.8"]
-    told = answer_told(
+    told = answer_conditioned(
         policy, [[1.0, 0.0], [0.2, 0.8]], PROMPTS[:2], greedy, jax.random.key(0), progress=False
     )
     options = ("generate", "--model", world.run, "--max-tokens", 6)
@@ -222,7 +222,7 @@ def test_generate_tells_each_row_its_preference(world, tmp_path):
         answer.text for answer in told
     ]
     # What is told changes the answer's probabilities: the policy reads it.
-    other = answer_told(
+    other = answer_conditioned(
         policy, [[0.0, 1.0], [1.0, 0.0]], PROMPTS[:2], greedy, jax.random.key(0), progress=False
     )
     for one, another in zip(told, other, strict=True):

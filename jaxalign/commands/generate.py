@@ -105,9 +105,9 @@ def _answer_told(
             "--preference and --adapter are both given: a policy that is told preferences has an "
             "adapter of its own; give one of them"
         )
-    from jaxalign.moc.compare import policy_folder
+    from jaxalign.experiments.moc._evaluate import policy_folder
     from jaxalign.moc.files import load
-    from jaxalign.personalize.conditioned import Conditioned
+    from jaxalign.personalize.policies import Conditioned
 
     policy = load(policy_folder(arguments.model), dtype=arguments.dtype)
     told = Conditioned(policy, np.eye(len(policy.names))).stacked(
@@ -125,7 +125,7 @@ def _preference(
     arguments: argparse.Namespace, number: int, row: dict[str, Any], names: tuple[str, ...]
 ) -> Any:
     """The preference [R] of a row, its own or that of all."""
-    from jaxalign.moc.preferences import parse
+    from jaxalign.moc.preferences import parse_preference
 
     own = row.get("preference", arguments.preference)
     where = f"{arguments.prompts}, row {number}: " if "preference" in row else ""
@@ -137,7 +137,7 @@ def _preference(
             f"as {names[0]}=1; add one to each row, or --preference for those without"
         )
     try:
-        return parse(own, names)
+        return parse_preference(own, names)
     except InputError as error:
         raise InputError(f"{where}{error}") from None
 

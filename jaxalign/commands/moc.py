@@ -28,7 +28,7 @@ def _add_train(actions: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--config", type=Path, required=True, help="YAML, see configs/moc")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
-    takes_config(parser, "jaxalign.moc.run:RunConfig")
+    takes_config(parser, "jaxalign.experiments.moc:MocRunConfig")
 
 
 def _add_evaluate(actions: Any) -> None:
@@ -52,14 +52,14 @@ def _add_evaluate(actions: Any) -> None:
     parser.add_argument("--data", help="prompts, instead of those that the run held out")
     parser.add_argument("--out", type=Path, required=True, help="folder of the report")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished one")
-    takes_config(parser, "jaxalign.moc.compare:EvaluateConfig")
+    takes_config(parser, "jaxalign.experiments.moc:MocEvaluateConfig")
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     from jaxalign.config import load_config
-    from jaxalign.moc.run import RunConfig, run
+    from jaxalign.experiments.moc import MocRunConfig, run
 
-    config = load_config(RunConfig, arguments.config, rest)
+    config = load_config(MocRunConfig, arguments.config, rest)
     report = run(config, arguments.model, arguments.data, arguments.out, resume=arguments.resume)
     first, last = report["first"], report["last"]
     for name in report["rewards"]:
@@ -75,11 +75,11 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
     from rich.console import Console
 
     from jaxalign.config import load_config
-    from jaxalign.moc import pages
-    from jaxalign.moc.compare import EvaluateConfig, run_evaluate
+    from jaxalign.experiments.moc import MocEvaluateConfig, evaluate
+    from jaxalign.experiments.moc import report as pages
 
-    config = load_config(EvaluateConfig, None, rest)
-    report = run_evaluate(
+    config = load_config(MocEvaluateConfig, None, rest)
+    report = evaluate(
         config,
         arguments.model,
         arguments.out,

@@ -1,58 +1,63 @@
 """MOC: one policy told the preference in its prompt (arXiv 2604.04497), reconstructed.
 
 `combine`, `min_norm` and `train` are functions; the modules of these names are reached by
-`from jaxalign.moc.train import ...`.
+`from jaxalign.moc._train import ...`.
 """
 
-from jaxalign.moc.combine import (
+from jaxalign.moc._train import MocTrainResult, train
+from jaxalign.moc.combination import (
     CombineConfig,
     combine,
     policy_directions,
+    similarity_direction,
+    similarity_directions,
     similarity_error,
-    similarity_slope,
-    similarity_slopes,
 )
-from jaxalign.moc.config import KlConfig, MocConfig
+from jaxalign.moc.config import KLConfig, MocConfig
 from jaxalign.moc.files import load, save
-from jaxalign.moc.min_norm import frank_wolfe, min_norm
-from jaxalign.moc.policy import Policy, arguments, prompts_of, start
+from jaxalign.moc.min_norm_solver import frank_wolfe, min_norm
+from jaxalign.moc.policy import (
+    ConditionedPolicy,
+    generation_arguments,
+    init_policy,
+    prepare_prompts,
+)
 from jaxalign.moc.preferences import (
     PreferenceConfig,
-    draw,
     evaluation_points,
-    parse,
-    stripped,
-    tag,
-    told,
+    insert_preference_tag,
+    parse_preference,
+    preference_tag,
+    sample_preferences,
+    strip_preference_tags,
 )
 from jaxalign.moc.step import make_train
-from jaxalign.moc.train import TrainResult, train
 
 __all__ = [
     "CombineConfig",
-    "KlConfig",
+    "ConditionedPolicy",
+    "KLConfig",
     "MocConfig",
-    "Policy",
+    "MocTrainResult",
     "PreferenceConfig",
-    "TrainResult",
-    "arguments",
     "combine",
-    "draw",
     "evaluation_points",
     "frank_wolfe",
+    "generation_arguments",
+    "init_policy",
+    "insert_preference_tag",
     "load",
     "make_train",
     "min_norm",
-    "parse",
+    "parse_preference",
     "policy_directions",
-    "prompts_of",
+    "preference_tag",
+    "prepare_prompts",
+    "sample_preferences",
     "save",
+    "similarity_direction",
+    "similarity_directions",
     "similarity_error",
-    "similarity_slope",
-    "similarity_slopes",
-    "start",
-    "stripped",
-    "tag",
-    "told",
+    "strip_preference_tags",
     "train",
 ]

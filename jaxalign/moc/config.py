@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from jaxalign.errors import InputError
-from jaxalign.moc.combine import CombineConfig
+from jaxalign.moc.combination import CombineConfig
 from jaxalign.moc.preferences import PreferenceConfig
 from jaxalign.models.lora import LoraConfig
 from jaxalign.models.sampling import Sampling
@@ -16,7 +16,7 @@ Conditioning = Literal["tags", "token", "none"]
 
 
 @dataclass(frozen=True)
-class KlConfig:
+class KLConfig:
     """Price of leaving the reference.
 
     Attributes:
@@ -95,7 +95,7 @@ class MocConfig:
     value_clip: float = 0.2
     value_coef: float = 0.1
     value_dropout: float = 0.1
-    kl: KlConfig = field(default_factory=KlConfig)
+    kl: KLConfig = field(default_factory=KLConfig)
     combine: CombineConfig = field(default_factory=CombineConfig)
     preferences: PreferenceConfig = field(default_factory=PreferenceConfig)
     conditioning: Conditioning = "tags"

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxalign.moc.combine import Form, similarity_error, similarity_slopes
+from jaxalign.moc.combination import Form, similarity_directions, similarity_error
 from jaxalign.moc.ppo import gae, whiten
 
 _SMALL = 1e-8
@@ -86,10 +86,10 @@ def slopes(rewards: jax.Array, preferences: jax.Array, form: Form) -> jax.Array:
         form: of the similarity.
 
     Returns:
-        [B, R], see `jaxalign.moc.combine.similarity_slopes`.
+        [B, R], see `jaxalign.moc.combine.similarity_directions`.
     """
     groups, objectives = preferences.shape
-    each = jax.vmap(similarity_slopes, (0, 0, None))
+    each = jax.vmap(similarity_directions, (0, 0, None))
     return each(rewards.reshape(groups, -1, objectives), preferences, form).reshape(rewards.shape)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxalign.errors import InputError
 from jaxalign.files import write_folder_aside, write_json
 from jaxalign.moc.config import Conditioning
-from jaxalign.moc.policy import Policy
+from jaxalign.moc.policy import ConditionedPolicy
 from jaxalign.models.encoder_files import read_json
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.peft import load_adapter, save_adapter
@@ -24,7 +24,7 @@ FORMAT = 1
 ABOUT, HEADS = "moc.json", "heads.safetensors"
 
 
-def save(folder: str | Path, policy: Policy) -> None:
+def save(folder: str | Path, policy: ConditionedPolicy) -> None:
     """Write a policy as a folder that peft, and `load_adapter`, read as a LoRA adapter.
 
     Args:
@@ -50,7 +50,9 @@ def save(folder: str | Path, policy: Policy) -> None:
         write_json(aside / ABOUT, about)
 
 
-def load(folder: str | Path, model: LanguageModel | None = None, dtype: str = "float32") -> Policy:
+def load(
+    folder: str | Path, model: LanguageModel | None = None, dtype: str = "float32"
+) -> ConditionedPolicy:
     """Read what `save` wrote.
 
     Args:
@@ -76,7 +78,7 @@ def load(folder: str | Path, model: LanguageModel | None = None, dtype: str = "f
         flat = {name: tensors.read(name) for name in tensors.shapes}
     rest, scale = unflatten(flat), about["scale"]
     _check(folder, about, rest, model.config.width)
-    return Policy(
+    return ConditionedPolicy(
         model,
         tuple(about["names"]),
         about["conditioning"],

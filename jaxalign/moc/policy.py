@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from jaxalign.errors import InputError
 from jaxalign.moc.config import Conditioning, MocConfig
-from jaxalign.moc.preferences import Prompt, simplex, told
+from jaxalign.moc.preferences import Prompt, check_simplex, insert_preference_tag
 from jaxalign.models import lora
 from jaxalign.models.buckets import bucket_length, padded
 from jaxalign.models.chat import prompt_ids
@@ -25,7 +25,7 @@ _HIDDEN = 64  # width of what makes a soft token of a preference
 
 
 @dataclass(frozen=True, eq=False)
-class Policy:
+class ConditionedPolicy:
     """A language model that answers as a preference asks.
 
     Attributes:
@@ -49,13 +49,13 @@ class Policy:
     decimals: int = 1
 
 
-def start(
+def init_policy(
     key: jax.Array,
     model: LanguageModel,
     names: Sequence[str],
     config: MocConfig,
     scale: RewardScale | None = None,
-) -> Policy:
+) -> ConditionedPolicy:
     """A fresh policy; with tags or without conditioning it answers as the model does.
 
     Args:
@@ -83,7 +83,7 @@ def start(
     if config.conditioning == "token":
         trained["token"] = _token_params(token, len(names), model.config.width)
     decimals = config.preferences.decimals
-    return Policy(
+    return ConditionedPolicy(
         model, tuple(names), config.conditioning, config.trunk.lora, trained, scale, decimals
     )
 
@@ -93,7 +93,9 @@ def value_head(objectives: int) -> ValueHead:
     return ValueHead(objectives + 1, scale=0.0)
 
 
-def token_ids(policy: Policy, prompts: Sequence[Prompt], preferences: ArrayLike) -> list[list[int]]:
+def token_ids(
+    policy: ConditionedPolicy, prompts: Sequence[Prompt], preferences: ArrayLike
+) -> list[list[int]]:
     """Ids of each prompt as the policy reads it.
 
     Args:
@@ -104,7 +106,7 @@ def token_ids(policy: Policy, prompts: Sequence[Prompt], preferences: ArrayLike)
     Raises:
         InputError: what is no prompt or no preference, or is longer than the context.
     """
-    rows = simplex(preferences, policy.names)
+    rows = check_simplex(preferences, policy.names)
     if rows.shape != (len(prompts), len(policy.names)):
         raise InputError(
             f"found preferences of shape {rows.shape} for {len(prompts)} prompts; expected "
@@ -115,13 +117,13 @@ def token_ids(policy: Policy, prompts: Sequence[Prompt], preferences: ArrayLike)
     for number, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
         text = prompt
         if policy.conditioning == "tags":
-            text = told(policy.names, row, prompt, policy.decimals)
+            text = insert_preference_tag(policy.names, row, prompt, policy.decimals)
         ids.append(prompt_ids(policy.model, text, soft, f"prompt {number}"))
     return ids
 
 
-def prompts_of(
-    policy: Policy, prompts: Sequence[Prompt], preferences: ArrayLike
+def prepare_prompts(
+    policy: ConditionedPolicy, prompts: Sequence[Prompt], preferences: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray]:
     """Prompts as `generate` takes them.
 
@@ -142,7 +144,7 @@ def prompts_of(
     return padded(ids, (len(ids), width)), lengths
 
 
-def arguments(policy: Policy, preferences: ArrayLike) -> dict[str, Any]:
+def generation_arguments(policy: ConditionedPolicy, preferences: ArrayLike) -> dict[str, Any]:
     """What `generate` needs besides the prompts: the scaled adapter, and soft tokens.
 
     Args:
@@ -153,17 +155,17 @@ def arguments(policy: Policy, preferences: ArrayLike) -> dict[str, Any]:
         Keyword arguments; those of `completion_states` too.
     """
     table = policy.model.params["embed"]["table"]
-    rows = jnp.asarray(simplex(preferences, policy.names))
-    return told_by(policy.trained, table, policy.lora, rows)
+    rows = jnp.asarray(check_simplex(preferences, policy.names))
+    return conditioned_inputs(policy.trained, table, policy.lora, rows)
 
 
-def told_by(
+def conditioned_inputs(
     trained: Mapping[str, Any], table: jax.Array, config: LoraConfig, preferences: jax.Array
 ) -> dict[str, Any]:
     """The pure part of `arguments`.
 
     Args:
-        trained: as in `Policy`.
+        trained: as in `ConditionedPolicy`.
         table: [V, D], input embeddings.
         config: of the adapter.
         preferences: [B, R].

@@ -114,7 +114,7 @@ def value_loss(
     return _larger((values - returns) ** 2 / 2, (near - returns) ** 2 / 2, counts)
 
 
-def adapted_kl(
+def adapt_kl_coef(
     coef: float | jax.Array,
     kl: float | jax.Array,
     target: float,

@@ -51,10 +51,10 @@ class PreferenceConfig:
             )
         for name in ("listed", "held_out"):
             for row in getattr(self, name):
-                simplex(row, None, f"`{name}`")
+                check_simplex(row, None, f"`{name}`")
 
 
-def simplex(
+def check_simplex(
     values: ArrayLike, names: Sequence[str] | None = None, what: str = "preference"
 ) -> np.ndarray:
     """Preferences that are looked at: not negative, and of sum 1.
@@ -85,7 +85,7 @@ def simplex(
     return (table / table.sum(axis=-1, keepdims=True)).astype(np.float32)
 
 
-def draw(
+def sample_preferences(
     seed: int, step: int, count: int, names: Sequence[str], config: PreferenceConfig
 ) -> np.ndarray:
     """Preferences of one step.
@@ -105,12 +105,12 @@ def draw(
         InputError: nothing is left that is not held out, two points of a grid or list are written
             alike, or a preference is not of R rewards.
     """
-    held = {tag(names, row, config.decimals) for row in config.held_out}
+    held = {preference_tag(names, row, config.decimals) for row in config.held_out}
     random = np.random.Generator(np.random.PCG64([seed, step, _STREAM]))
     if config.kind == "dirichlet":
         return _dirichlet(random, count, names, config, held)
     points = _points(names, config)
-    kept = points[[tag(names, row, config.decimals) not in held for row in points]]
+    kept = points[[preference_tag(names, row, config.decimals) not in held for row in points]]
     if not len(kept):
         raise InputError(f"held_out holds all {len(points)} preferences; leave some to train on.")
     rounds = [random.permutation(len(kept)) for _ in range(-(-count // len(kept)))]
@@ -131,7 +131,7 @@ def _dirichlet(
             return np.array(kept[:count], np.float32).reshape(count, len(names))
         drawn = random.dirichlet(np.full(len(names), config.alpha), count)
         rounded = _rounded(drawn, 10**config.decimals)
-        kept += [row for row in rounded if tag(names, row, config.decimals) not in held]
+        kept += [row for row in rounded if preference_tag(names, row, config.decimals) not in held]
     raise InputError(
         f"held_out leaves almost nothing to draw: {len(kept)} of {1000 * count} draws are not in "
         "it; hold out fewer, or raise decimals."
@@ -149,10 +149,10 @@ def _rounded(values: np.ndarray, units: int) -> np.ndarray:
 
 def _points(names: Sequence[str], config: PreferenceConfig) -> np.ndarray:
     if config.kind == "list":
-        points = np.stack([simplex(row, names, "`listed`") for row in config.listed])
+        points = np.stack([check_simplex(row, names, "`listed`") for row in config.listed])
     else:
         points = lattice(len(names), config.points)
-    written = {tag(names, row, config.decimals) for row in points}
+    written = {preference_tag(names, row, config.decimals) for row in points}
     if len(written) < len(points):
         raise InputError(
             f"{len(points)} preferences are written in only {len(written)} ways with "
@@ -205,7 +205,7 @@ def evaluation_points(count: int) -> np.ndarray:
     return np.concatenate([np.array(sorted(tenths), np.float32) / np.float32(10), centre])
 
 
-def tag(names: Sequence[str], preference: ArrayLike, decimals: int = 1) -> str:
+def preference_tag(names: Sequence[str], preference: ArrayLike, decimals: int = 1) -> str:
     """A preference as it is written in a prompt: `<pref_helpful> 0.3 <pref_humor> 0.7`.
 
     Args:
@@ -216,12 +216,14 @@ def tag(names: Sequence[str], preference: ArrayLike, decimals: int = 1) -> str:
     Raises:
         InputError: it is no preference over these rewards.
     """
-    values = simplex(preference, names)
+    values = check_simplex(preference, names)
     pairs = zip(names, values.tolist(), strict=True)
     return " ".join(f"<pref_{name}> {value:.{decimals}f}" for name, value in pairs)
 
 
-def told(names: Sequence[str], preference: ArrayLike, prompt: Prompt, decimals: int = 1) -> Any:
+def insert_preference_tag(
+    names: Sequence[str], preference: ArrayLike, prompt: Prompt, decimals: int = 1
+) -> Any:
     """A prompt that says the preference, at the head of what the user says last.
 
     Args:
@@ -237,13 +239,13 @@ def told(names: Sequence[str], preference: ArrayLike, prompt: Prompt, decimals: 
     Raises:
         InputError: it is no preference over these rewards, or a chat without a turn of the user.
     """
-    label = tag(names, preference, decimals)
+    label = preference_tag(names, preference, decimals)
     if isinstance(prompt, str):
-        text = stripped(names, prompt)
+        text = strip_preference_tags(names, prompt)
         place = text.rfind(HUMAN)
         cut = 0 if place < 0 else place + len(HUMAN) + text.startswith(" ", place + len(HUMAN))
         return f"{text[:cut]}{label} {text[cut:]}"
-    turns = [{**turn, "content": stripped(names, turn["content"])} for turn in prompt]
+    turns = [{**turn, "content": strip_preference_tags(names, turn["content"])} for turn in prompt]
     own = [place for place, turn in enumerate(turns) if turn.get("role") == "user"]
     if not own:
         raise InputError(
@@ -254,7 +256,7 @@ def told(names: Sequence[str], preference: ArrayLike, prompt: Prompt, decimals: 
     return turns
 
 
-def stripped(names: Sequence[str], text: str) -> str:
+def strip_preference_tags(names: Sequence[str], text: str) -> str:
     """A text without preference tags, each with the space behind it; as rewards see it."""
     pairs = " ".join(rf"<pref_{re.escape(name)}> \d+(?:\.\d+)?" for name in names)
     count = 1
@@ -263,7 +265,7 @@ def stripped(names: Sequence[str], text: str) -> str:
     return text
 
 
-def parse(text: str, names: Sequence[str]) -> np.ndarray:
+def parse_preference(text: str, names: Sequence[str]) -> np.ndarray:
     """Read a preference such as `helpful=0.3,humor=0.7`.
 
     Args:
@@ -308,7 +310,7 @@ def parse(text: str, names: Sequence[str]) -> np.ndarray:
         raise InputError(
             f"preference: {text} sums to {total:.4g}, expected 1; perhaps {meant} is meant."
         )
-    return simplex(values, names)
+    return check_simplex(values, names)
 
 
 def _example(names: Sequence[str]) -> str:

@@ -12,8 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxalign.errors import InputError
 from jaxalign.moc.config import MocConfig
 from jaxalign.moc.experience import Scored, closeness, experience, reached, slopes, weighted
-from jaxalign.moc.policy import told_by, value_head
-from jaxalign.moc.ppo import adapted_kl
+from jaxalign.moc.policy import conditioned_inputs, value_head
+from jaxalign.moc.ppo import adapt_kl_coef
 from jaxalign.moc.update import Group, batch_loss
 from jaxalign.models import families
 from jaxalign.models.completions import (
@@ -37,7 +37,7 @@ Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
-class State(NamedTuple):
+class MocTrainState(NamedTuple):
     """All that a step changes.
 
     Attributes:
@@ -69,16 +69,21 @@ class Programs:
             It jits, scans and vmaps over states (seeds) and batches (preferences).
     """
 
-    rollout: Callable[[State, Any, Batch], CompletionBatch]
-    score: Callable[[State, Any, Batch, CompletionBatch], Scored]
-    learn: Callable[[State, Any, Batch, CompletionBatch, Scored, jax.Array], tuple[State, Metrics]]
-    step: Callable[[State, Any, Batch], tuple[State, Metrics]] | None
+    rollout: Callable[[MocTrainState, Any, Batch], CompletionBatch]
+    score: Callable[[MocTrainState, Any, Batch, CompletionBatch], Scored]
+    learn: Callable[
+        [MocTrainState, Any, Batch, CompletionBatch, Scored, jax.Array],
+        tuple[MocTrainState, Metrics],
+    ]
+    step: Callable[[MocTrainState, Any, Batch], tuple[MocTrainState, Metrics]] | None
 
 
-def begin(key: jax.Array, trained: Mapping[str, Any], config: MocConfig) -> State:
+def init_train_state(
+    key: jax.Array, trained: Mapping[str, Any], config: MocConfig
+) -> MocTrainState:
     """The state before the first step."""
     own, rest = jax.random.split(key)
-    return State(
+    return MocTrainState(
         optimiser.start(own, trained, config.optimiser),
         jnp.zeros((), jnp.int32),
         rest,
@@ -108,7 +113,7 @@ def make_train(
     """
     run = _Run(config, decoder, tuple(names), stop_ids, mesh, scale)
 
-    def step(state: State, frozen: Any, batch: Batch) -> tuple[State, Metrics]:
+    def step(state: MocTrainState, frozen: Any, batch: Batch) -> tuple[MocTrainState, Metrics]:
         assert reward is not None
         answers = run.rollout(state, frozen, batch)
         scored = run.score(state, frozen, batch, answers)
@@ -141,7 +146,7 @@ class _Run:
     def objectives(self) -> tuple[str, ...]:
         return self.names if self.config.reward == "vector" else (self.config.reward,)
 
-    def rollout(self, state: State, frozen: Any, batch: Batch) -> CompletionBatch:
+    def rollout(self, state: MocTrainState, frozen: Any, batch: Batch) -> CompletionBatch:
         """Answers to the prompts of a batch."""
         config, rows = self.config, batch_sharding(self.mesh)
         tokens, lengths = (
@@ -162,7 +167,9 @@ class _Run:
         found = decode(spec, inputs, Prompt(tokens, lengths, soft, firsts))
         return CompletionBatch(tokens, lengths, found.tokens, found.lengths)
 
-    def score(self, state: State, frozen: Any, batch: Batch, answers: CompletionBatch) -> Scored:
+    def score(
+        self, state: MocTrainState, frozen: Any, batch: Batch, answers: CompletionBatch
+    ) -> Scored:
         """The answers under the policy and the reference, by the parts that the update has."""
         parts = self.config.minibatches * self.config.micro_batches
         params = self._pinned(frozen)
@@ -185,13 +192,13 @@ class _Run:
 
     def learn(
         self,
-        state: State,
+        state: MocTrainState,
         frozen: Any,
         batch: Batch,
         answers: CompletionBatch,
         scored: Scored,
         raw: jax.Array,
-    ) -> tuple[State, Metrics]:
+    ) -> tuple[MocTrainState, Metrics]:
         """The updates of a step."""
         config, preferences, mask = self.config, batch["preferences"], answers.mask
         raw = raw.astype(jnp.promote_types(raw.dtype, jnp.float32))
@@ -215,7 +222,7 @@ class _Run:
         kl = jnp.mean(jnp.sum(jnp.where(mask, scored.logp - scored.reference, 0), axis=1))
         coefficient = state.coefficient
         if config.kl.adaptive:
-            coefficient = adapted_kl(
+            coefficient = adapt_kl_coef(
                 coefficient, kl, config.kl.target, config.kl.horizon, config.batch
             )
         bad = jnp.any(~jnp.isfinite(levels), axis=1)
@@ -230,10 +237,10 @@ class _Run:
             "tokens": jnp.sum(answers.prompt_lengths + answers.completion_lengths),
             "bad_row": jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32),
         }
-        return State(train, state.step + 1, state.key, coefficient), metrics
+        return MocTrainState(train, state.step + 1, state.key, coefficient), metrics
 
     def _updates(
-        self, state: State, frozen: Any, rows: Any, groups: Any, finite: jax.Array
+        self, state: MocTrainState, frozen: Any, rows: Any, groups: Any, finite: jax.Array
     ) -> tuple[TrainState, Metrics]:
         """Epochs of minibatches, until the policy is too far from the one that drew."""
         config = self.config
@@ -318,7 +325,7 @@ class _Run:
 
     def _told(self, trained: Any, params: Any, preferences: jax.Array) -> dict[str, Any]:
         rows = jnp.repeat(preferences, self.config.rows, axis=0)
-        return told_by(trained, params["embed"]["table"], self.config.trunk.lora, rows)
+        return conditioned_inputs(trained, params["embed"]["table"], self.config.trunk.lora, rows)
 
     def _pinned(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Whole rows of the tables: see `jaxalign.train.mesh.gathered`."""
@@ -329,7 +336,7 @@ class _Run:
         }
         return {**params, **tables}
 
-    def _dropout(self, state: State, minibatch: jax.Array, micro: jax.Array) -> jax.Array:
+    def _dropout(self, state: MocTrainState, minibatch: jax.Array, micro: jax.Array) -> jax.Array:
         """The key that `train.step.gradient` gives a micro-batch."""
         return jax.random.fold_in(jax.random.fold_in(_fold(state, 1), minibatch), micro)
 
@@ -348,6 +355,6 @@ class _Run:
         return jax.tree.map(at, tree)
 
 
-def _fold(state: State, number: int) -> jax.Array:
+def _fold(state: MocTrainState, number: int) -> jax.Array:
     """The step's key of one purpose: 0 draws answers, 1 drops."""
     return jax.random.fold_in(jax.random.fold_in(state.key, state.step), number)

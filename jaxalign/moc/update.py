@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxalign.moc.combine import combine, policy_directions
+from jaxalign.moc.combination import combine, policy_directions
 from jaxalign.moc.config import MocConfig
 from jaxalign.moc.experience import Experience
 from jaxalign.moc.ppo import policy_loss, value_loss

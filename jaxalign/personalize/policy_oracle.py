@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxalign.errors import InputError
-from jaxalign.moc.judge import check_drawn_whole
 from jaxalign.models.buckets import padded
 from jaxalign.models.chat import Chat, check_finite, prompt_ids, text_of, with_stops
 from jaxalign.models.completions import reference_logprobs
@@ -22,8 +21,8 @@ from jaxalign.models.language import LanguageModel
 from jaxalign.models.sampling import Sampling
 from jaxalign.palm.domain import Floats
 from jaxalign.palm.oracle import OraclePolicy, Policies
-from jaxalign.personalize.conditioned import Conditioned
-from jaxalign.personalize.policies import Kind, identity
+from jaxalign.personalize.policies import Conditioned, Kind, identity
+from jaxalign.rollout.checks import check_untruncated
 from jaxalign.runs.artifact import load_arrays, save_arrays
 
 Prompts = Sequence[str | Chat]
@@ -110,7 +109,7 @@ class AnswerOracle:
                 f"found {len(prompts)} prompts, {samples} answers each and batches of "
                 f"{batch_size}; expected at least 2 prompts and answers, and batches of at least 1."
             )
-        check_drawn_whole(settings)
+        check_untruncated(settings)
         self.model, self.policies, self.reward = model, policies, reward
         self.prompts, self.names, self.range = list(prompts), tuple(names), reward_range
         self.settings, self.samples, self.beta = with_stops(model, settings), samples, float(beta)

@@ -18,15 +18,22 @@ from jaxalign.models.chat import Chat, Completion, generate_texts
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.peft import load_adapter, save_adapter
 from jaxalign.models.sampling import Sampling
-from jaxalign.models.soups import Mixing, Soups, Stacked, Tuned
 from jaxalign.palm import portfolio as artefact
 from jaxalign.palm.portfolio import Portfolio
-from jaxalign.personalize.conditioned import Conditioned, Told
-from jaxalign.personalize.policies import Kind, identity
+from jaxalign.personalize.policies import (
+    Conditioned,
+    Kind,
+    Mixing,
+    PreferenceConditionedBatch,
+    Separate,
+    Soups,
+    StackedAdapters,
+    identity,
+)
 
 FORMAT = 2
 FILE = "policies.json"
-_ADAPTED = {kind.kind: kind for kind in (Soups, Mixing, Tuned)}
+_ADAPTED = {kind.kind: kind for kind in (Soups, Mixing, Separate)}
 
 
 class Answered(NamedTuple):
@@ -67,7 +74,7 @@ class Serving:
             )
 
     @cached_property
-    def stacked(self) -> Stacked | Told:
+    def stacked(self) -> StackedAdapters | PreferenceConditionedBatch:
         """The members side by side, made once."""
         return self.policies.stacked(self.portfolio.members.payload["weight"])
 

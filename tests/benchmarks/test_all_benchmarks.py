@@ -19,7 +19,7 @@ from benchmarks.moc_memory import CONFIG
 from benchmarks.rows import ROWS, Row
 from benchmarks.xla import environment
 from jaxalign.config import load_config
-from jaxalign.moc.run import RunConfig
+from jaxalign.experiments.moc._run import MocRunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 MACHINE = {
@@ -301,7 +301,7 @@ def test_every_row_is_a_command_that_its_benchmark_takes():
 
 
 def test_the_sizes_of_a_step_are_those_of_the_preset():
-    preset, own = load_config(RunConfig, CONFIG, []).moc, published()
+    preset, own = load_config(MocRunConfig, CONFIG, []).moc, published()
     others = {"steps": preset.steps, "preferences": preset.preferences}  # of a whole run
     assert dataclasses.replace(own, **others) == preset
 

@@ -19,8 +19,8 @@ import moc_world as world
 import numpy as np
 
 from jaxalign import moc
-from jaxalign.moc.source import Source
-from jaxalign.moc.step import begin, make_train
+from jaxalign.moc.prompt_sampler import PromptSampler
+from jaxalign.moc.step import init_train_state, make_train
 from jaxalign.train.mesh import (
     MeshConfig,
     batch_sharding,
@@ -32,14 +32,14 @@ from jaxalign.train.mesh import (
 jax.config.update("jax_numpy_rank_promotion", "raise")
 MESHES = {"one": (1, 1, 1), "data": (2, 1, 1), "fsdp": (1, 4, 1), "tensor": (1, 2, 2)}
 config = world.config(micro_batches=2, epochs=2, conditioning="token")
-policy = moc.start(jax.random.key(0), world.language_model(), world.NAMES, config)
-batch = Source(policy, world.PROMPTS, config).draw(0).arrays
+policy = moc.init_policy(jax.random.key(0), world.language_model(), world.NAMES, config)
+batch = PromptSampler(policy, world.PROMPTS, config).draw(0).arrays
 found = {}
 for name, sizes in MESHES.items():
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
     decoder = config.trunk.decoder(policy.model.config)
     programs = make_train(config, decoder, world.NAMES, (world.STOP,), mesh, world.reward())
-    state = begin(jax.random.key(0), jax.tree.map(np.array, policy.trained), config)
+    state = init_train_state(jax.random.key(0), jax.tree.map(np.array, policy.trained), config)
     state = jax.device_put(state, state_shardings(state, mesh, decoder))
     frozen = jax.device_put(
         policy.model.params, param_shardings(policy.model.params, mesh, decoder)

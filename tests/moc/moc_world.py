@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from tiny_words import word_tokenizer
 
-from jaxalign.moc.config import KlConfig, MocConfig
+from jaxalign.moc.config import KLConfig, MocConfig
 from jaxalign.models import families
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.language import LanguageModel
@@ -71,7 +71,7 @@ def config(**changes):
         epochs=2,
         minibatches=1,
         micro_batches=1,
-        kl=KlConfig(coef=0.01, adaptive=False),
+        kl=KLConfig(coef=0.01, adaptive=False),
         trunk=TrunkConfig(lora=LORA),
         optimiser=OptimiserConfig(rate=3e-3, schedule="constant", warmup=0.0, clip_norm=0.5),
         checkpoint_every=2,

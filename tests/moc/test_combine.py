@@ -11,19 +11,19 @@ from scipy.optimize import minimize
 
 from jaxalign.config import load_config
 from jaxalign.errors import InputError
-from jaxalign.moc.combine import (
+from jaxalign.moc.combination import (
     CombineConfig,
     combine,
     policy_directions,
+    similarity_direction,
+    similarity_directions,
     similarity_error,
-    similarity_slope,
-    similarity_slopes,
 )
 
 RULES = ("linear", "minnorm", "two", "blend", "gate", "similarity")
 few = settings(max_examples=30, deadline=None)
 compiled = jax.jit(combine, static_argnums=2)
-slope_of = jax.jit(similarity_slope, static_argnums=2)
+slope_of = jax.jit(similarity_direction, static_argnums=2)
 error_of = jax.jit(similarity_error, static_argnums=2)
 
 
@@ -154,19 +154,19 @@ def test_ratio_is_finite_at_zero_and_below():
     for mean in ([0.0, 0.0], [1e-30, 0.0], [0.5, -0.5], [-1.0, -2.0], [0.0, 1e6]):
         assert np.isfinite(slope_of(jnp.array(mean), p, "ratio")).all()
         assert np.isfinite(similarity_error(jnp.array(mean), p, "ratio"))
-    assert (similarity_slope(jnp.zeros(2), p, "ratio") > 0).all()
+    assert (similarity_direction(jnp.zeros(2), p, "ratio") > 0).all()
 
 
 @pytest.mark.parametrize("form", ["ratio", "distance"])
 def test_slopes_leave_the_answer_out(form):
     rewards = np.random.default_rng(0).uniform(0.1, 1, (5, 3)).astype(np.float32)
     p = jnp.array([0.2, 0.3, 0.5])
-    found = similarity_slopes(jnp.asarray(rewards), p, form)
+    found = similarity_directions(jnp.asarray(rewards), p, form)
     for row in range(5):
         others = jnp.asarray(np.delete(rewards, row, axis=0).mean(0))
         chex.assert_trees_all_close(found[row], slope_of(others, p, form), atol=1e-4)
     with pytest.raises(InputError, match="1 row; expected 2"):
-        similarity_slopes(jnp.ones((1, 3)), p, form)
+        similarity_directions(jnp.ones((1, 3)), p, form)
 
 
 def test_slopes_are_unbiased_in_small_groups():
@@ -176,7 +176,7 @@ def test_slopes_are_unbiased_in_small_groups():
     drawn = rewards[np.random.default_rng(0).integers(3, size=(20_000, 4))]
     mean = drawn.mean(1, keepdims=True)
     with jax.enable_x64(True):
-        slopes = jax.vmap(similarity_slopes, (0, None, None))(
+        slopes = jax.vmap(similarity_directions, (0, None, None))(
             jnp.asarray(drawn), jnp.asarray(p), "distance"
         )
     average = (drawn == 0.5).all(-1)

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from jaxalign.moc.min_norm import EXACT_UP_TO, frank_wolfe, min_norm
+from jaxalign.moc.min_norm_solver import EXACT_UP_TO, frank_wolfe, min_norm
 
 ROUNDING = 4e-6
 """Of |sum c g|^2 in float32, relative to the largest |g|^2."""

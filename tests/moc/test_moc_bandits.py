@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.bandits import BANDITS, attainable, figures, solve
 from jaxalign.metrics.pareto import hypervolume
-from jaxalign.moc.combine import CombineConfig
+from jaxalign.moc.combination import CombineConfig
 
 
 @pytest.fixture(scope="module")

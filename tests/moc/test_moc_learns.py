@@ -11,11 +11,16 @@ from scipy.optimize import linprog
 
 from jaxalign.metrics.agreement import tau_b
 from jaxalign.metrics.pareto import hypervolume
-from jaxalign.moc.combine import CombineConfig
-from jaxalign.moc.config import KlConfig, MocConfig
-from jaxalign.moc.policy import start
-from jaxalign.moc.preferences import PreferenceConfig, draw, evaluation_points, lattice
-from jaxalign.moc.step import begin, make_train
+from jaxalign.moc.combination import CombineConfig
+from jaxalign.moc.config import KLConfig, MocConfig
+from jaxalign.moc.policy import init_policy
+from jaxalign.moc.preferences import (
+    PreferenceConfig,
+    evaluation_points,
+    lattice,
+    sample_preferences,
+)
+from jaxalign.moc.step import init_train_state, make_train
 from jaxalign.models import families
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.language import LanguageModel
@@ -92,7 +97,7 @@ def config(objectives, rule):
         micro_batches=1,
         lam=1.0,
         value_dropout=0.0,
-        kl=KlConfig(coef=0.0, adaptive=False, target=1e4),
+        kl=KLConfig(coef=0.0, adaptive=False, target=1e4),
         combine=CombineConfig(rule),
         preferences=drawn,
         conditioning="token",
@@ -152,7 +157,7 @@ def learned(objectives, rule, fronts):
     def batches(seed):
         rng = np.random.default_rng(seed)
         each = [
-            batch(own, rng, draw(seed, step, own.groups, names, own.preferences))
+            batch(own, rng, sample_preferences(seed, step, own.groups, names, own.preferences))
             for step in range(own.steps)
         ]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
@@ -161,7 +166,7 @@ def learned(objectives, rule, fronts):
 
     def run(table, key, batches):
         first, second = jax.random.split(key)
-        state = begin(second, start(first, model, names, own).trained, own)
+        state = init_train_state(second, init_policy(first, model, names, own).trained, own)
         step = programs(own, table).step
         state, _ = jax.lax.scan(
             lambda state, batch: step(state, model.params, batch), state, batches

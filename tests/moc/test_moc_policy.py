@@ -24,7 +24,7 @@ HALF = np.array([[0.5, 0.5], [1.0, 0.0]], np.float32)
 
 def policy_of(conditioning="tags", scale=None):
     config = world.config(conditioning=conditioning)
-    return moc.start(jax.random.key(3), world.language_model(), world.NAMES, config, scale)
+    return moc.init_policy(jax.random.key(3), world.language_model(), world.NAMES, config, scale)
 
 
 def moved(policy):
@@ -38,26 +38,26 @@ def moved(policy):
 
 
 def answers(policy, preferences=HALF, seed=0):
-    tokens, lengths = moc.prompts_of(policy, ["a b", "c"], preferences)
+    tokens, lengths = moc.prepare_prompts(policy, ["a b", "c"], preferences)
     return generate(
         policy.model.config, policy.model.params, tokens, lengths, jax.random.key(seed), SETTINGS,
-        **moc.arguments(policy, preferences),
+        **moc.generation_arguments(policy, preferences),
     )  # fmt: skip
 
 
 def test_tags_stand_before_the_prompt():
-    tokens, lengths = moc.prompts_of(policy_of(), ["a b", "c"], HALF)
+    tokens, lengths = moc.prepare_prompts(policy_of(), ["a b", "c"], HALF)
     words = [[world.VOCABULARY[i] for i in row[:n]] for row, n in zip(tokens, lengths, strict=True)]
     assert words[0] == ["<pref_red>", "0.5", "<pref_blue>", "0.5", "a", "b"]
     assert words[1] == ["<pref_red>", "1.0", "<pref_blue>", "0.0", "c"]
-    plain, lengths = moc.prompts_of(policy_of("none"), ["a b", "c"], HALF)
+    plain, lengths = moc.prepare_prompts(policy_of("none"), ["a b", "c"], HALF)
     assert [world.VOCABULARY[i] for i in plain[0, : lengths[0]]] == ["a", "b"]
     assert tokens.dtype == lengths.dtype == np.int32
 
 
 def test_a_fresh_policy_answers_as_its_model():
     policy = policy_of()
-    tokens, lengths = moc.prompts_of(policy, ["a b", "c"], HALF)
+    tokens, lengths = moc.prepare_prompts(policy, ["a b", "c"], HALF)
     model = policy.model
     plain = generate(model.config, model.params, tokens, lengths, jax.random.key(0), SETTINGS)
     found = answers(policy)
@@ -76,9 +76,9 @@ def test_a_soft_token_is_as_long_as_words_are():
     own = np.asarray(found[:, 0])
     unit = own / np.linalg.norm(own, axis=1, keepdims=True)
     assert (unit @ unit.T)[np.triu_indices(3, 1)].max() < 0.95  # told apart from the start
-    given = moc.arguments(policy, HALF)
+    given = moc.generation_arguments(policy, HALF)
     chex.assert_shape(given["prefix"], (2, 1, world.CONFIG.width))
-    assert moc.arguments(policy_of(), HALF)["prefix"] is None
+    assert moc.generation_arguments(policy_of(), HALF)["prefix"] is None
 
 
 @pytest.mark.parametrize("conditioning", ["tags", "token"])
@@ -141,8 +141,8 @@ def test_what_does_not_fit_is_refused():
         policy_of(scale=scale)
     policy = policy_of()
     with pytest.raises(InputError, match=r"preferences of shape \(1, 2\) for 2 prompts"):
-        moc.prompts_of(policy, ["a", "b"], [[0.5, 0.5]])
+        moc.prepare_prompts(policy, ["a", "b"], [[0.5, 0.5]])
     with pytest.raises(InputError, match=r"sums to 0\.9"):
-        moc.prompts_of(policy, ["a"], [[0.5, 0.4]])
+        moc.prepare_prompts(policy, ["a"], [[0.5, 0.4]])
     with pytest.raises(InputError, match=r"the context of tiny has 64"):
-        moc.prompts_of(policy, ["a " * 70], [[0.5, 0.5]])
+        moc.prepare_prompts(policy, ["a " * 70], [[0.5, 0.5]])

@@ -12,14 +12,14 @@ from jaxalign.config import load_config
 from jaxalign.errors import InputError
 from jaxalign.moc.preferences import (
     PreferenceConfig,
-    draw,
+    check_simplex,
     evaluation_points,
+    insert_preference_tag,
     lattice,
-    parse,
-    simplex,
-    stripped,
-    tag,
-    told,
+    parse_preference,
+    preference_tag,
+    sample_preferences,
+    strip_preference_tags,
 )
 
 NAMES = ("helpful", "humor")
@@ -41,15 +41,15 @@ CONFIGS = [
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_draws_lie_on_the_simplex_and_depend_on_seed_and_step_only(config):
-    found = draw(3, 17, 40, NAMES, config)
+    found = sample_preferences(3, 17, 40, NAMES, config)
     assert found.dtype == np.float32
     assert found.shape == (40, 2)
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-6)
     assert found.min() >= 0
-    np.testing.assert_array_equal(found, draw(3, 17, 40, NAMES, config))
+    np.testing.assert_array_equal(found, sample_preferences(3, 17, 40, NAMES, config))
     for seed, step in ((3, 18), (4, 17)):
-        assert (draw(seed, step, 40, NAMES, config) != found).any()
-    assert draw(0, 0, 0, NAMES, config).shape == (0, 2)
+        assert (sample_preferences(seed, step, 40, NAMES, config) != found).any()
+    assert sample_preferences(0, 0, 0, NAMES, config).shape == (0, 2)
 
 
 @settings(max_examples=50, deadline=None)
@@ -57,53 +57,53 @@ def test_draws_lie_on_the_simplex_and_depend_on_seed_and_step_only(config):
 def test_what_is_drawn_is_what_is_said(count, decimals, seed):
     """Rounded as little as can be, so that the text loses nothing."""
     names = [f"r{place}" for place in range(count)]
-    for row in draw(seed, 0, 5, names, PreferenceConfig(decimals=decimals)):
-        said = [float(part) for part in tag(names, row, decimals).split()[1::2]]
+    for row in sample_preferences(seed, 0, 5, names, PreferenceConfig(decimals=decimals)):
+        said = [float(part) for part in preference_tag(names, row, decimals).split()[1::2]]
         np.testing.assert_allclose(said, row, atol=1e-6)
         assert abs(sum(said) - 1) < 1e-9
 
 
 def test_rounding_keeps_the_distribution():
-    drawn = draw(0, 0, 20_000, NAMES, PreferenceConfig(decimals=3))
+    drawn = sample_preferences(0, 0, 20_000, NAMES, PreferenceConfig(decimals=3))
     assert stats.kstest(drawn[:, 0], "uniform").statistic < 0.015
-    corners = draw(0, 0, 5000, THREE, PreferenceConfig(alpha=0.2))
+    corners = sample_preferences(0, 0, 5000, THREE, PreferenceConfig(alpha=0.2))
     assert (corners.max(axis=1) > 0.9).mean() > 0.3
     np.testing.assert_allclose(corners.mean(axis=0), 1 / 3, atol=0.02)
 
 
 def test_a_grid_is_dealt_like_cards():
-    found = draw(1, 2, 25, NAMES, GRID)
+    found = sample_preferences(1, 2, 25, NAMES, GRID)
     assert rows(found[:11]) == rows(found[11:22]) == rows(lattice(2, 11))
     assert len(rows(found[22:])) == 3
-    assert rows(draw(1, 3, 11, NAMES, GRID)) == rows(lattice(2, 11))
+    assert rows(sample_preferences(1, 3, 11, NAMES, GRID)) == rows(lattice(2, 11))
 
 
 def test_a_list_is_dealt_too():
     config = PreferenceConfig(kind="list", listed=((1 / 3, 1 / 3, 1 / 3), (0.0, 1.0, 0.0)))
-    assert rows(draw(0, 0, 2, THREE, config)) == rows(np.array(config.listed))
+    assert rows(sample_preferences(0, 0, 2, THREE, config)) == rows(np.array(config.listed))
 
 
 @pytest.mark.parametrize("kind", ["dirichlet", "grid"])
 def test_what_is_held_out_is_never_drawn(kind):
     held = ((0.3, 0.7), (1.0, 0.0))
     config = PreferenceConfig(kind=kind, held_out=held)
-    found = rows(draw(0, 0, 500, NAMES, config))
+    found = rows(sample_preferences(0, 0, 500, NAMES, config))
     assert found == rows(lattice(2, 11)) - rows(np.array(held, np.float32))
 
 
 def test_nothing_left_to_draw():
     every = tuple(map(tuple, lattice(2, 11).tolist()))
     with pytest.raises(InputError, match="holds all 11 preferences"):
-        draw(0, 0, 1, NAMES, PreferenceConfig(kind="grid", held_out=every))
+        sample_preferences(0, 0, 1, NAMES, PreferenceConfig(kind="grid", held_out=every))
     with pytest.raises(InputError, match="almost nothing to draw"):
-        draw(0, 0, 1, NAMES, PreferenceConfig(held_out=every))
+        sample_preferences(0, 0, 1, NAMES, PreferenceConfig(held_out=every))
 
 
 def test_preferences_that_are_written_alike_are_refused():
     with pytest.raises(InputError, match="21 preferences are written in only 15 ways with 1 dec"):
-        draw(0, 0, 1, NAMES, PreferenceConfig(kind="grid", points=21))
+        sample_preferences(0, 0, 1, NAMES, PreferenceConfig(kind="grid", points=21))
     fine = PreferenceConfig(kind="grid", points=21, decimals=2)
-    assert rows(draw(0, 0, 21, NAMES, fine)) == rows(lattice(2, 21))
+    assert rows(sample_preferences(0, 0, 21, NAMES, fine)) == rows(lattice(2, 21))
 
 
 @pytest.mark.parametrize(
@@ -126,9 +126,9 @@ def test_wrong_settings_are_refused(settings_, match):
 def test_preferences_of_another_number_of_rewards_are_refused():
     config = PreferenceConfig(kind="list", listed=((0.5, 0.5),))
     with pytest.raises(InputError, match=r"one number for each of a\.b, c-d, e"):
-        draw(0, 0, 1, THREE, config)
+        sample_preferences(0, 0, 1, THREE, config)
     with pytest.raises(InputError, match="one number for each"):
-        draw(0, 0, 1, THREE, PreferenceConfig(held_out=((0.5, 0.5),)))
+        sample_preferences(0, 0, 1, THREE, PreferenceConfig(held_out=((0.5, 0.5),)))
 
 
 def test_a_config_file(tmp_path):
@@ -171,26 +171,28 @@ def test_lattice_counts():
 
 
 def test_tags():
-    assert tag(NAMES, [0.3, 0.7]) == "<pref_helpful> 0.3 <pref_humor> 0.7"
-    assert tag(NAMES, np.array([0.25, 0.75], np.float32), 2).endswith("0.25 <pref_humor> 0.75")
+    assert preference_tag(NAMES, [0.3, 0.7]) == "<pref_helpful> 0.3 <pref_humor> 0.7"
+    assert preference_tag(NAMES, np.array([0.25, 0.75], np.float32), 2).endswith(
+        "0.25 <pref_humor> 0.75"
+    )
     with pytest.raises(InputError, match="one number for each of helpful, humor"):
-        tag(NAMES, [1.0])
+        preference_tag(NAMES, [1.0])
 
 
 def test_the_tag_stands_before_the_last_turn_of_the_user():
-    label = tag(NAMES, [0.3, 0.7])
-    assert told(NAMES, [0.3, 0.7], "Hi there") == f"{label} Hi there"
+    label = preference_tag(NAMES, [0.3, 0.7])
+    assert insert_preference_tag(NAMES, [0.3, 0.7], "Hi there") == f"{label} Hi there"
     dialogue = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c \n\nAssistant:"
     expected = f"\n\nHuman: a\n\nAssistant: b\n\nHuman: {label} c \n\nAssistant:"
-    assert told(NAMES, [0.3, 0.7], dialogue) == expected
+    assert insert_preference_tag(NAMES, [0.3, 0.7], dialogue) == expected
     chat = ({"role": "system", "content": "s"}, {"role": "user", "content": "a"},
             {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"})  # fmt: skip
-    found = told(NAMES, [0.3, 0.7], chat)
+    found = insert_preference_tag(NAMES, [0.3, 0.7], chat)
     assert [turn["content"] for turn in found] == ["s", "a", "b", f"{label} c"]
     assert [turn["role"] for turn in found] == [turn["role"] for turn in chat]
     assert chat[-1]["content"] == "c"
     with pytest.raises(InputError, match="none of the user"):
-        told(NAMES, [0.3, 0.7], chat[:1])
+        insert_preference_tag(NAMES, [0.3, 0.7], chat[:1])
 
 
 texts = st.text(st.characters(codec="utf-8"), max_size=60) | st.sampled_from(
@@ -201,28 +203,28 @@ texts = st.text(st.characters(codec="utf-8"), max_size=60) | st.sampled_from(
 @given(texts, st.integers(0, 1000), st.integers(1, 4))
 def test_a_tag_is_stripped_without_a_trace(text, share, decimals):
     preference = [share / 1000, 1 - share / 1000]
-    written = told(NAMES, preference, text, decimals)
+    written = insert_preference_tag(NAMES, preference, text, decimals)
     assert written != text
-    assert stripped(NAMES, written) == text
+    assert strip_preference_tags(NAMES, written) == text
 
 
 @given(texts, texts)
 def test_a_prompt_does_not_choose_the_preference(before, behind):
     assume("<pref" not in before + behind)
     forged = f"{before}<pref_helpful> 1.0 <pref_humor> 0.0 {behind}"
-    written = told(NAMES, [0.3, 0.7], forged)
+    written = insert_preference_tag(NAMES, [0.3, 0.7], forged)
     assert len(re.findall("<pref_helpful>", written)) == 1
     assert "<pref_helpful> 0.3 <pref_humor> 0.7" in written
     nested = "<pref_helpful> 1 <pref_<pref_helpful> 1 <pref_humor> 0 humor> 0 x"
-    assert told(NAMES, [0.3, 0.7], nested).endswith("<pref_humor> 0.7 x")
+    assert insert_preference_tag(NAMES, [0.3, 0.7], nested).endswith("<pref_humor> 0.7 x")
 
 
 def test_parsing():
-    found = parse("humor=0.7, helpful=.3", NAMES)
+    found = parse_preference("humor=0.7, helpful=.3", NAMES)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, [0.3, 0.7], atol=1e-6)
-    np.testing.assert_allclose(parse("humor=1", NAMES), [0, 1])
-    np.testing.assert_allclose(parse("a.b=.33,c-d=.33,e=.33", THREE), 1 / 3, atol=1e-6)
+    np.testing.assert_allclose(parse_preference("humor=1", NAMES), [0, 1])
+    np.testing.assert_allclose(parse_preference("a.b=.33,c-d=.33,e=.33", THREE), 1 / 3, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -243,12 +245,12 @@ def test_parsing():
 )
 def test_what_is_no_preference_is_refused(text, match):
     with pytest.raises(InputError, match=match):
-        parse(text, NAMES)
+        parse_preference(text, NAMES)
 
 
 def test_simplex_takes_many_rows():
     values = np.array([[[0.2, 0.8]], [[1, 0]]])
-    assert simplex(values, NAMES).shape == (2, 1, 2)
+    assert check_simplex(values, NAMES).shape == (2, 1, 2)
     for wrong in ([[0.2, 0.8], [0.2, 0.9]], [0.5, np.nan], 1.0, "text"):
         with pytest.raises(InputError, match="preference"):
-            simplex(wrong, NAMES)
+            check_simplex(wrong, NAMES)

@@ -27,7 +27,7 @@ class Stop(BaseException):
 
 def run(folder, reward=None, steps=STEPS, **changes):
     config = world.config(steps=steps, epochs=1, groups=2, **changes)
-    policy = moc.start(jax.random.key(0), world.language_model(), world.NAMES, config)
+    policy = moc.init_policy(jax.random.key(0), world.language_model(), world.NAMES, config)
     return moc.train(policy, reward or world.reward(), world.PROMPTS, config, folder)
 
 

@@ -18,8 +18,8 @@ import pytest
 
 from jaxalign import moc
 from jaxalign.errors import InputError
-from jaxalign.moc.source import Source
-from jaxalign.moc.step import begin, make_train
+from jaxalign.moc.prompt_sampler import PromptSampler
+from jaxalign.moc.step import init_train_state, make_train
 from jaxalign.models.chat import generate_texts
 from jaxalign.models.sampling import Sampling
 from jaxalign.progress import Progress
@@ -28,24 +28,24 @@ from jaxalign.train.mesh import MeshConfig, make_mesh
 
 
 def policy_of(config, names=world.NAMES, seed=0, dtype="float32"):
-    return moc.start(jax.random.key(seed), world.language_model(dtype), names, config)
+    return moc.init_policy(jax.random.key(seed), world.language_model(dtype), names, config)
 
 
 @cache
 def small():
     """A step's program, its arguments, and how it was made."""
-    config = world.config(steps=50, kl=moc.KlConfig(coef=0.1, target=3.0, horizon=200.0))
+    config = world.config(steps=50, kl=moc.KLConfig(coef=0.1, target=3.0, horizon=200.0))
     policy = policy_of(config)
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     decoder = config.trunk.decoder(policy.model.config)
     programs = make_train(config, decoder, world.NAMES, (world.STOP,), mesh, world.reward())
-    return config, policy, programs, Source(policy, world.PROMPTS, config)
+    return config, policy, programs, PromptSampler(policy, world.PROMPTS, config)
 
 
 @pytest.mark.slow
 def test_fifty_steps_are_compiled_once(monkeypatch):
     chex.clear_trace_counter()
-    module = importlib.import_module("jaxalign.moc.train")
+    module = importlib.import_module("jaxalign.moc._train")
 
     def counted(*args):
         programs = make_train(*args)
@@ -68,7 +68,7 @@ def test_it_maps_over_seeds_and_preferences_and_scans():
     config, policy, programs, source = small()
     frozen, batches = policy.model.params, [source.draw(n).arrays for n in range(2)]
     step = jax.jit(programs.step)
-    starts = [begin(jax.random.key(n), policy.trained, config) for n in range(2)]
+    starts = [init_train_state(jax.random.key(n), policy.trained, config) for n in range(2)]
     alone = [step(starts[0], frozen, batches[0]), step(starts[1], frozen, batches[1])]
     stacked, both = (jax.tree.map(lambda *x: jnp.stack(x), *each) for each in (starts, batches))
     states, metrics = jax.jit(jax.vmap(programs.step, (0, None, 0)))(stacked, frozen, both)
@@ -170,10 +170,13 @@ def test_a_policy_learns_and_the_one_given_stays(tmp_path):
     assert "tokens/s" in lines[-1]
     # And answers through the ordinary generation.
     preferences = np.tile([1.0, 0.0], (4, 1))
-    told = [moc.told(world.NAMES, row, p) for row, p in zip(preferences, "abcd", strict=True)]
+    told = [
+        moc.insert_preference_tag(world.NAMES, row, p)
+        for row, p in zip(preferences, "abcd", strict=True)
+    ]
     answers = generate_texts(
         result.policy.model, told, Sampling(6, min_tokens=1), jax.random.key(0), progress=False,
-        adapters=moc.arguments(result.policy, preferences)["adapters"],
+        adapters=moc.generation_arguments(result.policy, preferences)["adapters"],
     )  # fmt: skip
     words = " ".join(answer.text for answer in answers).split()
     assert np.mean([word in world.LETTERS[:8] for word in words]) > 0.5
@@ -216,7 +219,7 @@ def test_a_base_in_bfloat16_is_held_once():
 
 
 def test_it_stops_a_step_that_goes_too_far():
-    config = world.config(steps=1, epochs=4, kl=moc.KlConfig(target=1e-3, adaptive=False))
+    config = world.config(steps=1, epochs=4, kl=moc.KLConfig(target=1e-3, adaptive=False))
     entry = moc.train(policy_of(config), world.reward(), world.PROMPTS, config).history[0]
     assert entry["updates"] == 2  # the second finds how far the first went
 
@@ -242,7 +245,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
         with pytest.raises(InputError, match=f"{name}: found"):
             world.config(**{name: value})
     with pytest.raises(InputError, match=r"kl\.target: found 0"):
-        moc.KlConfig(target=0.0)
+        moc.KLConfig(target=0.0)
     wrong = TokenReward(world.NAMES, lambda p, n, answers, ends: ends * 1.0, "flat")
     with pytest.raises(InputError, match=r"gives shape \(16,\); expected \(16, 2\)"):
         moc.train(policy, wrong, world.PROMPTS, config)
@@ -250,14 +253,14 @@ def test_what_does_not_fit_is_refused(tmp_path):
 
 def test_prompts_that_are_too_long_are_left_out():
     config = world.config()
-    source = Source(policy_of(config), ["a " * 13, "a b", "c"], config)
+    source = PromptSampler(policy_of(config), ["a " * 13, "a b", "c"], config)
     assert (source.left_out, source.prompts) == (1, ["a b", "c"])
     assert source.width == 16
     rows = [text for step in range(3) for text in source.draw(step).texts]
     assert rows.count("a b") == rows.count("c") == 24
     assert (
         source.draw(1).texts
-        == Source(policy_of(config), ["a " * 13, "a b", "c"], config).draw(1).texts
+        == PromptSampler(policy_of(config), ["a " * 13, "a b", "c"], config).draw(1).texts
     )
 
 

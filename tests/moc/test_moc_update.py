@@ -9,10 +9,10 @@ import moc_world as world
 import numpy as np
 import pytest
 
-from jaxalign.moc.combine import CombineConfig
+from jaxalign.moc.combination import CombineConfig
 from jaxalign.moc.experience import Experience, Scored
-from jaxalign.moc.policy import start
-from jaxalign.moc.step import begin, make_train
+from jaxalign.moc.policy import init_policy
+from jaxalign.moc.step import init_train_state, make_train
 from jaxalign.moc.update import Group, batch_loss, group_loss
 from jaxalign.models.completions import CompletionBatch
 from jaxalign.train.mesh import MeshConfig, make_mesh
@@ -112,11 +112,11 @@ def update_of(objectives, rule="blend"):
     """The update of one unrolled minibatch, and its arguments as shapes."""
     names = ("red", "blue", "green", "grey")[:objectives]
     config = world.config(groups=4, rows=8, epochs=1, combine=CombineConfig(rule))
-    policy = start(jax.random.key(0), world.language_model(), names, config)
+    policy = init_policy(jax.random.key(0), world.language_model(), names, config)
     decoder = replace(config.trunk.decoder(policy.model.config), unroll=True)
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     programs = make_train(config, decoder, names, (world.STOP,), mesh)
-    state = jax.eval_shape(partial(begin, trained=policy.trained, config=config), KEY)
+    state = jax.eval_shape(partial(init_train_state, trained=policy.trained, config=config), KEY)
     tokens = jax.ShapeDtypeStruct((config.batch, 16), jnp.int32)
     lengths = jax.ShapeDtypeStruct((config.batch,), jnp.int32)
     preferences = jax.ShapeDtypeStruct((config.groups, objectives), jnp.float32)

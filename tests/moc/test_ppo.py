@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ppo_loop import loop_gae
 
-from jaxalign.moc.ppo import adapted_kl, gae, policy_loss, value_loss, whiten
+from jaxalign.moc.ppo import adapt_kl_coef, gae, policy_loss, value_loss, whiten
 
 few = settings(max_examples=25, deadline=None)
 by_row = jax.jit(jax.vmap(gae, (0, 0, 0, None, None)))
@@ -125,7 +125,7 @@ def test_nothing_behind_the_end_reaches_a_loss():
     ("kl", "factor"), [(3.0, 1.0), (3.3, 1.00064), (30.0, 1.00128), (0.0, 0.99872)]
 )
 def test_adapted_kl(kl, factor):
-    found = adapted_kl(0.2, kl, target=3.0, horizon=10_000, samples=64)
+    found = adapt_kl_coef(0.2, kl, target=3.0, horizon=10_000, samples=64)
     assert float(found) == pytest.approx(0.2 * factor, rel=1e-6)
-    traced = jax.jit(adapted_kl, static_argnums=(2, 3, 4))(jnp.float32(0.2), kl, 3.0, 10_000, 64)
+    traced = jax.jit(adapt_kl_coef, static_argnums=(2, 3, 4))(jnp.float32(0.2), kl, 3.0, 10_000, 64)
     chex.assert_trees_all_close(found, traced, rtol=1e-6)

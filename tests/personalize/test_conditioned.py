@@ -15,17 +15,16 @@ from tiny_words import word_tokenizer
 from jaxalign import palm
 from jaxalign.errors import InputError
 from jaxalign.moc.config import MocConfig
-from jaxalign.moc.policy import soft_token, start
-from jaxalign.moc.table import ValueTable
+from jaxalign.moc.policy import init_policy, soft_token
+from jaxalign.moc.value_table import ValueTable
 from jaxalign.models import families, lora
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.sampling import Sampling
-from jaxalign.models.soups import Tuned
 from jaxalign.personalize import serve
-from jaxalign.personalize.conditioned import Conditioned, answer_told, target_for
-from jaxalign.personalize.policies import identity
+from jaxalign.personalize.policies import Conditioned, Separate, identity
 from jaxalign.personalize.policy_oracle import AnswerOracle
+from jaxalign.personalize.targets import answer_conditioned, target_for
 from jaxalign.personalize.utility import Target, known
 from jaxalign.rewards.reward_scale import RewardIds, fit_scale
 from jaxalign.train.trunk import TrunkConfig
@@ -65,7 +64,7 @@ def policy(conditioning):
         trunk=TrunkConfig(lora=lora.LoraConfig(3, 5.0, targets=("query", "out", "up"))),
     )
     scale = fit_scale(np.random.default_rng(0).normal(size=(50, 2)), tiny.NAMES)
-    made = start(jax.random.key(1), language_model(), tiny.NAMES, config, scale)
+    made = init_policy(jax.random.key(1), language_model(), tiny.NAMES, config, scale)
     adapter = moved(made.trained["adapter"], 2)
     return replace(made, trained={**made.trained, "adapter": adapter})
 
@@ -77,7 +76,7 @@ def tuned():
         config = lora.LoraConfig(2, 3.0, targets=("query", "out", "up"))
         tree = lora.init(jax.random.key(seed), config, language_model().params)
         found.append((config, moved(tree, seed)))
-    return Tuned(tuple(found))
+    return Separate(tuple(found))
 
 
 def kind_of(name):
@@ -259,7 +258,7 @@ def test_each_row_is_told_its_own(name):
     told, prompts = policy(name), tiny.PROMPTS[:4]
 
     def said(wanted, **more):
-        found = answer_told(told, wanted, prompts, GREEDY, KEY, progress=False, **more)
+        found = answer_conditioned(told, wanted, prompts, GREEDY, KEY, progress=False, **more)
         return [one.tokens.tolist() for one in found]
 
     each = [alone(name, *pair) for pair in zip(OPTIONS, prompts, strict=True)]
@@ -281,7 +280,7 @@ def test_what_cannot_be_told_is_refused():
 
     def refused(match, wanted, **more):
         with pytest.raises(InputError, match=match):
-            answer_told(told, wanted, ["a"], GREEDY, KEY, **more)
+            answer_conditioned(told, wanted, ["a"], GREEDY, KEY, **more)
 
     refused("sums to 1.3", [[0.6, 0.7]])
     refused("expected numbers of at least 0", [[1.5, -0.5]])
@@ -298,7 +297,7 @@ def test_what_cannot_be_told_is_refused():
     with pytest.raises(InputError, match="row 1: found"):
         tuned().stacked([[1, 0, 0], [0.5, 0.5, 0]])
     with pytest.raises(InputError, match="no scale"):
-        answer_told(replace(told, scale=None), Target([[0.5, 0.5]], ids), ["a"], GREEDY, KEY)
+        answer_conditioned(replace(told, scale=None), Target([[0.5, 0.5]], ids), ["a"], GREEDY, KEY)
     with pytest.raises(InputError, match="is told early, brief"):
         AnswerOracle(
             language_model(), Conditioned(told, OPTIONS), tiny.PROMPTS, tiny.rewards, BETA,

@@ -16,7 +16,7 @@ from jaxalign.models.completions import reference_logprobs
 from jaxalign.models.generate import generate
 from jaxalign.models.sampling import Sampling
 from jaxalign.personalize import policy_oracle
-from jaxalign.personalize.policies import Mixing, Soups, digest
+from jaxalign.personalize.policies import Mixing, Soups, adapter_digest
 from jaxalign.personalize.policy_oracle import AnswerOracle, standard_error
 
 KEY = jax.random.key(3)
@@ -224,8 +224,10 @@ def test_the_digest_is_of_what_an_adapter_does():
     config, tree = tiny.adapters()[0]
     half = jax.tree.map(lambda pair: {"a": pair["a"], "b": pair["b"] / 2}, tree,
                         is_leaf=lora.is_pair)  # fmt: skip
-    assert digest((replace(config, alpha=2 * config.alpha), half)) == digest((config, tree))
-    assert digest((config, half)) != digest((config, tree))
+    assert adapter_digest((replace(config, alpha=2 * config.alpha), half)) == adapter_digest(
+        (config, tree)
+    )
+    assert adapter_digest((config, half)) != adapter_digest((config, tree))
 
 
 def test_what_cannot_be_evaluated_is_refused():

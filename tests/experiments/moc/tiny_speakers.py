@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from tiny_words import word_tokenizer
 
-from jaxalign.moc.judge import Speaker
+from jaxalign.experiments.moc.judge import EvaluatedPolicy
 from jaxalign.models import families, lora
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.language import LanguageModel
@@ -85,7 +85,7 @@ def speaker(name="told", strength=1.0):
         rows = np.arange(len(preferences), dtype=np.int32)
         return {"adapters": stacked(strength * preferences), "rows": rows}
 
-    return Speaker(name, language_model(), prompts_of, arguments)
+    return EvaluatedPolicy(name, language_model(), prompts_of, arguments)
 
 
 def alone(name="reference"):
@@ -104,7 +104,7 @@ def alone(name="reference"):
             "rows": np.full(len(preferences), -1, np.int32),
         }
 
-    return Speaker(name, language_model(), prompts_of, arguments)
+    return EvaluatedPolicy(name, language_model(), prompts_of, arguments)
 
 
 def _of_tokens(prompts, prompt_lengths, answers, lengths):

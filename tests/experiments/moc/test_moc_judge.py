@@ -11,11 +11,11 @@ import tiny_speakers as tiny
 from scipy.special import log_softmax
 
 from jaxalign.errors import InputError
+from jaxalign.experiments.moc import judge
+from jaxalign.experiments.moc.evaluation import Evaluation
+from jaxalign.experiments.moc.judge import evaluate_policy
 from jaxalign.metrics import agreement
-from jaxalign.moc import judge
-from jaxalign.moc.evaluation import Evaluation
-from jaxalign.moc.judge import evaluate
-from jaxalign.models import answers, families, generate
+from jaxalign.models import completions, families, generate
 from jaxalign.rewards.vector import TextReward, TokenReward
 
 TOLD = np.stack([np.linspace(1, 0, 5), np.linspace(0, 1, 5)], 1).round(2)
@@ -29,7 +29,7 @@ def judged(speaker=None, reward=tiny.TOKEN_REWARD, told=TOLD, seen=SEEN, **chang
     speaker = speaker or tiny.speaker()
     scale = options.pop("scale", tiny.scale())
     prompts, settings = options.pop("prompts", tiny.PROMPTS), options.pop("settings", tiny.SETTINGS)
-    return evaluate(speaker, reward, scale, prompts, told, seen, settings, KEY, **options)
+    return evaluate_policy(speaker, reward, scale, prompts, told, seen, settings, KEY, **options)
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +137,8 @@ def test_one_compilation_for_all_preferences_and_batches(evaluation, monkeypatch
     """Batches that hold a third of a preference, the last one not full, change no answer."""
     once = chex.assert_max_traces(generate.decode, 1)
     monkeypatch.setattr(generate, "decode_jit", jax.jit(once, static_argnums=0))
-    reference = chex.assert_max_traces(answers._reference.__wrapped__, 1)
-    monkeypatch.setattr(answers, "_reference", jax.jit(reference, static_argnums=(0, 1)))
+    reference = chex.assert_max_traces(completions._reference.__wrapped__, 1)
+    monkeypatch.setattr(completions, "_reference", jax.jit(reference, static_argnums=(0, 1)))
     traces = []
 
     def function(*tables):

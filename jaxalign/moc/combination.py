@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.errors import InputError
-from jaxalign.moc.min_norm import min_norm
+from jaxalign.moc.min_norm_solver import min_norm
 
 Rule = Literal["linear", "minnorm", "two", "blend", "gate", "similarity"]
 Form = Literal["ratio", "distance"]
@@ -75,7 +75,7 @@ def similarity_error(mean: jax.Array, preference: jax.Array, form: Form) -> jax.
     return jnp.mean((_compared(mean, form) - preference) ** 2)
 
 
-def similarity_slope(mean: jax.Array, preference: jax.Array, form: Form) -> jax.Array:
+def similarity_direction(mean: jax.Array, preference: jax.Array, form: Form) -> jax.Array:
     """Return the direction, in rewards, in which the squared distance to the preference falls.
 
     Minus the gradient of R times `similarity_error` at the mean; in the distance form
@@ -93,8 +93,8 @@ def similarity_slope(mean: jax.Array, preference: jax.Array, form: Form) -> jax.
     return -jax.grad(lambda at: jnp.sum((_compared(at, form) - preference) ** 2))(mean)
 
 
-def similarity_slopes(rewards: jax.Array, preference: jax.Array, form: Form) -> jax.Array:
-    """Return `similarity_slope` for each answer of a group, at the mean of the other answers.
+def similarity_directions(rewards: jax.Array, preference: jax.Array, form: Form) -> jax.Array:
+    """Return `similarity_direction` for each answer of a group, at the mean of the other answers.
 
     At the mean of all, an answer's own reward is in its slope: in the distance form that adds
     -2 |reward - mean|^2 / rows, a price on every reward that is not the mean, and in small groups
@@ -116,7 +116,7 @@ def similarity_slopes(rewards: jax.Array, preference: jax.Array, form: Form) -> 
         raise InputError(f"a group has {rows} row; expected 2 or more, raise the rows of a group.")
     rewards = _exact(rewards)
     others = (jnp.sum(rewards, axis=0, keepdims=True) - rewards) / (rows - 1)
-    return jax.vmap(similarity_slope, (0, None, None))(others, preference, form)
+    return jax.vmap(similarity_direction, (0, None, None))(others, preference, form)
 
 
 def policy_directions(

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxalign.errors import InputError
+from jaxalign.experiments.moc.evaluation import FORMAT, Evaluation
 from jaxalign.metrics import agreement, pareto
 from jaxalign.metrics.pareto import Floats
-from jaxalign.moc.evaluation import FORMAT, Evaluation
 from jaxalign.version import __version__
 
 Figures = dict[str, float | None]

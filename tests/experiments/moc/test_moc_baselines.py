@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import InputError
-from jaxalign.moc import baselines, start
+from jaxalign.experiments.moc import baselines
+from jaxalign.moc import init_policy
 from jaxalign.moc.experience import weighted
-from jaxalign.moc.preferences import draw
+from jaxalign.moc.preferences import sample_preferences
 from jaxalign.models import families, lora
 from jaxalign.models.generate import generate
 from jaxalign.models.sampling import Sampling
@@ -23,7 +24,7 @@ def policies(conditioning="none"):
     found = []
     for seed in range(2):
         config = tiny.config(conditioning=conditioning)
-        made = start(jax.random.key(seed), tiny.language_model(), tiny.NAMES, config)
+        made = init_policy(jax.random.key(seed), tiny.language_model(), tiny.NAMES, config)
         rng = np.random.default_rng(seed)
         adapter = jax.tree.map(
             lambda x, r=rng: x + r.normal(0, 0.1, x.shape).astype("f"), made.trained["adapter"]
@@ -94,7 +95,7 @@ def test_batches_keep_their_shape():
 def test_a_policy_of_one_weighting_is_told_nothing_and_drawn_for_it_alone():
     config = baselines.morlhf(tiny.config(), [0.25, 0.75])
     assert (config.conditioning, config.reward) == ("none", "weighted")
-    drawn = draw(config.seed, 3, 4, tiny.NAMES, config.preferences)
+    drawn = sample_preferences(config.seed, 3, 4, tiny.NAMES, config.preferences)
     np.testing.assert_allclose(drawn, [[0.25, 0.75]] * 4)
     assert baselines.closeness(tiny.config()).reward == "closeness"
     rewards = np.array([[0.5, 0.5], [1.0, 0.0], [0.0, 0.0], [0.2, 0.8]], np.float32)

@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from jaxalign.config import load_config
 from jaxalign.data.prompts import load_prompts
 from jaxalign.errors import InputError
-from jaxalign.moc import baselines, pages
-from jaxalign.moc.evaluation import Evaluation
-from jaxalign.moc.figures import report as figures
+from jaxalign.experiments.moc import baselines
+from jaxalign.experiments.moc import report as pages
+from jaxalign.experiments.moc._run import CONFIG, POLICY, PROMPTS, MocRunConfig, prompts_for
+from jaxalign.experiments.moc.evaluation import Evaluation
+from jaxalign.experiments.moc.judge import EvaluatedPolicy, Prompts, evaluate_policy
+from jaxalign.experiments.moc.statistics import report as figures
 from jaxalign.moc.files import ABOUT, load
-from jaxalign.moc.judge import Prompts, Speaker, evaluate
-from jaxalign.moc.policy import Policy
-from jaxalign.moc.preferences import evaluation_points, parse, tag
-from jaxalign.moc.run import CONFIG, POLICY, PROMPTS, RunConfig, prompts_for
-from jaxalign.moc.table import ValueTable
+from jaxalign.moc.policy import ConditionedPolicy
+from jaxalign.moc.preferences import evaluation_points, parse_preference, preference_tag
 from jaxalign.models.encoder_files import read_json
 from jaxalign.models.language import LanguageModel
 from jaxalign.progress import Progress
@@ -32,7 +32,7 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class MocEvaluateConfig:
     """How policies are judged.
 
     Attributes:
@@ -59,7 +59,7 @@ class EvaluateConfig:
                 raise InputError(f"{name} is {value}; expected at least {bound}.")
 
 
-class Trained(NamedTuple):
+class MocRun(NamedTuple):
     """A run that is over.
 
     Attributes:
@@ -70,15 +70,15 @@ class Trained(NamedTuple):
     """
 
     folder: Path
-    config: RunConfig
-    policy: Policy
+    config: MocRunConfig
+    policy: ConditionedPolicy
     weight: Floats | None
 
 
 class Judged(NamedTuple):
     """Who is judged, under which preferences [W, R], and which of them [W] were trained on."""
 
-    speaker: Speaker
+    speaker: EvaluatedPolicy
     preferences: Floats
     seen: NDArray[np.bool_]
 
@@ -99,11 +99,11 @@ def policy_folder(folder: str | Path) -> Path:
     )
 
 
-def load_run(folder: str | Path, model: LanguageModel | None = None) -> Trained:
+def load_run(folder: str | Path, model: LanguageModel | None = None) -> MocRun:
     """Read the policy and the config of a run.
 
     Args:
-        folder: of `jaxalign.moc.run.run`.
+        folder: of `jaxalign.experiments.moc.run`.
         model: the base model, if it is loaded already.
 
     Raises:
@@ -116,14 +116,14 @@ def load_run(folder: str | Path, model: LanguageModel | None = None) -> Trained:
             f"{folder} holds a policy and no {CONFIG}; expected the whole folder of `jaxalign moc "
             "train`."
         )
-    config = load_config(RunConfig, folder / CONFIG, [])
+    config = load_config(MocRunConfig, folder / CONFIG, [])
     policy = load(place, model, config.moc.trunk.weights)
-    weight = None if config.weight is None else parse(config.weight, policy.names)
-    return Trained(folder, config, policy, weight)
+    weight = None if config.weight is None else parse_preference(config.weight, policy.names)
+    return MocRun(folder, config, policy, weight)
 
 
-def run_evaluate(
-    config: EvaluateConfig,
+def evaluate(
+    config: MocEvaluateConfig,
     folder: str | Path,
     out: str | Path,
     others: Sequence[str | Path] = (),
@@ -176,19 +176,19 @@ def run_evaluate(
         path = out / "evaluations" / f"{_slug(speaker.name)}.json"
         if not path.exists():
             progress.say(f"{speaker.name}: {len(preferences)} preferences, {len(prompts)} prompts")
-            evaluate(
+            evaluate_policy(
                 speaker, rewards, scale, prompts, preferences, seen,
                 first.config.moc.sampling(()), jax.random.key(config.seed), config.samples,
                 config.batch_size, show,
             ).save(path)  # fmt: skip
         found.append(Evaluation.load(path))
-    ValueTable.of(found[0], scale).save(policy_folder(first.folder))
+    found[0].value_table(scale).save(policy_folder(first.folder))
     report = figures(found, config.reference_point, config.draws, config.seed)
     pages.write(out, report)
     return report
 
 
-def speakers(first: Trained, others: Sequence[Trained]) -> list[Judged]:
+def speakers(first: MocRun, others: Sequence[MocRun]) -> list[Judged]:
     """Return who can be judged of some runs, the first run's policy first.
 
     Args:
@@ -221,18 +221,20 @@ def speakers(first: Trained, others: Sequence[Trained]) -> list[Judged]:
     return found
 
 
-def _points(run: Trained) -> tuple[Floats, NDArray[np.bool_]]:
+def _points(run: MocRun) -> tuple[Floats, NDArray[np.bool_]]:
     """Preferences that a policy is judged under: the literature's, and all that were held out."""
     names, settings = run.policy.names, run.config.moc.preferences
     held = np.array(settings.held_out, np.float32).reshape(-1, len(names))
-    rows = {tag(names, row, settings.decimals): row for row in evaluation_points(len(names))}
-    outside = {tag(names, row, settings.decimals): row for row in held}
+    rows = {
+        preference_tag(names, row, settings.decimals): row for row in evaluation_points(len(names))
+    }
+    outside = {preference_tag(names, row, settings.decimals): row for row in held}
     points = rows | {text: row for text, row in outside.items() if text not in rows}
     seen = np.array([text not in outside for text in points])
     return np.stack(list(points.values())).astype(np.float32), seen
 
 
-def _name(run: Trained, taken: Sequence[str]) -> str:
+def _name(run: MocRun, taken: Sequence[str]) -> str:
     """The folder's name, or its path where another has that name."""
     known = (*taken, "MORLHF", "soups", "MOD")
     name = run.folder.resolve().name
@@ -243,7 +245,7 @@ def _slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name).strip("_")
 
 
-def _check(first: Trained, other: Trained) -> None:
+def _check(first: MocRun, other: MocRun) -> None:
     for what, own, theirs in (
         ("rewards", first.policy.names, other.policy.names),
         ("specifications of rewards", first.config.rewards, other.config.rewards),
@@ -255,7 +257,7 @@ def _check(first: Trained, other: Trained) -> None:
             )
 
 
-def _prompts(run: Trained, data: str | None, config: EvaluateConfig) -> Prompts:
+def _prompts(run: MocRun, data: str | None, config: MocEvaluateConfig) -> Prompts:
     """Prompts to judge on, at most as many as asked for."""
     if data is not None:
         prompts: Sequence[Any] = prompts_for(

@@ -7,12 +7,12 @@ import pytest
 
 from jaxalign.config import load_config, to_yaml
 from jaxalign.data.prompts import load_prompts, split_prompts
-from jaxalign.moc.preferences import draw, tag
-from jaxalign.moc.run import RunConfig
+from jaxalign.experiments.moc._run import MocRunConfig
+from jaxalign.moc.preferences import preference_tag, sample_preferences
 from jaxalign.rewards import spec
 from jaxalign.rewards.rules import TRAITS
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PRESETS = sorted((ROOT / "configs" / "moc").glob("*.yaml"))
 SEVEN_B = [path for path in PRESETS if path.stem != "smollm2_traits"]
 HELPFUL = ("Ray2333/gpt2-large-helpful-reward_model", 0, True)
@@ -28,7 +28,7 @@ TASKS = {
 
 
 def load(path):
-    return load_config(RunConfig, path, [])
+    return load_config(MocRunConfig, path, [])
 
 
 def test_every_task_has_its_preset():
@@ -57,11 +57,13 @@ def test_rewards_and_preferences(path, tmp_path, monkeypatch):
         assert asked == [next(about[0] for about in wanted if about)]
     names = [reward.name for reward in config.rewards]
     preferences = config.moc.preferences
-    drawn = {tag(names, row) for row in draw(0, 0, 3000, names, preferences)}
-    held = {tag(names, row) for row in preferences.held_out}
+    drawn = {
+        preference_tag(names, row) for row in sample_preferences(0, 0, 3000, names, preferences)
+    }
+    held = {preference_tag(names, row) for row in preferences.held_out}
     assert len(held) == 2
     assert not held & drawn
-    assert {tag(names, row) for row in np.eye(len(names))} <= drawn
+    assert {preference_tag(names, row) for row in np.eye(len(names))} <= drawn
     again = tmp_path / "again.yaml"
     again.write_text(to_yaml(config))
     assert load(again) == config

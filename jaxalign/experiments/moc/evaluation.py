@@ -1,6 +1,5 @@
 """What was measured of a policy under many preferences, and its file."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ from numpy.typing import NDArray
 
 from jaxalign.errors import InputError
 from jaxalign.files import write_json
+from jaxalign.moc.value_table import FORMAT, ValueTable, read
+from jaxalign.rewards.reward_scale import RewardScale
 
-FORMAT = 1
 _ARRAYS = {"preferences": "WR", "seen": "W", "rewards": "WXR", "kl": "WX", "entropy": "W",
            "tokens": "W"}  # fmt: skip
 
@@ -82,6 +82,29 @@ class Evaluation:
         """Standard errors [W] of the mean KL, over prompts."""
         return _stderr(self.kl)
 
+    def value_table(self, scale: RewardScale) -> ValueTable:
+        """Return the value table of the policy.
+
+        Args:
+            scale: that the rewards are on.
+
+        Raises:
+            InputError: it is another scale.
+        """
+        if (self.names, self.digest) != (scale.names, scale.digest):
+            raise InputError(
+                f"value table: {self.speaker} was judged on the scale {self.digest[:12]} of "
+                f"{', '.join(self.names)}, expected {scale.digest[:12]} of "
+                f"{', '.join(scale.names)}; evaluate it on this one."
+            )
+        return ValueTable(
+            told=self.preferences,
+            reached=np.asarray(scale.standardise_levels(self.reached)),
+            kl=self.kl.mean(axis=1),
+            names=self.names,
+            digest=self.digest,
+        )
+
     def save(self, path: str | Path) -> None:
         """Write it as JSON, from which `load` makes an equal one."""
         plain = {name: value.tolist() if isinstance(value, np.ndarray) else value
@@ -116,29 +139,6 @@ class Evaluation:
                 f"{path} holds no whole evaluation ({type(error).__name__}: {error}): evaluate "
                 "again."
             ) from None
-
-
-def read(path: str | Path, what: str, remedy: str) -> dict[str, Any]:
-    """Parse a JSON file of this module's format.
-
-    Args:
-        path: of the file.
-        what: it should hold, for messages.
-        remedy: what to do where it does not, for messages.
-
-    Raises:
-        InputError: there is no such file, it is not whole, or of another format.
-    """
-    try:
-        stored = json.loads(Path(path).read_text("utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: found no file, expected {what}; {remedy}.") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} holds no {what} ({error}); {remedy}.") from None
-    found = stored.get("format") if isinstance(stored, dict) else None
-    if found != FORMAT:
-        raise InputError(f"{path}: found format {found}, expected {FORMAT}; {remedy}.")
-    return dict(stored)
 
 
 def _stderr(values: NDArray[np.float64]) -> NDArray[np.float64]:

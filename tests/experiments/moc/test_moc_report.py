@@ -9,9 +9,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from rich.console import Console
 
-from jaxalign.moc import pages, plots
-from jaxalign.moc.evaluation import Evaluation
-from jaxalign.moc.figures import report
+from jaxalign.experiments.moc import plots
+from jaxalign.experiments.moc import report as pages
+from jaxalign.experiments.moc.evaluation import Evaluation
+from jaxalign.experiments.moc.statistics import report
 from jaxalign.moc.preferences import evaluation_points
 
 ODD = "a | b\n\n```\n# no heading\n"

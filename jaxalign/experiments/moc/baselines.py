@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxalign.errors import InputError
+from jaxalign.experiments.moc.judge import EvaluatedPolicy
 from jaxalign.moc.config import MocConfig
-from jaxalign.moc.judge import Speaker
-from jaxalign.moc.policy import Policy, arguments, prompts_of
-from jaxalign.moc.preferences import simplex
-from jaxalign.models.soups import Mixing, Soups, Stacked, Tuned
+from jaxalign.moc.policy import ConditionedPolicy, generation_arguments, prepare_prompts
+from jaxalign.moc.preferences import check_simplex
+from jaxalign.personalize.policies import Mixing, Separate, Soups, StackedAdapters
 
 
 def morlhf(config: MocConfig, weight: ArrayLike) -> MocConfig:
@@ -24,7 +24,7 @@ def morlhf(config: MocConfig, weight: ArrayLike) -> MocConfig:
         config: of the run that it is compared with.
         weight: [R] on the simplex.
     """
-    only = tuple(float(share) for share in simplex(weight, None, "weight"))
+    only = tuple(float(share) for share in check_simplex(weight, None, "weight"))
     return replace(
         config,
         conditioning="none",
@@ -40,7 +40,7 @@ def closeness(config: MocConfig) -> MocConfig:
     return replace(config, reward="closeness")
 
 
-def conditioned(policy: Policy, name: str) -> Speaker:
+def conditioned(policy: ConditionedPolicy, name: str) -> EvaluatedPolicy:
     """A policy that is told the preference.
 
     Raises:
@@ -52,14 +52,16 @@ def conditioned(policy: Policy, name: str) -> Speaker:
         )
 
     def told(preferences: NDArray[np.float32]) -> dict[str, Any]:
-        return arguments(policy, preferences)
+        return generation_arguments(policy, preferences)
 
-    return Speaker(
-        name, policy.model, lambda prompts, rows: prompts_of(policy, prompts, rows), told
+    return EvaluatedPolicy(
+        name, policy.model, lambda prompts, rows: prepare_prompts(policy, prompts, rows), told
     )
 
 
-def tuned(policies: Sequence[Policy], weights: ArrayLike, name: str = "MORLHF") -> Speaker:
+def tuned(
+    policies: Sequence[ConditionedPolicy], weights: ArrayLike, name: str = "MORLHF"
+) -> EvaluatedPolicy:
     """A policy for each of some weightings, each answering under its own only.
 
     Args:
@@ -71,7 +73,7 @@ def tuned(policies: Sequence[Policy], weights: ArrayLike, name: str = "MORLHF") 
         InputError: policies that cannot answer beside each other; later, a preference that none
             was trained on.
     """
-    known = simplex(weights, policies[0].names, "weights")
+    known = check_simplex(weights, policies[0].names, "weights")
 
     def own(preferences: NDArray[np.float32]) -> NDArray[np.float64]:
         gaps = np.abs(preferences[:, None] - known[None]).max(axis=2)
@@ -83,10 +85,10 @@ def tuned(policies: Sequence[Policy], weights: ArrayLike, name: str = "MORLHF") 
             )
         return np.eye(len(known))[gaps.argmin(axis=1)]
 
-    return _blended(policies, Tuned(_adapters(policies)), own, name)
+    return _blended(policies, Separate(_adapters(policies)), own, name)
 
 
-def soups(policies: Sequence[Policy], name: str = "soups") -> Speaker:
+def soups(policies: Sequence[ConditionedPolicy], name: str = "soups") -> EvaluatedPolicy:
     """Rewarded soups of R policies, the i-th trained on reward i alone.
 
     Source: Rame et al. 2023, https://arxiv.org/abs/2306.04488.
@@ -94,7 +96,7 @@ def soups(policies: Sequence[Policy], name: str = "soups") -> Speaker:
     return _blended(policies, Soups(_adapters(policies)), np.asarray, name)
 
 
-def mixing(policies: Sequence[Policy], name: str = "MOD") -> Speaker:
+def mixing(policies: Sequence[ConditionedPolicy], name: str = "MOD") -> EvaluatedPolicy:
     """R policies that draw each token together, the i-th trained on reward i alone.
 
     Source: Shi et al. 2024, https://arxiv.org/abs/2406.18853 (MOD).
@@ -106,9 +108,9 @@ def mixing(policies: Sequence[Policy], name: str = "MOD") -> Speaker:
 class _Batches:
     """Policies of the preferences of a batch, padded so that all batches have one shape."""
 
-    kind: Soups | Mixing | Tuned
+    kind: Soups | Mixing | Separate
     widest: int = field(default=0, init=False)
-    last: tuple[bytes, Stacked] | None = field(default=None, init=False)
+    last: tuple[bytes, StackedAdapters] | None = field(default=None, init=False)
 
     def arguments(self, weights: NDArray[np.float64]) -> dict[str, Any]:
         once, place = np.unique(weights, axis=0, return_inverse=True)
@@ -120,8 +122,11 @@ class _Batches:
 
 
 def _blended(
-    policies: Sequence[Policy], kind: Soups | Mixing | Tuned, weights_of: Any, name: str
-) -> Speaker:
+    policies: Sequence[ConditionedPolicy],
+    kind: Soups | Mixing | Separate,
+    weights_of: Any,
+    name: str,
+) -> EvaluatedPolicy:
     batches, first = _Batches(kind), policies[0]
     for policy in policies:
         if policy.conditioning != "none" or policy.model.sha256 != first.model.sha256:
@@ -134,8 +139,10 @@ def _blended(
     def told(preferences: NDArray[np.float32]) -> dict[str, Any]:
         return batches.arguments(np.asarray(weights_of(preferences), np.float64))
 
-    return Speaker(name, first.model, lambda prompts, rows: prompts_of(first, prompts, rows), told)
+    return EvaluatedPolicy(
+        name, first.model, lambda prompts, rows: prepare_prompts(first, prompts, rows), told
+    )
 
 
-def _adapters(policies: Sequence[Policy]) -> tuple[Any, ...]:
+def _adapters(policies: Sequence[ConditionedPolicy]) -> tuple[Any, ...]:
     return tuple((policy.lora, policy.trained["adapter"]) for policy in policies)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import InputError
+from jaxalign.experiments.moc.evaluation import Evaluation
+from jaxalign.experiments.moc.statistics import report, spread
 from jaxalign.metrics import agreement, pareto
-from jaxalign.moc.evaluation import Evaluation
-from jaxalign.moc.figures import report, spread
 from jaxalign.moc.preferences import evaluation_points
 
 POINTS = evaluation_points(2).astype(float)

@@ -12,10 +12,10 @@ import numpy as np
 
 from jaxalign.errors import InputError
 from jaxalign.moc.config import MocConfig
-from jaxalign.moc.policy import Policy
+from jaxalign.moc.policy import ConditionedPolicy
 from jaxalign.moc.preferences import Prompt
-from jaxalign.moc.source import Drawn, Source
-from jaxalign.moc.step import Programs, State, begin, make_train
+from jaxalign.moc.prompt_sampler import Drawn, PromptSampler
+from jaxalign.moc.step import MocTrainState, Programs, init_train_state, make_train
 from jaxalign.models.chat import stop_ids, text_of
 from jaxalign.models.completions import CompletionBatch
 from jaxalign.models.lora import LoraConfig
@@ -27,11 +27,11 @@ from jaxalign.train.mesh import batch_sharding, make_mesh, param_shardings, stat
 
 _REMEDY = "lower optimiser.rate or epochs, and go on from the last state"
 
-Advance = Callable[[State, Drawn], tuple[State, Any]]
+Advance = Callable[[MocTrainState, Drawn], tuple[MocTrainState, Any]]
 
 
 @dataclass(frozen=True, eq=False)
-class TrainResult:
+class MocTrainResult:
     """What training gives.
 
     Attributes:
@@ -41,25 +41,25 @@ class TrainResult:
         steps: how many were taken.
     """
 
-    policy: Policy
+    policy: ConditionedPolicy
     history: list[dict[str, float]]
     steps: int
 
 
 def train(
-    policy: Policy,
+    policy: ConditionedPolicy,
     rewards: TokenReward | TextReward,
     prompts: Sequence[Prompt],
     config: MocConfig,
     folder: str | Path | None = None,
     progress: Progress | None = None,
-) -> TrainResult:
+) -> MocTrainResult:
     """Train a policy, going on from the newest state in the folder.
 
     The result depends on neither the interruptions nor when states are kept.
 
     Args:
-        policy: of `jaxalign.moc.start` or of an earlier run; stays as it is.
+        policy: of `jaxalign.moc.init_policy` or of an earlier run; stays as it is.
         rewards: of the policy's names; traced ones make a step one compiled program, others are
             computed on the host while the device scores the answers.
         prompts: X texts or chats, without preferences in them.
@@ -77,7 +77,7 @@ def train(
     """
     _check(policy, rewards, config)
     say = (progress or Progress(False)).say
-    source = Source(policy, prompts, config)
+    source = PromptSampler(policy, prompts, config)
     if source.left_out:
         say(f"left out {source.left_out} of {len(prompts)} prompts, too long")
     mesh, decoder = make_mesh(config.trunk.mesh), config.trunk.decoder(policy.model.config)
@@ -86,7 +86,9 @@ def train(
         policy.model.params, param_shardings(policy.model.params, mesh, decoder)
     )
     # A copy: the state is donated, and the policy given stays.
-    state = begin(jax.random.key(config.seed), jax.tree.map(np.array, policy.trained), config)
+    state = init_train_state(
+        jax.random.key(config.seed), jax.tree.map(np.array, policy.trained), config
+    )
     state = jax.device_put(state, state_shardings(state, mesh, decoder))
     traced = rewards if isinstance(rewards, TokenReward) else None
     programs = make_train(
@@ -100,18 +102,18 @@ def train(
         advance = _by_host(programs, frozen, placed, place, policy, rewards)
     folder = None if folder is None else Path(folder)
     state, history = _loop(state, advance, source, config, policy.names, folder, say)
-    return TrainResult(replace(policy, trained=state.train.params), history, int(state.step))
+    return MocTrainResult(replace(policy, trained=state.train.params), history, int(state.step))
 
 
 def _loop(
-    state: State,
+    state: MocTrainState,
     advance: Advance,
-    source: Source,
+    source: PromptSampler,
     config: MocConfig,
     names: tuple[str, ...],
     folder: Path | None,
     say: Callable[[str], None],
-) -> tuple[State, list[dict[str, float]]]:
+) -> tuple[MocTrainState, list[dict[str, float]]]:
     """Steps, metrics and states on disk."""
     with ExitStack() as stack:
         kept = None
@@ -166,7 +168,7 @@ def _check_reward(
         )
 
 
-def _rescue(state: State, step: int, log: MetricsLog, kept: Checkpoints | None) -> None:
+def _rescue(state: MocTrainState, step: int, log: MetricsLog, kept: Checkpoints | None) -> None:
     """Keep the state that a step began with, unless the step has used it up."""
     gone = any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
     if kept is None or gone or step == 0 or step in kept.steps():
@@ -184,7 +186,7 @@ def _on_device(
     assert programs.step is not None
     step = jax.jit(programs.step, donate_argnums=0, out_shardings=(placed, None))
 
-    def advance(state: State, drawn: Drawn) -> tuple[State, Any]:
+    def advance(state: MocTrainState, drawn: Drawn) -> tuple[MocTrainState, Any]:
         batch = place(drawn.arrays)
         with jax.transfer_guard("disallow"):
             return step(state, frozen, batch)
@@ -197,14 +199,14 @@ def _by_host(
     frozen: Any,
     placed: Any,
     place: Callable[[Any], Any],
-    policy: Policy,
+    policy: ConditionedPolicy,
     reward: TextReward,
 ) -> Advance:
     """A step as three programs, with the host's rewards between them."""
     rollout, score = jax.jit(programs.rollout), jax.jit(programs.score)
     learn = jax.jit(programs.learn, donate_argnums=0, out_shardings=(placed, None))
 
-    def advance(state: State, drawn: Drawn) -> tuple[State, Any]:
+    def advance(state: MocTrainState, drawn: Drawn) -> tuple[MocTrainState, Any]:
         batch = place(drawn.arrays)
         with jax.transfer_guard("disallow"):
             answers = rollout(state, frozen, batch)
@@ -217,7 +219,7 @@ def _by_host(
     return advance
 
 
-def _texts(policy: Policy, answers: CompletionBatch) -> list[str]:
+def _texts(policy: ConditionedPolicy, answers: CompletionBatch) -> list[str]:
     tokens, ends = jax.device_get((answers.completions, answers.completion_lengths))
     return [text_of(policy.model, row[:end]) for row, end in zip(tokens, ends, strict=True)]
 
@@ -239,7 +241,7 @@ def _placing(mesh: jax.sharding.Mesh) -> Callable[[dict[str, np.ndarray]], dict[
     return place
 
 
-def _check(policy: Policy, rewards: TokenReward | TextReward, config: MocConfig) -> None:
+def _check(policy: ConditionedPolicy, rewards: TokenReward | TextReward, config: MocConfig) -> None:
     if rewards.names != policy.names:
         raise InputError(
             f"the rewards are {', '.join(rewards.names)}, the policy's {', '.join(policy.names)}; "

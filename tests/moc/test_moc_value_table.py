@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import InputError
-from jaxalign.moc.evaluation import Evaluation
-from jaxalign.moc.table import FILE, ValueTable
+from jaxalign.experiments.moc.evaluation import Evaluation
+from jaxalign.moc.value_table import FILE, ValueTable
 from jaxalign.rewards.reward_scale import RewardScale
 
 # A front bent outwards: of the middle more of both is reached than is told.
@@ -34,7 +34,7 @@ def evaluation(digest=SCALE.digest):
 
 @pytest.fixture
 def table():
-    return ValueTable.of(evaluation(), SCALE)
+    return evaluation().value_table(SCALE)
 
 
 def test_reached_is_in_standard_deviations_of_the_reference_samples(table):
@@ -81,7 +81,7 @@ def test_a_table_comes_back_from_a_policys_folder(table, tmp_path):
 
 def test_what_does_not_fit_is_refused(table):
     with pytest.raises(InputError, match="moc was judged on the scale 000000000000"):
-        ValueTable.of(evaluation("0" * 64), SCALE)
+        evaluation("0" * 64).value_table(SCALE)
     with pytest.raises(InputError, match="one a reward of kind, brief"):
         table.best([1, 2, 3])
     with pytest.raises(InputError, match="weights: found"):

@@ -8,8 +8,8 @@ import numpy as np
 from jaxalign.data.prompts import prompt_text
 from jaxalign.errors import InputError
 from jaxalign.moc.config import MocConfig
-from jaxalign.moc.policy import Policy, token_ids
-from jaxalign.moc.preferences import Prompt, draw, stripped
+from jaxalign.moc.policy import ConditionedPolicy, token_ids
+from jaxalign.moc.preferences import Prompt, sample_preferences, strip_preference_tags
 from jaxalign.models.buckets import bucket_length, padded
 from jaxalign.models.chat import prompt_ids
 
@@ -28,7 +28,7 @@ class Drawn(NamedTuple):
     texts: list[str]
 
 
-class Source:
+class PromptSampler:
     """Prompts and preferences of every step.
 
     Attributes:
@@ -37,7 +37,9 @@ class Source:
         width: T, the same for all steps unless a preference takes more tokens than expected.
     """
 
-    def __init__(self, policy: Policy, prompts: Sequence[Prompt], config: MocConfig) -> None:
+    def __init__(
+        self, policy: ConditionedPolicy, prompts: Sequence[Prompt], config: MocConfig
+    ) -> None:
         """Tokenise every prompt, and leave out the long ones.
 
         Raises:
@@ -68,7 +70,9 @@ class Source:
             step: its number; nothing else is remembered, so a run can be resumed.
         """
         config, names = self.config, self.policy.names
-        preferences = draw(config.seed, step, config.groups, names, config.preferences)
+        preferences = sample_preferences(
+            config.seed, step, config.groups, names, config.preferences
+        )
         rows = self._rows(step)
         prompts = [self.prompts[row] for row in rows]
         own = [self._plain[row] for row in rows]
@@ -86,7 +90,9 @@ class Source:
             "plain_lengths": np.array([len(row) for row in own], np.int32),
             "preferences": preferences,
         }
-        return Drawn(arrays, [stripped(names, prompt_text(prompt)) for prompt in prompts])
+        return Drawn(
+            arrays, [strip_preference_tags(names, prompt_text(prompt)) for prompt in prompts]
+        )
 
     def _room(self) -> int:
         """Tokens of the context that a prompt may take."""

@@ -6,14 +6,17 @@ from typing import Any
 import numpy as np
 
 from jaxalign.models import lora
-from jaxalign.models.soups import Adapter, Mixing, Soups, Tuned
-from jaxalign.personalize.conditioned import Conditioned
+from jaxalign.personalize.policies.adapters import Adapter
+from jaxalign.personalize.policies.conditioned import Conditioned
+from jaxalign.personalize.policies.mixing import Mixing
+from jaxalign.personalize.policies.separate import Separate
+from jaxalign.personalize.policies.soups import Soups
 from jaxalign.runs.artifact import flatten
 
-Kind = Soups | Mixing | Tuned | Conditioned
+Kind = Soups | Mixing | Separate | Conditioned
 
 
-def digest(adapter: Adapter) -> str:
+def adapter_digest(adapter: Adapter) -> str:
     """The sha256 of what an adapter does, in hexadecimal: its scaled factors in float32."""
     config, tree = adapter
     return _hash(lora.scaled(tree, config))
@@ -21,7 +24,7 @@ def digest(adapter: Adapter) -> str:
 
 def identity(policies: Kind) -> list[str]:
     """What tells policies of a kind from others: digests of adapters, and how they are told."""
-    found = [digest(adapter) for adapter in policies.adapters]
+    found = [adapter_digest(adapter) for adapter in policies.adapters]
     if isinstance(policies, Conditioned):
         told = policies.policy
         found += [told.conditioning, *told.names, _hash(told.trained.get("token", {}))]

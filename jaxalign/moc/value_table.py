@@ -1,7 +1,9 @@
 """The value table of a policy: what it reaches when told each preference."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -9,9 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from jaxalign.errors import InputError
 from jaxalign.files import write_json
 from jaxalign.metrics.pareto import check_points
-from jaxalign.moc.evaluation import FORMAT, Evaluation, read
-from jaxalign.rewards.reward_scale import RewardScale
 
+FORMAT = 1
 FILE = "value_table.json"
 
 
@@ -49,31 +50,6 @@ class ValueTable:
             )
         for name, values in (("told", told), ("reached", reached), ("kl", kl)):
             object.__setattr__(self, name, values)
-
-    @classmethod
-    def of(cls, evaluation: Evaluation, scale: RewardScale) -> "ValueTable":
-        """Return the table of what an evaluation measured.
-
-        Args:
-            evaluation: of the policy.
-            scale: that its rewards are on.
-
-        Raises:
-            InputError: it is another scale.
-        """
-        if (evaluation.names, evaluation.digest) != (scale.names, scale.digest):
-            raise InputError(
-                f"value table: {evaluation.speaker} was judged on the scale "
-                f"{evaluation.digest[:12]} of {', '.join(evaluation.names)}, expected "
-                f"{scale.digest[:12]} of {', '.join(scale.names)}; evaluate it on this one."
-            )
-        return cls(
-            told=evaluation.preferences,
-            reached=np.asarray(scale.standardise_levels(evaluation.reached)),
-            kl=evaluation.kl.mean(axis=1),
-            names=evaluation.names,
-            digest=evaluation.digest,
-        )
 
     def best(self, weights: ArrayLike, beta: float = 0.0) -> NDArray[np.float64]:
         """Return what to tell the policy for weights: argmax over p of <w, F(p)> - beta KL(p).
@@ -136,3 +112,26 @@ class ValueTable:
                 f"{path} holds no whole value table ({type(error).__name__}: {error}); run "
                 "`jaxalign moc evaluate` on the policy again."
             ) from None
+
+
+def read(path: str | Path, what: str, remedy: str) -> dict[str, Any]:
+    """Parse a JSON file of this module's format.
+
+    Args:
+        path: of the file.
+        what: it should hold, for messages.
+        remedy: what to do where it does not, for messages.
+
+    Raises:
+        InputError: there is no such file, it is not whole, or of another format.
+    """
+    try:
+        stored = json.loads(Path(path).read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: found no file, expected {what}; {remedy}.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} holds no {what} ({error}); {remedy}.") from None
+    found = stored.get("format") if isinstance(stored, dict) else None
+    if found != FORMAT:
+        raise InputError(f"{path}: found format {found}, expected {FORMAT}; {remedy}.")
+    return dict(stored)

@@ -8,8 +8,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from jaxalign.experiments.moc import plots
 from jaxalign.files import write_json, write_text
-from jaxalign.moc import plots
 
 Rows = list[list[str]]
 

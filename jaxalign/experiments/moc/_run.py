@@ -21,13 +21,13 @@ from jaxalign.data.prompts import (
     split_prompts,
 )
 from jaxalign.errors import InputError
+from jaxalign.experiments.moc import baselines
 from jaxalign.files import write_json, write_text
-from jaxalign.moc import baselines
+from jaxalign.moc._train import train
 from jaxalign.moc.config import MocConfig
 from jaxalign.moc.files import save
-from jaxalign.moc.policy import start
-from jaxalign.moc.preferences import parse, stripped, told
-from jaxalign.moc.train import train
+from jaxalign.moc.policy import init_policy
+from jaxalign.moc.preferences import insert_preference_tag, parse_preference, strip_preference_tags
 from jaxalign.models.chat import generate_texts, prompt_ids
 from jaxalign.models.encoder_files import read_json
 from jaxalign.models.language import LanguageModel, load_language_model
@@ -44,7 +44,7 @@ _SCALE_BATCH = 32
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class MocRunConfig:
     """A run: which rewards on which prompts, and how the policy is trained.
 
     Attributes:
@@ -89,12 +89,12 @@ class RunConfig:
             InputError: a weight that is none over these rewards.
         """
         if self.weight is not None:
-            return baselines.morlhf(self.moc, parse(self.weight, names))
+            return baselines.morlhf(self.moc, parse_preference(self.weight, names))
         return baselines.closeness(self.moc) if self.baseline == "closeness" else self.moc
 
 
 def run(
-    config: RunConfig,
+    config: MocRunConfig,
     name: str,
     source: str,
     out: str | Path,
@@ -138,7 +138,7 @@ def run(
     write_json(out / PROMPTS, {"source": found.source, "held_out": held.prompts})
     scale = _scale(out / SCALE, model, rewards, train_on, config, progress, show)
     fresh = jax.random.fold_in(jax.random.key(settings.seed), 1)
-    policy = start(fresh, model, rewards.names, settings, scale)
+    policy = init_policy(fresh, model, rewards.names, settings, scale)
     trained = train(policy, rewards, train_on.prompts, settings, out, progress)
     save(out / POLICY, trained.policy)
     report = {
@@ -156,7 +156,7 @@ def run(
     return report
 
 
-def prompts_for(model: LanguageModel, read: Prompts, config: RunConfig) -> Prompts:
+def prompts_for(model: LanguageModel, read: Prompts, config: MocRunConfig) -> Prompts:
     """Prompts as a model takes them, short enough for it with a preference told in them.
 
     Raises:
@@ -169,7 +169,9 @@ def prompts_for(model: LanguageModel, read: Prompts, config: RunConfig) -> Promp
     even = np.full(len(names), 1 / len(names))
 
     def count(prompt: Prompt) -> int:
-        return len(prompt_ids(model, told(names, even, prompt, moc.preferences.decimals)))
+        return len(
+            prompt_ids(model, insert_preference_tag(names, even, prompt, moc.preferences.decimals))
+        )
 
     # One for a soft token: all ways of telling a preference have the same prompts.
     room = model.config.positions - moc.answer_tokens - 1
@@ -181,7 +183,7 @@ def estimate_scale(
     model: LanguageModel,
     rewards: TextReward,
     prompts: Sequence[Prompt],
-    config: RunConfig,
+    config: MocRunConfig,
     show: bool = True,
 ) -> RewardScale:
     """Estimate where rewards lie from answers of the model alone to plain prompts.
@@ -209,7 +211,7 @@ def estimate_scale(
         batch_size=max(config.moc.batch, _SCALE_BATCH),
         progress=show,
     )
-    read = [stripped(rewards.names, prompt_text(prompt)) for prompt in asked]
+    read = [strip_preference_tags(rewards.names, prompt_text(prompt)) for prompt in asked]
     raw = compute_rewards(rewards, read, [answer.text for answer in answers])
     return fit_scale(raw, rewards.names, config.quantiles, known_levels(config.rewards))
 
@@ -219,7 +221,7 @@ def _scale(
     model: LanguageModel,
     rewards: TextReward,
     prompts: Prompts,
-    config: RunConfig,
+    config: MocRunConfig,
     progress: Progress,
     show: bool,
 ) -> RewardScale:

@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from jaxalign.data.prompts import prompt_text
 from jaxalign.errors import InputError
-from jaxalign.moc.evaluation import Evaluation
-from jaxalign.moc.preferences import simplex
+from jaxalign.experiments.moc.evaluation import Evaluation
+from jaxalign.moc.preferences import check_simplex
 from jaxalign.models.buckets import padded
 from jaxalign.models.chat import Chat, check_finite, prompt_ids, text_of, with_stops
 from jaxalign.models.completions import reference_logprobs
@@ -22,11 +22,12 @@ from jaxalign.models.sampling import Sampling
 from jaxalign.progress import track
 from jaxalign.rewards.reward_scale import RewardScale
 from jaxalign.rewards.vector import TextReward, TokenReward, check_rewards, compute_rewards
+from jaxalign.rollout.checks import check_untruncated
 
 Prompts = Sequence[str | Chat]
 
 
-class Speaker(NamedTuple):
+class EvaluatedPolicy(NamedTuple):
     """Whatever answers under a preference: a MOC policy, a policy for each weight, soups, mixing.
 
     Attributes:
@@ -62,8 +63,8 @@ class _Scored(NamedTuple):
     texts: list[str]
 
 
-def evaluate(
-    speaker: Speaker,
+def evaluate_policy(
+    speaker: EvaluatedPolicy,
     reward: TextReward | TokenReward,
     scale: RewardScale,
     prompts: Prompts,
@@ -105,7 +106,7 @@ def evaluate(
     """
     told, known = _preferences(preferences, seen, reward.names)
     _check(reward, scale, len(prompts), samples, batch_size)
-    check_drawn_whole(settings)
+    check_untruncated(settings)
     settings = with_stops(speaker.model, settings)
     bare, texts = (
         _bare(speaker.model, prompts, settings),
@@ -155,21 +156,6 @@ def evaluate(
     return _gathered(speaker, scale, told, known, texts, _joined(parts), shape, settings)
 
 
-def check_drawn_whole(settings: Sampling) -> None:
-    """Refuses settings that cut tokens off: KL to the reference would be infinite.
-
-    Raises:
-        InputError: top-k, top-p, temperature 0, or several temperatures.
-    """
-    plain = settings.top_k is None and np.ndim(settings.top_p) == 0 and settings.top_p == 1
-    if not plain or np.ndim(settings.temperature) or not np.asarray(settings.temperature) > 0:
-        raise InputError(
-            f"settings: found temperature {settings.temperature}, top_k {settings.top_k} and top_p "
-            f"{settings.top_p}; expected one temperature above 0 and nothing cut off: KL to the "
-            "reference would be infinite."
-        )
-
-
 def _scorer(reward: TextReward | TokenReward) -> Callable[..., NDArray[np.float32]]:
     """Raw rewards [n, R] of the first n rows of a batch, n the number of its texts."""
     if isinstance(reward, TextReward):
@@ -188,7 +174,7 @@ def _scorer(reward: TextReward | TokenReward) -> Callable[..., NDArray[np.float3
 
 
 def _gathered(
-    speaker: Speaker,
+    speaker: EvaluatedPolicy,
     scale: RewardScale,
     told: NDArray[np.float32],
     known: NDArray[np.bool_],
@@ -267,7 +253,7 @@ def _bare(model: LanguageModel, prompts: Prompts, settings: Sampling) -> _Table:
     return _Table(padded(ids, (len(ids), int(lengths.max()))), lengths)
 
 
-def _reads(speaker: Speaker, prompts: Prompts, told: NDArray[np.float32]) -> _Table:
+def _reads(speaker: EvaluatedPolicy, prompts: Prompts, told: NDArray[np.float32]) -> _Table:
     """What the speaker reads: tokens [W, X, T] and lengths [W, X], one T for all preferences."""
     tables = []
     for preference in told:
@@ -289,7 +275,7 @@ def _reads(speaker: Speaker, prompts: Prompts, told: NDArray[np.float32]) -> _Ta
 def _preferences(
     preferences: ArrayLike, seen: ArrayLike, names: tuple[str, ...]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    told, known = simplex(np.atleast_2d(preferences), names, "preferences"), np.asarray(seen)
+    told, known = check_simplex(np.atleast_2d(preferences), names, "preferences"), np.asarray(seen)
     if known.shape != told.shape[:1] or known.dtype != np.bool_:
         raise InputError(
             f"seen: found {known.dtype} {known.shape}, expected a bool for each of {len(told)} "

@@ -1,0 +1,94 @@
+"""What the policies that are made of several trained adapters share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxalign.errors import InputError
+from jaxalign.models import lora
+from jaxalign.models.chat import Chat
+from jaxalign.models.generate import PolicyMixture
+
+Adapter = tuple[lora.LoraConfig, Mapping[str, Any]]
+
+
+class StackedAdapters(NamedTuple):
+    """W policies side by side, as generation takes them.
+
+    Attributes:
+        adapters: a stack as of `lora.stack`.
+        rows: [W, C] int32, the adapters of each policy; -1 is the reference.
+        weights: [W, C] float32 by which the C draw together; None for C = 1, drawn from alone.
+    """
+
+    adapters: dict[str, Any]
+    rows: np.ndarray
+    weights: np.ndarray | None
+
+    def arguments(self, policy: ArrayLike) -> dict[str, Any]:
+        """Return what `generate` needs for a batch whose rows are of policy [B], 0 to W - 1."""
+        policy = np.asarray(policy, np.intp)
+        if self.weights is None:
+            return {"adapters": self.adapters, "rows": self.rows[policy, 0]}
+        return {
+            "adapters": self.adapters,
+            "combine": PolicyMixture(self.weights[policy], self.rows[policy]),
+        }
+
+    def prompts(self, prompts: Sequence[str | Chat], policy: ArrayLike) -> list[str | Chat]:
+        """Return what each policy [B] reads for B prompts: these policies are told nothing."""
+        return list(prompts)
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterPolicies:
+    """A adapters of one model, and what every kind of policy over them shares."""
+
+    adapters: tuple[Adapter, ...] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        _check(self.adapters)
+
+    @property
+    def size(self) -> int:
+        """A, how many weights make a policy."""
+        return len(self.adapters)
+
+    @cached_property
+    def _experts(self) -> dict[str, Any]:
+        return _stack(self.adapters)
+
+
+def _check(adapters: tuple[Adapter, ...]) -> None:
+    """Refuses what cannot stand side by side, before any work is done with it."""
+    for number, (config, tree) in enumerate(adapters):
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)):
+            raise InputError(
+                f"adapter {number} (rank {config.rank}): found NaN or infinity, expected finite "
+                "factors; train it again."
+            )
+    if not adapters or len({str(jax.tree.structure(tree)) for _, tree in adapters}) > 1:
+        raise InputError(
+            f"adapters: found {len(adapters)} of them, expected at least one, and all for the same "
+            "matrices; train them with the same targets."
+        )
+
+
+def _stack(adapters: tuple[Adapter, ...]) -> dict[str, Any]:
+    return lora.stack([lora.scaled(tree, config) for config, tree in adapters])
+
+
+def check_weights(weights: ArrayLike, count: int) -> np.ndarray:
+    """Return weights [W, A] as float64, or refuse another number of them and what is not finite."""
+    weights = np.asarray(weights, np.float64)
+    if weights.ndim != 2 or weights.shape[1] != count or not np.isfinite(weights).all():
+        raise InputError(
+            f"weights: found shape {weights.shape}, expected finite numbers in rows of {count}, "
+            "one for each adapter."
+        )
+    return weights

@@ -1,0 +1,1 @@
+"""Prompts in, completions with log-probabilities and rewards out."""
