@@ -1,6 +1,7 @@
 """Settings of the documentation: `sphinx-build -W --keep-going -n docs build/docs`."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -56,4 +57,9 @@ def setup(app):
     def process(app, what, name, obj, options, lines):
         lines[:] = escape(lines)
 
+    def link_results(app, name, source):  # a report in Markdown is a file here, and no page
+        source[0] = source[0].replace("](../benchmarks/results/", "](path:../benchmarks/results/")
+        source[0] = re.sub(r"(!\[[^\]]*\]\()path:", r"\1", source[0])
+
     app.connect("autodoc-process-docstring", process, priority=400)
+    app.connect("source-read", link_results)
