@@ -21,12 +21,17 @@ KIND = (
 )  # fmt: skip
 
 
-def cpu() -> str:
-    """The kind of CPU that programs are compiled for."""
+def cpuinfo() -> str:
+    """What Linux says of the CPU; nothing elsewhere."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return Path("/proc/cpuinfo").read_text()
     except OSError:
-        lines = []
+        return ""
+
+
+def cpu(info: str) -> str:
+    """The kind of CPU that programs are compiled for, from what `cpuinfo` gives."""
+    lines = info.splitlines()
     fields = {name.strip(): value for name, _, value in (line.partition(":") for line in lines)}
     return "\n".join([platform.machine(), platform.processor(), *(fields.get(n, "") for n in KIND)])
 
@@ -62,7 +67,7 @@ def variables(environment: Mapping[str, str]) -> dict[str, str]:
     """
     path = environment.get("JAX_COMPILATION_CACHE_DIR")
     if path is None:
-        path = str(folder(home(environment), version("jax"), version("jaxlib"), cpu()))
+        path = str(folder(home(environment), version("jax"), version("jaxlib"), cpu(cpuinfo())))
         if not writable(path):
             path = tempfile.mkdtemp(prefix="jaxalign-tests-")
             atexit.register(shutil.rmtree, path, ignore_errors=True)

@@ -30,12 +30,19 @@ def test_another_version_or_cpu_has_a_folder_of_its_own(other):
 
 
 def test_the_kind_of_the_cpu_and_nothing_that_changes():
-    assert compile_cache.cpu() == compile_cache.cpu()
+    info = "processor : 0\nmodel name\t: One CPU\ncpu MHz : 2600\nflags\t\t: fpu avx512f\n"
+    kind = compile_cache.cpu(info)
+    assert compile_cache.cpu(info.replace("2600", "3100")) == kind
+    assert compile_cache.cpu(info.replace(" avx512f", "")) != kind
+    assert compile_cache.cpu(info.replace("One", "Another")) != kind
+
+
+def test_the_cpu_of_this_machine_is_known():
     if sys.platform == "linux":
         kind = "flags" if os.uname().machine == "x86_64" else "Features"
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         line = next(line for line in lines if line.startswith(kind))
-        assert line.partition(":")[2].strip() in compile_cache.cpu()
+        assert line.partition(":")[2].strip() in compile_cache.cpu(compile_cache.cpuinfo())
 
 
 def test_the_home_is_outside_of_the_checkout(monkeypatch, tmp_path):

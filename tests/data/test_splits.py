@@ -96,7 +96,7 @@ def test_a_role_that_is_not_wanted_may_be_empty():
     split = split_users(names(6), 0, unseen_share=0.0, validation_share=0.0)
     assert sorted(split.train) == sorted(names(6))
     assert split.validation == split.test == ()
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="6 users are too few"):
         split_users(names(6), 0, unseen_share=1.0)
 
 

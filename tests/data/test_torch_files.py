@@ -95,7 +95,7 @@ def test_nothing_handed_to_a_pickle_can_be_altered(tmp_path):
     for state in (b"}X\x01\x00\x00\x00aK\x01s", b"N}X\x01\x00\x00\x00aK\x01s\x86"):
         for target in (b"ctorch\nFloatStorage\n", b"ccollections\nOrderedDict\n"):
             forged(tmp_path / "a.pt", b"\x80\x02" + target + state + b"b.")
-            with pytest.raises(InputError):
+            with pytest.raises(InputError, match=r"a\.pt"):
                 data.read_pt(tmp_path / "a.pt")
     assert not hasattr(OrderedDict, "a")
 

@@ -409,11 +409,11 @@ def test_data_that_cannot_be_used_are_refused(store, tmp_path):
         pplug.prefixes(plug, data)
     with pytest.raises(InputError, match="holds vectors of encoder"):
         history_store(store.folder, world.encoder(1))
-    bad = {"copies": -1}, {"drop": 0.0}, {"remat": "everything"}
-    for change in bad:
-        with pytest.raises(InputError):
-            PPlugConfig(**change)
-    with pytest.raises(InputError):
+    bad = ("copies", -1), ("drop", 0.0), ("remat", "everything")
+    for name, value in bad:
+        with pytest.raises(InputError, match=rf"{name} (is )?'?{value}"):
+            PPlugConfig(**{name: value})
+    with pytest.raises(InputError, match="max_items is 0"):
         TextConfig(max_items=0)
 
 
