@@ -386,11 +386,13 @@ def _route(place: Place) -> Program:
 def _personas(place: Place, form: str) -> Program:
     import jax
 
-    from jaxalign.pplug import PersonaConfig, aggregate, aggregate_flat, init
+    from jaxalign.pplug import PersonaConfig, aggregate, aggregate_flat, init_persona
 
     users, longest, mean, encoder, width = pplug.SIZES[place.sizes.personas]
     config = PersonaConfig()
-    params = jax.eval_shape(lambda key: init(key, config, encoder, width, 1.0), jax.random.key(0))
+    params = jax.eval_shape(
+        lambda key: init_persona(key, config, encoder, width, 1.0), jax.random.key(0)
+    )
     queries = _array("float32", users, encoder)
     function: Any
     if form == "exact":

@@ -133,9 +133,9 @@ def padding(items: int) -> int:
 def _world(counts: np.ndarray, longest: int, encoder: int, width: int) -> tuple[Any, Any]:
     import jax
 
-    from jaxalign.pplug import PersonaConfig, init
+    from jaxalign.pplug import PersonaConfig, init_persona
 
-    make = jax.jit(init, static_argnums=(1, 2, 3, 4))
+    make = jax.jit(init_persona, static_argnums=(1, 2, 3, 4))
     params = make(jax.random.key(0), PersonaConfig(), encoder, width, 1.0)
     rng = np.random.default_rng(1)
 

@@ -95,7 +95,7 @@ def generate_sides(size: str, dtype: str, shape: Shape) -> tuple[dict[str, Any],
     def ours() -> Any:
         soft = prefix(plan, trained, given)
         found = generate(
-            plan.decoder, params, given["prompts"], given["lengths"], key, settings,
+            plan.decoder, params, given["prompts"], given["prompt_lengths"], key, settings,
             prefix=soft.astype(jnp.dtype(dtype)),
         )  # fmt: skip
         return harness.wait(found.tokens)
@@ -137,8 +137,8 @@ def plug(size: str, dtype: str, encoder: str, remat: str | None) -> tuple[Any, A
     import jax.numpy as jnp
 
     from jaxalign.models import encoder as bert
-    from jaxalign.pplug import PersonaConfig, init
-    from jaxalign.pplug.model import Plan
+    from jaxalign.pplug import PersonaConfig, init_persona
+    from jaxalign.pplug.model import PrefixSpec
 
     decoder, params = random_model(size, dtype, remat=remat)
     vocabulary, width, layers, heads, hidden, positions = ENCODERS[encoder]
@@ -150,12 +150,12 @@ def plug(size: str, dtype: str, encoder: str, remat: str | None) -> tuple[Any, A
     made = jax.jit(bert.EncoderModule(config).init)(
         jax.random.key(3), blank, jnp.ones((1, 8), bool)
     )
-    start = jax.jit(init, static_argnums=(1, 2, 3, 4))
+    start = jax.jit(init_persona, static_argnums=(1, 2, 3, 4))
     trained = {
         "encoder": made["params"],
         "persona": start(jax.random.key(4), persona, width, decoder.width, 1.0),
     }
-    return Plan(decoder, config, "cls", True, persona, 0.5), trained, params
+    return PrefixSpec(decoder, config, "cls", True, persona, 0.5), trained, params
 
 
 def batch(shape: Shape, plan: Any) -> dict[str, np.ndarray]:
@@ -169,10 +169,10 @@ def batch(shape: Shape, plan: Any) -> dict[str, np.ndarray]:
 
     return {
         "prompts": ids(plan.decoder.vocab_size, rows, shape.prompt),
-        "lengths": np.full(rows, shape.prompt, np.int32),
-        "answers": ids(plan.decoder.vocab_size, rows, shape.answer),
-        "ends": np.full(rows, shape.answer, np.int32),
-        "thinned": np.zeros(rows, bool),
+        "prompt_lengths": np.full(rows, shape.prompt, np.int32),
+        "completions": ids(plan.decoder.vocab_size, rows, shape.answer),
+        "completion_lengths": np.full(rows, shape.answer, np.int32),
+        "is_copy": np.zeros(rows, bool),
         "queries": ids(plan.encoder.vocab_size, rows, shape.prompt),
         "query_lengths": np.full(rows, shape.prompt, np.int32),
         "items": items / np.linalg.norm(items, axis=-1, keepdims=True),
@@ -237,7 +237,7 @@ class TorchPlug:
         given = self.arrays
         tokens = given["prompts"]
         if answers:
-            tokens = torch.cat([tokens, given["answers"][:, :-1]], dim=1)
+            tokens = torch.cat([tokens, given["completions"][:, :-1]], dim=1)
         with self.half:
             states = self.encoder(input_ids=given["queries"]).last_hidden_state
             queries = torch.nn.functional.normalize(states[:, 0].float(), dim=-1)
@@ -270,7 +270,7 @@ class TorchPlug:
         import torch
 
         self.optimiser.zero_grad(set_to_none=True)
-        joined, answers = self.joined(answers=True), self.arrays["answers"]
+        joined, answers = self.joined(answers=True), self.arrays["completions"]
         count = answers.shape[1]
         options = {"logits_to_keep": count} if self.batched else {}
         logits = self.model(inputs_embeds=joined, use_cache=False, **options).logits

@@ -7,9 +7,9 @@ import pytest
 
 from jaxalign.config import load_config
 from jaxalign.experiments.moc import MocRunConfig
+from jaxalign.experiments.pplug.config import PPlugRunConfig
 from jaxalign.mrm.config import MRMRunConfig
 from jaxalign.palm.config import BuildConfig
-from jaxalign.pplug import run as pplug
 from jaxalign.pplug.config import PPlugConfig
 from jaxalign.rewards.bradley_terry import RewardConfig
 from jaxalign.train.sft import SftConfig
@@ -20,7 +20,7 @@ COMMANDS = {
     "moc": (MocRunConfig, "moc train"),
     "mrm": (MRMRunConfig, "mrm train"),
     "palm": (BuildConfig, "palm build"),
-    "pplug": (pplug.RunConfig, "pplug train"),
+    "pplug": (PPlugRunConfig, "pplug train"),
     "reward": (RewardConfig, "reward train"),
     "sft": (SftConfig, "sft"),
 }
@@ -54,7 +54,7 @@ def test_published_recipes(name, rate):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "pplug").glob("lamp_*.yaml")), ids=lambda p: p.stem)
 def test_published_settings_of_pplug(path):
-    config = load_config(pplug.RunConfig, path, [])
+    config = load_config(PPlugRunConfig, path, [])
     ratings = path.stem == "lamp_3"
     assert config.data.task == path.stem.replace("lamp", "LaMP")
     defaults = PPlugConfig()  # as published

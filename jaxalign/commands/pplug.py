@@ -23,19 +23,19 @@ def _add_train(actions: Any) -> None:
         actions,
         "train",
         _train,
-        "train a plug on users' histories, and the controls that it is compared with",
+        "train a plug on users' histories, and the baselines that it is compared with",
         epilog="Any field of the config can be set: --pplug.loop.epochs 1. Trainings can be added "
-        "to a folder later, by --resume with --controls, or more --runs or --seeds.",
+        "to a folder later, by --resume with --baselines, or more --trainings or --seeds.",
     )
     parser.add_argument("--model", required=True, help="language model: folder, file or name")
     parser.add_argument("--encoder", required=True, help="encoder of histories: folder or name")
     parser.add_argument("--data", required=True, help="LaMP's folder, JSON lines, or HuffPost")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--config", type=Path, required=True, help="YAML, see configs/pplug")
-    parser.add_argument("--store", type=Path, help="folder of items' vectors that runs may share")
-    parser.add_argument("--controls", action="store_true", help="train every control too")
+    parser.add_argument("--store", type=Path, help="folder of item vectors, which runs may share")
+    parser.add_argument("--baselines", action="store_true", help="train every baseline too")
     parser.add_argument("--resume", action="store_true", help="go on with a run, or add to it")
-    takes_config(parser, "jaxalign.pplug.run:RunConfig")
+    takes_config(parser, "jaxalign.experiments.pplug.config:PPlugRunConfig")
 
 
 def _add_evaluate(actions: Any) -> None:
@@ -43,13 +43,13 @@ def _add_evaluate(actions: Any) -> None:
         actions,
         "evaluate",
         _evaluate,
-        "judge a run's plugs beside every control",
+        "evaluate a run's plugs beside every baseline",
         epilog="Any field of the config's evaluate can be set: --evaluate.samples 300",
     )
     parser.add_argument("--model", type=Path, required=True, help="folder of a run")
     parser.add_argument("--split", help="validation or test (the config's)")
     parser.add_argument("--data", help="data, where they lie elsewhere now")
-    parser.add_argument("--store", type=Path, help="folder of items' vectors (the run's)")
+    parser.add_argument("--store", type=Path, help="folder of item vectors (the run's)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the report")
     parser.add_argument("--resume", action="store_true", help="go on with an evaluation")
     parser.set_defaults(takes_config=True)
@@ -66,7 +66,7 @@ def _add_generate(actions: Any) -> None:
         "--requests", type=Path, help="JSON lines with user, input and history, one batch"
     )
     parser.add_argument("--history", type=Path, help="JSON lines, an item each (none: a new user)")
-    parser.add_argument("--store", type=Path, help="folder of items' vectors (the run's)")
+    parser.add_argument("--store", type=Path, help="folder of item vectors (the run's)")
     parser.add_argument("--max-tokens", type=int, help="of an answer (text.answer_tokens)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest (0)")
     parser.add_argument("--top-p", type=float, default=1.0)
@@ -79,12 +79,13 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     from dataclasses import replace
 
     from jaxalign.config import load_config
-    from jaxalign.pplug.controls import RUNS
-    from jaxalign.pplug.run import RunConfig, run
+    from jaxalign.experiments.pplug import run
+    from jaxalign.experiments.pplug.baselines import TRAININGS
+    from jaxalign.experiments.pplug.config import PPlugRunConfig
 
-    config = load_config(RunConfig, arguments.config, rest)
-    if arguments.controls:
-        config = replace(config, runs=tuple(RUNS))
+    config = load_config(PPlugRunConfig, arguments.config, rest)
+    if arguments.baselines:
+        config = replace(config, trainings=tuple(TRAININGS))
     report = run(
         config,
         arguments.model,
@@ -94,24 +95,24 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
         arguments.store,
         resume=arguments.resume,
     )
-    for name, one in report["trainings"].items():
+    for name, one in report.trainings.items():
         losses = ""
-        if one["judged"]:
-            before, after = (one[part]["loss"] for part in ("before", "judged"))
-            losses = f", validation loss {before:.4f} at first, {after:.4f} at step {one['step']}"
-        print(f"  {name:20s} {one['parameters']:,} parameters, {one['steps']} steps{losses}")
+        if one.judged:
+            before, after = one.before["loss"], one.judged["loss"]
+            losses = f", validation loss {before:.4f} at first, {after:.4f} at step {one.step}"
+        print(f"  {name:20s} {one.parameters:,} parameters, {one.steps} steps{losses}")
     print(f"wrote {arguments.out}/plugs")
 
 
 def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
     from rich.console import Console
 
-    from jaxalign.pplug import page
-    from jaxalign.pplug.evaluate import run_evaluate
+    from jaxalign.experiments.pplug import evaluate
+    from jaxalign.experiments.pplug.report import terminal
 
     if arguments.split is not None:
         rest = [*rest, "--evaluate.split", arguments.split]
-    report = run_evaluate(
+    report = evaluate(
         arguments.model,
         arguments.out,
         rest,
@@ -119,13 +120,13 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
         arguments.store,
         resume=arguments.resume,
     )
-    if "figures" not in report:
-        print(f"no right answers to judge by; wrote {arguments.out}/predictions")
+    if report["statistics"] is None:
+        print(f"no right answers to evaluate by; wrote {arguments.out}/predictions")
         return
-    Console().print(page.terminal(report))
+    Console().print(terminal(report["statistics"]))
     for note in report["notes"]:
         print(f"  {note}")
-    print(f"wrote {arguments.out}/controls.md and predictions in LaMP's format")
+    print(f"wrote {arguments.out}/report.md and predictions in LaMP's format")
 
 
 def _generate(arguments: argparse.Namespace, _: list[str]) -> None:
@@ -138,30 +139,32 @@ def _generate(arguments: argparse.Namespace, _: list[str]) -> None:
     import jax
 
     from jaxalign.data.histories import load_histories
+    from jaxalign.experiments.pplug import ask
     from jaxalign.files import write_text
     from jaxalign.models.sampling import Sampling
-    from jaxalign.pplug import ask
 
-    plugged = ask.open_plug(arguments.model)
-    task = plugged.run.sources["task"]
+    opened = ask.open_plug(arguments.model)
+    task = opened.run.sources.task
     if arguments.requests is not None:
-        asked = load_histories(arguments.requests, task)
+        histories = load_histories(arguments.requests, task)
     else:
-        asked = ask.read_history(arguments.history, task, arguments.input)
+        histories = ask.read_history(arguments.history, task, arguments.input)
     most = arguments.max_tokens
     settings = Sampling(
-        max_tokens=plugged.plug.text.answer_tokens if most is None else most,
+        max_tokens=opened.plug.text.answer_tokens if most is None else most,
         temperature=arguments.temperature,
         top_p=arguments.top_p,
     )
     key = jax.random.key(arguments.seed)
-    said = ask.answers(plugged, asked, settings, key, arguments.store, arguments.batch_size)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ask.rows(asked, said))
+    answers = ask.answer_questions(
+        opened, histories, settings, key, arguments.store, arguments.batch_size
+    )
+    rows = ask.answer_rows(histories, answers)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         write_text(arguments.out, lines)
-        print(f"{len(said)} answers; wrote {arguments.out}", file=sys.stderr)
+        print(f"{len(answers)} answers; wrote {arguments.out}", file=sys.stderr)
     elif arguments.requests is not None:
         sys.stdout.write(lines)
     else:
-        print(said[0].text)
+        print(answers[0].text)

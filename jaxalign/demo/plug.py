@@ -23,7 +23,7 @@ from jaxalign.models.decoder import unembedding
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.mrm.reduce import fit_projection
 from jaxalign.personalize._project import within
-from jaxalign.pplug.model import embedding_norm, thinned
+from jaxalign.pplug.model import drop_items, embedding_norm
 from jaxalign.rewards.rules import TRAITS
 from jaxalign.train import optimiser
 from jaxalign.train.optimiser import OptimiserConfig, TrainState
@@ -208,22 +208,22 @@ def learn(key: jax.Array, toy: Tree, norm: float, vectors: Any, train: Readers, 
         steps: static.
 
     Returns:
-        Parameters as from `jaxalign.pplug.init`.
+        Parameters as from `jaxalign.pplug.init_persona`.
     """
     begin, rest = jax.random.split(key)
     vectors = jnp.asarray(vectors)
     # Of length 1 and lengthened here: a length that is traced compiles once for all toys.
-    fresh = pplug.init(begin, PERSONA, vectors.shape[1], TOY.width, 1.0)
+    fresh = pplug.init_persona(begin, PERSONA, vectors.shape[1], TOY.width, 1.0)
     fresh["task"]["scale"] *= norm
     # Measured on everyone's, a history or none.
-    fresh = pplug.rescaled(fresh, prefixes(fresh, vectors, train)[:, 1:], norm)
+    fresh = pplug.rescale_persona(fresh, prefixes(fresh, vectors, train)[:, 1:], norm)
 
     def step(state: TrainState, _: None) -> tuple[TrainState, None]:
         who, what = jax.random.split(jax.random.fold_in(state.key, state.step))
         rows = jax.random.randint(who, (BATCH,), 0, len(train.likes), jnp.int32)
         batch = Readers(*(jnp.asarray(part)[rows] for part in train))
         keys = jax.random.split(what, BATCH)
-        less = batch._replace(mask=jax.vmap(partial(thinned, share=THINNED))(keys, batch.mask))
+        less = batch._replace(mask=jax.vmap(partial(drop_items, share=THINNED))(keys, batch.mask))
 
         def loss(params: Tree) -> jax.Array:
             return _nats(toy, prefixes(params, vectors, less), less.likes).mean()

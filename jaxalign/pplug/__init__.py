@@ -1,36 +1,38 @@
-"""PPlug: a persona plug for a frozen language model (arXiv 2409.11901).
+"""PPlug: a persona plug for a frozen language model (arXiv 2409.11901)."""
 
-`aggregate` and `train` are functions; the modules of these names are reached by
-`from jaxalign.pplug.train import ...`.
-"""
-
-from jaxalign.pplug.aggregate import aggregate, aggregate_flat, init, rescaled, task_token
+from jaxalign.pplug._train import PPlugTrainResult, train
 from jaxalign.pplug.config import PersonaConfig, PPlugConfig, TextConfig
 from jaxalign.pplug.files import load, save
-from jaxalign.pplug.generate import answer
-from jaxalign.pplug.model import PPlug, prefixes, start
-from jaxalign.pplug.rows import prompts
+from jaxalign.pplug.generate import generate_answers
+from jaxalign.pplug.model import PPlug, init_plug, prefixes
+from jaxalign.pplug.persona import (
+    aggregate,
+    aggregate_flat,
+    init_persona,
+    rescale_persona,
+    task_token,
+)
+from jaxalign.pplug.rows import format_prompts
 from jaxalign.pplug.store import HistoryStore, history_store
-from jaxalign.pplug.train import TrainResult, train
 
 __all__ = [
     "HistoryStore",
     "PPlug",
     "PPlugConfig",
+    "PPlugTrainResult",
     "PersonaConfig",
     "TextConfig",
-    "TrainResult",
     "aggregate",
     "aggregate_flat",
-    "answer",
+    "format_prompts",
+    "generate_answers",
     "history_store",
-    "init",
+    "init_persona",
+    "init_plug",
     "load",
     "prefixes",
-    "prompts",
-    "rescaled",
+    "rescale_persona",
     "save",
-    "start",
     "task_token",
     "train",
 ]

@@ -1,4 +1,4 @@
-"""Settings of a persona plug and of its training."""
+"""Configuration of a persona plug and of its training."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -15,19 +15,29 @@ from jaxalign.train.trunk import Precision, check_remat
 
 @dataclass(frozen=True)
 class PersonaConfig:
-    """What stands in front of a prompt; the defaults are as published.
+    """The soft tokens in front of a prompt; the defaults are those of the paper.
 
     Attributes:
-        tokens: S, soft tokens of a persona; several look at the history each in its own way.
-        source: what the persona is made of: the user's `history`; the `input` alone, by the same
-            parameters, a control that knows no user; or `none`, which leaves the task token alone.
-        task: whether the task token stands before the persona.
-        mean: weigh all items alike, whatever the input is.
-        temperature: `cosine` leaves the weights' logits as cosines times `sharpness`; `learned`
-            learns that factor, which begins there.
-        sharpness: factor of the cosines; with 1 no item weighs more than e^2 times another.
-        recency: learn how fast items lose weight with the number of newer ones; not at all at
-            first.
+        tokens: Number S of persona tokens, at least 1. With more than one, each attends to the
+            history with a query of its own.
+        source: What the persona is made of. `history` is the method. `input` uses the present
+            input with the same parameters and no history, as a baseline. `none` leaves the task
+            token alone, as a baseline.
+        task: Whether the task token, which all users share, stands before the persona.
+        mean: Average the items with equal weights instead of attention. The input encoder is then
+            neither used nor trained, and one persona per user serves every input.
+        temperature: Scale of the attention logits. `cosine` multiplies the cosines by `sharpness`;
+            `learned` trains that factor, starting at `sharpness`.
+        sharpness: Factor of the cosines, above 0. With 1, as published, no item can weigh more
+            than e^2 = 7.4 times another; raise it to attend more selectively.
+        recency: Train how fast the weight of an item decays with the number of newer items. The
+            decay starts at zero.
+
+    Example:
+        >>> PersonaConfig(tokens=2).prefix_length  # a task token and two persona tokens
+        3
+        >>> PersonaConfig(mean=True).uses_input
+        False
     """
 
     tokens: int = 1
@@ -50,30 +60,38 @@ class PersonaConfig:
             )
 
     @property
-    def asks(self) -> bool:
-        """Whether the input's vector matters, and with it the input encoder."""
+    def uses_input(self) -> bool:
+        """Whether the persona depends on the input, and the input encoder is trained."""
         return self.source == "input" or (self.source == "history" and not self.mean)
 
     @property
-    def soft(self) -> int:
-        """Q, the soft tokens before a prompt."""
+    def prefix_length(self) -> int:
+        """Number Q of soft tokens before a prompt."""
         return int(self.task) + (0 if self.source == "none" else self.tokens)
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """What is read of questions, answers and histories; the defaults are as published.
+    """Which parts of questions, answers and histories are read; the defaults are the paper's.
 
     Attributes:
-        labels: whether items say what the user made of them (a tag, a score), where the task
-            leaves that out of their text.
-        max_items: of a history, the newest.
-        query_prefix: what the input encoder reads before a question.
-        prompt_tokens: of a question, for the language model and the input encoder; its end is cut
-            off.
-        answer_tokens: of an answer that is learned; its end is cut off.
-        template: `chat` makes the question a turn of the user; `plain` gives it as a line of its
-            own; `auto` is `chat` for a tokenizer with a chat template.
+        labels: Include the user's label of an item (a tag, a score) in the text that is encoded,
+            for tasks whose item text leaves it out. Set it to true where the labels carry the
+            user's taste, such as ratings.
+        max_items: Number of items read per history, at least 1; the newest are kept.
+        query_prefix: Text before a question for the input encoder. Leave it empty for encoders
+            that were trained without an instruction.
+        prompt_tokens: Length limit of a question in tokens, at least 1, for the language model and
+            the input encoder; longer questions lose their end.
+        answer_tokens: Length limit of an answer in tokens, at least 1; longer answers lose their
+            end.
+        template: `chat` formats the question as a user turn of the model's chat template, `plain`
+            as a line of its own, and `auto` uses `chat` if the tokenizer has a chat template.
+
+    Example:
+        >>> TextConfig(max_items=0)
+        Traceback (most recent call last):
+        jaxalign.errors.InputError: text.max_items is 0; expected at least 1.
     """
 
     labels: bool = False
@@ -91,21 +109,27 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class PPlugConfig:
-    """A training run; the defaults are as published.
+    """Settings of one training; the defaults are those of the paper.
 
     Attributes:
-        persona: what stands in front of a prompt.
-        text: what is read of the data.
-        copies: times that a sample with more than two items comes again in every epoch, each time
-            without some items of its history.
-        drop: the largest share of the items that such a copy lacks.
-        loop: epochs, batches and intervals.
-        optimiser: rate and schedule.
-        weights: dtype of the language model's parameters.
-        compute: dtype of matrix products in the language model and the input encoder.
-        remat: name of a `jax.checkpoint_policies` entry to recompute their blocks by, such as
-            nothing_saveable; null keeps all.
-        mesh: devices; what is trained lies on every one of them.
+        persona: The soft tokens in front of a prompt.
+        text: Which parts of the data are read.
+        copies: Extra copies per epoch of every sample with more than two items, each with a random
+            part of its history left out; at least 0. Set it to 0 to train each sample once.
+        drop: Largest share of the items that a copy lacks, in (0, 1].
+        loop: Epochs, batch size and intervals.
+        optimiser: Learning rate and schedule.
+        weights: Data type of the frozen language model's parameters.
+        compute: Data type of matrix products in the language model and the input encoder.
+        remat: Rematerialisation policy of both models' blocks by its name in
+            `jax.checkpoint_policies`, such as nothing_saveable, which saves the most memory; null
+            recomputes nothing.
+        mesh: Device mesh. The trained parameters are replicated on every device.
+
+    Example:
+        >>> config = PPlugConfig(persona=PersonaConfig(tokens=2), copies=0)
+        >>> config.optimiser.rate, config.loop.epochs
+        (0.0001, 2)
     """
 
     persona: PersonaConfig = field(default_factory=PersonaConfig)
@@ -132,5 +156,5 @@ class PPlugConfig:
         check_remat(self.remat)
 
     def decoder(self, config: families.Config) -> families.Config:
-        """The language model's config with these switches."""
+        """Return the language model's config with the data type and remat policy set here."""
         return replace(config, dtype=self.compute, remat=self.remat)

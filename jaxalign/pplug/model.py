@@ -1,9 +1,9 @@
-"""A frozen language model with a persona plug: what is trained, and what stands before a prompt."""
+"""A frozen language model with a persona plug: trained parameters, soft prefixes and the loss."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -19,48 +19,69 @@ from jaxalign.models.decoder import unembedding
 from jaxalign.models.embed import Encoder
 from jaxalign.models.encoder import EncoderConfig, Pooling
 from jaxalign.models.language import LanguageModel
-from jaxalign.pplug.aggregate import aggregate, init, rescaled, task_token
 from jaxalign.pplug.config import PersonaConfig, TextConfig
-from jaxalign.pplug.rows import Told, check_encoder, slots_of, told
+from jaxalign.pplug.persona import (
+    PersonaParams,
+    aggregate,
+    init_persona,
+    rescale_persona,
+    task_token,
+)
+from jaxalign.pplug.rows import (
+    PersonaInputs,
+    encoder_config,
+    padded_length,
+    prepare_persona_inputs,
+)
 from jaxalign.pplug.store import HistoryStore
 from jaxalign.progress import track
 from jaxalign.train.mesh import batch_sharding, gathered
 from jaxalign.train.step import Batch, Sums
 
-Tree = dict[str, Any]
-_MEASURED = 256  # samples that a fresh persona's length is measured on
-_PART = 64  # samples whose tokens are made together
+_INIT_SAMPLES = 256  # samples on which the length of a fresh persona is measured
+_BATCH = 64  # samples whose soft tokens are computed together
+
+
+class PlugParams(TypedDict, total=False):
+    """Trained parameters, float32; a part that the persona does not use is absent.
+
+    Attributes:
+        encoder: Parameters of the input encoder, which start as a copy of the history encoder's.
+        persona: Parameters of the persona and of the task token.
+    """
+
+    encoder: dict[str, object]
+    persona: PersonaParams
 
 
 @dataclass(frozen=True, eq=False)
 class PPlug:
-    """A language model that is told who asks.
+    """A frozen language model and the trained parameters that condition it on the user.
 
     Attributes:
-        model: the language model, frozen.
-        encoder: of histories, frozen; the input encoder began as its copy.
-        persona: what stands before a prompt.
-        text: what is read of questions and histories.
-        trained: {"encoder": of inputs, "persona": as from `aggregate.init`}, as far as the
-            persona needs them; float32.
+        model: The language model, frozen.
+        encoder: The history encoder, frozen; the input encoder starts as its copy.
+        persona: Settings of the soft tokens before a prompt.
+        text: Which parts of questions and histories are read.
+        trained: The trained parameters.
     """
 
     model: LanguageModel
     encoder: Encoder
     persona: PersonaConfig
     text: TextConfig
-    trained: Tree = field(repr=False)
+    trained: PlugParams = field(repr=False)
 
 
-class Plan(NamedTuple):
-    """What is compiled in.
+class PrefixSpec(NamedTuple):
+    """Static settings that are compiled into the prefix and the loss.
 
     Attributes:
-        decoder: config of the language model.
-        encoder: config of the input encoder.
-        pooling, normalise: how its vector is made.
-        persona: what stands before a prompt.
-        drop: the largest share of a history that a thinned sample lacks.
+        decoder: Config of the language model.
+        encoder: Config of the input encoder.
+        pooling, normalise: How the input encoder makes one vector of its states.
+        persona: Settings of the soft tokens.
+        drop: Largest share of a history that `drop_items` leaves out.
     """
 
     decoder: families.Config
@@ -71,7 +92,7 @@ class Plan(NamedTuple):
     drop: float
 
 
-def start(
+def init_plug(
     key: jax.Array,
     model: LanguageModel,
     encoder: Encoder,
@@ -80,164 +101,200 @@ def start(
     histories: Histories,
     store: HistoryStore | None = None,
 ) -> PPlug:
-    """A fresh plug, whose soft tokens are as long as the model's own embeddings on average.
+    """Return a fresh plug whose soft tokens are on average as long as the model's embeddings.
 
     Args:
-        key: random key.
-        model: what it is for.
-        encoder: of the BERT family.
-        persona: what stands before a prompt.
-        text: what is read of the data.
-        histories: some of the data, on which lengths are measured.
-        store: of the encoder's vectors; None where the persona is not made of histories.
+        key: Random key.
+        model: The language model to condition.
+        encoder: The history encoder, of the BERT family.
+        persona: Settings of the soft tokens.
+        text: Which parts of the data are read.
+        histories: Samples of the data, on which the length of the personas is measured.
+        store: Store of the encoder's vectors; None if the persona is not made of histories.
+
+    Returns:
+        The plug; `histories` are not kept.
 
     Raises:
-        InputError: an encoder of another kind, broken embeddings, or no store where one is needed.
+        InputError: The encoder is of another kind, the embeddings are broken, or a store is needed
+            and missing.
+
+    Source: arXiv 2409.11901, section 3.3. The paper scales by the constant 539.97 of its model.
     """
-    check_encoder(encoder)
     norm = embedding_norm(model.params["embed"]["table"])
-    trained = fresh(key, encoder, persona, model.config.width, norm)
+    trained = init_trained(key, encoder, persona, model.config.width, norm)
     plug = PPlug(model, encoder, persona, text, trained)
     if persona.source == "none":
         return plug
-    part = histories.take(np.arange(len(histories))[:: max(1, len(histories) // _MEASURED)])
+    part = histories.take(np.arange(len(histories))[:: max(1, len(histories) // _INIT_SAMPLES)])
     personas = prefixes(plug, part, store)[:, int(persona.task) :]
     if persona.source == "history":
         personas = personas[part.lengths > 0]  # the others have the null persona
     if len(personas):
-        trained["persona"] = rescaled(trained["persona"], jnp.asarray(personas), norm)
+        trained["persona"] = rescale_persona(trained["persona"], jnp.asarray(personas), norm)
     return plug
 
 
-def fresh(
+def init_trained(
     key: jax.Array, encoder: Encoder, persona: PersonaConfig, width: int, norm: float
-) -> Tree:
-    """What `PPlug.trained` is at first, the persona's length measured on random items.
+) -> PlugParams:
+    """Return fresh trained parameters, the persona's length measured on random items.
 
     Args:
-        key: random key.
-        encoder: whose copy reads inputs.
-        persona: says which parts there are.
-        width: D.
-        norm: mean length of the language model's token embeddings.
+        key: Random key.
+        encoder: The history encoder, whose copy becomes the input encoder.
+        persona: Settings of the soft tokens, which decide the parts that are present.
+        width: D, the width of the language model.
+        norm: Mean Euclidean length of the language model's token embeddings.
     """
-    params = _init(key, persona, encoder.config.width, width, norm)
+    params = _init_persona(key, persona, encoder_config(encoder).width, width, norm)
     if not persona.task:
         del params["task"]
     if persona.source == "none":
         params = {"task": params["task"]}
-    if not persona.asks:
+    if not persona.uses_input:
         return {"persona": params}
     copy = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), encoder.params)
     return {"encoder": copy, "persona": params}
 
 
-def embedding_norm(table: Any) -> float:
-    """Mean length of token embeddings [V, D]."""
+def embedding_norm(table: jax.Array | np.ndarray) -> float:
+    """Return the mean Euclidean length of token embeddings [V, D].
+
+    Example:
+        >>> import numpy as np
+        >>> embedding_norm(np.array([[3.0, 4.0], [0.0, 1.0]]))
+        3.0
+    """
     wide = jnp.asarray(table).astype(jnp.promote_types(table.dtype, jnp.float32))
     return float(jnp.mean(jnp.linalg.norm(wide, axis=1)))
 
 
-def plan(plug: PPlug, drop: float = 0.0) -> Plan:
-    """What is static of a plug."""
-    config, encoder = plug.encoder.config, plug.encoder
-    assert isinstance(config, EncoderConfig)
-    return Plan(plug.model.config, config, encoder.pooling, encoder.normalise, plug.persona, drop)
-
-
-def prefix(plan: Plan, trained: Mapping[str, Any], batch: Batch, mask: Any = None) -> jax.Array:
-    """Soft tokens before each prompt of a batch: the task token, then the persona.
+def prefix_spec(plug: PPlug, drop: float = 0.0) -> PrefixSpec:
+    """Return the static settings of a plug.
 
     Args:
-        plan: static.
-        trained: as in `PPlug`.
-        batch: `lengths` [B], whose values do not matter, and what `Told.arrays` gives.
-        mask: [B, n] bool in place of the batch's.
+        plug: The plug.
+        drop: Largest share of a history that `drop_items` leaves out while training.
+    """
+    encoder = plug.encoder
+    return PrefixSpec(
+        plug.model.config,
+        encoder_config(encoder),
+        encoder.pooling,
+        encoder.normalise,
+        plug.persona,
+        drop,
+    )
+
+
+def prefix(
+    spec: PrefixSpec, trained: PlugParams, batch: Batch, mask: jax.Array | None = None
+) -> jax.Array:
+    """Return the soft tokens before each prompt of a batch: the task token, then the persona.
+
+    Args:
+        spec: Static settings.
+        trained: The trained parameters.
+        batch: `prompt_lengths` [B], of which only the shape is used, and the arrays of
+            `PersonaInputs.arrays`.
+        mask: [B, n] bool items to use instead of the batch's `mask`.
 
     Returns:
-        [B, Q, D], at least float32.
+        [B, Q, D] soft tokens, at least float32.
     """
-    config, params = plan.persona, trained["persona"]
+    config, params = spec.persona, trained["persona"]
     parts = []
     if config.task:
-        parts.append(jnp.tile(task_token(params)[None], (len(batch["lengths"]), 1, 1)))
+        rows = len(batch["prompt_lengths"])
+        parts.append(jnp.tile(task_token(params)[None], (rows, 1, 1)))
     if config.source != "none":
-        parts.append(_personas(plan, trained, batch, mask))
+        parts.append(_personas(spec, trained, batch, mask))
     return jnp.concatenate(parts, axis=1)
 
 
 def prefixes(
     plug: PPlug, histories: Histories, store: HistoryStore | None = None, progress: bool = False
 ) -> np.ndarray:
-    """Soft tokens before the prompt of each sample.
+    """Return the soft tokens before the prompt of each sample.
 
     Args:
-        plug: whose.
+        plug: The plug.
         histories: N samples.
-        store: of the encoder's vectors, which those of new items are added to.
-        progress: show a bar on stderr when it takes more than a few seconds.
+        store: Store of the encoder's vectors; vectors of new items are added.
+        progress: Show a bar on standard error if it takes more than a few seconds.
 
     Returns:
         [N, Q, D] float32.
 
     Raises:
-        InputError: as `told`.
+        InputError: As `prepare_persona_inputs`.
     """
-    read = told(plug.encoder, plug.persona, plug.text, histories, store, progress)
-    compiled = partial(_prefix, plan(plug))
+    inputs = prepare_persona_inputs(
+        plug.encoder, plug.persona, plug.text, histories, store, progress
+    )
+    compiled = partial(_prefix, prefix_spec(plug))
     count = len(histories)
-    slots = slots_of(read.counts)
-    parts = np.arange(-(-count // _PART) * _PART).reshape(-1, _PART)
+    slots = padded_length(inputs.counts)
+    parts = np.arange(-(-count // _BATCH) * _BATCH).reshape(-1, _BATCH)
     parts = np.where(parts < count, parts, -1)
     found = []
     for rows in track(
         "making personas", parts, count, lambda rows: int((rows >= 0).sum()), progress
     ):
-        batch = read.arrays(rows, _width(read, rows), slots)
-        batch["lengths"] = np.zeros(len(rows), np.int32)
+        batch = inputs.arrays(rows, _query_width(inputs, rows), slots)
+        batch["prompt_lengths"] = np.zeros(len(rows), np.int32)
         found.append(np.asarray(compiled(plug.trained, batch), np.float32)[rows >= 0])
     return np.concatenate(found)
 
 
 def loss(
-    plan: Plan,
+    spec: PrefixSpec,
     mesh: Mesh,
-    trained: Mapping[str, Any],
-    frozen: Mapping[str, Any],
+    trained: PlugParams,
+    frozen: Mapping[str, Mapping[str, jax.Array]],
     batch: Batch,
     key: jax.Array | None,
 ) -> Sums:
-    """Negative log-probability of the answers of a batch, summed.
+    """Return the summed next-token cross-entropy of the answers of a batch.
 
     Args:
-        plan: static.
-        mesh: where parameters and rows lie.
-        trained: as in `PPlug`.
-        frozen: parameters of the language model.
-        batch: `prompts` [B, T], `lengths` [B], `answers` [B, M] and `ends` [B], int32; what
-            `Told.arrays` gives; `thinned` [B] bool, whose histories lack items while training.
-        key: of what they lack; None leaves histories whole.
+        spec: Static settings.
+        mesh: Device mesh of parameters and rows.
+        trained: The trained parameters.
+        frozen: Parameters of the language model.
+        batch: `prompts` [B, T], `prompt_lengths` [B], `completions` [B, M] and
+            `completion_lengths` [B], int32; the arrays of `PersonaInputs.arrays`; `is_copy` [B]
+            bool, true for samples whose histories lack items while training.
+        key: Random key of the items that are left out; None keeps all histories whole.
 
     Returns:
-        `loss` in nats and `weight`, the answers' tokens, both [] and at least float32.
+        `loss` in nats and `weight`, the number of answer tokens, both [] and at least float32.
+
+    Source: arXiv 2409.11901, section 3.4.
     """
     mask = batch.get("mask")
     if key is not None and mask is not None:
         keys = jax.random.split(key, len(mask))
-        less = jax.vmap(partial(thinned, share=plan.drop))(keys, mask)
-        mask = jnp.where(batch["thinned"][:, None], less, mask)
+        less = jax.vmap(partial(drop_items, share=spec.drop))(keys, mask)
+        mask = jnp.where(batch["is_copy"][:, None], less, mask)
     tables = {
         name: {**frozen[name], "table": gathered(frozen[name]["table"], mesh)}
         for name in ("embed", "unembed")
         if name in frozen
     }
     params = {**frozen, **tables}
-    answers = CompletionBatch(batch["prompts"], batch["lengths"], batch["answers"], batch["ends"])
+    answers = CompletionBatch(
+        batch["prompts"],
+        batch["prompt_lengths"],
+        batch["completions"],
+        batch["completion_lengths"],
+    )
     states = completion_states(
-        plan.decoder,
+        spec.decoder,
         params,
         answers,
-        prefix=prefix(plan, trained, batch, mask),
+        prefix=prefix(spec, trained, batch, mask),
         sharding=batch_sharding(mesh),
     )
     logprob, _ = token_logprob(states, unembedding(params), answers.completions)
@@ -247,18 +304,26 @@ def loss(
     }
 
 
-def thinned(key: jax.Array, mask: jax.Array, share: float) -> jax.Array:
-    """A history without int(n U(0, share)) + 1 of its n items, drawn at random.
+def drop_items(key: jax.Array, mask: jax.Array, share: float) -> jax.Array:
+    """Return a history without int(n U(0, share)) + 1 of its n items, drawn at random.
 
     Args:
-        key: random key.
-        mask: [n] bool, set on items; with two or fewer all stay.
-        share: the largest that goes.
+        key: Random key.
+        mask: [n] bool, true for items; a history of two or fewer items keeps all of them.
+        share: Largest share of the items that is left out.
 
     Returns:
-        [n] bool.
+        [n] bool mask of the items that are kept.
 
-    Source: rucliujn/PPlug @ 6f9f283.
+    Source: github rucliujn/PPlug @ 6f9f283.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> mask = jnp.array([True, True, True, False])
+        >>> int(drop_items(jax.random.key(0), mask, 0.3).sum())  # one of three items is dropped
+        2
+        >>> int(drop_items(jax.random.key(0), mask.at[0].set(False), 0.3).sum())
+        2
     """
     count, (many, which) = jnp.sum(mask), jax.random.split(key)
     away = jnp.floor(count * jax.random.uniform(many, (), jnp.float32, 0, share)) + 1
@@ -267,17 +332,19 @@ def thinned(key: jax.Array, mask: jax.Array, share: float) -> jax.Array:
     return jnp.where(count > 2, mask & (rank >= away), mask)
 
 
-def _personas(plan: Plan, trained: Mapping[str, Any], batch: Batch, mask: Any) -> jax.Array:
-    """[B, S, D]."""
-    config, rows = plan.persona, len(batch["lengths"])
-    if config.asks:
+def _personas(
+    spec: PrefixSpec, trained: PlugParams, batch: Batch, mask: jax.Array | None
+) -> jax.Array:
+    """Return the personas [B, S, D]."""
+    config, rows = spec.persona, len(batch["prompt_lengths"])
+    if config.uses_input:
         tokens, lengths = batch["queries"], batch["query_lengths"]
         real = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :] < lengths[:, None]
         queries = embed.forward(
-            plan.encoder, plan.pooling, plan.normalise, trained["encoder"], tokens, real
+            spec.encoder, spec.pooling, spec.normalise, trained["encoder"], tokens, real
         )
     else:
-        queries = jnp.zeros((rows, plan.encoder.width), jnp.float32)
+        queries = jnp.zeros((rows, spec.encoder.width), jnp.float32)
     if config.source == "input":
         items, mask = queries[:, None], jnp.ones((rows, 1), bool)
     else:
@@ -286,12 +353,12 @@ def _personas(plan: Plan, trained: Mapping[str, Any], batch: Batch, mask: Any) -
     return jax.vmap(one, (None, 0, 0, 0))(trained["persona"], queries, items, mask)
 
 
-_init = jax.jit(init, static_argnums=(1, 2, 3, 4))
+_init_persona = jax.jit(init_persona, static_argnums=(1, 2, 3, 4))
 _prefix = jax.jit(prefix, static_argnums=0)
 
 
-def _width(read: Told, rows: np.ndarray) -> int:
-    """A bucket that holds the queries of some samples."""
-    if read.queries is None:
+def _query_width(inputs: PersonaInputs, rows: np.ndarray) -> int:
+    """Return a bucket that holds the queries of some samples."""
+    if inputs.queries is None:
         return 1
-    return bucket_length(int(read.queries.lengths[rows[rows >= 0]].max()), read.positions)
+    return bucket_length(int(inputs.queries.lengths[rows[rows >= 0]].max()), inputs.positions)

@@ -1,7 +1,7 @@
 """Retrieval as LaMP does it: a user's items that resemble the question, written into the prompt."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,25 +9,94 @@ from numpy.typing import NDArray
 from jaxalign.data import lamp
 from jaxalign.data.histories import Histories
 from jaxalign.errors import InputError
+from jaxalign.models.embed import Encoder, encode_unkept
+from jaxalign.models.language import LanguageModel
+from jaxalign.pplug.config import TextConfig
+from jaxalign.pplug.rows import Tokenizer, shorten
+from jaxalign.pplug.store import HistoryStore, encode_with
 
 Places = tuple[int, ...]
+Retriever = Literal["bm25", "encoder"]
 
 _QUESTION_SHARE = 0.6  # of a prompt's tokens, which a long question keeps at first
 
 
-def bm25(query: str, texts: Sequence[str]) -> NDArray[np.float64]:
-    """How well each text matches a query, by BM25 with rank_bm25's defaults (k1 1.5, b .75).
-
-    Words are what stands between spaces, as in LaMP's code.
+def retrieve_items(
+    histories: Histories,
+    retriever: Retriever,
+    count: int,
+    text: TextConfig,
+    encoder: Encoder,
+    store: HistoryStore,
+    progress: bool = False,
+) -> tuple[Places, ...]:
+    """Return the items of each sample's own history that are closest to its question.
 
     Args:
-        query: the words to search for.
-        texts: n of them.
+        histories: N samples.
+        retriever: `bm25` matches words, `encoder` compares vectors.
+        count: Largest number of items per sample.
+        text: Which parts of items and questions the encoder reads.
+        encoder: The history encoder.
+        store: Store of the encoder's vectors; vectors of new items are added.
+        progress: Show bars on standard error if it takes more than a few seconds.
 
     Returns:
-        [n] float64, larger is better; zeros where no text has a word.
+        Places in `histories.items` for each of the N samples, best first.
+    """
+    if retriever == "bm25":
+        return rank_by_bm25(histories, count)
+    used = sorted({place for sample in histories.samples for place in sample.profile})
+    texts = histories.item_texts(text.labels)
+    rows = np.full(len(texts), -1, np.int64)
+    rows[used] = store.add([texts[place] for place in used], encode_with(encoder), progress)
+    queries = encode_unkept(encoder, histories.query_texts(text.query_prefix), progress)
+    return rank_by_cosine(histories, queries, store.read(rows), count)
+
+
+def build_questions(
+    histories: Histories, chosen: Sequence[Places] | None, text: TextConfig, model: LanguageModel
+) -> list[str]:
+    """Return the question of each sample, with the items chosen for it in front.
+
+    Args:
+        histories: N samples.
+        chosen: Places in `histories.items` for each sample, best first, as from
+            `retrieve_items`; None for the plain inputs.
+        text: Length limit of a question, `text.prompt_tokens`.
+        model: The language model, whose tokenizer counts.
+    """
+    if chosen is None:
+        return [sample.input for sample in histories.samples]
+    return [
+        prompt_with_items(
+            histories.task,
+            sample.input,
+            [histories.items[place].fields for place in places],
+            model.tokenizer,
+            text.prompt_tokens,
+        )
+        for sample, places in zip(histories.samples, chosen, strict=True)
+    ]
+
+
+def bm25(query: str, texts: Sequence[str]) -> NDArray[np.float64]:
+    """Return how well each text matches a query, by BM25 with rank_bm25's k1 = 1.5 and b = 0.75.
+
+    Words are separated by white space, as in LaMP's code.
+
+    Args:
+        query: The words to search for.
+        texts: n texts.
+
+    Returns:
+        [n] float64 scores, larger is better; zeros if no text has a word.
 
     Source: Robertson and Zaragoza 2009; LaMP-Benchmark/LaMP @ 38c9d4d.
+
+    Example:
+        >>> bm25("storm", ["a storm at sea", "the vote", "a match"]).argmax()
+        np.int64(0)
     """
     words = [text.split() for text in texts]
     if not any(words):
@@ -37,18 +106,18 @@ def bm25(query: str, texts: Sequence[str]) -> NDArray[np.float64]:
     return np.asarray(BM25Okapi(words).get_scores(query.split()), np.float64)
 
 
-def by_bm25(histories: Histories, count: int) -> tuple[Places, ...]:
-    """The items of each sample's own history that match its question best.
+def rank_by_bm25(histories: Histories, count: int) -> tuple[Places, ...]:
+    """Return the items of each sample's own history that match its question best.
 
     Args:
         histories: N samples.
-        count: the most items of a sample.
+        count: Largest number of items per sample.
 
     Returns:
-        N times places in `histories.items`, the best first; of equals the latest first.
+        Places in `histories.items` for each sample, best first; of equal ones the latest first.
 
     Raises:
-        InputError: count is below 1.
+        InputError: `count` is below 1.
     """
     texts = histories.item_texts()
     found = []
@@ -59,22 +128,22 @@ def by_bm25(histories: Histories, count: int) -> tuple[Places, ...]:
     return tuple(found)
 
 
-def by_encoder(
+def rank_by_cosine(
     histories: Histories, queries: np.ndarray, items: np.ndarray, count: int
 ) -> tuple[Places, ...]:
-    """The items of each sample's own history whose vectors have the greatest cosine to its own.
+    """Return the items of each sample's own history with the greatest cosine to its question.
 
     Args:
         histories: N samples.
-        queries: [N, E], of `histories.query_texts()`.
-        items: [I, E], of `histories.item_texts()`; may be a memory map.
-        count: the most items of a sample.
+        queries: [N, E] vectors of `histories.query_texts()`.
+        items: [I, E] vectors of `histories.item_texts()`; may be a memory map.
+        count: Largest number of items per sample.
 
     Returns:
-        As `by_bm25`.
+        As `rank_by_bm25`.
 
     Raises:
-        InputError: the shapes do not fit, or count is below 1.
+        InputError: The shapes do not fit, or `count` is below 1.
     """
     wanted = (len(histories), len(histories.items))
     if (len(queries), len(items)) != wanted or queries.shape[1:] != items.shape[1:]:
@@ -90,67 +159,38 @@ def by_encoder(
     return tuple(found)
 
 
-def prompt(
+def prompt_with_items(
     task: str,
     question: str,
     items: Sequence[Mapping[str, str]],
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     max_tokens: int,
 ) -> str:
-    """A question with items of the user in front of it, in LaMP's words.
+    """Return a question with items of the user in front of it, in LaMP's words.
 
-    The items share what the question leaves, at least two fifths of the tokens; what one does not
-    need passes on to the next. Where they leave the question too little, its end is cut off. Where
-    not even one word of each item fits, the question stands alone.
+    The items share what the question leaves, at least two fifths of the tokens; an item that needs
+    less than its share passes the rest on to the next. A question that is left too little room
+    loses its end. If not even one word of each item fits, the question stands alone.
 
     Args:
-        task: a name in `jaxalign.data.lamp.TASKS`.
-        question: the input.
-        items: fields of k items, the best first.
-        tokenizer: of `transformers`, which counts and cuts.
-        max_tokens: of the whole.
-
-    Returns:
-        The prompt, of max_tokens tokens or fewer, as far as joined texts have as many tokens as
-        their parts.
+        task: A name in `jaxalign.data.lamp.TASKS`.
+        question: The input.
+        items: Fields of k items, best first.
+        tokenizer: The tokenizer that counts and cuts.
+        max_tokens: Length limit of the prompt in tokens. It holds as far as joined texts have as
+            many tokens as their parts.
 
     Source: LaMP-Benchmark/LaMP @ 38c9d4d, which counts the special tokens of every part too.
     """
-    told = lamp.task(task)
-    asked = len(_tokens(question, tokenizer))
-    frame = len(_tokens(told.frame.format(items="", input=""), tokenizer))
+    spec = lamp.task(task)
+    length = len(_tokens(question, tokenizer))
+    frame = len(_tokens(spec.frame.format(items="", input=""), tokenizer))
     for tenths in range(round(10 * _QUESTION_SHARE), -1, -1):
-        room = max_tokens - min(asked, tenths * max_tokens // 10) - frame - 2 * (len(items) - 1)
-        shown = _shown(told, items, tokenizer, room) if items else None
-        if shown is not None:
-            return _cut(_framed(told, question, shown), tokenizer, max_tokens)
-    return _cut(question, tokenizer, max_tokens)
-
-
-def prompts(
-    histories: Histories, chosen: Sequence[Places], tokenizer: Any, max_tokens: int
-) -> list[str]:
-    """`prompt` of every sample.
-
-    Args:
-        histories: N samples.
-        chosen: N times places in `histories.items`, the best first.
-        tokenizer: of `transformers`.
-        max_tokens: of each.
-
-    Returns:
-        N prompts.
-    """
-    return [
-        prompt(
-            histories.task,
-            sample.input,
-            [histories.items[place].fields for place in places],
-            tokenizer,
-            max_tokens,
-        )
-        for sample, places in zip(histories.samples, chosen, strict=True)
-    ]
+        room = max_tokens - min(length, tenths * max_tokens // 10) - frame - 2 * (len(items) - 1)
+        joined = _joined_items(spec, items, tokenizer, room) if items else None
+        if joined is not None:
+            return shorten(_framed(spec, question, joined), tokenizer, max_tokens)
+    return shorten(question, tokenizer, max_tokens)
 
 
 def _best(scores: np.ndarray, profile: Places, count: int) -> Places:
@@ -160,34 +200,29 @@ def _best(scores: np.ndarray, profile: Places, count: int) -> Places:
     return tuple(profile[int(rank)] for rank in order)
 
 
-def _shown(
-    told: lamp.Task, items: Sequence[Mapping[str, str]], tokenizer: Any, room: int
+def _joined_items(
+    spec: lamp.Task, items: Sequence[Mapping[str, str]], tokenizer: Tokenizer, room: int
 ) -> str | None:
-    """The items, each cut to its share of the room; None where one has no token of its own."""
-    share, spare, shown = room // len(items), 0, []
+    """Return the items, each cut to its share of the room; None if one has no token of its own."""
+    share, spare, parts = room // len(items), 0, []
     for fields in items:
-        around = len(_tokens(told.item.format(**{**fields, told.cut: ""}), tokenizer))
+        around = len(_tokens(spec.item.format(**{**fields, spec.cut: ""}), tokenizer))
         left = share + spare - around
         if left < 1:
             return None
-        text = _cut(fields[told.cut], tokenizer, left)
+        text = shorten(fields[spec.cut], tokenizer, left)
         spare = left - len(_tokens(text, tokenizer))
-        shown.append(told.item.format(**{**fields, told.cut: text}))
-    return ", and ".join(shown)
+        parts.append(spec.item.format(**{**fields, spec.cut: text}))
+    return ", and ".join(parts)
 
 
-def _framed(told: lamp.Task, question: str, shown: str) -> str:
-    if told.frame:
-        return told.frame.format(items=shown, input=question)
+def _framed(spec: lamp.Task, question: str, items: str) -> str:
+    if spec.frame:
+        return spec.frame.format(items=items, input=question)
     # LaMP_1 names the author's other papers right after the word, before the paper's own title.
     before, word, after = question.partition("title")
-    return f"{before}{word}, and {shown}{after}"
+    return f"{before}{word}, and {items}{after}"
 
 
-def _tokens(text: str, tokenizer: Any) -> list[int]:
+def _tokens(text: str, tokenizer: Tokenizer) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False)
-
-
-def _cut(text: str, tokenizer: Any, most: int) -> str:
-    tokens = _tokens(text, tokenizer)
-    return text if len(tokens) <= most else tokenizer.decode(tokens[:most]).rstrip("\ufffd")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
@@ -12,11 +12,12 @@ from jaxalign.data.files import Origin
 from jaxalign.data.histories import Histories
 from jaxalign.data.sequences import Sequences, pad_flat
 from jaxalign.errors import InputError
+from jaxalign.models.chat import Chat
 from jaxalign.models.embed import Encoder
 from jaxalign.models.encoder import EncoderConfig
 from jaxalign.models.language import LanguageModel
 from jaxalign.pplug.config import PersonaConfig, TextConfig
-from jaxalign.pplug.store import HistoryStore, encoding
+from jaxalign.pplug.store import HistoryStore, encode_with
 
 Arrays = dict[str, np.ndarray]
 _SMALLEST, _LARGEST = 16, 512  # buckets of histories; longer ones have multiples of the largest
@@ -24,16 +25,27 @@ _ANY_LENGTH = 2**30  # tokens of a row; both of its parts are cut by themselves
 _LINE = "\n"  # between a plain question and its answer
 
 
+class Tokenizer(Protocol):
+    """The part of a tokenizer of `transformers` that counts tokens and cuts texts."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Return the token ids of a text."""
+
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of token ids."""
+
+
 @dataclass(frozen=True, eq=False)
-class Told:
-    """What personas are made of, for N samples.
+class PersonaInputs:
+    """The inputs from which personas are computed, for N samples.
 
     Attributes:
-        queries: tokens of the inputs as the input encoder reads them; None where it reads none.
-        items: rows in the store plus 1 of each sample's items, the oldest first, and where each
-            sample's begin, [N + 1]; None where histories are not looked at.
-        store: where the items' vectors are.
-        positions: the most tokens that the input encoder reads.
+        queries: Tokens of the questions as the input encoder reads them; None if the persona does
+            not depend on the question.
+        items: Rows in the store plus 1 of each sample's items, oldest first, and [N + 1] offsets
+            of the samples in it; None if the persona does not depend on histories.
+        store: Store of the items' vectors.
+        positions: Most tokens that the input encoder reads.
     """
 
     queries: Sequences | None
@@ -43,25 +55,25 @@ class Told:
 
     @property
     def counts(self) -> np.ndarray:
-        """[N] int64 items of each history that are looked at; empty without histories."""
+        """[N] int64 number of items per sample; empty without histories."""
         return np.zeros(0, np.int64) if self.items is None else np.diff(self.items[1])
 
     def arrays(self, rows: np.ndarray, width: int, slots: int) -> Arrays:
-        """Some samples as arrays.
+        """Return the inputs of some samples as padded arrays.
 
         Args:
-            rows: [B] samples, -1 for none.
-            width: that holds every one of their queries; T is that, or less where no query at all
-                is as long.
-            slots: n, of items.
+            rows: [B] samples, -1 for an empty row.
+            width: Width that holds all of their queries; T is that, or less if no query at all is
+                as long.
+            slots: Padded number n of items.
 
         Returns:
             `queries` [B, T] int32 and `query_lengths` [B] int32; `items` [B, n, E] float16 and
-            `mask` [B, n] bool; those that the persona needs.
+            `mask` [B, n] bool; only those that the persona needs.
         """
         found: Arrays = {}
         if self.queries is not None:
-            width = min(width, self.positions, enough(self.queries))
+            width = min(width, self.positions, padded_width(self.queries))
             found["queries"], found["query_lengths"] = self.queries.padded(rows, width)
         if self.items is not None and self.store is not None:
             places = pad_flat(*self.items, rows, slots)
@@ -69,94 +81,117 @@ class Told:
         return found
 
 
-def told(
+def prepare_persona_inputs(
     encoder: Encoder,
     persona: PersonaConfig,
     text: TextConfig,
     histories: Histories,
     store: HistoryStore | None,
     progress: bool = False,
-) -> Told:
-    """Tokenises the inputs and encodes those items that are not in the store yet.
+) -> PersonaInputs:
+    """Tokenize the questions, and encode the items that are not in the store yet.
+
+    Args:
+        encoder: The history encoder.
+        persona: Settings of the soft tokens, which decide what is needed.
+        text: Which parts of questions and histories are read.
+        histories: N samples.
+        store: Store of the encoder's vectors; vectors of new items are added.
+        progress: Show a bar on standard error if it takes more than a few seconds.
 
     Raises:
-        InputError: an encoder that is not of the BERT family, or no store where there has to be
-            one.
+        InputError: The encoder is not of the BERT family, or a store is needed and missing.
     """
-    check_encoder(encoder)
+    config = encoder_config(encoder)
     queries = items = None
-    if persona.asks:
-        ids = [
-            encoding.ids
-            for encoding in encoder.tokenizer.encode_batch(histories.query_texts(text.query_prefix))
-        ]
+    if persona.uses_input:
+        texts = histories.query_texts(text.query_prefix)
+        ids = [encoding.ids for encoding in encoder.tokenizer.encode_batch(texts)]
         queries = Sequences.of([_shortened(row, text.prompt_tokens) for row in ids])
     if persona.source == "history":
         if store is None:
             raise InputError("no history store is given, which personas of histories need.")
         items = _items(encoder, text, histories, store, progress)
-    return Told(queries, items, store, encoder.config.positions)
+    return PersonaInputs(queries, items, store, config.positions)
 
 
-def check_encoder(encoder: Encoder) -> None:
-    """Refuses encoders whose copy cannot be trained here."""
+def encoder_config(encoder: Encoder) -> EncoderConfig:
+    """Return the config of an encoder whose copy can be trained here.
+
+    Raises:
+        InputError: The encoder is not of the BERT family.
+    """
     if not isinstance(encoder.config, EncoderConfig):
         raise InputError(
             f"{encoder.name} is a decoder; a persona plug needs an encoder of the BERT family, "
             "such as BAAI/bge-base-en-v1.5."
         )
+    return encoder.config
 
 
-def prompts(model: LanguageModel, text: TextConfig, questions: Sequence[str]) -> list[Any]:
-    """Questions as the language model is asked them, with a persona or without.
+def format_prompts(
+    model: LanguageModel, text: TextConfig, questions: Sequence[str]
+) -> list[str | Chat]:
+    """Return questions as the language model reads them, with a persona or without.
 
     Args:
-        model: who is asked.
-        text: how.
-        questions: N of them, such as the inputs of samples.
+        model: The language model.
+        text: Template and length limit.
+        questions: N questions, such as the inputs of samples.
 
     Returns:
-        N texts or chats, as `models.chat.generate_texts` takes them.
+        N texts or chats for `jaxalign.models.chat.generate_texts`.
     """
-    chat = is_chat(model.tokenizer, text.template)
-    short = [_cut(question, model.tokenizer, text.prompt_tokens) for question in questions]
-    if chat:
+    short = [shorten(question, model.tokenizer, text.prompt_tokens) for question in questions]
+    if is_chat(model.tokenizer, text.template):
         return [[{"role": "user", "content": question}] for question in short]
     return [question + _LINE for question in short]
 
 
-def enough(sequences: Sequences) -> int:
-    """A width that holds each of some sequences."""
-    return -(-int(sequences.lengths.max()) // 8) * 8  # what matrix units like
+def padded_width(sequences: Sequences) -> int:
+    """Return a width, a multiple of 8, that holds each of the sequences."""
+    return -(-int(sequences.lengths.max()) // 8) * 8
 
 
-def slots_of(counts: np.ndarray) -> int:
-    """n, the padded length of histories whose lengths are `counts`."""
+def padded_length(counts: np.ndarray) -> int:
+    """Return the padded number of items n of histories with `counts` items.
+
+    Buckets are powers of 2 from 16 to 512, then multiples of 512, so that few programs are
+    compiled.
+
+    Example:
+        >>> import numpy as np
+        >>> [padded_length(np.array([count])) for count in (3, 17, 513)]
+        [16, 32, 1024]
+    """
     most = int(counts.max(initial=1))
     if most > _LARGEST:
         return -(-most // _LARGEST) * _LARGEST
     return max(_SMALLEST, 1 << (most - 1).bit_length())
 
 
-def learned(
+def tokenize_samples(
     model: LanguageModel, text: TextConfig, histories: Histories, questions: Sequence[str]
 ) -> tuple[Sequences, Sequences]:
-    """Prompts and answers of all samples as the language model reads them.
+    """Return the prompts and the right answers of all samples as the language model reads them.
 
     Args:
-        model: whose tokenizer and template count.
-        text: limits.
+        model: The language model, whose tokenizer and template are used.
+        text: Template and length limits.
         histories: N samples with outputs.
-        questions: N texts to ask in place of the samples' own inputs, or these.
+        questions: N questions, such as the samples' own inputs.
+
+    Returns:
+        The tokens of the N prompts, and those of the N answers with their stop token.
 
     Raises:
-        InputError: an output is missing or empty.
+        InputError: An output is missing or empty, or a prompt has no tokens.
     """
     if len(questions) != len(histories):
         raise InputError(
             f"found {len(questions)} prompts for {len(histories)} samples; expected one for each."
         )
-    short = [_cut(question, model.tokenizer, text.prompt_tokens) for question in questions]
+    short = [shorten(question, model.tokenizer, text.prompt_tokens) for question in questions]
     chat = is_chat(model.tokenizer, text.template)
     found = completions_from_columns(
         {
@@ -173,12 +208,18 @@ def learned(
             "which answers cannot begin; write some text."
         )
     starts, tokens = found.sequences.starts, found.sequences.tokens
-    asked, said = [], []
+    prompts, answers = [], []
     for first, last in pairwise(starts.tolist()):
         begin = first + int(np.argmax(found.learned[first:last]))
-        asked.append(tokens[first:begin].tolist())
-        said.append(tokens[begin : min(last, begin + text.answer_tokens)].tolist())
-    return Sequences.of(asked), Sequences.of(said)
+        prompts.append(tokens[first:begin].tolist())
+        answers.append(tokens[begin : min(last, begin + text.answer_tokens)].tolist())
+    return Sequences.of(prompts), Sequences.of(answers)
+
+
+def shorten(text: str, tokenizer: Tokenizer, limit: int) -> str:
+    """Return a text without its end if it has more than `limit` tokens."""
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    return text if len(tokens) <= limit else tokenizer.decode(tokens[:limit]).rstrip("\ufffd")
 
 
 def _items(
@@ -188,23 +229,17 @@ def _items(
     store: HistoryStore,
     progress: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`Told.items` of the newest items of each sample."""
+    """Return `PersonaInputs.items` of the newest items of each sample."""
     kept = [sample.profile[-text.max_items :] for sample in histories.samples]
     used = sorted({place for profile in kept for place in profile})
     texts = histories.item_texts(text.labels) if used else []
     rows = np.full(len(histories.items), -1, np.int64)
-    rows[used] = store.add([texts[place] for place in used], encoding(encoder), progress)
+    rows[used] = store.add([texts[place] for place in used], encode_with(encoder), progress)
     starts = np.cumsum([0, *(len(profile) for profile in kept)], dtype=np.int64)
     places = np.fromiter((p for profile in kept for p in profile), np.int64, int(starts[-1]))
     return rows[places] + 1, starts
 
 
-def _cut(text: str, tokenizer: Any, most: int) -> str:
-    """A text without its end, where it has more tokens than `most`."""
-    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return text if len(tokens) <= most else str(tokenizer.decode(tokens[:most])).rstrip("\ufffd")
-
-
 def _shortened(ids: Sequence[int], most: int) -> list[int]:
-    """Ids of a text without its end, the last special token kept."""
+    """Return the ids of a text without its end, the last special token kept."""
     return list(ids) if len(ids) <= most else [*ids[: most - 1], ids[-1]]

@@ -208,7 +208,7 @@ def history_store(folder: str | Path, encoder: Encoder) -> HistoryStore:
     return HistoryStore(folder, digest, encoder.config.width)
 
 
-def encoding(encoder: Encoder) -> Encode:
+def encode_with(encoder: Encoder) -> Encode:
     """What `HistoryStore.add` encodes with; nothing is kept beside the store."""
     return partial(encode_unkept, encoder, progress=False)
 

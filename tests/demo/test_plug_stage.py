@@ -101,7 +101,7 @@ def test_vectors_say_nothing_of_what_a_prompt_is_about():
 
 
 def test_without_histories_everyone_has_the_same_two_tokens():
-    params = P.pplug.init(jax.random.key(0), P.PERSONA, 3, P.TOY.width, 1.0)
+    params = P.pplug.init_persona(jax.random.key(0), P.PERSONA, 3, P.TOY.width, 1.0)
     vectors = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
     chosen = np.array([[0, 1], [2, 3], [4, 5]], np.int32)
     readers = P.Readers(chosen, np.ones((3, 2), bool), np.ones(3, np.int32))

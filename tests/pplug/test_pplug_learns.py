@@ -6,9 +6,9 @@ import pplug_world as world
 import pytest
 
 from jaxalign import pplug
+from jaxalign.experiments.pplug.baselines import shuffle_histories
 from jaxalign.models.sampling import Sampling
 from jaxalign.pplug.config import PersonaConfig
-from jaxalign.pplug.controls import shuffled
 from jaxalign.pplug.store import history_store
 from jaxalign.train.loop import LoopConfig
 from jaxalign.train.optimiser import OptimiserConfig
@@ -21,7 +21,9 @@ SETTINGS = Sampling(max_tokens=1, temperature=0.0)
 
 def accuracy(plug, data, store):
     key = jax.random.key(0)
-    found = pplug.answer(plug, data, SETTINGS, key, store=store, batch_size=120, progress=False)
+    found = pplug.generate_answers(
+        plug, data, SETTINGS, key, store=store, batch_size=120, progress=False
+    )
     right = [one.text.strip() == gold for one, gold in zip(found, data.outputs, strict=True)]
     return float(np.mean(right))
 
@@ -29,7 +31,7 @@ def accuracy(plug, data, store):
 def trained(seed, persona, data, learned_from, store):
     model, encoder = world.told_by_its_second_token(), world.encoder()
     key = jax.random.key(seed)
-    plug = pplug.start(key, model, encoder, persona, world.TEXT, data, store)
+    plug = pplug.init_plug(key, model, encoder, persona, world.TEXT, data, store)
     config = world.config(
         persona,
         loop=LoopConfig(epochs=12, batch_size=32, checkpoint_every=1000, seed=seed),
@@ -48,7 +50,7 @@ def test_only_the_user_decides(tmp_path):
             test = world.histories(60, seed=100 + seed, shortest=4)
             own = trained(seed, PersonaConfig(), data, data, store)
             task = trained(seed, PersonaConfig(source="none"), data, data, store)
-            strangers = shuffled(test, seed)
+            strangers = shuffle_histories(test, seed)
             rows.append(
                 {
                     "persona": accuracy(own, test, store),
@@ -57,7 +59,7 @@ def test_only_the_user_decides(tmp_path):
                 }
             )
             if not seed:
-                others = trained(seed, PersonaConfig(), data, shuffled(data, seed), store)
+                others = trained(seed, PersonaConfig(), data, shuffle_histories(data, seed), store)
                 rows[-1]["trained on others"] = accuracy(others, strangers, store)
     print(rows)
     for row in rows:

@@ -16,7 +16,7 @@ import pytest
 import tiny_bert
 import tiny_lms
 import torch
-from test_aggregate import projected, reference
+from test_persona import projected, reference
 
 from jaxalign import pplug
 from jaxalign.data.histories import Histories, Item, Sample
@@ -26,8 +26,8 @@ from jaxalign.models.language import load_language_model
 from jaxalign.models.sampling import Sampling
 from jaxalign.pplug import model as plugs
 from jaxalign.pplug.config import PersonaConfig, PPlugConfig, TextConfig
-from jaxalign.pplug.model import embedding_norm, thinned
-from jaxalign.pplug.rows import learned, slots_of, told
+from jaxalign.pplug.model import drop_items, embedding_norm
+from jaxalign.pplug.rows import padded_length, prepare_persona_inputs, tokenize_samples
 from jaxalign.pplug.store import HistoryStore, history_store
 from jaxalign.runs.artifact import flatten
 from jaxalign.train.loop import LoopConfig
@@ -46,7 +46,7 @@ def started(store, persona=None, data=None):
     data = data or world.histories(8)
     persona, encoder = persona or PersonaConfig(), world.encoder()
     args = (world.language_model(), encoder, persona, world.TEXT, data, store)
-    return pplug.start(jax.random.key(0), *args)
+    return pplug.init_plug(jax.random.key(0), *args)
 
 
 def same_bits(one, two):
@@ -73,25 +73,25 @@ def test_loss_and_its_gradient_are_those_of_torch(tmp_path):
     persona = PersonaConfig(sharpness=3.0)
     text = TextConfig(query_prefix="a ", template="plain")
     with history_store(tmp_path / "store", encoder) as store:
-        plug = pplug.start(jax.random.key(1), model, encoder, persona, text, data, store)
-        asked, said = learned(model, text, data, [sample.input for sample in samples])
+        plug = pplug.init_plug(jax.random.key(1), model, encoder, persona, text, data, store)
+        asked, said = tokenize_samples(model, text, data, [sample.input for sample in samples])
         rows = np.array([0, 1, 2, -1])
         prompts, lengths = asked.padded(rows, 24)
         answers, ends = said.padded(rows, 12)
-        read = told(encoder, persona, text, data, store)
+        read = prepare_persona_inputs(encoder, persona, text, data, store)
         batch = {
             "prompts": prompts,
-            "lengths": lengths,
-            "answers": answers,
-            "ends": np.where(rows < 0, 0, ends).astype(np.int32),
-            "thinned": rows > 5,
+            "prompt_lengths": lengths,
+            "completions": answers,
+            "completion_lengths": np.where(rows < 0, 0, ends).astype(np.int32),
+            "is_copy": rows > 5,
             **read.arrays(rows, 24, 16),
         }
         vectors = store.read(store.find(texts)).astype(np.float64)
 
     def total(trained):
         mesh = make_mesh(MeshConfig())
-        sums = plugs.loss(plugs.plan(plug), mesh, trained, model.params, batch, None)
+        sums = plugs.loss(plugs.prefix_spec(plug), mesh, trained, model.params, batch, None)
         return sums["loss"], sums["weight"]
 
     (found, weight), slope = jax.jit(jax.value_and_grad(total, has_aux=True))(plug.trained)
@@ -253,22 +253,22 @@ def test_histories_lack_items_while_training_only(store):
     data = world.histories(4, longest=9)
     plug = started(store, data=data)
     rows = np.arange(len(data))
-    read = told(plug.encoder, plug.persona, plug.text, data, store)
-    asked, said = learned(plug.model, plug.text, data, [one.input for one in data.samples])
-    batch = dict(zip(("prompts", "lengths"), asked.padded(rows, 8), strict=True))
-    batch |= dict(zip(("answers", "ends"), said.padded(rows, 4), strict=True))
-    batch |= read.arrays(rows, 16, slots_of(read.counts))
+    read = prepare_persona_inputs(plug.encoder, plug.persona, plug.text, data, store)
+    asked, said = tokenize_samples(plug.model, plug.text, data, [one.input for one in data.samples])
+    batch = dict(zip(("prompts", "prompt_lengths"), asked.padded(rows, 8), strict=True))
+    batch |= dict(zip(("completions", "completion_lengths"), said.padded(rows, 4), strict=True))
+    batch |= read.arrays(rows, 16, padded_length(read.counts))
     mesh = make_mesh(MeshConfig())
-    plan = plugs.plan(plug, 0.5)
+    plan = plugs.prefix_spec(plug, 0.5)
 
     @jax.jit
     def loss(key, thin):
-        own = batch | {"thinned": thin}
+        own = batch | {"is_copy": thin}
         return plugs.loss(plan, mesh, plug.trained, plug.model.params, own, key)["loss"]
 
     @jax.jit
     def whole(thin):
-        own = batch | {"thinned": thin}
+        own = batch | {"is_copy": thin}
         return plugs.loss(plan, mesh, plug.trained, plug.model.params, own, None)["loss"]
 
     none, every = np.zeros(len(rows), bool), np.ones(len(rows), bool)
@@ -280,7 +280,7 @@ def test_histories_lack_items_while_training_only(store):
 
 def test_what_is_drawn_away():
     keys = jax.random.split(jax.random.key(0), 4000)
-    drawn = jax.jit(jax.vmap(thinned, (0, None, None)), static_argnums=2)
+    drawn = jax.jit(jax.vmap(drop_items, (0, None, None)), static_argnums=2)
     places = np.random.default_rng(0).permutation(16)
     for count in (0, 1, 2, 3, 10):
         mask = np.zeros(16, bool)
@@ -334,19 +334,25 @@ def test_several_users_in_one_batch_answer_as_alone(store):
     inner = plug.trained["persona"]["project"]["inner"]
     inner["kernel"] = 30 * inner["kernel"]
     assert len({one.user for one in data.samples}) == 6
-    together = pplug.answer(plug, data, SETTINGS, jax.random.key(0), store=store, progress=False)
+    together = pplug.generate_answers(
+        plug, data, SETTINGS, jax.random.key(0), store=store, progress=False
+    )
     assert len(together) == len(data)
     for number in (0, 7, 11):
         one = data.take([number])
-        alone = pplug.answer(plug, one, SETTINGS, jax.random.key(0), store=store, progress=False)
+        alone = pplug.generate_answers(
+            plug, one, SETTINGS, jax.random.key(0), store=store, progress=False
+        )
         np.testing.assert_array_equal(alone[0].tokens, together[number].tokens)
         np.testing.assert_allclose(alone[0].logprobs, together[number].logprobs, atol=1e-4)
     # Another history, other probabilities; another question, another prompt.
     other = data.with_profiles([data.samples[-1].profile] * len(data))
-    changed = pplug.answer(plug, other, SETTINGS, jax.random.key(0), store=store, progress=False)
+    changed = pplug.generate_answers(
+        plug, other, SETTINGS, jax.random.key(0), store=store, progress=False
+    )
     assert abs(changed[0].logprobs[0] - together[0].logprobs[0]) > 1e-3
     asked = ["b c d e f g"] * len(data)
-    longer = pplug.answer(
+    longer = pplug.generate_answers(
         plug, data, SETTINGS, jax.random.key(0), store=store, questions=asked, progress=False
     )
     assert {one.prompt_tokens for one in longer} == {6}
@@ -356,35 +362,44 @@ def test_several_users_in_one_batch_answer_as_alone(store):
 def test_saved_and_loaded(store, tmp_path, name):
     data = world.histories(4)
     plug = started(store, PersonaConfig(source=name), data)
-    pplug.save(tmp_path / "plug", plug)
-    found = pplug.load(tmp_path / "plug", plug.model, plug.encoder)
+    path = tmp_path / "plug.safetensors"
+    pplug.save(path, plug)
+    found = pplug.load(path, plug.model, plug.encoder)
     same_bits(found.trained, plug.trained)
     assert (found.persona, found.text) == (plug.persona, plug.text)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(plug.trained))
-    on_disk = sum(path.stat().st_size for path in (tmp_path / "plug").iterdir())
-    assert size < on_disk < size + 10_000
+    assert size < path.stat().st_size < size + 10_000
 
 
 def test_files_that_cannot_be_used_are_refused(store, tmp_path):
     plug = started(store)
-    folder = tmp_path / "plug"
-    pplug.save(folder, plug)
+    path = tmp_path / "plug.safetensors"
+    pplug.save(path, plug)
     other = replace(plug.model, sha256="1" * 64)
     with pytest.raises(InputError, match="with the model tiny"):
-        pplug.load(folder, other, plug.encoder)
+        pplug.load(path, other, plug.encoder)
     with pytest.raises(InputError, match="with the encoder"):
-        pplug.load(folder, plug.model, replace(plug.encoder, sha256="1" * 64))
-    about = json.loads((folder / "pplug.json").read_text())
+        pplug.load(path, plug.model, replace(plug.encoder, sha256="1" * 64))
+    for persona in (replace(plug.persona, tokens=2), replace(plug.persona, mean=True)):
+        pplug.save(path, replace(plug, persona=persona))
+        with pytest.raises(InputError, match="has shape"):
+            pplug.load(path, plug.model, plug.encoder)
+    pplug.save(path, plug)
+    content = path.read_bytes()
     for change, words in [
-        ({"format": 9}, "format version 9"),
-        ({"persona": {"tokens": 0}}, "`persona` cannot be used"),
-        ({"persona": about["persona"] | {"tokens": 2}}, "has shape"),
-        ({"persona": about["persona"] | {"mean": True}}, "has shape"),
-        ({"model": "tiny"}, "`model` is"),
+        ((b'\\"format\\": 2', b'\\"format\\": 9'), "format 9; this version reads 2"),
+        ((b'\\"tokens\\": 1', b'\\"tokens\\": 0'), "digest"),
+        ((b"persona plug", b"persona PLUG"), "holds a persona PLUG"),
     ]:
-        (folder / "pplug.json").write_text(json.dumps(about | change))
-        with pytest.raises(InputError, match=words):
-            pplug.load(folder, plug.model, plug.encoder)
+        assert change[0] in content
+        path.write_bytes(content.replace(*change))
+        with pytest.raises(InputError, match=words) as error:
+            pplug.load(path, plug.model, plug.encoder)
+        assert "jaxalign pplug train" in str(error.value)
+    # What an older version wrote was a folder.
+    (tmp_path / "model").mkdir()
+    with pytest.raises(InputError, match="jaxalign pplug train"):
+        pplug.load(tmp_path / "model", plug.model, plug.encoder)
 
 
 def test_data_that_cannot_be_used_are_refused(store, tmp_path):

@@ -1,6 +1,7 @@
 """Retrieval: BM25 against its formula, cosines by hand, prompts in LaMP's words."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from jaxalign.data.histories import Histories, Item, Sample
 from jaxalign.errors import InputError
 from jaxalign.pplug import retrieval
+from jaxalign.pplug.config import TextConfig
 
 ASK = "Generate a headline for the following article: "
 TEXT = st.lists(st.sampled_from("abcdefg"), max_size=8).map(" ".join)
@@ -80,7 +82,7 @@ def test_bm25_is_its_formula(query, texts):
 
 def test_bm25_finds_in_the_own_history_only():
     texts = ["rain and storm", "a match", "storm storm", "the vote"]
-    found = retrieval.by_bm25(
+    found = retrieval.rank_by_bm25(
         histories(texts, ["storm", "match", "t3"], [(0, 1, 3), (2, 3), ()]), 2
     )
     assert found[0][0] == 0
@@ -90,20 +92,22 @@ def test_bm25_finds_in_the_own_history_only():
 
 
 def test_titles_are_searched_too():
-    assert retrieval.by_bm25(histories(["x", "y", "z"], ["t1"]), 1) == ((1,),)
+    assert retrieval.rank_by_bm25(histories(["x", "y", "z"], ["t1"]), 1) == ((1,),)
 
 
 def test_encoder_takes_cosines():
     told = histories(["a", "b", "c"], ["q", "r"], [(0, 1, 2), (0, 2)])
     items = np.array([[3, 0], [0.1, 0.1], [0, 9]], np.float16)
     queries = np.array([[1, 0.9], [0, 1]], np.float32)
-    assert retrieval.by_encoder(told, queries, items, 2) == ((1, 0), (2, 0))
-    assert retrieval.by_encoder(told, queries, items, 9)[0] == (1, 0, 2)
-    assert retrieval.by_encoder(told.with_profiles([(), ()]), queries, items, 2) == ((), ())
+    assert retrieval.rank_by_cosine(told, queries, items, 2) == ((1, 0), (2, 0))
+    assert retrieval.rank_by_cosine(told, queries, items, 9)[0] == (1, 0, 2)
+    assert retrieval.rank_by_cosine(told.with_profiles([(), ()]), queries, items, 2) == ((), ())
 
 
 def test_zero_vectors_are_no_nan():
-    found = retrieval.by_encoder(histories(["a", "b"], ["q"]), np.ones((1, 2)), np.zeros((2, 2)), 1)
+    found = retrieval.rank_by_cosine(
+        histories(["a", "b"], ["q"]), np.ones((1, 2)), np.zeros((2, 2)), 1
+    )
     assert found == ((1,),)
 
 
@@ -118,10 +122,10 @@ def test_zero_vectors_are_no_nan():
 def test_refuses(queries, items, count, words):
     told = histories(["a", "b"], ["q"])
     with pytest.raises(InputError, match=words):
-        retrieval.by_encoder(told, np.ones(queries), np.ones(items), count)
+        retrieval.rank_by_cosine(told, np.ones(queries), np.ones(items), count)
     if not count:
         with pytest.raises(InputError, match=words):
-            retrieval.by_bm25(told, count)
+            retrieval.rank_by_bm25(told, count)
 
 
 PAPER = (
@@ -164,7 +168,7 @@ PAPER = (
     ],
 )
 def test_prompts_are_lamps(task, question, items, wanted):
-    assert retrieval.prompt(task, question, items, Words(), 256) == wanted
+    assert retrieval.prompt_with_items(task, question, items, Words(), 256) == wanted
 
 
 def long(count, word="w"):
@@ -175,7 +179,7 @@ def test_items_share_the_room_and_pass_on_what_they_do_not_need():
     # 60 tokens: 10 of the question, 1 the full stop of the frame, 2 between the items: 47, so 23
     # each, of which 6 are around the text. The first needs 3 of 17, the second gets 31.
     items = [{"text": long(3, "a"), "title": "T"}, {"text": long(99, "b"), "title": "T"}]
-    found = retrieval.prompt("LaMP_4", long(10), items, Words(), 60)
+    found = retrieval.prompt_with_items("LaMP_4", long(10), items, Words(), 60)
     words = found.replace('"', " ").split()
     assert sum(word.startswith("a") and word != "and" for word in words) == 3
     assert sum(word.startswith("b") for word in words) == 31
@@ -185,7 +189,7 @@ def test_items_share_the_room_and_pass_on_what_they_do_not_need():
 
 def test_a_long_question_leaves_two_fifths():
     items = [{"text": long(99, "b"), "title": "T"}]
-    found = retrieval.prompt("LaMP_4", long(500), items, Words(), 100)
+    found = retrieval.prompt_with_items("LaMP_4", long(500), items, Words(), 100)
     assert len(found.split()) == 100
     assert 25 < sum(word.strip('"').startswith("b") for word in found.split()) <= 40
     assert found.split()[-1].startswith("w")  # cut at its end
@@ -194,20 +198,22 @@ def test_a_long_question_leaves_two_fifths():
 
 def test_where_items_do_not_fit_the_question_stands_alone():
     items = [{"text": long(9, "b"), "title": long(40)}] * 4
-    assert retrieval.prompt("LaMP_4", long(30), items, Words(), 25) == long(25)
-    assert retrieval.prompt("LaMP_4", long(20), items, Words(), 25) == long(20)
+    assert retrieval.prompt_with_items("LaMP_4", long(30), items, Words(), 25) == long(25)
+    assert retrieval.prompt_with_items("LaMP_4", long(20), items, Words(), 25) == long(20)
 
 
 def test_many_items_take_more_from_the_question_rather_than_none():
     items = [{"text": long(9, "b"), "title": "T"}] * 3
-    found = retrieval.prompt("LaMP_4", long(500), items, Words(), 40)
+    found = retrieval.prompt_with_items("LaMP_4", long(500), items, Words(), 40)
     assert found.count("is the title for") == 3
     assert len(found.split()) == 40
 
 
 def test_prompts_of_histories():
     told = histories(["x", "y"], ["q", "r"])
-    found = retrieval.prompts(told, [(1, 0), ()], Words(), 99)
+    model, text = SimpleNamespace(tokenizer=Words()), TextConfig(prompt_tokens=99)
+    found = retrieval.build_questions(told, [(1, 0), ()], text, model)
+    assert retrieval.build_questions(told, None, text, model) == [f"{ASK}q", f"{ASK}r"]
     assert found == [
         f'"t1" is the title for "y" , and "t0" is the title for "x" . {ASK}q',
         f"{ASK}r",

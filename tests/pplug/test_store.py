@@ -13,7 +13,7 @@ from tiny_bert import write_model
 from jaxalign.errors import InputError
 from jaxalign.models.embed import encode, load_encoder
 from jaxalign.pplug import store as stores
-from jaxalign.pplug.store import INDEX, VECTORS, HistoryStore, encoding, history_store
+from jaxalign.pplug.store import INDEX, VECTORS, HistoryStore, encode_with, history_store
 
 E = 5
 
@@ -178,7 +178,7 @@ def test_real_encoder(tmp_path, monkeypatch):
     encoder = load_encoder(str(write_model(tmp_path / "bert")))
     texts = ["red green", "a b c", "red green", "blue ."]
     with history_store(tmp_path / "store", encoder) as store:
-        rows = store.add(texts, encoding(encoder))
+        rows = store.add(texts, encode_with(encoder))
         assert len(store) == 3
         assert not (tmp_path / "cache" / "embeddings").exists()  # no second copy of the vectors
         expected = encode(encoder, texts, cache_dir=tmp_path / "other")

@@ -13,8 +13,14 @@ from hypothesis import strategies as st
 from scipy.special import erf, softmax
 
 from jaxalign.errors import InputError
-from jaxalign.pplug.aggregate import aggregate, aggregate_flat, init, rescaled, task_token
 from jaxalign.pplug.config import PersonaConfig
+from jaxalign.pplug.persona import (
+    aggregate,
+    aggregate_flat,
+    init_persona,
+    rescale_persona,
+    task_token,
+)
 
 E, D, NORM = 6, 10, 3.5
 CONFIGS = {
@@ -32,8 +38,8 @@ some = pytest.mark.parametrize("name", ["published", "mean", "all"])
 
 @functools.cache
 def parameters(config, width=D, encoder=E):
-    """As `init` gives them, but in float64, and such that each of them counts."""
-    shapes = jax.eval_shape(lambda: init(jax.random.key(0), config, encoder, width, NORM))
+    """As `init_persona` gives them, but in float64, and such that each of them counts."""
+    shapes = jax.eval_shape(lambda: init_persona(jax.random.key(0), config, encoder, width, NORM))
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda leaf: rng.normal(size=leaf.shape) / max(leaf.shape[:-1], default=1) ** 0.5, shapes
@@ -228,7 +234,7 @@ def test_exact_saving_is_the_direct_form(x64):
 
 def test_exact_saving_costs_less_than_a_quarter():
     config, items, encoder, width = PersonaConfig(), 512, 768, 4096
-    shapes = jax.eval_shape(lambda: init(jax.random.key(0), config, encoder, width, NORM))
+    shapes = jax.eval_shape(lambda: init_persona(jax.random.key(0), config, encoder, width, NORM))
     arguments = (
         jax.ShapeDtypeStruct((encoder,), jnp.float32),
         jax.ShapeDtypeStruct((items, encoder), jnp.float32),
@@ -248,7 +254,7 @@ def test_exact_saving_costs_less_than_a_quarter():
 @pytest.mark.parametrize("name", ["all"])
 def test_tokens_start_as_long_as_embeddings(name):
     config, rng = CONFIGS[name], np.random.default_rng(2)
-    started = jax.jit(init, static_argnums=(1, 2, 3, 4))
+    started = jax.jit(init_persona, static_argnums=(1, 2, 3, 4))
     params = started(jax.random.key(4), config, 48, 64, NORM)
     length = functools.partial(np.linalg.norm, axis=-1)
     np.testing.assert_allclose(length(task_token(params)), NORM, rtol=1e-5)
@@ -257,7 +263,7 @@ def test_tokens_start_as_long_as_embeddings(name):
     items = (items / length(items)[..., None]).astype(np.float32)
     one = jax.jit(jax.vmap(functools.partial(aggregate, config=config), (None, 0, 0, None)))
     before = one(params, items[:, 0], items, np.ones(30, bool))
-    params = rescaled(params, before, NORM)
+    params = rescale_persona(params, before, NORM)
     after = one(params, items[:, 0], items, np.ones(30, bool))
     np.testing.assert_allclose(length(after).mean(), NORM, rtol=1e-5)
     assert (abs(length(after) / NORM - 1) < 0.3).all()
@@ -282,7 +288,7 @@ def test_recency_prefers_the_newest():
 @pytest.mark.parametrize("norm", [0.0, float("nan"), float("inf")])
 def test_broken_embeddings_are_refused(norm):
     with pytest.raises(InputError, match="embedding norm"):
-        init(jax.random.key(0), PersonaConfig(), E, D, norm)
+        init_persona(jax.random.key(0), PersonaConfig(), E, D, norm)
 
 
 def test_bad_settings_are_refused():

@@ -18,12 +18,17 @@ from jaxalign import pplug
 from jaxalign.data import lamp
 from jaxalign.data.histories import Histories, Item, Sample, load_histories
 from jaxalign.errors import InputError
+from jaxalign.experiments.pplug import data as sources
+from jaxalign.experiments.pplug.baselines import BASELINES, METHODS, TRAININGS
+from jaxalign.experiments.pplug.config import (
+    PPlugEvaluateConfig,
+    PPlugRunConfig,
+    RetrievalConfig,
+)
+from jaxalign.experiments.pplug.data import HistoryDataConfig
+from jaxalign.experiments.pplug.run_folder import load_run
 from jaxalign.metrics import text
 from jaxalign.models.sampling import Sampling
-from jaxalign.pplug import source
-from jaxalign.pplug.controls import BASELINES, CONTROLS, RUNS
-from jaxalign.pplug.run import EvaluateConfig, RetrievalConfig, RunConfig, load_run
-from jaxalign.pplug.source import DataConfig
 from jaxalign.pplug.store import HistoryStore, history_store
 
 CONFIG = {
@@ -97,7 +102,7 @@ def world(tmp_path_factory):
 
 
 def asked_of(world):
-    return source.read(world.data, load_run(world.run).config.data, ("test",))["test"]
+    return sources.read_parts(world.data, load_run(world.run).config.data, ("test",))["test"]
 
 
 def test_train_leaves_a_plug_and_a_report(world):
@@ -110,8 +115,12 @@ def test_train_leaves_a_plug_and_a_report(world):
     assert "pplug-0" in world.trained.out
     place = world.run / "plugs/pplug-0"
     names = {path.name for path in place.iterdir()}
-    assert names == {"model", "metrics.jsonl", "report.json"}  # states are for unfinished runs
-    plug = pplug.load(place / "model")
+    assert names == {
+        "plug.safetensors",
+        "metrics.jsonl",
+        "report.json",
+    }
+    plug = pplug.load(place / "plug.safetensors")
     assert sum(leaf.size for leaf in jax.tree.leaves(plug.trained)) == one["parameters"]
     with history_store(world.run / "history", plug.encoder) as store:
         assert len(store) > 0
@@ -119,8 +128,8 @@ def test_train_leaves_a_plug_and_a_report(world):
 
 def test_evaluate_judges_what_is_trained_and_writes_predictions(world):
     asked = asked_of(world)
-    report = json.loads((world.judged / "controls.json").read_text())
-    wanted = {name for name, control in CONTROLS.items() if control.run in (None, "pplug")}
+    report = json.loads((world.judged / "report.json").read_text())
+    wanted = {name for name, method in METHODS.items() if method.training in (None, "pplug")}
     assert report["scores"].keys() == wanted
     assert report["baselines"] == ["zero-shot", "persona of another"]
     for name in ("task token only", "persona, mean", "retrieval BM25 + persona"):
@@ -135,9 +144,9 @@ def test_evaluate_judges_what_is_trained_and_writes_predictions(world):
         assert list(answers) == [one.id for one in asked.samples]
         own = text.score(task, list(answers.values()), asked.outputs)
         assert {key: scores[key] for key in own} == pytest.approx(own)
-        assert name in (world.judged / "controls.md").read_text()
+        assert name in (world.judged / "report.md").read_text()
     assert [*report["figures"]] == ["rouge-1", "rouge-L", "loss"]
-    assert "Nats a token" in (world.judged / "controls.md").read_text()
+    assert "Nats a token" in (world.judged / "report.md").read_text()
     # Histories count: another's make another loss, and only where there is one.
     losses = [
         json.loads((world.judged / f"losses/{name}-0.json").read_text())
@@ -167,14 +176,14 @@ def test_an_evaluation_goes_on_with_the_answers_that_are_there(world, tmp_path):
     judge = (*world.judge[:-1], out)
     refused(call(*judge), "a finished run", "--resume")
     (out / "predictions/persona-0.json").unlink()
-    (out / "controls.json").unlink()
+    (out / "report.json").unlink()
     kept = out / "predictions/zero_shot-0.json"
     lamp.write_answers(kept, "text", dict.fromkeys(lamp.read_answers(kept)[1], "the"))
     result = call(*judge, "--resume")
     assert result.code == 0, result.err
     for name in ("predictions/persona-0.json", "losses/persona-0.json"):
         assert (out / name).read_bytes() == (world.judged / name).read_bytes()
-    report = json.loads((out / "controls.json").read_text())
+    report = json.loads((out / "report.json").read_text())
     assert report["scores"]["zero-shot"]["rouge-1"] == asked_of(world).outputs.count("the") / 8
     refused(call(*judge, "--resume", "--evaluate.samples", 4), "another run")
     refused(call(*judge, "--resume", "--pplug.copies", 3), "--evaluate.samples")
@@ -200,49 +209,48 @@ def test_a_stopped_run_goes_on_to_the_same_plug(world, tmp_path, monkeypatch):
         stopped = train(world, out)
     assert stopped.code == 130
     assert "--resume" in stopped.err
-    assert not (out / "plugs/pplug-0/model").exists()
+    assert not (out / "plugs/pplug-0/plug.safetensors").exists()
     refused(call("pplug", "evaluate", "--model", out, "--out", tmp_path / "judged"), "no trained")
     refused(train(world, out), "an unfinished run", "--resume")
     refused(train(world, out, "--resume", "--pplug.copies", 2), "another run")
     result = train(world, out, "--resume")
     assert result.code == 0, result.err
     assert "resumed at step" in result.err
-    for name in ("pplug.json", "pplug.safetensors"):
-        path = f"plugs/pplug-0/model/{name}"
-        assert (out / path).read_bytes() == (world.run / path).read_bytes()
+    path = "plugs/pplug-0/plug.safetensors"
+    assert (out / path).read_bytes() == (world.run / path).read_bytes()
 
 
 @pytest.mark.slow
-def test_controls_are_added_to_a_run_and_judged(world, tmp_path):
+def test_baselines_are_added_to_a_run_and_judged(world, tmp_path):
     run, out, store = tmp_path / "run", tmp_path / "judged", tmp_path / "store"
     small = (
-        "--data.validation_samples", 4, "--store", store, "--seeds", 0, 1, "--control_seeds", 0,
+        "--data.validation_samples", 4, "--store", store, "--seeds", 0, 1, "--baseline_seeds", 0,
     )  # fmt: skip
     assert train(world, run, *small).code == 0
     before = digest(run / "plugs")
-    result = train(world, run, *small, "--controls", "--resume")
+    result = train(world, run, *small, "--baselines", "--resume")
     assert result.code == 0, result.err
     names = {path.name for path in (run / "plugs").iterdir()}
-    assert names == {"pplug-1", *(f"{name}-0" for name in RUNS)}
+    assert names == {"pplug-1", *(f"{name}-0" for name in TRAININGS)}
     trained = json.loads((run / "report.json").read_text())["trainings"]
     assert trained.keys() == names
     for name, one in trained.items():
         assert np.isfinite([one["judged"]["loss"], one["before"]["loss"]]).all(), name
     assert trained["input-0"]["parameters"] == trained["pplug-0"]["parameters"]
-    for path in set(RUNS) - {"pplug"}:
+    for path in set(TRAININGS) - {"pplug"}:
         shutil.copytree(run / f"plugs/{path}-0", tmp_path / path)
         shutil.rmtree(run / f"plugs/{path}-0")
     assert digest(run / "plugs") == before
-    for path in set(RUNS) - {"pplug"}:
+    for path in set(TRAININGS) - {"pplug"}:
         shutil.move(tmp_path / path, run / f"plugs/{path}-0")
     result = call("pplug", "evaluate", "--model", run, "--out", out, "--split", "test")
     assert result.code == 0, result.err
-    report = json.loads((out / "controls.json").read_text())
-    assert [*report["scores"]] == [*CONTROLS]
+    report = json.loads((out / "report.json").read_text())
+    assert [*report["scores"]] == [*METHODS]
     assert report["baselines"] == list(BASELINES)
     seeds = {name: one["seeds"] for name, one in report["figures"]["loss"]["methods"].items()}
     assert {name for name, count in seeds.items() if count == 2} == {
-        name for name, control in CONTROLS.items() if control.run == "pplug"
+        name for name, method in METHODS.items() if method.training == "pplug"
     }
     assert not (run / "history").exists()  # the store is shared
 
@@ -254,15 +262,15 @@ def test_generate_answers_with_the_history_that_is_given(world, tmp_path):
     result = call("pplug", "generate", "--model", world.run, "--requests", path, "--out", out)
     assert result.code == 0, result.err
     found = [json.loads(line) for line in out.read_text().splitlines()]
-    plug = pplug.load(world.run / "plugs/pplug-0/model")
+    plug = pplug.load(world.run / "plugs/pplug-0/plug.safetensors")
     with history_store(tmp_path / "store", plug.encoder) as store:
-        told = pplug.answer(
+        expected = pplug.generate_answers(
             plug, load_histories(path), Sampling(6, temperature=0.0), jax.random.key(0),
             store=store, progress=False,
         )  # fmt: skip
-    assert [one["text"] for one in found] == [one.text.strip() for one in told]
+    assert [one["text"] for one in found] == [one.text.strip() for one in expected]
     assert [(one["id"], one["user"]) for one in found] == [(r["id"], r["user"]) for r in rows[:8]]
-    for row, said in ((rows[6], told[6]), (rows[0], told[0])):
+    for row, said in ((rows[6], expected[6]), (rows[0], expected[0])):
         history = write_rows(tmp_path / "history.jsonl", reversed(row["history"]))
         where = ("--model", world.run / "plugs/pplug-0", "--history", history)
         result = call("pplug", "generate", *where, "--input", row["input"])
@@ -305,8 +313,8 @@ def test_data_that_cannot_be_used_are_refused_and_nothing_is_written(world, tmp_
     refused(train(world, out, data=write_rows(tmp_path / "mute.jsonl", mute)), "has no answer")
     refused(train(world, out, data=tmp_path / "nowhere"), "does not exist")
     refused(train(world, out, "--data.kind", "lamp"), "train_questions.json")
-    refused(train(world, out, "--runs", "other"), "'other'")
-    few = ("--data.train_samples", 1, "--runs", "pplug", "shuffled")
+    refused(train(world, out, "--trainings", "other"), "'other'")
+    few = ("--data.train_samples", 1, "--trainings", "pplug", "shuffled")
     refused(train(world, out, *few), "no other user")
     other = tiny_bert.write_model(tmp_path / "bert", tiny_bert.torch_bert(1))
     before = digest(world.run)
@@ -322,8 +330,8 @@ def test_data_that_cannot_be_used_are_refused_and_nothing_is_written(world, tmp_
     # Dates that are out of order are sorted, and that is said.
     rows = people()
     rows[8]["history"] = rows[8]["history"][::-1]
-    sorted_ = source.read(
-        write_rows(tmp_path / "late.jsonl", rows), DataConfig("jsonl"), ("train",)
+    sorted_ = sources.read_parts(
+        write_rows(tmp_path / "late.jsonl", rows), HistoryDataConfig("jsonl"), ("train",)
     )
     assert sorted_["train"].notes == ("histories out of date order, which were sorted: 1",)
 
@@ -346,28 +354,28 @@ def test_lamp_folders(tmp_path, nested):
     lamp_files(tmp_path, "train", nested=nested)
     lamp_files(tmp_path, "dev", ("3",), nested=nested)
     lamp_files(tmp_path, "test", ("4",), outputs=False, nested=nested)
-    config = DataConfig(task="LaMP_4")
-    found = source.read(tmp_path, config, source.PARTS)
+    config = HistoryDataConfig(task="LaMP_4")
+    found = sources.read_parts(tmp_path, config, sources.PARTS)
     ids = {part: [one.id for one in own.samples] for part, own in found.items()}
     assert ids == {"train": ["1", "2"], "validation": ["3"], "test": ["4"]}
     assert found["test"].samples[0].output is None
     with pytest.raises(InputError, match="answers LaMP_4, expected LaMP_5"):
-        source.read(tmp_path, DataConfig(task="LaMP_5"), ("train",))
+        sources.read_parts(tmp_path, HistoryDataConfig(task="LaMP_5"), ("train",))
     lamp_files(tmp_path, "train", ("1", "7"), outputs=False, nested=nested)
     with pytest.raises(InputError, match="id '7' has no answer"):
-        source.read(tmp_path, config, ("train",))
+        sources.read_parts(tmp_path, config, ("train",))
 
 
 def test_a_file_is_split_by_users(tmp_path):
     path = write_rows(tmp_path / "people.jsonl", people())
-    found = source.read(path, DataConfig("jsonl"), source.PARTS)
+    found = sources.read_parts(path, HistoryDataConfig("jsonl"), sources.PARTS)
     users = [set(own.users) for own in found.values()]
     assert [len(own) for own in users] == [9, 1, 2]
     assert len(set.union(*users)) == 12
-    other = source.read(path, DataConfig("jsonl", seed=1), source.PARTS)
+    other = sources.read_parts(path, HistoryDataConfig("jsonl", seed=1), sources.PARTS)
     assert other["test"].users != found["test"].users
     with pytest.raises(InputError, match="at least 3"):
-        source.read(write_rows(path, people(2)), DataConfig("jsonl"), ("train",))
+        sources.read_parts(write_rows(path, people(2)), HistoryDataConfig("jsonl"), ("train",))
 
 
 def test_a_subset_is_even_over_users():
@@ -379,31 +387,33 @@ def test_a_subset_is_even_over_users():
     ]
     data = Histories(tuple(samples), (Item("0", {"text": "a"}),), "text")
     for count, wanted in ((4, (1, 1, 1, 1)), (10, (3, 3, 1, 3)), (13, (4, 3, 1, 5))):
-        found = source.subset(data, count, 0)
+        found = sources.sample_evenly(data, count, 0)
         counts = tuple(found.users.count(str(user)) for user in range(4))
         assert sorted(counts) == sorted(wanted) if count != 13 else sum(counts) == 13
         assert [one.id for one in found.samples] == sorted(
             (one.id for one in found.samples), key=[one.id for one in samples].index
         )
-        assert set(found.samples) <= set(source.subset(data, count + 1, 0).samples)
-    assert source.subset(data, None, 0) is data
-    assert source.digest(source.subset(data, 4, 0)) != source.digest(source.subset(data, 4, 1))
+        assert set(found.samples) <= set(sources.sample_evenly(data, count + 1, 0).samples)
+    assert sources.sample_evenly(data, None, 0) is data
+    assert sources.data_digest(sources.sample_evenly(data, 4, 0)) != sources.data_digest(
+        sources.sample_evenly(data, 4, 1)
+    )
 
 
 def test_settings_that_cannot_be_used_are_refused():
     for make in (
-        lambda: RunConfig(runs=("other",)),
-        lambda: RunConfig(runs=()),
-        lambda: RunConfig(seeds=(0, 0)),
-        lambda: RunConfig(control_seeds=(-1,)),
-        lambda: DataConfig(train_samples=0),
-        lambda: DataConfig(test_share=0.6, validation_share=0.5),
-        lambda: DataConfig("huffpost", task="LaMP_4"),
-        lambda: EvaluateConfig(samples=1),
-        lambda: EvaluateConfig(temperature=np.nan),
+        lambda: PPlugRunConfig(trainings=("other",)),
+        lambda: PPlugRunConfig(trainings=()),
+        lambda: PPlugRunConfig(seeds=(0, 0)),
+        lambda: PPlugRunConfig(baseline_seeds=(-1,)),
+        lambda: HistoryDataConfig(train_samples=0),
+        lambda: HistoryDataConfig(test_share=0.6, validation_share=0.5),
+        lambda: HistoryDataConfig("huffpost", task="LaMP_4"),
+        lambda: PPlugEvaluateConfig(samples=1),
+        lambda: PPlugEvaluateConfig(temperature=np.nan),
         lambda: RetrievalConfig(count=0),
     ):
         with pytest.raises(InputError, match="expected"):
             make()
-    config = RunConfig(runs=("task", "pplug"), seeds=(0, 1), control_seeds=(2,))
-    assert config.trainings == (("pplug", 0), ("pplug", 1), ("task", 2))
+    config = PPlugRunConfig(trainings=("task", "pplug"), seeds=(0, 1), baseline_seeds=(2,))
+    assert config.schedule == (("pplug", 0), ("pplug", 1), ("task", 2))

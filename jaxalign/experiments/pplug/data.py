@@ -1,4 +1,4 @@
-"""From a path to the parts of a data set: LaMP's files, history files, HuffPost's articles."""
+"""Reading the parts of a data set: LaMP's files, history files, HuffPost's articles."""
 
 import hashlib
 import json
@@ -25,23 +25,28 @@ _LINES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """What the data are, and which of them are used.
+class HistoryDataConfig:
+    """The data set and which of its samples are used.
 
     Attributes:
-        kind: `lamp` is a folder with LaMP's {train,dev,test}_questions.json and _outputs.json, or
-            with such folders {train,dev,test}; `jsonl` a folder with train.jsonl and perhaps
-            validation.jsonl and test.jsonl, or one file, whose users are split; `huffpost` the
-            folder of the HuffPost set, split by time.
-        task: such as LaMP_4; null takes it from LaMP's outputs, and `text` for jsonl.
-        train_samples: the most that are learned, drawn evenly over users; null for all.
-        validation_samples: the most that training is judged by; null for all, 0 for none.
-        test_share: held out for the end: of a file's users, or of each HuffPost author's articles.
-        validation_share: likewise, to judge training by.
-        most: of huffpost, articles of one author in each held-out part; null for no limit.
-        least_history: of huffpost, items that a sample has at least.
-        series: of huffpost, keep recurring titles.
-        seed: of the draws.
+        kind: Format of the data. `lamp` is a folder with LaMP's {train,dev,test}_questions.json
+            and _outputs.json, or with such folders {train,dev,test}. `jsonl` is a folder with
+            train.jsonl and optionally validation.jsonl and test.jsonl, or one file whose users are
+            split. `huffpost` is the folder of the HuffPost set, split by time.
+        task: Name of the task, such as LaMP_4; null reads it from LaMP's outputs, and means `text`
+            for jsonl.
+        train_samples: Largest number of training samples, drawn evenly over users, at least 1;
+            null for all.
+        validation_samples: Largest number of samples of the validation loss, at least 0; null for
+            all, 0 for no validation.
+        test_share: Share in (0, 1) held out for the test: of a file's users, or of each HuffPost
+            author's articles.
+        validation_share: The same for validation; the two shares sum to less than 1.
+        most: HuffPost only: largest number of articles per author in each held-out part; null for
+            no limit.
+        least_history: HuffPost only: smallest number of items in the history of a sample.
+        series: HuffPost only: keep recurring titles, which reveal the author.
+        seed: Seed of the draws, at least 0.
     """
 
     kind: Literal["lamp", "jsonl", "huffpost"] = "lamp"
@@ -73,20 +78,22 @@ class DataConfig:
             )
 
 
-def read(source: str | Path, config: DataConfig, parts: Sequence[Part]) -> dict[Part, Histories]:
-    """Read parts of a data set; those that it lacks are left out.
+def read_parts(
+    source: str | Path, config: HistoryDataConfig, parts: Sequence[Part]
+) -> dict[Part, Histories]:
+    """Read parts of a data set; optional parts that are absent are left out.
 
     Args:
-        source: a folder or file, as the config's kind has it.
-        config: what it is.
-        parts: the ones wanted.
+        source: A folder or file, in the format `config.kind`.
+        config: Settings of the data.
+        parts: The parts to read; the first one is required.
 
     Returns:
-        part -> all of its samples.
+        All samples of each part.
 
     Raises:
-        InputError: the first part is not there, or a file cannot be used, as `load_lamp`,
-            `load_histories` and `huffpost` say.
+        InputError: The first part is missing, or a file cannot be used; see `load_lamp`,
+            `load_histories` and `huffpost`.
     """
     path = Path(source).expanduser()
     if not path.exists():
@@ -116,45 +123,42 @@ def read(source: str | Path, config: DataConfig, parts: Sequence[Part]) -> dict[
     return found
 
 
-def subset(histories: Histories, count: int | None, seed: int) -> Histories:
-    """Some of the samples, as evenly over users as they allow, in their order.
+def sample_evenly(histories: Histories, count: int | None, seed: int) -> Histories:
+    """Return some of the samples in their order, drawn as evenly over users as possible.
 
     Args:
         histories: N samples.
-        count: how many; None, or more than there are, for all.
-        seed: of the draw. A larger count has the samples of a smaller one.
-
-    Returns:
-        The samples; items stay where they are.
+        count: Number of samples; None, or more than there are, for all.
+        seed: Seed of the draw. A larger count contains the samples of a smaller one.
     """
     if count is None or count >= len(histories):
         return histories
     rng = np.random.Generator(np.random.PCG64([seed, 0x5A]))
     drawn = rng.permutation(len(histories))
-    met: dict[str, int] = defaultdict(int)
+    seen: dict[str, int] = defaultdict(int)
     turns = np.zeros(len(histories), np.int64)
     for row in drawn:
         user = histories.samples[row].user
-        turns[row] = met[user]
-        met[user] += 1
+        turns[row] = seen[user]
+        seen[user] += 1
     order = drawn[np.argsort(turns[drawn], kind="stable")]
     return histories.take(np.sort(order[:count]))
 
 
-def digest(histories: Histories | None) -> str:
-    """A hash of all that decides what samples are."""
-    told = hashlib.sha256()
+def data_digest(histories: Histories | None) -> str:
+    """Return a SHA-256 of everything in the samples; that of nothing for None."""
+    found = hashlib.sha256()
     if histories is not None:
-        told.update(histories.task.encode())
+        found.update(histories.task.encode())
         for item in histories.items:
-            told.update(json.dumps([item.id, item.date, sorted(item.fields.items())]).encode())
+            found.update(json.dumps([item.id, item.date, sorted(item.fields.items())]).encode())
         for one in histories.samples:
             row = [one.id, one.user, one.input, one.output, one.profile, one.category, one.date]
-            told.update(json.dumps(row).encode())
-    return told.hexdigest()
+            found.update(json.dumps(row).encode())
+    return found.hexdigest()
 
 
-def _lamp(folder: Path, part: Part, config: DataConfig) -> Histories | None:
+def _lamp(folder: Path, part: Part, config: HistoryDataConfig) -> Histories | None:
     questions = _first(folder, part, "_questions", (".json", ".json.gz"))
     if questions is None:
         return None
@@ -167,7 +171,7 @@ def _lamp(folder: Path, part: Part, config: DataConfig) -> Histories | None:
     return load_lamp(questions, outputs, config.task)
 
 
-def _lines(folder: Path, part: Part, config: DataConfig) -> Histories | None:
+def _lines(folder: Path, part: Part, config: HistoryDataConfig) -> Histories | None:
     path = _first(folder, part, "", _LINES)
     return None if path is None else load_histories(path, config.task or "text")
 
@@ -182,8 +186,8 @@ def _first(folder: Path, part: Part, suffix: str, ends: Sequence[str]) -> Path |
     return None
 
 
-def _by_user(histories: Histories, config: DataConfig) -> dict[Part, Histories]:
-    """Samples of some users to learn from, of others to judge by."""
+def _by_user(histories: Histories, config: HistoryDataConfig) -> dict[Part, Histories]:
+    """Split samples by user into parts."""
     users = sorted(set(histories.users))
     if len(users) < 3:
         raise InputError(
@@ -192,12 +196,12 @@ def _by_user(histories: Histories, config: DataConfig) -> dict[Part, Histories]:
         )
     order = np.random.Generator(np.random.PCG64([config.seed, 0x5B])).permutation(len(users))
     test = max(1, round(config.test_share * len(users)))
-    judged = test + max(1, round(config.validation_share * len(users)))
+    held_out = test + max(1, round(config.validation_share * len(users)))
     rank = {users[row]: place for place, row in enumerate(order)}
     own: dict[Part, list[int]] = {part: [] for part in PARTS}
     for row, user in enumerate(histories.users):
         part: Part = "train"
-        if rank[user] < judged:
+        if rank[user] < held_out:
             part = "test" if rank[user] < test else "validation"
         own[part].append(row)
     if not own["train"]:

@@ -1,4 +1,4 @@
-"""Training a persona plug: next-token loss of the answers, the language model frozen."""
+"""Training of a persona plug: next-token loss of the answers, the language model frozen."""
 
 import tempfile
 from collections.abc import Sequence
@@ -14,10 +14,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxalign.data.histories import Histories
 from jaxalign.data.sequences import Sequences
 from jaxalign.errors import InputError
-from jaxalign.pplug import model as plugs
 from jaxalign.pplug.config import PPlugConfig
-from jaxalign.pplug.model import PPlug
-from jaxalign.pplug.rows import enough, learned, slots_of, told
+from jaxalign.pplug.model import PPlug, loss, prefix_spec
+from jaxalign.pplug.rows import (
+    padded_length,
+    padded_width,
+    prepare_persona_inputs,
+    tokenize_samples,
+)
 from jaxalign.pplug.store import HistoryStore, history_store
 from jaxalign.progress import Progress
 from jaxalign.train import optimiser
@@ -28,12 +32,12 @@ STORE = "history"
 
 
 @dataclass(frozen=True, eq=False)
-class TrainResult:
-    """What training gives.
+class PPlugTrainResult:
+    """The result of a training.
 
     Attributes:
-        plug: of the lowest validation loss, or of the last step where nothing is held out.
-        fit: its step, its losses on the validation samples, and how many steps there were.
+        plug: The plug with the lowest validation loss, or of the last step without validation.
+        fit: Its step, its validation losses before and after training, and the number of steps.
     """
 
     plug: PPlug
@@ -51,31 +55,32 @@ def train(
     store: HistoryStore | None = None,
     prompts: Sequence[str] | None = None,
     validation_prompts: Sequence[str] | None = None,
-) -> TrainResult:
-    """Train a plug, going on from the newest state in the folder.
+) -> PPlugTrainResult:
+    """Train a plug, resuming from the newest checkpoint in the folder if there is one.
 
-    The result depends on neither the interruptions nor when states are kept. Each width of batch
-    is compiled once.
+    The language model and the history encoder stay frozen. The result depends neither on
+    interruptions nor on when checkpoints are written. Each width of batch is compiled once.
 
     Args:
-        plug: of `jaxalign.pplug.start` or of an earlier run; stays as it is.
+        plug: A plug from `init_plug` or of an earlier training; it is not modified.
         histories: N samples with outputs.
-        config: of the run.
-        folder: for metrics.jsonl, states under state/, and the store where none is given; None
-            keeps nothing.
-        progress: where it is shown; None shows nothing.
-        validation: samples to judge by, with whole histories; None for nothing.
-        store: of the encoder's vectors; new items are added.
-        prompts: N questions in place of the samples' own inputs, such as with items in them.
-        validation_prompts: likewise.
+        config: Settings of the training; `persona` and `text` must be those of the plug.
+        folder: Folder of metrics.jsonl, of the checkpoints under state/, and of the store if none
+            is given; None keeps nothing.
+        progress: Where progress is shown; None shows nothing.
+        validation: Samples of the validation loss, with whole histories; None for no validation.
+        store: Store of the encoder's vectors; vectors of new items are added.
+        prompts: N questions to use instead of the samples' inputs, such as with retrieved items.
+        validation_prompts: The same for the validation samples.
 
     Returns:
-        The plug and how it did.
+        The trained plug and its losses.
 
     Raises:
-        InputError: a config that does not fit the plug, a sample without an output, a prompt that
-            is too long, a store of another encoder, a mesh that does not fit, or a loss that is
-            not finite.
+        InputError: The config does not fit the plug, a sample has no output, a prompt is too long,
+            the store belongs to another encoder, the mesh does not fit, or the loss is not finite.
+
+    Source: arXiv 2409.11901, section 3.4.
     """
     _check(plug, config)
     say = (progress or Progress(False)).say
@@ -87,31 +92,31 @@ def train(
         if store is None and config.persona.source == "history":
             store = stack.enter_context(history_store(folder / STORE, plug.encoder))
         rows = _rows(plug, histories, config, store, prompts, config.copies)
-        judged = None
+        held_out = None
         if validation is not None:
-            judged = _rows(plug, validation, config, store, validation_prompts, 0)
+            held_out = _rows(plug, validation, config, store, validation_prompts, 0)
         frozen = jax.tree.map(lambda leaf: leaf.astype(config.weights), plug.model.params)
         frozen = jax.device_put(frozen, param_shardings(frozen, mesh, decoder))
-        plan = plugs.plan(plug, config.drop)
-        encoder = replace(plan.encoder, dtype=config.compute, remat=config.remat)
-        plan = plan._replace(decoder=decoder, encoder=encoder)
-        # A copy: the state is donated, and the plug given stays.
+        spec = prefix_spec(plug, config.drop)
+        encoder = replace(spec.encoder, dtype=config.compute, remat=config.remat)
+        spec = spec._replace(decoder=decoder, encoder=encoder)
+        # A copy, because the state is donated and the given plug must stay intact.
         fresh = jax.tree.map(np.array, plug.trained)
         state = optimiser.start(jax.random.key(config.loop.seed), fresh, config.optimiser)
         state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
         fitted = fit(
             state,
             frozen,
-            partial(plugs.loss, plan, mesh),
+            partial(loss, spec, mesh),
             rows,
-            judged,
+            held_out,
             config.loop,
             config.optimiser,
             folder,
             say,
             batch_sharding(mesh),
         )
-    return TrainResult(replace(plug, trained=fitted.params), fitted)
+    return PPlugTrainResult(replace(plug, trained=fitted.params), fitted)
 
 
 def _rows(
@@ -122,45 +127,48 @@ def _rows(
     prompts: Sequence[str] | None,
     copies: int,
 ) -> Rows:
-    """Samples as the loop takes them, each once whole and, with copies, again without items."""
+    """Return the samples as rows of the training loop.
+
+    Each sample comes once with its whole history, and `copies` times with items left out.
+    """
     questions = [sample.input for sample in histories.samples] if prompts is None else prompts
-    asked, said = learned(plug.model, config.text, histories, questions)
-    read = told(plug.encoder, config.persona, config.text, histories, store)
-    # Whatever the persona is made of: what is compared has equal passes.
+    asked, answers = tokenize_samples(plug.model, config.text, histories, questions)
+    inputs = prepare_persona_inputs(plug.encoder, config.persona, config.text, histories, store)
+    # Copies are made whatever the persona is made of, so that all trainings have equal passes.
     repeated = np.tile(np.flatnonzero(histories.lengths > 2), copies)
     samples = np.concatenate([np.arange(len(histories)), repeated])
     lengths = asked.lengths
-    if read.queries is not None:
-        lengths = np.maximum(lengths, read.queries.lengths)
-    answer_slots = int(said.lengths.max())
-    room = plug.model.config.positions - config.persona.soft - answer_slots
+    if inputs.queries is not None:
+        lengths = np.maximum(lengths, inputs.queries.lengths)
+    answer_slots = int(answers.lengths.max())
+    room = plug.model.config.positions - config.persona.prefix_length - answer_slots
     _check_room(plug, histories, asked, room, answer_slots)
-    item_slots = slots_of(read.counts)
+    item_slots = padded_length(inputs.counts)
 
     def assemble(rows: np.ndarray, width: int) -> dict[str, np.ndarray]:
         own = np.where(rows < 0, -1, samples[rows])
-        prompts, given = asked.padded(own, min(width, room, enough(asked)))
-        answers, ends = said.padded(own, answer_slots)
+        prompts, prompt_lengths = asked.padded(own, min(width, room, padded_width(asked)))
+        completions, completion_lengths = answers.padded(own, answer_slots)
         return {
             "prompts": prompts,
-            "lengths": given,
-            "answers": answers,
-            "ends": np.where(rows < 0, 0, ends).astype(np.int32),
-            "thinned": rows >= len(histories),
-            **read.arrays(own, width, item_slots),
+            "prompt_lengths": prompt_lengths,
+            "completions": completions,
+            "completion_lengths": np.where(rows < 0, 0, completion_lengths).astype(np.int32),
+            "is_copy": rows >= len(histories),
+            **inputs.arrays(own, width, item_slots),
         }
 
     return Rows(lengths[samples], assemble)
 
 
 def _check(plug: PPlug, config: PPlugConfig) -> None:
-    for name, own, asked in (
+    for name, own, expected in (
         ("persona", plug.persona, config.persona),
         ("text", plug.text, config.text),
     ):
-        if own != asked:
+        if own != expected:
             raise InputError(
-                f"{name}: the plug has {own}, the config {asked}; expected the same: start the "
+                f"{name}: the plug has {own}, the config {expected}; expected the same: start the "
                 "plug with this config."
             )
 

@@ -1,6 +1,4 @@
-"""Controls: whose history a sample gets, and that it is never its own."""
-
-from dataclasses import fields
+"""Baselines: whose history a sample gets, and that it is never its own."""
 
 import numpy as np
 import pytest
@@ -9,7 +7,7 @@ from hypothesis import strategies as st
 
 from jaxalign.data.histories import Histories, Item, Sample, leading_category
 from jaxalign.errors import InputError
-from jaxalign.pplug import controls
+from jaxalign.experiments.pplug import baselines
 from jaxalign.pplug.config import PersonaConfig
 
 
@@ -42,7 +40,7 @@ def writers(histories, sample):
 )
 def test_nobody_gets_their_own(sizes, seed, dated, within):
     told = world(sizes, dated=dated, sections=2)
-    found = controls.shuffled(told, seed, "category" if within else None)
+    found = baselines.shuffle_histories(told, seed, "category" if within else None)
     assert found.items is told.items
     for one, other in zip(told.samples, found.samples, strict=True):
         assert (one.id, one.user, one.input, one.output) == (
@@ -57,14 +55,14 @@ def test_nobody_gets_their_own(sizes, seed, dated, within):
 
 def test_draws_follow_the_seed():
     told = world([9] * 12)
-    one, again, other = (controls.shuffled(told, seed) for seed in (3, 3, 4))
+    one, again, other = (baselines.shuffle_histories(told, seed) for seed in (3, 3, 4))
     assert one == again
     assert one != other
 
 
 def test_donors_differ_between_the_samples_of_a_user():
     told = world([9] * 12)
-    found = controls.shuffled(told, 0)
+    found = baselines.shuffle_histories(told, 0)
     donors = [writers(told, sample).pop() for sample in found.samples]
     kinds = [len(set(donors[first : first + 3])) for first in range(0, len(donors), 3)]
     assert np.mean(kinds) > 2
@@ -76,18 +74,18 @@ def test_dated_histories_are_what_the_donor_had_by_then():
     late = told.samples[1]
     early = Sample("x", "u0", "ask", "a", (0, 1), None, "2004")
     told = Histories((early, late), told.items, "text")
-    found = controls.shuffled(told, 0)
+    found = baselines.shuffle_histories(told, 0)
     assert found.samples[0].profile == (9, 10, 11, 12)  # of 2000 to 2003
     assert found.samples[1].profile == (0, 1)  # all that is known of the other user
 
 
 def test_categories_stay():
     told = world([9] * 12, sections=3)
-    found = controls.shuffled(told, 0, "category")
+    found = baselines.shuffle_histories(told, 0, "category")
     for one, other in zip(told.samples, found.samples, strict=True):
         assert leading_category(told, one) == leading_category(told, other)
     assert found.notes == ()
-    loose = controls.shuffled(told, 0)
+    loose = baselines.shuffle_histories(told, 0)
     same = [
         leading_category(told, one) == leading_category(told, other)
         for one, other in zip(told.samples, loose.samples, strict=True)
@@ -97,7 +95,7 @@ def test_categories_stay():
 
 def test_a_category_of_one_user_draws_from_all_and_says_so():
     told = world([9] * 3, sections=2)  # u1 is alone in C1
-    found = controls.shuffled(told, 0, "category")
+    found = baselines.shuffle_histories(told, 0, "category")
     assert found.notes == (
         "histories drawn from another category, for no other user has theirs: 3 of 9",
     )
@@ -105,7 +103,7 @@ def test_a_category_of_one_user_draws_from_all_and_says_so():
 
 def test_empty_histories_stay_empty():
     told = world([9] * 4, empty=(2,))
-    found = controls.shuffled(told, 0)
+    found = baselines.shuffle_histories(told, 0)
     assert [bool(one.profile) for one in found.samples] == [
         bool(one.profile) for one in told.samples
     ]
@@ -116,28 +114,33 @@ def test_one_user_with_nearly_all_samples():
     many = tuple(
         Sample(f"m{place}", "u0", "ask", "a", told.samples[0].profile) for place in range(500)
     )
-    found = controls.shuffled(Histories((*many, told.samples[1]), told.items, "text"), 0)
+    found = baselines.shuffle_histories(Histories((*many, told.samples[1]), told.items, "text"), 0)
     assert {writers(found, one).pop() for one in found.samples[:-1]} == {"1"}
 
 
 def test_refuses_what_cannot_be_shuffled():
     with pytest.raises(InputError, match="no other user than 'u0' has a history"):
-        controls.shuffled(world([9]), 0)
+        baselines.shuffle_histories(world([9]), 0)
     told = world([9, 9], samples=1)
     bare = Histories(told.samples, tuple(Item(one.id, {"text": "x"}) for one in told.items), "text")
     with pytest.raises(InputError, match="no item with a category"):
-        controls.shuffled(bare, 0, "category")
+        baselines.shuffle_histories(bare, 0, "category")
 
 
 def test_top_items_keep_their_order():
     told = world([6, 6], samples=1)
-    found = controls.top(told, [(4, 0), (7,)])
+    found = baselines.keep_items(told, [(4, 0), (7,)])
     assert [one.profile for one in found.samples] == [(0, 4), (7,)]
 
 
-def test_every_control_has_its_run_and_every_run_its_fields():
-    known = {one.name for one in fields(PersonaConfig)}
-    for run in controls.RUNS.values():
-        assert set(run.persona) <= known
-        PersonaConfig(**run.persona)
-    assert {control.run for control in controls.CONTROLS.values()} == {None, *controls.RUNS}
+def test_every_method_has_its_training_and_every_training_its_method():
+    for spec in baselines.TRAININGS.values():
+        config = PersonaConfig(tokens=2, sharpness=3.0)
+        persona = spec.persona(config)
+        assert (persona.tokens, persona.sharpness) == (2, 3.0)
+    assert baselines.TRAININGS["pplug"].persona(config) == config
+    assert baselines.TRAININGS["input"].persona(config).source == "input"
+    assert baselines.TRAININGS["mean"].persona(config).mean
+    trained = {method.training for method in baselines.METHODS.values()}
+    assert trained == {None, *baselines.TRAININGS}
+    assert set(baselines.BASELINES) <= set(baselines.METHODS)

@@ -1,4 +1,4 @@
-"""Figures: means by hand, power by simulation, pages as they are to be read."""
+"""Statistics: means by hand, power by simulation, reports as they are to be read."""
 
 import json
 import math
@@ -9,11 +9,18 @@ import pytest
 
 from jaxalign.data import huffpost
 from jaxalign.errors import InputError
+from jaxalign.experiments.pplug import baselines, report
+from jaxalign.experiments.pplug.statistics import (
+    compare_methods,
+    detectable_difference,
+    expected_detectable_difference,
+    score_predictions,
+)
 from jaxalign.metrics import text
-from jaxalign.pplug import controls, figures, page
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "huffpost_headlines"
+SHARED = Path(__file__).resolve().parents[4] / "shared" / "data" / "huffpost_headlines"
 
+RESULTS = Path(__file__).resolve().parents[3] / "benchmarks" / "results" / "pplug_huffpost"
 USERS = ["a", "a", "b", "c", "c", "c"]
 
 
@@ -22,24 +29,24 @@ def test_means_and_gains_by_hand():
         "base": [0.0, 1.0, 1.0, 0.0, 0.0, 0.0],
         "plug": [[1.0, 1.0, 1.0, 0.0, 0.0, 3.0], [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]],
     }
-    found = figures.compare(scores, USERS, np.array([0, 3, 20, 20, 20, 300]), ["base"])
+    found = compare_methods(scores, USERS, np.array([0, 3, 20, 20, 20, 300]), ["base"])
     assert (found["users"], found["samples"]) == (3, 6)
     plug = found["methods"]["plug"]
     assert plug["seeds"] == 2
     assert plug["mean"] == pytest.approx(9 / 12)
-    assert plug["mean over users"] == pytest.approx((1 + 1 + 0.5) / 3)
+    assert plug["user_mean"] == pytest.approx((1 + 1 + 0.5) / 3)
     # Of the means over users of the two seeds, 1 and 2/3.
-    assert plug["sd over seeds"] == pytest.approx(np.std([1, 2 / 3], ddof=1))
+    assert plug["seed_sd"] == pytest.approx(np.std([1, 2 / 3], ddof=1))
     gain = plug["gains"]["base"]
     assert gain["mean"] == pytest.approx((0.5 + 0 + 0.5) / 3)
     assert 0 <= gain["low"] <= gain["mean"] <= gain["high"] <= 0.5
     # Users gain .5, 0 and .5: standard error sqrt(1/12)/sqrt(3) = 1/6.
-    assert gain["smallest"] == pytest.approx(2.80159 / 6, rel=1e-5)
+    assert gain["detectable"] == pytest.approx(2.80159 / 6, rel=1e-5)
     assert found["methods"]["base"] == {
         "seeds": 1,
         "mean": pytest.approx(1 / 3),
-        "mean over users": pytest.approx(0.5),
-        "sd over seeds": None,
+        "user_mean": pytest.approx(0.5),
+        "seed_sd": None,
         "gains": {},
     }
     json.dumps(found, allow_nan=False)
@@ -47,7 +54,7 @@ def test_means_and_gains_by_hand():
 
 def test_groups_by_history_length():
     scores = {"base": np.zeros(6), "plug": np.arange(6.0)}
-    found = figures.compare(scores, USERS, np.array([0, 3, 20, 20, 20, 300]), ["base"])
+    found = compare_methods(scores, USERS, np.array([0, 3, 20, 20, 20, 300]), ["base"])
     groups = found["by_length"]
     assert [(one["least"], one["below"]) for one in groups] == [
         (0, 1),
@@ -58,9 +65,9 @@ def test_groups_by_history_length():
     assert [one["samples"] for one in groups] == [1, 1, 3, 1]
     assert [one["users"] for one in groups] == [1, 1, 2, 1]
     # b has 2; c has 3 and 4.
-    assert groups[2]["methods"]["plug"]["mean over users"] == pytest.approx((2 + 3.5) / 2)
+    assert groups[2]["methods"]["plug"]["user_mean"] == pytest.approx((2 + 3.5) / 2)
     assert groups[0]["methods"]["plug"]["gains"]["base"] == {
-        "mean": 0.0, "low": None, "high": None, "standard_error": None, "smallest": None,
+        "mean": 0.0, "low": None, "high": None, "standard_error": None, "detectable": None,
     }  # fmt: skip
 
 
@@ -69,8 +76,8 @@ def test_order_of_samples_does_not_matter():
     users = np.array([f"u{place // 4}" for place in range(80)])
     scores = {name: rng.random((2, 80)) for name in ("base", "plug")}
     lengths, order = rng.integers(0, 99, 80), rng.permutation(80)
-    one = figures.compare(scores, users, lengths, ["base"])
-    other = figures.compare(
+    one = compare_methods(scores, users, lengths, ["base"])
+    other = compare_methods(
         {name: values[:, order] for name, values in scores.items()},
         users[order], lengths[order], ["base"],
     )  # fmt: skip
@@ -85,7 +92,7 @@ def test_the_interval_counts_users_and_not_samples():
     gain = rng.normal(0, 1, 40)
     users = np.repeat([f"u{place}" for place in range(40)], 50)
     scores = {"base": np.zeros(2000), "plug": np.repeat(gain, 50)}
-    found = figures.compare(scores, users, np.ones(2000, int), ["base"])["methods"]["plug"]
+    found = compare_methods(scores, users, np.ones(2000, int), ["base"])["methods"]["plug"]
     wanted = gain.std(ddof=1) / math.sqrt(40)
     assert found["gains"]["base"]["standard_error"] == pytest.approx(wanted, rel=0.06)
 
@@ -95,10 +102,10 @@ def test_four_in_five_worlds_show_the_smallest_difference():
     users = np.repeat([f"u{place}" for place in range(60)], 3)
     for seed in range(300):
         noise = rng.normal(0, 0.05, 60).repeat(3) + rng.normal(0, 0.1, 180)
-        least.append(figures.smallest_difference(noise, users))
+        least.append(detectable_difference(noise, users))
         true = 2.80159 * math.sqrt((0.05**2 + 0.1**2 / 3) / 60)
         scores = {"base": np.zeros(180), "plug": noise + true}
-        found = figures.compare(scores, users, np.ones(180, int), ["base"], seed=seed, draws=400)
+        found = compare_methods(scores, users, np.ones(180, int), ["base"], seed=seed, draws=400)
         shown.append(found["methods"]["plug"]["gains"]["base"]["low"] > 0)
     assert 0.74 <= np.mean(shown) <= 0.87
     assert np.mean(least) == pytest.approx(true, rel=0.03)
@@ -109,10 +116,10 @@ def test_planned_difference_is_that_of_methods_that_correlate_so():
     users = [f"u{place}" for place in range(40_000)]
     shared, one, two = rng.normal(0, 1, (3, 40_000))
     first, second = shared + one, shared + two  # correlation .5
-    planned = figures.planned_difference(first, users)
-    assert planned == pytest.approx(figures.smallest_difference(first - second, users), rel=0.03)
-    assert figures.planned_difference(first, users, correlation=1) == 0
-    half = figures.planned_difference(first, users, power=0.5)
+    planned = expected_detectable_difference(first, users)
+    assert planned == pytest.approx(detectable_difference(first - second, users), rel=0.03)
+    assert expected_detectable_difference(first, users, correlation=1) == 0
+    half = expected_detectable_difference(first, users, power=0.5)
     assert half == pytest.approx(planned * 1.95996 / 2.80159, rel=1e-4)
 
 
@@ -122,15 +129,15 @@ def test_judge_scores_answers():
         "persona": [["red cat", "blue cat"], ["red dog", "blue cat"]],
     }
     golds = ["red cat", "blue cat"]
-    found = figures.judge("LaMP_4", predictions, golds, ["a", "b"], [3, 40], ["zero-shot"])
+    found = score_predictions("LaMP_4", predictions, golds, ["a", "b"], [3, 40], ["zero-shot"])
     assert found["scores"]["zero-shot"] == {"rouge-1": 0.75, "rouge-L": 0.75}
     assert found["scores"]["persona"]["rouge-1"] == pytest.approx(0.875)
-    assert [*found["figures"]] == ["rouge-1", "rouge-L"]
-    gain = found["figures"]["rouge-1"]["methods"]["persona"]["gains"]["zero-shot"]
+    assert [*found["metrics"]] == ["rouge-1", "rouge-L"]
+    gain = found["metrics"]["rouge-1"]["methods"]["persona"]["gains"]["zero-shot"]
     assert gain["mean"] == pytest.approx(0.125)
-    rated = figures.judge("LaMP_3", {"x": [["1", "?"]]}, ["2", "2"], ["a", "b"], [1, 1], ["x"])
+    rated = score_predictions("LaMP_3", {"x": [["1", "?"]]}, ["2", "2"], ["a", "b"], [1, 1], ["x"])
     assert rated["scores"]["x"] == {"MAE": 2.0, "RMSE": pytest.approx(math.sqrt(5))}
-    assert [*rated["figures"]] == ["MAE"]
+    assert [*rated["metrics"]] == ["MAE"]
 
 
 def judged():
@@ -138,13 +145,13 @@ def judged():
         "input only": [["[1]", "[1]", "[2]"]],
         "persona": [["[1]", "[2]", "[2]"], ["[1]", "[2]", "[1]"]],
     }
-    return figures.judge(
+    return score_predictions(
         "LaMP_1", predictions, ["[1]", "[2]", "[2]"], ["a", "b", "b"], [0, 9, 300], ["input only"]
     )
 
 
-def test_the_page(tmp_path):
-    told = page.markdown(judged())
+def test_the_page():
+    told = report.markdown(judged())
     assert told.startswith("# LaMP_1\n\n## accuracy\n\n3 samples of 2 users. A difference of ")
     row = next(line for line in told.splitlines() if line.startswith("| persona | 2 "))
     assert "| 0.8333 | 0.8750 |" in row
@@ -153,22 +160,19 @@ def test_the_page(tmp_path):
     assert "| 256 or more (1 users" in told
     assert "| method | accuracy | f1 |" in told
     assert told.endswith("|\n")
-    page.write(tmp_path / "out", {**judged(), "machine": "here"})
-    assert (tmp_path / "out" / "controls.md").read_text() == told
-    assert json.loads((tmp_path / "out" / "controls.json").read_text())["machine"] == "here"
-    assert len([*(tmp_path / "out").iterdir()]) == 2
+    noted = report.markdown(judged(), ["a remark"])
+    assert noted == told + "\n## Notes\n\n- a remark\n"
 
 
-def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path):
-    page.write(tmp_path, judged())
-    with pytest.raises(ValueError, match="JSON"):
-        page.write(tmp_path, {**judged(), "more": float("nan")})
-    assert json.loads((tmp_path / "controls.json").read_text()) == json.loads(json.dumps(judged()))
+def test_the_committed_page_is_that_of_the_committed_report():
+    found = json.loads((RESULTS / "report.json").read_text())
+    page = report.markdown(found["statistics"], found["notes"])
+    assert page == (RESULTS / "report.md").read_text()
 
 
 def test_the_page_of_one_user():
-    found = figures.judge("LaMP_4", {"x": [["a"]], "y": [["b"]]}, ["a"], ["u"], [1], ["x"])
-    told = page.markdown(found)
+    found = score_predictions("LaMP_4", {"x": [["a"]], "y": [["b"]]}, ["a"], ["u"], [1], ["x"])
+    told = report.markdown(found)
     assert "1 samples of 1 users. No difference is expected to show with one user." in told
     assert "| y | 1 | 0.0000 | 0.0000 | - | -1.0000 |" in told
 
@@ -193,18 +197,18 @@ def test_refuses(change, words):
     if "draws" in change:
         told["scores"] = {"base": np.zeros(6), "x": np.ones(6)}
     with pytest.raises(InputError, match=words):
-        figures.compare(**{**told, **change})
+        compare_methods(**{**told, **change})
 
 
 def test_refuses_power_of_nothing():
     with pytest.raises(InputError, match="at least two"):
-        figures.smallest_difference([0.1, 0.2], ["u", "u"])
+        detectable_difference([0.1, 0.2], ["u", "u"])
     with pytest.raises(InputError, match="between 0 and 1"):
-        figures.smallest_difference([0.1, 0.2], ["u", "v"], power=1)
+        detectable_difference([0.1, 0.2], ["u", "v"], power=1)
     with pytest.raises(InputError, match="correlation is 2"):
-        figures.planned_difference([0.1, 0.2], ["u", "v"], correlation=2)
+        expected_detectable_difference([0.1, 0.2], ["u", "v"], correlation=2)
     with pytest.raises(InputError, match="x: found no predictions"):
-        figures.judge("LaMP_4", {"x": []}, ["a"], ["u"], [1], ["x"])
+        score_predictions("LaMP_4", {"x": []}, ["a"], ["u"], [1], ["x"])
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real headlines are not beside this checkout")
@@ -213,9 +217,9 @@ def test_what_the_real_headlines_can_show():
     first = [" ".join(words.split()[:12]) for words in told.query_texts("")]
     scores = text.sample_scores("huffpost", first, told.outputs)["rouge-1"]
     assert 0.10 < scores.mean() < 0.11
-    assert 0.016 < figures.planned_difference(scores, told.users) < 0.018
+    assert 0.016 < expected_detectable_difference(scores, told.users) < 0.018
     for within in (None, "category"):
-        given = controls.shuffled(told, 0, within)
+        given = baselines.shuffle_histories(told, 0, within)
         ratio = np.median(given.lengths) / np.median(told.lengths)
         assert 0.7 < ratio < 1.3
         for sample in given.samples:

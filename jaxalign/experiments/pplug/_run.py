@@ -1,0 +1,262 @@
+"""A run: models and histories in, trained plugs and baselines in a folder out."""
+
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from shutil import rmtree
+
+import jax
+
+from jaxalign.config import load_config, to_yaml
+from jaxalign.data.histories import Histories
+from jaxalign.errors import InputError
+from jaxalign.experiments.pplug.baselines import TRAININGS, shuffle_histories
+from jaxalign.experiments.pplug.config import PPlugEvaluateConfig, PPlugRunConfig
+from jaxalign.experiments.pplug.data import (
+    HistoryDataConfig,
+    data_digest,
+    read_parts,
+    sample_evenly,
+)
+from jaxalign.experiments.pplug.run_folder import (
+    CONFIG,
+    KIND,
+    PLUG,
+    PLUGS,
+    SOURCES,
+    STORE,
+    RunSources,
+    TrainingReport,
+)
+from jaxalign.files import write_json, write_text
+from jaxalign.models.embed import Encoder, load_encoder
+from jaxalign.models.language import LanguageModel, load_language_model
+from jaxalign.pplug._train import train
+from jaxalign.pplug.files import save
+from jaxalign.pplug.model import init_plug
+from jaxalign.pplug.retrieval import Retriever, build_questions, retrieve_items
+from jaxalign.pplug.rows import encoder_config
+from jaxalign.pplug.store import HistoryStore, history_store
+from jaxalign.progress import Progress
+from jaxalign.runs.run_dir import REPORT, open_run_dir
+from jaxalign.train.mesh import make_mesh, param_shardings
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """The outcome of a run, as in report.json.
+
+    Attributes:
+        task: Name of the task.
+        samples, users: Numbers of training samples and of their users.
+        validation_samples: Number of samples of the validation loss.
+        notes: Remarks about the data.
+        trainings: The report of each training by the name of its folder.
+    """
+
+    task: str
+    samples: int
+    users: int
+    validation_samples: int
+    notes: tuple[str, ...]
+    trainings: dict[str, TrainingReport]
+
+
+def run(
+    config: PPlugRunConfig,
+    model: str,
+    encoder: str,
+    source: str | Path,
+    out: str | Path,
+    store: str | Path | None = None,
+    resume: bool = False,
+    show: bool = True,
+) -> RunReport:
+    """Train plugs one after another, each in a folder of its own, and save them.
+
+    Trainings can be added to a folder later, with `resume` and more `trainings` or seeds; finished
+    ones stay as they are.
+
+    Args:
+        config: Settings of the run.
+        model: Name of the language model, as in `load_language_model`.
+        encoder: Name of the history encoder, as in `load_encoder`.
+        source: Path of the data, in the format `config.data.kind`.
+        out: Folder of the run: plugs/<training>-<seed>/ (plug.safetensors as `jaxalign.pplug.save`
+            writes it, report.json, metrics.jsonl, and state/ until it is finished), history/ (the
+            store), config.yaml, sources.json, and report.json, which is written last.
+        store: Folder of a store to use instead of history/; several runs can share one.
+        resume: Continue an unfinished run in `out`, or add trainings to a finished one.
+        show: Show progress on standard error.
+
+    Returns:
+        The report, as in report.json.
+
+    Raises:
+        InputError: The data, a model, a setting or a folder cannot be used, or the store belongs
+            to another encoder.
+    """
+    out, progress = Path(out), Progress(show)
+    learn, held = _read(config.data, source, progress)
+    for name, seed in config.schedule:  # refuse before hours of training, not after
+        _training_histories(name, learn, held, seed)
+    mesh = make_mesh(config.pplug.mesh)
+    language = load_language_model(
+        model, config.pplug.weights, lambda shapes: param_shardings(shapes, mesh)
+    )
+    reader = load_encoder(encoder)
+    encoder_config(reader)
+    with ExitStack() as stack:
+        if store is not None:  # refuse a foreign store before anything is written
+            stack.enter_context(history_store(store, reader))
+        names = [language.sha256, reader.identity, data_digest(learn), data_digest(held)]
+        folder = open_run_dir(out, KIND, _fingerprinted(config), [], names, resume)
+        opened = stack.enter_context(history_store(store or out / STORE, reader))
+        write_text(out / CONFIG, to_yaml(config))
+        sources = RunSources(
+            model,
+            encoder,
+            str(Path(source).expanduser().resolve()),
+            learn.task,
+            None if store is None else str(Path(store).expanduser().resolve()),
+        )
+        write_json(out / SOURCES, asdict(sources))
+        trainer = _Trainer(config, language, reader, opened, learn, held, progress, show)
+        places = [out / PLUGS / f"{name}-{seed}" for name, seed in config.schedule]
+        if not all((place / REPORT).exists() for place in places):
+            (out / REPORT).unlink(missing_ok=True)  # trainings are added: unfinished again
+        reports = {}
+        for number, ((name, seed), place) in enumerate(zip(config.schedule, places, strict=True)):
+            progress.say(f"training {number + 1} of {len(places)}: {name}, seed {seed}")
+            reports[place.name] = trainer.train(name, seed, place)
+    report = RunReport(
+        task=learn.task,
+        samples=len(learn),
+        users=len(set(learn.users)),
+        validation_samples=0 if held is None else len(held),
+        notes=learn.notes,
+        trainings=reports,
+    )
+    folder.finish(asdict(report))
+    return report
+
+
+@dataclass(frozen=True)
+class _Trainer:
+    """The models and data that all trainings of a run share."""
+
+    config: PPlugRunConfig
+    model: LanguageModel
+    encoder: Encoder
+    store: HistoryStore
+    learn: Histories
+    held: Histories | None
+    progress: Progress
+    show: bool
+    questions: dict[tuple[Retriever, str], list[str]] = field(default_factory=dict)
+
+    def train(self, name: str, seed: int, place: Path) -> TrainingReport:
+        """Return the report of a training, which resumes from its newest checkpoint."""
+        if (place / REPORT).exists():
+            return load_config(TrainingReport, place / REPORT, [])
+        config, retriever = self.config.training(name, seed), TRAININGS[name].retriever
+        learn, held = _training_histories(name, self.learn, self.held, seed)
+        # Lengths are measured on the users' own whole histories, so that all trainings start alike.
+        key = jax.random.fold_in(jax.random.key(seed), 1)
+        plug = init_plug(
+            key, self.model, self.encoder, config.persona, config.text, self.learn, self.store
+        )
+        result = train(
+            plug,
+            learn,
+            config,
+            place,
+            self.progress,
+            validation=held,
+            store=self.store,
+            prompts=self._prompts(retriever, "train", self.learn),
+            validation_prompts=self._prompts(retriever, "validation", self.held),
+        )
+        save(place / PLUG, result.plug)
+        report = TrainingReport(
+            training=name,
+            seed=seed,
+            parameters=sum(leaf.size for leaf in jax.tree.leaves(result.plug.trained)),
+            steps=result.fit.steps,
+            step=result.fit.step,
+            before=result.fit.before,
+            judged=result.fit.judged,
+            config=config,
+        )
+        write_json(place / REPORT, asdict(report))
+        rmtree(place / "state")  # checkpoints serve unfinished trainings only
+        return report
+
+    def _prompts(
+        self, retriever: Retriever | None, part: str, histories: Histories | None
+    ) -> list[str] | None:
+        """Return the questions of a part with retrieved items, built once."""
+        if histories is None or retriever is None:
+            return None
+        if (retriever, part) not in self.questions:
+            text = self.config.text(True)
+            chosen = retrieve_items(
+                histories,
+                retriever,
+                self.config.retrieval.count,
+                text,
+                self.encoder,
+                self.store,
+                self.show,
+            )
+            self.questions[retriever, part] = build_questions(histories, chosen, text, self.model)
+        return self.questions[retriever, part]
+
+
+def _read(
+    config: HistoryDataConfig, source: str | Path, progress: Progress
+) -> tuple[Histories, Histories | None]:
+    """Return the samples to train on, and those of the validation loss."""
+    found = read_parts(source, config, ("train", "validation"))
+    learn = sample_evenly(found["train"], config.train_samples, config.seed)
+    held = found.get("validation")
+    held = None if held is None else sample_evenly(held, config.validation_samples, config.seed)
+    if held is not None and (not len(held) or None in {one.output for one in held.samples}):
+        held = None
+    if not len(learn.outputs):
+        raise InputError(f"{learn.source} holds no sample to train on; give some.")
+    lengths = learn.lengths
+    progress.say(
+        f"{len(learn):,} samples of {len(set(learn.users)):,} users, histories of "
+        f"{lengths.min()} to {lengths.max()} items, {0 if held is None else len(held):,} "
+        "validation samples"
+    )
+    for note in learn.notes:
+        progress.say(note)
+    return learn, held
+
+
+def _training_histories(
+    name: str, learn: Histories, held: Histories | None, seed: int
+) -> tuple[Histories, Histories | None]:
+    """Return both parts with the histories that a training sees."""
+    if TRAININGS[name].histories == "own":
+        return learn, held
+    return (
+        shuffle_histories(learn, seed),
+        None if held is None else shuffle_histories(held, seed),
+    )
+
+
+def _fingerprinted(config: PPlugRunConfig) -> PPlugRunConfig:
+    """Return the settings that all trainings of a folder share, the others at their defaults."""
+    plain = replace(config.pplug, loop=replace(config.pplug.loop, seed=0))
+    default = PPlugRunConfig()
+    return replace(
+        config,
+        pplug=plain,
+        evaluate=PPlugEvaluateConfig(),
+        trainings=default.trainings,
+        seeds=default.seeds,
+        baseline_seeds=default.baseline_seeds,
+    )

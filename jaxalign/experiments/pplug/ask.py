@@ -1,0 +1,171 @@
+"""Answers of a trained plug to new questions: one question with a history, or a file of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, TypedDict
+
+import jax
+
+from jaxalign.config import load_config
+from jaxalign.data import lamp
+from jaxalign.data.files import read_json_lines
+from jaxalign.data.histories import Histories, Item, Sample
+from jaxalign.data.records import date_key, identity, text_of
+from jaxalign.errors import InputError
+from jaxalign.experiments.pplug.baselines import TRAININGS
+from jaxalign.experiments.pplug.run_folder import PLUG, PLUGS, PPlugRun, TrainingReport, load_run
+from jaxalign.models.chat import Completion
+from jaxalign.models.sampling import Sampling
+from jaxalign.pplug.files import load
+from jaxalign.pplug.generate import generate_answers
+from jaxalign.pplug.model import PPlug
+from jaxalign.pplug.retrieval import build_questions, retrieve_items
+from jaxalign.pplug.store import history_store
+from jaxalign.runs.run_dir import REPORT
+
+
+class RunPlug(NamedTuple):
+    """A trained plug and the run that it belongs to."""
+
+    run: PPlugRun
+    training: str
+    plug: PPlug
+
+
+class AnswerRow(TypedDict):
+    """One answer as it is written; `logprob` is in nats, summed over `tokens` tokens."""
+
+    id: str
+    user: str
+    text: str
+    tokens: int
+    logprob: float
+    stopped: bool
+
+
+def open_plug(folder: str | Path) -> RunPlug:
+    """Read a plug of a run.
+
+    Args:
+        folder: Folder of a run, whose first plug is read, or of one training in it, such as
+            runs/pplug/plugs/task-0.
+
+    Raises:
+        InputError: The folder holds no run, or its models cannot be found.
+    """
+    folder = Path(folder).expanduser()
+    own = (folder / REPORT).is_file() and folder.resolve().parent.name == PLUGS
+    run = load_run(folder.resolve().parents[1] if own else folder)
+    place = folder / PLUG if own else next(iter(run.plugs.values()))
+    training = load_config(TrainingReport, place.parent / REPORT, []).training
+    return RunPlug(run, training, load(place, dtype=run.config.pplug.weights))
+
+
+def read_history(path: str | Path | None, task: str, question: str) -> Histories:
+    """Return one question of one user, with the history in a file.
+
+    Args:
+        path: JSON lines, one item each with the fields of the task and optionally a `date`, for
+            all items or none; items with dates are sorted. None or an empty file means a new user.
+        task: A name in `jaxalign.data.lamp.TASKS`.
+        question: The input, or the part of it that the task asks about, such as an article.
+
+    Raises:
+        InputError: The file or the question cannot be used.
+    """
+    spec, question = lamp.task(task), lamp.asked(task, question)
+    items, keys = [], []
+    if path is not None and not _blank(Path(path)):
+        rows, lines = read_json_lines(Path(path))
+        for row, line in zip(rows, lines, strict=True):
+            where = f"{path}, line {line}"
+            names = dict.fromkeys((*spec.fields, spec.label or spec.fields[0]))
+            fields = {name: text_of(row, name, where, numbers=name == spec.label) for name in names}
+            date = row.get("date")
+            if (date is None) != (rows[0].get("date") is None):
+                raise InputError(
+                    f"{where}: `date` is {'missing' if date is None else 'there'} and not so in "
+                    "the first line, expected all or none; fill it in or leave it out."
+                )
+            if date is not None:
+                date = text_of(row, "date", where, numbers=True)
+                keys.append(date_key(date, where))
+            name = str(line) if row.get("id") is None else identity(row, where)
+            items.append(Item(name, fields, date))
+    order = sorted(range(len(items)), key=keys.__getitem__) if keys else range(len(items))
+    sample = Sample("1", "user", question, None, tuple(order))
+    return Histories((sample,), tuple(items), task, str(path))
+
+
+def answer_questions(
+    opened: RunPlug,
+    histories: Histories,
+    settings: Sampling,
+    key: jax.Array,
+    store: str | Path | None = None,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> list[Completion]:
+    """Return an answer to each question, with prompts formatted as in the plug's training.
+
+    Args:
+        opened: A plug from `open_plug`.
+        histories: N samples of the run's task; their outputs are ignored.
+        settings: Sampling settings.
+        key: Random key.
+        store: Folder of a store to use instead of the run's; vectors of new items are added.
+        batch_size: Largest number of samples per batch.
+        progress: Show bars on standard error.
+
+    Raises:
+        InputError: The samples are of another task, or as `jaxalign.pplug.generate_answers`.
+    """
+    run, plug = opened.run, opened.plug
+    if histories.task != run.sources.task:
+        raise InputError(
+            f"{histories.source} asks for {histories.task}, the plug is of {run.sources.task}: "
+            "give questions of its task."
+        )
+    with history_store(store or run.store, plug.encoder) as vectors:
+        retriever, questions = TRAININGS[opened.training].retriever, None
+        if retriever is not None:
+            chosen = retrieve_items(
+                histories,
+                retriever,
+                run.config.retrieval.count,
+                plug.text,
+                plug.encoder,
+                vectors,
+                progress,
+            )
+            questions = build_questions(histories, chosen, plug.text, plug.model)
+        return generate_answers(
+            plug,
+            histories,
+            settings,
+            key,
+            store=vectors,
+            questions=questions,
+            batch_size=batch_size,
+            progress=progress,
+        )
+
+
+def answer_rows(histories: Histories, answers: Sequence[Completion]) -> list[AnswerRow]:
+    """Return the rows that are written, one per answer."""
+    return [
+        {
+            "id": sample.id,
+            "user": sample.user,
+            "text": answer.text.strip(),
+            "tokens": len(answer.tokens),
+            "logprob": round(float(answer.logprobs.sum()), 6),
+            "stopped": answer.stopped,
+        }
+        for sample, answer in zip(histories.samples, answers, strict=True)
+    ]
+
+
+def _blank(path: Path) -> bool:
+    """Return whether a file is there and empty."""
+    return path.is_file() and not path.read_bytes().strip()
