@@ -24,6 +24,7 @@ from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.mrm.reduce import fit_projection
 from jaxalign.personalize._project import within
 from jaxalign.pplug.model import drop_items, embedding_norm
+from jaxalign.pplug.persona import PersonaParams
 from jaxalign.rewards.rules import TRAITS
 from jaxalign.train import optimiser
 from jaxalign.train.optimiser import OptimiserConfig, TrainState
@@ -176,7 +177,7 @@ def make_toy(key: jax.Array, toy: Tree, steps: int) -> Tree:
         likes = FIRST + second % len(TRAITS)
         before = jnp.stack([first % len(VOCABULARY), likes], axis=1)
 
-        def loss(params: Tree) -> jax.Array:
+        def loss(params: PersonaParams) -> jax.Array:
             return _nats(params, families.embed(TOY, params, before), likes).mean()
 
         gradient = jax.grad(loss)(state.params)
@@ -225,7 +226,7 @@ def learn(key: jax.Array, toy: Tree, norm: float, vectors: Any, train: Readers, 
         keys = jax.random.split(what, BATCH)
         less = batch._replace(mask=jax.vmap(partial(drop_items, share=THINNED))(keys, batch.mask))
 
-        def loss(params: Tree) -> jax.Array:
+        def loss(params: PersonaParams) -> jax.Array:
             return _nats(toy, prefixes(params, vectors, less), less.likes).mean()
 
         gradient = jax.grad(loss)(state.params)
@@ -236,7 +237,7 @@ def learn(key: jax.Array, toy: Tree, norm: float, vectors: Any, train: Readers, 
 
 
 @jax.jit
-def prefixes(params: Tree, vectors: jax.Array, readers: Readers) -> jax.Array:
+def prefixes(params: PersonaParams, vectors: jax.Array, readers: Readers) -> jax.Array:
     """The task token and each user's persona, before the prompt: [U, 2, D]."""
     one = jax.vmap(partial(pplug.aggregate, config=PERSONA), (None, None, 0, 0))
     nothing = jnp.zeros(vectors.shape[1], jnp.float32)  # a mean does not look at the prompt

@@ -129,15 +129,16 @@ def test_train_leaves_a_plug_and_a_report(world):
 def test_evaluate_judges_what_is_trained_and_writes_predictions(world):
     asked = asked_of(world)
     report = json.loads((world.judged / "report.json").read_text())
+    statistics = report["statistics"]
     wanted = {name for name, method in METHODS.items() if method.training in (None, "pplug")}
-    assert report["scores"].keys() == wanted
-    assert report["baselines"] == ["zero-shot", "persona of another"]
+    assert statistics["scores"].keys() == wanted
+    assert statistics["baselines"] == ["zero-shot", "persona of another"]
     for name in ("task token only", "persona, mean", "retrieval BM25 + persona"):
         assert any(note.startswith(f"{name}: left out") for note in report["notes"])
     # What the data can show is said after the first method and before the second.
     said = world.said.err.replace("\n", " ")
     assert said.index("is expected to show") < said.index("2 of 7")
-    for name, scores in report["scores"].items():
+    for name, scores in statistics["scores"].items():
         path = world.judged / f"predictions/{re.sub('[ ,-]+', '_', name)}-0.json"
         task, answers = lamp.read_answers(path)
         assert task == "text"
@@ -145,7 +146,7 @@ def test_evaluate_judges_what_is_trained_and_writes_predictions(world):
         own = text.score(task, list(answers.values()), asked.outputs)
         assert {key: scores[key] for key in own} == pytest.approx(own)
         assert name in (world.judged / "report.md").read_text()
-    assert [*report["figures"]] == ["rouge-1", "rouge-L", "loss"]
+    assert [*statistics["metrics"]] == ["rouge-1", "rouge-L", "loss"]
     assert "Nats a token" in (world.judged / "report.md").read_text()
     # Histories count: another's make another loss, and only where there is one.
     losses = [
@@ -183,8 +184,8 @@ def test_an_evaluation_goes_on_with_the_answers_that_are_there(world, tmp_path):
     assert result.code == 0, result.err
     for name in ("predictions/persona-0.json", "losses/persona-0.json"):
         assert (out / name).read_bytes() == (world.judged / name).read_bytes()
-    report = json.loads((out / "report.json").read_text())
-    assert report["scores"]["zero-shot"]["rouge-1"] == asked_of(world).outputs.count("the") / 8
+    statistics = json.loads((out / "report.json").read_text())["statistics"]
+    assert statistics["scores"]["zero-shot"]["rouge-1"] == asked_of(world).outputs.count("the") / 8
     refused(call(*judge, "--resume", "--evaluate.samples", 4), "another run")
     refused(call(*judge, "--resume", "--pplug.copies", 3), "--evaluate.samples")
 
@@ -245,10 +246,10 @@ def test_baselines_are_added_to_a_run_and_judged(world, tmp_path):
         shutil.move(tmp_path / path, run / f"plugs/{path}-0")
     result = call("pplug", "evaluate", "--model", run, "--out", out, "--split", "test")
     assert result.code == 0, result.err
-    report = json.loads((out / "report.json").read_text())
+    report = json.loads((out / "report.json").read_text())["statistics"]
     assert [*report["scores"]] == [*METHODS]
     assert report["baselines"] == list(BASELINES)
-    seeds = {name: one["seeds"] for name, one in report["figures"]["loss"]["methods"].items()}
+    seeds = {name: one["seeds"] for name, one in report["metrics"]["loss"]["methods"].items()}
     assert {name for name, count in seeds.items() if count == 2} == {
         name for name, method in METHODS.items() if method.training == "pplug"
     }
