@@ -292,7 +292,7 @@ def test_generate_refuses(world, tmp_path):
     write_rows(history, [{"text": "a", "date": "soon"}])
     refused(call(*generate, "--input", "a", "--history", history), "line 1", "soon")
     refused(call(*generate, "--input", "a", "--batch-size", 0), "--batch-size")
-    refused(call(*generate[:2], "--model", world.model, "--input", "a"), "holds no run")
+    refused(call(*generate[:2], "--model", world.model, "--input", "a"), "no such file", "jaxalign pplug train")
 
 
 def test_data_that_cannot_be_used_are_refused_and_nothing_is_written(world, tmp_path):
