@@ -97,9 +97,9 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     )
     for name, one in report.trainings.items():
         losses = ""
-        if one.judged:
-            before, after = one.before["loss"], one.judged["loss"]
-            losses = f", validation loss {before:.4f} at first, {after:.4f} at step {one.step}"
+        if one.validation:
+            before, after = one.validation_before["loss"], one.validation["loss"]
+            losses = f", validation loss {before:.4f} at first, {after:.4f} at step {one.best_step}"
         print(f"  {name:20s} {one.parameters:,} parameters, {one.steps} steps{losses}")
     print(f"wrote {arguments.out}/plugs")
 

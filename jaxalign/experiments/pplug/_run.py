@@ -183,9 +183,9 @@ class _Trainer:
             seed=seed,
             parameters=sum(leaf.size for leaf in jax.tree.leaves(result.plug.trained)),
             steps=result.fit.steps,
-            step=result.fit.step,
-            before=result.fit.before,
-            judged=result.fit.judged,
+            best_step=result.fit.best_step,
+            validation_before=result.fit.validation_before,
+            validation=result.fit.validation,
             config=config,
         )
         write_json(place / REPORT, asdict(report))

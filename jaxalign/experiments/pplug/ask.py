@@ -73,7 +73,7 @@ def read_history(path: str | Path | None, task: str, question: str) -> Histories
     Raises:
         InputError: The file or the question cannot be used.
     """
-    spec, question = lamp.task(task), lamp.asked(task, question)
+    spec, question = lamp.task(task), lamp.format_question(task, question)
     items, keys = [], []
     if path is not None and not _blank(Path(path)):
         rows, lines = read_json_lines(Path(path))

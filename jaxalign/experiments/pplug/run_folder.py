@@ -45,9 +45,9 @@ class TrainingReport:
         seed: Its seed.
         parameters: Number of trained parameters.
         steps: Number of optimiser steps.
-        step: The step of the parameters that were kept.
-        before: Validation means before training; empty without validation.
-        judged: Validation means at `step`; empty without validation.
+        best_step: The step of the parameters that were kept.
+        validation_before: Validation means before training; empty without validation.
+        validation: Validation means at `best_step`; empty without validation.
         config: The settings.
     """
 
@@ -55,9 +55,9 @@ class TrainingReport:
     seed: int
     parameters: int
     steps: int
-    step: int
-    before: dict[str, float]
-    judged: dict[str, float]
+    best_step: int
+    validation_before: dict[str, float]
+    validation: dict[str, float]
     config: PPlugConfig
 
 

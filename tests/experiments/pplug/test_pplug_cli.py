@@ -111,7 +111,7 @@ def test_train_leaves_a_plug_and_a_report(world):
     ((name, one),) = report["trainings"].items()
     assert name == "pplug-0"
     assert one["steps"] > 2
-    assert one["judged"] == {}
+    assert one["validation"] == {}
     assert "pplug-0" in world.trained.out
     place = world.run / "plugs/pplug-0"
     names = {path.name for path in place.iterdir()}
@@ -236,7 +236,9 @@ def test_baselines_are_added_to_a_run_and_judged(world, tmp_path):
     trained = json.loads((run / "report.json").read_text())["trainings"]
     assert trained.keys() == names
     for name, one in trained.items():
-        assert np.isfinite([one["judged"]["loss"], one["before"]["loss"]]).all(), name
+        assert np.isfinite([one["validation"]["loss"], one["validation_before"]["loss"]]).all(), (
+            name
+        )
     assert trained["input-0"]["parameters"] == trained["pplug-0"]["parameters"]
     for path in set(TRAININGS) - {"pplug"}:
         shutil.copytree(run / f"plugs/{path}-0", tmp_path / path)
@@ -292,7 +294,11 @@ def test_generate_refuses(world, tmp_path):
     write_rows(history, [{"text": "a", "date": "soon"}])
     refused(call(*generate, "--input", "a", "--history", history), "line 1", "soon")
     refused(call(*generate, "--input", "a", "--batch-size", 0), "--batch-size")
-    refused(call(*generate[:2], "--model", world.model, "--input", "a"), "no such file", "jaxalign pplug train")
+    refused(
+        call(*generate[:2], "--model", world.model, "--input", "a"),
+        "no such file",
+        "jaxalign pplug train",
+    )
 
 
 def test_data_that_cannot_be_used_are_refused_and_nothing_is_written(world, tmp_path):
