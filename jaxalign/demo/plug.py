@@ -177,7 +177,7 @@ def make_toy(key: jax.Array, toy: Tree, steps: int) -> Tree:
         likes = FIRST + second % len(TRAITS)
         before = jnp.stack([first % len(VOCABULARY), likes], axis=1)
 
-        def loss(params: PersonaParams) -> jax.Array:
+        def loss(params: Tree) -> jax.Array:
             return _nats(params, families.embed(TOY, params, before), likes).mean()
 
         gradient = jax.grad(loss)(state.params)
