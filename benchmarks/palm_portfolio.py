@@ -31,8 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
     from jaxalign.experiments.palm.statistics import compare_sizes, smallest
     from jaxalign.palm import search
     from jaxalign.palm.candidates import split_prompts
+    from jaxalign.palm.closed_form import candidate_oracle, candidate_scale
     from jaxalign.palm.config import BuildConfig
-    from jaxalign.palm.provenance import Provenance, candidate_scale, closed_form
 
     config = load_config(BuildConfig, PRESET, [])
     candidates = demo_candidates(config.rewards)
@@ -42,8 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     for seed in arguments.seeds:
         first, second = split_prompts(candidates, config.certify_share, seed)
         scale = candidate_scale(first, config.scale, config.clip)
-        provenance = Provenance(scale, config.beta, candidates.digest, first.marks)
-        oracle, evaluator = (closed_form(part, provenance) for part in (first, second))
+        oracle, evaluator = (candidate_oracle(part, scale, config.beta) for part in (first, second))
         judged = compare_sizes(
             oracle,
             evaluator,

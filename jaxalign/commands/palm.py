@@ -2,9 +2,12 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxalign.commands.parser import command, group, takes_config
+
+if TYPE_CHECKING:
+    from jaxalign.palm.candidates import Candidates
 
 DEMO = "demo"
 
@@ -55,13 +58,17 @@ def _build(arguments: argparse.Namespace, rest: list[str]) -> None:
     from rich.console import Console
 
     from jaxalign.config import load_config
-    from jaxalign.experiments.palm import report as R
-    from jaxalign.experiments.palm import run
+    from jaxalign.experiments.palm import report, run
     from jaxalign.palm.config import BuildConfig
+    from jaxalign.rewards.reward_scale import load_scale
+    from jaxalign.runs.tables import terminal_table
 
     config = load_config(BuildConfig, arguments.config, rest)
-    candidates = _candidates(arguments.data, config.rewards, config.checked_range)
-    _, report = run(
+    names = config.rewards
+    if config.scale_from and not names:
+        names = load_scale(config.scale_from).names
+    candidates = _candidates(arguments.data, names, config.checked_range)
+    built = run(
         config,
         candidates,
         Path(arguments.data).name,
@@ -70,46 +77,41 @@ def _build(arguments: argparse.Namespace, rest: list[str]) -> None:
         confirm=arguments.confirm,
     )
     console = Console()
-    certificate = R.certificate_rows(report["certificate"], report["held_out"])
-    console.print(R.terminal(*certificate))
-    console.print(R.terminal(*R.member_rows(report)))
-    if report["sizes"]:
-        console.print(R.terminal(*R.size_rows(report)))
-        console.print(f"{R.SIZES_SAID} {R.sentence(report)}", highlight=False)
+    certificate = report.certificate_rows(built.portfolio.certificate, built.held_out)
+    console.print(terminal_table(*certificate))
+    console.print(terminal_table(*report.member_rows(built.portfolio)))
+    if built.sizes:
+        console.print(terminal_table(*report.size_rows(built.sizes)))
+        sentence = report.size_sentence(built.sizes)
+        console.print(f"{report.SIZES_CAPTION} {sentence}", highlight=False)
     print(f"wrote {arguments.out}/report.md and the portfolio beside it")
 
 
 def _certify(arguments: argparse.Namespace, _: list[str]) -> None:
     from rich.console import Console
 
-    from jaxalign.experiments.palm import report as R
-    from jaxalign.experiments.palm._run import held_out_dict
+    from jaxalign.experiments.palm import evaluate, load_built, report
     from jaxalign.files import write_json
-    from jaxalign.palm.candidates import unseen
-    from jaxalign.palm.provenance import closed_form, load_served
+    from jaxalign.runs.tables import terminal_table
 
-    portfolio, provenance = load_served(arguments.portfolio)
-    candidates = _candidates(arguments.data, provenance.scale.names, None)
-    candidates = unseen(candidates, provenance.chosen_on, arguments.data)
-    judged = held_out_dict(portfolio.held_out(closed_form(candidates, provenance)))
-    Console().print(R.terminal(*R.certificate_rows(None, judged)))
+    portfolio = load_built(arguments.portfolio)
+    candidates = _candidates(arguments.data, report.reward_names(portfolio), None)
+    held_out = evaluate(portfolio, candidates, arguments.data)
+    Console().print(terminal_table(*report.certificate_rows(None, held_out)))
     if arguments.out:
-        write_json(arguments.out, judged)
+        write_json(arguments.out, held_out.as_dict())
         print(f"wrote {arguments.out}")
 
 
 def _route(arguments: argparse.Namespace, _: list[str]) -> None:
     from rich.console import Console
 
-    from jaxalign.experiments.palm import report as R
-    from jaxalign.experiments.palm.routing import route_file
-    from jaxalign.palm.provenance import load_served
+    from jaxalign.experiments.palm import load_built, report, route_users
+    from jaxalign.runs.tables import terminal_table
 
-    portfolio, provenance = load_served(arguments.portfolio)
-    routed = route_file(
-        portfolio, provenance.scale.names, arguments.users, arguments.out, arguments.normalise
-    )
-    Console().print(R.terminal(*R.usage_rows(routed.usage)))
+    portfolio = load_built(arguments.portfolio)
+    routed = route_users(portfolio, arguments.users, arguments.out, arguments.normalise)
+    Console().print(terminal_table(*report.usage_rows(routed.usage)))
     never = ", ".join(map(str, routed.usage.unused)) or "none"
     print(
         f"{routed.users:,} users; perplexity {routed.usage.perplexity:.2f}; never used: {never}; "
@@ -118,7 +120,9 @@ def _route(arguments: argparse.Namespace, _: list[str]) -> None:
     )
 
 
-def _candidates(data: str, names: tuple[str, ...], reward_range: Any) -> Any:
+def _candidates(
+    data: str, names: tuple[str, ...], reward_range: tuple[float, float] | None
+) -> "Candidates":
     """Candidates of a file, or of the answers that ship with the package."""
     from jaxalign.palm.files import read_candidates
 
@@ -127,14 +131,14 @@ def _candidates(data: str, names: tuple[str, ...], reward_range: Any) -> Any:
     return demo_candidates(names)
 
 
-def demo_candidates(names: tuple[str, ...]) -> Any:
+def demo_candidates(names: tuple[str, ...]) -> "Candidates":
     """Candidates of the answers that ship with the package.
 
     Args:
         names: traits, in order; empty for the first three.
 
     Returns:
-        `palm.files.Candidates`, its rewards standardised traits.
+        Candidates, their rewards standardised traits.
 
     Raises:
         InputError: a trait that does not exist.

@@ -82,7 +82,7 @@ def run_stage(answers: Answers, plan: Design, world: World, study: Study, seed: 
     # Their mean and spread over users are those of the population.
     crowd = np.cov(study.mean.T) + study.cov.mean(axis=0)
     population = Utility(study.mean.mean(axis=0), crowd, ids)
-    router = Router(build_signed(oracle, CONFIG), ids, BETA, population)
+    router = Router(build_signed(oracle, CONFIG, answers.scale), ids, BETA, population)
     true = known(world.people.weights, ids)
     inferred = Utility(study.mean, study.cov, ids)
     routes, guessed = router.route(true), router.route(inferred)
@@ -94,7 +94,7 @@ def run_stage(answers: Answers, plan: Design, world: World, study: Study, seed: 
     report = {
         "members": len(router.values),
         "solved": len(router.portfolio.pool),
-        "search_done": bool(router.portfolio.selection["search_done"]),
+        "search_done": router.portfolio.search_done,
         "beta": BETA,
         "radius": RADIUS,
         "guarantees": [found.as_dict() for found in guarantees(router)],

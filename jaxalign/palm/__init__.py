@@ -1,18 +1,18 @@
 """A small portfolio of policies for every preference, certified: PALM (arXiv 2604.04144)."""
 
-from jaxalign.palm._cover import Cover, Selection, best_of_size, cover, cover_interval
+from jaxalign.palm._cover import Cover, Selection, best_of_size, cover
 from jaxalign.palm._search import SearchState, load_state, search
 from jaxalign.palm._sweep import Sweep, best_member, prompt_outcomes, sweep, tilted_log_probs
 from jaxalign.palm.baselines import Baseline, baseline, baseline_weights
 from jaxalign.palm.bounds import tie_points, upper_facets
 from jaxalign.palm.certificate import Certificate, HeldOut, Report, guarantee, held_out, report
+from jaxalign.palm.closed_form import ClosedForm
 from jaxalign.palm.config import PalmConfig
 from jaxalign.palm.domain import check_weights, coordinates, corners
 from jaxalign.palm.gaps import Gap, worst_gap
 from jaxalign.palm.grid import grid_size, weight_grid
 from jaxalign.palm.oracle import (
     BatchOracle,
-    ClosedForm,
     Evaluator,
     Oracle,
     OraclePolicy,
@@ -20,7 +20,8 @@ from jaxalign.palm.oracle import (
     SampledOracle,
     stack,
 )
-from jaxalign.palm.portfolio import Portfolio, Usage, assemble, build, load
+from jaxalign.palm.portfolio import Portfolio, Usage, assemble, build, load, usage
+from jaxalign.palm.select import SelectionSummary
 
 __all__ = [
     "Baseline",
@@ -40,6 +41,7 @@ __all__ = [
     "SampledOracle",
     "SearchState",
     "Selection",
+    "SelectionSummary",
     "Sweep",
     "Usage",
     "assemble",
@@ -52,7 +54,6 @@ __all__ = [
     "coordinates",
     "corners",
     "cover",
-    "cover_interval",
     "grid_size",
     "guarantee",
     "held_out",
@@ -66,6 +67,7 @@ __all__ = [
     "tie_points",
     "tilted_log_probs",
     "upper_facets",
+    "usage",
     "weight_grid",
     "worst_gap",
 ]

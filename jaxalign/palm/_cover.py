@@ -86,37 +86,6 @@ def cover(
     return Cover(np.sort(policies[chosen]), bound, time.monotonic() - begun)
 
 
-def cover_interval(covers: Bools) -> Indices:
-    """Return a smallest cover where every policy covers an interval of the weights, as for R = 2.
-
-    A policy's value is linear along the segment of weights and the optimum less its tolerance is
-    convex, so what it covers is an interval: from the left, always the one that reaches furthest.
-
-    Args:
-        covers: [P, W], weights in the order of their first entry.
-
-    Returns:
-        Members in the order of the weights.
-
-    Raises:
-        InputError: a policy that covers no interval, or a weight that none covers.
-    """
-    covers = np.asarray(covers, bool)
-    steps = np.diff(np.pad(covers, [(0, 0), (1, 1)]).astype(np.int8), axis=1)
-    if ((steps == 1).sum(axis=1) > 1).any():
-        raise InputError("cover: found a policy that covers no interval, expected intervals.")
-    # One past the last covered weight of each policy, 0 for a policy that covers none.
-    ends = np.where(covers.any(axis=1), covers.shape[1] - np.argmax(covers[:, ::-1], axis=1), 0)
-    members, place = [], 0
-    while place < covers.shape[1]:
-        reach = np.where(covers[:, place], ends, 0)
-        if reach.max() <= place:
-            raise InputError(f"cover: found weight {place} that no policy is good enough for.")
-        members.append(int(np.argmax(reach)))
-        place = int(reach.max())
-    return np.array(members, np.intp)
-
-
 def best_of_size(
     losses: Floats,
     size: int,

@@ -14,8 +14,6 @@ from jaxalign.palm.grid import weight_grid
 from jaxalign.palm.oracle import BatchOracle, Oracle, OraclePolicy, Policies, stack
 from jaxalign.runs.artifact import load_arrays, save_arrays
 
-FORMAT = 1
-
 
 @dataclass(frozen=True)
 class SearchState:
@@ -34,12 +32,15 @@ class SearchState:
     done: bool = False
 
     def save(self, path: str | Path) -> None:
-        """Write the state as .npz at once."""
-        policies = {"rewards": self.policies.rewards, "kl": self.policies.kl}
-        tree = {"weights": self.weights, "gaps": self.gaps, "done": np.asarray(self.done)}
-        payload = dict(self.policies.payload)
+        """Write the state to a file, in one step."""
         save_arrays(
-            path, {"format": np.asarray(FORMAT), **tree, "policies": policies, "payload": payload}
+            path,
+            {
+                "weights": self.weights,
+                "gaps": self.gaps,
+                "done": np.asarray(self.done),
+                "policies": vars(self.policies),
+            },
         )
 
 
@@ -51,17 +52,12 @@ def load_state(path: str | Path) -> SearchState:
     """
     try:
         tree = load_arrays(path)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} is no state of a search: {error}") from None
-    if int(tree.get("format", 0)) != FORMAT:
-        raise InputError(f"{path} is no state of a search of format {FORMAT}: start it again")
-    payload = {
-        name.removeprefix("payload/"): value
-        for name, value in tree.items()
-        if name.startswith("payload/")
-    }
-    policies = Policies(tree["policies/rewards"], tree["policies/kl"], payload)
-    return SearchState(tree["weights"], policies, tree["gaps"], bool(tree["done"]))
+        policies = Policies.from_arrays(tree, "policies")
+        return SearchState(tree["weights"], policies, tree["gaps"], bool(tree["done"]))
+    except (OSError, KeyError, InputError) as error:
+        raise InputError(
+            f"{path} holds no state of a search ({error}): delete it and search again."
+        ) from None
 
 
 def search(

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxalign.data.files import Origin, encode
 from jaxalign.errors import InputError
+from jaxalign.palm._columns import short
 from jaxalign.palm.domain import Floats
 
 
@@ -131,9 +132,3 @@ def unseen(candidates: Candidates, marks: Collection[str], source: str) -> Candi
             "at least 2; give other prompts."
         )
     return candidates.take(other)
-
-
-def short(value: object) -> str:
-    """Return a value as text for an error message, at most 40 characters."""
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."

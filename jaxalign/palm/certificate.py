@@ -1,7 +1,6 @@
 """How far a portfolio can be from what its users could have, over all of them at once."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -32,7 +31,7 @@ class Report:
     share_lost: Gap
     multiplicative: Gap | None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the report ready for JSON."""
         return {
             name: None if gap is None else {"value": gap.value, "weight": gap.weight.tolist()}
@@ -67,7 +66,7 @@ class Certificate:
         """What the certificate is relative to."""
         return "relative to the pool" if self.optimum is None else "against the unknown optimum"
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the certificate ready for JSON."""
         return {
             "scope": self.scope,
@@ -163,6 +162,11 @@ class HeldOut:
     share_high: float
     level: float
     prompts: int
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the gaps and their bands ready for JSON."""
+        bands = {name: value for name, value in vars(self).items() if name != "report"}
+        return {**self.report.as_dict(), **bands}
 
 
 def held_out(

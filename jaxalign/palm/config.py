@@ -12,32 +12,45 @@ ScaleKind = Literal["standard", "range", "none"]
 
 @dataclass(frozen=True)
 class PalmConfig:
-    """How a portfolio is searched, thinned out and certified.
+    """How policies are searched, and how few of them are kept.
 
     Attributes:
-        weights: users' weights lie on the "simplex", or are "signed", in the L1 ball.
-        eps: multiplicative step of the grid.
-        delta: additive tolerance of the grid, in units of reward.
-        stop_eps: multiplicative tolerance at which the lazy search stops, None for eps; counts only
-            where the optimum is positive.
-        stop_delta: additive tolerance at which it stops, None for delta.
-        search: "lazy" stops as soon as the bounds meet the tolerance, "full" solves every target.
-        targets: "grid", the structured grid, or "corners", the points where two policies or more
-            tie as best, which need no grid; signed weights always take "corners".
-        max_calls: oracle calls at most, the start included.
-        prune_eps: multiplicative tolerance of the cover, on top of the search's.
-        prune_delta: additive tolerance of the cover, in units of reward.
-        size: None for the fewest members within the tolerances; or a budget, the best of that size
-            (the free reference policy not counted).
-        criterion: what a budget keeps small: the "additive" gap in standard deviations of the
-            rewards, or the "share" of the improvement over the reference that is lost.
-        selection: "exact" integer programs, or "greedy".
-        time_limit: seconds for the selection; past them the best found, with the gap shown.
-        refine: rounds in which the worst weights of all are added to the targets of the selection.
-        grid_limit: largest grid that is built without being confirmed.
-        confirm_grid: build it whatever its size.
-        floor: least improvement over the reference, in standard deviations of the rewards, at which
-            the share lost is asked for.
+        weights: domain of users' weights: "simplex" for weights of 0 or more that sum to 1, or
+            "signed" for likes and dislikes, absolute values summing to at most 1.
+        eps: multiplicative step of the grid of weights, above 0 and below 1; smaller values make a
+            finer grid, whose size grows fast with the number of rewards.
+        delta: additive tolerance of the grid, in units of reward, above 0 and below 1.
+        stop_eps: multiplicative tolerance at which the lazy search stops, 0 or more; it counts only
+            where the optimum is positive. None takes `eps`.
+        stop_delta: additive tolerance at which the lazy search stops, in units of reward, 0 or
+            more; lower it when the certificate against the optimum is too loose. None takes
+            `delta`.
+        search: "lazy" stops as soon as the bounds meet the tolerance; "full" solves every target.
+        targets: weights that must be served: "grid", the structured grid, or "corners", the points
+            where two or more policies tie as best, which need no grid; signed weights always take
+            "corners".
+        max_calls: largest number of oracle calls, the start included.
+        prune_eps: multiplicative tolerance of the cover, on top of the search's; 0 or more, below
+            1. It is used where `size` is None.
+        prune_delta: additive tolerance of the cover, in units of reward; 0 or more.
+        size: None for the fewest members within the tolerances, or a number of members: the best
+            portfolio of that size, the free reference policy not counted.
+        criterion: what a portfolio of a given size minimises: the "additive" gap in standard
+            deviations of the rewards, or the "share" of the improvement over the reference that is
+            lost.
+        selection: "exact" integer programs, or "greedy", which is faster and needs up to twice the
+            members.
+        time_limit: seconds for the selection; past them the best choice found is taken, and the
+            report states how far from optimal it may be.
+        refine: rounds in which the worst weights are added to the targets of the selection.
+        grid_limit: largest number of grid weights that is built without being confirmed.
+        confirm_grid: whether a grid above `grid_limit` is built all the same.
+        floor: least improvement over the reference, in standard deviations of the rewards, of the
+            users for whom the share lost is reported; above 0.
+
+    Example:
+        >>> PalmConfig(eps=0.1, delta=0.05, stop_delta=None).tolerance
+        (0.02, 0.05)
     """
 
     weights: WeightKind = "simplex"
@@ -105,28 +118,43 @@ def check_tolerances(eps: float, delta: float) -> None:
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """How a portfolio is built from candidates.
+    """How a portfolio is built from candidates, judged on other prompts and compared.
 
     Attributes:
-        rewards: columns of the rewards; empty for all numeric ones (of the demo: brevity,
-            positivity, simplicity).
-        scale: "standard" puts `clip` standard deviations either side of the mean to 0 and 1, alike
-            for all rewards; "range" the stated range; "none" takes rewards in [0, 1] as they are.
-        reward_range: what every raw reward must lie in; needed by "range", 0 to 1 for "none".
-        clip: standard deviations of "standard"; 3 leaves 1 % of a heavy tail clipped.
-        beta: price of one nat of KL, in units of the scaled reward; .1 is .6 standard deviations.
-        certify_share: share of the prompts that nothing is chosen on, for the certificate.
-        seed: of the split of the prompts.
-        draws: of the bootstrap over prompts; 0 for no band over the sizes.
-        level: of the band, over all users at once.
-        compare: sizes 1 to this are compared with uniform, random and k-center weights; 0 for none.
-        compare_draws: of the random and the k-center weights, averaged.
-        compare_seconds: at most for choosing the members of one size.
-        palm: tolerances or size, search, selection.
+        rewards: columns of the rewards, in order; empty for those of `scale_from`, or else for all
+            numeric columns (for the demo: brevity, positivity, simplicity).
+        scale: what a reward of 0 and of 1 means: "standard" takes `clip` standard deviations below
+            and above the mean, the same for all rewards; "range" takes `reward_range`; "none" takes
+            rewards as they are, already between 0 and 1.
+        scale_from: folder of another run, or its scale.json, whose mean and standard deviations are
+            used instead of the candidates'. Set it to the run whose users are to be routed, so that
+            their weights mean the same here; empty for the candidates' own.
+        reward_range: lowest and highest raw reward that is accepted; required for scale "range",
+            0 and 1 unless given for "none", any otherwise.
+        clip: standard deviations on either side of the mean for scale "standard", above 0; 3 cuts
+            off 1 % of a heavy-tailed reward, and the report states how much was cut off.
+        beta: price of one nat of KL from the reference, in units of the scaled reward, above 0;
+            smaller values allow policies further from the reference. With scale "standard" and
+            clip 3, 0.1 is 0.6 standard deviations.
+        certify_share: share of the prompts, between 0 and 1, on which nothing is chosen and the
+            portfolio is certified.
+        seed: seed of the split of the prompts, 0 or more.
+        draws: bootstrap draws over prompts for the bands; 0 for no bands over the sizes.
+        level: probability, between 0 and 1, that a band holds for all users at once.
+        compare: largest size at which portfolios are compared with uniform, random and k-center
+            weights; 0 for no comparison.
+        compare_draws: draws of random and k-center weights that are averaged.
+        compare_seconds: seconds at most for choosing the members of one size.
+        palm: tolerances or size, search and selection.
+
+    Example:
+        >>> BuildConfig(scale="none").checked_range
+        (0.0, 1.0)
     """
 
     rewards: tuple[str, ...] = ()
     scale: ScaleKind = "standard"
+    scale_from: str = ""
     reward_range: tuple[float, float] | None = None
     clip: float = 3.0
     beta: float = 0.1
@@ -165,5 +193,5 @@ class BuildConfig:
 
     @property
     def checked_range(self) -> tuple[float, float] | None:
-        """What raw rewards must lie in."""
+        """Lowest and highest raw reward that is accepted, None for any."""
         return (0.0, 1.0) if self.scale == "none" and not self.reward_range else self.reward_range

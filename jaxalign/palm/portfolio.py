@@ -1,12 +1,10 @@
-"""A small portfolio of policies: chosen, certified, saved, and routed to."""
+"""A small portfolio of policies: built, certified, saved, and routed to."""
 
-import hashlib
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,23 +12,28 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxalign.errors import InputError
-from jaxalign.files import write_json
 from jaxalign.palm._search import SearchState, known_values, optimistic, search
 from jaxalign.palm._sweep import best_member
 from jaxalign.palm.certificate import Certificate, HeldOut, held_out, report
 from jaxalign.palm.config import PalmConfig
 from jaxalign.palm.domain import Floats, check_weights, coordinates, corners
 from jaxalign.palm.oracle import Evaluator, Oracle, Policies, SampledOracle
-from jaxalign.palm.select import Chosen, choose
-from jaxalign.runs.artifact import load_arrays, save_arrays, unflatten
+from jaxalign.palm.select import Chosen, SelectionSummary, choose
+from jaxalign.rewards.reward_scale import SCALE_ARRAYS, RewardScale
+from jaxalign.runs.artifact import Tree, load_artifact, save_artifact
 
-FORMAT = 1
-# How far a recomputed certificate may be off the stored one: rounding, and another HiGHS.
-_SAME = 1e-6
+FILE = "portfolio.safetensors"
+_REMEDY = "build it with `jaxalign palm build`"
 
 
 class Usage(NamedTuple):
-    """Who is routed where: share [M] of users a member, its perplexity, members never used."""
+    """Which members some users are routed to.
+
+    Attributes:
+        share: [M] share of the users that each member serves.
+        perplexity: exp(-sum p ln p) of the shares p: the effective number of members.
+        unused: members that serve nobody.
+    """
 
     share: Floats
     perplexity: float
@@ -50,9 +53,14 @@ class Portfolio:
         beta: price of one nat of KL, in units of reward.
         spread: [R] standard deviations of the rewards under the reference.
         certificate: worst gaps over all users.
-        selection: how the members were chosen, and how far from optimal that may be.
-        config: what was asked for.
-        fingerprint: of the oracle's data.
+        config: tolerances, search and selection that it was built with.
+        calls: oracle calls of the search.
+        search_done: whether the search's bounds met the tolerance.
+        selection: how the members were chosen; None for members from elsewhere.
+        fingerprint: digest of the oracle's data.
+        scale: scale of the raw rewards, whose levels are the rewards here; None where it is not
+            known. Weights of users are read against it.
+        chosen_on: hashes of the prompts that the members were chosen on, as `Candidates.marks`.
     """
 
     members: Policies
@@ -62,9 +70,13 @@ class Portfolio:
     beta: float
     spread: Floats
     certificate: Certificate
-    selection: dict[str, Any]
     config: PalmConfig
+    calls: int
+    search_done: bool
+    selection: SelectionSummary | None = None
     fingerprint: str = ""
+    scale: RewardScale | None = None
+    chosen_on: tuple[str, ...] = ()
 
     @cached_property
     def values(self) -> Floats:
@@ -85,7 +97,7 @@ class Portfolio:
         return coordinates(self.config.weights, policies.rewards, policies.kl, self.beta)
 
     def route(self, weights: ArrayLike, chunk: int | None = None) -> tuple[jax.Array, jax.Array]:
-        """Return the best member of every user; no model is called.
+        """Return the best member for every user; no model is called.
 
         Args:
             weights: [U, R] on the simplex, or in the L1 ball for signed portfolios.
@@ -109,21 +121,16 @@ class Portfolio:
         """Return which members some users are routed to.
 
         Args:
-            weights: [U, R], at least one.
+            weights: [U, R], at least one user.
 
         Returns:
-            Usage: shares, exp(-sum p ln p), and the members that nobody is routed to.
+            Usage.
 
         Raises:
             InputError: as `route`, or no user.
         """
         _, index = self.route(weights)
-        if len(index) == 0:
-            raise InputError("weights: found no user, expected at least one.")
-        share = np.bincount(np.asarray(index), minlength=len(self.members)) / len(index)
-        used = share[share > 0]
-        unused = tuple(int(i) for i in np.flatnonzero(share == 0))
-        return Usage(share, float(np.exp(-np.sum(used * np.log(used)))), unused)
+        return usage(np.bincount(np.asarray(index), minlength=len(self.members)))
 
     def held_out(
         self, evaluator: Evaluator, draws: int = 1000, level: float = 0.95, seed: int = 0
@@ -132,9 +139,9 @@ class Portfolio:
 
         Args:
             evaluator: makes policies from their payload and evaluates them on those prompts.
-            draws: of the bootstrap over prompts.
-            level: of the band, over all weights at once.
-            seed: of the draws.
+            draws: draws of the bootstrap over prompts.
+            level: level of the band, over all weights at once.
+            seed: seed of the draws.
 
         Returns:
             HeldOut; the gaps are against the pool on these prompts.
@@ -147,46 +154,76 @@ class Portfolio:
         floor = self.config.floor
         return held_out(pool, members, self.spread, self.corners, draws, level, seed, floor)
 
-    def certify(self) -> Certificate:
-        """Return the certificate, computed again from what the portfolio holds."""
-        common = self.values, self.values[0], self.spread, self.corners, self.config.floor
-        pool = report(self.pool_values, *common)
-        optimum = None if self.facets is None else report(self.facets, *common)
-        return replace(self.certificate, pool=pool, optimum=optimum)
-
     def save(self, path: str | Path) -> None:
-        """Write the portfolio to a folder: arrays.npz and, last and so as proof, portfolio.json.
+        """Write the portfolio to a folder, as portfolio.safetensors.
 
         Args:
-            path: a folder, made if needed.
+            path: the folder, made if needed.
         """
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        arrays: dict[str, Any] = {"solved": self.solved, "spread": self.spread}
+        arrays: dict[str, Tree | np.ndarray] = {"solved": self.solved, "spread": self.spread}
         if self.facets is not None:
             arrays["facets"] = self.facets
+        if self.scale is not None:
+            arrays["scale"] = {name: getattr(self.scale, name) for name in SCALE_ARRAYS}
         for name, policies in (("members", self.members), ("pool", self.pool)):
-            arrays[name] = {"rewards": policies.rewards, "kl": policies.kl}
-            if policies.payload:
-                arrays[name]["payload"] = policies.payload
-        save_arrays(folder / "arrays.npz", arrays)
-        config = asdict(self.config)
-        described = {
-            "format": FORMAT,
-            "members": len(self.members),
-            "beta": self.beta,
-            "certificate": self.certificate.as_dict(),
-            "selection": self.selection,
-            "config": config,
-            "config_sha256": _digest(json.dumps(config, sort_keys=True).encode()),
-            "data_fingerprint": self.fingerprint,
-            "arrays_sha256": _digest((folder / "arrays.npz").read_bytes()),
-        }
-        write_json(folder / "portfolio.json", described)
+            arrays[name] = vars(policies)
+        about = AboutPortfolio(
+            config=self.config,
+            beta=self.beta,
+            fingerprint=self.fingerprint,
+            calls=self.calls,
+            search_done=self.search_done,
+            selection=self.selection,
+            error=self.certificate.error,
+            sampling=self.certificate.sampling,
+            rewards=None if self.scale is None else self.scale.names,
+            scale_digest=None if self.scale is None else self.scale.digest,
+            chosen_on=self.chosen_on,
+        )
+        save_artifact(Path(path) / FILE, "portfolio", about, arrays)
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+@dataclass(frozen=True)
+class AboutPortfolio:
+    """What stands beside the arrays of a portfolio's file; see `Portfolio` for the fields.
+
+    Attributes:
+        rewards: [R] names of the rewards, None where the scale is not known.
+        scale_digest: digest of the scale, for readers of the file's metadata.
+        error: error of the oracle, as in `Certificate`.
+        sampling: interval of the additive gap, as in `Certificate`.
+    """
+
+    config: PalmConfig
+    beta: float
+    fingerprint: str
+    calls: int
+    search_done: bool
+    selection: SelectionSummary | None
+    error: tuple[float, float] | None
+    sampling: tuple[float, float] | None
+    rewards: tuple[str, ...] | None
+    scale_digest: str | None
+    chosen_on: tuple[str, ...]
+
+
+def usage(counts: ArrayLike) -> Usage:
+    """Return who is routed where, from the number of users [M] of each member.
+
+    Raises:
+        InputError: no user.
+
+    Example:
+        >>> usage([2, 0, 2]).unused, round(usage([2, 0, 2]).perplexity, 6)
+        ((1,), 2.0)
+    """
+    counts = np.asarray(counts)
+    if not counts.sum():
+        raise InputError("weights: found no user, expected at least one.")
+    share = counts / counts.sum()
+    used = share[share > 0]
+    unused = tuple(int(i) for i in np.flatnonzero(share == 0))
+    return Usage(share, float(np.exp(-np.sum(used * np.log(used)))), unused)
 
 
 def build(
@@ -194,14 +231,19 @@ def build(
     config: PalmConfig,
     state: SearchState | None = None,
     on_call: Callable[[SearchState], None] | None = None,
+    scale: RewardScale | None = None,
+    chosen_on: Iterable[str] = (),
 ) -> Portfolio:
     """Search policies, keep few of them and certify those.
 
     Args:
-        oracle: solves one weight a call.
+        oracle: solves one weight per call.
         config: tolerances or size, search, selection.
-        state: of an earlier search, to go on from.
-        on_call: told the search's state after every oracle call, to save it.
+        state: state of an earlier search, to go on from.
+        on_call: called with the search's state after every oracle call, to save it.
+        scale: scale whose levels the oracle's rewards are, kept with the portfolio; None where it
+            is not known.
+        chosen_on: hashes of the oracle's prompts, kept with the portfolio.
 
     Returns:
         Portfolio, the reference as member 0.
@@ -214,7 +256,8 @@ def build(
     found = search(oracle, config, state, on_call)
     known = known_values(oracle, config, found.policies)
     chosen = choose(known[1:], known[0], oracle.spread, config)
-    return assemble(oracle, config, found, found.policies.take(chosen.members), chosen)
+    portfolio = assemble(oracle, config, found, found.policies.take(chosen.members), chosen)
+    return replace(portfolio, scale=scale, chosen_on=tuple(chosen_on))
 
 
 def assemble(
@@ -227,10 +270,10 @@ def assemble(
     """Return a portfolio of given members, certified against what a search has found.
 
     Args:
-        oracle: whose policies they are.
+        oracle: the oracle whose policies they are.
         config: kept with the portfolio.
         found: the search whose pool and upper bound it is judged against.
-        members: without the reference, which is added.
+        members: members without the reference, which is added.
         chosen: how they were chosen, None for members from elsewhere.
 
     Returns:
@@ -248,28 +291,20 @@ def assemble(
     known = known_values(oracle, config, found.policies)
     facets = optimistic(oracle, config, found)
     values = coordinates(config.weights, with_reference.rewards, with_reference.kl, oracle.beta)
-    domain = corners(config.weights, oracle.num_rewards)
-    common = values, values[0], oracle.spread, domain, config.floor
-    certificate = Certificate(
-        report(known, *common),
-        None if facets is None else report(facets, *common),
-        oracle.error,
-        config.floor,
-    )
-    selection: dict[str, Any] = {"calls": len(found.weights), "search_done": found.done}
-    if chosen is not None:
-        selection |= chosen.described
+    certificate = _certify(values, known, facets, oracle.spread, config, oracle.error)
     portfolio = Portfolio(
-        with_reference,
-        found.policies,
-        found.weights,
-        facets,
-        oracle.beta,
-        np.asarray(oracle.spread, np.float64),
-        certificate,
-        selection,
-        config,
-        oracle.fingerprint,
+        members=with_reference,
+        pool=found.policies,
+        solved=found.weights,
+        facets=facets,
+        beta=oracle.beta,
+        spread=np.asarray(oracle.spread, np.float64),
+        certificate=certificate,
+        config=config,
+        calls=len(found.weights),
+        search_done=found.done,
+        selection=None if chosen is None else chosen.summary,
+        fingerprint=oracle.fingerprint,
     )
     if isinstance(oracle, SampledOracle):
         band = portfolio.held_out(oracle)
@@ -279,7 +314,7 @@ def assemble(
 
 
 def load(path: str | Path) -> Portfolio:
-    """Read a portfolio, compute its certificate again and refuse it if it says anything worse.
+    """Read a portfolio; its certificate is computed again from its members.
 
     Args:
         path: the folder that `Portfolio.save` wrote.
@@ -288,91 +323,49 @@ def load(path: str | Path) -> Portfolio:
         Portfolio.
 
     Raises:
-        InputError: there is none, of another format, its arrays are not those it was saved with, or
-            it fails its own certificate.
+        InputError: the folder holds no portfolio, or one that is damaged or of another format.
     """
-    folder = Path(path)
-    if not (folder / "portfolio.json").exists():
-        raise InputError(
-            f"{path} holds no portfolio (portfolio.json is missing): give the output folder of a "
-            "finished build."
-        )
-    try:
-        described = json.loads((folder / "portfolio.json").read_text())
-        content = (folder / "arrays.npz").read_bytes()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} holds no whole portfolio: {error}; build it again.") from None
-    if not isinstance(described, dict):
-        raise InputError(f"{folder / 'portfolio.json'} is no portfolio: build it again.")
-    if described.get("format") != FORMAT:
-        raise InputError(
-            f"{folder / 'portfolio.json'} has format {described.get('format')!r}, this version "
-            f"reads {FORMAT}: build again or install the jaxalign that wrote it."
-        )
-    if _digest(content) != described.get("arrays_sha256"):
-        raise InputError(
-            f"{folder / 'arrays.npz'} is not the file that the portfolio was saved with (its "
-            "SHA-256 differs): copy the folder again."
-        )
-    try:
-        portfolio = _restored(described, unflatten(load_arrays(folder / "arrays.npz")))
-        stored = described["certificate"]
-        stored["pool"], stored["optimum"]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{folder / 'portfolio.json'} lacks or garbles a field ({error}): build it again."
-        ) from None
-    config = json.dumps(described["config"], sort_keys=True)
-    if _digest(config.encode()) != described.get("config_sha256"):
-        raise InputError(
-            f"{folder / 'portfolio.json'}, config: is not what the portfolio was built with (its "
-            "SHA-256 differs); copy the folder again."
-        )
-    portfolio = replace(portfolio, certificate=portfolio.certify())
-    _compare(folder, stored, portfolio.certificate.as_dict())
-    return portfolio
-
-
-def _restored(described: dict[str, Any], tree: dict[str, Any]) -> Portfolio:
-    """The portfolio as it was saved, its certificate still to be computed."""
-    config = PalmConfig(**described["config"])
-    policies = {
-        name: Policies(tree[name]["rewards"], tree[name]["kl"], tree[name].get("payload", {}))
-        for name in ("members", "pool")
-    }
-    eta_tau = described["certificate"]["oracle_error"]
-    sampling = described["certificate"].get("sampling_95")
-    # Filled by `certify`: what is stored is only compared with.
-    blank = Certificate(
-        None,  # type: ignore[arg-type]
-        None,
-        tuple(eta_tau) if eta_tau else None,
-        config.floor,
-        tuple(sampling) if sampling else None,
+    place = Path(path).expanduser() / FILE
+    found = load_artifact(place, "portfolio", AboutPortfolio, _REMEDY)
+    about, arrays = found.about, found.arrays
+    members, pool = (Policies.from_arrays(arrays, name) for name in ("members", "pool"))
+    facets, spread = arrays.get("facets"), arrays["spread"]
+    ends = {name: arrays.get(f"scale/{name}", np.zeros(0)) for name in SCALE_ARRAYS}
+    values, known = (
+        coordinates(about.config.weights, policies.rewards, policies.kl, about.beta)
+        for policies in (members, pool)
     )
+    known = np.concatenate([values[:1], known])
     return Portfolio(
-        policies["members"],
-        policies["pool"],
-        tree["solved"],
-        tree.get("facets"),
-        described["beta"],
-        tree["spread"],
-        blank,
-        described["selection"],
-        config,
-        described["data_fingerprint"],
+        members=members,
+        pool=pool,
+        solved=arrays["solved"],
+        facets=facets,
+        beta=about.beta,
+        spread=spread,
+        certificate=_certify(
+            values, known, facets, spread, about.config, about.error, about.sampling
+        ),
+        config=about.config,
+        calls=about.calls,
+        search_done=about.search_done,
+        selection=about.selection,
+        fingerprint=about.fingerprint,
+        scale=None if about.rewards is None else RewardScale(about.rewards, **ends),
+        chosen_on=about.chosen_on,
     )
 
 
-def _compare(folder: Path, stored: dict[str, Any], computed: dict[str, Any]) -> None:
-    for scope in ("pool", "optimum"):
-        for name, gap in (stored[scope] or {}).items():
-            now = (computed[scope] or {}).get(name)
-            same = gap is None if now is None else gap is not None
-            if not same or (now is not None and now["value"] > gap["value"] + _SAME):
-                raise InputError(
-                    f"{folder / 'portfolio.json'}, certificate.{scope}.{name}: found "
-                    f"{None if gap is None else gap['value']}, but the members give "
-                    f"{None if now is None else now['value']}; the portfolio fails its own "
-                    "certificate: build it again."
-                )
+def _certify(
+    values: Floats,
+    known: Floats,
+    facets: Floats | None,
+    spread: Floats,
+    config: PalmConfig,
+    error: tuple[float, float] | None,
+    sampling: tuple[float, float] | None = None,
+) -> Certificate:
+    """The certificate of members [M, D] against known policies [C, D] and an upper bound."""
+    common = values, values[0], spread, corners(config.weights, len(spread)), config.floor
+    optimum = None if facets is None else report(facets, *common)
+    return Certificate(report(known, *common), optimum, error, config.floor, sampling)

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -18,11 +18,35 @@ _STARTS = 256
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """Members of a pool (indices, ascending), and in words and numbers how they were chosen."""
+class SelectionSummary:
+    """How the members of a portfolio were chosen, and how far from optimal that may be.
+
+    Attributes:
+        mode: "cover", the fewest members within the tolerances, or "budget", the best of a size.
+        size: number of members chosen.
+        optimal: whether no better choice from the pool exists.
+        rounds: rounds in which the worst weights were added to the targets.
+        seconds: time of the last integer program.
+        worst: largest loss over all weights that is left: beyond the tolerance for a cover (0 if
+            none is), in the units of the criterion for a budget.
+        lower_bound: what no choice can go below: the number of members of a cover, the worst loss
+            of a budget.
+    """
+
+    mode: Literal["cover", "budget"]
+    size: int
+    optimal: bool
+    rounds: int
+    seconds: float
+    worst: float
+    lower_bound: float
+
+
+class Chosen(NamedTuple):
+    """Members of a pool (indices, ascending), and how they were chosen."""
 
     members: Indices
-    described: dict[str, Any]
+    summary: SelectionSummary
 
 
 def choose(pool: Floats, reference: Floats, spread: Floats, config: PalmConfig) -> Chosen:
@@ -45,38 +69,29 @@ def choose(pool: Floats, reference: Floats, spread: Floats, config: PalmConfig) 
     points = _start(everyone, config, domain)
     deadline = time.monotonic() + config.time_limit
     kept: Chosen | None = None
-    least = np.inf
-    for round_ in range(config.refine + 1):
+    worst, rounds = np.inf, 0
+    while True:
         limit = max(deadline - time.monotonic(), 0.1)
         found = _on_points(points, pool, reference, spread, config, limit)
-        worst = _worst(everyone, found.members, pool, reference, spread, domain, config)
+        gap = _worst(everyone, found.members, pool, reference, spread, domain, config)
         seen = found.worst if isinstance(found, Selection) else 0.0
-        if worst.value <= max(least, seen + 1e-9) or isinstance(found, Cover):
+        if kept is None or isinstance(found, Cover) or gap.value <= max(worst, seen + 1e-9):
             # Out of time, a later round may find a worse budget than an earlier one did.
-            least = worst.value
-            kept = Chosen(found.members, _described(found, least, seen, round_))
-        if worst.value <= seen + 1e-9 or round_ == config.refine or time.monotonic() > deadline:
-            break
-        points = np.concatenate([points, worst.weight[None]])
-    assert kept is not None
-    return kept
+            worst, kept = gap.value, Chosen(found.members, _summary(found, gap.value, seen, rounds))
+        if gap.value <= seen + 1e-9 or rounds == config.refine or time.monotonic() > deadline:
+            return kept
+        points, rounds = np.concatenate([points, gap.weight[None]]), rounds + 1
 
 
-def _described(found: Cover | Selection, worst: float, seen: float, rounds: int) -> dict[str, Any]:
-    common = {
-        "size": len(found.members),
-        "optimal": bool(found.optimal and worst <= seen + 1e-9),
-        "rounds": rounds,
-        "seconds": found.seconds,
-    }
+def _summary(found: Cover | Selection, worst: float, seen: float, rounds: int) -> SelectionSummary:
+    size, optimal = len(found.members), bool(found.optimal and worst <= seen + 1e-9)
     if isinstance(found, Cover):
-        return {
-            "mode": "cover",
-            **common,
-            "size_lower_bound": found.lower_bound,
-            "worst_beyond_tolerance": max(worst, 0.0),
-        }
-    return {"mode": "budget", **common, "worst": worst, "worst_lower_bound": found.lower_bound}
+        mode: Literal["cover", "budget"] = "cover"
+        worst = max(worst, 0.0)
+    else:
+        mode = "budget"
+    bound = float(found.lower_bound)
+    return SelectionSummary(mode, size, optimal, rounds, found.seconds, float(worst), bound)
 
 
 def _start(everyone: Floats, config: PalmConfig, domain: Floats) -> Floats:

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import jax
@@ -15,9 +16,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxalign.errors import InputError
+from jaxalign.files import read_json
 
 Array = TypeVar("Array", np.ndarray, jax.Array)
-_ARRAYS = ("mean", "std", "low", "high")
+SCALE_ARRAYS = ("mean", "std", "low", "high")
+"""Names of the arrays [R] of a `RewardScale`."""
+SCALE_FILE = "scale.json"
+"""Name of the file that holds the scale of a run."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ class RewardScale:
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
         listed = ", ".join(self.names)
-        for name in _ARRAYS:
+        for name in SCALE_ARRAYS:
             values = np.asarray(getattr(self, name), np.float64)
             if values.shape != (len(self.names),) or not np.isfinite(values).all():
                 raise InputError(
@@ -178,9 +183,27 @@ class RewardScale:
             (self.low - self.mean) / self.std, levels
         )
 
+    def weights_on_levels(self, weights: ArrayLike) -> NDArray[np.float64]:
+        """Return weights per level that are worth the same as weights per standard deviation.
+
+        Args:
+            weights: [..., R] weights on standardised rewards.
+
+        Returns:
+            [..., R] weights on levels: <weights, standardised> and <returned, levels> differ by a
+            constant only.
+
+        Example:
+            >>> scale = RewardScale(("kind", "brief"), [0.0, 0.0], [1.0, 2.0], [-3, -3], [3, 3])
+            >>> scale.weights_on_levels([1.0, 1.0])
+            array([6., 3.])
+        """
+        weights = np.asarray(weights, np.float64)
+        return weights * self._at((self.high - self.low) / self.std, weights)
+
     def to_json(self) -> dict[str, list[str] | list[float]]:
         """Return plain numbers, from which `from_json` makes an equal scale, digest included."""
-        numbers = {name: getattr(self, name).tolist() for name in _ARRAYS}
+        numbers = {name: getattr(self, name).tolist() for name in SCALE_ARRAYS}
         return {"names": list(self.names), **numbers}
 
     @classmethod
@@ -194,14 +217,14 @@ class RewardScale:
         Raises:
             InputError: a field is missing or wrong.
         """
-        if not isinstance(value, Mapping) or not {"names", *_ARRAYS} <= value.keys():
+        if not isinstance(value, Mapping) or not {"names", *SCALE_ARRAYS} <= value.keys():
             found = ", ".join(map(str, value)) if isinstance(value, Mapping) else repr(value)[:40]
             raise InputError(
                 f"{source}: expected names, mean, std, low and high of each reward, found "
                 f"{found or 'nothing'}; estimate the scale again."
             )
         try:
-            arrays = [np.asarray(value[name], np.float64) for name in _ARRAYS]
+            arrays = [np.asarray(value[name], np.float64) for name in SCALE_ARRAYS]
             return cls(tuple(str(name) for name in value["names"]), *arrays)
         except (TypeError, ValueError) as error:  # InputError is a ValueError
             raise InputError(f"{source}: {error}") from None
@@ -225,6 +248,25 @@ class RewardScale:
         self._check(like)
         dtype = np.promote_types(like.dtype, np.float32)
         return values.astype(dtype).reshape((1,) * (like.ndim - 1) + (len(self.names),))
+
+
+def load_scale(path: str | Path) -> RewardScale:
+    """Read the scale of a run.
+
+    Args:
+        path: folder of a run that estimated a scale (`jaxalign moc train`, `jaxalign palm build`,
+            `jaxalign mrm train` on named rewards), or its scale.json.
+
+    Returns:
+        RewardScale.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    path = Path(path).expanduser()
+    path = path / SCALE_FILE if path.is_dir() else path
+    remedy = f"give the folder of a run that holds {SCALE_FILE}"
+    return RewardScale.from_json(read_json(path, "a scale of rewards", remedy), str(path))
 
 
 def fit_scale(

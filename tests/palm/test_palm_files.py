@@ -1,6 +1,7 @@
-"""Candidates and users in files: read as they are, and every wrong row named."""
+"""Candidates in files: read as they are, and every wrong row named."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -8,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jaxalign.errors import InputError
-from jaxalign.palm.files import read_candidates, read_users
-from jaxalign.palm.provenance import candidate_scale, scaled
+from jaxalign.palm.closed_form import candidate_oracle, candidate_scale
+from jaxalign.palm.files import read_candidates
 
 ROWS = [
     {"prompt": "p", "answer": "a", "x": 0.5, "y": 1, "note": "n"},
@@ -98,67 +99,15 @@ def test_files_that_are_none(tmp_path):
 def test_the_standard_scale_is_one_map_for_all_rewards(tmp_path):
     found = read_candidates(written(tmp_path / "c.jsonl", ROWS))
     standard = candidate_scale(found, "standard", clip=3.0)
-    levels = scaled(standard, found.rewards)[found.log_ref > -np.inf]
+    levels = standard.levels(found.rewards)[found.log_ref > -np.inf]
     np.testing.assert_allclose(levels.mean(axis=0), 0.5, rtol=1e-12)
     np.testing.assert_allclose(levels.std(axis=0), 1 / 6, rtol=1e-12)
-    outlier = scaled(standard, np.array([[100.0, -100.0]]))
-    np.testing.assert_array_equal(outlier, [[1.0, 0.0]])
+    outlier = candidate_oracle(replace(found, rewards=(found.rewards - 0.5) * 1e3), standard, 0.1)
+    assert (float(outlier.rewards.max()), float(outlier.rewards.min())) == (1, 0)  # clipped
     stated = candidate_scale(found, "range", reward_range=(-1.0, 3.0))
-    np.testing.assert_allclose(scaled(stated, np.array([-1.0, 3.0])), [0, 1])
+    np.testing.assert_allclose(stated.levels(np.array([-1.0, 3.0])), [0, 1])
     same = candidate_scale(found, "none")
-    np.testing.assert_array_equal(scaled(same, found.rewards), found.rewards)
+    np.testing.assert_array_equal(same.levels(found.rewards), found.rewards)
     assert len({standard, stated, same}) == 3
     # The ends say nothing about weights: one set of samples, one digest.
     assert len({standard.digest, stated.digest, same.digest}) == 1
-
-
-USERS = np.random.default_rng(0).dirichlet(np.ones(2), 7)
-
-
-def users_rows(listed):
-    if listed:
-        return [{"user": f"u{i}", "weights": row.tolist()} for i, row in enumerate(USERS)]
-    return [{"user": f"u{i}", "y": row[1], "x": row[0]} for i, row in enumerate(USERS)]
-
-
-@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
-@pytest.mark.parametrize("listed", [True, False])
-def test_users_as_a_list_or_by_name(tmp_path, ending, listed):
-    path = written(tmp_path / f"u.{ending}", users_rows(listed))
-    ((ids, weights, start),) = read_users(path, ("x", "y"))
-    assert ids.to_pylist() == [f"u{i}" for i in range(7)]
-    assert start == 0
-    np.testing.assert_allclose(weights, USERS, rtol=1e-12)
-
-
-@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
-@pytest.mark.parametrize(
-    ("rows", "words"),
-    [
-        ([{"x": 1.0}], "no column `y`; found `x`"),
-        ([{"x": 1.0, "weights": [0.5, 0.5]}], "no column `y`"),
-        (
-            [{"weights": [1.0, 0.0]}, {"weights": [1.0]}],
-            "2: `weights` is [1.0], expected 2 numbers",
-        ),
-        ([{"x": 1.0, "y": 0.0}, {"x": None, "y": 1.0}], "2: `x` is None"),
-        ([{"weights": "a"}], "`weights`"),
-    ],
-)
-def test_wrong_users_are_named(tmp_path, ending, rows, words):
-    path = written(tmp_path / f"u.{ending}", rows)
-    with pytest.raises(InputError) as caught:
-        list(read_users(path, ("x", "y")))
-    assert words in str(caught.value)
-
-
-def test_weights_of_other_rewards_are_refused(tmp_path):
-    table = pa.Table.from_pylist(users_rows(True))
-    for names in ("x\ny", "y\nx"):
-        path = tmp_path / "u.parquet"
-        pq.write_table(table.replace_schema_metadata({"rewards": names}), path)
-        if names == "x\ny":
-            assert len(list(read_users(path, ("x", "y")))) == 1
-        else:
-            with pytest.raises(InputError, match="found weights of y, x, expected"):
-                list(read_users(path, ("x", "y")))

@@ -1,6 +1,6 @@
 """A portfolio from candidates: built, routed, certified on other prompts, saved and loaded."""
 
-import json
+from dataclasses import replace
 
 import chex
 import jax
@@ -10,6 +10,9 @@ import pytest
 
 from jaxalign import palm
 from jaxalign.errors import InputError
+from jaxalign.palm.portfolio import FILE
+from jaxalign.rewards.reward_scale import RewardScale
+from jaxalign.runs.artifact import save_arrays
 
 
 def candidates(seed=0, prompts=24, count=12, size=3):
@@ -84,34 +87,40 @@ def test_saved_and_loaded(built, tmp_path):
     np.testing.assert_array_equal(loaded.route(weights)[1], portfolio.route(weights)[1])
 
 
-def _edit(folder, change):
-    path = folder / "portfolio.json"
-    described = json.loads(path.read_text())
-    change(described)
-    path.write_text(json.dumps(described))
-
-
-def test_what_does_not_hold_is_refused(built, tmp_path):
+def test_what_is_damaged_or_of_another_kind_is_refused(built, tmp_path):
     _, portfolio = built
-
-    def saved(name):
-        portfolio.save(tmp_path / name)
-        return tmp_path / name
-
-    folder = saved("boast")
-    _edit(folder, lambda d: d["certificate"]["pool"]["additive"].update(value=0.0))
-    with pytest.raises(InputError, match="fails its own certificate"):
-        palm.load(folder)
-    folder = saved("other_arrays")
-    (folder / "arrays.npz").write_bytes(b"something else")
-    with pytest.raises(InputError, match="SHA-256"):
-        palm.load(folder)
-    folder = saved("format")
-    _edit(folder, lambda d: d.update(format=99))
-    with pytest.raises(InputError, match="format 99"):
-        palm.load(folder)
-    with pytest.raises(InputError, match="holds no portfolio"):
+    portfolio.save(tmp_path / "whole")
+    path = tmp_path / "whole" / FILE
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="digest does not fit its content"):
+        palm.load(path.parent)
+    save_arrays(path, {"solved": portfolio.solved})
+    with pytest.raises(InputError, match="no artifact of jaxalign; expected a portfolio"):
+        palm.load(path.parent)
+    with pytest.raises(InputError, match=r"no such file; expected a portfolio.*palm build"):
         palm.load(tmp_path)
+
+
+def test_the_certificate_is_computed_from_the_members(built, tmp_path):
+    """A portfolio cannot state more than its members are worth."""
+    _, portfolio = built
+    nothing = replace(portfolio.certificate.pool, additive=palm.Gap(0.0, np.ones(3)))
+    boast = replace(portfolio, certificate=replace(portfolio.certificate, pool=nothing))
+    boast.save(tmp_path)
+    found = palm.load(tmp_path).certificate.pool.additive.value
+    assert found == pytest.approx(portfolio.certificate.pool.additive.value, abs=1e-9)
+    assert found > 0
+
+
+def test_the_scale_is_kept(built, tmp_path):
+    _, portfolio = built
+    scale = RewardScale(("a", "b", "c"), [0.1] * 3, [1.0] * 3, [-3.0] * 3, [1 / 3] * 3)
+    replace(portfolio, scale=scale, chosen_on=("p", "q")).save(tmp_path)
+    loaded = palm.load(tmp_path)
+    assert (loaded.scale, loaded.chosen_on) == (scale, ("p", "q"))
+    assert loaded.scale.digest == scale.digest
 
 
 def test_other_prompts(built, x64):

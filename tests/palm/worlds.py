@@ -71,3 +71,21 @@ class Mixed:
     def __call__(self, weight):
         logits = sum(w * e for w, e in zip(weight, self.experts, strict=True))
         return self._policy(logits, np.asarray(weight))
+
+
+def cover_interval(covers):
+    """A smallest cover of intervals, as for two rewards: from the left, what reaches furthest."""
+    covers = np.asarray(covers, bool)
+    steps = np.diff(np.pad(covers, [(0, 0), (1, 1)]).astype(np.int8), axis=1)
+    if ((steps == 1).sum(axis=1) > 1).any():
+        raise ValueError("a policy covers no interval")
+    # One past the last covered weight of each policy, 0 for a policy that covers none.
+    ends = np.where(covers.any(axis=1), covers.shape[1] - np.argmax(covers[:, ::-1], axis=1), 0)
+    members, place = [], 0
+    while place < covers.shape[1]:
+        reach = np.where(covers[:, place], ends, 0)
+        if reach.max() <= place:
+            raise ValueError(f"no policy covers weight {place}")
+        members.append(int(np.argmax(reach)))
+        place = int(reach.max())
+    return np.array(members, np.intp)

@@ -1,6 +1,6 @@
-"""Experiments with PALM: build and certify a portfolio, judge it on other prompts, route users."""
+"""Experiments with PALM: build a portfolio, judge it on other prompts, route files of users."""
 
-from jaxalign.experiments.palm._run import run
-from jaxalign.experiments.palm.routing import route_file
+from jaxalign.experiments.palm._run import BuiltPortfolio, evaluate, load_built, run
+from jaxalign.experiments.palm.routing import RoutedUsers, route_users
 
-__all__ = ["route_file", "run"]
+__all__ = ["BuiltPortfolio", "RoutedUsers", "evaluate", "load_built", "route_users", "run"]

@@ -1,28 +1,45 @@
 """From candidates to a certified portfolio in a folder: resumable call by call."""
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from jaxalign.errors import InputError
-from jaxalign.experiments.palm import report as R
-from jaxalign.experiments.palm.statistics import compare_sizes, smallest
-from jaxalign.palm._search import SearchState, load_state, search
-from jaxalign.palm.candidates import Candidates, split_prompts
-from jaxalign.palm.certificate import HeldOut
-from jaxalign.palm.config import BuildConfig, PalmConfig
-from jaxalign.palm.grid import grid_size
-from jaxalign.palm.oracle import ClosedForm
-from jaxalign.palm.portfolio import Portfolio, build
-from jaxalign.palm.provenance import Provenance, candidate_scale, closed_form
+from jaxalign.experiments.palm.report import write_report
+from jaxalign.experiments.palm.statistics import (
+    BuiltPortfolio,
+    SizeRow,
+    clipped_share,
+    compare_sizes,
+    described_members,
+    smallest,
+)
+from jaxalign.files import write_json
+from jaxalign.palm import (
+    ClosedForm,
+    HeldOut,
+    PalmConfig,
+    Portfolio,
+    SearchState,
+    build,
+    grid_size,
+    load_state,
+    search,
+)
+from jaxalign.palm.candidates import Candidates, split_prompts, unseen
+from jaxalign.palm.closed_form import candidate_oracle, candidate_scale
+from jaxalign.palm.config import BuildConfig
+from jaxalign.palm.portfolio import load
 from jaxalign.progress import Progress
-from jaxalign.rewards.reward_scale import RewardScale
-from jaxalign.runs.run_dir import open_run_dir
+from jaxalign.rewards.reward_scale import SCALE_FILE, load_scale
+from jaxalign.runs.run_dir import RunDir, finished_report, open_run_dir
 from jaxalign.version import __version__
 
-STATE = "search.npz"
+KIND = "palm build"
+_STATE = "search.safetensors"
+Say = Callable[[str], None]
 
 
 def run(
@@ -32,19 +49,20 @@ def run(
     out: Path,
     resume: bool = False,
     confirm: bool = False,
-) -> tuple[Portfolio, dict[str, Any]]:
+) -> BuiltPortfolio:
     """Build, certify on other prompts, compare sizes, and write it all to a folder.
 
     Args:
-        config: of the build.
-        candidates: of all prompts, raw rewards.
+        config: settings of the build.
+        candidates: candidates of all prompts, raw rewards.
         source: name of the data, for the report.
-        out: folder of portfolio, report and plots.
-        resume: go on with an unfinished build of the same settings.
-        confirm: build the grid whatever its size.
+        out: folder of the portfolio, its scale (scale.json), the report and the plots.
+        resume: whether an unfinished build of the same settings may be continued.
+        confirm: whether the grid is built whatever its size.
 
     Returns:
-        Portfolio, and the report as in report.json.
+        BuiltPortfolio. report.json is written last of all: a folder without it holds an
+        unfinished build.
 
     Raises:
         InputError: candidates that cannot be used, a grid above its limit, or a folder that holds
@@ -53,48 +71,98 @@ def run(
     say = Progress().say
     show_grid(config.palm, len(candidates.names), say, confirm)
     first, second = split_prompts(candidates, config.certify_share, config.seed)
-    scale = candidate_scale(first, config.scale, config.clip, config.reward_range)
-    provenance = Provenance(scale, config.beta, candidates.digest, first.marks)
-    oracle, evaluator = (closed_form(part, provenance) for part in (first, second))
+    units = load_scale(config.scale_from) if config.scale_from else None
+    scale = candidate_scale(first, config.scale, config.clip, config.reward_range, units)
+    oracle, evaluator = (candidate_oracle(part, scale, config.beta) for part in (first, second))
     arrays = [candidates.rewards, candidates.log_ref]
-    open_run_dir(out, "palm build", config, arrays, candidates.prompts, resume)
+    folder = open_run_dir(out, KIND, config, arrays, [*candidates.prompts, scale.digest], resume)
     settings = replace(config.palm, confirm_grid=config.palm.confirm_grid or confirm)
-    found = _searched(oracle, settings, out / STATE, say)
+    found = _searched(oracle, settings, folder, say)
     say("choosing the members")
-    portfolio = build(oracle, settings, found)
+    portfolio = build(oracle, settings, found, scale=scale, chosen_on=first.marks)
     say(f"{len(portfolio.members) - 1} members; certifying on {len(second.prompts)} other prompts")
     judged = portfolio.held_out(evaluator, max(config.draws, 2), config.level)
-    rows: list[dict[str, Any]] = []
+    sizes: list[SizeRow] = []
     if config.compare:
         hurried = replace(settings, time_limit=config.compare_seconds)
-        rows = compare_sizes(
+        sizes = compare_sizes(
             oracle, evaluator, hurried, found, config.compare, config.compare_draws, config.draws,
             config.level, say,
         )  # fmt: skip
-    report = {
-        "format": 1,
-        "version": __version__,
-        "source": source,
-        "config": asdict(config),
-        "rewards": list(scale.names),
-        "prompts": {"chosen_on": len(first.prompts), "certified_on": len(second.prompts)},
-        "clipped": _clipped(first, scale),
-        "members": described(portfolio),
-        "selection": portfolio.selection,
-        "certificate": portfolio.certificate.as_dict(),
-        "held_out": held_out_dict(judged),
-        "sizes": rows,
-        "smallest_under_5_percent": {
-            name: smallest(rows, name) for name in ("share_lost", "mean_lost")
-        },
-    }
-    provenance.save(out)
-    R.write(out, report, portfolio)
-    portfolio.save(out)
-    return portfolio, report
+    built = BuiltPortfolio(portfolio, judged, sizes, source, len(first.prompts))
+    portfolio.save(folder.path)
+    write_json(folder.path / SCALE_FILE, scale.to_json())
+    write_report(folder.path, built)
+    folder.finish(
+        {
+            "format": 2,
+            "version": __version__,
+            "source": source,
+            "config": asdict(config),
+            "rewards": list(scale.names),
+            "scale": scale.digest,
+            "prompts": {"chosen_on": len(first.prompts), "certified_on": len(second.prompts)},
+            "clipped": clipped_share(first, scale),
+            "members": described_members(portfolio),
+            "selection": {
+                "calls": portfolio.calls,
+                "search_done": portfolio.search_done,
+                **(asdict(portfolio.selection) if portfolio.selection else {}),
+            },
+            "certificate": portfolio.certificate.as_dict(),
+            "held_out": judged.as_dict(),
+            "sizes": sizes,
+            "smallest_under_5_percent": {
+                "share_lost": smallest(sizes, "share_lost"),
+                "mean_lost": smallest(sizes, "mean_lost"),
+            },
+        }
+    )
+    return built
 
 
-def show_grid(config: PalmConfig, rewards: int, say: Any, confirm: bool) -> None:
+def load_built(folder: str | Path) -> Portfolio:
+    """Read the portfolio of a finished build.
+
+    Args:
+        folder: output folder of `jaxalign palm build`.
+
+    Returns:
+        Portfolio; its scale is known.
+
+    Raises:
+        InputError: the folder holds no build, an unfinished one, or no whole portfolio.
+    """
+    finished_report(folder, KIND, "build it with `jaxalign palm build`")
+    return load(folder)
+
+
+def evaluate(portfolio: Portfolio, candidates: Candidates, source: str) -> HeldOut:
+    """Return the worst gaps of a portfolio on prompts that it was not chosen on.
+
+    Args:
+        portfolio: a portfolio of `run`.
+        candidates: candidates with raw rewards; prompts that the members were chosen on are left
+            out.
+        source: where they came from, for messages.
+
+    Returns:
+        HeldOut.
+
+    Raises:
+        InputError: candidates of other rewards, or fewer than 2 other prompts.
+    """
+    if portfolio.scale is None or candidates.names != portfolio.scale.names:
+        expected = "a known scale" if portfolio.scale is None else ", ".join(portfolio.scale.names)
+        raise InputError(
+            f"{source}: found rewards {', '.join(candidates.names)}, expected those of the "
+            f"portfolio: {expected}."
+        )
+    other = unseen(candidates, portfolio.chosen_on, source)
+    return portfolio.held_out(candidate_oracle(other, portfolio.scale, portfolio.beta))
+
+
+def show_grid(config: PalmConfig, rewards: int, say: Say, confirm: bool) -> None:
     """Say how many weights the grid has before any work is done, and refuse too many."""
     if config.weights == "signed" or config.targets == "corners":
         say("no grid: the points where policies tie take its place")
@@ -109,8 +177,9 @@ def show_grid(config: PalmConfig, rewards: int, say: Any, confirm: bool) -> None
         )
 
 
-def _searched(oracle: ClosedForm, config: PalmConfig, path: Path, say: Any) -> SearchState:
-    """The search, its state saved after every call and gone on from where there is one."""
+def _searched(oracle: ClosedForm, config: PalmConfig, folder: RunDir, say: Say) -> SearchState:
+    """The search, its state saved after every call and continued from there."""
+    path = folder.state / _STATE
     state = load_state(path) if path.exists() else None
     if state is not None:
         say(f"going on after {len(state.weights)} oracle calls")
@@ -126,30 +195,3 @@ def _searched(oracle: ClosedForm, config: PalmConfig, path: Path, say: Any) -> S
     end = "the bounds meet" if found.done else "the bounds do not meet yet"
     say(f"{len(found.weights)} oracle calls, {end}")
     return found
-
-
-def described(portfolio: Portfolio) -> list[dict[str, Any]]:
-    """Return every member with its weight, expected rewards and KL, the reference first."""
-    members = portfolio.members
-    return [
-        {
-            "weight": members.payload["weight"][i].tolist() if i else None,
-            "rewards": members.rewards[i].tolist(),
-            "kl": float(members.kl[i]),
-        }
-        for i in range(len(members))
-    ]
-
-
-def held_out_dict(judged: HeldOut) -> dict[str, Any]:
-    """Return a certificate on other prompts ready for JSON."""
-    plain = {name: value for name, value in vars(judged).items() if name != "report"}
-    return {**judged.report.as_dict(), **plain}
-
-
-def _clipped(candidates: Candidates, scale: RewardScale) -> dict[str, float]:
-    """Share of the candidates whose reward lay outside the scale, by reward."""
-    rows = candidates.rewards[candidates.log_ref > -np.inf]
-    levels = scale.levels(rows)
-    off = ((levels < 0) | (levels > 1)).mean(axis=0)
-    return dict(zip(scale.names, off.tolist(), strict=True))

@@ -1,37 +1,37 @@
-"""Pictures of a portfolio: who is routed where, and what its size costs."""
+"""Plots of a portfolio: the member of every user, and what a portfolio's size costs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 from matplotlib.colors import ListedColormap
 
-from jaxalign.metrics.plots import blank, save_png
+from jaxalign.experiments.palm.statistics import Figure, SizeRow
 from jaxalign.palm.portfolio import Portfolio
+from jaxalign.runs.plots import PALETTE, REGIONS, legend_below, new_figure, save_png, tidy
 
-# Okabe and Ito's, told apart by colour-blind readers, and lighter ones after them; grey first, for
-# the reference.
-_COLOURS = (
-    "#BBBBBB", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442",
-    "#7A4EAB", "#8C564B", "#17BECF", "#9ACD32", "#F4A6B7", "#4B6A88", "#C7B446", "#6B8E6B",
-)  # fmt: skip
 _WIDE, _HIGH = 900, 780
 _METHODS = {
-    "palm, additive": ("#0072B2", "o", "-"),
-    "palm, share": ("#009E73", "s", "-"),
-    "uniform": ("#D55E00", "^", "--"),
-    "k_center": ("#CC79A7", "D", "--"),
-    "random": ("#888888", "v", "--"),
+    "palm, additive": ("PALM, least gap", PALETTE[0], "o", "-"),
+    "palm, share": ("PALM, least share lost", PALETTE[2], "s", "-"),
+    "uniform": ("uniform", PALETTE[1], "^", "--"),
+    "k_center": ("k-center", PALETTE[3], "D", "--"),
+    "random": ("random", PALETTE[7], "v", "--"),
 }
+_PANELS: tuple[tuple[Figure, str, float], ...] = (
+    ("additive_sd", "worst gap (standard deviations)", 1.0),
+    ("share_lost", "worst user's share of improvement lost (%)", 100.0),
+    ("mean_lost", "all users' share of improvement lost (%)", 100.0),
+)
 
 
 def plot_regions(portfolio: Portfolio, names: Sequence[str], path: Path) -> None:
-    """Draw which member every user of three rewards is routed to, on the triangle of weights.
+    """Draw the member of every user of three rewards, on the triangle of weights.
 
     Args:
-        portfolio: of 3 rewards on the simplex.
-        names: [3] of the rewards.
+        portfolio: portfolio of 3 rewards on the simplex.
+        names: [3] names of the rewards.
         path: PNG file to write.
     """
     right, up = np.meshgrid(
@@ -43,9 +43,9 @@ def plot_regions(portfolio: Portfolio, names: Sequence[str], path: Path) -> None
     inside = (weights >= 0).all(axis=-1)
     member = np.full(inside.shape, np.nan)
     member[inside] = portfolio.route(weights[inside])[1]
-    figure = blank(7.4, 6.2, dpi=130)
+    figure = new_figure(7.4, 6.2, dpi=130)
     axes = figure.subplots()
-    colours = [_COLOURS[i % len(_COLOURS)] for i in range(len(portfolio.members))]
+    colours = [REGIONS[i % len(REGIONS)] for i in range(len(portfolio.members))]
     axes.imshow(
         member,
         origin="lower",
@@ -72,52 +72,41 @@ def plot_regions(portfolio: Portfolio, names: Sequence[str], path: Path) -> None
     axes.set_axis_off()
     axes.set_ylim(-0.09, 0.96)
     reference = " (grey: the reference)" if (member == 0).any() else ""
-    axes.set_title(f"Who is routed to which member{reference}; dots: weights they were solved for")
+    axes.set_title(f"Member of every user{reference}; dots: weights that members were solved for")
     save_png(figure, path)
 
 
-def plot_sizes(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw worst gap and share lost by size, a line a method, on other prompts.
+def plot_sizes(rows: Sequence[SizeRow], path: Path) -> None:
+    """Draw worst gap and share lost by size, one line per method, on other prompts.
 
     Args:
-        rows: of `compare_sizes`.
+        rows: rows of `compare_sizes`.
         path: PNG file to write.
     """
-    figure = blank(12.0, 4.6, dpi=130)
+    figure = new_figure(12.0, 4.6, dpi=130)
     panels = figure.subplots(1, 3)
-    shown = (
-        ("additive_sd", "worst gap (standard deviations)", 1.0),
-        ("share_lost", "worst user's share of improvement lost (%)", 100.0),
-        ("mean_lost", "all users' share of improvement lost (%)", 100.0),
-    )
-    for axes, (figure_name, label, factor) in zip(panels, shown, strict=True):
-        for method, (colour, marker, line) in _METHODS.items():
+    for axes, (name, label, factor) in zip(panels, _PANELS, strict=True):
+        for method, (words, colour, marker, line) in _METHODS.items():
             found = [row for row in rows if row["method"] == method]
             sizes = [row["size"] for row in found]
-            values = [factor * row[figure_name] for row in found]
-            axes.plot(sizes, values, line, color=colour, marker=marker, label=_label(method))
-            if found and f"{figure_name}_low" in found[0]:
-                ends = [
-                    [factor * row[f"{figure_name}_{e}"] for row in found] for e in ("low", "high")
-                ]
-                axes.fill_between(sizes, *ends, color=colour, alpha=0.15, linewidth=0)
+            values = [factor * row[name] for row in found]
+            axes.plot(sizes, values, line, color=colour, marker=marker, label=words)
+            if found and f"{name}_low" in found[0]:
+                ends: list[Mapping[str, float]] = [cast(Mapping[str, float], row) for row in found]
+                low, high = (
+                    [factor * row[f"{name}_{end}"] for row in ends] for end in ("low", "high")
+                )
+                axes.fill_between(sizes, low, high, color=colour, alpha=0.15, linewidth=0)
         if factor == 100:
             axes.axhline(5, color="black", linestyle=":", linewidth=1)
         axes.set_xlabel("members, the free reference not counted")
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
         axes.set_xticks(sorted({row["size"] for row in rows}))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="0.9", linewidth=0.8)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
+        tidy(axes, "y")
+    legend_below(figure, panels[0], 5)
     figure.suptitle("On prompts that nothing was chosen on (shaded: band for all users at once)")
     save_png(figure, path)
-
-
-def _label(method: str) -> str:
-    words = {"palm, additive": "PALM, least gap", "palm, share": "PALM, least share lost"}
-    return words.get(method, method.replace("_", "-"))
 
 
 def _place(weights: np.ndarray) -> np.ndarray:

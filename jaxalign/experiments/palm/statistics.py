@@ -1,23 +1,66 @@
-"""Portfolios of every size beside uniform, random and k-center weights, judged on other prompts."""
+"""The numbers of a build's report: worst gaps, members, and portfolios of every size compared."""
 
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, get_args
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NotRequired, TypedDict, cast, get_args
 
 import numpy as np
 
 from jaxalign.palm._search import SearchState, known_values
 from jaxalign.palm.baselines import Baseline, baseline_weights
-from jaxalign.palm.certificate import held_out
+from jaxalign.palm.candidates import Candidates
+from jaxalign.palm.certificate import HeldOut, held_out
 from jaxalign.palm.config import Criterion, PalmConfig
 from jaxalign.palm.domain import Floats, coordinates, corners, extend
 from jaxalign.palm.gaps import worst_ratio
 from jaxalign.palm.oracle import BatchOracle, Evaluator, Oracle, Policies, stack
+from jaxalign.palm.portfolio import Portfolio
 from jaxalign.palm.select import choose
+from jaxalign.rewards.reward_scale import RewardScale
+
+Figure = Literal["additive_sd", "share_lost", "mean_lost"]
+FIGURES: tuple[Figure, ...] = get_args(Figure)
+"""Worst gap in standard deviations; share of the improvement that the worst user loses, and that
+all users together lose."""
+
 
 LOST = 0.05
 """Share of the improvement whose loss names the smallest sufficient size."""
 _USERS = 2000
+
+
+class SizeRow(TypedDict):
+    """One method with portfolios of one size, on prompts that nothing was chosen on."""
+
+    method: str
+    size: int
+    additive_sd: float
+    share_lost: float
+    mean_lost: float
+    optimal: NotRequired[bool]
+    additive_sd_low: NotRequired[float]
+    additive_sd_high: NotRequired[float]
+    share_lost_low: NotRequired[float]
+    share_lost_high: NotRequired[float]
+
+
+@dataclass(frozen=True)
+class BuiltPortfolio:
+    """What a build came to.
+
+    Attributes:
+        portfolio: the portfolio.
+        held_out: its worst gaps on prompts that nothing was chosen on.
+        sizes: the comparison with other weights, by size; empty for none.
+        source: name of the data.
+        chosen_on: number of prompts that the members were chosen on.
+    """
+
+    portfolio: Portfolio
+    held_out: HeldOut
+    sizes: list[SizeRow]
+    source: str
+    chosen_on: int
 
 
 def compare_sizes(
@@ -30,39 +73,38 @@ def compare_sizes(
     band_draws: int = 1000,
     level: float = 0.95,
     say: Callable[[str], None] = lambda _: None,
-) -> list[dict[str, Any]]:
+) -> list[SizeRow]:
     """Return how far portfolios of sizes 1 to `sizes` are from the pool, on other prompts.
 
-    A portfolio is chosen twice: for the least additive gap and for the least share lost. A gap
-    against the pool is a mean over `draws` for the rules that draw. Beside the worst user stand
-    2,000 users drawn evenly from the domain, and what they lose of their improvement in all.
+    A portfolio is chosen twice: for the least additive gap and for the least share lost. For the
+    rules that draw weights, figures are means over `draws`. Besides the worst user, 2,000 users
+    drawn evenly from the domain are judged by what they lose of their improvement together.
 
     Args:
-        oracle: on the prompts to choose on.
-        evaluator: on the other prompts.
+        oracle: oracle on the prompts to choose on.
+        evaluator: evaluator on the other prompts.
         config: tolerances, floor and the seconds of a selection.
         found: the search, whose pool all are judged against.
         sizes: largest size, the free reference not counted.
-        draws: of the random and the k-center weights.
+        draws: draws of the random and the k-center weights.
         band_draws: bootstrap draws of the band; 0 for none.
-        level: of the band.
-        say: told what is being done.
+        level: level of the band.
+        say: called with one line on what is being done.
 
     Returns:
-        One entry a method and size: `method`, `size`, `additive_sd`, `share_lost`, `mean_lost`, and
-        with a band `low` and `high` of the first two.
+        One row per method and size.
     """
     judge = _Judge(oracle, evaluator, config, found, band_draws, level)
     known = known_values(oracle, config, found.policies)
-    rows = []
+    rows: list[SizeRow] = []
     for size in range(1, sizes + 1):
         say(f"size {size} of {sizes}: chosen, and beside uniform, random and k-center weights")
         for criterion in get_args(Criterion):
-            asked = replace(config, size=size, criterion=criterion)
-            chosen = choose(known[1:], known[0], oracle.spread, asked)
-            figures = judge.with_band(found.policies.take(chosen.members))
-            proof = {"optimal": chosen.described["optimal"], "size": size}
-            rows.append({"method": f"palm, {criterion}", **proof, **figures})
+            wanted = replace(config, size=size, criterion=criterion)
+            chosen = choose(known[1:], known[0], oracle.spread, wanted)
+            row = judge.with_band(found.policies.take(chosen.members))
+            proof = {"method": f"palm, {criterion}", "optimal": chosen.summary.optimal}
+            rows.append(cast(SizeRow, {**proof, "size": size, **row}))
         for kind in get_args(Baseline):
             seeds = 1 if kind == "uniform" else draws
             weights = np.concatenate(
@@ -76,21 +118,46 @@ def compare_sizes(
                 judge(members.take(np.arange(seed * size, seed * size + size)))
                 for seed in range(seeds)
             ]
-            mean = {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
-            rows.append({"method": kind, "size": size, **mean})
+            mean = {name: float(np.mean([part[name] for part in parts])) for name in FIGURES}
+            rows.append(cast(SizeRow, {"method": kind, "size": size, **mean}))
     return rows
 
 
-def smallest(rows: list[dict[str, Any]], figure: str = "share_lost") -> int | None:
+def smallest(rows: Sequence[SizeRow], figure: Figure = "share_lost") -> int | None:
     """Return the least size from which on PALM loses less than 5 %, None if there is none.
 
     Args:
-        rows: of `compare_sizes`.
+        rows: rows of `compare_sizes`.
         figure: "share_lost" of the worst user, or "mean_lost" of all.
+
+    Example:
+        >>> common = {"method": "palm, share", "additive_sd": 0.1, "mean_lost": 0.01}
+        >>> smallest([{**common, "size": s, "share_lost": 0.1 / s} for s in (1, 2, 3)])
+        3
     """
     found = {row["size"]: row[figure] for row in rows if row["method"] == "palm, share"}
     good = [size for size in sorted(found) if all(found[s] < LOST for s in found if s >= size)]
     return good[0] if good else None
+
+
+def described_members(portfolio: Portfolio) -> list[dict[str, object]]:
+    """Return every member with its weight, expected rewards and KL, the reference first."""
+    members = portfolio.members
+    return [
+        {
+            "weight": members.payload["weight"][i].tolist() if i else None,
+            "rewards": members.rewards[i].tolist(),
+            "kl": float(members.kl[i]),
+        }
+        for i in range(len(members))
+    ]
+
+
+def clipped_share(candidates: Candidates, scale: RewardScale) -> dict[str, float]:
+    """Return the share of the candidates whose reward lies outside the levels, by reward."""
+    levels = scale.levels(candidates.rewards[candidates.log_ref > -np.inf])
+    off = ((levels < 0) | (levels > 1)).mean(axis=0)
+    return dict(zip(scale.names, off.tolist(), strict=True))
 
 
 def _solve(oracle: Oracle, weights: Floats) -> Policies:
@@ -134,7 +201,7 @@ class _Judge:
     def _means(values: Floats) -> Floats:
         return values.mean(axis=1)
 
-    def __call__(self, members: Policies) -> dict[str, float]:
+    def __call__(self, members: Policies) -> dict[Figure, float]:
         values = self._means(np.concatenate([self.reference, self._values(members)]))
         at_pool, at_members = (x @ self.corners.T for x in (self._means(self.pool), values))
         units = np.abs(self.corners[:, : len(self.spread)]) @ self.spread
@@ -148,9 +215,9 @@ class _Judge:
             "mean_lost": self._mean_lost(values),
         }
 
-    def with_band(self, members: Policies) -> dict[str, Any]:
+    def with_band(self, members: Policies) -> Mapping[str, float]:
         if not self.draws:
-            return self(members)
+            return {name: value for name, value in self(members).items()}
         values = np.concatenate([self.reference, self._values(members)])
         found = held_out(
             self.pool, values, self.spread, self.corners, self.draws, self.level,

@@ -14,7 +14,12 @@ from cli_calls import call, digest, refused
 
 from jaxalign import palm
 from jaxalign.config import load_config
+from jaxalign.experiments.palm import load_built
+from jaxalign.palm.candidates import split_prompts
+from jaxalign.palm.closed_form import candidate_oracle
 from jaxalign.palm.config import BuildConfig
+from jaxalign.palm.files import read_candidates
+from jaxalign.rewards.reward_scale import RewardScale
 
 NAMES = ("short", "kind", "plain")
 QUICK = ("--palm.size", "3", "--compare", "0", "--draws", "200", "--palm.stop_delta", "0.03",
@@ -60,7 +65,7 @@ def world(tmp_path_factory):
 
 def test_what_is_written(world):
     built = world / "built"
-    assert {"portfolio.json", "arrays.npz", "rewards.json", "report.json", "report.md",
+    assert {"portfolio.safetensors", "scale.json", "report.json", "report.md",
             "regions.png", "sizes.png"} <= {path.name for path in built.iterdir()}  # fmt: skip
     assert not list(built.glob(".*"))
     report = json.loads((built / "report.json").read_text())
@@ -98,30 +103,21 @@ def test_every_user_is_routed_as_in_memory(world, tmp_path):
 
 
 def test_the_bound_holds_against_the_true_optimum(world):
-    portfolio, provenance = palm_served(world / "built")
-    from jaxalign.palm.candidates import split_prompts
-    from jaxalign.palm.files import read_candidates
-    from jaxalign.palm.provenance import closed_form
-
+    portfolio = load_built(world / "built")
     first, _ = split_prompts(read_candidates(world / "candidates.jsonl"), 0.5, 0)
-    oracle = closed_form(first, provenance)
+    oracle = candidate_oracle(first, portfolio.scale, portfolio.beta)
     weights = np.random.default_rng(1).dirichlet(np.ones(3), 300)
-    optimum = np.array([w @ p.rewards - provenance.beta * p.kl
+    optimum = np.array([w @ p.rewards - portfolio.beta * p.kl
                         for w, p in zip(weights, oracle.many(weights), strict=True)])  # fmt: skip
     assert (optimum <= (weights @ portfolio.facets.T).max(axis=1) + 1e-9).all()
-
-
-def palm_served(path):
-    from jaxalign.palm.provenance import load_served
-
-    return load_served(path)
 
 
 def test_batches_and_json_lines_give_the_same(world, tmp_path, monkeypatch):
     weights = np.random.default_rng(2).dirichlet(np.ones(3), 50)
     parquet = write_users(tmp_path / "u.parquet", weights)
-    lines = write(tmp_path / "u.jsonl", [{"weights": row.tolist()} for row in weights])
-    monkeypatch.setattr("jaxalign.palm.files.BATCH", 16)
+    rows = [dict(zip(NAMES, row, strict=True)) for row in weights.tolist()]
+    lines = write(tmp_path / "u.jsonl", rows)
+    monkeypatch.setattr("jaxalign.palm.users.BATCH", 16)
     for users, out in ((parquet, tmp_path / "r.jsonl"), (lines, tmp_path / "r.parquet")):
         result = call("palm", "route", "--portfolio", world / "built", "--users", users,
                       "--out", out)  # fmt: skip
@@ -142,7 +138,15 @@ def test_certified_on_other_prompts(world, tmp_path):
         assert found["additive_low"] <= found["additive"]["value"] <= found["additive_high"]
 
 
-def test_a_stopped_build_goes_on(world, tmp_path, monkeypatch):
+def unfinished(folder):
+    refused(call("palm", "route", "--portfolio", folder, "--users", "u.parquet",
+                 "--out", folder / "r.parquet"), "unfinished run")  # fmt: skip
+    refused(call("palm", "certify", "--portfolio", folder, "--data", "demo"), "unfinished run")
+
+
+@pytest.mark.parametrize("last", ["build", "write_json", "write_report"])
+def test_a_stopped_build_is_unfinished_and_goes_on(world, tmp_path, monkeypatch, last):
+    """Stopped before the portfolio, or when it is written but not all of the report."""
     build = ("palm", "build", "--data", world / "candidates.jsonl", *QUICK)
     assert call(*build, "--out", tmp_path / "whole").code == 0
     calls = []
@@ -152,21 +156,24 @@ def test_a_stopped_build_goes_on(world, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("jaxalign.experiments.palm._run.build", stop)
+        patch.setattr(f"jaxalign.experiments.palm._run.{last}", stop)
         stopped = call(*build, "--out", tmp_path / "part")
     assert (stopped.code, len(calls)) == (130, 1)
     assert "--resume" in stopped.err
-    refused(call(*build, "--out", tmp_path / "part"), "--resume")
-    refused(call("palm", "route", "--portfolio", tmp_path / "part", "--users", "u.parquet",
-                 "--out", tmp_path / "r.parquet"), "holds no portfolio")  # fmt: skip
+    assert not (tmp_path / "part" / "report.json").exists()
+    assert (tmp_path / "part" / "portfolio.safetensors").exists() == (last != "build")
+    refused(call(*build, "--out", tmp_path / "part"), "unfinished run", "--resume")
+    unfinished(tmp_path / "part")
     again = call(*build, "--out", tmp_path / "part", "--resume")
     assert again.code == 0
     assert "going on after" in again.err
-    for name in ("portfolio.json", "rewards.json"):
-        whole, part = (json.loads((tmp_path / f / name).read_text()) for f in ("whole", "part"))
-        for each in (whole, part):
-            each.get("selection", {}).pop("seconds", None)
-        assert whole == part
+    folders = tmp_path / "whole", tmp_path / "part"
+    whole, part = (json.loads((folder / "report.json").read_text()) for folder in folders)
+    for each in (whole, part):
+        each["selection"].pop("seconds")
+    assert whole == part
+    one, other = map(load_built, folders)
+    np.testing.assert_array_equal(one.members.rewards, other.members.rewards)
 
 
 def users_of(path, *rows):
@@ -192,6 +199,56 @@ def test_weights_off_the_simplex(world, tmp_path):
     pq.write_table(pa.table({"short": [1.0]}), tmp_path / "names.parquet")
     refused(call(*route, "--users", tmp_path / "names.parquet"), "no column `kind`, `plain`")
     refused(call(*route[:-1], tmp_path / "r.csv", "--users", even), "must end in .parquet")
+
+
+def adapted(path, weights, **metadata):
+    """A file as `jaxalign mrm adapt` writes it."""
+    table = pa.table({"user": [str(i) for i in range(len(weights))], "weights": weights.tolist()})
+    pq.write_table(table.replace_schema_metadata(metadata or None), path)
+    return path
+
+
+def test_weights_on_another_scale_or_without_names_are_refused(world, tmp_path):
+    """Learned rewards whose number fits, and named ones of another scale, were accepted once."""
+    out = tmp_path / "r.parquet"
+    route = ("palm", "route", "--portfolio", world / "built", "--out", out, "--normalise")
+    weights, names = np.random.default_rng(0).normal(size=(5, 3)) + 3, "\n".join(NAMES)
+    own, other = load_built(world / "built").scale.digest, "0" * 64
+    learned = adapted(tmp_path / "learned.parquet", weights)
+    refused(call(*route, "--users", learned), "learned.parquet", "without names", own[:12],
+            "--features.scale")  # fmt: skip
+    foreign = adapted(tmp_path / "foreign.parquet", weights, rewards=names, scale=other)
+    refused(call(*route, "--users", foreign), "scale '000000000000'", own[:12], "--scale_from")
+    by_hand = write(tmp_path / "u.jsonl", [dict.fromkeys(NAMES, 1) | {"scale": other}])
+    refused(call(*route, "--users", by_hand), "u.jsonl", "scale '000000000000'")
+    assert not out.exists()
+    fitting = adapted(tmp_path / "fitting.parquet", weights, rewards=names, scale=own)
+    assert call(*route, "--users", fitting).code == 0
+    by_hand = write(
+        tmp_path / "u.jsonl", [dict(zip(NAMES, row, strict=True)) for row in weights.tolist()]
+    )
+    routed = pq.read_table(out)["member"]
+    assert call(*route, "--users", by_hand).code == 0
+    # One width of all levels: on the simplex, weights per level and per deviation are the same.
+    assert pq.read_table(out)["member"].equals(routed)
+
+
+def test_a_portfolio_on_the_scale_of_another_run(world, tmp_path):
+    scale = RewardScale(NAMES, [0.0, 0.0, 1.0], [2.0, 1.0, 10.0], [0.0] * 3, [1.0] * 3)
+    (tmp_path / "scale.json").write_text(json.dumps(scale.to_json()))
+    build = ("palm", "build", "--data", world / "candidates.jsonl", *QUICK)
+    out = tmp_path / "built"
+    assert call(*build, "--out", out, "--scale_from", tmp_path).code == 0
+    found = load_built(out).scale
+    assert found.digest == scale.digest == json.loads((out / "report.json").read_text())["scale"]
+    np.testing.assert_allclose((found.high - found.low) / found.std, 6)  # 3 deviations either side
+    users = adapted(tmp_path / "u.parquet", np.ones((2, 3)), rewards="\n".join(NAMES),
+                    scale=scale.digest)  # fmt: skip
+    assert call("palm", "route", "--portfolio", out, "--users", users, "--normalise",
+                "--out", tmp_path / "r.parquet").code == 0  # fmt: skip
+    few = ("--rewards", "short", "kind", "--out", tmp_path / "few")
+    refused(call(*build, *few, "--scale_from", out), "scale of the rewards short, kind, plain")
+    refused(call(*build, *few, "--scale_from", tmp_path / "none"), "no such file", "scale.json")
 
 
 def bad(tmp_path, change):
@@ -245,37 +302,26 @@ def test_folders_that_are_no_portfolio_or_were_changed(world, tmp_path):
     def copied(name):
         return Path(shutil.copytree(world / "built", tmp_path / name))
 
-    def edited(name, file, change):
-        path = copied(name) / file
-        document = json.loads(path.read_text())
-        change(document)
-        path.write_text(json.dumps(document))
-        return path.parent
-
-    refused(route(tmp_path), "holds no portfolio")
-    refused(route(tmp_path / "none"), "holds no portfolio")
-    boast = edited("boast", "portfolio.json",
-                   lambda d: d["certificate"]["pool"]["additive"].update(value=0.0))  # fmt: skip
-    refused(route(boast), "fails its own certificate")
-    lacking = edited("lacking", "portfolio.json", lambda d: d.pop("certificate"))
-    refused(route(lacking), "lacks or garbles a field")
-    floor = edited("floor", "portfolio.json", lambda d: d["config"].update(floor=5.0))
-    refused(route(floor), "config")
-    names = edited("names", "rewards.json", lambda d: d["scale"]["names"].reverse())
-    refused(route(names), "does not belong")
-    beta = edited("beta", "portfolio.json", lambda d: d.update(beta=0.01))
-    refused(route(beta), "portfolio")
-    arrays = copied("arrays") / "arrays.npz"
-    arrays.write_bytes(arrays.read_bytes()[:-10])
-    refused(route(arrays.parent), "SHA-256")
-    (copied("no_names") / "rewards.json").unlink()
-    refused(route(tmp_path / "no_names"), "rewards.json is missing")
-    own = json.loads((world / "built" / "rewards.json").read_text())
-    from jaxalign.palm.files import read_candidates
-
+    refused(route(tmp_path), "run.json: no such file", "jaxalign palm build")
+    refused(route(tmp_path / "none"), "run.json: no such file")
+    damaged = copied("damaged") / palm.portfolio.FILE
+    content = bytearray(damaged.read_bytes())
+    content[-3] ^= 1
+    damaged.write_bytes(content)
+    refused(route(damaged.parent), "digest does not fit", "jaxalign palm build")
+    damaged.write_bytes(content[:-10])
+    refused(route(damaged.parent), "is damaged")
+    (copied("missing") / palm.portfolio.FILE).unlink()
+    refused(route(tmp_path / "missing"), "no such file", "jaxalign palm build")
+    # The folders of the format before, JSON beside NumPy arrays.
+    old = copied("old")
+    (old / palm.portfolio.FILE).unlink()
+    (old / "portfolio.json").write_text("{}")
+    refused(route(old), "jaxalign palm build")
+    own = palm.load(world / "built")
     found = read_candidates(world / "candidates.jsonl")
     chosen = {p for p, mark in zip(found.prompts, found.marks, strict=True)
-              if mark in own["chosen_on"]}  # fmt: skip
+              if mark in own.chosen_on}  # fmt: skip
     data = write(
         tmp_path / "known.jsonl", [row for row in candidate_rows() if row["prompt"] in chosen]
     )
