@@ -1,6 +1,5 @@
 """Soups and mixtures against lists of all answers; a portfolio of them against dense grids."""
 
-import json
 from dataclasses import replace
 
 import adapted_pair as tiny
@@ -205,10 +204,10 @@ def test_a_portfolio_is_certified_relative_to_the_pool(kind, tmp_path):
     assert low <= gap(truth(built.pool), truth(built.members)) <= high
     assert high < 0.2
     built.save(tmp_path)
-    stored = json.loads((tmp_path / "portfolio.json").read_text())["certificate"]
-    assert stored["sampling_95"] == [low, high]
-    assert stored["scope"] == "relative to the pool"
-    assert palm.load(tmp_path).certificate.sampling == (low, high)
+    stored = palm.load(tmp_path).certificate
+    assert stored.sampling == (low, high)
+    assert stored.as_dict()["sampling_95"] == [low, high]
+    assert stored.scope == "relative to the pool"
 
 
 def test_other_prompts_and_lazy_search():
