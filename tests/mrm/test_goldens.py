@@ -1,10 +1,11 @@
-"""Parity with the authors' PyTorch implementation, float64."""
+"""Parity with the authors' PyTorch implementation, and with exact posteriors, float64."""
 
 import json
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from golden_numbers import golden
 
@@ -52,3 +53,22 @@ def test_evaluation_adam(case, x64):
     base = mrm.base_rewards(params, batch["chosen"]) - mrm.base_rewards(params, batch["rejected"])
     weights = mrm.adapt(params, base, batch["support_mask"], config)
     chex.assert_trees_all_close(weights, arrays["adapted_weights_eval"], rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize(("name", "off"), [("sd1", (0.25, 0.15, 0.03)), ("sd4", (0.7, 0.4, 0.2))])
+def test_posteriors_are_near_the_exact_ones(name, off, x64):
+    """Gaussians around the mode: close where logits are small, and exact without a choice."""
+    exact = golden(f"bayes/{name}")
+    prior = mrm.Prior(jnp.asarray(exact["prior_mean"]), jnp.asarray(exact["prior_cov"]))
+    weight = exact["mask"].astype(np.float64)
+    mean, cov = mrm.posterior(prior, exact["differences"], weight)
+    probability = jax.vmap(mrm.choice_probability)(mean, cov, exact["query"])
+    spread = np.sqrt(np.einsum("uii->ui", exact["posterior_cov"]))
+    assert np.max(abs(mean - exact["posterior_mean"]) / spread) < off[0]
+    size = np.linalg.norm(exact["posterior_cov"], axis=(1, 2))
+    assert np.max(np.linalg.norm(cov - exact["posterior_cov"], axis=(1, 2)) / size) < off[1]
+    assert np.max(abs(probability - exact["query_probability"])) < off[2]
+    nobody = weight.sum(axis=1) == 0
+    assert nobody.sum() == 1
+    np.testing.assert_allclose(mean[nobody], exact["posterior_mean"][nobody], rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(cov[nobody], exact["posterior_cov"][nobody], rtol=1e-9)
