@@ -1,8 +1,8 @@
 """Settings of training one policy for every preference."""
 
 import math
-from dataclasses import dataclass, field, fields
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, get_type_hints
 
 from jaxalign.errors import InputError
 from jaxalign.moc.combination import CombineConfig
@@ -119,7 +119,8 @@ class MocConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in (entry.name for entry in fields(self) if entry.type is int):
+        # Not `fields(self)`, whose types are texts where annotations are postponed.
+        for name in (name for name, kind in get_type_hints(MocConfig).items() if kind is int):
             _check_least(name, getattr(self, name), 0 if name == "seed" else 1)
         for name in ("temperature", "clip", "value_clip"):
             _check_above(name, getattr(self, name))

@@ -1,5 +1,7 @@
 """The presets hold the literature's tasks and the published settings."""
 
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,9 @@ import pytest
 
 from jaxalign.config import load_config, to_yaml
 from jaxalign.data.prompts import load_prompts, split_prompts
+from jaxalign.errors import InputError
 from jaxalign.experiments.moc._run import MocRunConfig
+from jaxalign.moc import config as moc_config
 from jaxalign.moc.preferences import preference_tag, sample_preferences
 from jaxalign.rewards import spec
 from jaxalign.rewards.rules import TRAITS
@@ -97,3 +101,17 @@ def test_the_small_preset_has_its_prompts():
     assert (len(train), len(held)) == (160, 40)
     assert load(path).prompts.template == "plain"
     assert all(isinstance(prompt, str) for prompt in prompts.prompts)
+
+
+def test_counts_are_checked_under_postponed_annotations(monkeypatch):
+    """Types of fields are texts then, and no count was found among them."""
+    module = types.ModuleType("postponed_moc_config")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    source = Path(moc_config.__file__).read_text("utf-8")
+    exec("from __future__ import annotations\n" + source, vars(module))
+    assert module.MocConfig().steps == 1000
+    for name in ("steps", "groups", "checkpoint_every"):
+        with pytest.raises(InputError, match=f"{name}: found 0, expected a number of at least 1"):
+            module.MocConfig(**{name: 0})
+    with pytest.raises(InputError, match="seed: found -1, expected a number of at least 0"):
+        module.MocConfig(seed=-1)
