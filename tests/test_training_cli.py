@@ -36,11 +36,16 @@ def test_a_reward_model_is_trained_and_scores(model, tmp_path, capsys):
     assert main([*score, "--out", str(scores)]) == 0
     (row,) = (json.loads(line) for line in scores.read_text().splitlines())
     assert isinstance(row["rewards"]["reward"], float)
+    by_name = ["reward", "score", "--rewards", "brevity,structure", "--data", answers]
+    assert main([*by_name, "--out", str(scores)]) == 0
+    (row,) = (json.loads(line) for line in scores.read_text().splitlines())
+    assert row["rewards"] == {"brevity": pytest.approx(-0.6931472), "structure": 0.0}
 
 
 def test_bad_input_is_one_sentence(model, tmp_path, capsys):
     good = write(tmp_path / "good.jsonl", [{"prompt": "a", "completion": "b"}] * 4)
     broken = write(tmp_path / "broken.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": 3}])
+    said = write(tmp_path / "said.jsonl", [{"answer": "a"}])
     out = ["--out", str(tmp_path / "run")]
     cases = [
         (["sft", "--model", model, "--data", broken, *out], "broken.jsonl, line 2"),
@@ -50,6 +55,8 @@ def test_bad_input_is_one_sentence(model, tmp_path, capsys):
         (["sft", "--model", model, "--data", good, *out, "--trunk.remat", "x"], "remat"),
         (["reward", "train", "--model", model, "--data", good, *out], "good.jsonl"),
         (["reward", "score", "--model", str(tmp_path), "--data", good, *out], str(tmp_path)),
+        (["reward", "score", "--rewards", "wit", "--data", said, *out], "'wit'"),
+        (["reward", "score", "--data", said, *out], "--rewards"),
     ]
     for arguments, word in cases:
         assert main(arguments) == 2, arguments

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.commands.parser import command, group, takes_config
-from jaxalign.errors import InputError
 
 
 def add(commands: Any) -> None:
@@ -33,7 +32,11 @@ def _add_train(actions: Any) -> None:
 
 def _add_score(actions: Any) -> None:
     parser = command(actions, "score", _score, "rewards of answers, as JSON lines")
-    parser.add_argument("--model", required=True, help="folder of a reward model, or a name")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", help="folder of a reward model, or a name")
+    source.add_argument(
+        "--rewards", metavar="NAME,...", help="registered rewards, such as brevity,warmth"
+    )
     parser.add_argument("--data", required=True, help="`answer` and optionally `prompt` a row")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines to write")
 
@@ -53,30 +56,9 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _score(arguments: argparse.Namespace, _: list[str]) -> None:
-    import json
+    from jaxalign.experiments.reward import score_answers
 
-    from jaxalign.data.columns import read_columns
-    from jaxalign.files import write_text
-    from jaxalign.rewards.reward_model import load_reward_model, score
-
-    columns, origin = read_columns(arguments.data, ("prompt", "answer"))
-    if "answer" not in columns:
-        raise InputError(f"{arguments.data} has no column `answer`, expected text to score; add.")
-    for name, values in columns.items():
-        for row, value in enumerate(values):
-            if not isinstance(value, str):
-                raise InputError(
-                    f"{origin.at(row)}: `{name}` is {value!r:.40}, expected text; fill in or "
-                    "remove the row."
-                )
-    if not arguments.out.parent.is_dir():
-        raise InputError(f"{arguments.out.parent} is no folder: make it, or give another --out.")
-    model = load_reward_model(arguments.model)
-    rewards = score(model, columns.get("prompt"), columns["answer"])
-    lines = []
-    for row, values in enumerate(rewards):
-        line = {name: column[row] for name, column in columns.items()}
-        line["rewards"] = dict(zip(model.labels, map(float, values), strict=True))
-        lines.append(json.dumps(line, ensure_ascii=False))
-    write_text(arguments.out, "\n".join(lines) + "\n")
-    print(f"{len(lines)} answers scored by {', '.join(model.labels)}; wrote {arguments.out}")
+    count, names = score_answers(
+        arguments.data, arguments.out, arguments.model, (arguments.rewards or "").split(",")
+    )
+    print(f"{count} answers scored by {', '.join(names)}; wrote {arguments.out}")

@@ -1,9 +1,13 @@
 """Training of a reward model on a file of choices, judged on held-out ones, into a folder."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
+from jaxalign.data.columns import read_columns
+from jaxalign.errors import InputError
+from jaxalign.files import write_text
 from jaxalign.models.classifier import Classifier
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.progress import Progress
@@ -14,15 +18,46 @@ from jaxalign.rewards.bradley_terry import (
     pairwise_accuracy,
     train,
 )
+from jaxalign.rewards.registry import rule_rewards
 from jaxalign.rewards.reward_model import (
     Adapted,
     adapted_model,
+    load_reward_model,
     reward_model,
     save_adapted,
     save_whole,
+    score,
 )
+from jaxalign.rewards.vector import compute_rewards
 from jaxalign.runs.run_dir import open_run_dir
 from jaxalign.train.mesh import make_mesh, param_shardings
+from jaxalign.train.trunk import TrainableParams
+
+
+class RewardReport(TypedDict):
+    """What `run` writes into report.json.
+
+    Attributes:
+        choices: how many were trained on.
+        held_out_choices: how many were judged on.
+        held_out_by: what was kept apart whole: `group`, `user` or `prompt`.
+        labels: names of the heads.
+        steps: steps taken.
+        best_step: the step that the model is of.
+        validation_before: loss in nats and accuracy before the first step.
+        validation: the same at the best step.
+        accuracy: share of the held-out choices, by head and of `all`, that the model ranks right.
+    """
+
+    choices: int
+    held_out_choices: int
+    held_out_by: str
+    labels: list[str]
+    steps: int
+    best_step: int
+    validation_before: dict[str, float]
+    validation: dict[str, float]
+    accuracy: dict[str, float]
 
 
 def run(
@@ -32,7 +67,7 @@ def run(
     out: str | Path,
     resume: bool = False,
     show: bool = True,
-) -> dict[str, Any]:
+) -> RewardReport:
     """Train a reward model on a preference file, judge it on held-out choices, and save it.
 
     Args:
@@ -68,7 +103,7 @@ def run(
     run_dir = open_run_dir(out, "reward train", config, arrays, names, resume)
     fitted = train(base, training, held, config, out, progress)
     model = _finished(base, choices.labels, fitted.params, config, out / "model")
-    report = {
+    report: RewardReport = {
         "choices": len(rows),
         "held_out_choices": len(kept),
         "held_out_by": config.hold_out,
@@ -86,7 +121,7 @@ def run(
 def _finished(
     base: LanguageModel,
     labels: Sequence[str],
-    params: Mapping[str, Any],
+    params: TrainableParams,
     config: RewardConfig,
     folder: Path,
 ) -> Classifier:
@@ -99,3 +134,49 @@ def _finished(
     adapted = Adapted(params["adapter"], config.trunk.lora, head)
     save_adapted(folder, base, labels, adapted)
     return adapted_model(base, labels, adapted)
+
+
+def score_answers(
+    source: str, out: str | Path, model: str | None = None, rewards: Sequence[str] = ()
+) -> tuple[int, tuple[str, ...]]:
+    """Write the rewards of answers as JSON lines: `answer`, `prompt` if given, and `rewards`.
+
+    Args:
+        source: rows with `answer` and, in every row or none, `prompt`: a file or data set.
+        out: file to write.
+        model: folder of a reward model, or a name; None takes `rewards`.
+        rewards: names of registered rewards.
+
+    Returns:
+        How many answers were scored, and the names of their rewards.
+
+    Raises:
+        InputError: a bad row or model, or a name that no reward has.
+    """
+    columns, origin = read_columns(source, ("prompt", "answer"))
+    if "answer" not in columns:
+        raise InputError(f"{source} has no column `answer`, expected text to score; add.")
+    for name, values in columns.items():
+        for row, value in enumerate(values):
+            if not isinstance(value, str):
+                raise InputError(
+                    f"{origin.at(row)}: `{name}` is {value!r:.40}, expected text; fill in or "
+                    "remove the row."
+                )
+    prompts, answers = columns.get("prompt"), columns["answer"]
+    if model is None:
+        reward = rule_rewards(rewards)
+        names, table = (
+            reward.names,
+            compute_rewards(reward, prompts or [""] * len(answers), answers),
+        )
+    else:
+        loaded = load_reward_model(model)
+        names, table = loaded.labels, score(loaded, prompts, answers)
+    lines = [
+        {name: column[row] for name, column in columns.items()}
+        | {"rewards": dict(zip(names, map(float, values), strict=True))}
+        for row, values in enumerate(table)
+    ]
+    write_text(out, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines))
+    return len(lines), names

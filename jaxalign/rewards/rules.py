@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from jaxalign.rewards.registry import register_reward
+
 # Letters of any script; an apostrophe inside a word (don't, l'eau) does not split it.
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _SENTENCE_END = re.compile(r"[.!?…]+(?=\s|$)|\n+")
@@ -147,6 +149,16 @@ def measure_traits(texts: Sequence[str]) -> np.ndarray:
     """
     rows = [[trait(text) for trait in TRAITS.values()] for text in texts]
     return np.asarray(rows, np.float32).reshape(len(texts), len(TRAITS))
+
+
+def _register(name: str, trait: Callable[[str], float]) -> None:
+    @register_reward(name)
+    def measure(_: list[str], answers: list[str]) -> np.ndarray:
+        return np.array([trait(answer) for answer in answers], np.float32)
+
+
+for _name, _trait in TRAITS.items():
+    _register(_name, _trait)
 
 
 def count_syllables(word: str) -> int:

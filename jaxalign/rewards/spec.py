@@ -1,41 +1,49 @@
 """Rewards as a config names them: rules, classifiers and Python functions."""
 
-import hashlib
 import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import Literal
 
 from jaxalign.errors import InputError
 from jaxalign.models.classifier import Classifier, load_classifier
-from jaxalign.rewards.rules import TRAITS
-from jaxalign.rewards.vector import TextReward, classifier_reward, concatenate_rewards, rule_rewards
+from jaxalign.rewards.registry import check_registered, file_digest, rule_rewards
+from jaxalign.rewards.vector import TextReward, classifier_reward, concatenate_rewards
 
 _OF_CLASSIFIERS = ("model", "label", "pair", "template", "between", "dtype", "batch_tokens")
 
 
 @dataclass(frozen=True)
 class RewardSpec:
-    """One reward.
+    """One reward, as a config names it.
 
     Attributes:
-        name: of the reward; of a rule, which one: brevity, positivity, simplicity, warmth or
-            structure.
-        kind: `rule`, a logit of a sequence `classifier`, or a `python` function.
-        model: of a classifier, a folder, file or name.
-        label: number of its logit.
-        pair: classify prompt and answer, joined as the tokenizer joins a pair; false for the
-            answer alone.
-        template: text to classify in place of either, with {prompt} and {answer} in it.
-        between: two marks in every prompt; the classifier reads only what stands between them.
-        dtype: of the classifier's parameters and compute.
-        batch_tokens: of one batch of the classifier, padding included; null to suit the backend.
-        function: `module:function` of Python, found from the working directory too, of a list of
-            prompts and one of answers, to a number for each answer.
-        levels: raw rewards that count as levels 0 and 1, where they are known; null to estimate
-            them on reference samples.
+        name: of the reward, in reports and preferences. For kind `rule`, the name under which it
+            is registered: brevity, positivity, simplicity, warmth, structure, or one of your own.
+        kind: `rule` is a registered function of the text; `classifier` is a logit of a sequence
+            classifier; `python` is a function of your own, given by `function`.
+        model: for kind `classifier`: its folder, file or Hub name.
+        label: for kind `classifier`: the number of the logit, from 0.
+        pair: for kind `classifier`: true classifies prompt and answer, joined as the tokenizer
+            joins a pair; false classifies the answer alone.
+        template: for kind `classifier`: text to classify instead, with {prompt} and {answer} in
+            it, written as the classifier was trained.
+        between: for kind `classifier`: two marks that stand in every prompt; the model reads only
+            the text between them.
+        dtype: for kind `classifier`: of parameters and compute. bfloat16 halves its memory.
+        batch_tokens: for kind `classifier`: tokens of one batch, padding included, at least 1.
+            Lower it if memory runs out; null suits the backend.
+        function: for kind `python`: `module:function`, found from the working directory too, of a
+            list of prompts and a list of answers to one number per answer.
+        levels: the raw rewards that count as levels 0 and 1, increasing, where they are known;
+            null estimates them on reference samples.
+
+    Example:
+        >>> RewardSpec("brevity", levels=(-5.0, 0.0)).kind
+        'rule'
     """
 
     name: str
@@ -51,10 +59,8 @@ class RewardSpec:
     levels: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        if self.kind == "rule" and self.name not in TRAITS:
-            raise InputError(
-                f"no rule measures {self.name!r}; choose among {', '.join(TRAITS)}, or give kind."
-            )
+        if self.kind == "rule":
+            check_registered(self.name)
         needed = {"classifier": "model", "python": "function"}
         for kind, field in needed.items():
             if (self.kind == kind) != bool(getattr(self, field)):
@@ -80,7 +86,7 @@ class RewardSpec:
 
 
 def build_rewards(specs: Sequence[RewardSpec]) -> TextReward:
-    """The rewards of a config as one function, columns in its order.
+    """Return the rewards of a config as one function, columns in its order.
 
     Args:
         specs: R of them; a classifier that several name is loaded once.
@@ -88,37 +94,46 @@ def build_rewards(specs: Sequence[RewardSpec]) -> TextReward:
     Raises:
         InputError: no reward, a name that comes twice, a model that cannot be loaded, or a
             function that cannot be found.
+
+    Example:
+        >>> reward = build_rewards([RewardSpec("brevity"), RewardSpec("structure")])
+        >>> reward.function(["Why?"], ["- one\\n- two"]).tolist()[0][1]
+        0.75
     """
     if not specs:
         raise InputError("a config names no rewards; expected at least one under `rewards`.")
     loaded: dict[tuple[str, str], Classifier] = {}
-    return concatenate_rewards(*[_one(spec, loaded) for spec in specs])
+    return concatenate_rewards(*[_build_one(spec, loaded) for spec in specs])
 
 
 def known_levels(specs: Sequence[RewardSpec]) -> dict[str, tuple[float, float]]:
-    """Raw rewards of levels 0 and 1 by name, as `fit_scale` takes them, where a config has them."""
+    """Return the raw rewards of levels 0 and 1 that a config states, by name, for `fit_scale`.
+
+    Example:
+        >>> known_levels([RewardSpec("brevity", levels=(-5.0, 0.0)), RewardSpec("warmth")])
+        {'brevity': (-5.0, 0.0)}
+    """
     return {spec.name: spec.levels for spec in specs if spec.levels is not None}
 
 
-def _one(spec: RewardSpec, loaded: dict[tuple[str, str], Classifier]) -> TextReward:
-    if spec.kind == "rule":
-        return rule_rewards([spec.name])
-    if spec.kind == "python":
-        assert spec.function is not None
-        return _python(spec.name, spec.function)
-    assert spec.model is not None
-    key = (spec.model, spec.dtype)
-    if key not in loaded:
-        loaded[key] = load_classifier(*key)
-    return classifier_reward(
-        loaded[key],
-        spec.name,
-        spec.label,
-        spec.pair,
-        spec.batch_tokens,
-        template=spec.template,
-        between=spec.between,
-    )
+def _build_one(spec: RewardSpec, loaded: dict[tuple[str, str], Classifier]) -> TextReward:
+    match spec:
+        case RewardSpec(kind="python", function=str() as place):
+            return _python(spec.name, place)
+        case RewardSpec(kind="classifier", model=str() as model):
+            key = (model, spec.dtype)
+            if key not in loaded:
+                loaded[key] = load_classifier(*key)
+            return classifier_reward(
+                loaded[key],
+                spec.name,
+                spec.label,
+                spec.pair,
+                spec.batch_tokens,
+                template=spec.template,
+                between=spec.between,
+            )
+    return rule_rewards([spec.name])
 
 
 def _python(name: str, place: str) -> TextReward:
@@ -132,12 +147,10 @@ def _python(name: str, place: str) -> TextReward:
             f"the reward {name}: {module_name} has no function {function_name!r}; correct the name."
         )
     # Another text of the module may be another reward.
-    file = getattr(module, "__file__", None)
-    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else "built in"
-    return TextReward((name,), function, f"python:{place}:{digest}")
+    return TextReward((name,), function, f"python:{place}:{file_digest(module.__name__)}")
 
 
-def _imported(name: str, module: str) -> Any:
+def _imported(name: str, module: str) -> ModuleType:
     here = str(Path.cwd())
     sys.path.append(here)  # the command's own path does not hold the working directory
     try:

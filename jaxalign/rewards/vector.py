@@ -15,7 +15,6 @@ from numpy.typing import ArrayLike
 
 from jaxalign.errors import InputError
 from jaxalign.models.classifier import Classifier, classify, load_classifier
-from jaxalign.rewards.rules import TRAITS
 
 TokenFunction = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 TextFunction = Callable[[list[str], list[str]], ArrayLike]
@@ -39,7 +38,7 @@ class TokenReward:
     id: str
 
     def __post_init__(self) -> None:
-        _check_names(self.names)
+        check_reward_names(self.names)
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class TextReward:
     id: str
 
     def __post_init__(self) -> None:
-        _check_names(self.names)
+        check_reward_names(self.names)
 
 
 def concatenate_rewards(*rewards: TextReward) -> TextReward:
@@ -76,26 +75,6 @@ def concatenate_rewards(*rewards: TextReward) -> TextReward:
         return np.concatenate(columns, axis=1)
 
     return TextReward(names, function, "+".join(reward.id for reward in rewards))
-
-
-def rule_rewards(names: Sequence[str]) -> TextReward:
-    """Traits of the answer that are measured by rule.
-
-    Args:
-        names: of `jaxalign.rewards.TRAITS`, in the order of the columns.
-
-    Raises:
-        InputError: for a name that is not among them.
-    """
-    for name in names:
-        if name not in TRAITS:
-            raise InputError(f"no rule measures {name!r}; choose among {', '.join(TRAITS)}.")
-    traits = [TRAITS[name] for name in names]
-
-    def function(_: list[str], answers: list[str]) -> np.ndarray:
-        return np.array([[trait(answer) for trait in traits] for answer in answers], np.float32)
-
-    return TextReward(tuple(names), function, f"rules:{','.join(names)}")
 
 
 def classifier_reward(
@@ -290,7 +269,12 @@ def _short(text: object) -> str:
     return shown if len(shown) <= 80 else shown[:77] + '..."'
 
 
-def _check_names(names: tuple[str, ...]) -> None:
+def check_reward_names(names: tuple[str, ...]) -> None:
+    """Refuse names of rewards that are none, repeated, or cannot stand in `helpful=0.3,humor=0.7`.
+
+    Raises:
+        InputError: a name cannot be used.
+    """
     if not names or len(set(names)) < len(names):
         raise InputError(f"rewards are named {names}; expected one or more names, no two alike.")
     for name in names:

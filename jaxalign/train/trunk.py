@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import jax
 from jax.sharding import Mesh
@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxalign.errors import InputError
 from jaxalign.models import families, lora
 from jaxalign.models.lora import LoraConfig
+from jaxalign.models.params import Params
 from jaxalign.train import optimiser
 from jaxalign.train.mesh import (
     MeshConfig,
@@ -21,6 +22,20 @@ from jaxalign.train.mesh import (
 from jaxalign.train.optimiser import OptimiserConfig, TrainState
 
 Precision = Literal["float32", "bfloat16"]
+
+
+class TrainableParams(TypedDict, total=False):
+    """What is trained of a decoder: all of it or an adapter, and perhaps a head.
+
+    Attributes:
+        model: parameters of the whole model.
+        adapter: LoRA adapter, not scaled.
+        head: {"kernel": [D, R]} of R rewards.
+    """
+
+    model: Params
+    adapter: Params
+    head: dict[str, jax.Array]
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def test_a_functions_id_follows_its_text(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("rewards: [{name: wit}]", "no rule measures 'wit'; choose among brevity"),
+        ("rewards: [{name: wit}]", "no reward is registered as 'wit'; choose among brevity"),
         ("rewards: [{name: a, kind: classifier}]", "kind classifier and its model is None"),
         ("rewards: [{name: brevity, model: m}]", "kind rule and its model is 'm'"),
         ("rewards: [{name: brevity, label: 1}]", "has label, which only classifiers have"),

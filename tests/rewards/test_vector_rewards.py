@@ -16,6 +16,7 @@ from jaxalign.errors import InputError
 from jaxalign.models.classifier import load_classifier, read_config
 from jaxalign.models.weights.classifier import layout
 from jaxalign.models.weights.load import abstract_params
+from jaxalign.rewards.registry import rule_rewards
 from jaxalign.rewards.rules import TRAITS
 from jaxalign.rewards.vector import (
     TextReward,
@@ -24,7 +25,6 @@ from jaxalign.rewards.vector import (
     classifier_reward,
     compute_rewards,
     concatenate_rewards,
-    rule_rewards,
 )
 
 PROMPTS = ["the end", "red green\n\nblue", "a"]
@@ -200,7 +200,7 @@ def test_wrong_classifiers_and_names_are_refused(humor):
         classifier_reward(humor[0], "humor", 2)
     with pytest.raises(InputError, match=r"has no \{answer\}"):
         classifier_reward(humor[0], "humor", template="{prompt}")
-    with pytest.raises(InputError, match="no rule measures 'wit'; choose among brevity"):
+    with pytest.raises(InputError, match="no reward is registered as 'wit'; choose among brevity"):
         rule_rewards(["brevity", "wit"])
     for names, match in (((), "one or more"), (("a", "a"), "no two alike"), (("a b",), "spaces")):
         with pytest.raises(InputError, match=match):
