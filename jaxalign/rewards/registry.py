@@ -31,7 +31,8 @@ def register_reward(name: str) -> Callable[[Function], Function]:
         InputError: the name cannot be used, or another function has it.
 
     Example:
-        >>> from jaxalign.rewards import RewardSpec, build_rewards, compute_rewards
+        >>> from jaxalign.rewards import (
+        ...     RewardSpec, build_rewards, compute_rewards, register_reward)
         >>> @register_reward("exclamations")
         ... def count_exclamations(prompts, answers):
         ...     return [answer.count("!") for answer in answers]
@@ -58,6 +59,7 @@ def registered_rewards() -> tuple[str, ...]:
     """Return the names of the registered rewards, in order of registration.
 
     Example:
+        >>> from jaxalign.rewards import registered_rewards
         >>> registered_rewards()[:5]
         ('brevity', 'positivity', 'simplicity', 'warmth', 'structure')
     """
@@ -86,6 +88,7 @@ def rule_rewards(names: Sequence[str]) -> TextReward:
         InputError: no reward is registered under a name.
 
     Example:
+        >>> from jaxalign.rewards import rule_rewards
         >>> rule_rewards(["brevity", "structure"]).function(["Why?"], [""]).tolist()
         [[0.0, 0.0]]
     """

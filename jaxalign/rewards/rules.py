@@ -143,7 +143,7 @@ def measure_traits(texts: Sequence[str]) -> np.ndarray:
       [N, 5] float32, raw values, columns in the order of `TRAITS`.
 
     Example:
-      >>> from jaxalign.rewards.rules import measure
+      >>> from jaxalign.rewards.rules import measure_traits
       >>> measure_traits(["Thank you!", "- one\\n- two"]).shape
       (2, 5)
     """

@@ -42,6 +42,7 @@ class RewardSpec:
             null estimates them on reference samples.
 
     Example:
+        >>> from jaxalign.rewards import RewardSpec
         >>> RewardSpec("brevity", levels=(-5.0, 0.0)).kind
         'rule'
     """
@@ -96,6 +97,7 @@ def build_rewards(specs: Sequence[RewardSpec]) -> TextReward:
             function that cannot be found.
 
     Example:
+        >>> from jaxalign.rewards import RewardSpec, build_rewards
         >>> reward = build_rewards([RewardSpec("brevity"), RewardSpec("structure")])
         >>> reward.function(["Why?"], ["- one\\n- two"]).tolist()[0][1]
         0.75
@@ -110,6 +112,7 @@ def known_levels(specs: Sequence[RewardSpec]) -> dict[str, tuple[float, float]]:
     """Return the raw rewards of levels 0 and 1 that a config states, by name, for `fit_scale`.
 
     Example:
+        >>> from jaxalign.rewards import RewardSpec, known_levels
         >>> known_levels([RewardSpec("brevity", levels=(-5.0, 0.0)), RewardSpec("warmth")])
         {'brevity': (-5.0, 0.0)}
     """
