@@ -10,6 +10,7 @@ CONFIG = CombineConfig(rule="blend", form="distance")
 
 
 def log_policy(theta, preference):
+    """Log-probabilities of the actions, from parameters [3, 3] and a preference [2]."""
     return jax.nn.log_softmax(theta @ jnp.append(preference, 1.0))
 
 

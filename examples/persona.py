@@ -17,7 +17,7 @@ decoder = DecoderConfig(
 keys = jax.random.split(jax.random.key(0), 5)
 frozen = jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, families.init(keys[0], decoder))
 config = PersonaConfig()
-params = pplug.init(keys[1], config, E, decoder.width, embedding_norm=1.0)
+params = pplug.init_persona(keys[1], config, E, decoder.width, embedding_norm=1.0)
 centres = jax.random.normal(keys[2], (KINDS, E))
 
 
@@ -48,6 +48,7 @@ def loss(params, kinds, items):
 
 @jax.jit
 def train(params, kinds, items):
+    """Adam on the persona's parameters alone; the model stays as it is."""
     optimiser = optax.adam(1e-2)
 
     def step(state, _):

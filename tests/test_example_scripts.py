@@ -50,6 +50,7 @@ def test_script_conditioned_bandit(printed):
         assert abs(second - achieved_second) < 0.12
 
 
+@pytest.mark.slow
 def test_script_persona(printed):
     losses, share = printed("persona").splitlines()
     before, _, after = re.findall(r"\d+\.\d+|->", losses)
