@@ -1,5 +1,6 @@
 """The README and the docs do what they say: their Python runs, their test command is CI's."""
 
+import pkgutil
 import re
 import subprocess
 from pathlib import Path
@@ -13,6 +14,10 @@ SNIPPET = re.compile(
     r"(?P<mark>^<!-- not run: .* -->\n)?^```python\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL
 )
 TEST_COMMAND = "python3 -m venv .venv && .venv/bin/pip install -q -e '.[test]' && .venv/bin/pytest"
+NAME = re.compile(
+    r"`(?:jaxalign\.)?((?:data|demo|experiments|kernels|metrics|moc|models|mrm|palm|personalize"
+    r"|pplug|rewards|rollout|runs|train)(?:\.[A-Za-z_]\w*)+)(?:\([^`]*\))?`"
+)
 
 
 @pytest.fixture
@@ -24,7 +29,10 @@ def test_quick_start_is_python(readme):
     assert SNIPPET.search(readme), "README.md has no python block, expected the quick start"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+# CONTRIBUTING's recipes have tests of their own, which follow them.
+@pytest.mark.parametrize(
+    "page", [PAGES[0], *PAGES[2:]], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_snippets_of_a_page_run_in_order(page, tmp_path, monkeypatch):
     text = page.read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -41,6 +49,12 @@ def test_files_that_a_page_links_to_are_there(page):
     links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text)
     missing = [x for x in links if "://" not in x and not (page.parent / x).exists()]
     assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_names_in_a_page_are_there(page):
+    for name in NAME.findall(page.read_text(encoding="utf-8")):
+        pkgutil.resolve_name(f"jaxalign.{name}")  # raises for an unknown one
 
 
 def test_ci_runs_the_test_command_of_the_readme(readme):
