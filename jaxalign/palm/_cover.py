@@ -66,6 +66,14 @@ def cover(
         InputError: a weight that no policy covers.
 
     Source: set cover; HiGHS (Huangfu and Hall 2018) by scipy.optimize.milp.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.palm import cover
+        >>> covers = np.array([[True, True, False], [False, True, True], [True, False, False]])
+        >>> found = cover(covers)
+        >>> found.members.tolist(), found.optimal
+        ([0, 1], True)
     """
     begun = time.monotonic()
     covers = np.asarray(covers, bool)
@@ -107,6 +115,13 @@ def best_of_size(
 
     Returns:
         Selection; `worst` less `lower_bound` is the gap left.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.palm import best_of_size
+        >>> losses = np.array([[0.0, 0.9], [0.9, 0.0], [0.4, 0.5]])
+        >>> best_of_size(losses, 1).members.tolist(), best_of_size(losses, 2).members.tolist()
+        ([2], [0, 1])
     """
     deadline = time.monotonic() + time_limit
     if free is not None:
@@ -176,8 +191,8 @@ def _within(
 def reduce(covers: Bools) -> tuple[Indices, Bools]:
     """Return what is left of a cover without policies and weights that cannot matter.
 
-    A policy that covers no more than another goes; so does a weight that whoever covers some other
-    weight covers too.
+    A policy that covers no more than another one is dropped, and so is a weight that every policy
+    covers which covers some other weight.
 
     Args:
         covers: [P, W].

@@ -17,7 +17,7 @@ from jaxalign.runs.artifact import load_arrays, save_arrays
 
 @dataclass(frozen=True)
 class SearchState:
-    """What a search knows; saved after any call, it goes on from there.
+    """The state of a search, which can be saved after any call and continued from there.
 
     Attributes:
         weights: [n, R] solved weights, in the order of the calls.
@@ -76,7 +76,7 @@ def search(
         oracle: solves one weight a call.
         config: tolerances, targets, and whether lazy or full.
         state: where an earlier search stopped, None to start.
-        on_call: told the state after every call.
+        on_call: called with the state after every oracle call.
 
     Returns:
         SearchState; `done` is False if `max_calls` came first, or if an oracle with an error of

@@ -42,6 +42,14 @@ def sweep(
         Sweep(values [W], expected [W, R], kl [W]), at least float32.
 
     Source: Rafailov et al. (arXiv 2305.18290), equation 4; V is the log-partition.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.palm import sweep
+        >>> rewards = jnp.array([[[0.0], [1.0]]])  # one prompt, two candidates, one reward
+        >>> found = sweep(rewards, jnp.log(jnp.full((1, 2), 0.5)), jnp.array([[1.0]]), beta=1.0)
+        >>> [round(float(x.squeeze()), 4) for x in found]  # log((1 + e) / 2), e / (1 + e), KL
+        [0.6201, 0.7311, 0.1109]
     """
     log_partition, expected, kl = scalarize.tilt_means(rewards, log_ref, weights, beta, chunk)
     return Sweep(jnp.asarray(beta, log_partition.dtype) * log_partition, expected, kl)
@@ -83,6 +91,14 @@ def tilted_log_probs(
 
     Returns:
         [X, C] in nats, -inf where a candidate is absent.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.palm import tilted_log_probs
+        >>> rewards = jnp.array([[[0.0], [1.0]]])
+        >>> log_ref = jnp.log(jnp.full((1, 2), 0.5))
+        >>> jnp.exp(tilted_log_probs(rewards, log_ref, jnp.ones(1), beta=1.0))
+        Array([[0.268..., 0.731...]], dtype=float32)
     """
     dtype = jnp.promote_types(jnp.result_type(rewards, log_ref, weight), jnp.float32)
     scaled = weight.astype(dtype) / jnp.asarray(beta, dtype)

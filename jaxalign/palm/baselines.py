@@ -70,6 +70,11 @@ def baseline_weights(
         InputError: an unknown rule, or a size below 1.
 
     Source: Das and Dennis (1998); Gonzalez (1985), farthest first.
+
+    Example:
+        >>> from jaxalign.palm import baseline_weights
+        >>> baseline_weights("uniform", num_rewards=2, size=3).tolist()
+        [[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]]
     """
     if size < 1:
         raise InputError(f"size: found {size}, expected 1 or more; correct it.")
@@ -89,7 +94,13 @@ def baseline_weights(
 
 
 def das_dennis(num_rewards: int, least: int) -> Floats:
-    """Return the coarsest simplex lattice of at least so many points, [n, R]."""
+    """Return the coarsest simplex lattice of at least so many points, [n, R].
+
+    Example:
+        >>> from jaxalign.palm.baselines import das_dennis
+        >>> das_dennis(2, 3).tolist()
+        [[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]]
+    """
     if num_rewards == 1:
         return np.ones((1, 1))
     if least == 1:

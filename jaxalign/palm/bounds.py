@@ -3,7 +3,7 @@
 V is convex and linear along rays, so a mixture of solved weights is worth at most the mixture of
 their values: U(w) = min {sum a_k V_k : sum a_k w_k = w, a >= 0}, the lower convex hull of the
 points (w_k, V_k). Its facets are linear functions y, and U(w) = max over facets of <y, w>: U is the
-best of a pool of optimistic policies that nobody has.
+value of the best of a pool of hypothetical policies.
 """
 
 import numpy as np
@@ -27,6 +27,14 @@ def upper_facets(weights: Floats, values: Floats) -> Floats:
         [Y, D], with U(w) = max over rows of <y, w>.
 
     Source: optimistic linear support (Roijers, Whiteson, Oliehoek, JAIR 2015), as one hull.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.palm import upper_facets
+        >>> solved = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
+        >>> facets = upper_facets(solved, np.array([1.0, 1.0, 0.75]))
+        >>> round(float((facets @ [0.75, 0.25]).max()), 6)  # halfway between 1 and 0.75
+        0.875
     """
     size = weights.shape[1]
     if size == 1:
@@ -79,6 +87,14 @@ def tie_points(policies: Floats, corners: Floats) -> Floats:
         [W, D]; a sample of the domain should Qhull fail on degenerate policies.
 
     Source: corner weights (Roijers, Whiteson, Oliehoek, JAIR 2015).
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.palm import tie_points
+        >>> tie_points(np.array([[1.0, 0.0], [0.0, 1.0]]), np.eye(2))
+        array([[0. , 1. ],
+               [0.5, 0.5],
+               [1. , 0. ]])
     """
     if corners.shape[1] == 1:
         return corners

@@ -68,6 +68,14 @@ def from_rows(
 
     Raises:
         InputError: a prompt with fewer than 2 answers, or log_ref that does not sum to 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.palm.candidates import from_rows
+        >>> rewards = np.array([[0.2], [0.9], [0.4], [0.1]])
+        >>> found = from_rows(["p", "p", "q", "q"], rewards, ["brevity"])
+        >>> found.prompts, found.rewards[..., 0].tolist()
+        (('p', 'q'), [[0.2, 0.9], [0.4, 0.1]])
     """
     origin = origin or Origin("memory")
     code, texts = encode(list(prompts))

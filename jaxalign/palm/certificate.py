@@ -48,7 +48,7 @@ class Certificate:
         optimum: against the unknown optimum, by the upper bound; None where the oracle's error is
             not known: the certificate is then relative to the pool.
         error: (eta, tau) of the oracle, or None.
-        floor: least improvement, in standard deviations, at which the share lost is asked for.
+        floor: least improvement, in standard deviations, of the users whose share lost is reported.
         sampling: between which the additive gap against the pool lies at a level of 95 %, where
             values are means over sampled answers; from the spread over the prompts that the members
             were chosen on, so that prompts nothing was chosen on say more (`held_out`). None for
@@ -95,11 +95,21 @@ def report(
         reference: [D] value of the reference.
         spread: [R] standard deviations of the rewards under the reference.
         corners: [N, D] of the domain.
-        floor: least improvement over the reference, in standard deviations, at which the share
-            lost is asked for: near 0 the share says nothing.
+        floor: least improvement over the reference, in standard deviations, of the users whose
+            share lost is reported: near 0 the share says nothing.
 
     Returns:
         Report.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.palm import report
+        >>> members = np.array([[0.0, 0.0], [0.8, 0.6]])
+        >>> found = report(np.eye(2), members, members[0], np.ones(2), np.eye(2))
+        >>> round(found.additive.value, 6), found.additive.weight.tolist()
+        (0.4, [0.0, 1.0])
+        >>> round(found.share_lost.value, 6)
+        0.4
     """
     members = np.concatenate([members, reference[None]])
     at_pool, at_members, at_reference = (x @ corners.T for x in (pool, members, reference[None]))
@@ -135,6 +145,12 @@ def guarantee(eps: float, delta: float, eta: float = 0.0, tau: float = 0.0) -> t
         a, b.
 
     Source: ours (PALM specification: proved by rounding a user down to the grid).
+
+    Example:
+        >>> from jaxalign.palm import guarantee
+        >>> a, b = guarantee(eps=0.1, delta=0.05)
+        >>> round(a, 3), round(b, 3)
+        (0.909, 0.045)
     """
     return (1 - eta) / (1 + eps), (1 - eta) * delta / (1 + eps) + tau
 
@@ -202,6 +218,15 @@ def held_out(
         InputError: fewer than 2 prompts.
 
     Source: Romano and Wolf (2005), studentised maximum; the reduction to corners is ours.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.palm import held_out
+        >>> prompts = np.arange(8.0)[None, :, None] / 8 * np.ones(2)
+        >>> members = np.concatenate([0 * prompts, prompts])
+        >>> found = held_out(prompts + 0.1, members, np.ones(2), np.eye(2), draws=50)
+        >>> round(found.report.additive.value, 6), found.prompts
+        (0.1, 8)
     """
     prompts = values.shape[1]
     if prompts < 2:

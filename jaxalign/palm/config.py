@@ -49,6 +49,7 @@ class PalmConfig:
             users for whom the share lost is reported; above 0.
 
     Example:
+        >>> from jaxalign.palm import PalmConfig
         >>> PalmConfig(eps=0.1, delta=0.05, stop_delta=None).tolerance
         (0.02, 0.05)
     """
@@ -148,6 +149,7 @@ class BuildConfig:
         palm: tolerances or size, search and selection.
 
     Example:
+        >>> from jaxalign.palm.config import BuildConfig
         >>> BuildConfig(scale="none").checked_range
         (0.0, 1.0)
     """

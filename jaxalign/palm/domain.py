@@ -27,6 +27,12 @@ def corners(kind: WeightKind, num_rewards: int) -> Floats:
 
     Returns:
         [N, D]: the identity [R, R]; or +e_i and -e_i, each with a last 1, [2 R, R + 1].
+
+    Example:
+        >>> from jaxalign.palm import corners
+        >>> corners("signed", 1)
+        array([[ 1.,  1.],
+               [-1.,  1.]])
     """
     identity = np.eye(num_rewards)
     if kind == "simplex":
@@ -46,6 +52,13 @@ def coordinates(kind: WeightKind, rewards: ArrayLike, kl: ArrayLike, beta: float
 
     Returns:
         [..., D]: R - beta kl, or (R, -beta kl).
+
+    Example:
+        >>> from jaxalign.palm import coordinates
+        >>> coordinates("simplex", [0.5, 0.25], 1.0, beta=0.1)
+        array([0.4 , 0.15])
+        >>> coordinates("signed", [0.5, 0.25], 1.0, beta=0.1)
+        array([ 0.5 ,  0.25, -0.1 ])
     """
     rewards, price = np.asarray(rewards, np.float64), beta * np.asarray(kl, np.float64)[..., None]
     if kind == "simplex":
@@ -54,7 +67,13 @@ def coordinates(kind: WeightKind, rewards: ArrayLike, kl: ArrayLike, beta: float
 
 
 def extend(kind: WeightKind, weights: ArrayLike) -> Floats:
-    """Weights [..., R] as [..., D]: a last 1 for signed ones."""
+    """Weights [..., R] as [..., D]: a last 1 for signed ones.
+
+    Example:
+        >>> from jaxalign.palm.domain import extend
+        >>> extend("signed", [[0.5, -0.5]])
+        array([[ 0.5, -0.5,  1. ]])
+    """
     weights = np.asarray(weights, np.float64)
     if kind == "simplex":
         return weights
@@ -74,6 +93,12 @@ def check_weights(kind: WeightKind, weights: ArrayLike, num_rewards: int) -> Flo
 
     Raises:
         InputError: another shape, NaN, or a row off the simplex or outside the L1 ball.
+
+    Example:
+        >>> from jaxalign.palm import check_weights
+        >>> check_weights("simplex", [[1, 0], [0.5, 0.5]], num_rewards=2)
+        array([[1. , 0. ],
+               [0.5, 0.5]])
     """
     weights = np.asarray(weights, np.float64)
     if weights.ndim != 2 or weights.shape[1] != num_rewards:

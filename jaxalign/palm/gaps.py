@@ -66,6 +66,12 @@ def worst_gap(
             that nowhere does.
 
     Source: ours (linear programs of the PALM specification, derived and checked by enumeration).
+
+    Example:
+        >>> from jaxalign.palm import worst_gap
+        >>> gap = worst_gap(pool=[[1.0, 0.0], [0.0, 1.0]], members=[[0.7, 0.7]])
+        >>> round(gap.value, 6), sorted(gap.weight.round(6).tolist())
+        (0.3, [0.0, 1.0])
     """
     corner, pooled, chosen = _at_corners(pool, members, corners)
     if kind == "mixed":

@@ -39,6 +39,11 @@ def grid_size(num_rewards: int, eps: float, delta: float) -> int:
         InputError: no reward, or a tolerance outside (0, 1).
 
     Source: PALM (arXiv 2604.04144), the grid as others describe it; the count is ours.
+
+    Example:
+        >>> from jaxalign.palm import grid_size
+        >>> grid_size(3, eps=0.1, delta=0.05), grid_size(2, eps=0.1, delta=0.05)
+        (4921, 67)
     """
     top = _top_level(num_rewards, eps, delta)
     return 1 if num_rewards == 1 else (top + 2) ** num_rewards - (top + 1) ** num_rewards
@@ -70,6 +75,11 @@ def weight_grid(
         InputError: a tolerance outside (0, 1), or more weights than `limit`.
 
     Source: PALM (arXiv 2604.04144), the grid as others describe it.
+
+    Example:
+        >>> from jaxalign.palm import weight_grid
+        >>> weight_grid(2, eps=0.9, delta=0.9).round(3).tolist()
+        [[0.5, 0.5], [0.655, 0.345], [1.0, 0.0], [0.345, 0.655], [0.0, 1.0]]
     """
     count = grid_size(num_rewards, eps, delta)
     if count > limit and not confirm:

@@ -58,6 +58,13 @@ def stack(policies: Sequence[OraclePolicy]) -> Policies:
     Raises:
         InputError: rewards that are not finite or of another number, or payloads that differ in
             names or shapes.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.palm import OraclePolicy, stack
+        >>> policies = stack([OraclePolicy(rewards) for rewards in np.eye(2)])
+        >>> len(policies), policies.rewards.tolist()
+        (2, [[1.0, 0.0], [0.0, 1.0]])
     """
     first = policies[0]
     for index, policy in enumerate(policies):

@@ -32,7 +32,7 @@ class Usage(NamedTuple):
     Attributes:
         share: [M] share of the users that each member serves.
         perplexity: exp(-sum p ln p) of the shares p: the effective number of members.
-        unused: members that serve nobody.
+        unused: members that serve no user.
     """
 
     share: Floats
@@ -214,6 +214,7 @@ def usage(counts: ArrayLike) -> Usage:
         InputError: no user.
 
     Example:
+        >>> from jaxalign.palm import usage
         >>> usage([2, 0, 2]).unused, round(usage([2, 0, 2]).perplexity, 6)
         ((1,), 2.0)
     """
@@ -252,6 +253,18 @@ def build(
         InputError: a grid above its limit, or an oracle that returns nonsense.
 
     Source: PALM (arXiv 2604.04144): grid, lazy search, pruning; the certificate is ours.
+
+    Example:
+        >>> from jaxalign.palm import ClosedForm, PalmConfig, build
+        >>> import numpy as np
+        >>> rewards = np.random.default_rng(0).random((4, 3, 2))  # prompts, candidates, rewards
+        >>> oracle = ClosedForm(rewards, None, beta=0.1)
+        >>> portfolio = build(oracle, PalmConfig(size=2, targets="corners"))
+        >>> len(portfolio.members), portfolio.selection.optimal  # the reference is free
+        (3, True)
+        >>> value, member = portfolio.route([[1.0, 0.0], [0.0, 1.0]])
+        >>> bool((value >= portfolio.values[0] - 1e-6).all())  # no user below the reference
+        True
     """
     found = search(oracle, config, state, on_call)
     known = known_values(oracle, config, found.policies)

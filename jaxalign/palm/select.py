@@ -63,6 +63,15 @@ def choose(pool: Floats, reference: Floats, spread: Floats, config: PalmConfig) 
 
     Returns:
         Chosen.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.palm import PalmConfig
+        >>> from jaxalign.palm.select import choose
+        >>> pool = np.array([[1.0, 0.0], [0.0, 1.0], [0.9, 0.8]])
+        >>> chosen = choose(pool, np.zeros(2), np.ones(2), PalmConfig(size=1))
+        >>> chosen.members.tolist(), chosen.summary.optimal
+        ([2], True)
     """
     domain = corners(config.weights, len(spread))
     everyone = np.concatenate([pool, reference[None]])

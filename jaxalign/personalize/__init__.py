@@ -1,4 +1,4 @@
-"""Where the methods meet: a user's choices to a utility, a utility to a route or a target."""
+"""Where the methods meet: from choices to a utility, from a utility to a member or a target."""
 
 from jaxalign.personalize._project import project
 from jaxalign.personalize.ball import build_signed
@@ -10,7 +10,7 @@ from jaxalign.personalize.protect import constrain, floors, pin
 from jaxalign.personalize.route import Confidence, Router, Routes
 from jaxalign.personalize.serve import Serving, answer, answer_as
 from jaxalign.personalize.targets import answer_conditioned, target_for
-from jaxalign.personalize.utility import Target, Utility, known, target_of
+from jaxalign.personalize.utility import Target, Utility, known
 
 __all__ = [
     "AnswerOracle",
@@ -38,5 +38,4 @@ __all__ = [
     "pin",
     "project",
     "target_for",
-    "target_of",
 ]

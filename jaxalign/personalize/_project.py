@@ -1,4 +1,4 @@
-"""Learned rewards have no names: a user's reward function is carried over to named rewards."""
+"""Projection of users' reward functions on learned rewards onto named rewards."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,21 +18,22 @@ def project(
     least: float = 0.5,
     units: str = LOGITS,
 ) -> tuple[Utility, NDArray[np.float64]]:
-    """Return utilities on named rewards of users known by weights on features without names.
+    """Return utilities on named rewards of users who are known by weights on learned features.
 
-    Learned base functions are identified up to a linear map only, so that it is the reward
-    function that is regressed on the named rewards, over a pool of answers and within prompts:
-    only differences between answers to one prompt mean anything.
+    Learned base functions are identified only up to a linear map. The reward function itself is
+    therefore regressed on the named rewards, over a pool of answers and within prompts, since only
+    differences between answers to one prompt are meaningful.
 
     Args:
         mean: [..., E] weights on the features.
-        cov: [..., E, E] their covariance. What the named rewards leave out does not enter it.
-        features: [N, E] of the answers of the pool; base rewards, if weights are on those.
+        cov: [..., E, E] covariance of the weights. It does not include what the named rewards leave
+            unexplained.
+        features: [N, E] features of the answers of the pool; base rewards, if weights are on those.
         named: [N, K] standardised rewards of the same answers.
-        prompt: [N] which prompt each answers.
-        reward_ids: of the K named rewards.
+        prompt: [N] the prompt of each answer.
+        reward_ids: names and scale of the K named rewards.
         least: R^2 below which a user's projection is refused.
-        units: of the weights.
+        units: units of the weights.
 
     Returns:
         Utility, mean [..., K] and cov [..., K, K]; and R^2 [...], the share of the variance of each
@@ -43,7 +44,19 @@ def project(
         InputError: shapes that do not fit, values that are not finite, named rewards that do not
             vary independently over the pool, or an R^2 below `least`.
 
-    Source: ours (same-index correlation with true traits -.54 to .17, after projection .49 to .75).
+    Source: ours. In a simulation, the correlation with the true traits was -0.54 to 0.17 by index
+        and 0.49 to 0.75 after the projection.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.personalize import project
+        >>> from jaxalign.rewards import RewardIds
+        >>> named = np.random.default_rng(0).normal(size=(20, 2))
+        >>> features = named @ [[0.0, 2.0], [1.0, 0.0]]  # the named rewards, mixed
+        >>> ids, prompt = RewardIds(("kind", "brief"), "0" * 64), np.repeat(np.arange(5), 4)
+        >>> utility, explained = project([1.0, 1.0], np.eye(2), features, named, prompt, ids)
+        >>> utility.mean.round(6).tolist(), round(float(explained), 6)
+        ([2.0, 1.0], 1.0)
     """
     weights, covariance, basis, rewards = (
         np.asarray(x, np.float64) for x in (mean, cov, features, named)
@@ -102,7 +115,7 @@ def regress(
 
 
 def within(values: NDArray[np.float64], prompt: np.ndarray) -> NDArray[np.float64]:
-    """Values [N, D] less the mean over the answers to the same prompt."""
+    """Return values [N, D] less the mean over the answers to the same prompt."""
     _, index, count = np.unique(prompt, return_inverse=True, return_counts=True)
     sums = np.zeros((len(count), values.shape[1]))
     np.add.at(sums, index, values)

@@ -1,4 +1,4 @@
-"""From a user's choices to a utility."""
+"""From users' choices to their utilities."""
 
 from collections.abc import Mapping
 
@@ -26,23 +26,37 @@ def from_choices(
     protected: Mapping[str, float] | None = None,
     units: str = LOGITS,
 ) -> Utility:
-    """Return what users want, from their choices between answers with named rewards.
+    """Return the utilities of users, inferred from choices between answers with named rewards.
 
     Args:
-        prior: of weights over the population, mean [K] and cov [K, K] (`mrm.fit_prior`).
+        prior: Gaussian prior of the weights over the population, mean [K] and cov [K, K]
+            (`mrm.fit_prior`).
         differences: [U, P, K] standardised rewards, chosen minus rejected.
         mask: [U, P] bool or weights; a user without choices gets the population's weights.
-        reward_ids: of the K rewards.
-        protected: rewards whose weights no choice can move, and their floors: the population's
-            mean, or the floor where that is more. Choices are read with all rewards free, so that
-            a dislike of a protected one is not taken for something else.
-        units: of the weights.
+        reward_ids: names and scale of the K rewards.
+        protected: names of rewards whose weights choices do not change, and their floors: their
+            weights are the population's mean, or the floor if that is higher. The inference itself
+            leaves all rewards free, so that a dislike of a protected reward is not attributed to
+            another one.
+        units: units of the weights.
 
     Returns:
         Utility of U users: mean [U, K], cov [U, K, K], not normalised.
 
     Raises:
         InputError: shapes that do not fit, values that are not finite, or as `floors`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import numpy as np
+        >>> from jaxalign import mrm, personalize
+        >>> from jaxalign.rewards import RewardIds
+        >>> ids = RewardIds(("kind", "brief"), "0" * 64)
+        >>> prior = mrm.Prior(jnp.zeros(2), jnp.eye(2))
+        >>> differences = np.array([[[1.0, 0.0], [2.0, 0.0]]])  # twice the kinder answer
+        >>> utility = personalize.from_choices(prior, differences, np.ones((1, 2), bool), ids)
+        >>> bool(utility.mean[0, 0] > 0.5), bool(utility.cov[0, 0, 0] < 1)
+        (True, True)
     """
     differences, mask = np.asarray(differences), np.asarray(mask)
     size = len(reward_ids.names)

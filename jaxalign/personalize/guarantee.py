@@ -1,7 +1,6 @@
-"""Which guarantee holds for whom: worst cases over each kind of user, by linear programs."""
+"""Guarantees for each kind of users: worst cases over their weights, by linear programs."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +18,11 @@ class Bound:
     """Worst gaps of one kind of users.
 
     Attributes:
-        additive: worst gap to what the user could have, in units of utility.
+        additive: worst gap to the best policy for the user, in units of utility.
         additive_sd: the same in standard deviations of the rewards under the reference, weighted.
         share_lost: worst share of the improvement over the reference that is lost, of users who
             can improve by at least the portfolio's floor.
-        weight: [K] whose additive gap it is.
+        weight: [K] weights at which the additive gap occurs.
     """
 
     additive: float
@@ -34,15 +33,15 @@ class Bound:
 
 @dataclass(frozen=True)
 class Guarantee:
-    """What is certain for one kind of users, on the prompts that the portfolio was built on.
+    """Guarantee for one kind of users, on the prompts that the portfolio was built on.
 
     Attributes:
         who: "simplex", "signed", "near_zero", "protected" or "beyond".
-        words: who that is, and what the guarantee is about.
-        pool: relative to the best policy that was solved; None if nothing is certain.
-        optimum: against the unknown optimum; None where no upper bound of it is known.
-        below_reference: most that such a user can be served below the reference policy, in units
-            of utility.
+        words: which users these are, and what the guarantee is about.
+        pool: bound relative to the best policy that was solved; None if there is no guarantee.
+        optimum: bound against the unknown optimum; None where no upper bound of it is known.
+        below_reference: largest amount by which such a user can be served below the reference
+            policy, in units of utility.
     """
 
     who: str
@@ -51,10 +50,10 @@ class Guarantee:
     optimum: Bound | None
     below_reference: float
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the guarantee ready for JSON."""
 
-        def plain(bound: Bound | None) -> dict[str, Any] | None:
+        def plain(bound: Bound | None) -> dict[str, object] | None:
             if bound is None:
                 return None
             return {**vars(bound), "weight": bound.weight.tolist()}
@@ -64,16 +63,30 @@ class Guarantee:
 
 
 def guarantees(router: Router) -> tuple[Guarantee, ...]:
-    """Return what is certain for each kind of users, their weights being the ones routed on.
+    """Return the guarantee for each kind of users, for the weights that they are routed by.
 
-    Users whose weights were inferred are served as if the mean were the truth: for their true
-    weights no guarantee can be given, only its probability (`Router.confidence`).
+    Users whose weights were inferred are served as if the mean were their true weights. For the
+    true weights there is no guarantee, only a probability (`Router.confidence`).
 
     Args:
-        router: a portfolio at work.
+        router: a portfolio and its routing.
 
     Returns:
-        One guarantee a kind: simplex, signed, near_zero, protected (if any reward is), beyond.
+        One guarantee per kind: simplex, signed, near_zero, protected (if any reward is), beyond.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.palm import ClosedForm, PalmConfig
+        >>> from jaxalign.personalize import Router, build_signed, guarantees, known
+        >>> from jaxalign.rewards import RewardIds
+        >>> rewards = np.random.default_rng(0).normal(size=(4, 3, 2))  # standardised
+        >>> oracle = ClosedForm(rewards, None, beta=0.25, reward_range=None)
+        >>> ids = RewardIds(("kind", "brief"), "0" * 64)
+        >>> portfolio = build_signed(oracle, PalmConfig(size=3, stop_delta=0.1))
+        >>> router = Router(portfolio, ids, beta=1.0, population=known([1.0, 0.0], ids))
+        >>> found = {guarantee.who: guarantee for guarantee in guarantees(router)}
+        >>> list(found), found["signed"].below_reference
+        (['simplex', 'signed', 'near_zero', 'beyond'], 0.0)
     """
     size, radius = len(router.portfolio.spread), router.radius
     likes, signed = np.eye(size) * radius, np.concatenate([np.eye(size), -np.eye(size)]) * radius

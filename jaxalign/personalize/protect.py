@@ -1,4 +1,4 @@
-"""Protected rewards: weights that have a floor, are not learned, and that nobody can turn round."""
+"""Protected rewards: their weights have a floor, are not learned, and cannot be reversed."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,14 +16,20 @@ def floors(protected: Mapping[str, float], reward_ids: RewardIds) -> NDArray[np.
 
     Args:
         protected: name of a reward -> its floor, 0 or more, in units of the weights.
-        reward_ids: of the K rewards.
+        reward_ids: names and scale of the K rewards.
 
     Returns:
         [K], -inf for rewards that are not protected.
 
     Raises:
-        InputError: a name that is none of the rewards, or a floor below 0: that would let the
-            reward be turned round.
+        InputError: a name that is none of the rewards, or a floor below 0, which would allow the
+            reward to be reversed.
+
+    Example:
+        >>> from jaxalign.personalize import floors
+        >>> from jaxalign.rewards import RewardIds
+        >>> floors({"harmless": 0.5}, RewardIds(("kind", "harmless"), "0" * 64))
+        array([-inf,  0.5])
     """
     least = np.full(len(reward_ids.names), -np.inf)
     for name, floor in protected.items():
@@ -38,7 +44,14 @@ def floors(protected: Mapping[str, float], reward_ids: RewardIds) -> NDArray[np.
 
 
 def constrain(weights: Array, least: NDArray[np.float64]) -> Array:
-    """Return the closest weights [..., K] that are nowhere below their floors [K]."""
+    """Return the closest weights [..., K] that are nowhere below their floors [K].
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.personalize import constrain
+        >>> constrain(np.array([-1.0, -1.0]), np.array([-np.inf, 0.5]))
+        array([-1. ,  0.5])
+    """
     return np.maximum(weights, np.broadcast_to(least.astype(weights.dtype), weights.shape))
 
 
@@ -47,15 +60,24 @@ def pin(utility: Utility, level: Array, protected: Mapping[str, float]) -> Utili
 
     Args:
         utility: as inferred.
-        level: [K] weights before any choice, the population's; floors are put under them.
+        level: [K] weights of the population, before any choice; raised to the floors.
         protected: name of a reward -> its floor.
 
     Returns:
-        Utility: protected weights are the same for every user, and certain; what was learned of the
-        other weights stays.
+        Utility whose protected weights are the same for every user, without uncertainty; the other
+        weights stay as they were inferred.
 
     Raises:
         InputError: as `floors`.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.personalize import Utility, pin
+        >>> from jaxalign.rewards import RewardIds
+        >>> ids = RewardIds(("kind", "harmless"), "0" * 64)
+        >>> found = pin(Utility([3.0, -2.0], np.eye(2), ids), np.ones(2), {"harmless": 0.5})
+        >>> found.mean, found.cov.diagonal()
+        (array([3., 1.]), array([1., 0.]))
     """
     least = floors(protected, utility.reward_ids)
     held = np.isfinite(least)

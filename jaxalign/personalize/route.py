@@ -1,4 +1,4 @@
-"""Users to members of a portfolio: on the mean of their weights, in raw units, at their price."""
+"""Routing of users to members of a portfolio, by the posterior mean of their weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,14 +22,15 @@ _USERS = 64
 
 
 class Routes(NamedTuple):
-    """Where users go.
+    """The member that serves each user.
 
     Attributes:
-        member: [...] int, of the portfolio; 0 is the reference policy.
+        member: [...] int, number of the member; 0 is the reference policy.
         value: [...] <w, R> - beta KL of that member at the mean, in units of utility.
-        price: [...] beta / |w|_1, what a nat of KL costs the user in units of reward; infinite for
-            weights of zero.
-        near_zero: [...] bool, whether the weights say too little: the population's member serves.
+        price: [...] beta / |w|_1, the price of a nat of KL for the user, in units of reward;
+            infinite for weights of zero.
+        near_zero: [...] bool, whether inferred weights are too small to have a direction; such
+            users are served by the population's member.
         beyond: [...] bool, whether the weights are larger than the portfolio was built for.
     """
 
@@ -49,20 +50,39 @@ class Confidence(NamedTuple):
 
 @dataclass(frozen=True)
 class Router:
-    """A portfolio with what it takes to send users to its members.
+    """A portfolio, and what is needed to route users to its members.
 
-    A user's value of a policy is f = <w, R> - beta KL with the weights as they are: dividing by
-    their size would change beta to beta / |w|_1 and nothing else. A portfolio built at a price b
-    over the unit ball so serves weights up to |w|_1 = beta / b.
+    A user's value of a policy is f = <w, R> - beta KL with unnormalised weights; dividing by their
+    size would only change beta to beta / |w|_1. A portfolio that was built at a price b over the
+    unit ball therefore serves weights up to |w|_1 = beta / b.
 
     Attributes:
-        portfolio: member 0 is the reference; built over the simplex, or the signed ball.
-        reward_ids: of the rewards that it was built on.
+        portfolio: portfolio over the simplex or the signed ball, whose rewards are standardised;
+            member 0 is the reference.
+        reward_ids: names and scale of its rewards; they must be those of the portfolio, where the
+            portfolio states its scale.
         beta: price of one nat of KL, in units of utility.
-        population: what is known of a user before any choice.
-        protected: rewards whose weights have a floor of 0 or more.
-        near_zero: share of the radius below which inferred weights have no direction to speak of.
-        units: of weights and beta.
+        population: utility of a user without choices.
+        protected: names of rewards whose weights have a floor, and the floors, 0 or more.
+        near_zero: share of the radius, from 0 to below 1, under which inferred weights count as
+            having no direction.
+        units: units of weights and beta.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.palm import ClosedForm, PalmConfig
+        >>> from jaxalign.personalize import Router, build_signed, known
+        >>> from jaxalign.rewards import RewardIds
+        >>> rewards = np.random.default_rng(0).normal(size=(4, 3, 2))  # standardised
+        >>> oracle = ClosedForm(rewards, None, beta=0.25, reward_range=None)
+        >>> ids = RewardIds(("kind", "brief"), "0" * 64)
+        >>> portfolio = build_signed(oracle, PalmConfig(size=3, stop_delta=0.1))
+        >>> router = Router(portfolio, ids, beta=1.0, population=known([1.0, 0.0], ids))
+        >>> router.radius  # serves weights whose sizes sum to at most 4
+        4.0
+        >>> routes = router.route(known([[2.0, -1.0], [0.0, 0.0]], ids))
+        >>> routes.price.tolist(), routes.beyond.tolist()
+        ([0.333..., inf], [False, False])
     """
 
     portfolio: Portfolio
@@ -77,9 +97,19 @@ class Router:
         size = len(self.portfolio.spread)
         if len(self.reward_ids.names) != size:
             raise InputError(
-                f"reward_ids: found {len(self.reward_ids.names)} names, expected {size}, one a "
+                f"reward_ids: found {len(self.reward_ids.names)} names, expected {size}, one per "
                 "reward of the portfolio."
             )
+        scale = self.portfolio.scale
+        if scale is not None:
+            self.reward_ids.expect(scale.ids, "portfolio")
+            width = (scale.high - scale.low) / scale.std
+            if not np.allclose(width, 1, rtol=1e-6):
+                raise InputError(
+                    f"portfolio: found rewards whose level is {width[0]:.3g} standard deviations "
+                    "wide, expected standardised rewards as utilities are about; route with "
+                    "`jaxalign palm route`, or build it on standardised rewards."
+                )
         for name, value in (("beta", self.beta), ("portfolio.beta", self.portfolio.beta)):
             if not (value > 0 and np.isfinite(value)):
                 raise InputError(
@@ -120,7 +150,7 @@ class Router:
         return int(self._best(self.weights(self.population)[None])[0])
 
     def weights(self, utility: Utility) -> Array:
-        """Return the weights [..., K] that users are routed on: means, at their floors or above.
+        """Return the weights [..., K] that users are routed by: means, raised to the floors.
 
         Raises:
             InputError: a `Target`, other rewards, another scale, or other units.
@@ -135,13 +165,13 @@ class Router:
     def route(self, utility: Utility) -> Routes:
         """Return the member that is best for the mean of each user's weights; no model is called.
 
-        f is linear in w, so the mean is what expected utility asks for; f keeps the raw size, so a
-        vector near zero is never blown up into an extreme user. If inferred from choices it gets
-        the population's member; weights that are known get the best member whatever their size, and
-        nobody whose weights are known is served below the reference.
+        f is linear in w, so the mean maximises expected utility. f keeps the size of the weights,
+        so that a vector near zero is not blown up into an extreme preference: if it was inferred
+        from choices, the user gets the population's member. Known weights get the best member
+        whatever their size, and are therefore never served below the reference.
 
         Args:
-            utility: of one user, or of users side by side on leading axes.
+            utility: utility of one user, or of users on leading axes.
 
         Returns:
             Routes.
@@ -175,16 +205,16 @@ class Router:
         """Return how probable it is that the member chosen for a user is the best one.
 
         Args:
-            utility: of one user, or of users side by side.
+            utility: utility of one user, or of users on leading axes.
             member: [...] as `route` returned it.
-            key: of the draws, whose standard normal part all users share.
-            draws: of the weights a user, projected on the floors as the mean is.
+            key: random key of the draws, whose standard normal part all users share.
+            draws: draws of the weights per user, raised to the floors as the mean is.
 
         Returns:
             Confidence: probability [...], and its Monte-Carlo standard error [...].
 
         Raises:
-            InputError: as `weights`, a member that is none, or fewer than 2 draws.
+            InputError: as `weights`, a member that does not exist, or fewer than 2 draws.
         """
         self.weights(utility)
         member = np.asarray(member)

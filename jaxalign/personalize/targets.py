@@ -36,7 +36,8 @@ def target_for(utility: Utility, table: ValueTable, beta: float = 0.0) -> Target
     Raises:
         InputError: what is no utility, or other rewards or another scale.
 
-    Source: ours; see `jaxalign.personalize.utility.target_of`.
+    Source: ours (weights given as a target lose more than twice the utility that the right target
+        does on a bandit of two rewards).
     """
     known = RewardIds(table.names, table.digest)
     return Target(table.best(expect_utility(utility, known).mean, beta), known)

@@ -1,11 +1,11 @@
-"""Two vectors that look alike and are not: what a user wants, and what a policy is told.
+"""Utilities and targets: two vectors over rewards that must not be confused.
 
-A utility is signed weights on rewards, of any size; a target is levels of rewards. One fed where
-the other is meant is a silent error, so they are two types, and each names its rewards.
+A utility holds a user's signed weights on rewards, of any size. A target holds levels of rewards
+that a conditioned policy aims at. Using one for the other would be a silent error, so they are two
+types, and each states the rewards and the scale that it is about.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,22 +13,30 @@ from numpy.typing import ArrayLike, NDArray
 from jaxalign.errors import InputError
 from jaxalign.rewards.reward_scale import RewardIds
 
-Array = NDArray[np.floating[Any]]
+Array = NDArray[np.floating]
 
 LOGITS = "logits of a choice per standard deviation of a reward"
-"""Units of weights that Bradley-Terry choices between answers with standardised rewards give."""
+"""Units of weights that are inferred from choices between answers with standardised rewards."""
 
 
 @dataclass(frozen=True, eq=False)
 class Utility:
-    """What a user wants, and how surely; or users, side by side on leading axes.
+    """Weights of a user, or of users on leading axes, and their uncertainty.
 
     Attributes:
-        mean: [..., K] signed weights on named, standardised rewards, never normalised: the size
-            says how decisively the user chooses.
-        cov: [..., K, K] their covariance; zeros where the weights are known.
-        reward_ids: of the K rewards.
-        units: of the weights; the price of KL must be in the same per nat.
+        mean: [..., K] signed weights on named, standardised rewards. They are not normalised: their
+            size says how decisively the user chooses.
+        cov: [..., K, K] covariance of the weights; zeros where the weights are known.
+        reward_ids: names and scale of the K rewards.
+        units: units of the weights; the price of KL must be in the same units per nat.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.personalize import Utility
+        >>> from jaxalign.rewards import fit_scale
+        >>> scale = fit_scale([[0.0, 1.0], [1.0, 0.5], [2.0, 0.0]], ("kind", "brief"))
+        >>> Utility([2.0, -0.5], np.eye(2), scale.ids).mean
+        array([ 2. , -0.5])
     """
 
     mean: Array
@@ -54,7 +62,18 @@ class Utility:
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """What a conditioned policy is told: levels [..., R] of named rewards; no weights."""
+    """Levels of named rewards that a conditioned policy aims at; not weights.
+
+    Attributes:
+        values: [..., R] levels.
+        reward_ids: names and scale of the R rewards.
+
+    Example:
+        >>> from jaxalign.personalize import Target
+        >>> from jaxalign.rewards import RewardIds
+        >>> Target([0.25, 0.75], RewardIds(("kind", "brief"), "0" * 64)).values
+        array([0.25, 0.75])
+    """
 
     values: Array
     reward_ids: RewardIds
@@ -63,7 +82,7 @@ class Target:
         values = _floats(self.values)
         if values.ndim < 1 or values.shape[-1] != len(self.reward_ids.names):
             raise InputError(
-                f"target: found values {values.shape}, expected one a reward of "
+                f"target: found values {values.shape}, expected one per reward of "
                 f"{', '.join(self.reward_ids.names)}."
             )
         if not np.isfinite(values).all():
@@ -80,24 +99,31 @@ def known(weights: ArrayLike, reward_ids: RewardIds, units: str = LOGITS) -> Uti
     """Return the utility of users whose weights are known, without uncertainty.
 
     Args:
-        weights: [..., K].
-        reward_ids: of the K rewards.
-        units: of the weights.
+        weights: [..., K] weights on standardised rewards.
+        reward_ids: names and scale of the K rewards.
+        units: units of the weights.
 
     Returns:
-        Utility, its covariance zero.
+        Utility with a covariance of zeros.
+
+    Example:
+        >>> from jaxalign.personalize import known
+        >>> from jaxalign.rewards import RewardIds
+        >>> utility = known([[1.0, 0.0], [-2.0, 0.5]], RewardIds(("kind", "brief"), "0" * 64))
+        >>> utility.mean.shape, utility.cov.any().item()
+        ((2, 2), False)
     """
     mean = _floats(weights)
     return Utility(mean, np.zeros((*mean.shape, mean.shape[-1]), mean.dtype), reward_ids, units)
 
 
 def expect_utility(found: object, reward_ids: RewardIds, units: str | None = None) -> Utility:
-    """Return the utility, or refuse what is none, or is one on other rewards or in other units.
+    """Return a utility after checking its type, rewards, scale and units.
 
     Args:
-        found: what was given.
-        reward_ids: what it must be about.
-        units: what its weights must be in, None for any.
+        found: the value to check.
+        reward_ids: names and scale that it must have.
+        units: units that its weights must have, None for any.
 
     Raises:
         InputError: a `Target`, a bare array, other rewards, another scale or other units.
@@ -114,48 +140,3 @@ def expect_utility(found: object, reward_ids: RewardIds, units: str | None = Non
             "price of KL."
         )
     return found
-
-
-def target_of(
-    utility: Utility, values: ArrayLike, reward_ids: RewardIds, told: ArrayLike | None = None
-) -> Target:
-    """Return what to tell a policy for a user: p* = argmax over p of <w, F(p)>.
-
-    The mean of the weights is what expected utility asks for, as <w, F> is linear in w.
-
-    Args:
-        utility: of one user, or of users side by side.
-        values: [M, R] F(p), the rewards that the policy reaches when told each of M targets.
-        reward_ids: of the R columns.
-        told: [M, R] the targets p that it was told, None where it was told `values`.
-
-    Returns:
-        Target, values [..., R]; the first row among equals.
-
-    Raises:
-        InputError: what is no utility, other rewards, an empty table, or values not finite.
-
-    Source: ours (weights given as a target lose more than twice the utility that the right one
-        does on a bandit of two rewards).
-    """
-    utility = expect_utility(utility, reward_ids)
-    table = _table("values", values, reward_ids)
-    targets = table if told is None else _table("told", told, reward_ids)
-    if len(targets) != len(table):
-        raise InputError(
-            f"told: found {len(targets)} targets, expected {len(table)}, one a row of values."
-        )
-    best = np.argmax(utility.mean.astype(np.float64) @ table.T, axis=-1)
-    return Target(targets[best], reward_ids)
-
-
-def _table(name: str, values: ArrayLike, reward_ids: RewardIds) -> NDArray[np.float64]:
-    table = np.asarray(values, np.float64)
-    if table.ndim != 2 or len(table) == 0 or table.shape[1] != len(reward_ids.names):
-        raise InputError(
-            f"{name}: found shape {table.shape}, expected one row a target and "
-            f"{len(reward_ids.names)} columns."
-        )
-    if not np.isfinite(table).all():
-        raise InputError(f"{name}: found NaN or infinity, expected finite values.")
-    return table

@@ -34,6 +34,7 @@ class RewardIds:
         digest: digest of their `RewardScale`.
 
     Example:
+        >>> from jaxalign.rewards import RewardIds
         >>> RewardIds(("brevity", "warmth"), "0" * 64).names
         ('brevity', 'warmth')
     """
@@ -84,6 +85,8 @@ class RewardScale:
         high: [R] float64, the raw reward that is level 1, above `low`.
 
     Example:
+        >>> import numpy as np
+        >>> from jaxalign.rewards import RewardScale
         >>> scale = RewardScale(("brevity",), [-10.0], [2.0], [-14.0], [-4.0])
         >>> scale.standardise(np.array([-8.0])), scale.levels(np.array([-8.0]))
         (array([1.]), array([0.6]))
@@ -194,6 +197,7 @@ class RewardScale:
             constant only.
 
         Example:
+            >>> from jaxalign.rewards import RewardScale
             >>> scale = RewardScale(("kind", "brief"), [0.0, 0.0], [1.0, 2.0], [-3, -3], [3, 3])
             >>> scale.weights_on_levels([1.0, 1.0])
             array([6., 3.])
@@ -293,6 +297,8 @@ def fit_scale(
             fit; quantiles are no increasing pair in [0, 1]; or a range is of an unknown reward.
 
     Example:
+        >>> import numpy as np
+        >>> from jaxalign.rewards import fit_scale
         >>> raw = np.array([[0.0, 10.0], [1.0, 20.0], [2.0, 30.0]])
         >>> scale = fit_scale(raw, ("kind", "brief"), ranges={"kind": (0.0, 4.0)})
         >>> scale.mean, scale.low, scale.high

@@ -13,7 +13,7 @@ from scipy.stats import norm
 from jaxalign import palm, personalize
 from jaxalign.errors import InputError
 from jaxalign.personalize import Router, Target, Utility, known
-from jaxalign.rewards.reward_scale import RewardIds
+from jaxalign.rewards.reward_scale import RewardIds, fit_scale
 
 IDS = RewardIds(("kind", "brief", "harmless"), "a" * 64)
 BETA = 1.0
@@ -250,3 +250,23 @@ def test_what_is_no_utility_on_these_rewards_is_refused(world):
 def test_senseless_routers_are_refused(world, change, message):
     with pytest.raises(InputError, match=message):
         replace(world[1], **change)
+
+
+def test_a_portfolio_on_another_scale_is_refused(world):
+    _, router = world
+    standard = fit_scale(np.random.default_rng(0).normal(size=(9, 3)), IDS.names, quantiles=None)
+
+    def routed(scale, ids=standard.ids):
+        portfolio = replace(router.portfolio, scale=scale)
+        return Router(portfolio, ids, BETA, known([0.9, 0.2, 0.3], ids))
+
+    assert routed(standard).population_member == router.population_member
+    with pytest.raises(InputError, match="portfolio: found the scale"):
+        routed(standard, IDS)
+    # Levels that `palm build` makes are six deviations wide: weights would count six times less.
+    levels = replace(
+        standard, low=standard.mean - 3 * standard.std, high=standard.mean + 3 * standard.std
+    )
+    assert levels.digest == standard.digest
+    with pytest.raises(InputError, match="6 standard deviations wide, expected standardised"):
+        routed(levels)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from jaxalign import mrm, personalize
 from jaxalign.errors import InputError
-from jaxalign.personalize import Target, Utility, known, target_of
+from jaxalign.moc import ValueTable
+from jaxalign.personalize import Target, Utility, known, target_for
 from jaxalign.rewards.reward_scale import RewardIds, fit_scale
 
 NAMES = ("kind", "brief", "harmless")
@@ -20,17 +21,19 @@ def test_ids_are_those_of_the_scale():
     assert scale.ids == RewardIds(NAMES, scale.digest)
 
 
+def table(achieved=((0.9, 0.1, 0.0), (0.5, 0.6, 0.0), (0.1, 0.8, 0.5)), ids=IDS):
+    """What a policy achieves for each of three preferences."""
+    return ValueTable(np.eye(3), np.array(achieved), np.zeros(3), ids.names, ids.digest)
+
+
 def test_a_target_comes_out_of_the_table_only():
-    table = np.array([[0.9, 0.1, 0.0], [0.5, 0.6, 0.0], [0.1, 0.8, 0.5]])
-    told = np.eye(3)
     utility = known([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [-5.0, 0.0, 0.1]], IDS)
-    found = target_of(utility, table, IDS)
+    found = target_for(utility, table())
     assert isinstance(found, Target)
     assert found.reward_ids == IDS
-    np.testing.assert_array_equal(found.values, table)
-    np.testing.assert_array_equal(target_of(utility, table, IDS, told).values, told)
+    np.testing.assert_array_equal(found.values, np.eye(3))
     # The weights are no target: normalised to levels they would be another row.
-    assert not np.allclose(found.values[0], utility.mean[0])
+    assert not np.allclose(found.values[1], utility.mean[1] / 2)
 
 
 @pytest.mark.parametrize(
@@ -44,18 +47,18 @@ def test_a_target_comes_out_of_the_table_only():
 )
 def test_one_is_refused_where_the_other_is_meant(wrong, message):
     with pytest.raises(InputError, match=message):
-        target_of(wrong, np.eye(3), IDS)
+        target_for(wrong, table())
 
 
 def test_a_table_on_other_rewards_is_refused():
     with pytest.raises(InputError, match="scale"):
-        target_of(known(np.ones(3), IDS), np.eye(3), RewardIds(NAMES, "b" * 64))
-    with pytest.raises(InputError, match="found shape"):
-        target_of(known(np.ones(3), IDS), np.eye(2), IDS)
-    with pytest.raises(InputError, match="one a row"):
-        target_of(known(np.ones(3), IDS), np.eye(3), IDS, np.ones((2, 3)))
-    with pytest.raises(InputError, match="NaN"):
-        target_of(known(np.ones(3), IDS), np.full((2, 3), np.nan), IDS)
+        target_for(known(np.ones(3), IDS), table(ids=RewardIds(NAMES, "b" * 64)))
+    with pytest.raises(InputError, match="one finite row"):
+        table(np.eye(2))
+    with pytest.raises(InputError, match="one finite row"):
+        table(np.ones((2, 3)))
+    with pytest.raises(InputError, match="finite"):
+        table(np.full((3, 3), np.nan))
 
 
 def test_senseless_vectors_are_refused():
@@ -67,7 +70,7 @@ def test_senseless_vectors_are_refused():
         Utility(np.zeros(3), -np.eye(3), IDS)
     with pytest.raises(InputError, match="no two alike"):
         RewardIds(("a", "a"), "")
-    with pytest.raises(InputError, match="one a reward"):
+    with pytest.raises(InputError, match="one per reward"):
         Target(np.ones(2), IDS)
 
 

@@ -131,6 +131,7 @@ def smallest(rows: Sequence[SizeRow], figure: Figure = "share_lost") -> int | No
         figure: "share_lost" of the worst user, or "mean_lost" of all.
 
     Example:
+        >>> from jaxalign.experiments.palm.statistics import smallest
         >>> common = {"method": "palm, share", "additive_sd": 0.1, "mean_lost": 0.01}
         >>> smallest([{**common, "size": s, "share_lost": 0.1 / s} for s in (1, 2, 3)])
         3
