@@ -108,7 +108,7 @@ def best_of_size(
 
     Args:
         losses: [P, W].
-        size: how many policies, more than P are taken as P.
+        size: number of policies; more than P are taken as P.
         free: [W] losses of a member that costs nothing, None for none.
         method: "exact" or "greedy".
         time_limit: seconds in all; past it the best found, with what is proven.

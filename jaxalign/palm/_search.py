@@ -73,7 +73,7 @@ def search(
     everywhere. The reference policy counts as known and costs no call.
 
     Args:
-        oracle: solves one weight a call.
+        oracle: solves one weight per call.
         config: tolerances, targets, and whether lazy or full.
         state: where an earlier search stopped, None to start.
         on_call: called with the state after every oracle call.

@@ -1,4 +1,4 @@
-"""Portfolios that look at no value: uniform, random and k-center weights on the domain."""
+"""Portfolios chosen without looking at values: uniform, random and k-center weights."""
 
 from typing import Literal
 
@@ -28,12 +28,12 @@ def baseline(
     """Return a portfolio of the same budget, its policies solved at weights that a rule gives.
 
     Args:
-        oracle: solves one weight a call, `size` in all.
-        config: as the portfolio to compare with.
+        oracle: solves one weight per call, `size` in all.
+        config: settings of the portfolio to compare with.
         found: the search that both are certified against.
         kind: "uniform" (Das-Dennis), "random" (Dirichlet(1)) or "k_center".
-        size: how many policies, the free reference not counted.
-        seed: of random weights, and of the start of k-center.
+        size: number of policies, the free reference not counted.
+        seed: seed of random weights and of the start of k-center.
 
     Returns:
         Portfolio, with the same report.
@@ -58,10 +58,10 @@ def baseline_weights(
     Args:
         kind: "uniform", "random" or "k_center".
         num_rewards: R.
-        size: how many.
+        size: number of weights.
         weights: "simplex", or "signed": on the surface of the L1 ball, where the users with most at
             stake are.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Returns:
         [size, R].

@@ -84,7 +84,7 @@ def from_rows(
         row = int(np.flatnonzero(code == np.argmax(counts < 2))[0])
         raise InputError(
             f"{origin.at(row)}: found 1 answer to prompt {short(prompts[row])}, expected at least "
-            "2 candidates a prompt; sample more, or leave the prompt out."
+            "2 candidates per prompt; sample more, or leave the prompt out."
         )
     order = np.argsort(code, kind="stable")
     place = np.arange(len(code)) - np.repeat(np.cumsum(counts) - counts, counts)

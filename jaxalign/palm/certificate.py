@@ -1,4 +1,4 @@
-"""How far a portfolio can be from what its users could have, over all of them at once."""
+"""Worst gaps between a portfolio and the best policies for its users, over all users at once."""
 
 from dataclasses import dataclass
 
@@ -17,13 +17,13 @@ class Report:
     """Worst gaps over the whole domain, each with the weights where it occurs.
 
     Attributes:
-        additive: in units of reward.
-        additive_sd: in standard deviations of the rewards under the reference, the user's weights
-            averaging those of the rewards.
-        share_lost: of the improvement over the reference, where that is at least the floor; 0 where
-            no user can improve by that much.
-        multiplicative: of the value, whose zero is that of the rewards less the price of KL; None
-            where the members are worth less than 0 to someone.
+        additive: gap in units of reward.
+        additive_sd: gap in standard deviations of the rewards under the reference, averaged with
+            the user's weights.
+        share_lost: share of the improvement over the reference that is lost, where the improvement
+            is at least the floor; 0 where no user can improve by that much.
+        multiplicative: relative gap of the value, whose zero is that of the rewards less the price
+            of KL; None where the members are worth less than 0 to some user.
     """
 
     additive: Gap
@@ -41,11 +41,11 @@ class Report:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What is certain of a portfolio, for every user of the domain.
+    """The guarantee of a portfolio, for every user of the domain.
 
     Attributes:
-        pool: against the best of all policies that were solved.
-        optimum: against the unknown optimum, by the upper bound; None where the oracle's error is
+        pool: gaps to the best of all policies that were solved.
+        optimum: gaps to the unknown optimum, by the upper bound; None where the oracle's error is
             not known: the certificate is then relative to the pool.
         error: (eta, tau) of the oracle, or None.
         floor: least improvement, in standard deviations, of the users whose share lost is reported.
@@ -165,8 +165,8 @@ class HeldOut:
         additive_sd_low, additive_sd_high: the same in standard deviations.
         share_low, share_high: between which the share of the improvement lost lies, of the users
             whose improvement is at least the floor all over the band; 0 where there are none.
-        level: how surely, over draws of prompts.
-        prompts: how many.
+        level: probability of the bands, over draws of prompts.
+        prompts: number of prompts.
     """
 
     report: Report
@@ -206,9 +206,9 @@ def held_out(
         member_values: [M, X, D] of the members, the reference first.
         spread: [R] standard deviations of the rewards.
         corners: [N, D] of the domain.
-        draws: of the bootstrap over prompts.
-        level: of the band.
-        seed: of the draws.
+        draws: draws of the bootstrap over prompts.
+        level: level of the band.
+        seed: seed of the draws.
         floor: as in `report`.
 
     Returns:

@@ -22,8 +22,15 @@ _BATCH = 64
 class ClosedForm:
     """Tilted reference policies over sampled candidates: exact for every weight, one softmax each.
 
-    A policy's payload is its `weight` [R]: with `tilted_log_probs` that is all it takes to serve
-    it on any prompt whose candidates have rewards.
+    A policy's payload is its `weight` [R], from which `tilted_log_probs` makes the policy on any
+    prompt whose candidates have rewards.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.palm import ClosedForm
+        >>> oracle = ClosedForm(np.array([[[0.0, 1.0], [1.0, 0.0]]]), None, beta=0.5)
+        >>> oracle([1.0, 0.0]).rewards.round(3).tolist()  # e^2 / (1 + e^2) of the first reward
+        [0.881, 0.119]
     """
 
     def __init__(
@@ -35,16 +42,16 @@ class ClosedForm:
         names: Sequence[str] | None = None,
         fingerprint: str = "",
     ) -> None:
-        """Check the candidates and take them in.
+        """Check the candidates.
 
         Args:
             rewards: [X, C, R].
             log_ref: [X, C] in nats, each prompt's probabilities sum to 1, -inf where a candidate is
                 absent; None for candidates drawn from the reference, 1 / C each.
             beta: price of one nat of KL, in units of reward; positive.
-            reward_range: what every reward must lie in, None for any.
+            reward_range: lowest and highest reward that is accepted, None for any.
             names: [R] of the rewards, for errors and reports.
-            fingerprint: of the data, kept with the portfolio.
+            fingerprint: digest of the data, kept with the portfolio.
 
         Raises:
             InputError: shapes that do not fit, NaN, a reward outside its range or constant, fewer
@@ -54,7 +61,7 @@ class ClosedForm:
         if self.rewards.ndim != 3 or self.rewards.shape[1] < 2 or 0 in self.rewards.shape:
             raise InputError(
                 f"rewards: found shape {self.rewards.shape}, expected [prompts, candidates, "
-                "rewards] with at least 2 candidates a prompt."
+                "rewards] with at least 2 candidates per prompt."
             )
         if not beta > 0 or not np.isfinite(beta):
             raise InputError(f"beta: found {beta}, expected above 0; correct it.")

@@ -103,7 +103,7 @@ def check_weights(kind: WeightKind, weights: ArrayLike, num_rewards: int) -> Flo
     weights = np.asarray(weights, np.float64)
     if weights.ndim != 2 or weights.shape[1] != num_rewards:
         raise InputError(
-            f"weights: found shape {weights.shape}, expected one row of {num_rewards} a user."
+            f"weights: found shape {weights.shape}, expected one row of {num_rewards} per user."
         )
     if kind == "simplex":
         wrong = (weights < -_SLACK).any(axis=1) | (np.abs(weights.sum(axis=1) - 1) > _SLACK)

@@ -19,13 +19,13 @@ def read_candidates(
     names: Sequence[str] = (),
     reward_range: tuple[float, float] | None = None,
 ) -> Candidates:
-    """Read sampled answers with their rewards, one row a candidate.
+    """Read sampled answers with their rewards, one row per candidate.
 
     Args:
-        path: .jsonl, .json (an object a line; .gz too) or .parquet, with `prompt` (an id or a
-            text), `answer`, a numeric column a reward and optionally `log_ref` in nats.
+        path: .jsonl, .json (an object per line; .gz too) or .parquet, with `prompt` (an id or a
+            text), `answer`, a numeric column per reward and optionally `log_ref` in nats.
         names: columns of the rewards, in order; empty for all numeric ones.
-        reward_range: what every reward must lie in, None for any.
+        reward_range: lowest and highest reward that is accepted, None for any.
 
     Returns:
         Candidates, prompts in order of first appearance. Without `log_ref` the n answers of a
@@ -45,7 +45,7 @@ def read_candidates(
         name for name, values in columns.items() if name not in _NOT_REWARDS and is_numeric(values)
     )
     if not rewards:
-        raise InputError(f"{path} has no numeric column, expected one a reward; add one.")
+        raise InputError(f"{path} has no numeric column, expected one per reward; add one.")
     if len(set(rewards)) < len(rewards) or set(rewards) & set(_NOT_REWARDS):
         raise InputError(f"rewards: found {', '.join(rewards)}, expected columns of rewards, once.")
     values = np.stack([read_numbers(name, columns[name], origin) for name in rewards], axis=1)

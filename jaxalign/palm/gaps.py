@@ -100,7 +100,8 @@ def _at_corners(
     for name, array in zip(("pool", "members"), arrays, strict=True):
         if array.ndim != 2 or 0 in array.shape or array.shape[1] != arrays[0].shape[1]:
             raise InputError(
-                f"{name}: found shape {array.shape}, expected one row a policy, as wide as the pool"
+                f"{name}: found shape {array.shape}, expected one row per policy, as wide as the "
+                "pool."
             )
         if not np.isfinite(array).all():
             raise InputError(f"{name}: found NaN or infinity, expected finite values.")

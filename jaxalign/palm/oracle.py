@@ -95,13 +95,13 @@ class Oracle(Protocol):
     """What a portfolio is built from: a weight vector in, the best policy found for it out.
 
     Attributes:
-        num_rewards: R.
+        num_rewards: number R of rewards.
         beta: price of one nat of KL, in units of reward; 0 for none.
         spread: [R] standard deviation of each reward under the reference.
         error: (eta, tau): a returned policy is worth at least (1 - eta) V(w) - tau. None where that
             cannot be known (fine-tuning): certificates are then relative to the pool.
         reference: the reference policy, a free member of every portfolio.
-        fingerprint: of the data behind it, kept with the portfolio.
+        fingerprint: digest of the data behind it, kept with the portfolio.
     """
 
     num_rewards: int
@@ -140,7 +140,7 @@ class SampledOracle(Oracle, Evaluator, Protocol):
     """An oracle whose values are means over answers drawn to some prompts, `outcomes` per prompt.
 
     Attributes:
-        samples: answers a prompt.
+        samples: number of answers per prompt.
     """
 
     samples: int

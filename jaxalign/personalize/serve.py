@@ -1,11 +1,10 @@
-"""A portfolio of language-model policies at work: users in, each answered by the best member."""
+"""Serving a portfolio of language-model policies: each user is answered by the best member."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,13 +12,12 @@ from numpy.typing import ArrayLike
 
 from jaxalign import moc
 from jaxalign.errors import InputError
-from jaxalign.files import write_json
 from jaxalign.models.chat import Chat, Completion, generate_texts
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.peft import load_adapter, save_adapter
 from jaxalign.models.sampling import Sampling
-from jaxalign.palm import portfolio as artefact
 from jaxalign.palm.portfolio import Portfolio
+from jaxalign.palm.portfolio import load as load_portfolio
 from jaxalign.personalize.policies import (
     Conditioned,
     Kind,
@@ -30,19 +28,21 @@ from jaxalign.personalize.policies import (
     StackedAdapters,
     identity,
 )
+from jaxalign.personalize.targets import ids
+from jaxalign.runs.artifact import load_artifact, save_artifact
 
-FORMAT = 2
-FILE = "policies.json"
+FILE = "policies.safetensors"
+_REMEDY = "save portfolio and policies again with `Serving.save`"
 _ADAPTED = {kind.kind: kind for kind in (Soups, Mixing, Separate)}
 
 
 class Answered(NamedTuple):
-    """What users got.
+    """Answers of a batch of users.
 
     Attributes:
-        answers: B, in order.
-        members: [B] int32, who answered; 0 is the reference.
-        values: [B] what the member is worth to the user, in units of reward, KL's price taken off.
+        answers: B answers, in order.
+        members: [B] int32, the member that answered; 0 is the reference.
+        values: [B] value of the member for the user, in units of reward, the price of KL taken off.
     """
 
     answers: list[Completion]
@@ -55,8 +55,8 @@ class Serving:
     """A portfolio with the model and the policies that its members are made of.
 
     Attributes:
-        portfolio: its payload holds the members' `weight` [M, A].
-        policies: the kind, and what it makes policies of A weights with.
+        portfolio: portfolio whose payload holds the members' `weight` [M, A].
+        policies: what makes a policy of A weights.
         model: the reference policy.
     """
 
@@ -73,17 +73,20 @@ class Serving:
                 f"{self.policies.size} a member, one for each {each}; is it of other policies?"
             )
 
+        if isinstance(self.policies, Conditioned) and self.portfolio.scale is not None:
+            ids(self.policies.policy).expect(self.portfolio.scale.ids, "portfolio")
+
     @cached_property
     def stacked(self) -> StackedAdapters | PreferenceConditionedBatch:
         """The members side by side, made once."""
         return self.policies.stacked(self.portfolio.members.payload["weight"])
 
     def save(self, path: str | Path) -> None:
-        """Write portfolio and policies to a folder; the base model is only named, with its hash.
+        """Write portfolio and policies to a folder; of the base model only its name and hash.
 
         Args:
-            path: a folder, made if needed: the portfolio's files, policies.json, and the adapters
-                as peft writes them, or the one policy that is told preferences as MOC does.
+            path: the folder, made if needed: portfolio.safetensors, policies.safetensors, and the
+                adapters as peft writes them, or the conditioned policy as `moc.save` does.
 
         Raises:
             InputError: adapters that do not fit the model.
@@ -98,16 +101,36 @@ class Serving:
                 place = folder / "adapters" / str(number)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 save_adapter(place, tree, config, model.name, model.config)
-        described = {
-            "format": FORMAT,
-            "kind": policies.kind,
-            "base": {"name": model.name, "sha256": model.sha256},
-            "identity": identity(policies),
-            "options": None if policies.options is None else policies.options.tolist(),
-            "data_fingerprint": self.portfolio.fingerprint,
-        }
-        write_json(folder / FILE, described)
+        about = AboutPolicies(
+            policies.kind,
+            model.name,
+            model.sha256,
+            tuple(identity(policies)),
+            self.portfolio.fingerprint,
+        )
+        options = policies.options
+        arrays = {} if options is None else {"options": np.asarray(options)}
+        save_artifact(folder / FILE, "set of policies", about, arrays)
         self.portfolio.save(folder)
+
+
+@dataclass(frozen=True)
+class AboutPolicies:
+    """What the file of a portfolio's policies states.
+
+    Attributes:
+        kind: kind of the policies.
+        base: name of the base model.
+        base_sha256: digest of the base model's weights.
+        identity: what identifies each policy, as from `policies.identity`.
+        fingerprint: digest of the data that the portfolio was built on.
+    """
+
+    kind: str
+    base: str
+    base_sha256: str
+    identity: tuple[str, ...]
+    fingerprint: str
 
 
 def load(path: str | Path, model: LanguageModel) -> Serving:
@@ -121,52 +144,44 @@ def load(path: str | Path, model: LanguageModel) -> Serving:
         Serving, its certificate computed again.
 
     Raises:
-        InputError: a folder that is not whole, of another format or another model, adapters that
-            are not those it was saved with, or a portfolio that fails its own certificate.
+        InputError: a folder that is not whole, of another format or another model, or adapters that
+            are not those it was saved with.
     """
     folder = Path(path)
-    try:
-        described = json.loads((folder / FILE).read_text())
-    except (OSError, ValueError) as error:
+    found = load_artifact(folder / FILE, "set of policies", AboutPolicies, _REMEDY)
+    about = found.about
+    if about.base_sha256 != model.sha256:
         raise InputError(
-            f"{path} holds no policies beside a portfolio: {error}; save them again."
-        ) from None
-    kinds = [*_ADAPTED, Conditioned.kind]
-    if described.get("format") != FORMAT or described.get("kind") not in kinds:
-        raise InputError(
-            f"{folder / FILE} has format {described.get('format')!r} and kind "
-            f"{described.get('kind')!r}, this version reads format {FORMAT} of {', '.join(kinds)}: "
-            "save again or install the jaxalign that wrote it."
+            f"{folder / FILE}: the policies are of {about.base} with SHA-256 "
+            f"{about.base_sha256[:12]}, found {model.name} with {model.sha256[:12]}: load that "
+            "model."
         )
-    base = described["base"]
-    if base["sha256"] != model.sha256:
-        raise InputError(
-            f"{folder / FILE}: the policies are of {base['name']} with SHA-256 "
-            f"{base['sha256'][:12]}, found {model.name} with {model.sha256[:12]}: load that model."
-        )
-    policies = _policies(folder, described, model)
-    portfolio = artefact.load(folder)
-    if portfolio.fingerprint != described["data_fingerprint"]:
-        raise InputError(
-            f"{folder}: portfolio and {FILE} are of different builds: save them again."
-        )
+    policies = _policies(folder, about, found.arrays.get("options"), model)
+    portfolio = load_portfolio(folder)
+    if portfolio.fingerprint != about.fingerprint:
+        raise InputError(f"{folder}: portfolio and {FILE} are of different builds: {_REMEDY}.")
     return Serving(portfolio, policies, model)
 
 
-def _policies(folder: Path, described: dict[str, Any], model: LanguageModel) -> Kind:
-    """The policies of a folder, refused where they are not those that were saved."""
+def _policies(
+    folder: Path, about: AboutPolicies, options: np.ndarray | None, model: LanguageModel
+) -> Kind:
+    """The policies of a folder; refuses others than those that were saved."""
     policies: Kind
-    if described["kind"] == Conditioned.kind:
+    if about.kind == Conditioned.kind and options is not None:
         place = folder / "policy"
-        policies = Conditioned(moc.load(place, model), np.asarray(described["options"]))
-    else:
+        policies = Conditioned(moc.load(place, model), options)
+    elif about.kind in _ADAPTED:
         place = folder / "adapters"
-        found = range(len(described["identity"]))
-        adapters = tuple(load_adapter(place / str(number), model.config) for number in found)
-        policies = _ADAPTED[described["kind"]](adapters)
-    for number, (own, saved) in enumerate(
-        zip(identity(policies), described["identity"], strict=True)
-    ):
+        numbers = range(len(about.identity))
+        adapters = tuple(load_adapter(place / str(number), model.config) for number in numbers)
+        policies = _ADAPTED[about.kind](adapters)
+    else:
+        raise InputError(
+            f"{folder / FILE}: found policies of kind {about.kind!r}, expected one of "
+            f"{', '.join([*_ADAPTED, Conditioned.kind])}: {_REMEDY}."
+        )
+    for number, (own, saved) in enumerate(zip(identity(policies), about.identity, strict=True)):
         if own != saved:
             raise InputError(
                 f"{place}: number {number} is not the one that the portfolio was saved with (its "
@@ -185,15 +200,16 @@ def answer(
     batch_size: int = 64,
     progress: bool = True,
 ) -> Answered:
-    """Route each user to the best member and answer: one decode call a batch, members mixed.
+    """Route each user to the best member and answer, with one decoding call per mixed batch.
 
     Args:
         serving: portfolio, policies and model.
-        weights: [B, R] of the users, as `Portfolio.route` takes them.
-        prompts: B, one a user.
-        settings: how tokens are drawn.
+        weights: [B, R] weights of the users, as `Portfolio.route` takes them.
+        prompts: B prompts, one per user.
+        settings: sampling settings.
         key: random key; an answer depends on its member, prompt and place, not on the batch.
-        batch_size: most prompts at once; who is routed where compiles nothing anew.
+        batch_size: largest number of prompts at once. No routing of users needs a compilation of
+            its own.
         progress: show a bar on stderr when it takes more than a few seconds.
 
     Returns:
@@ -220,11 +236,11 @@ def answer_as(
     batch_size: int = 64,
     progress: bool = True,
 ) -> list[Completion]:
-    """Answer each prompt by a given member, for users routed elsewhere (on a posterior, say).
+    """Answer each prompt by a given member, for users routed elsewhere, such as by a `Router`.
 
     Args:
         serving, prompts, settings, key, batch_size, progress: as in `answer`.
-        members: [B] int, 0 is the reference.
+        members: [B] int, numbers of the members; 0 is the reference.
 
     Returns:
         B answers, in order.

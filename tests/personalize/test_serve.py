@@ -1,6 +1,5 @@
 """Users of many tastes in one decode call: every row as its member alone would answer."""
 
-import json
 import shutil
 from dataclasses import replace
 
@@ -17,9 +16,11 @@ from jaxalign.models.sampling import Sampling
 from jaxalign.personalize import serve
 from jaxalign.personalize.policies import Mixing, Soups
 from jaxalign.personalize.policy_oracle import AnswerOracle
+from jaxalign.runs.artifact import load_artifact, save_artifact
 
 GREEDY = Sampling(max_tokens=5, temperature=0.0, suppressed_ids=(tiny.UNKNOWN,))
 KEY = jax.random.key(5)
+KIND = "set of policies"
 
 
 @pytest.fixture(scope="module", params=["soups", "mixing"])
@@ -107,26 +108,31 @@ def test_what_was_not_saved_together_is_refused(serving, tmp_path):
     serving.save(tmp_path / "whole")
     model = tiny.language_model()
 
-    def refused(match, change, model=model):
+    def refused(match, change, model=model, **changes):
         folder = tmp_path / "other"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(tmp_path / "whole", folder)
-        described = json.loads((folder / serve.FILE).read_text())
-        change(folder, described)
-        (folder / serve.FILE).write_text(json.dumps(described))
+        change(folder)
+        found = load_artifact(folder / serve.FILE, KIND, serve.AboutPolicies, "")
+        save_artifact(folder / serve.FILE, KIND, replace(found.about, **changes), found.arrays)
         with pytest.raises(InputError, match=match):
             serve.load(folder, model)
 
-    def swap(folder, described):
+    def same(folder):
+        """Nothing but what the file states is changed."""
+
+    def swap(folder):
         shutil.rmtree(folder / "adapters" / "0")
         shutil.copytree(folder / "adapters" / "1", folder / "adapters" / "0")
 
     refused("is not the one", swap)
-    refused("format 9", lambda folder, described: described.update(format=9))
-    refused("load that model", lambda *_: None, replace(model, sha256="1" * 64))
-    refused("different builds", lambda _, described: described.update(data_fingerprint="x"))
-    with pytest.raises(InputError, match="holds no policies"):
-        serve.load(tmp_path, model)
+    refused("found policies of kind 'mix'", same, kind="mix")
+    refused("load that model", same, replace(model, sha256="1" * 64))
+    refused("different builds", same, fingerprint="x")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "policies.json").write_text("{}")
+    with pytest.raises(InputError, match=r"no such file; expected a set of policies"):
+        serve.load(tmp_path / "old", model)
 
 
 def test_members_and_prompts_must_match(serving):
