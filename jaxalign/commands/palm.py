@@ -14,14 +14,14 @@ DEMO = "demo"
 
 def add(commands: Any) -> None:
     """Adds the commands."""
-    actions = group(commands, "palm", "few policies for every preference, certified")
+    actions = group(commands, "palm", "small portfolios of policies, certified for every user")
     _add_build(actions)
     _add_certify(actions)
     _add_route(actions)
 
 
 def _add_build(actions: Any) -> None:
-    text = "choose few policies on some prompts, certify them on others"
+    text = "select few policies on some prompts and certify them on others"
     parser = command(
         actions,
         "build",
@@ -29,29 +29,52 @@ def _add_build(actions: Any) -> None:
         text,
         epilog="Any field of the config can be set: --palm.size 5",
     )
-    parser.add_argument("--config", type=Path, help="YAML, see configs/palm")
-    parser.add_argument("--data", required=True, help="file of candidates, or `demo`")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the portfolio")
-    parser.add_argument("--resume", action="store_true", help="go on with an unfinished build")
-    parser.add_argument("--confirm", action="store_true", help="build a grid of any size")
+    parser.add_argument("--config", type=Path, help="YAML file with settings; see configs/palm")
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="file of candidates (.jsonl or .parquet), or `demo` for the shipped answers",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="new folder for the portfolio and its report"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue an unfinished build")
+    parser.add_argument("--confirm", action="store_true", help="build the grid whatever its size")
     takes_config(parser, "jaxalign.palm.config:BuildConfig")
 
 
 def _add_certify(actions: Any) -> None:
-    text = "worst gaps over all users on other prompts, with a band"
+    text = "certify a portfolio on other prompts: worst gaps over all users, with a band"
     parser = command(actions, "certify", _certify, text)
-    parser.add_argument("--portfolio", type=Path, required=True, help="folder of a build")
-    parser.add_argument("--data", required=True, help="file of candidates, or `demo`")
+    parser.add_argument(
+        "--portfolio", type=Path, required=True, help="output folder of `palm build`"
+    )
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="file of candidates (.jsonl or .parquet), or `demo` for the shipped answers",
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write")
 
 
 def _add_route(actions: Any) -> None:
-    text = "each user's member, its value and a bound on the regret"
+    text = "route a file of users: each user's member, its value and a bound on the regret"
     parser = command(actions, "route", _route, text)
-    parser.add_argument("--portfolio", type=Path, required=True, help="folder of a build")
-    parser.add_argument("--users", type=Path, required=True, help=".parquet or .jsonl of weights")
-    parser.add_argument("--out", type=Path, required=True, help=".parquet or .jsonl to write")
-    parser.add_argument("--normalise", action="store_true", help="divide weights by their sum")
+    parser.add_argument(
+        "--portfolio", type=Path, required=True, help="output folder of `palm build`"
+    )
+    parser.add_argument(
+        "--users",
+        type=Path,
+        required=True,
+        help="file of weights: .jsonl or .parquet with one column per reward, or of `mrm adapt`",
+    )
+    parser.add_argument("--out", type=Path, required=True, help=".parquet or .jsonl file to write")
+    parser.add_argument(
+        "--normalise",
+        action="store_true",
+        help="divide each user's weights by their sum instead of refusing those off the domain",
+    )
 
 
 def _build(arguments: argparse.Namespace, rest: list[str]) -> None:
