@@ -28,8 +28,8 @@ BATCH = 2**20
 _DIGITS = 12
 _ONE_SCALE = (
     "train the user model on the portfolio's scale (`jaxalign mrm train --features.named true "
-    "--features.scale PORTFOLIO/scale.json`), or build the portfolio on the model's scale (`jaxalign palm "
-    "build --scale_from RUN`)"
+    "--features.scale PORTFOLIO/scale.json`), or build the portfolio on the model's scale "
+    "(`jaxalign palm build --scale_from RUN`)"
 )
 
 
