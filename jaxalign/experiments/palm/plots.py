@@ -7,7 +7,7 @@ from typing import cast
 import numpy as np
 from matplotlib.colors import ListedColormap
 
-from jaxalign.experiments.palm.statistics import Figure, SizeRow
+from jaxalign.experiments.palm.statistics import Measure, SizeRow
 from jaxalign.palm.portfolio import Portfolio
 from jaxalign.runs.plots import PALETTE, REGIONS, legend_below, new_figure, save_png, tidy
 
@@ -19,7 +19,7 @@ _METHODS = {
     "k_center": ("k-center", PALETTE[3], "D", "--"),
     "random": ("random", PALETTE[7], "v", "--"),
 }
-_PANELS: tuple[tuple[Figure, str, float], ...] = (
+_PANELS: tuple[tuple[Measure, str, float], ...] = (
     ("additive_sd", "worst gap (standard deviations)", 1.0),
     ("share_lost", "worst user's share of improvement lost (%)", 100.0),
     ("mean_lost", "all users' share of improvement lost (%)", 100.0),

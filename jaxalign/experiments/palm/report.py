@@ -4,7 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxalign.experiments.palm.plots import plot_regions, plot_sizes
-from jaxalign.experiments.palm.statistics import FIGURES, BuiltPortfolio, SizeRow, smallest
+from jaxalign.experiments.palm.statistics import (
+    MEASURES,
+    BuiltPortfolio,
+    Measure,
+    SizeRow,
+    smallest,
+)
 from jaxalign.files import write_text
 from jaxalign.palm import Certificate, Gap, HeldOut, Portfolio, Usage
 from jaxalign.runs.tables import MISSING, interval, markdown_table, percent
@@ -96,7 +102,7 @@ def size_rows(sizes: Sequence[SizeRow]) -> tuple[list[str], Rows]:
     for size in sorted({row["size"] for row in sizes}):
         of_size = [found[method, size] for method in methods]
         cells = [
-            f"{row['additive_sd']:.2f} " + " ".join(percent(row[name], 0) for name in FIGURES[1:])
+            f"{row['additive_sd']:.2f} " + " ".join(percent(row[name], 0) for name in MEASURES[1:])
             for row in of_size
         ]
         rows.append([str(size), *cells])
@@ -112,13 +118,16 @@ def size_sentence(sizes: Sequence[SizeRow]) -> str:
     """Return one sentence on how small a portfolio may be."""
     most = max(row["size"] for row in sizes)
     parts = []
-    for figure, whose in (("share_lost", "the worst user loses"), ("mean_lost", "all users lose")):
-        size = smallest(sizes, "share_lost" if figure == "share_lost" else "mean_lost")
+    whose: dict[Measure, str] = {
+        "share_lost": "the worst user loses", "mean_lost": "all users lose",
+    }  # fmt: skip
+    for measure, words in whose.items():
+        size = smallest(sizes, measure)
         parts.append(
-            f"{whose} less than 5 % of the improvement from {size} "
+            f"{words} less than 5 % of the improvement from {size} "
             f"member{'s' if size != 1 else ''} on"
             if size
-            else f"{whose} more than 5 % with {most} members"
+            else f"{words} more than 5 % with {most} members"
         )
     return "On other prompts " + ", ".join(parts) + "."
 

@@ -18,8 +18,8 @@ from jaxalign.palm.portfolio import Portfolio
 from jaxalign.palm.select import choose
 from jaxalign.rewards.reward_scale import RewardScale
 
-Figure = Literal["additive_sd", "share_lost", "mean_lost"]
-FIGURES: tuple[Figure, ...] = get_args(Figure)
+Measure = Literal["additive_sd", "share_lost", "mean_lost"]
+MEASURES: tuple[Measure, ...] = get_args(Measure)
 """Worst gap in standard deviations; share of the improvement that the worst user loses, and that
 all users together lose."""
 
@@ -77,7 +77,7 @@ def compare_sizes(
     """Return how far portfolios of sizes 1 to `sizes` are from the pool, on other prompts.
 
     A portfolio is chosen twice: for the least additive gap and for the least share lost. For the
-    rules that draw weights, figures are means over `draws`. Besides the worst user, 2,000 users
+    rules that draw weights, values are means over `draws`. Besides the worst user, 2,000 users
     drawn evenly from the domain are judged by what they lose of their improvement together.
 
     Args:
@@ -118,17 +118,17 @@ def compare_sizes(
                 judge(members.take(np.arange(seed * size, seed * size + size)))
                 for seed in range(seeds)
             ]
-            mean = {name: float(np.mean([part[name] for part in parts])) for name in FIGURES}
+            mean = {name: float(np.mean([part[name] for part in parts])) for name in MEASURES}
             rows.append(cast(SizeRow, {"method": kind, "size": size, **mean}))
     return rows
 
 
-def smallest(rows: Sequence[SizeRow], figure: Figure = "share_lost") -> int | None:
+def smallest(rows: Sequence[SizeRow], measure: Measure = "share_lost") -> int | None:
     """Return the least size from which on PALM loses less than 5 %, None if there is none.
 
     Args:
         rows: rows of `compare_sizes`.
-        figure: "share_lost" of the worst user, or "mean_lost" of all.
+        measure: "share_lost" of the worst user, or "mean_lost" of all.
 
     Example:
         >>> from jaxalign.experiments.palm.statistics import smallest
@@ -136,7 +136,7 @@ def smallest(rows: Sequence[SizeRow], figure: Figure = "share_lost") -> int | No
         >>> smallest([{**common, "size": s, "share_lost": 0.1 / s} for s in (1, 2, 3)])
         3
     """
-    found = {row["size"]: row[figure] for row in rows if row["method"] == "palm, share"}
+    found = {row["size"]: row[measure] for row in rows if row["method"] == "palm, share"}
     good = [size for size in sorted(found) if all(found[s] < LOST for s in found if s >= size)]
     return good[0] if good else None
 
@@ -202,7 +202,7 @@ class _Judge:
     def _means(values: Floats) -> Floats:
         return values.mean(axis=1)
 
-    def __call__(self, members: Policies) -> dict[Figure, float]:
+    def __call__(self, members: Policies) -> dict[Measure, float]:
         values = self._means(np.concatenate([self.reference, self._values(members)]))
         at_pool, at_members = (x @ self.corners.T for x in (self._means(self.pool), values))
         units = np.abs(self.corners[:, : len(self.spread)]) @ self.spread
