@@ -117,21 +117,6 @@ class Portfolio:
             users = jnp.concatenate([users, jnp.ones((len(users), 1), users.dtype)], axis=1)
         return best_member(users, values, chunk=chunk)
 
-    def usage(self, weights: ArrayLike) -> Usage:
-        """Return which members some users are routed to.
-
-        Args:
-            weights: [U, R], at least one user.
-
-        Returns:
-            Usage.
-
-        Raises:
-            InputError: as `route`, or no user.
-        """
-        _, index = self.route(weights)
-        return usage(np.bincount(np.asarray(index), minlength=len(self.members)))
-
     def held_out(
         self, evaluator: Evaluator, draws: int = 1000, level: float = 0.95, seed: int = 0
     ) -> HeldOut:

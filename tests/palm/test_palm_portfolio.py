@@ -66,12 +66,14 @@ def test_disliking_users_are_covered_by_a_signed_portfolio(x64):
 def test_usage(built):
     _, portfolio = built
     weights = users("simplex", 1000, 3)
-    usage = portfolio.usage(weights)
-    share = np.bincount(portfolio.route(weights)[1], minlength=5) / 1000
+    counts = np.bincount(portfolio.route(weights)[1], minlength=5)
+    usage, share = palm.usage(counts), counts / 1000
     np.testing.assert_allclose(usage.share, share)
     assert usage.unused == tuple(np.flatnonzero(share == 0))
     assert usage.perplexity == pytest.approx(np.exp(-sum(p * np.log(p) for p in share if p)))
-    assert portfolio.usage(weights[:1]).perplexity == 1
+    assert palm.usage([0, 1]).perplexity == 1
+    with pytest.raises(InputError, match="found no user"):
+        palm.usage([0, 0])
 
 
 def test_saved_and_loaded(built, tmp_path):
