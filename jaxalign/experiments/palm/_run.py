@@ -69,7 +69,7 @@ def run(
             something else.
     """
     say = Progress().say
-    show_grid(config.palm, len(candidates.names), say, confirm)
+    _show_grid(config.palm, len(candidates.names), say, confirm)
     first, second = split_prompts(candidates, config.certify_share, config.seed)
     units = load_scale(config.scale_from) if config.scale_from else None
     scale = candidate_scale(first, config.scale, config.clip, config.reward_range, units)
@@ -162,7 +162,7 @@ def evaluate(portfolio: Portfolio, candidates: Candidates, source: str) -> HeldO
     return portfolio.held_out(candidate_oracle(other, portfolio.scale, portfolio.beta))
 
 
-def show_grid(config: PalmConfig, rewards: int, say: Say, confirm: bool) -> None:
+def _show_grid(config: PalmConfig, rewards: int, say: Say, confirm: bool) -> None:
     """Say how many weights the grid has before any work is done, and refuse too many."""
     if config.weights == "signed" or config.targets == "corners":
         say("no grid: the points where policies tie take its place")
