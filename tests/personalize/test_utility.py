@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from jaxalign import mrm, personalize
 from jaxalign.errors import InputError
-from jaxalign.moc import ValueTable
+from jaxalign.moc.value_table import ValueTable
 from jaxalign.personalize import Target, Utility, known, target_for
 from jaxalign.rewards.reward_scale import RewardIds, fit_scale
 
