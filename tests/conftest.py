@@ -17,9 +17,13 @@ os.environ.update(compile_cache.variables(os.environ))
 
 import jax
 import pytest
+from hypothesis import settings
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 pytest.register_assert_rewrite("cli_calls")
+# The first example compiles, and a busy machine is slow.
+settings.register_profile("tests", settings(), deadline=None)
+settings.load_profile("tests")
 
 
 @pytest.fixture
