@@ -2,17 +2,16 @@
 
 import gzip
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+from shared_data import shared
 
 from jaxalign import data
 from jaxalign.data import lamp, records
 from jaxalign.data.histories import leading_category
 from jaxalign.errors import InputError
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "huffpost_headlines"
 ASK = "Generate a headline for the following article: "
 
 QUESTIONS = {
@@ -444,9 +443,8 @@ def test_huffpost_refuses_lines(tmp_path, change, words):
         data.huffpost(history_file(path, rows))
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real headlines are not beside this checkout")
 def test_real_headlines():
-    found = data.huffpost(SHARED)
+    found = data.huffpost(shared("huffpost_headlines"))
     assert found.test.notes == ("articles of series, which were dropped: 158",)
     assert len(found.test.items) == 6946
     sizes = [(len(part), len(set(part.users))) for part in (found.train, found.validation)]

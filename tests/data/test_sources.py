@@ -1,21 +1,12 @@
 import gzip
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+from shared_data import shared
 
 from jaxalign import data
 from jaxalign.errors import InputError
-
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-
-
-def shared(name):
-    folder = SHARED / name
-    if not folder.is_dir():
-        pytest.skip(f"the real data set {name} is not beside this checkout")
-    return folder
 
 
 def write_gz(path, text):

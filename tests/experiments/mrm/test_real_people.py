@@ -3,21 +3,20 @@
 from pathlib import Path
 
 import pytest
+from shared_data import shared
 
 from jaxalign.config import load_config
 from jaxalign.experiments.mrm import run
 from jaxalign.mrm.config import MRMRunConfig
 
-ROOT = Path(__file__).resolve().parents[2]
-DATA = ROOT.parent / "shared" / "data"
+ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.slow
 
 
 def _run(name, folder, out, *options):
-    if not (DATA / folder).exists():
-        pytest.skip(f"the data set {folder} is not beside the checkout")
+    source = str(shared(folder))
     config = load_config(MRMRunConfig, ROOT / "configs" / "mrm" / f"{name}.yaml", options)
-    return run(config, str(DATA / folder), out, show=False)
+    return run(config, source, out, show=False)
 
 
 def test_jester_personalises(tmp_path):

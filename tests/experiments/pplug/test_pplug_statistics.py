@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from shared_data import shared
 
 from jaxalign.data import huffpost
 from jaxalign.errors import InputError
@@ -17,8 +18,6 @@ from jaxalign.experiments.pplug.statistics import (
     score_predictions,
 )
 from jaxalign.metrics import text
-
-SHARED = Path(__file__).resolve().parents[4] / "shared" / "data" / "huffpost_headlines"
 
 RESULTS = Path(__file__).resolve().parents[3] / "benchmarks" / "results" / "pplug_huffpost"
 USERS = ["a", "a", "b", "c", "c", "c"]
@@ -211,9 +210,8 @@ def test_refuses_power_of_nothing():
         score_predictions("LaMP_4", {"x": []}, ["a"], ["u"], [1], ["x"])
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real headlines are not beside this checkout")
 def test_what_the_real_headlines_can_show():
-    told = huffpost(SHARED).test
+    told = huffpost(shared("huffpost_headlines")).test
     first = [" ".join(words.split()[:12]) for words in told.query_texts("")]
     scores = text.sample_scores("huffpost", first, told.outputs)["rouge-1"]
     assert 0.10 < scores.mean() < 0.11
