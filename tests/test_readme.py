@@ -2,10 +2,15 @@
 
 import pkgutil
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
+from test_configs import COMMANDS
+
+from jaxalign import cli
+from jaxalign.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -55,6 +60,26 @@ def test_files_that_a_page_links_to_are_there(page):
 def test_names_in_a_page_are_there(page):
     for name in NAME.findall(page.read_text(encoding="utf-8")):
         pkgutil.resolve_name(f"jaxalign.{name}")  # raises for an unknown one
+
+
+def commands(page):
+    """The words of every `jaxalign` command in the bash blocks of a page."""
+    for block in re.findall(r"^```bash\n(.*?)^```", page.read_text("utf-8"), re.M | re.S):
+        for part in re.split(r"\n|&&", block):
+            program, *words = shlex.split(part, comments=True) or [""]
+            if program.endswith("jaxalign"):
+                yield words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_of_a_page_parse(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    configs = {command: config for config, command in COMMANDS.values()}
+    for words in commands(page):
+        arguments, rest = cli._parser().parse_known_args(words)
+        if getattr(arguments, "config", None) or rest:
+            (config,) = [c for command, c in configs.items() if " ".join(words).startswith(command)]
+            load_config(config, arguments.config, rest)
 
 
 def test_ci_runs_the_test_command_of_the_readme(readme):
