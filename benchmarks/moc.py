@@ -141,7 +141,7 @@ def _ours(
     import jax.numpy as jnp
 
     from jaxalign.moc.policy import init_policy
-    from jaxalign.moc.step import init_train_state, make_train
+    from jaxalign.moc.step import init_train_state, make_step, make_train
     from jaxalign.models.language import LanguageModel
     from jaxalign.rewards.vector import TokenReward
     from jaxalign.train.mesh import make_mesh
@@ -161,7 +161,7 @@ def _ours(
         jax.random.key(1), init_policy(jax.random.key(2), model, names, config).trained, config
     )
     mesh = make_mesh(config.trunk.mesh, jax.devices()[:1])
-    programs = make_train(config, config.trunk.decoder(plain), names, (), mesh, reward)
+    programs = make_train(config, config.trunk.decoder(plain), names, (), mesh)
     lengths = np.full(len(prompts), prompts.shape[1], np.int32)
     preferences = np.random.default_rng(1).dirichlet(np.ones(count), config.groups)
     batch = {
@@ -170,15 +170,15 @@ def _ours(
     }  # fmt: skip
     place = harness.whole(mesh)
     state, params, batch = jax.device_put((state, params, batch), place)
-    step = jax.jit(programs.step, donate_argnums=0, out_shardings=(place, None))
-    rollout = jax.jit(programs.rollout)
+    step = jax.jit(make_step(programs, reward), donate_argnums=0, out_shardings=(place, None))
+    sample = jax.jit(programs.sample)
     held = [state]
 
     def once() -> Any:
         held[0], metrics = step(held[0], params, batch)
         return harness.wait(metrics["loss"])
 
-    return once, lambda: harness.wait(rollout(held[0], params, batch))
+    return once, lambda: harness.wait(sample(held[0], params, batch))
 
 
 def _theirs(size: str, dtype: str, config: Any, prompts: np.ndarray) -> Any:

@@ -92,6 +92,7 @@ def programs_of(arguments: argparse.Namespace, mesh: Any) -> tuple[Any, dict[str
     from jaxalign.moc.step import init_train_state, make_train
     from jaxalign.models import families
     from jaxalign.models.language import LanguageModel
+    from jaxalign.rollout import Rollout
 
     run = load_config(MocRunConfig, arguments.config, [])
     config, names = run.moc, [reward.name for reward in run.rewards]
@@ -127,20 +128,21 @@ def programs_of(arguments: argparse.Namespace, mesh: Any) -> tuple[Any, dict[str
         "batch": held(batch),
     }
     own = [abstract[name] for name in ("state", "frozen", "batch")]
-    abstract["answers"] = held(jax.eval_shape(programs.rollout, *own))
-    abstract["scored"] = held(jax.eval_shape(programs.score, *own, abstract["answers"]))
-    abstract["raw"] = held(jax.ShapeDtypeStruct((rows, len(names)), jnp.float32))
+    completions = held(jax.eval_shape(programs.sample, *own))
+    scores = held(jax.eval_shape(programs.score, *own, completions))
+    rewards = held(jax.ShapeDtypeStruct((rows, len(names)), jnp.float32))
+    abstract["rollout"] = Rollout(completions, scores, rewards)
     return programs, abstract, asdict(config)
 
 
 def parts_of(programs: Any, abstract: dict[str, Any]) -> dict[str, Any]:
     """Of a step: each function, its arguments as shapes, and those that it may overwrite."""
     own = tuple(abstract[name] for name in ("state", "frozen", "batch"))
-    answers, scored, raw = (abstract[name] for name in ("answers", "scored", "raw"))
+    rollout = abstract["rollout"]
     return {
-        "rollout": (programs.rollout, own, ()),
-        "score": (programs.score, (*own, answers), ()),
-        "update": (programs.learn, (*own, answers, scored, raw), (0,)),
+        "rollout": (programs.sample, own, ()),
+        "score": (programs.score, (*own, rollout.completions), ()),
+        "update": (programs.learn, (*own, rollout), (0,)),
     }
 
 

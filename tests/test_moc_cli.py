@@ -12,8 +12,9 @@ import yaml
 from cli_calls import call, refused
 
 from jaxalign.config import load_config
-from jaxalign.experiments.moc._evaluate import load_run, speakers
+from jaxalign.experiments.moc._evaluate import evaluated_policies, load_run
 from jaxalign.experiments.moc._run import MocRunConfig, estimate_scale
+from jaxalign.experiments.moc.evaluation import Evaluation
 from jaxalign.moc import load
 from jaxalign.moc.value_table import ValueTable
 from jaxalign.models.language import load_language_model
@@ -135,7 +136,7 @@ def test_an_interrupted_run_goes_on_to_the_same_policy(world, tmp_path):
     first, second = (weights_of(run / "model") for run in (world.run, tmp_path / "run"))
     for name, value in first.items():
         np.testing.assert_array_equal(second[name], value)
-    assert "model alone" not in result.err  # the scale is kept
+    assert "estimating the scale" not in result.err  # the scale is kept
 
 
 def test_another_run_is_refused(world):
@@ -147,7 +148,7 @@ def test_another_run_is_refused(world):
 
 def test_evaluate_judges_all_preferences(world):
     report = json.loads((world.judged / "report.json").read_text())
-    (one,) = report["speakers"].values()
+    (one,) = report["policies"].values()
     assert [one["parts"][part]["points"] for part in ("seen", "held_out")] == [10, 1]
     for name in ("report.md", "front.png", "control.png"):
         assert (world.judged / name).stat().st_size > 100
@@ -160,35 +161,35 @@ def test_evaluate_judges_all_preferences(world):
 
 @pytest.mark.slow
 def test_evaluate_puts_the_baselines_beside_it(beside):
-    speakers = beside.report["speakers"]
-    assert list(speakers) == ["run", "MORLHF", "soups", "MOD"]
-    assert [len(one["points"]) for one in speakers.values()] == [11, 2, 11, 11]
+    policies = beside.report["policies"]
+    assert list(policies) == ["run", "MORLHF", "soups", "MOD"]
+    assert [len(one["points"]) for one in policies.values()] == [11, 2, 11, 11]
     # At the corners a soup, a mixture and MORLHF are one and the same policy.
-    answers = [
-        json.loads((beside.out / f"evaluations/{name}.json").read_text())
+    evaluations = [
+        Evaluation.load(beside.out / f"evaluations/{name}.safetensors")
         for name in ("MORLHF", "soups", "MOD")
     ]
     for corner in ([1.0, 0.0], [0.0, 1.0]):
-        said = [one["answers"][one["preferences"].index(corner)] for one in answers]
+        said = [one.completions[one.preferences.tolist().index(corner)] for one in evaluations]
         assert said[0] == said[1] == said[2]
 
 
 @pytest.mark.slow
 def test_runs_of_one_weighting_make_a_table_of_their_own(world, beside):
     first = load_run(world.run)
-    own, one = speakers(first, [load_run(beside.others[0], first.policy.model)])
-    assert own.speaker.name == "run"
+    own, one = evaluated_policies(first, [load_run(beside.others[0], first.policy.model)])
+    assert own.name == "run"
     assert one.preferences.tolist() == [[1.0, 0.0]]
 
 
 def test_the_value_table_turns_users_into_targets(world):
     policy, table = load(world.run / "model"), ValueTable.load(world.run / "model")
-    assert table.told.shape == (11, 2)
+    assert table.preferences.shape == (11, 2)
     ids = RewardIds(NAMES, policy.scale.digest)
     users = known(np.array([[1.0, 0.2], [-0.5, 1.0]]), ids)
     target = target_for(users, table)
     np.testing.assert_allclose(
-        target.values, table.told[np.argmax(users.mean @ table.reached.T, axis=1)]
+        target.values, table.preferences[np.argmax(users.mean @ table.achieved_rewards.T, axis=1)]
     )
     greedy = Sampling(max_tokens=6, temperature=0.0)
     told = [

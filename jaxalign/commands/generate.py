@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,7 @@ def _generate(arguments: argparse.Namespace, _: list[str]) -> None:
     rows = read_prompts(arguments.prompts) if arguments.prompts else [{"prompt": arguments.prompt}]
     chats = [_chat(row, arguments) for row in rows]
     if arguments.preference is not None or any("preference" in row for row in rows):
-        _answer_told(arguments, settings, rows, chats)
+        _answer_conditioned(arguments, settings, rows, chats)
         return
     which = _which(rows, arguments)
     from jaxalign.models.language import load_language_model
@@ -91,7 +91,7 @@ def _generate(arguments: argparse.Namespace, _: list[str]) -> None:
         _answer_one(arguments, model, settings, chats[0], stack)
 
 
-def _answer_told(
+def _answer_conditioned(
     arguments: argparse.Namespace,
     settings: "Sampling",
     rows: list[dict[str, Any]],
@@ -110,15 +110,16 @@ def _answer_told(
     from jaxalign.personalize.policies import Conditioned
 
     policy = load(policy_folder(arguments.model), dtype=arguments.dtype)
-    told = Conditioned(policy, np.eye(len(policy.names))).stacked(
+    preferences = np.array(
         [_preference(arguments, number, row, policy.names) for number, row in enumerate(rows, 1)]
     )
-    everyone = range(len(chats))
-    prompts = told.prompts(chats, everyone)
+    policies = Conditioned(policy, np.eye(len(policy.names)))
+    prompts = [policies.prompt(*pair) for pair in zip(chats, preferences, strict=True)]
+    batch = policies.stacked(preferences)
     if arguments.prompts:
-        _answer_file(arguments, policy.model, settings, prompts, told.arguments)
+        _answer_file(arguments, policy.model, settings, prompts, batch.arguments)
     else:
-        _streamed(arguments, policy.model, settings, prompts[0], told.arguments([0]))
+        _streamed(arguments, policy.model, settings, prompts[0], batch.arguments([0]))
 
 
 def _preference(
@@ -247,7 +248,7 @@ def _streamed(
     model: "LanguageModel",
     settings: "Sampling",
     chat: Any,
-    policies: dict[str, Any],
+    policies: Mapping[str, Any],
 ) -> None:
     import jax
 
@@ -265,7 +266,7 @@ def _answer_file(
     model: "LanguageModel",
     settings: "Sampling",
     chats: list[Any],
-    policies: Callable[[Sequence[int]], dict[str, Any]],
+    policies: Callable[[Sequence[int]], Mapping[str, Any]],
 ) -> None:
     """Answers in spans; a file grows aside and is renamed when whole."""
     import jax

@@ -76,7 +76,7 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
 
     from jaxalign.config import load_config
     from jaxalign.experiments.moc import MocEvaluateConfig, evaluate
-    from jaxalign.experiments.moc import report as pages
+    from jaxalign.experiments.moc.report import terminal
 
     config = load_config(MocEvaluateConfig, None, rest)
     report = evaluate(
@@ -87,5 +87,5 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
         arguments.data,
         resume=arguments.resume,
     )
-    Console().print(pages.terminal(report))
+    Console().print(terminal(report))
     print(f"wrote {arguments.out}/report.md, and the value table beside the policy")

@@ -18,9 +18,7 @@ from jaxalign.moc.files import load, save
 from jaxalign.moc.min_norm_solver import frank_wolfe, min_norm
 from jaxalign.moc.policy import (
     ConditionedPolicy,
-    generation_arguments,
     init_policy,
-    prepare_prompts,
 )
 from jaxalign.moc.preferences import (
     PreferenceConfig,
@@ -43,7 +41,6 @@ __all__ = [
     "combine",
     "evaluation_points",
     "frank_wolfe",
-    "generation_arguments",
     "init_policy",
     "insert_preference_tag",
     "load",
@@ -52,7 +49,6 @@ __all__ = [
     "parse_preference",
     "policy_directions",
     "preference_tag",
-    "prepare_prompts",
     "sample_preferences",
     "save",
     "similarity_direction",

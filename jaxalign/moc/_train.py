@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -15,24 +15,36 @@ from jaxalign.moc.config import MocConfig
 from jaxalign.moc.policy import ConditionedPolicy
 from jaxalign.moc.preferences import Prompt
 from jaxalign.moc.prompt_sampler import Drawn, PromptSampler
-from jaxalign.moc.step import MocTrainState, Programs, init_train_state, make_train
-from jaxalign.models.chat import stop_ids, text_of
+from jaxalign.moc.step import (
+    Frozen,
+    Metrics,
+    MocTrainState,
+    Programs,
+    init_train_state,
+    make_step,
+    make_train,
+)
+from jaxalign.models.chat import stop_ids
 from jaxalign.models.completions import CompletionBatch
+from jaxalign.models.language import LanguageModel
 from jaxalign.models.lora import LoraConfig
 from jaxalign.progress import Progress
 from jaxalign.rewards.vector import TextReward, TokenReward, compute_rewards
+from jaxalign.rollout import completion_texts, sample_and_score
 from jaxalign.runs.log import MetricsLog, Tracker
 from jaxalign.train.checkpoint import Checkpoints
 from jaxalign.train.mesh import batch_sharding, make_mesh, param_shardings, state_shardings
 
 _REMEDY = "lower optimiser.rate or epochs, and go on from the last state"
 
-Advance = Callable[[MocTrainState, Drawn], tuple[MocTrainState, Any]]
+Advance = Callable[[MocTrainState, Drawn], tuple[MocTrainState, Metrics]]
+Place = Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
 class MocTrainResult:
-    """What training gives.
+    """The result of training.
 
     Attributes:
         policy: trained.
@@ -54,9 +66,9 @@ def train(
     folder: str | Path | None = None,
     progress: Progress | None = None,
 ) -> MocTrainResult:
-    """Train a policy, going on from the newest state in the folder.
+    """Train a policy, resuming from the newest state in the folder.
 
-    The result depends on neither the interruptions nor when states are kept.
+    The result depends neither on interruptions nor on when states are kept.
 
     Args:
         policy: of `jaxalign.moc.init_policy` or of an earlier run; stays as it is.
@@ -90,16 +102,13 @@ def train(
         jax.random.key(config.seed), jax.tree.map(np.array, policy.trained), config
     )
     state = jax.device_put(state, state_shardings(state, mesh, decoder))
-    traced = rewards if isinstance(rewards, TokenReward) else None
-    programs = make_train(
-        config, decoder, policy.names, stop_ids(policy.model), mesh, traced, policy.scale
-    )
+    programs = make_train(config, decoder, policy.names, stop_ids(policy.model), mesh, policy.scale)
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)
     place = _placing(mesh)
     if isinstance(rewards, TokenReward):
-        advance = _on_device(programs, frozen, placed, place)
+        advance = _on_device(programs, rewards, frozen, placed, place)
     else:
-        advance = _by_host(programs, frozen, placed, place, policy, rewards)
+        advance = _by_host(programs, rewards, frozen, placed, place, policy.model)
     folder = None if folder is None else Path(folder)
     state, history = _loop(state, advance, source, config, policy.names, folder, say)
     return MocTrainResult(replace(policy, trained=state.train.params), history, int(state.step))
@@ -180,13 +189,12 @@ def _rescue(state: MocTrainState, step: int, log: MetricsLog, kept: Checkpoints 
 
 
 def _on_device(
-    programs: Programs, frozen: Any, placed: Any, place: Callable[[Any], Any]
+    programs: Programs, reward: TokenReward, frozen: Frozen, placed: Any, place: Place
 ) -> Advance:
-    """A step as one program."""
-    assert programs.step is not None
-    step = jax.jit(programs.step, donate_argnums=0, out_shardings=(placed, None))
+    """Return a step as one program."""
+    step = jax.jit(make_step(programs, reward), donate_argnums=0, out_shardings=(placed, None))
 
-    def advance(state: MocTrainState, drawn: Drawn) -> tuple[MocTrainState, Any]:
+    def advance(state: MocTrainState, drawn: Drawn) -> tuple[MocTrainState, Metrics]:
         batch = place(drawn.arrays)
         with jax.transfer_guard("disallow"):
             return step(state, frozen, batch)
@@ -196,36 +204,35 @@ def _on_device(
 
 def _by_host(
     programs: Programs,
-    frozen: Any,
-    placed: Any,
-    place: Callable[[Any], Any],
-    policy: ConditionedPolicy,
     reward: TextReward,
+    frozen: Frozen,
+    placed: Any,
+    place: Place,
+    model: LanguageModel,
 ) -> Advance:
-    """A step as three programs, with the host's rewards between them."""
-    rollout, score = jax.jit(programs.rollout), jax.jit(programs.score)
+    """Return a step as three programs, with the host's rewards between them."""
+    sample, score = jax.jit(programs.sample), jax.jit(programs.score)
     learn = jax.jit(programs.learn, donate_argnums=0, out_shardings=(placed, None))
 
-    def advance(state: MocTrainState, drawn: Drawn) -> tuple[MocTrainState, Any]:
+    def advance(state: MocTrainState, drawn: Drawn) -> tuple[MocTrainState, Metrics]:
         batch = place(drawn.arrays)
-        with jax.transfer_guard("disallow"):
-            answers = rollout(state, frozen, batch)
-            scored = score(state, frozen, batch, answers)  # goes on while the host is at work
-        texts = _texts(policy, answers)
-        raw = place({"raw": compute_rewards(reward, drawn.texts, texts)})["raw"]
-        with jax.transfer_guard("disallow"):
-            return learn(state, frozen, batch, answers, scored, raw)
+
+        def rewards(completions: CompletionBatch) -> jax.Array:
+            texts = completion_texts(model, completions)
+            return place({"raw": compute_rewards(reward, drawn.texts, texts)})["raw"]
+
+        def guarded(program: Callable[..., Result], *arguments: object) -> Result:
+            with jax.transfer_guard("disallow"):
+                return program(state, frozen, batch, *arguments)
+
+        rollout = sample_and_score(partial(guarded, sample), partial(guarded, score), rewards)
+        return guarded(learn, rollout)
 
     return advance
 
 
-def _texts(policy: ConditionedPolicy, answers: CompletionBatch) -> list[str]:
-    tokens, ends = jax.device_get((answers.completions, answers.completion_lengths))
-    return [text_of(policy.model, row[:end]) for row, end in zip(tokens, ends, strict=True)]
-
-
-def _placing(mesh: jax.sharding.Mesh) -> Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]:
-    """Host arrays onto the mesh: rows shared out, preferences everywhere."""
+def _placing(mesh: jax.sharding.Mesh) -> Place:
+    """Return how host arrays are placed on the mesh: rows sharded, preferences replicated."""
     rows = batch_sharding(mesh)
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
@@ -247,27 +254,27 @@ def _check(policy: ConditionedPolicy, rewards: TokenReward | TextReward, config:
             f"the rewards are {', '.join(rewards.names)}, the policy's {', '.join(policy.names)}; "
             "expected the same in the same order."
         )
-    for name, own, asked in (
+    for name, found, wanted in (
         ("conditioning", policy.conditioning, config.conditioning),
         ("preferences.decimals", policy.decimals, config.preferences.decimals),
         ("trunk.lora", _shape(policy.lora), _shape(config.trunk.lora)),
     ):
-        if own != asked:
+        if found != wanted:
             raise InputError(
-                f"{name}: the policy has {own}, the config {asked}; expected the same: start the "
+                f"{name}: the policy has {found}, the config {wanted}; expected the same: make the "
                 "policy with this config."
             )
     heads = 1 + (len(policy.names) if config.reward == "vector" else 1)
-    found = policy.trained["heads"]["value"]["kernel"].shape[1]
-    if found != heads:
+    heads_found = policy.trained["heads"]["value"]["kernel"].shape[1]
+    if heads_found != heads:
         raise InputError(
-            f"reward: the policy has {found} value heads, {config.reward!r} needs {heads}; start "
-            "the policy with this config."
+            f"reward: the policy has {heads_found} value heads, {config.reward!r} needs {heads}; "
+            "make the policy with this config."
         )
 
 
 def _shape(lora: LoraConfig) -> LoraConfig:
-    """What of an adapter's config its parameters depend on."""
+    """Return the part of an adapter's config that its parameters depend on."""
     return replace(lora, dropout=0.0, targets=tuple(sorted(lora.targets)))
 
 

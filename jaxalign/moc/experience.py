@@ -1,4 +1,4 @@
-"""From answers, rewards and log-probabilities to the advantages that an update follows."""
+"""From completions, rewards and log-probabilities to the advantages that an update follows."""
 
 from typing import NamedTuple
 
@@ -11,17 +11,17 @@ from jaxalign.moc.ppo import gae, whiten
 _SMALL = 1e-8
 
 
-class Scored(NamedTuple):
-    """Answers under the policy that drew them, before it changes.
+class RolloutScores(NamedTuple):
+    """Completions under the policy that sampled them, before it is updated.
 
     Attributes:
-        logp: [B, M] log-probabilities.
-        reference: [B, M] log-probabilities under the reference.
-        values: [B, M, K + 1] of the value heads, the last that of the KL.
+        old_logprobs: [B, M] log-probabilities under the policy, nats.
+        ref_logprobs: [B, M] log-probabilities under the reference, nats.
+        values: [B, M, K + 1] of the value heads: K objectives, and last the KL.
     """
 
-    logp: jax.Array
-    reference: jax.Array
+    old_logprobs: jax.Array
+    ref_logprobs: jax.Array
     values: jax.Array
 
 
@@ -29,143 +29,159 @@ class Experience(NamedTuple):
     """What the updates of a step learn from.
 
     Attributes:
-        old: [B, M] log-probabilities when the answers were drawn.
-        values: [B, M, K + 1] then.
-        returns: [B, M, K + 1] to be learned by the heads.
+        old_logprobs: [B, M] log-probabilities when the completions were sampled.
+        values: [B, M, K + 1] at that time.
+        returns: [B, M, K + 1] targets of the value heads.
         advantages: [B, M, K] of the objectives, whitened.
-        similarity: [B, M], centred, in units of the objectives' pooled standard deviation.
-        kl: [B, M], centred, in the units of the scaled rewards.
+        similarity_advantages: [B, M], centred, in units of the objectives' pooled standard
+            deviation.
+        kl_advantages: [B, M], centred, in units of the scaled rewards.
     """
 
-    old: jax.Array
+    old_logprobs: jax.Array
     values: jax.Array
     returns: jax.Array
     advantages: jax.Array
-    similarity: jax.Array
-    kl: jax.Array
+    similarity_advantages: jax.Array
+    kl_advantages: jax.Array
 
 
-class Reached(NamedTuple):
-    """What the groups of a step reached.
+class GroupRewards(NamedTuple):
+    """What the G groups of a step achieve; a group is the completions under one preference.
 
     Attributes:
         mean: [G, R] mean rewards of each group.
-        error: [G] of the similarity, in the form of the combination.
-        distance: [G] mean squared error of mean rewards and preference.
+        similarity_error: [G] squared error of the similarity, in the form of the combination.
+        squared_error: [G] mean squared error between mean rewards and preference.
     """
 
     mean: jax.Array
-    error: jax.Array
-    distance: jax.Array
+    similarity_error: jax.Array
+    squared_error: jax.Array
 
 
-def reached(rewards: jax.Array, preferences: jax.Array, form: Form) -> Reached:
-    """How near each group came to its preference.
+def group_rewards(rewards: jax.Array, preferences: jax.Array, form: Form) -> GroupRewards:
+    """Return the mean rewards of each group and their distance to its preference.
 
     Args:
-        rewards: [B, R], scaled; rows of a group beside each other.
+        rewards: [B, R] in levels; the rows of a group are adjacent.
         preferences: [G, R] on the simplex.
         form: of the similarity.
+
+    Example:
+        >>> found = group_rewards(jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.eye(2)[:1], "distance")
+        >>> found.mean.tolist(), found.squared_error.tolist()
+        ([[0.5, 0.5]], [0.25])
     """
     groups, objectives = preferences.shape
     mean = jnp.mean(rewards.reshape(groups, -1, objectives), axis=1)
     over = (0, 0, None)
-    return Reached(
+    return GroupRewards(
         mean,
         jax.vmap(similarity_error, over)(mean, preferences, form),
         jax.vmap(similarity_error, over)(mean, preferences, "distance"),
     )
 
 
-def slopes(rewards: jax.Array, preferences: jax.Array, form: Form) -> jax.Array:
-    """How much each objective's advantage counts in the similarity's, answer by answer.
+def similarity_coefficients(rewards: jax.Array, preferences: jax.Array, form: Form) -> jax.Array:
+    """Return the coefficients of the objectives' advantages in the similarity's, per completion.
 
     Args:
-        rewards: [B, R], scaled; rows of a group beside each other.
+        rewards: [B, R] in levels; the rows of a group are adjacent.
         preferences: [G, R] on the simplex.
         form: of the similarity.
 
     Returns:
-        [B, R], see `jaxalign.moc.combine.similarity_directions`.
+        [B, R], see `jaxalign.moc.similarity_directions`.
     """
     groups, objectives = preferences.shape
     each = jax.vmap(similarity_directions, (0, 0, None))
     return each(rewards.reshape(groups, -1, objectives), preferences, form).reshape(rewards.shape)
 
 
-def weighted(rewards: jax.Array, preferences: jax.Array) -> jax.Array:
-    """The one objective of plain RLHF: each answer's rewards, summed by their weights.
+def weighted_reward(rewards: jax.Array, preferences: jax.Array) -> jax.Array:
+    """Return the single objective of plain RLHF: rewards weighted by the preference.
 
     Args:
-        rewards: [B, R], scaled.
+        rewards: [B, R] in levels.
         preferences: [G, R].
 
     Returns:
         [B, 1], sum_j p_j r_j.
+
+    Example:
+        >>> weighted_reward(jnp.array([[1.0, 0.5]]), jnp.array([[0.5, 0.5]])).tolist()
+        [[0.75]]
     """
     rows = jnp.repeat(preferences, len(rewards) // len(preferences), axis=0)
     return jnp.sum(rewards * rows, axis=1, keepdims=True)
 
 
-def closeness(rewards: jax.Array, preferences: jax.Array) -> jax.Array:
-    """The one objective of the ablation: how near each single answer came.
+def closeness_reward(rewards: jax.Array, preferences: jax.Array) -> jax.Array:
+    """Return the single objective of the ablation: how close each completion's rewards are.
 
     Args:
-        rewards: [B, R], scaled.
+        rewards: [B, R] in levels.
         preferences: [G, R].
 
     Returns:
         [B, 1], -mean_j (r_j - p_j)^2.
+
+    Example:
+        >>> closeness_reward(jnp.array([[1.0, 0.5]]), jnp.array([[0.5, 0.5]])).tolist()
+        [[-0.125]]
     """
     rows = jnp.repeat(preferences, len(rewards) // len(preferences), axis=0)
     return -jnp.mean((rewards - rows) ** 2, axis=1, keepdims=True)
 
 
-def experience(
-    objectives: jax.Array,
-    slope: jax.Array,
-    scored: Scored,
+def compute_experience(
+    rewards: jax.Array,
+    coefficients: jax.Array,
+    scores: RolloutScores,
     mask: jax.Array,
-    coefficient: jax.Array,
+    kl_coef: jax.Array,
     gamma: float,
     lam: float,
 ) -> Experience:
-    """Advantages of every objective, of the similarity and of the KL.
+    """Return the advantages of every objective, of the similarity and of the KL.
 
-    A reward stands on the last token of its answer, the price of the KL on every token. Each
-    stream has a head and advantages of its own; statistics run over all tokens of the step.
+    The reward of an objective is given at the last token of a completion. The KL is a reward at
+    every token, -kl_coef (log pi - log pi_ref). Each of these streams has a value head and GAE
+    advantages A of its own. With s_j the `coefficients`, the advantage of the similarity is
+    sum_j s_j A_j. Statistics run over all tokens of the step.
 
     Args:
-        objectives: [B, K] rewards.
-        slope: [B, K], how much each objective's advantage counts in the similarity's.
-        scored: the answers.
-        mask: [B, M] bool, set on the tokens of the answers, which come first.
-        coefficient: scalar, of the KL.
-        gamma: discount a token.
-        lam: decay of the advantages.
+        rewards: [B, K] of the objectives.
+        coefficients: [B, K] of the objectives' advantages in the similarity's.
+        scores: log-probabilities and values of the completions.
+        mask: [B, M] bool, set on the tokens of the completions, which come first.
+        kl_coef: scalar, KL coefficient.
+        gamma: discount per token.
+        lam: lambda of GAE.
 
     Returns:
-        At least float32, 0 behind the end of an answer.
+        Experience, at least float32, 0 behind the end of a completion.
     """
     last = mask & ~jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
-    task = jnp.where(last[:, :, None], objectives[:, None, :], 0)
-    price = -coefficient * (scored.logp - scored.reference)
-    streams = jnp.concatenate([task, price[:, :, None]], axis=2)
+    task = jnp.where(last[:, :, None], rewards[:, None, :], 0)
+    kl = -kl_coef * (scores.old_logprobs - scores.ref_logprobs)
+    streams = jnp.concatenate([task, kl[:, :, None]], axis=2)
     by_stream = jax.vmap(gae, (1, 1, None, None, None), 1)
-    raw = jax.vmap(by_stream, (0, 0, 0, None, None))(streams, scored.values, mask, gamma, lam)
-    returns = jnp.where(mask[:, :, None], raw + scored.values, 0)
+    raw = jax.vmap(by_stream, (0, 0, 0, None, None))(streams, scores.values, mask, gamma, lam)
+    returns = jnp.where(mask[:, :, None], raw + scores.values, 0)
     whitened = jax.vmap(lambda row: whiten(row, mask), 2, 2)
     centred = jax.vmap(lambda row: whiten(row, mask, divide=False), 2, 2)(raw)
-    similarity = jnp.sum(slope[:, None, :] * centred[:, :, :-1], axis=2)
+    similarity = jnp.sum(coefficients[:, None, :] * centred[:, :, :-1], axis=2)
     # In the objectives' unit and not its own: near the preference it fades, where whitening would
     # leave nothing but noise of full strength.
-    inside = jnp.sum(mask) * objectives.shape[1]
+    inside = jnp.sum(mask) * rewards.shape[1]
     spread = jnp.sqrt(jnp.sum(centred[:, :, :-1] ** 2) / jnp.maximum(inside - 1, 1)) + _SMALL
     return Experience(
-        old=scored.logp,
-        values=scored.values,
+        old_logprobs=scores.old_logprobs,
+        values=scores.values,
         returns=returns,
         advantages=whitened(raw[:, :, :-1]),
-        similarity=whiten(similarity, mask, divide=False) / spread,
-        kl=centred[:, :, -1],
+        similarity_advantages=whiten(similarity, mask, divide=False) / spread,
+        kl_advantages=centred[:, :, -1],
     )

@@ -1,19 +1,17 @@
-"""One policy for every preference: a model, its adapter, and how it is told the preference."""
+"""One policy for every preference: a model, its adapter, and how it is given the preference."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxalign.errors import InputError
 from jaxalign.moc.config import Conditioning, MocConfig
 from jaxalign.moc.preferences import Prompt, check_simplex, insert_preference_tag
 from jaxalign.models import lora
-from jaxalign.models.buckets import bucket_length, padded
 from jaxalign.models.chat import prompt_ids
 from jaxalign.models.heads import ValueHead
 from jaxalign.models.language import LanguageModel
@@ -21,23 +19,24 @@ from jaxalign.models.lora import LoraConfig
 from jaxalign.rewards.reward_scale import RewardScale
 
 Tree = dict[str, Any]
-_HIDDEN = 64  # width of what makes a soft token of a preference
+_HIDDEN = 64  # width of the network from a preference to its soft token
 
 
 @dataclass(frozen=True, eq=False)
 class ConditionedPolicy:
-    """A language model that answers as a preference asks.
+    """A language model with one adapter, conditioned on a preference over R rewards.
 
     Attributes:
-        model: the reference, and what the adapter is laid over.
-        names: [R] of the rewards that a preference weighs.
-        conditioning: how the preference is told.
+        model: the reference, which the adapter is added to.
+        names: [R] names of the rewards that a preference weighs.
+        conditioning: how the policy is given the preference: "tags" in the prompt, one soft
+            "token" before it, or "none".
         lora: size and place of the adapter.
-        trained: {"adapter": tree, not scaled; "heads": of the values, for training only; "token":
-            what makes the soft token, where the preference is told by one}.
-        scale: in whose levels preferences and rewards are compared; None where the rewards lie
-            between 0 and 1 as they are.
-        decimals: that a preference is written with.
+        trained: "adapter", factors before their scaling; "heads", the value heads, for training
+            only; and "token", the network that makes soft tokens, where there are any.
+        scale: scale of the rewards, in whose levels preferences and rewards are compared; None
+            where the rewards lie between 0 and 1 as they are.
+        decimals: how many decimals a preference is written with.
     """
 
     model: LanguageModel
@@ -56,17 +55,20 @@ def init_policy(
     config: MocConfig,
     scale: RewardScale | None = None,
 ) -> ConditionedPolicy:
-    """A fresh policy; with tags or without conditioning it answers as the model does.
+    """Return a fresh policy; with tags or without conditioning it answers as the model does.
 
     Args:
         key: random key.
-        model: where it begins.
-        names: [R] of the rewards.
-        config: of the run that will train it.
-        scale: of the rewards.
+        model: the reference.
+        names: [R] names of the rewards.
+        config: of the run that will train the policy.
+        scale: scale of the rewards, None where they lie between 0 and 1 as they are.
+
+    Returns:
+        The policy, with an adapter and value heads that change nothing yet.
 
     Raises:
-        InputError: the adapter does not fit the model, or the scale is of other rewards.
+        InputError: the adapter does not fit the model, or the scale has other rewards.
     """
     if scale is not None and scale.names != tuple(names):
         raise InputError(
@@ -89,22 +91,23 @@ def init_policy(
 
 
 def value_head(objectives: int) -> ValueHead:
-    """Expected returns of the objectives and, last, of the KL; 0 at first."""
+    """Return the module of the value heads: K objectives and, last, the KL; 0 at first."""
     return ValueHead(objectives + 1, scale=0.0)
 
 
-def token_ids(
+def prompt_token_ids(
     policy: ConditionedPolicy, prompts: Sequence[Prompt], preferences: ArrayLike
 ) -> list[list[int]]:
-    """Ids of each prompt as the policy reads it.
+    """Return the token ids of each prompt as the policy reads it, with its tag if there is one.
 
     Args:
-        policy: whose names and tokenizer count.
-        prompts: B of them.
-        preferences: [B, R].
+        policy: whose tokenizer and conditioning are used.
+        prompts: B texts or chats, without preferences.
+        preferences: [B, R] on the simplex.
 
     Raises:
-        InputError: what is no prompt or no preference, or is longer than the context.
+        InputError: a prompt that is no text or chat or longer than the context, or preferences off
+            the simplex.
     """
     rows = check_simplex(preferences, policy.names)
     if rows.shape != (len(prompts), len(policy.names)):
@@ -122,63 +125,33 @@ def token_ids(
     return ids
 
 
-def prepare_prompts(
-    policy: ConditionedPolicy, prompts: Sequence[Prompt], preferences: ArrayLike
-) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts as `generate` takes them.
+class ConditionedInputs(TypedDict):
+    """What generation and training read besides the prompts: adapter, and soft tokens or None."""
 
-    Args:
-        policy: who shall answer.
-        prompts: B texts or chats, without preferences in them.
-        preferences: [B, R] on the simplex.
-
-    Returns:
-        Tokens [B, T] int32, padding on the right, and lengths [B] int32.
-
-    Raises:
-        InputError: as `token_ids`.
-    """
-    ids = token_ids(policy, prompts, preferences)
-    lengths = np.array([len(row) for row in ids], np.int32)
-    width = bucket_length(int(lengths.max()), policy.model.config.positions)
-    return padded(ids, (len(ids), width)), lengths
-
-
-def generation_arguments(policy: ConditionedPolicy, preferences: ArrayLike) -> dict[str, Any]:
-    """What `generate` needs besides the prompts: the scaled adapter, and soft tokens.
-
-    Args:
-        policy: who shall answer.
-        preferences: [B, R] on the simplex.
-
-    Returns:
-        Keyword arguments; those of `completion_states` too.
-    """
-    table = policy.model.params["embed"]["table"]
-    rows = jnp.asarray(check_simplex(preferences, policy.names))
-    return conditioned_inputs(policy.trained, table, policy.lora, rows)
+    adapters: Tree
+    prefix: jax.Array | None
 
 
 def conditioned_inputs(
     trained: Mapping[str, Any], table: jax.Array, config: LoraConfig, preferences: jax.Array
-) -> dict[str, Any]:
-    """The pure part of `arguments`.
+) -> ConditionedInputs:
+    """Return the scaled adapter, and the soft tokens of B preferences.
 
     Args:
         trained: as in `ConditionedPolicy`.
         table: [V, D], input embeddings.
         config: of the adapter.
-        preferences: [B, R].
+        preferences: [B, R] on the simplex.
 
     Returns:
-        `adapters`, scaled, and `prefix` [B, 1, D] or None.
+        `adapters`, and `prefix` [B, 1, D]; None where preferences are given by text or not at all.
     """
     prefix = soft_token(trained["token"], table, preferences) if "token" in trained else None
     return {"adapters": lora.scaled(trained["adapter"], config), "prefix": prefix}
 
 
 def soft_token(params: Mapping[str, Any], table: jax.Array, preferences: jax.Array) -> jax.Array:
-    """Preferences as one embedding each, as long as the model's own are on average.
+    """Return preferences as one embedding each, as long as the model's own on average.
 
     Args:
         params: {"inner", "head"}, each {"kernel", "bias"}.

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation on tokens: advantages, clipped losses, the coefficient of the KL."""
+"""Proximal policy optimisation on tokens: advantages, clipped losses, the KL coefficient."""
 
 import jax
 import jax.numpy as jnp
@@ -7,22 +7,27 @@ import jax.numpy as jnp
 def gae(
     rewards: jax.Array, values: jax.Array, mask: jax.Array, gamma: float, lam: float
 ) -> jax.Array:
-    """Return the advantages of one row and one stream of rewards; `vmap` for more.
+    """Return the GAE advantages of one completion and one stream of rewards; `vmap` for more.
 
-    A_t = sum over k of (gamma lam)^k d_{t+k} with d_t = r_t + gamma V_{t+1} - V_t. Behind the end
-    everything is 0: the value that the last token bootstraps from too.
+    A_t = sum_k (gamma lam)^k d_{t+k} with d_t = r_t + gamma V_{t+1} - V_t. Behind the end of the
+    completion everything is 0, the value that the last token bootstraps from included.
 
     Args:
         rewards: [M] of the tokens.
         values: [M] expected return before each token.
-        mask: [M] set on the tokens of the answer, which come first.
-        gamma: discount a token.
-        lam: decay of the advantages; 1 is the return less the value, 0 the one-step error.
+        mask: [M] set on the tokens of the completion, which come first.
+        gamma: discount per token.
+        lam: lambda of GAE; 1 gives the return less the value, 0 the one-step error.
 
     Returns:
-        [M], at least float32, 0 behind the end; the values plus these are the returns to learn.
+        [M], at least float32, 0 behind the end; added to the values, they are the returns.
 
     Source: Schulman et al. (arXiv 1506.02438), equation 16.
+
+    Example:
+        >>> rewards, values = jnp.array([0.0, 1.0, 0.0]), jnp.array([0.5, 0.5, 9.0])
+        >>> gae(rewards, values, jnp.array([True, True, False]), gamma=1.0, lam=1.0).tolist()
+        [0.5, 0.5, 0.0]
     """
     counts = mask.astype(bool)
     rewards, values = (jnp.where(counts, _exact(given), 0) for given in (rewards, values))
@@ -50,6 +55,11 @@ def whiten(
 
     Returns:
         [...], at least float32, 0 outside the mask; equal values give 0, or the mean.
+
+    Example:
+        >>> mask = jnp.array([True, True, False])
+        >>> whiten(jnp.array([1.0, 3.0, 9.0]), mask, divide=False).tolist()
+        [-1.0, 1.0, 0.0]
     """
     counts = mask.astype(bool)
     values = jnp.where(counts, _exact(values), 0)
@@ -63,82 +73,105 @@ def whiten(
 
 
 def policy_loss(
-    logp: jax.Array, old: jax.Array, advantages: jax.Array, mask: jax.Array, clip: float
+    logprobs: jax.Array,
+    old_logprobs: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array,
+    clip: float,
 ) -> tuple[jax.Array, jax.Array]:
     """Return the clipped policy loss of one objective.
 
-    max(-u A, -clip(u, 1 - eps, 1 + eps) A) with u = exp(logp - old).
+    max(-u A, -clip(u, 1 - eps, 1 + eps) A) with u = exp(logprobs - old_logprobs).
 
     Args:
-        logp: [...] log-probabilities of the tokens under the policy that is trained, nats.
-        old: [...] under the policy that drew them.
+        logprobs: [...] log-probabilities of the tokens under the policy that is trained, nats.
+        old_logprobs: [...] under the policy that sampled them, nats.
         advantages: [...].
         mask: [...] whether a token counts.
-        clip: eps.
+        clip: eps, the clip range of the ratio u.
 
     Returns:
         The loss summed over the tokens (divide by their number once all are in), and the share of
         the tokens at which the clipped side was the larger.
 
     Source: Schulman et al. (arXiv 1707.06347), equation 7.
+
+    Example:
+        >>> one = jnp.ones(1)
+        >>> loss, clipped = policy_loss(jnp.log(2 * one), 0 * one, one, one > 0, clip=0.2)
+        >>> print(f"{loss:.2f} {clipped:.0f}")
+        -1.20 1
     """
     counts = mask.astype(bool)
     # Masked before the exponential: an infinite ratio would make the gradient NaN.
-    ratio = jnp.exp(jnp.where(counts, _exact(logp) - _exact(old), 0))
+    ratio = jnp.exp(jnp.where(counts, _exact(logprobs) - _exact(old_logprobs), 0))
     advantages = jnp.where(counts, _exact(advantages), 0)
     free = -ratio * advantages
     return _larger(free, -jnp.clip(ratio, 1 - clip, 1 + clip) * advantages, counts)
 
 
 def value_loss(
-    values: jax.Array, old: jax.Array, returns: jax.Array, mask: jax.Array, clip: float
+    values: jax.Array, old_values: jax.Array, returns: jax.Array, mask: jax.Array, clip: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Return half the squared error of one value head, its move away from the old value clipped.
+    """Return the clipped loss of one value head.
+
+    max((V - G)^2, (clip(V, V_old - eps, V_old + eps) - G)^2) / 2 with returns G.
 
     Args:
         values: [...] of the head that is trained.
-        old: [...] of the head when the answers were drawn.
-        returns: [...] to be learned.
+        old_values: [...] of the head when the completions were sampled.
+        returns: [...] targets.
         mask: [...] whether a token counts.
-        clip: most that a value may profit from moving away from its old one, in units of reward.
+        clip: eps, the clip range of the value, in scaled reward units.
 
     Returns:
         The loss summed over the tokens, and the share of the tokens at which the clipped side was
         the larger.
 
-    Source: the loss of OpenAI's baselines, as in TRL.
+    Source: PPO2 of OpenAI's baselines, as in TRL.
+
+    Example:
+        >>> one = jnp.ones(1)
+        >>> value_loss(one, 0 * one, one, one > 0, clip=0.5)[0].item()
+        0.125
     """
     counts = mask.astype(bool)
-    values, old, returns = (jnp.where(counts, _exact(given), 0) for given in (values, old, returns))
-    near = jnp.clip(values, old - clip, old + clip)
+    values, old_values, returns = (
+        jnp.where(counts, _exact(given), 0) for given in (values, old_values, returns)
+    )
+    near = jnp.clip(values, old_values - clip, old_values + clip)
     return _larger((values - returns) ** 2 / 2, (near - returns) ** 2 / 2, counts)
 
 
 def adapt_kl_coef(
-    coef: float | jax.Array,
+    kl_coef: float | jax.Array,
     kl: float | jax.Array,
     target: float,
     horizon: float,
     samples: int,
 ) -> jax.Array:
-    """Return the coefficient of the KL after a step, raised where the KL lies above its target.
+    """Return the KL coefficient after a step, raised where the KL lies above its target.
 
-    coef (1 + clip(kl / target - 1, -.2, .2) samples / horizon).
+    kl_coef (1 + clip(kl / target - 1, -0.2, 0.2) samples / horizon).
 
     Args:
-        coef: of the step.
-        kl: mean over the answers of their summed log-ratio to the reference, nats.
-        target: wanted, nats.
-        horizon: answers over which the coefficient may change by a fifth of itself.
-        samples: answers of the step.
+        kl_coef: of the step.
+        kl: mean over the completions of their summed log-ratio to the reference, nats.
+        target: KL to aim at, nats.
+        horizon: completions over which the coefficient may change by a fifth of itself.
+        samples: completions of the step.
 
     Returns:
         Scalar, at least float32.
 
     Source: Ziegler et al. (arXiv 1909.08593), section 2.2.
+
+    Example:
+        >>> print(f"{adapt_kl_coef(0.2, kl=6.0, target=3.0, horizon=100.0, samples=50):.2f}")
+        0.22
     """
     error = jnp.clip(_exact(kl) / target - 1, -0.2, 0.2)
-    return _exact(coef) * (1 + error * (samples / horizon))
+    return _exact(kl_coef) * (1 + error * (samples / horizon))
 
 
 def _larger(free: jax.Array, clipped: jax.Array, counts: jax.Array) -> tuple[jax.Array, jax.Array]:

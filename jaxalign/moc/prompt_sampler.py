@@ -8,7 +8,7 @@ import numpy as np
 from jaxalign.data.prompts import prompt_text
 from jaxalign.errors import InputError
 from jaxalign.moc.config import MocConfig
-from jaxalign.moc.policy import ConditionedPolicy, token_ids
+from jaxalign.moc.policy import ConditionedPolicy, prompt_token_ids
 from jaxalign.moc.preferences import Prompt, sample_preferences, strip_preference_tags
 from jaxalign.models.buckets import bucket_length, padded
 from jaxalign.models.chat import prompt_ids
@@ -78,7 +78,9 @@ class PromptSampler:
         own = [self._plain[row] for row in rows]
         told = own
         if self.policy.conditioning == "tags":
-            told = token_ids(self.policy, prompts, np.repeat(preferences, config.rows, axis=0))
+            told = prompt_token_ids(
+                self.policy, prompts, np.repeat(preferences, config.rows, axis=0)
+            )
         longest = max(map(len, told))
         if longest > self.width:  # a number was cut into more tokens than those looked at
             self.width = bucket_length(longest, self._room())
@@ -112,7 +114,10 @@ class PromptSampler:
         points = np.concatenate([np.eye(count), np.full((1, count), 1 / count)])
         return np.max(
             [
-                [len(row) for row in token_ids(self.policy, prompts, np.tile(p, (len(prompts), 1)))]
+                [
+                    len(row)
+                    for row in prompt_token_ids(self.policy, prompts, np.tile(p, (len(prompts), 1)))
+                ]
                 for p in points.astype(np.float32)
             ],
             axis=0,

@@ -1,4 +1,4 @@
-"""One step of training, from preferences and prompts to a better policy, as pure functions."""
+"""One training step as pure functions: sample, score, compute rewards, update."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,12 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxalign.errors import InputError
 from jaxalign.moc.config import MocConfig
-from jaxalign.moc.experience import Scored, closeness, experience, reached, slopes, weighted
-from jaxalign.moc.policy import conditioned_inputs, value_head
+from jaxalign.moc.experience import (
+    RolloutScores,
+    closeness_reward,
+    compute_experience,
+    group_rewards,
+    similarity_coefficients,
+    weighted_reward,
+)
+from jaxalign.moc.loss import Group, batch_loss
+from jaxalign.moc.policy import ConditionedInputs, conditioned_inputs, value_head
 from jaxalign.moc.ppo import adapt_kl_coef
-from jaxalign.moc.update import Group, batch_loss
 from jaxalign.models import families
 from jaxalign.models.completions import (
     CompletionBatch,
@@ -28,6 +34,7 @@ from jaxalign.models.generate import DecodeInputs, DecodeSpec, Prompt, decode
 from jaxalign.models.sampling import split_sampling
 from jaxalign.rewards.reward_scale import RewardScale
 from jaxalign.rewards.vector import TokenReward
+from jaxalign.rollout import Rollout, sample_and_score, token_rewards
 from jaxalign.train import optimiser
 from jaxalign.train.mesh import batch_sharding, gathered
 from jaxalign.train.optimiser import TrainState
@@ -35,6 +42,10 @@ from jaxalign.train.step import Sums, gradient
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
+Frozen = Mapping[str, Any]
+"""Parameters of the reference, which no step changes."""
+MocRollout = Rollout[CompletionBatch, RolloutScores, jax.Array]
+"""Completions, scores and raw rewards [B, R] of a step."""
 
 
 class MocTrainState(NamedTuple):
@@ -42,49 +53,49 @@ class MocTrainState(NamedTuple):
 
     Attributes:
         train: parameters {"adapter", "heads", perhaps "token"} and the optimiser's moments.
-        step: [] int32 steps taken.
-        key: of the run; a step draws from its own fold.
-        coefficient: [] of the KL.
+        step: [] int32, how many steps were taken.
+        key: random key of the run; each step uses its own fold.
+        kl_coef: [] KL coefficient.
     """
 
     train: TrainState
     step: jax.Array
     key: jax.Array
-    coefficient: jax.Array
+    kl_coef: jax.Array
 
 
 @dataclass(frozen=True)
 class Programs:
-    """The parts of a step, all pure, and the step.
+    """The parts of a step, all pure; `make_step` joins them where the rewards are traced.
 
-    Batches hold `tokens` [B, T] and `lengths` [B] as the policy reads the prompts, `plain` and
-    `plain_lengths` as the reference and the rewards do, and `preferences` [G, R]; the rows of a
-    group lie beside each other.
+    Batches hold `tokens` [B, T] and `lengths` [B] of the prompts as the policy reads them, `plain`
+    and `plain_lengths` as the reference and the rewards read them, and `preferences` [G, R]; the
+    rows of a group are adjacent.
 
     Attributes:
-        rollout: (state, frozen, batch) -> CompletionBatch.
-        score: (state, frozen, batch, answers) -> Scored.
-        learn: (state, frozen, batch, answers, scored, raw rewards [B, R]) -> state, metrics.
-        step: (state, frozen, batch) -> state, metrics, where the rewards are traced; else None.
-            It jits, scans and vmaps over states (seeds) and batches (preferences).
+        sample: (state, frozen, batch) -> completions.
+        score: (state, frozen, batch, completions) -> RolloutScores.
+        learn: (state, frozen, batch, rollout) -> state, metrics.
     """
 
-    rollout: Callable[[MocTrainState, Any, Batch], CompletionBatch]
-    score: Callable[[MocTrainState, Any, Batch, CompletionBatch], Scored]
-    learn: Callable[
-        [MocTrainState, Any, Batch, CompletionBatch, Scored, jax.Array],
-        tuple[MocTrainState, Metrics],
-    ]
-    step: Callable[[MocTrainState, Any, Batch], tuple[MocTrainState, Metrics]] | None
+    sample: Callable[[MocTrainState, Frozen, Batch], CompletionBatch]
+    score: Callable[[MocTrainState, Frozen, Batch, CompletionBatch], RolloutScores]
+    learn: Callable[[MocTrainState, Frozen, Batch, MocRollout], tuple[MocTrainState, Metrics]]
 
 
 def init_train_state(
     key: jax.Array, trained: Mapping[str, Any], config: MocConfig
 ) -> MocTrainState:
-    """The state before the first step."""
-    own, rest = jax.random.split(key)
+    """Return the state before the first step.
+
+    Args:
+        key: random key of the run.
+        trained: trained parameters, as in `ConditionedPolicy`.
+        config: of the run.
+    """
+    init, rest = jax.random.split(key)
     return MocTrainState(
-        optimiser.start(own, trained, config.optimiser),
+        optimiser.start(init, trained, config.optimiser),
         jnp.zeros((), jnp.int32),
         rest,
         jnp.asarray(config.kl.coef, jnp.float32),
@@ -97,38 +108,49 @@ def make_train(
     names: Sequence[str],
     stop_ids: tuple[int, ...],
     mesh: Mesh,
-    reward: TokenReward | None = None,
     scale: RewardScale | None = None,
 ) -> Programs:
-    """The programs of a run.
+    """Return the programs of a run.
 
     Args:
         config: of the run.
         decoder: of the model, as `config.trunk.decoder` makes it.
-        names: [R] of the rewards.
-        stop_ids: that end an answer.
-        mesh: where parameters and rows lie.
-        reward: traced rewards, None where the host computes them.
-        scale: of the rewards, None where they lie between 0 and 1 as they are.
+        names: [R] names of the rewards.
+        stop_ids: token ids that end a completion.
+        mesh: where parameters and rows are placed.
+        scale: scale of the rewards, None where they lie between 0 and 1 as they are.
     """
     run = _Run(config, decoder, tuple(names), stop_ids, mesh, scale)
+    return Programs(run.sample, run.score, run.learn)
 
-    def step(state: MocTrainState, frozen: Any, batch: Batch) -> tuple[MocTrainState, Metrics]:
-        assert reward is not None
-        answers = run.rollout(state, frozen, batch)
-        scored = run.score(state, frozen, batch, answers)
-        raw = reward.function(
-            batch["plain"], batch["plain_lengths"], answers.completions, answers.completion_lengths
+
+def make_step(
+    programs: Programs, reward: TokenReward
+) -> Callable[[MocTrainState, Frozen, Batch], tuple[MocTrainState, Metrics]]:
+    """Return a whole step as one pure function of (state, frozen, batch).
+
+    It jits, scans, and vmaps over states (seeds) and batches (preferences).
+
+    Args:
+        programs: of the run.
+        reward: traced rewards.
+
+    Returns:
+        The step, which returns the new state and metrics.
+    """
+
+    def step(state: MocTrainState, frozen: Frozen, batch: Batch) -> tuple[MocTrainState, Metrics]:
+        def rewards(completions: CompletionBatch) -> jax.Array:
+            return token_rewards(reward, _after_plain_prompts(completions, batch))
+
+        rollout = sample_and_score(
+            lambda: programs.sample(state, frozen, batch),
+            lambda completions: programs.score(state, frozen, batch, completions),
+            rewards,
         )
-        wanted = (len(answers.completion_lengths), len(names))
-        if raw.shape != wanted:
-            raise InputError(
-                f"the reward {', '.join(names)} gives shape {raw.shape}; expected {wanted}, a row "
-                "for each answer and a column for each name."
-            )
-        return run.learn(state, frozen, batch, answers, scored, raw)
+        return programs.learn(state, frozen, batch, rollout)
 
-    return Programs(run.rollout, run.score, run.learn, step if reward is not None else None)
+    return step
 
 
 @dataclass(frozen=True)
@@ -146,14 +168,14 @@ class _Run:
     def objectives(self) -> tuple[str, ...]:
         return self.names if self.config.reward == "vector" else (self.config.reward,)
 
-    def rollout(self, state: MocTrainState, frozen: Any, batch: Batch) -> CompletionBatch:
-        """Answers to the prompts of a batch."""
+    def sample(self, state: MocTrainState, frozen: Frozen, batch: Batch) -> CompletionBatch:
+        """Sample one completion of each prompt."""
         config, rows = self.config, batch_sharding(self.mesh)
         tokens, lengths = (
             jax.lax.with_sharding_constraint(batch[name], rows) for name in ("tokens", "lengths")
         )
         params = self._pinned(frozen)
-        told = self._told(state.train.params, params, batch["preferences"])
+        conditioned = self._conditioned(state.train.params, params, batch["preferences"])
         settings = config.sampling(self.stop_ids)
         static, sampled = split_sampling(
             settings, config.batch, config.batch, self.decoder.vocab_size
@@ -161,118 +183,125 @@ class _Run:
         plain = replace(self.decoder, remat=None)
         spec = DecodeSpec((plain,), 1, config.answer_tokens, static, config.unstack_layers)
         sampled = jax.tree.map(jnp.asarray, sampled)
-        inputs = DecodeInputs((params,), told["adapters"], None, None, _fold(state, 0), sampled)
-        soft = told["prefix"]
+        inputs = DecodeInputs(
+            (params,), conditioned["adapters"], None, None, _fold(state, 0), sampled
+        )
+        soft = conditioned["prefix"]
         firsts = None if soft is None else jnp.full(len(tokens), soft.shape[1], jnp.int32)
         found = decode(spec, inputs, Prompt(tokens, lengths, soft, firsts))
         return CompletionBatch(tokens, lengths, found.tokens, found.lengths)
 
     def score(
-        self, state: MocTrainState, frozen: Any, batch: Batch, answers: CompletionBatch
-    ) -> Scored:
-        """The answers under the policy and the reference, by the parts that the update has."""
+        self, state: MocTrainState, frozen: Frozen, batch: Batch, completions: CompletionBatch
+    ) -> RolloutScores:
+        """Score completions under the policy and the reference, part by part as the update does."""
         parts = self.config.minibatches * self.config.micro_batches
         params = self._pinned(frozen)
         drawn = sampling_distribution(self.config.sampling(self.stop_ids), self.decoder.vocab_size)
 
-        def one(place: tuple[jax.Array, Any]) -> Scored:
+        def one(place: tuple[jax.Array, Any]) -> RolloutScores:
             number, (part, plain, preferences) = place
             # The update's own key: what it drops has been dropped here, and its first ratio is 1.
             key = self._dropout(state, *jnp.divmod(number, self.config.micro_batches))
-            logp, _, values = self._read(state.train.params, params, part, preferences, key)
+            logprobs, _, values = self._read(state.train.params, params, part, preferences, key)
             reference, _ = completion_logprobs(
                 self.decoder, params, plain, drawn, sharding=batch_sharding(self.mesh)
             )
-            return Scored(logp, reference, values)
+            return RolloutScores(logprobs, reference, values)
 
-        plain = answers._replace(prompts=batch["plain"], prompt_lengths=batch["plain_lengths"])
-        cut = self._cut((answers, plain, batch["preferences"]), parts)
-        found: Scored = jax.lax.map(one, (jnp.arange(parts, dtype=jnp.int32), cut))
+        plain = _after_plain_prompts(completions, batch)
+        cut = self._cut((completions, plain, batch["preferences"]), parts)
+        found: RolloutScores = jax.lax.map(one, (jnp.arange(parts, dtype=jnp.int32), cut))
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
 
     def learn(
-        self,
-        state: MocTrainState,
-        frozen: Any,
-        batch: Batch,
-        answers: CompletionBatch,
-        scored: Scored,
-        raw: jax.Array,
+        self, state: MocTrainState, frozen: Frozen, batch: Batch, rollout: MocRollout
     ) -> tuple[MocTrainState, Metrics]:
-        """The updates of a step."""
-        config, preferences, mask = self.config, batch["preferences"], answers.mask
+        """Make the updates of a step."""
+        config, preferences = self.config, batch["preferences"]
+        completions, scores, raw = rollout
+        mask = completions.mask
         raw = raw.astype(jnp.promote_types(raw.dtype, jnp.float32))
         levels = raw if self.scale is None else self.scale.levels(raw)
-        got = reached(levels, preferences, config.combine.form)
-        objectives, slope, asked = levels, jnp.zeros_like(levels), preferences
-        if config.reward != "vector":
-            one = {"weighted": weighted, "closeness": closeness}[config.reward]
-            objectives = one(levels, preferences)
-            slope = jnp.zeros_like(objectives)
-            asked = jnp.ones((len(preferences), 1), levels.dtype)
-        elif config.combine.rule != "linear":
-            slope = slopes(levels, preferences, config.combine.form)
-        own = experience(
-            objectives, slope, scored, mask, state.coefficient, config.gamma, config.lam
+        achieved = group_rewards(levels, preferences, config.combine.form)
+        rewards, weights, coefficients = self._objectives(levels, preferences)
+        experience = compute_experience(
+            rewards, coefficients, scores, mask, state.kl_coef, config.gamma, config.lam
         )
-        rows = (answers, own, mask)
-        groups = (preferences, asked, got.error)
+        rows = (completions, experience, mask)
+        groups = (preferences, weights, achieved.similarity_error)
         finite = jnp.all(jnp.isfinite(levels))
         train, metrics = self._updates(state, frozen, rows, groups, finite)
-        kl = jnp.mean(jnp.sum(jnp.where(mask, scored.logp - scored.reference, 0), axis=1))
-        coefficient = state.coefficient
+        change = jnp.where(mask, scores.old_logprobs - scores.ref_logprobs, 0)
+        kl = jnp.mean(jnp.sum(change, axis=1))
+        kl_coef = state.kl_coef
         if config.kl.adaptive:
-            coefficient = adapt_kl_coef(
-                coefficient, kl, config.kl.target, config.kl.horizon, config.batch
-            )
+            kl_coef = adapt_kl_coef(kl_coef, kl, config.kl.target, config.kl.horizon, config.batch)
         bad = jnp.any(~jnp.isfinite(levels), axis=1)
+        lengths = completions.completion_lengths
         metrics = metrics | {
             **dict(
                 zip((f"reward_{name}" for name in self.names), levels.mean(axis=0), strict=True)
             ),
-            "error": jnp.mean(got.distance),
+            "error": jnp.mean(achieved.squared_error),
             "kl": kl,
-            "coefficient": state.coefficient,
-            "answer_tokens": jnp.mean(answers.completion_lengths.astype(jnp.float32)),
-            "tokens": jnp.sum(answers.prompt_lengths + answers.completion_lengths),
+            "kl_coef": state.kl_coef,
+            "completion_tokens": jnp.mean(lengths.astype(jnp.float32)),
+            "tokens": jnp.sum(completions.prompt_lengths + lengths),
             "bad_row": jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32),
         }
-        return MocTrainState(train, state.step + 1, state.key, coefficient), metrics
+        return MocTrainState(train, state.step + 1, state.key, kl_coef), metrics
+
+    def _objectives(
+        self, levels: jax.Array, preferences: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Rewards [B, K], their weights by the preference [G, K], and similarity's [B, K]."""
+        config = self.config
+        if config.reward == "vector":
+            if config.combine.rule == "linear":
+                return levels, preferences, jnp.zeros_like(levels)
+            form = config.combine.form
+            return levels, preferences, similarity_coefficients(levels, preferences, form)
+        single = {"weighted": weighted_reward, "closeness": closeness_reward}[config.reward]
+        rewards = single(levels, preferences)
+        ones = jnp.ones((len(preferences), 1), levels.dtype)
+        return rewards, ones, jnp.zeros_like(rewards)
 
     def _updates(
-        self, state: MocTrainState, frozen: Any, rows: Any, groups: Any, finite: jax.Array
+        self, state: MocTrainState, frozen: Frozen, rows: Any, groups: Any, finite: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        """Epochs of minibatches, until the policy is too far from the one that drew."""
+        """Make epochs of updates, until the policy is too far from the one that sampled."""
         config = self.config
         micros = self._cut((rows, groups), config.minibatches, config.micro_batches)
         total = config.steps * config.epochs * config.minibatches
         progress = state.step.astype(jnp.float32) / config.steps
 
         def loss(params: Any, frozen: Any, micro: Batch, key: jax.Array | None) -> Sums:
-            (answers, own, mask), (preferences, asked, error) = micro["parts"]
-            logp, entropy, values = self._read(params, frozen, answers, preferences, key)
-            groups = Group(own, mask, asked, error)
-            return batch_loss(groups, logp, entropy, values, config, progress)
+            (completions, experience, mask), (preferences, weights, error) = micro["parts"]
+            logprobs, entropy, values = self._read(params, frozen, completions, preferences, key)
+            groups = Group(experience, mask, weights, error)
+            return batch_loss(groups, logprobs, entropy, values, config, progress)
 
         @jax.jit  # traced once for its shapes and its use
-        def learned(train: TrainState, number: jax.Array, own: Any) -> tuple[TrainState, Metrics]:
+        def updated(train: TrainState, number: jax.Array, micro: Any) -> tuple[TrainState, Metrics]:
             key = jax.random.fold_in(_fold(state, 1), number)
-            slope, means = gradient(loss, train.params, self._pinned(frozen), {"parts": own}, key)
-            train, more = optimiser.apply(train, slope, config.optimiser, total)
+            pinned = self._pinned(frozen)
+            grads, means = gradient(loss, train.params, pinned, {"parts": micro}, key)
+            train, more = optimiser.apply(train, grads, config.optimiser, total)
             return train, means | more | {"updates": jnp.ones((), jnp.float32)}
 
         def update(
             carry: tuple[TrainState, jax.Array], place: tuple[jax.Array, Any]
         ) -> tuple[tuple[TrainState, jax.Array], Metrics]:
             train, stopped = carry
-            shapes = jax.eval_shape(learned, train, *place)[1]
+            shapes = jax.eval_shape(updated, train, *place)[1]
 
             def kept(train: TrainState, *_: Any) -> tuple[TrainState, Metrics]:
                 return train, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-            train, metrics = jax.lax.cond(stopped, kept, learned, train, *place)
-            answers = config.batch // config.minibatches
-            change = metrics["policy_kl"] * metrics["weight"] / answers
+            train, metrics = jax.lax.cond(stopped, kept, updated, train, *place)
+            rows = config.batch // config.minibatches
+            change = metrics["policy_kl"] * metrics["weight"] / rows
             stopped |= change > config.kl.stop * config.kl.target
             return (train, stopped), metrics | {"policy_kl": change}
 
@@ -296,7 +325,7 @@ class _Run:
         self,
         trained: Mapping[str, Any],
         params: Mapping[str, Any],
-        answers: CompletionBatch,
+        completions: CompletionBatch,
         preferences: jax.Array,
         key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -306,14 +335,14 @@ class _Run:
         states = completion_states(
             self.decoder,
             params,
-            answers,
-            **self._told(trained, params, preferences),
+            completions,
+            **self._conditioned(trained, params, preferences),
             adapter_dropout=config.trunk.lora.dropout,
             dropout_key=drop,
             sharding=batch_sharding(self.mesh),
         )
         drawn = sampling_distribution(config.sampling(self.stop_ids), self.decoder.vocab_size)
-        logp, entropy = state_logprobs(states, unembedding(params), answers, drawn)
+        logprobs, entropy = state_logprobs(states, unembedding(params), completions, drawn)
         seen = states.astype(jnp.promote_types(states.dtype, jnp.float32))
         if hide is not None and config.value_dropout:
             kept = 1 - config.value_dropout
@@ -321,9 +350,11 @@ class _Run:
             seen = jnp.where(mask, seen / kept, 0)
         head = value_head(len(self.objectives))
         values: Any = head.apply({"params": trained["heads"]["value"]}, seen)
-        return logp, entropy, values
+        return logprobs, entropy, values
 
-    def _told(self, trained: Any, params: Any, preferences: jax.Array) -> dict[str, Any]:
+    def _conditioned(
+        self, trained: Mapping[str, Any], params: Frozen, preferences: jax.Array
+    ) -> ConditionedInputs:
         rows = jnp.repeat(preferences, self.config.rows, axis=0)
         return conditioned_inputs(trained, params["embed"]["table"], self.config.trunk.lora, rows)
 
@@ -341,7 +372,7 @@ class _Run:
         return jax.random.fold_in(jax.random.fold_in(_fold(state, 1), minibatch), micro)
 
     def _cut(self, tree: Any, *parts: int) -> Any:
-        """Leaves [B, ...] and [G, ...] as [*parts, b, ...]; every part has its rows on the mesh."""
+        """Cut leaves [B, ...] and [G, ...] into [*parts, b, ...], each part's rows on the mesh."""
         whole = (None,) * len(parts)
         rows = NamedSharding(self.mesh, PartitionSpec(*whole, *batch_sharding(self.mesh).spec))
 
@@ -356,5 +387,10 @@ class _Run:
 
 
 def _fold(state: MocTrainState, number: int) -> jax.Array:
-    """The step's key of one purpose: 0 draws answers, 1 drops."""
+    """Return the step's key for one purpose: 0 for sampling, 1 for dropout."""
     return jax.random.fold_in(jax.random.fold_in(state.key, state.step), number)
+
+
+def _after_plain_prompts(completions: CompletionBatch, batch: Batch) -> CompletionBatch:
+    """The completions after the prompts that the reference and the rewards read."""
+    return completions._replace(prompts=batch["plain"], prompt_lengths=batch["plain_lengths"])

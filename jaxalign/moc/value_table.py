@@ -1,65 +1,72 @@
-"""The value table of a policy: what it reaches when told each preference."""
+"""The value table of a policy: the rewards that it achieves under each preference."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxalign.errors import InputError
-from jaxalign.files import write_json
 from jaxalign.metrics.pareto import check_points
+from jaxalign.rewards.reward_scale import RewardIds
+from jaxalign.runs.artifact import load_artifact, save_artifact
 
-FORMAT = 1
-FILE = "value_table.json"
+FILE, KIND = "value_table.safetensors", "value table"
+REMEDY = "run `jaxalign moc evaluate` on the policy"
 
 
 @dataclass(frozen=True, eq=False)
 class ValueTable:
-    """F: from what a policy is told to what it reaches; the one way from weights to a target.
+    """F: from the preference that a policy is given to the rewards that it achieves.
 
-    What is told and what is reached are on different scales: levels of a `RewardScale` are told,
-    and `reached` is in standard deviations from the mean of the reference samples, as a utility's
-    weights are per standard deviation. `digest` says of which samples.
+    The only way from a user's weights to a preference. Preferences and achieved rewards are on
+    different scales: a preference aims at levels of a `RewardScale`, while achieved rewards are in
+    standard deviations from the mean of the reference samples, as a user's weights are per standard
+    deviation. `digest` says of which samples.
 
     Attributes:
-        told: [W, R] preferences, on the simplex.
-        reached: [W, R] mean rewards in standard deviations, as from `RewardScale.standardise`.
-        kl: [W] to the reference, nats an answer.
-        names: [R] of the rewards.
-        digest: of the `RewardScale`.
+        preferences: [W, R] on the simplex.
+        achieved_rewards: [W, R] means in standard deviations, as from `RewardScale.standardise`.
+        kl: [W] to the reference, nats per completion.
+        names: [R] names of the rewards.
+        digest: of their `RewardScale`.
+
+    Example:
+        >>> table = ValueTable(np.eye(2), [[1.0, -1.0], [-1.0, 1.0]], [0.5, 2.0], ("a", "b"), "0")
+        >>> table.best([0.2, 0.6]), table.best([0.2, 0.6], beta=1.0)
+        (array([0., 1.]), array([1., 0.]))
     """
 
-    told: NDArray[np.float64]
-    reached: NDArray[np.float64] = field(repr=False)
+    preferences: NDArray[np.float64]
+    achieved_rewards: NDArray[np.float64] = field(repr=False)
     kl: NDArray[np.float64] = field(repr=False)
     names: tuple[str, ...]
     digest: str
 
     def __post_init__(self) -> None:
-        told, reached = check_points(self.told), check_points(self.reached)
+        preferences = check_points(self.preferences)
+        achieved = check_points(self.achieved_rewards)
         kl = np.asarray(self.kl, np.float64)
-        same = told.shape == reached.shape == (len(told), len(self.names))
-        if not same or kl.shape != (len(told),) or not np.isfinite(kl).all():
+        same = preferences.shape == achieved.shape == (len(preferences), len(self.names))
+        if not same or kl.shape != (len(preferences),) or not np.isfinite(kl).all():
             raise InputError(
-                f"value table: found told {told.shape}, reached {reached.shape} and KL {kl.shape}, "
-                f"expected one finite row a preference and {len(self.names)} columns, one a reward "
-                f"of {', '.join(self.names)}."
+                f"value table: found preferences {preferences.shape}, achieved rewards "
+                f"{achieved.shape} and KL {kl.shape}, expected one finite row for each preference "
+                f"and {len(self.names)} columns, one for each of {', '.join(self.names)}."
             )
-        for name, values in (("told", told), ("reached", reached), ("kl", kl)):
-            object.__setattr__(self, name, values)
+        object.__setattr__(self, "preferences", preferences)
+        object.__setattr__(self, "achieved_rewards", achieved)
+        object.__setattr__(self, "kl", kl)
 
     def best(self, weights: ArrayLike, beta: float = 0.0) -> NDArray[np.float64]:
-        """Return what to tell the policy for weights: argmax over p of <w, F(p)> - beta KL(p).
+        """Return the preference that serves weights best: argmax_p <w, F(p)> - beta KL(p).
 
         Args:
             weights: [..., R] on standardised rewards, of any sign and size.
             beta: price of one nat of KL, in the weights' units times a standard deviation.
 
         Returns:
-            [..., R], a preference of `told`; the first among equals.
+            [..., R], a row of `preferences`; the first among equals.
 
         Raises:
             InputError: another number of weights, or some that are not finite.
@@ -67,71 +74,30 @@ class ValueTable:
         wanted = np.asarray(weights, np.float64)
         if wanted.shape[-1:] != (len(self.names),) or not np.isfinite(wanted).all():
             raise InputError(
-                f"weights: found {wanted.tolist()}, expected finite numbers, one a reward of "
+                f"weights: found {wanted.tolist()}, expected finite numbers, one for each of "
                 f"{', '.join(self.names)}."
             )
-        worth = wanted @ self.reached.T
-        return np.asarray(self.told[np.argmax(worth - np.broadcast_to(beta * self.kl, worth.shape),
-                                              axis=-1)])  # fmt: skip
+        worth = wanted @ self.achieved_rewards.T
+        price = np.broadcast_to(beta * self.kl, worth.shape)
+        return np.asarray(self.preferences[np.argmax(worth - price, axis=-1)])
 
     def save(self, folder: str | Path) -> None:
-        """Write it into a policy's folder."""
-        write_json(
-            Path(folder) / FILE,
-            {
-                "format": FORMAT,
-                "names": list(self.names),
-                "digest": self.digest,
-                "units": "told: shares; reached: standard deviations of the reference samples; "
-                "kl: nats an answer",
-                "told": self.told.tolist(),
-                "reached": self.reached.tolist(),
-                "kl": self.kl.tolist(),
-            },
-        )
+        """Write the table into a policy's folder."""
+        arrays = {
+            "preferences": self.preferences, "achieved_rewards": self.achieved_rewards,
+            "kl": self.kl,
+        }  # fmt: skip
+        save_artifact(Path(folder) / FILE, KIND, RewardIds(self.names, self.digest), arrays)
 
     @classmethod
     def load(cls, folder: str | Path) -> "ValueTable":
         """Read the table of a policy's folder.
 
         Raises:
-            InputError: there is none, or it is not whole.
+            InputError: there is none, it is damaged, or it is of an older format.
         """
-        path = Path(folder) / FILE
-        stored = read(path, "a value table", "run `jaxalign moc evaluate` on the policy")
-        try:
-            return cls(
-                told=np.asarray(stored["told"], np.float64),
-                reached=np.asarray(stored["reached"], np.float64),
-                kl=np.asarray(stored["kl"], np.float64),
-                names=tuple(stored["names"]),
-                digest=str(stored["digest"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{path} holds no whole value table ({type(error).__name__}: {error}); run "
-                "`jaxalign moc evaluate` on the policy again."
-            ) from None
-
-
-def read(path: str | Path, what: str, remedy: str) -> dict[str, Any]:
-    """Parse a JSON file of this module's format.
-
-    Args:
-        path: of the file.
-        what: it should hold, for messages.
-        remedy: what to do where it does not, for messages.
-
-    Raises:
-        InputError: there is no such file, it is not whole, or of another format.
-    """
-    try:
-        stored = json.loads(Path(path).read_text("utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: found no file, expected {what}; {remedy}.") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} holds no {what} ({error}); {remedy}.") from None
-    found = stored.get("format") if isinstance(stored, dict) else None
-    if found != FORMAT:
-        raise InputError(f"{path}: found format {found}, expected {FORMAT}; {remedy}.")
-    return dict(stored)
+        found = load_artifact(Path(folder) / FILE, KIND, RewardIds, REMEDY)
+        arrays, ids = found.arrays, found.about
+        return cls(
+            arrays["preferences"], arrays["achieved_rewards"], arrays["kl"], ids.names, ids.digest
+        )

@@ -1,8 +1,8 @@
-"""Trained policies behind PALM's oracle: what they are worth, estimated on sampled answers."""
+"""Trained policies behind PALM's oracle: their values, estimated on sampled completions."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,24 +13,21 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxalign.errors import InputError
-from jaxalign.models.buckets import padded
-from jaxalign.models.chat import Chat, check_finite, prompt_ids, text_of, with_stops
-from jaxalign.models.completions import reference_logprobs
-from jaxalign.models.generate import generate
+from jaxalign.models.chat import Chat, with_stops
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.sampling import Sampling
 from jaxalign.palm.domain import Floats
 from jaxalign.palm.oracle import OraclePolicy, Policies
 from jaxalign.personalize.policies import Conditioned, Kind, identity
-from jaxalign.rollout.checks import check_untruncated
+from jaxalign.rewards.vector import TextReward
+from jaxalign.rollout import check_untruncated, rollout_policies
 from jaxalign.runs.artifact import load_arrays, save_arrays
 
 Prompts = Sequence[str | Chat]
-Reward = Callable[[Prompts, Sequence[str]], ArrayLike]
 
 
 class Sampled(NamedTuple):
-    """What one policy drew: rewards [X, n, R], and log pi - log pi_ref of each answer [X, n]."""
+    """Rewards [X, n, R] of one policy's completions, and log pi - log pi_ref of each [X, n]."""
 
     rewards: Floats
     log_ratio: Floats
@@ -39,21 +36,19 @@ class Sampled(NamedTuple):
 class AnswerOracle:
     """Policies of one kind as PALM's oracle.
 
-    Soups and mixtures take a user's weights as those of the adapters. Where there are so many
-    policies and no more (tuned ones, and the preferences that a conditioned one is told), all are
-    evaluated once, and a user's weights get the best of them, KL's price taken off: weights are
-    not told, as what is told is no weights.
+    Soups and mixtures take a user's weights as those of the adapters. A kind with finitely many
+    policies (separate ones, and the preferences of a conditioned one) has each of them evaluated
+    once, and a user's weights select the best of them after the price of KL: a user's weights are
+    not a preference that a policy can be given.
 
-    A policy is evaluated by n answers a prompt, drawn from it and scored. The reward is their
-    mean; KL is the mean of log pi - log pi_ref, both under the settings they were drawn with and
-    the reference reading the plain prompt, unbiased and so at times slightly negative. Every
-    policy uses the same keys: what is luck of the draw is largely the same for all and falls out
-    of comparisons.
+    A policy is evaluated on n completions of each prompt. Its reward is their mean, and its KL the
+    mean of log pi - log pi_ref, both under the sampling settings, where the reference reads the
+    plain prompt; the estimate is unbiased, and so at times slightly negative. All policies draw
+    with common random numbers, whose noise largely cancels in comparisons.
 
     How far the policies are from optimal is unknown (`error` None): certificates are relative to
-    the pool. A policy's payload holds its `weight` [A], what its kind makes it of, and the
-    standard errors `stderr` [R] and `kl_stderr` of its values as means over answers to these
-    prompts.
+    the pool. A policy's payload holds its `weight` [A], and the standard errors `stderr` [R] and
+    `kl_stderr` of its values as means over completions of these prompts.
 
     Attributes: as of `jaxalign.palm.Oracle`, and
         samples: n.
@@ -66,13 +61,11 @@ class AnswerOracle:
         model: LanguageModel,
         policies: Kind,
         prompts: Prompts,
-        reward: Reward,
+        reward: TextReward,
         beta: float,
         settings: Sampling,
         key: jax.Array,
         *,
-        names: Sequence[str],
-        reward_id: str,
         samples: int = 8,
         reward_range: tuple[float, float] | None = (0.0, 1.0),
         batch_size: int = 64,
@@ -84,21 +77,17 @@ class AnswerOracle:
             model: the reference policy.
             policies: of this model.
             prompts: X of them, as `generate_texts` takes them.
-            reward: from prompts and answers, N each, to rewards [N, R]; called with each pair once
-                an evaluation.
+            reward: R rewards; they read the prompts without preferences.
             beta: price of one nat of KL, in units of reward; 0 for none.
-            settings: how answers are drawn; the model's own stop ids are added.
+            settings: how completions are sampled; the model's own stop ids are added.
             key: random key.
-            names: [R] of the rewards.
-            reward_id: what tells this reward function from others, its version included: values
-                are kept under it.
-            samples: n, answers a prompt; at least 2.
+            samples: n, completions of each prompt; at least 2.
             reward_range: what every reward must lie in, None for any.
-            batch_size: most answers decoded at once; several weights share a batch if it has room.
+            batch_size: the most completions that are decoded at once.
             cache: folder where evaluated weights are kept and looked up, None for memory only.
 
         Raises:
-            InputError: fewer than 2 prompts or answers, settings under which KL would be infinite
+            InputError: fewer than 2 prompts or completions, settings under which the KL is infinite
                 or meaningless, a reward outside its range or constant, or a prompt that does not
                 fit.
         """
@@ -106,20 +95,18 @@ class AnswerOracle:
             raise InputError(f"beta: found {beta}, expected 0 or more; correct it.")
         if len(prompts) < 2 or samples < 2 or batch_size < 1:
             raise InputError(
-                f"found {len(prompts)} prompts, {samples} answers each and batches of "
-                f"{batch_size}; expected at least 2 prompts and answers, and batches of at least 1."
+                f"found {len(prompts)} prompts, {samples} completions each and batches of "
+                f"{batch_size}; expected 2 prompts, 2 completions and batches of 1 at least."
             )
         check_untruncated(settings)
         self.model, self.policies, self.reward = model, policies, reward
-        self.prompts, self.names, self.range = list(prompts), tuple(names), reward_range
+        self.prompts, self.names, self.range = list(prompts), reward.names, reward_range
         self.settings, self.samples, self.beta = with_stops(model, settings), samples, float(beta)
         self.num_rewards, self.batch_size = len(self.names), batch_size
         self.cache = None if cache is None else Path(cache)
         self._check_rewards()
-        self._tokens, self._lengths = self._table(self.prompts, np.arange(len(prompts)))
-        places = np.arange(len(prompts) * samples, dtype=np.int32)
-        self._keys = jax.vmap(partial(jax.random.fold_in, key))(places)
-        self.fingerprint = self._fingerprint(key, reward_id)
+        self.key = key
+        self.fingerprint = self._fingerprint()
         self._known: dict[bytes, Sampled] = {}
         nothing = np.zeros(policies.size)
         drawn = self._sampled(nothing[None])[0].rewards
@@ -127,8 +114,8 @@ class AnswerOracle:
         flat = self.spread <= 1e-6 * np.maximum(np.abs(drawn.mean(axis=(0, 1))), 1e-6)
         if flat.any():
             raise InputError(
-                f"{self.names[int(np.argmax(flat))]}: found the same reward for every answer of "
-                "the reference, expected one that varies; leave it out, or draw longer answers."
+                f"{self.names[int(np.argmax(flat))]}: found the same reward for all completions of "
+                "the reference, expected one that varies; leave it out, or sample longer ones."
             )
         self.reference = self._policy(nothing, self._sampled(nothing[None])[0])
 
@@ -174,46 +161,35 @@ class AnswerOracle:
         return OraclePolicy(rewards.mean(axis=(0, 1)), float(kl.mean()), payload)
 
     def _check_rewards(self) -> None:
-        told = self.policies.policy.names if isinstance(self.policies, Conditioned) else self.names
-        if told != self.names:
+        if not isinstance(self.policies, Conditioned):
+            return
+        names = self.policies.policy.names
+        if names != self.names:
             raise InputError(
-                f"names: found rewards {', '.join(self.names)} for a policy that is told "
-                f"{', '.join(told)}; expected the same in the same order."
+                f"reward: found {', '.join(self.names)} for a policy that is conditioned on "
+                f"{', '.join(names)}; expected the same rewards in the same order."
             )
 
-    def _table(
-        self, prompts: Prompts, numbers: np.ndarray, soft: int = 0
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens [B, T] and lengths [B] of texts for the prompts of these numbers [B]."""
-        reserved = self.settings.max_tokens + soft
-        # Most rows repeat a few texts.
-        texts = {repr(text): (text, number) for text, number in zip(prompts, numbers, strict=True)}
-        ids = {
-            name: prompt_ids(self.model, text, reserved, f"prompt {number}")
-            for name, (text, number) in texts.items()
-        }
-        rows = [ids[repr(text)] for text in prompts]
-        lengths = np.array([len(row) for row in rows], np.int32)
-        return padded(rows, (len(rows), int(lengths.max()))), lengths
-
-    def _fingerprint(self, key: jax.Array, reward_id: str) -> str:
-        """Of all that decides what is drawn and how it is scored; beta is applied afterwards."""
+    def _fingerprint(self) -> str:
+        """Of all that decides the completions and their scores; beta is applied afterwards."""
         described = {
             "kind": self.policies.kind,
             "policies": identity(self.policies),
             "model": [self.model.sha256, repr(self.model.config)],
-            "prompts": [self._tokens.tolist(), self._lengths.tolist()],
-            "texts": self.prompts,
+            "prompts": self.prompts,
             "settings": asdict(self.settings),
-            "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],
-            "rewards": [reward_id, *self.names],
+            "key": [
+                str(jax.random.key_impl(self.key)),
+                np.asarray(jax.random.key_data(self.key)).tolist(),
+            ],
+            "rewards": [self.reward.id, *self.names],
             "samples": self.samples,
         }
         content = json.dumps(described, sort_keys=True, default=dict).encode()
         return hashlib.sha256(content).hexdigest()
 
     def _sampled(self, weights: Floats) -> list[Sampled]:
-        """Answers of weights [W, A]: known ones from memory or disk, others drawn together."""
+        """Completions of weights [W, A]: known ones from memory or disk, others together."""
         weights = weights + 0.0  # -0 is 0
         new = {weight.tobytes(): weight for weight in weights if not self._recall(weight)}
         each = len(self.prompts) * self.samples
@@ -224,21 +200,19 @@ class AnswerOracle:
             for weight, sampled in zip(group, self._draw(np.stack(group), size), strict=True):
                 self._known[weight.tobytes()] = sampled
                 if self.cache is not None:
-                    self.cache.mkdir(parents=True, exist_ok=True)
-                    save_arrays(self._path(weight), {"weight": weight, **sampled._asdict()})
+                    path = self._path(self.cache, weight)
+                    save_arrays(path, {"weight": weight, **sampled._asdict()})
         return [self._known[weight.tobytes()] for weight in weights]
 
-    def _path(self, weight: Floats) -> Path:
-        assert self.cache is not None
+    def _path(self, cache: Path, weight: Floats) -> Path:
         own = hashlib.sha256(weight.astype("<f8").tobytes()).hexdigest()
-        return self.cache / f"{self.fingerprint[:16]}_{own[:16]}.safetensors"
+        return cache / f"{self.fingerprint[:16]}_{own[:16]}.safetensors"
 
     def _recall(self, weight: Floats) -> bool:
         if weight.tobytes() in self._known:
             return True
-        if self.cache is None or not self._path(weight).exists():
+        if self.cache is None or not (path := self._path(self.cache, weight)).exists():
             return False
-        path = self._path(weight)
         try:
             tree = load_arrays(path)
             sampled = Sampled(np.asarray(tree["rewards"]), np.asarray(tree["log_ratio"]))
@@ -254,72 +228,33 @@ class AnswerOracle:
         return True
 
     def _draw(self, weights: Floats, size: int) -> list[Sampled]:
-        """Answers of W <= size weights, drawn and scored."""
-        padded = np.zeros((size, weights.shape[1]))  # one shape is compiled
-        padded[: len(weights)] = weights
-        stacked = self.policies.stacked(padded)
-        each = len(self.prompts) * self.samples
-        texts: list[str] = []
-        ratios: list[np.ndarray] = []
-        for rows, kept in _batches(len(weights) * each, min(self.batch_size, size * each)):
-            prompt = rows % each // self.samples
-            tokens, lengths = self._tokens[prompt], self._lengths[prompt]
-            arguments = stacked.arguments(rows // each)
-            told = stacked.prompts([self.prompts[number] for number in prompt], rows // each)
-            soft = np.shape(arguments["prefix"])[1] if "prefix" in arguments else 0
-            found = generate(
-                self.model.config,
-                self.model.params,
-                *self._table(told, prompt, soft),
-                self._keys[rows % each],
-                self.settings,
-                **arguments,
-            )
-            answers, ends = np.asarray(found.tokens), np.asarray(found.lengths)
-            own = np.asarray(found.logprobs, np.float64)[:kept]
-            check_finite(self.model, own)
-            reference = reference_logprobs(
-                self.model, tokens, lengths, answers, ends, self.settings
-            )
-            ratios.append(own.sum(axis=1) - np.asarray(reference, np.float64)[:kept].sum(axis=1))
-            drawn = zip(answers[:kept], ends, strict=False)
-            texts += [text_of(self.model, answer[:end]) for answer, end in drawn]
-        shape = len(weights), len(self.prompts), self.samples
-        rewards = self._scored(texts).reshape(*shape, self.num_rewards)
-        log_ratio = np.concatenate(ratios).reshape(shape)
-        # Where no adapter is applied, what is left is rounding.
-        log_ratio[~weights.any(axis=1)] = 0
+        """Completions of W <= size weights, sampled and scored."""
+        # Filled up with the last weight: one shape is compiled.
+        filled = np.concatenate([weights, np.repeat(weights[-1:], size - len(weights), axis=0)])
+        found = rollout_policies(
+            self.model, self.policies, filled, self.prompts, self.reward, self.settings, self.key,
+            samples=self.samples, batch_size=self.batch_size, progress=False,
+        )  # fmt: skip
+        rewards = found.rewards[: len(weights)].astype(np.float64)
+        self._check_range(rewards, found.texts)
+        log_ratio = (found.logprobs - found.ref_logprobs)[: len(weights)]
         return [Sampled(*pair) for pair in zip(rewards, log_ratio, strict=True)]
 
-    def _scored(self, texts: list[str]) -> Floats:
-        """Rewards [N, R] of answers in the order of the rows."""
-        each = len(self.prompts) * self.samples
-        pairs = [(row % each // self.samples, text) for row, text in enumerate(texts)]
-        once = list(dict.fromkeys(pairs))
-        values = np.asarray(
-            self.reward([self.prompts[number] for number, _ in once], [text for _, text in once]),
-            np.float64,
-        )
-        if values.shape != (len(once), self.num_rewards):
-            raise InputError(
-                f"reward: found shape {values.shape} for {len(once)} answers, expected "
-                f"{(len(once), self.num_rewards)}, a column for each of {', '.join(self.names)}."
-            )
+    def _check_range(self, rewards: Floats, texts: np.ndarray) -> None:
         low, high = self.range or (-np.inf, np.inf)
-        off = ~np.isfinite(values) | (values < low) | (values > high)
+        off = (rewards < low) | (rewards > high)
         if off.any():
-            row, column = (int(i) for i in np.argwhere(off)[0])
+            policy, prompt, sample, column = (int(i) for i in np.argwhere(off)[0])
             raise InputError(
-                f"reward {self.names[column]}, prompt {once[row][0]}, answer {once[row][1]!r:.80}: "
-                f"found {values[row, column]:.4g}, expected a number from {low:g} to {high:g}; "
-                "normalise it, or state its range."
+                f"reward {self.names[column]}, prompt {prompt}, completion "
+                f"{texts[policy, prompt, sample]!r:.80}: found "
+                f"{rewards[policy, prompt, sample, column]:.4g}, expected a number from {low:g} to "
+                f"{high:g}; normalise it, or state its range."
             )
-        place = {pair: row for row, pair in enumerate(once)}
-        return values[[place[pair] for pair in pairs]]
 
 
 def standard_error(values: Floats) -> Floats:
-    """Standard error of the mean over prompts of n answers each, the prompts being given.
+    """Return the standard error of the mean over given prompts with n completions each.
 
     Args:
         values: [X, n, ...], n > 1.
@@ -330,10 +265,3 @@ def standard_error(values: Floats) -> Floats:
     prompts, samples = values.shape[:2]
     error = np.sqrt(np.sum(values.var(axis=1, ddof=1), axis=0) / samples) / prompts
     return np.asarray(error)
-
-
-def _batches(count: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Rows 0 to count - 1 in batches of one size, the last filled up; and how many are new."""
-    for start in range(0, count, size):
-        rows = np.arange(start, start + size)
-        yield np.minimum(rows, count - 1), min(size, count - start)

@@ -260,10 +260,16 @@ def answer_as(
         raise InputError(f"members are {members}; expected numbers from 0 to {count - 1}.")
     return generate_texts(
         serving.model,
-        serving.stacked.prompts(prompts, members),
+        _read(serving, prompts, members),
         settings,
         key,
         **serving.stacked.arguments(members),
         batch_size=batch_size,
         progress=progress,
     )
+
+
+def _read(serving: Serving, prompts: Sequence[str | Chat], members: np.ndarray) -> list[str | Chat]:
+    """The prompts as the members read them."""
+    weights = np.asarray(serving.portfolio.members.payload["weight"])[members]
+    return [serving.policies.prompt(*pair) for pair in zip(prompts, weights, strict=True)]

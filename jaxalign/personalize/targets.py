@@ -85,14 +85,13 @@ def answer_conditioned(
         )
     if not len(prompts):
         return []
-    stacked = Conditioned(policy, np.eye(len(policy.names))).stacked(rows)
-    own = np.arange(len(prompts))
+    policies = Conditioned(policy, np.eye(len(policy.names)))
     return generate_texts(
         policy.model,
-        stacked.prompts(prompts, own),
+        [policies.prompt(*pair) for pair in zip(prompts, rows, strict=True)],
         settings,
         key,
-        **stacked.arguments(own),
+        **policies.stacked(rows).arguments(np.arange(len(prompts))),
         batch_size=batch_size,
         progress=progress,
     )
@@ -143,7 +142,7 @@ def _with_reference(table: ValueTable) -> ValueTable:
     none = np.zeros((1, len(table.names)))
     return replace(
         table,
-        told=np.concatenate([none, table.told]),
-        reached=np.concatenate([none, table.reached]),
+        preferences=np.concatenate([none, table.preferences]),
+        achieved_rewards=np.concatenate([none, table.achieved_rewards]),
         kl=np.concatenate([none[:, 0], table.kl]),
     )

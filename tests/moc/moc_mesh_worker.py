@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxalign import moc
 from jaxalign.moc.prompt_sampler import PromptSampler
-from jaxalign.moc.step import init_train_state, make_train
+from jaxalign.moc.step import init_train_state, make_step, make_train
 from jaxalign.train.mesh import (
     MeshConfig,
     batch_sharding,
@@ -38,7 +38,7 @@ found = {}
 for name, sizes in MESHES.items():
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
     decoder = config.trunk.decoder(policy.model.config)
-    programs = make_train(config, decoder, world.NAMES, (world.STOP,), mesh, world.reward())
+    programs = make_train(config, decoder, world.NAMES, (world.STOP,), mesh)
     state = init_train_state(jax.random.key(0), jax.tree.map(np.array, policy.trained), config)
     state = jax.device_put(state, state_shardings(state, mesh, decoder))
     frozen = jax.device_put(
@@ -50,7 +50,7 @@ for name, sizes in MESHES.items():
         key: jax.device_put(value, whole if key == "preferences" else rows)
         for key, value in batch.items()
     }
-    state, metrics = jax.jit(programs.step)(state, frozen, placed)
+    state, metrics = jax.jit(make_step(programs, world.reward()))(state, frozen, placed)
     total = sum(float(np.abs(leaf).sum()) for leaf in jax.tree.leaves(state.train.params))
     found[name] = {key: float(value) for key, value in metrics.items()} | {"total": total}
 Path(sys.argv[1]).write_text(json.dumps(found))

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from ppo_loop import loop_gae
 
-from jaxalign.moc.experience import Scored, closeness, experience, reached, slopes
+from jaxalign.moc.experience import (
+    RolloutScores,
+    closeness_reward,
+    compute_experience,
+    group_rewards,
+    similarity_coefficients,
+)
 
 G, ROWS, M, R = 3, 4, 6, 2
 B = G * ROWS
@@ -21,7 +27,7 @@ def draws(seed=0):
     logp, reference = -rng.random((2, B, M)) * mask
     values = rng.normal(size=(B, M, R + 1))
     rewards, slope = rng.random((B, R)), rng.normal(size=(B, R))
-    return rewards, slope, Scored(logp, reference, values), mask
+    return rewards, slope, RolloutScores(logp, reference, values), mask
 
 
 def expected(rewards, slope, scored, mask):
@@ -32,7 +38,7 @@ def expected(rewards, slope, scored, mask):
             own = np.zeros(M)
             own[end - 1] = rewards[row, stream]
             raw[row, :, stream] = loop_gae(own, scored.values[row, :, stream], end, GAMMA, LAM)
-        price = -COEFFICIENT * (scored.logp - scored.reference)[row]
+        price = -COEFFICIENT * (scored.old_logprobs - scored.ref_logprobs)[row]
         raw[row, :, R] = loop_gae(price, scored.values[row, :, R], end, GAMMA, LAM)
     inside = [raw[..., stream][mask] for stream in range(R + 1)]
     centred = np.zeros_like(raw)
@@ -50,16 +56,16 @@ def expected(rewards, slope, scored, mask):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_every_stream_is_that_of_numpy(seed, x64):
     rewards, slope, scored, mask = draws(seed)
-    found = jax.jit(experience, static_argnums=(5, 6))(
+    found = jax.jit(compute_experience, static_argnums=(5, 6))(
         jnp.asarray(rewards), jnp.asarray(slope), jax.tree.map(jnp.asarray, scored),
         jnp.asarray(mask), COEFFICIENT, GAMMA, LAM,
     )  # fmt: skip
     task, similarity, kl, returns = expected(rewards, slope, scored, mask)
     np.testing.assert_allclose(found.advantages, task, atol=1e-7)
-    np.testing.assert_allclose(found.similarity, similarity, atol=1e-7)
-    np.testing.assert_allclose(found.kl, kl, atol=1e-12)
+    np.testing.assert_allclose(found.similarity_advantages, similarity, atol=1e-7)
+    np.testing.assert_allclose(found.kl_advantages, kl, atol=1e-12)
     np.testing.assert_allclose(found.returns, returns, atol=1e-12)
-    np.testing.assert_array_equal(found.old, scored.logp)
+    np.testing.assert_array_equal(found.old_logprobs, scored.old_logprobs)
 
 
 def test_each_stream_stands_by_itself():
@@ -68,39 +74,43 @@ def test_each_stream_stands_by_itself():
 
     def of(rewards, coefficient):
         arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (rewards, slope, scored))
-        return experience(*arrays, jnp.asarray(mask), jnp.float32(coefficient), GAMMA, LAM)
+        return compute_experience(*arrays, jnp.asarray(mask), jnp.float32(coefficient), GAMMA, LAM)
 
     one, dear = of(rewards, 0.1), of(rewards, 5.0)
     np.testing.assert_array_equal(one.advantages, dear.advantages)
-    np.testing.assert_array_equal(one.similarity, dear.similarity)
-    assert np.abs(one.kl - dear.kl).max() > 0.1
+    np.testing.assert_array_equal(one.similarity_advantages, dear.similarity_advantages)
+    assert np.abs(one.kl_advantages - dear.kl_advantages).max() > 0.1
     other = of(rewards * np.array([1.0, 3.0]), 0.1)
     np.testing.assert_array_equal(one.advantages[..., 0], other.advantages[..., 0])
     assert np.abs(one.advantages[..., 1] - other.advantages[..., 1]).max() > 0.01
-    assert one.kl.dtype == jnp.float32
+    assert one.kl_advantages.dtype == jnp.float32
 
 
 def test_groups_reach_their_own_means():
     rng = np.random.default_rng(3)
     rewards = rng.random((B, R)).astype("f")
     preferences = rng.dirichlet(np.ones(R), G).astype("f")
-    got = reached(jnp.asarray(rewards), jnp.asarray(preferences), "distance")
+    found = group_rewards(jnp.asarray(rewards), jnp.asarray(preferences), "distance")
     mean = rewards.reshape(G, ROWS, R).mean(1)
-    np.testing.assert_allclose(got.mean, mean, rtol=1e-6)
-    np.testing.assert_allclose(got.distance, ((mean - preferences) ** 2).mean(1), rtol=1e-5)
+    np.testing.assert_allclose(found.mean, mean, rtol=1e-6)
+    np.testing.assert_allclose(found.squared_error, ((mean - preferences) ** 2).mean(1), rtol=1e-5)
     # The slope of an answer is at the mean of the others, which it is no part of.
-    slope = slopes(jnp.asarray(rewards), jnp.asarray(preferences), "distance").reshape(G, ROWS, R)
+    slope = similarity_coefficients(
+        jnp.asarray(rewards), jnp.asarray(preferences), "distance"
+    ).reshape(G, ROWS, R)
     for row in range(ROWS):
         rest = np.delete(rewards.reshape(G, ROWS, R), row, axis=1).mean(1)
         np.testing.assert_allclose(slope[:, row], -2 * (rest - preferences), rtol=1e-4)
-    ratio = reached(jnp.asarray(rewards), jnp.asarray(preferences), "ratio")
+    ratio = group_rewards(jnp.asarray(rewards), jnp.asarray(preferences), "ratio")
     share = mean / mean.sum(1, keepdims=True)
-    np.testing.assert_allclose(ratio.error, ((share - preferences) ** 2).mean(1), rtol=1e-5)
-    np.testing.assert_allclose(ratio.distance, got.distance)
+    np.testing.assert_allclose(
+        ratio.similarity_error, ((share - preferences) ** 2).mean(1), rtol=1e-5
+    )
+    np.testing.assert_allclose(ratio.squared_error, found.squared_error)
 
 
 def test_closeness_is_of_single_answers():
     rewards = jnp.array([[0.5, 0.5], [1.0, 0.0], [0.0, 0.0], [0.2, 0.8]])
     preferences = jnp.array([[0.5, 0.5], [0.0, 1.0]])
-    found = closeness(rewards, preferences)
+    found = closeness_reward(rewards, preferences)
     np.testing.assert_allclose(found[:, 0], [0.0, -0.25, -0.5, -0.04], atol=1e-7)

@@ -20,7 +20,7 @@ from jaxalign.moc.preferences import (
     lattice,
     sample_preferences,
 )
-from jaxalign.moc.step import init_train_state, make_train
+from jaxalign.moc.step import init_train_state, make_step, make_train
 from jaxalign.models import families
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.language import LanguageModel
@@ -139,12 +139,14 @@ def learned(objectives, rule, fronts):
     vocabulary = tables.shape[1]
     model, mesh = language_model(vocabulary), make_mesh(own.trunk.mesh)
 
-    def programs(config, table):
+    def programs(config):
+        return make_train(config, model.config, names, (), mesh)
+
+    def reward(table):
         def function(prompts, lengths, answers, ends):
             return jnp.mean(table[answers], axis=1)  # none ends early: there is no stop token
 
-        reward = TokenReward(names, function, "letters")
-        return make_train(config, model.config, names, (), mesh, reward)
+        return TokenReward(names, function, "letters")
 
     def batch(config, rng, preferences):
         tokens = rng.integers(0, vocabulary, (config.batch, PROMPT), np.int32)
@@ -167,13 +169,15 @@ def learned(objectives, rule, fronts):
     def run(table, key, batches):
         first, second = jax.random.split(key)
         state = init_train_state(second, init_policy(first, model, names, own).trained, own)
-        step = programs(own, table).step
+        step = make_step(programs(own), reward(table))
         state, _ = jax.lax.scan(
             lambda state, batch: step(state, model.params, batch), state, batches
         )
-        answers = programs(judge, table).rollout(state, model.params, last)
+        found = programs(judge).sample(state, model.params, last)
         return (
-            jnp.mean(table[answers.tokens], axis=1).reshape(len(asked), -1, objectives).mean(axis=1)
+            jnp.mean(table[found.completions], axis=1)
+            .reshape(len(asked), -1, objectives)
+            .mean(axis=1)
         )
 
     seeds = jax.vmap(run, (None, 0, 0))

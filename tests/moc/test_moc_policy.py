@@ -1,6 +1,5 @@
-"""A policy: how it is told a preference, and how it is kept."""
+"""A policy: how it is given a preference, and how it is kept."""
 
-import json
 from dataclasses import replace
 
 import chex
@@ -12,11 +11,13 @@ import pytest
 
 from jaxalign import moc
 from jaxalign.errors import InputError
-from jaxalign.moc.policy import soft_token
+from jaxalign.moc.policy import conditioned_inputs, prompt_token_ids, soft_token
+from jaxalign.models.buckets import padded
 from jaxalign.models.generate import generate
 from jaxalign.models.peft import load_adapter
 from jaxalign.models.sampling import Sampling
-from jaxalign.rewards.reward_scale import fit_scale
+from jaxalign.rewards.reward_scale import RewardIds, fit_scale
+from jaxalign.runs.artifact import save_artifact
 
 SETTINGS = Sampling(max_tokens=4, min_tokens=1, stop_ids=(world.STOP,))
 HALF = np.array([[0.5, 0.5], [1.0, 0.0]], np.float32)
@@ -37,27 +38,35 @@ def moved(policy):
     return replace(policy, trained=jax.tree.map(at, policy.trained))
 
 
+def read(policy, preferences=HALF):
+    ids = prompt_token_ids(policy, ["a b", "c"], preferences)
+    return padded(ids, (2, 8)), np.array([len(row) for row in ids], np.int32)
+
+
+def inputs(policy, preferences=HALF):
+    table = policy.model.params["embed"]["table"]
+    return conditioned_inputs(policy.trained, table, policy.lora, jnp.asarray(preferences))
+
+
 def answers(policy, preferences=HALF, seed=0):
-    tokens, lengths = moc.prepare_prompts(policy, ["a b", "c"], preferences)
     return generate(
-        policy.model.config, policy.model.params, tokens, lengths, jax.random.key(seed), SETTINGS,
-        **moc.generation_arguments(policy, preferences),
+        policy.model.config, policy.model.params, *read(policy, preferences), jax.random.key(seed),
+        SETTINGS, **inputs(policy, preferences),
     )  # fmt: skip
 
 
 def test_tags_stand_before_the_prompt():
-    tokens, lengths = moc.prepare_prompts(policy_of(), ["a b", "c"], HALF)
+    tokens, lengths = read(policy_of())
     words = [[world.VOCABULARY[i] for i in row[:n]] for row, n in zip(tokens, lengths, strict=True)]
     assert words[0] == ["<pref_red>", "0.5", "<pref_blue>", "0.5", "a", "b"]
     assert words[1] == ["<pref_red>", "1.0", "<pref_blue>", "0.0", "c"]
-    plain, lengths = moc.prepare_prompts(policy_of("none"), ["a b", "c"], HALF)
+    plain, lengths = read(policy_of("none"))
     assert [world.VOCABULARY[i] for i in plain[0, : lengths[0]]] == ["a", "b"]
-    assert tokens.dtype == lengths.dtype == np.int32
 
 
 def test_a_fresh_policy_answers_as_its_model():
     policy = policy_of()
-    tokens, lengths = moc.prepare_prompts(policy, ["a b", "c"], HALF)
+    tokens, lengths = read(policy)
     model = policy.model
     plain = generate(model.config, model.params, tokens, lengths, jax.random.key(0), SETTINGS)
     found = answers(policy)
@@ -76,9 +85,9 @@ def test_a_soft_token_is_as_long_as_words_are():
     own = np.asarray(found[:, 0])
     unit = own / np.linalg.norm(own, axis=1, keepdims=True)
     assert (unit @ unit.T)[np.triu_indices(3, 1)].max() < 0.95  # told apart from the start
-    given = moc.generation_arguments(policy, HALF)
+    given = inputs(policy)
     chex.assert_shape(given["prefix"], (2, 1, world.CONFIG.width))
-    assert moc.generation_arguments(policy_of(), HALF)["prefix"] is None
+    assert inputs(policy_of())["prefix"] is None
 
 
 @pytest.mark.parametrize("conditioning", ["tags", "token"])
@@ -106,32 +115,18 @@ def test_a_policy_comes_back_from_its_folder(tmp_path, conditioning, monkeypatch
 def test_folders_that_are_no_policy(tmp_path):
     policy = policy_of("token")
     moc.save(tmp_path, policy)
-    path = tmp_path / "moc.json"
-    about = json.loads(path.read_text())
-
-    def written(**changes):
-        path.write_text(json.dumps(about | changes))
-
+    path = tmp_path / "policy.safetensors"
     with pytest.raises(InputError, match=r"weights 000000000000.*tiny with 111111111111"):
         moc.load(tmp_path, replace(policy.model, sha256="1" * 64))
-    written(format=2)
-    with pytest.raises(InputError, match="format version 2; this jaxalign reads version 1"):
+    content = path.read_bytes()
+    path.write_bytes(content[:-8] + b"\1" * 8)
+    with pytest.raises(InputError, match="digest does not fit"):
         moc.load(tmp_path, policy.model)
-    written(names=[])
-    with pytest.raises(InputError, match="expected names, conditioning"):
+    save_artifact(path, "value table", RewardIds(("red",), "0"), {"kl": np.zeros(1)})
+    with pytest.raises(InputError, match="holds a value table; expected a MOC policy"):
         moc.load(tmp_path, policy.model)
-    written(conditioning="tags")
-    with pytest.raises(InputError, match="expected value heads for states of width 64"):
-        moc.load(tmp_path, policy.model)
-    written(names=["red", "blue", "green"])
-    with pytest.raises(InputError, match=r"takes 2 numbers a preference, moc\.json has 3"):
-        moc.load(tmp_path, policy.model)
-    written()
-    (tmp_path / "heads.safetensors").unlink()
-    with pytest.raises(InputError, match=r"heads\.safetensors"):
-        moc.load(tmp_path, policy.model)
-    path.unlink()
-    with pytest.raises(InputError, match=r"moc\.json"):
+    path.unlink()  # as in the older format: moc.json and heads.safetensors
+    with pytest.raises(InputError, match="expected a MOC policy: train it with `jaxalign moc"):
         moc.load(tmp_path, policy.model)
 
 
@@ -141,8 +136,8 @@ def test_what_does_not_fit_is_refused():
         policy_of(scale=scale)
     policy = policy_of()
     with pytest.raises(InputError, match=r"preferences of shape \(1, 2\) for 2 prompts"):
-        moc.prepare_prompts(policy, ["a", "b"], [[0.5, 0.5]])
+        prompt_token_ids(policy, ["a", "b"], [[0.5, 0.5]])
     with pytest.raises(InputError, match=r"sums to 0\.9"):
-        moc.prepare_prompts(policy, ["a"], [[0.5, 0.4]])
+        prompt_token_ids(policy, ["a"], [[0.5, 0.4]])
     with pytest.raises(InputError, match=r"the context of tiny has 64"):
-        moc.prepare_prompts(policy, ["a " * 70], [[0.5, 0.5]])
+        prompt_token_ids(policy, ["a " * 70], [[0.5, 0.5]])

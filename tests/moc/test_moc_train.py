@@ -19,7 +19,8 @@ import pytest
 from jaxalign import moc
 from jaxalign.errors import InputError
 from jaxalign.moc.prompt_sampler import PromptSampler
-from jaxalign.moc.step import init_train_state, make_train
+from jaxalign.moc.step import init_train_state, make_step, make_train
+from jaxalign.models import lora
 from jaxalign.models.chat import generate_texts
 from jaxalign.models.sampling import Sampling
 from jaxalign.progress import Progress
@@ -38,8 +39,13 @@ def small():
     policy = policy_of(config)
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     decoder = config.trunk.decoder(policy.model.config)
-    programs = make_train(config, decoder, world.NAMES, (world.STOP,), mesh, world.reward())
-    return config, policy, programs, PromptSampler(policy, world.PROMPTS, config)
+    programs = make_train(config, decoder, world.NAMES, (world.STOP,), mesh)
+    return (
+        config,
+        policy,
+        make_step(programs, world.reward()),
+        PromptSampler(policy, world.PROMPTS, config),
+    )
 
 
 @pytest.mark.slow
@@ -48,37 +54,36 @@ def test_fifty_steps_are_compiled_once(monkeypatch):
     module = importlib.import_module("jaxalign.moc._train")
 
     def counted(*args):
-        programs = make_train(*args)
-        return replace(programs, step=chex.assert_max_traces(programs.step, n=1))
+        return chex.assert_max_traces(make_step(*args), n=1)
 
-    monkeypatch.setattr(module, "make_train", counted)
+    monkeypatch.setattr(module, "make_step", counted)
     config, policy, _, _ = small()
     history = moc.train(policy, world.reward(), world.PROMPTS, config).history
     assert [entry["step"] for entry in history] == list(range(1, 51))
     assert all(entry["first_drift"] == 0.0 for entry in history)
     assert all(entry["updates"] == config.epochs for entry in history)
     # The coefficient goes up where the KL was above its target, and down where it was below.
-    kl, coefficient = (np.array([entry[x] for entry in history]) for x in ("kl", "coefficient"))
+    kl, coefficient = (np.array([entry[x] for entry in history]) for x in ("kl", "kl_coef"))
     error = np.clip(kl / 3 - 1, -0.2, 0.2)
     np.testing.assert_allclose(coefficient[1:] / coefficient[:-1], 1 + error[:-1] * 16 / 200, 1e-4)
 
 
 @pytest.mark.slow
 def test_it_maps_over_seeds_and_preferences_and_scans():
-    config, policy, programs, source = small()
+    config, policy, one_step, source = small()
     frozen, batches = policy.model.params, [source.draw(n).arrays for n in range(2)]
-    step = jax.jit(programs.step)
+    step = jax.jit(one_step)
     starts = [init_train_state(jax.random.key(n), policy.trained, config) for n in range(2)]
     alone = [step(starts[0], frozen, batches[0]), step(starts[1], frozen, batches[1])]
     stacked, both = (jax.tree.map(lambda *x: jnp.stack(x), *each) for each in (starts, batches))
-    states, metrics = jax.jit(jax.vmap(programs.step, (0, None, 0)))(stacked, frozen, both)
+    states, metrics = jax.jit(jax.vmap(one_step, (0, None, 0)))(stacked, frozen, both)
     for number, (state, own) in enumerate(alone):
         mapped = jax.tree.map(lambda leaf, n=number: leaf[n], (state_of(states), metrics))
         chex.assert_trees_all_close(mapped, (state_of(state), own), rtol=2e-3, atol=2e-4)
     assert metrics["reward_red"][0] != metrics["reward_red"][1]
 
     def advance(state, batch):
-        return programs.step(state, frozen, batch)
+        return one_step(state, frozen, batch)
 
     last, history = jax.jit(lambda state: jax.lax.scan(advance, state, both))(starts[0])
     second, second_metrics = step(alone[0][0], frozen, batches[1])
@@ -88,7 +93,7 @@ def test_it_maps_over_seeds_and_preferences_and_scans():
 
 def state_of(state):
     """Numbers of a state, without its keys."""
-    return state.train.params, state.step, state.coefficient
+    return state.train.params, state.step, state.kl_coef
 
 
 def test_the_first_ratio_is_one_with_dropout():
@@ -176,7 +181,7 @@ def test_a_policy_learns_and_the_one_given_stays(tmp_path):
     ]
     answers = generate_texts(
         result.policy.model, told, Sampling(6, min_tokens=1), jax.random.key(0), progress=False,
-        adapters=moc.generation_arguments(result.policy, preferences)["adapters"],
+        adapters=lora.scaled(result.policy.trained["adapter"], result.policy.lora),
     )  # fmt: skip
     words = " ".join(answer.text for answer in answers).split()
     assert np.mean([word in world.LETTERS[:8] for word in words]) > 0.5

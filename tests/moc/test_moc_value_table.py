@@ -37,9 +37,9 @@ def table():
     return evaluation().value_table(SCALE)
 
 
-def test_reached_is_in_standard_deviations_of_the_reference_samples(table):
+def test_achieved_rewards_are_in_standard_deviations_of_the_reference_samples(table):
     raw = np.array([0.0, -6.0]) + LEVELS * np.array([2.0, 8.0])
-    np.testing.assert_allclose(table.reached, (raw - [1.0, -2.0]) / [0.5, 4.0], atol=1e-12)
+    np.testing.assert_allclose(table.achieved_rewards, (raw - [1.0, -2.0]) / [0.5, 4.0], atol=1e-12)
     np.testing.assert_array_equal(table.kl, [2.0, 1.0, 4.0])
     assert (table.names, table.digest) == (SCALE.names, SCALE.digest)
 
@@ -68,13 +68,14 @@ def test_a_table_comes_back_from_a_policys_folder(table, tmp_path):
     again = ValueTable.load(tmp_path)
     for field in dataclasses.fields(ValueTable):
         np.testing.assert_array_equal(getattr(again, field.name), getattr(table, field.name))
-    with pytest.raises(InputError, match="found no file, expected a value table; run `jaxalign"):
+    with pytest.raises(InputError, match="no such file; expected a value table: run `jaxalign"):
         ValueTable.load(tmp_path / "elsewhere")
     path = tmp_path / FILE
-    path.write_text(path.read_text().replace('"told": [', '"told": [7,'))
-    with pytest.raises(InputError, match="holds no whole value table"):
+    content = path.read_bytes()
+    path.write_bytes(content[:-8] + bytes(8))
+    with pytest.raises(InputError, match="digest does not fit"):
         ValueTable.load(tmp_path)
-    path.write_text("{")
+    path.write_bytes(content[:40])
     with pytest.raises(InputError, match="run `jaxalign moc evaluate` on the policy"):
         ValueTable.load(tmp_path)
 
@@ -82,11 +83,11 @@ def test_a_table_comes_back_from_a_policys_folder(table, tmp_path):
 def test_what_does_not_fit_is_refused(table):
     with pytest.raises(InputError, match="moc was judged on the scale 000000000000"):
         evaluation("0" * 64).value_table(SCALE)
-    with pytest.raises(InputError, match="one a reward of kind, brief"):
+    with pytest.raises(InputError, match="one for each of kind, brief"):
         table.best([1, 2, 3])
     with pytest.raises(InputError, match="weights: found"):
         table.best([1, np.nan])
-    with pytest.raises(InputError, match=r"told \(3, 2\), reached \(2, 2\)"):
+    with pytest.raises(InputError, match=r"preferences \(3, 2\), achieved rewards \(2, 2\)"):
         ValueTable(TOLD, LEVELS[:2], np.zeros(3), SCALE.names, "0")
     with pytest.raises(InputError, match="value table"):
         ValueTable(TOLD, LEVELS, np.array([0, 1, np.nan]), SCALE.names, "0")

@@ -12,6 +12,7 @@ from jaxalign.models import families, lora
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.sampling import Sampling
+from jaxalign.rewards.vector import TextReward
 
 LETTERS = "abcdef"
 STOP, UNKNOWN = 6, 7
@@ -55,6 +56,9 @@ def rewards(prompts, answers):
         other = np.mean([_OTHERS[LETTERS.index(x)] * (x not in prompt) for x in letters])
         found.append([early, 0.1 + 0.25 * (3 - len(letters)) + 0.4 * other])
     return np.array(found)
+
+
+REWARD = TextReward(NAMES, rewards, "letters 1")
 
 
 @cache

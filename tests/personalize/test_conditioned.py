@@ -27,6 +27,7 @@ from jaxalign.personalize.policy_oracle import AnswerOracle
 from jaxalign.personalize.targets import answer_conditioned, target_for
 from jaxalign.personalize.utility import Target, known
 from jaxalign.rewards.reward_scale import RewardIds, fit_scale
+from jaxalign.rewards.vector import TextReward
 from jaxalign.train.trunk import TrunkConfig
 
 LETTERS, STOP, UNKNOWN = tiny.LETTERS, 6, 7
@@ -169,8 +170,8 @@ def exact(name, weight):
 @pytest.fixture(scope="module", params=["tags", "token", "tuned"])
 def oracle(request):
     return request.param, AnswerOracle(
-        language_model(), kind_of(request.param), tiny.PROMPTS, tiny.rewards, BETA, SETTINGS, KEY,
-        names=tiny.NAMES, reward_id="letters 1", samples=48, batch_size=384,
+        language_model(), kind_of(request.param), tiny.PROMPTS, tiny.REWARD, BETA, SETTINGS, KEY,
+        samples=48, batch_size=384,
     )  # fmt: skip
 
 
@@ -244,11 +245,11 @@ def test_a_utility_becomes_the_target_that_serves_it_best():
     ids = RewardIds(tiny.NAMES, table().digest)
     weights = np.array([[1.0, 0.0], [0.6, 0.4], [0.2, 0.8], [-3.0, 1.0]])
     found = target_for(known(weights, ids), table())
-    expected = OPTIONS[np.argmax(weights @ table().reached.T, axis=1)]
+    expected = OPTIONS[np.argmax(weights @ table().achieved_rewards.T, axis=1)]
     np.testing.assert_allclose(found.values, expected)
     assert found.reward_ids == ids
     priced = target_for(known(weights, ids), table(), beta=0.5)
-    dear = OPTIONS[np.argmax(weights @ table().reached.T - 0.5 * table().kl[None], axis=1)]
+    dear = OPTIONS[np.argmax(weights @ table().achieved_rewards.T - 0.5 * table().kl[None], axis=1)]
     np.testing.assert_allclose(priced.values, dear)
     assert not np.allclose(dear, expected)
     with pytest.raises(InputError, match="found a Target"):
@@ -272,7 +273,7 @@ def test_each_row_is_told_its_own(name):
     # Of these four users the first three want what the table's rows reach; the last one wants what
     # no row reaches, and is answered by the reference.
     users = known(np.array([[1.0, 0.0], [1.0, 0.5], [0.5, 0.9], [-1.0, -2.0]]), ids)
-    best = OPTIONS[np.argmax(users.mean @ table().reached.T, axis=1)]
+    best = OPTIONS[np.argmax(users.mean @ table().achieved_rewards.T, axis=1)]
     mixed = said(users, table=table())
     assert mixed[:3] == [alone(name, *pair) for pair in zip(best[:3], prompts[:3], strict=True)]
     assert mixed[3] == alone(name, (0.0, 0.0), prompts[3])
@@ -294,7 +295,7 @@ def test_what_cannot_be_told_is_refused():
     refused(
         "found rewards early, late", Target([[0.5, 0.5]], RewardIds(("early", "late"), ids.digest))
     )
-    with pytest.raises(InputError, match="told nothing"):
+    with pytest.raises(InputError, match="conditioned on nothing"):
         Conditioned(replace(told, conditioning="none"), OPTIONS)
     with pytest.raises(InputError, match="rows of 2"):
         Conditioned(told, OPTIONS).stacked([[0.5, 0.2, 0.3]])
@@ -302,8 +303,8 @@ def test_what_cannot_be_told_is_refused():
         tuned().stacked([[1, 0, 0], [0.5, 0.5, 0]])
     with pytest.raises(InputError, match="no scale"):
         answer_conditioned(replace(told, scale=None), Target([[0.5, 0.5]], ids), ["a"], GREEDY, KEY)
-    with pytest.raises(InputError, match="is told early, brief"):
+    with pytest.raises(InputError, match="conditioned on early, brief"):
         AnswerOracle(
-            language_model(), Conditioned(told, OPTIONS), tiny.PROMPTS, tiny.rewards, BETA,
-            SETTINGS, KEY, names=("brief", "early"), reward_id="letters 1",
+            language_model(), Conditioned(told, OPTIONS), tiny.PROMPTS,
+            TextReward(("brief", "early"), tiny.rewards, "letters 1"), BETA, SETTINGS, KEY,
         )  # fmt: skip

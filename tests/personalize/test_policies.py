@@ -14,9 +14,10 @@ from jaxalign.models import families, lora
 from jaxalign.models.completions import reference_logprobs
 from jaxalign.models.generate import generate
 from jaxalign.models.sampling import Sampling
-from jaxalign.personalize import policy_oracle
 from jaxalign.personalize.policies import Mixing, Soups, adapter_digest
 from jaxalign.personalize.policy_oracle import AnswerOracle, standard_error
+from jaxalign.rewards.vector import TextReward
+from jaxalign.rollout import judging
 
 KEY = jax.random.key(3)
 BETA = 0.05
@@ -31,12 +32,10 @@ def oracle_of(name, **changes):
         "model": tiny.language_model(),
         "policies": kind_of(name),
         "prompts": tiny.PROMPTS,
-        "reward": tiny.rewards,
+        "reward": tiny.REWARD,
         "beta": BETA,
         "settings": tiny.SETTINGS,
         "key": KEY,
-        "names": tiny.NAMES,
-        "reward_id": "letters 1",
         "samples": 32,
         "batch_size": 256,
     }
@@ -119,7 +118,7 @@ def test_the_reference(many_answers):
     assert oracle.error is None
 
 
-def test_every_weight_has_the_same_luck(many_answers):
+def test_every_weight_has_common_random_numbers(many_answers):
     """Common random numbers: neighbours differ by far less than independent draws would."""
     _, oracle = many_answers
     near = oracle.outcomes(palm.stack(oracle.many([(0.5, 0.5), (0.52, 0.48)])))[0]
@@ -139,7 +138,7 @@ def test_many_weights_share_a_decode_and_change_nothing(monkeypatch):
         calls.append(len(np.unique(combine.weights, axis=0)))
         return generate(*arguments, combine=combine, **options)
 
-    monkeypatch.setattr(policy_oracle, "generate", counted)
+    monkeypatch.setattr(judging, "generate", counted)
     _, other, third, same = oracle.many([(0.1, 0.9), (0.9, 0.1), (0.4, 0.6), (0.1, 0.9)])
     assert calls == [2, 1]
     assert same.payload["weight"].tolist() == [0.1, 0.9]
@@ -155,18 +154,18 @@ def test_what_was_evaluated_is_kept(tmp_path, monkeypatch):
     found = first((0.25, 0.75))
     assert len(list(tmp_path.iterdir())) == 2
     with monkeypatch.context() as patch:
-        patch.setattr(policy_oracle, "generate", None)  # nothing may be drawn
+        patch.setattr(judging, "generate", None)  # nothing may be drawn
         again = oracle_of("soups", cache=tmp_path, beta=0.5)
         chex.assert_trees_all_equal(vars(again((0.25, 0.75))), vars(found))
         for change in (
-            {"reward_id": "letters 2"},
+            {"reward": replace(tiny.REWARD, id="letters 2")},
             {"settings": replace(tiny.SETTINGS, temperature=0.9)},
             {"key": jax.random.key(4)},
             {"policies": Soups(tiny.adapters()[::-1])},
         ):
             with pytest.raises(TypeError, match="not callable"):
                 oracle_of("soups", cache=tmp_path, **change)
-    path = first._path(np.array([0.25, 0.75]))
+    path = first._path(tmp_path, np.array([0.25, 0.75]))
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(InputError, match="delete the file"):
         oracle_of("soups", cache=tmp_path)((0.25, 0.75))
@@ -239,19 +238,24 @@ def test_what_cannot_be_evaluated_is_refused():
     refused("beta: found -1", beta=-1.0)
     refused("found 1 prompts", prompts=["a"])
 
+    def computed(function):
+        return replace(tiny.REWARD, function=function)
+
     def constant(prompts, answers):
         return np.column_stack([np.full(len(answers), 0.5), np.arange(len(answers)) % 2])
 
-    refused("early: found the same reward", reward=constant)
-    refused("found shape", reward=lambda prompts, answers: np.zeros((len(answers), 3)))
+    refused("early: found the same reward", reward=computed(constant))
+    refused("gave shape", reward=computed(lambda prompts, answers: np.zeros((len(answers), 3))))
     refused(
-        r"early, prompt 0, answer .*: found 1.5",
-        reward=lambda p, a: tiny.rewards(p, a) * 0 + 1.5,
+        r"early, prompt 0, completion .*: found 1.5",
+        reward=computed(lambda p, a: tiny.rewards(p, a) * 0 + 1.5),
     )
-    refused("found nan", reward=lambda p, a: tiny.rewards(p, a) * np.nan)
+    refused("gave nan", reward=computed(lambda p, a: tiny.rewards(p, a) * np.nan))
+    one = oracle_of(
+        "soups", reward=TextReward(("early",), lambda p, a: tiny.rewards(p, a)[:, :1], "letters 1")
+    )
     with pytest.raises(InputError, match="2 adapters and 1 rewards"):
-        oracle_of("soups", names=("early",),
-                  reward=lambda p, a: tiny.rewards(p, a)[:, :1])((1.0,))  # fmt: skip
+        one((1.0,))
     with pytest.raises(InputError, match="rows of 2"):
         kind_of("mixing").stacked([[0.5, 0.2, 0.3]])
     config, tree = tiny.adapters()[0]

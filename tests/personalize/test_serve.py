@@ -28,8 +28,8 @@ def serving(request):
     """Built on answers: members for users of either taste, and the reference."""
     policies = {"soups": Soups, "mixing": Mixing}[request.param](tiny.adapters())
     oracle = AnswerOracle(
-        tiny.language_model(), policies, tiny.PROMPTS, tiny.rewards, 0.01, tiny.SETTINGS, KEY,
-        names=tiny.NAMES, reward_id="letters 1", samples=32, batch_size=256,
+        tiny.language_model(), policies, tiny.PROMPTS, tiny.REWARD, 0.01, tiny.SETTINGS, KEY,
+        samples=32, batch_size=256,
     )  # fmt: skip
     config = palm.PalmConfig(eps=0.9, delta=0.5, prune_eps=0.0, prune_delta=1e-4, search="full")
     return serve.Serving(palm.build(oracle, config), policies, tiny.language_model())

@@ -14,12 +14,12 @@ from jaxalign.config import load_config
 from jaxalign.data.prompts import load_prompts
 from jaxalign.errors import InputError
 from jaxalign.experiments.moc import baselines
-from jaxalign.experiments.moc import report as pages
 from jaxalign.experiments.moc._run import CONFIG, POLICY, PROMPTS, MocRunConfig, prompts_for
 from jaxalign.experiments.moc.evaluation import Evaluation
 from jaxalign.experiments.moc.judge import EvaluatedPolicy, Prompts, evaluate_policy
-from jaxalign.experiments.moc.statistics import report as figures
-from jaxalign.moc.files import ABOUT, load
+from jaxalign.experiments.moc.report import write_pages
+from jaxalign.experiments.moc.statistics import EvaluationReport, evaluation_report
+from jaxalign.moc.files import FILE, load
 from jaxalign.moc.policy import ConditionedPolicy
 from jaxalign.moc.preferences import evaluation_points, parse_preference, preference_tag
 from jaxalign.models.encoder_files import read_json
@@ -60,27 +60,19 @@ class MocEvaluateConfig:
 
 
 class MocRun(NamedTuple):
-    """A run that is over.
+    """A finished run of `jaxalign moc train`.
 
     Attributes:
         folder: of the run.
         config: of the run.
         policy: trained.
-        weight: [R] that it was trained on, None for one that is told preferences.
+        weight: [R] that it was trained on, None for a conditioned policy.
     """
 
     folder: Path
     config: MocRunConfig
     policy: ConditionedPolicy
     weight: Floats | None
-
-
-class Judged(NamedTuple):
-    """Who is judged, under which preferences [W, R], and which of them [W] were trained on."""
-
-    speaker: EvaluatedPolicy
-    preferences: Floats
-    seen: NDArray[np.bool_]
 
 
 def policy_folder(folder: str | Path) -> Path:
@@ -91,11 +83,11 @@ def policy_folder(folder: str | Path) -> Path:
     """
     folder = Path(folder).expanduser()
     for place in (folder, folder / POLICY):
-        if (place / ABOUT).is_file():
+        if (place / FILE).is_file():
             return place
     raise InputError(
-        f"{folder} holds no MOC policy ({ABOUT}): give the folder of `jaxalign moc train`, once it "
-        "is through."
+        f"{folder} holds no MOC policy ({FILE}): give the folder of a finished `jaxalign moc "
+        "train`; a policy of an older format has to be trained again."
     )
 
 
@@ -130,17 +122,17 @@ def evaluate(
     data: str | None = None,
     resume: bool = False,
     show: bool = True,
-) -> dict[str, Any]:
+) -> EvaluationReport:
     """Judge a run's policy, with other runs beside it, and leave its value table in its folder.
 
-    All are judged on the same prompts, rewards and scale, those of the first. Of the others, ones
-    that are told preferences stand for themselves; ones trained on a weighting make up MORLHF; and
-    where there is one for each reward alone, so do their soups and mixtures.
+    All are judged on the same prompts, rewards and scale, those of the first run. Of the others,
+    conditioned policies are judged as they are, and policies for one weighting together as MORLHF.
+    Where each reward has a policy of its own, their soups and mixtures are judged as well.
 
     Args:
         config: how.
         folder: of the run.
-        out: folder: report.json, report.md, plots, and evaluations/ of each speaker.
+        out: folder: report.json, report.md, plots, and evaluations/ of each policy.
         others: folders of other runs on the same model and rewards.
         data: prompts to judge on; None for those that the run held out.
         resume: go on with an unfinished evaluation in `out`.
@@ -157,8 +149,8 @@ def evaluate(
     first = load_run(folder)
     if first.weight is not None or first.policy.scale is None:
         raise InputError(
-            f"{folder}: the policy is told nothing; expected one that is told preferences, and "
-            "this one behind --with."
+            f"{folder}: the policy is conditioned on nothing; give a run that is conditioned on "
+            "preferences as --model, and this one behind --with."
         )
     beside = [load_run(other, first.policy.model) for other in others]
     for other in beside:
@@ -167,56 +159,55 @@ def evaluate(
             progress.say(f"{other.folder} was trained on another scale than {first.folder}")
     prompts = _prompts(first, data, config)
     rewards, scale = build_rewards(first.config.rewards), first.policy.scale
-    judged = speakers(first, beside)
+    judged = evaluated_policies(first, beside)
     about = [str(first.folder.resolve()), *(str(other.folder.resolve()) for other in beside)]
-    open_run_dir(out, "moc evaluate", config, [], [*about, rewards.id, repr(prompts)], resume)
+    run = open_run_dir(out, "moc evaluate", config, [], [*about, rewards.id, repr(prompts)], resume)
     (out / "evaluations").mkdir(exist_ok=True)
     found = []
-    for speaker, preferences, seen in judged:
-        path = out / "evaluations" / f"{_slug(speaker.name)}.json"
+    for one in judged:
+        path = out / "evaluations" / f"{_slug(one.name)}.safetensors"
         if not path.exists():
-            progress.say(f"{speaker.name}: {len(preferences)} preferences, {len(prompts)} prompts")
+            count = len(one.preferences)
+            progress.say(f"{one.name}: {count} preferences, {len(prompts)} prompts")
             evaluate_policy(
-                speaker, rewards, scale, prompts, preferences, seen,
-                first.config.moc.sampling(()), jax.random.key(config.seed), config.samples,
-                config.batch_size, show,
+                one, rewards, scale, prompts, first.config.moc.sampling(()),
+                jax.random.key(config.seed), config.samples, config.batch_size, show,
             ).save(path)  # fmt: skip
         found.append(Evaluation.load(path))
     found[0].value_table(scale).save(policy_folder(first.folder))
-    report = figures(found, config.reference_point, config.draws, config.seed)
-    pages.write(out, report)
+    report = evaluation_report(found, config.reference_point, config.draws, config.seed)
+    write_pages(out, report)
+    run.finish(report)
     return report
 
 
-def speakers(first: MocRun, others: Sequence[MocRun]) -> list[Judged]:
-    """Return who can be judged of some runs, the first run's policy first.
+def evaluated_policies(first: MocRun, others: Sequence[MocRun]) -> list[EvaluatedPolicy]:
+    """Return the policies that some runs give to be judged, the first run's policy first.
 
     Args:
-        first: told preferences.
+        first: conditioned on preferences.
         others: on the same model and rewards.
     """
     points, seen = _points(first)
-    found = [Judged(baselines.conditioned(first.policy, _name(first, [])), points, seen)]
+    found = [baselines.conditioned(first.policy, _name(first, []), points, seen)]
     fixed = [run for run in others if run.weight is not None]
     for run in others:
         if run.weight is None:
-            names = [one.speaker.name for one in found]
-            speaker = baselines.conditioned(run.policy, _name(run, names))
-            found.append(Judged(speaker, *_points(run)))
+            name = _name(run, [one.name for one in found])
+            found.append(baselines.conditioned(run.policy, name, *_points(run)))
     if not fixed:
         return found
     weights = np.stack([run.weight for run in fixed if run.weight is not None])
     once = [row for row in range(len(weights)) if not (weights[:row] == weights[row]).all(1).any()]
-    own = baselines.tuned([fixed[row].policy for row in once], weights[once])
-    found.append(Judged(own, weights[once], np.ones(len(once), bool)))
+    found.append(baselines.separate([fixed[row].policy for row in once], weights[once]))
     corners = [
         np.flatnonzero((weights == corner).all(axis=1)) for corner in np.eye(weights.shape[1])
     ]
     if all(len(rows) for rows in corners):
         experts = [fixed[int(rows[0])].policy for rows in corners]
         found += [
-            Judged(baselines.soups(experts), points, seen),
-            Judged(baselines.mixing(experts), points, seen),
+            baselines.soups(experts, points, seen),
+            baselines.mixing(experts, points, seen),
         ]
     return found
 

@@ -17,7 +17,6 @@ from jaxalign.data.prompts import (
     as_chats,
     filter_prompts,
     load_prompts,
-    prompt_text,
     split_prompts,
 )
 from jaxalign.errors import InputError
@@ -27,14 +26,15 @@ from jaxalign.moc._train import train
 from jaxalign.moc.config import MocConfig
 from jaxalign.moc.files import save
 from jaxalign.moc.policy import init_policy
-from jaxalign.moc.preferences import insert_preference_tag, parse_preference, strip_preference_tags
-from jaxalign.models.chat import generate_texts, prompt_ids
+from jaxalign.moc.preferences import insert_preference_tag, parse_preference
+from jaxalign.models.chat import prompt_ids
 from jaxalign.models.encoder_files import read_json
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.progress import Progress
 from jaxalign.rewards.reward_scale import RewardScale, fit_scale
 from jaxalign.rewards.spec import RewardSpec, build_rewards, known_levels
-from jaxalign.rewards.vector import TextReward, compute_rewards
+from jaxalign.rewards.vector import TextReward
+from jaxalign.rollout import ReferencePolicy, rollout_policies
 from jaxalign.runs.run_dir import open_run_dir
 from jaxalign.train.mesh import make_mesh, param_shardings
 
@@ -133,7 +133,7 @@ def run(
         f"{found.dropped:,} left out"
     )
     texts = json.dumps([train_on.prompts, held.prompts])
-    open_run_dir(out, "moc train", config, [], [model.sha256, rewards.id, texts], resume)
+    run_dir = open_run_dir(out, "moc train", config, [], [model.sha256, rewards.id, texts], resume)
     write_text(out / CONFIG, to_yaml(config))
     write_json(out / PROMPTS, {"source": found.source, "held_out": held.prompts})
     scale = _scale(out / SCALE, model, rewards, train_on, config, progress, show)
@@ -152,7 +152,7 @@ def run(
         "first": _means(trained.history[: _part(trained.steps)]),
         "last": _means(trained.history[-_part(trained.steps) :]),
     }
-    write_json(out / "report.json", report)
+    run_dir.finish(report)
     return report
 
 
@@ -186,33 +186,36 @@ def estimate_scale(
     config: MocRunConfig,
     show: bool = True,
 ) -> RewardScale:
-    """Estimate where rewards lie from answers of the model alone to plain prompts.
+    """Estimate the scale of rewards from completions of plain prompts by the model alone.
 
-    It is a matter of model, prompts and rewards, not of a run's seed: runs that are compared have
-    the same scale.
+    The scale depends on model, prompts and rewards, and not on the seed of a run, so that runs
+    that are compared have the same scale.
 
     Args:
         model: the reference.
         rewards: R of them.
-        prompts: X to answer, in turn.
-        config: how many answers, and how they are drawn.
-        show: a bar on stderr.
+        prompts: X of them, used in turn.
+        config: how many completions, and how they are sampled.
+        show: a bar on standard error.
 
     Raises:
-        InputError: a reward that fails, or is the same for all answers.
+        InputError: a reward that fails, or is the same for all completions.
     """
     order = np.random.Generator(np.random.PCG64([0, _SCALE_STREAM])).permutation(len(prompts))
-    asked = [prompts[order[row % len(prompts)]] for row in range(config.reference_answers)]
-    answers = generate_texts(
+    chosen = [prompts[order[row % len(prompts)]] for row in range(config.reference_answers)]
+    found = rollout_policies(
         model,
-        asked,
+        ReferencePolicy(),
+        np.zeros((1, 0)),
+        chosen,
+        rewards,
         config.moc.sampling(()),
         jax.random.key(_SCALE_STREAM),
         batch_size=max(config.moc.batch, _SCALE_BATCH),
+        title="estimating the scale of the rewards",
         progress=show,
     )
-    read = [strip_preference_tags(rewards.names, prompt_text(prompt)) for prompt in asked]
-    raw = compute_rewards(rewards, read, [answer.text for answer in answers])
+    raw = found.rewards.reshape(-1, len(rewards.names))
     return fit_scale(raw, rewards.names, config.quantiles, known_levels(config.rewards))
 
 
@@ -228,7 +231,7 @@ def _scale(
     """The scale of a run: what was estimated before an interruption, or now."""
     if path.exists():
         return RewardScale.from_json(read_json(path, required=True), str(path))
-    progress.say(f"{config.reference_answers} answers of the model alone, for the rewards' scale")
+    progress.say(f"estimating the scale of the rewards on {config.reference_answers} completions")
     scale = estimate_scale(model, rewards, prompts.prompts, config, show)
     write_json(path, scale.to_json())
     for place, reward in enumerate(scale.names):

@@ -1,43 +1,54 @@
 """What was measured of a policy under many preferences, and its file."""
 
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from os import PathLike
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxalign.errors import InputError
-from jaxalign.files import write_json
-from jaxalign.moc.value_table import FORMAT, ValueTable, read
+from jaxalign.moc.value_table import ValueTable
 from jaxalign.rewards.reward_scale import RewardScale
+from jaxalign.runs.artifact import load_artifact, save_artifact
 
+KIND, REMEDY = "MOC evaluation", "run `jaxalign moc evaluate` into a new folder"
 _ARRAYS = {"preferences": "WR", "seen": "W", "rewards": "WXR", "kl": "WX", "entropy": "W",
            "tokens": "W"}  # fmt: skip
 
 
+@dataclass(frozen=True)
+class EvaluationInfo:
+    """What an evaluation's file says of its arrays, see `Evaluation`."""
+
+    policy: str
+    names: tuple[str, ...]
+    digest: str
+    samples: int
+    temperature: float
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """W preferences told to one speaker, and the rewards of its answers to X prompts.
+    """Rewards of one policy's completions of X prompts under W preferences.
 
     Attributes:
-        speaker: its name.
-        names: [R] of the rewards.
-        digest: of the scale that they are on (`RewardScale.digest`).
-        preferences: [W, R] told, on the simplex.
+        policy: its name.
+        names: [R] names of the rewards.
+        digest: of their scale (`RewardScale.digest`).
+        preferences: [W, R] that the policy was given, on the simplex.
         seen: [W] bool, False where the preference was held out of training.
-        rewards: [W, X, R] in the scale's units, mean over the samples of a prompt.
-        kl: [W, X] log pi(y|x,p) - log pi_ref(y|x) in nats, mean over samples; unbiased for KL, so
-            at times negative. The reference is the model alone and reads the plain prompt.
-        entropy: [W] nats a token, -log pi of what was drawn, temperature included.
-        tokens: [W] of an answer, on average.
-        prompts: [X] texts as the rewards saw them.
-        answers: [W][X] texts, the first sample of each.
-        samples: answers a prompt.
-        temperature: they were drawn at.
+        rewards: [W, X, R] in levels of the scale, mean over the samples of a prompt.
+        kl: [W, X] log pi(y|x,p) - log pi_ref(y|x) in nats, mean over samples; unbiased for the KL,
+            so at times negative. The reference is the model alone and reads the plain prompt.
+        entropy: [W] nats per token, -log pi of what was drawn, temperature included.
+        tokens: [W] mean length of a completion.
+        prompts: [X] texts as the rewards read them.
+        completions: [W][X] texts, the first sample of each.
+        samples: completions of each prompt.
+        temperature: that they were drawn at.
     """
 
-    speaker: str
+    policy: str
     names: tuple[str, ...]
     digest: str
     preferences: NDArray[np.float64]
@@ -47,28 +58,28 @@ class Evaluation:
     entropy: NDArray[np.float64]
     tokens: NDArray[np.float64]
     prompts: tuple[str, ...] = field(repr=False)
-    answers: tuple[tuple[str, ...], ...] = field(repr=False)
+    completions: tuple[tuple[str, ...], ...] = field(repr=False)
     samples: int
     temperature: float
 
     def __post_init__(self) -> None:
-        sizes = {"W": len(self.answers), "X": len(self.prompts), "R": len(self.names)}
+        sizes = {"W": len(self.completions), "X": len(self.prompts), "R": len(self.names)}
         for name, letters in _ARRAYS.items():
             values = getattr(self, name)
             expected = tuple(sizes[letter] for letter in letters)
             if values.shape != expected or not np.isfinite(values).all():
                 raise InputError(
-                    f"evaluation of {self.speaker}: found {name} of shape {values.shape}, expected "
+                    f"evaluation of {self.policy}: found {name} of shape {values.shape}, expected "
                     f"finite numbers {expected}; evaluate again."
                 )
-        if any(len(row) != sizes["X"] for row in self.answers):
+        if any(len(row) != sizes["X"] for row in self.completions):
             raise InputError(
-                f"evaluation of {self.speaker}: expected an answer to each of {sizes['X']} prompts "
-                "under each preference; evaluate again."
+                f"evaluation of {self.policy}: expected a completion of each of {sizes['X']} "
+                "prompts under each preference; evaluate again."
             )
 
     @property
-    def reached(self) -> NDArray[np.float64]:
+    def achieved_rewards(self) -> NDArray[np.float64]:
         """Mean rewards [W, R]."""
         return np.asarray(self.rewards.mean(axis=1))
 
@@ -93,52 +104,44 @@ class Evaluation:
         """
         if (self.names, self.digest) != (scale.names, scale.digest):
             raise InputError(
-                f"value table: {self.speaker} was judged on the scale {self.digest[:12]} of "
+                f"value table: {self.policy} was judged on the scale {self.digest[:12]} of "
                 f"{', '.join(self.names)}, expected {scale.digest[:12]} of "
                 f"{', '.join(scale.names)}; evaluate it on this one."
             )
         return ValueTable(
-            told=self.preferences,
-            reached=np.asarray(scale.standardise_levels(self.reached)),
+            preferences=self.preferences,
+            achieved_rewards=np.asarray(scale.standardise_levels(self.achieved_rewards)),
             kl=self.kl.mean(axis=1),
             names=self.names,
             digest=self.digest,
         )
 
-    def save(self, path: str | Path) -> None:
-        """Write it as JSON, from which `load` makes an equal one."""
-        plain = {name: value.tolist() if isinstance(value, np.ndarray) else value
-                 for name, value in asdict(self).items()}  # fmt: skip
-        write_json(path, {"format": FORMAT, **plain})
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write an artifact, from which `load` makes an equal evaluation."""
+        info = EvaluationInfo(self.policy, self.names, self.digest, self.samples, self.temperature)
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        texts = {"prompts": np.array(self.prompts), "completions": np.array(self.completions)}
+        save_artifact(path, KIND, info, {**arrays, **texts})
 
     @classmethod
-    def load(cls, path: str | Path) -> "Evaluation":
+    def load(cls, path: str | PathLike[str]) -> "Evaluation":
         """Read what `save` wrote.
 
         Raises:
-            InputError: there is no such file, or it holds something else.
+            InputError: the file is missing, damaged or of another kind.
         """
-        stored = read(path, "an evaluation", "evaluate again")
-        try:
-            arrays: dict[str, Any] = {
-                name: np.asarray(stored[name], bool if name == "seen" else np.float64)
-                for name in _ARRAYS
-            }
-            return cls(
-                speaker=str(stored["speaker"]),
-                names=tuple(stored["names"]),
-                digest=str(stored["digest"]),
-                prompts=tuple(stored["prompts"]),
-                answers=tuple(tuple(row) for row in stored["answers"]),
-                samples=int(stored["samples"]),
-                temperature=float(stored["temperature"]),
-                **arrays,
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{path} holds no whole evaluation ({type(error).__name__}: {error}): evaluate "
-                "again."
-            ) from None
+        found = load_artifact(path, KIND, EvaluationInfo, REMEDY)
+        info, arrays = found.about, found.arrays
+        return cls(
+            policy=info.policy,
+            names=info.names,
+            digest=info.digest,
+            prompts=tuple(arrays["prompts"].tolist()),
+            completions=tuple(tuple(row) for row in arrays["completions"].tolist()),
+            samples=info.samples,
+            temperature=info.temperature,
+            **{name: arrays[name] for name in _ARRAYS},
+        )
 
 
 def _stderr(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,16 +1,98 @@
-"""The report on speakers that were judged on the same prompts: every figure, with intervals."""
+"""Every number of the report on policies that were judged on the same prompts, with intervals."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, NotRequired, TypedDict, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxalign.errors import InputError
-from jaxalign.experiments.moc.evaluation import FORMAT, Evaluation
+from jaxalign.experiments.moc.evaluation import Evaluation
 from jaxalign.metrics import agreement, pareto
 from jaxalign.metrics.pareto import Floats
 from jaxalign.version import __version__
+
+FORMAT = 2
+"""Version of report.json; format 1 had `speakers`, `told` and `reached`."""
+
+
+class Interval(TypedDict):
+    """A figure with the ends of its 95 % interval; None where most resamples have no figure."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+class PointReport(TypedDict):
+    """What a policy achieves under one preference; errors are over prompts."""
+
+    preference: list[float]
+    seen: bool
+    achieved_rewards: list[float]
+    stderr: list[float]
+    kl: float
+    kl_stderr: float
+    entropy: float
+    tokens: float
+    nondominated: bool
+
+
+class PartReport(TypedDict):
+    """Figures of one policy over one part of its preferences, see `evaluation_report`."""
+
+    tau: dict[str, Interval | None]
+    squared_error: Interval
+    corner_error: Interval | None
+    regret: dict[str, Interval | None]
+    hypervolume: Interval
+    sparsity: Interval | None
+    nondominated: Interval
+    entropy: Interval | None
+    hypervolume_less_first: NotRequired[Interval | None]
+    kl: float
+    token_entropy: float
+    tokens: float
+    points: int
+    tau_cap: dict[str, float | None]
+
+
+class PolicyReport(TypedDict):
+    """One judged policy."""
+
+    samples: int
+    temperature: float
+    points: list[PointReport]
+    parts: dict[str, PartReport]
+
+
+class ExampleCompletion(TypedDict):
+    """A completion and the preference that the policy was given."""
+
+    preference: list[float]
+    completion: str
+
+
+class Example(TypedDict):
+    """Completions of one prompt under preferences that lie far apart."""
+
+    prompt: str
+    completions: list[ExampleCompletion]
+
+
+class EvaluationReport(TypedDict):
+    """The content of report.json."""
+
+    format: int
+    version: str
+    rewards: list[str]
+    scale: str
+    reference_point: list[float]
+    prompts: int
+    draws: int
+    policies: dict[str, PolicyReport]
+    examples: list[Example]
+
 
 Figures = dict[str, float | None]
 
@@ -18,59 +100,58 @@ _LEVELS = (0.025, 0.975)
 _SHOWN_PREFERENCES, _SHOWN_PROMPTS = 5, 3
 
 
-class _Told(NamedTuple):
-    """One part of what a speaker was told: preferences [W, R], and the rows [n] of the part."""
+class _Part(NamedTuple):
+    """One part of the preferences of a policy: all preferences [W, R], and the part's rows [n]."""
 
-    told: Floats
+    preferences: Floats
     rows: NDArray[np.intp]
 
 
 class _Means(NamedTuple):
-    """Mean rewards of a speaker over all prompts [W, R], and over two halves of them [2, W, R]."""
+    """Mean rewards of a policy over all prompts [W, R], and over two halves of them [2, W, R]."""
 
     whole: Floats
     halves: Floats
 
 
-def report(
+def evaluation_report(
     evaluations: Sequence[Evaluation],
     reference_point: ArrayLike | None = None,
     draws: int = 500,
     seed: int = 0,
-) -> dict[str, Any]:
-    """Return every figure on speakers, those of the first first; ready for JSON.
+) -> EvaluationReport:
+    """Return every figure on judged policies, the first policy first; ready for JSON.
 
-    Figures are in the scale's units, those of one `part` of the preferences each: `seen`,
-    `held_out`, and `shared`, those that all speakers of more than one preference were told, where
-    these are not the same for all: fronts of few points and of many are compared on them.
+    Figures are in levels of the scale, for each part of the preferences: `seen`, `held_out`, and
+    `shared`, the preferences that all policies of more than one preference have in common, where
+    these differ: fronts of few points and of many are compared on them.
 
     - `tau`: Kendall's tau-b of preference and reward, an entry an objective; `tau_cap`, the most
       that it can be where no rewards tie.
     - `squared_error`: mean (R - p)^2.
-    - `corner_error`: what is left behind, of the most that any speaker reached of an objective,
-      where that objective alone was asked for.
-    - `regret`: of users whose weights are the preferences of the part. `table_*`: told what the
-      speaker's value table says is best for them, chosen on one half of the prompts, judged on the
-      other, both ways; `direct_*`: told their weights as if they were a target; `*_own` to the best
-      of this speaker's points, `*_all` to the best of all speakers'.
+    - `corner_error`: how far a reward stays behind the most that any policy achieved of it, where
+      the preference is that reward alone.
+    - `regret`: of users whose weights are the preferences of the part. `table_*`: served under the
+      preference that the policy's value table gives, chosen on one half of the prompts and judged
+      on the other, both ways; `direct_*`: served under their weights as if they were a preference;
+      `*_own` against the best of this policy's points, `*_all` against the best of all policies'.
     - `hypervolume` above the reference point; `sparsity`; `nondominated`, the share of points that
       no other of the part dominates; `entropy` of the set of points, nats.
-    - `kl`, nats an answer; `answer_entropy`, nats a token; `tokens` of an answer.
+    - `kl`, nats per completion; `token_entropy`, nats per token; `tokens` per completion.
 
-    Each is {"value", "low", "high"}, ends at 95 % over prompts, the same resamples for all, widened
+    Each is an `Interval`, ends at 95 % over prompts, the same resamples for all, widened
     to hold the value; or None where it cannot be measured, such as tau of a constant reward.
-    `hypervolume_less_first` is the difference to the first speaker's, resample by resample.
+    `hypervolume_less_first` is the difference to the first policy's, resample by resample.
 
     Args:
-        evaluations: of S speakers with different names, on the same prompts, rewards and scale.
+        evaluations: of policies with different names, on the same prompts, rewards and scale.
         reference_point: [R] of hypervolume, in the scale's units; None for zeros, the level that
             the scale calls low.
         draws: bootstrap resamples of the prompts.
         seed: of the resamples and of the halves.
 
     Returns:
-        `speakers` {name: {"points": one a preference, "parts": {part: figures}}}, `examples` of the
-        first speaker's answers, and what the figures rest on.
+        The report; `examples` are completions of the first policy.
 
     Raises:
         InputError: none is given, two have one name, or they were judged on different things.
@@ -81,7 +162,7 @@ def report(
     point = np.zeros(size) if reference_point is None else np.asarray(reference_point, np.float64)
     shared = _shared(evaluations)
     parts = [
-        {name: _Told(one.preferences, rows) for name, rows in _parts(one, shared).items()}
+        {name: _Part(one.preferences, rows) for name, rows in _parts(one, shared).items()}
         for one in evaluations
     ]
     halves = np.random.default_rng(seed).permutation(count) % 2
@@ -107,18 +188,13 @@ def report(
         "reference_point": point.tolist(),
         "prompts": count,
         "draws": draws,
-        "speakers": {
-            one.speaker: {
+        "policies": {
+            one.policy: {
                 "samples": one.samples,
                 "temperature": one.temperature,
                 "points": _points(one),
                 "parts": {
-                    name: {
-                        **_nested(found, drawn, number, name),
-                        **_plain_means(one, part.rows),
-                        "points": len(part.rows),
-                        "tau_cap": _named(first.names, agreement.tau_cap(part.told[part.rows])),
-                    }
+                    name: _part_report(one, part, _nested(found, drawn, number, name))
                     for name, part in parts[number].items()
                 },
             }
@@ -129,28 +205,28 @@ def report(
 
 
 def _figures(
-    part: _Told, mean: _Means, rivals: _Means, point: Floats, names: Sequence[str]
+    part: _Part, mean: _Means, rivals: _Means, point: Floats, names: Sequence[str]
 ) -> dict[str, float | None]:
     """Figures of one part, keys joined by '/'; None where there is nothing to measure."""
-    told, reached = part.told[part.rows], mean.whole[part.rows]
-    taus = agreement.tau_b(told, reached)
-    gaps = pareto.sparsity(reached)
+    preferences, achieved = part.preferences[part.rows], mean.whole[part.rows]
+    taus = agreement.tau_b(preferences, achieved)
+    gaps = pareto.sparsity(achieved)
     return {
         **{f"tau/{name}": tau for name, tau in zip(names, taus, strict=True)},
-        "squared_error": agreement.squared_error(told, reached),
-        "corner_error": agreement.corner_error(told, reached, rivals.whole),
+        "squared_error": agreement.squared_error(preferences, achieved),
+        "corner_error": agreement.corner_error(preferences, achieved, rivals.whole),
         **_regrets(part, mean.halves, rivals.halves),
-        "hypervolume": pareto.hypervolume(reached, point),
+        "hypervolume": pareto.hypervolume(achieved, point),
         # 0 is a single point, not a dense front.
         "sparsity": gaps if gaps > 0 else None,
-        "nondominated": float(pareto.nondominated(reached).mean()),
-        "entropy": pareto.entropy(reached),
+        "nondominated": float(pareto.nondominated(achieved).mean()),
+        "entropy": pareto.entropy(achieved),
     }
 
 
-def _regrets(part: _Told, own: Floats, rivals: Floats) -> dict[str, float | None]:
+def _regrets(part: _Part, own: Floats, rivals: Floats) -> dict[str, float | None]:
     """Linear regret, chosen on one half and judged on the other, both ways averaged."""
-    weights = part.told[part.rows]
+    weights = part.preferences[part.rows]
     sums = dict.fromkeys(("table_own", "table_all", "direct_own", "direct_all"), 0.0)
     for chosen, judged, every in zip(own, own[::-1], rivals[::-1], strict=True):
         through = judged[np.argmax(weights @ chosen.T, axis=1)]
@@ -158,7 +234,7 @@ def _regrets(part: _Told, own: Floats, rivals: Floats) -> dict[str, float | None
             sums[f"{way}_own"] += agreement.linear_regret(weights, values, judged) / 2
             sums[f"{way}_all"] += agreement.linear_regret(weights, values, every) / 2
     # Of a single point nothing can be chosen: it is its own best, which says nothing.
-    alone = len(part.told) < 2
+    alone = len(part.preferences) < 2
     return {
         f"regret/{name}": None if alone and name.endswith("own") else value
         for name, value in sums.items()
@@ -190,14 +266,15 @@ def _nested(
     drawn: list[list[dict[str, Figures]]],
     number: int,
     part: str,
-) -> dict[str, Any]:
-    """Figures of a speaker and part with their intervals, as a tree."""
-    tree: dict[str, Any] = {}
+) -> Mapping[str, object]:
+    """Figures of a policy and part with their intervals, as a tree."""
+    tree: dict[str, object] = {}
+    groups: dict[str, dict[str, Interval | None]] = {}
     for name in found[number][part]:
         head, _, tail = name.partition("/")
         entry = _interval(found[number][part][name], [one[number][part][name] for one in drawn])
         if tail:
-            tree.setdefault(head, {})[tail] = entry
+            groups.setdefault(head, {})[tail] = entry
         else:
             tree[head] = entry
     if number and part in found[0]:
@@ -207,10 +284,10 @@ def _nested(
             return None if own is None or first is None else own - first
 
         tree["hypervolume_less_first"] = _interval(less(found), [less(one) for one in drawn])
-    return tree
+    return tree | groups
 
 
-def _interval(value: float | None, drawn: Sequence[float | None]) -> dict[str, float | None] | None:
+def _interval(value: float | None, drawn: Sequence[float | None]) -> Interval | None:
     """A figure and its interval over the resamples; no interval where most have no such figure."""
     if value is None:
         return None
@@ -223,21 +300,27 @@ def _interval(value: float | None, drawn: Sequence[float | None]) -> dict[str, f
     return {"value": value, "low": ends[0], "high": ends[1]}
 
 
-def _plain_means(one: Evaluation, rows: NDArray[np.intp]) -> dict[str, float]:
-    return {
+def _part_report(one: Evaluation, part: _Part, figures: Mapping[str, object]) -> PartReport:
+    rows = part.rows
+    caps = agreement.tau_cap(part.preferences[rows])
+    means = {
         "kl": float(one.kl[rows].mean()),
-        "answer_entropy": float(one.entropy[rows].mean()),
+        "token_entropy": float(one.entropy[rows].mean()),
         "tokens": float(one.tokens[rows].mean()),
+        "points": len(rows),
+        "tau_cap": dict(zip(one.names, caps, strict=True)),
     }
+    return cast(PartReport, {**figures, **means})  # the names of figures are those of `_figures`
 
 
-def _points(one: Evaluation) -> list[dict[str, Any]]:
-    front = pareto.nondominated(one.reached)
+def _points(one: Evaluation) -> list[PointReport]:
+    achieved = one.achieved_rewards
+    front = pareto.nondominated(achieved)
     return [
         {
-            "told": one.preferences[row].tolist(),
+            "preference": one.preferences[row].tolist(),
             "seen": bool(one.seen[row]),
-            "reached": one.reached[row].tolist(),
+            "achieved_rewards": achieved[row].tolist(),
             "stderr": one.stderr[row].tolist(),
             "kl": float(one.kl[row].mean()),
             "kl_stderr": float(one.kl_stderr[row]),
@@ -262,28 +345,27 @@ def _parts(one: Evaluation, shared: set[tuple[float, ...]]) -> dict[str, NDArray
 
 
 def _shared(evaluations: Sequence[Evaluation]) -> set[tuple[float, ...]]:
-    """Preferences that all speakers of several were told, if some were told others."""
-    told = [set(_keys(one)) for one in evaluations if len(one.preferences) > 1]
-    both = set.intersection(*told) if told else set()
-    return both if len(both) > 1 and any(own != both for own in told) else set()
+    """Preferences that all policies of several have in common, if some have others."""
+    each = [set(_keys(one)) for one in evaluations if len(one.preferences) > 1]
+    both = set.intersection(*each) if each else set()
+    return both if len(both) > 1 and any(own != both for own in each) else set()
 
 
 def _keys(one: Evaluation) -> list[tuple[float, ...]]:
     return [tuple(row) for row in one.preferences.round(5).tolist()]
 
 
-def _named(names: Sequence[str], values: Sequence[float | None]) -> dict[str, float | None]:
-    return dict(zip(names, values, strict=True))
-
-
-def _examples(one: Evaluation) -> list[dict[str, Any]]:
-    """Answers to the first prompts under preferences that lie far apart."""
+def _examples(one: Evaluation) -> list[Example]:
+    """Completions of the first prompts under preferences that lie far apart."""
     rows = spread(one.preferences, _SHOWN_PREFERENCES)
     return [
         {
             "prompt": prompt,
-            "answers": [
-                {"told": one.preferences[row].tolist(), "answer": one.answers[row][place]}
+            "completions": [
+                {
+                    "preference": one.preferences[row].tolist(),
+                    "completion": one.completions[row][place],
+                }
                 for row in rows
             ],
         }
@@ -314,19 +396,19 @@ def _check_alike(evaluations: Sequence[Evaluation]) -> None:
         raise InputError("report: found no evaluation, expected at least one.")
     first, seen = evaluations[0], set()
     for one in evaluations:
-        if one.speaker in seen:
+        if one.policy in seen:
             raise InputError(
-                f"report: found {one.speaker} twice, expected a name of its own for each speaker."
+                f"report: found {one.policy} twice, expected a name of its own for each policy."
             )
-        seen.add(one.speaker)
+        seen.add(one.policy)
         if (one.names, one.digest) != (first.names, first.digest):
             raise InputError(
-                f"report: {one.speaker} was judged by {', '.join(one.names)} on the scale "
-                f"{one.digest[:12]}, {first.speaker} by {', '.join(first.names)} on "
+                f"report: {one.policy} was judged by {', '.join(one.names)} on the scale "
+                f"{one.digest[:12]}, {first.policy} by {', '.join(first.names)} on "
                 f"{first.digest[:12]}; expected the same, so evaluate one of them again."
             )
         if one.prompts != first.prompts:
             raise InputError(
-                f"report: {one.speaker} answered other prompts than {first.speaker}; expected the "
+                f"report: {one.policy} completed other prompts than {first.policy}; expected the "
                 "same in the same order, so evaluate one of them again."
             )

@@ -1,6 +1,6 @@
 """What the policies that are made of several trained adapters share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from jaxalign.errors import InputError
 from jaxalign.models import lora
 from jaxalign.models.chat import Chat
 from jaxalign.models.generate import PolicyMixture
+from jaxalign.rollout.policies import GenerationArguments
 
 Adapter = tuple[lora.LoraConfig, Mapping[str, Any]]
 
@@ -28,9 +29,9 @@ class StackedAdapters(NamedTuple):
 
     adapters: dict[str, Any]
     rows: np.ndarray
-    weights: np.ndarray | None
+    weights: np.ndarray | None = None
 
-    def arguments(self, policy: ArrayLike) -> dict[str, Any]:
+    def arguments(self, policy: ArrayLike) -> GenerationArguments:
         """Return what `generate` needs for a batch whose rows are of policy [B], 0 to W - 1."""
         policy = np.asarray(policy, np.intp)
         if self.weights is None:
@@ -40,16 +41,13 @@ class StackedAdapters(NamedTuple):
             "combine": PolicyMixture(self.weights[policy], self.rows[policy]),
         }
 
-    def prompts(self, prompts: Sequence[str | Chat], policy: ArrayLike) -> list[str | Chat]:
-        """Return what each policy [B] reads for B prompts: these policies are told nothing."""
-        return list(prompts)
-
 
 @dataclass(frozen=True, eq=False)
 class AdapterPolicies:
     """A adapters of one model, and what every kind of policy over them shares."""
 
     adapters: tuple[Adapter, ...] = field(repr=False)
+    prefix_tokens = 0
 
     def __post_init__(self) -> None:
         _check(self.adapters)
@@ -58,6 +56,10 @@ class AdapterPolicies:
     def size(self) -> int:
         """A, how many weights make a policy."""
         return len(self.adapters)
+
+    def prompt(self, prompt: str | Chat, weight: np.ndarray) -> str | Chat:
+        """Return the prompt as it is: adapters do not read their weights."""
+        return prompt
 
     @cached_property
     def _experts(self) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """One policy for every preference: the weights of a policy are the preference that it is given."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -15,51 +14,43 @@ from jaxalign.moc.preferences import check_simplex, insert_preference_tag
 from jaxalign.models import lora
 from jaxalign.models.chat import Chat
 from jaxalign.personalize.policies.adapters import Adapter
+from jaxalign.rollout.policies import GenerationArguments
 
 
 class PreferenceConditionedBatch(NamedTuple):
-    """W times one policy, each time told something else, as generation takes it.
+    """W times one policy, each time given another preference, as generation takes it.
 
     Attributes:
-        policy: of MOC.
-        adapters: its one adapter, as a stack of `lora.stack`.
-        preferences: [W, R] float32 told; zeros where the reference answers the plain prompt.
+        policy: conditioned on preferences.
+        adapter: its scaled adapter; where the reference is among the policies, as a stack of one.
+        preferences: [W, R] float32; zeros where the reference answers the plain prompt.
     """
 
     policy: ConditionedPolicy
-    adapters: dict[str, Any]
+    adapter: dict[str, Any]
     preferences: np.ndarray
 
-    def arguments(self, policy: ArrayLike) -> dict[str, Any]:
+    def arguments(self, policy: ArrayLike) -> GenerationArguments:
         """Return what `generate` needs for a batch whose rows are of policy [B], 0 to W - 1."""
-        own = self.preferences[np.asarray(policy, np.intp)]
-        answers = own.any(axis=1)
-        found = {"adapters": self.adapters, "rows": np.where(answers, 0, -1).astype(np.int32)}
+        rows = self.preferences[np.asarray(policy, np.intp)]
+        adapted = np.asarray(rows.any(axis=1))
+        found: GenerationArguments = {"adapters": self.adapter}
+        if not self.preferences.any(axis=1).all():
+            found["rows"] = np.where(adapted, 0, -1).astype(np.int32)
         if self.policy.conditioning == "token":
             table = self.policy.model.params["embed"]["table"]
-            prefix = soft_token(self.policy.trained["token"], table, jnp.asarray(own))
-            found |= {"prefix": prefix, "prefix_lengths": answers.astype(np.int32)}
+            found["prefix"] = soft_token(self.policy.trained["token"], table, jnp.asarray(rows))
+            found["prefix_lengths"] = adapted.astype(np.int32)
         return found
-
-    def prompts(self, prompts: Sequence[str | Chat], policy: ArrayLike) -> list[str | Chat]:
-        """Return what each policy [B] reads for B prompts: the preference, if text tells it."""
-        if self.policy.conditioning != "tags":
-            return list(prompts)
-        own = self.preferences[np.asarray(policy, np.intp)]
-        names, decimals = self.policy.names, self.policy.decimals
-        return [
-            insert_preference_tag(names, row, prompt, decimals) if row.any() else prompt
-            for prompt, row in zip(prompts, own, strict=True)
-        ]
 
 
 @dataclass(frozen=True, eq=False)
 class Conditioned:
-    """One policy for every preference: a policy's weights are the preference that it is told.
+    """One policy for every preference: the weights of a policy are the preference it is given.
 
     Attributes:
-        policy: of MOC.
-        options: [n, R] preferences among which a user's is looked for.
+        policy: conditioned on preferences by tags or by a soft token.
+        options: [n, R] preferences among which the best for a user is chosen.
     """
 
     policy: ConditionedPolicy = field(repr=False)
@@ -69,8 +60,8 @@ class Conditioned:
     def __post_init__(self) -> None:
         if self.policy.conditioning == "none":
             raise InputError(
-                "policy: found one that is told nothing, expected one conditioned on preferences; "
-                "policies trained for one weighting each are Separate."
+                "policy: found one that is conditioned on nothing, expected tags or a soft token; "
+                "policies that were trained for one weighting each are Separate."
             )
         options = np.asarray(self.options)
         if options.ndim != 2 or not len(options):
@@ -85,15 +76,26 @@ class Conditioned:
 
     @property
     def adapters(self) -> tuple[Adapter, ...]:
-        """The one that answers, whatever it is told."""
+        """The one adapter that answers under every preference."""
         return ((self.policy.lora, self.policy.trained["adapter"]),)
 
+    @property
+    def prefix_tokens(self) -> int:
+        """One soft token where the preference is given by it, else none."""
+        return 1 if self.policy.conditioning == "token" else 0
+
+    def prompt(self, prompt: str | Chat, weight: np.ndarray) -> str | Chat:
+        """Return the prompt with the preference's tag, where the preference is given by tags."""
+        if self.policy.conditioning != "tags" or not np.any(weight):
+            return prompt
+        return insert_preference_tag(self.policy.names, weight, prompt, self.policy.decimals)
+
     @cached_property
-    def _stack(self) -> dict[str, Any]:
-        return lora.stack([lora.scaled(tree, config) for config, tree in self.adapters])
+    def _adapter(self) -> dict[str, Any]:
+        return lora.scaled(self.policy.trained["adapter"], self.policy.lora)
 
     def stacked(self, weights: ArrayLike) -> PreferenceConditionedBatch:
-        """Return the policy told each of [W, R] preferences; zeros are the reference.
+        """Return the policy under each of [W, R] preferences; zeros are the reference.
 
         Raises:
             InputError: what is no preference over the policy's rewards.
@@ -107,4 +109,5 @@ class Conditioned:
         checked = np.zeros(rows.shape, np.float32)
         own = rows.any(axis=1)
         checked[own] = check_simplex(rows[own], self.policy.names)
-        return PreferenceConditionedBatch(self.policy, self._stack, checked)
+        adapter = self._adapter if own.all() else lora.stack([self._adapter])
+        return PreferenceConditionedBatch(self.policy, adapter, checked)

@@ -10,7 +10,7 @@ import pytest
 from jaxalign.errors import InputError
 from jaxalign.experiments.moc import baselines
 from jaxalign.moc import init_policy
-from jaxalign.moc.experience import weighted
+from jaxalign.moc.experience import weighted_reward
 from jaxalign.moc.preferences import sample_preferences
 from jaxalign.models import families, lora
 from jaxalign.models.generate import generate
@@ -33,13 +33,13 @@ def policies(conditioning="none"):
     return found
 
 
-def said(speaker, preferences):
-    rows = np.asarray(preferences, np.float32)
-    tokens, lengths = speaker.prompts_of(tiny.PROMPTS[: len(rows)], rows)
-    model = speaker.model
+def said(evaluated):
+    model, rows = evaluated.model, np.arange(len(evaluated.weights))
+    ids = [[tiny.VOCABULARY.index(word) for word in p.split()] for p in tiny.PROMPTS[: len(rows)]]
+    batch = evaluated.policies.stacked(evaluated.weights)
     return generate(
-        model.config, model.params, tokens, lengths, jax.random.key(0), GREEDY,
-        **speaker.arguments(rows),
+        model.config, model.params, np.array(ids, np.int32), np.full(len(rows), 2, np.int32),
+        jax.random.key(0), GREEDY, **batch.arguments(rows),
     )  # fmt: skip
 
 
@@ -75,21 +75,14 @@ def test_each_row_answers_as_its_preference_by_hand(kind):
     made = {"soups": baselines.soups, "MOD": baselines.mixing}
     if kind == "MORLHF":
         told = told[[2, 3, 3, 2]]
-        speaker = baselines.tuned(policies(), np.eye(2))
+        both = policies()
+        own = baselines.separate([both[int(row[1])] for row in told], told)
     else:
-        speaker = made[kind](policies())
-    found = np.asarray(said(speaker, told).tokens)[:, 0]
+        own = made[kind](policies(), told, np.ones(len(told), bool))
+    found = np.asarray(said(own).tokens)[:, 0]
     expected = [by_hand(kind, *pair) for pair in zip(told, tiny.PROMPTS, strict=False)]
     assert found.tolist() == expected
     assert len(set(expected)) > 1
-
-
-def test_batches_keep_their_shape():
-    speaker = baselines.soups(policies())
-    two = speaker.arguments(np.array([[0.3, 0.7], [0.4, 0.6]], np.float32))
-    one = speaker.arguments(np.array([[0.5, 0.5], [0.5, 0.5]], np.float32))
-    shapes = [jax.tree.map(np.shape, each) for each in (two, one)]
-    assert shapes[0] == shapes[1]
 
 
 def test_a_policy_of_one_weighting_is_told_nothing_and_drawn_for_it_alone():
@@ -100,17 +93,16 @@ def test_a_policy_of_one_weighting_is_told_nothing_and_drawn_for_it_alone():
     assert baselines.closeness(tiny.config()).reward == "closeness"
     rewards = np.array([[0.5, 0.5], [1.0, 0.0], [0.0, 0.0], [0.2, 0.8]], np.float32)
     asked = np.array([[0.25, 0.75], [1.0, 0.0]], np.float32)
-    np.testing.assert_allclose(weighted(rewards, asked)[:, 0], [0.5, 0.25, 0.0, 0.2])
+    np.testing.assert_allclose(weighted_reward(rewards, asked)[:, 0], [0.5, 0.25, 0.0, 0.2])
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(InputError, match="expected one that a policy was trained on"):
-        said(baselines.tuned(policies(), np.eye(2)), [[0.5, 0.5]])
-    with pytest.raises(InputError, match="told nothing"):
-        baselines.conditioned(policies()[0], "moc")
+    told, seen = np.array([[0.5, 0.5]], np.float32), np.ones(1, bool)
+    with pytest.raises(InputError, match="conditioned on nothing"):
+        baselines.conditioned(policies()[0], "moc", told, seen)
     with pytest.raises(InputError, match="conditioned by 'tags'"):
-        baselines.soups(policies("tags"))
+        baselines.soups(policies("tags"), told, seen)
     first, second = policies()
     other = replace(second, model=replace(second.model, sha256="1" * 64))
     with pytest.raises(InputError, match="all of one model"):
-        baselines.mixing([first, other])
+        baselines.mixing([first, other], told, seen)

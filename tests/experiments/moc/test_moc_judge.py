@@ -11,12 +11,12 @@ import tiny_speakers as tiny
 from scipy.special import log_softmax
 
 from jaxalign.errors import InputError
-from jaxalign.experiments.moc import judge
 from jaxalign.experiments.moc.evaluation import Evaluation
 from jaxalign.experiments.moc.judge import evaluate_policy
 from jaxalign.metrics import agreement
 from jaxalign.models import completions, families, generate
 from jaxalign.rewards.vector import TextReward, TokenReward
+from jaxalign.rollout import judging
 
 TOLD = np.stack([np.linspace(1, 0, 5), np.linspace(0, 1, 5)], 1).round(2)
 EIGHT = np.stack([np.linspace(1, 0, 8), np.linspace(0, 1, 8)], 1)
@@ -24,12 +24,12 @@ SEEN = np.array([True, True, False, True, True])
 KEY = jax.random.key(3)
 
 
-def judged(speaker=None, reward=tiny.TOKEN_REWARD, told=TOLD, seen=SEEN, **changes):
+def judged(reward=tiny.TOKEN_REWARD, told=TOLD, seen=SEEN, adapted=True, **changes):
     options = {"samples": 8, "batch_size": 40, "progress": False} | changes
-    speaker = speaker or tiny.speaker()
     scale = options.pop("scale", tiny.scale())
     prompts, settings = options.pop("prompts", tiny.PROMPTS), options.pop("settings", tiny.SETTINGS)
-    return evaluate_policy(speaker, reward, scale, prompts, told, seen, settings, KEY, **options)
+    one = tiny.evaluated(told, seen, adapted=adapted)
+    return evaluate_policy(one, reward, scale, prompts, settings, KEY, **options)
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +81,11 @@ def told_params(preference):
 
 def test_rewards_are_levels_of_what_was_answered(single):
     for row, number in itertools.product(range(8), range(len(tiny.PROMPTS))):
-        raw = tiny.TEXT_REWARD.function([tiny.PROMPTS[number]], [single.answers[row][number]])
+        raw = tiny.TEXT_REWARD.function([tiny.PROMPTS[number]], [single.completions[row][number]])
         np.testing.assert_allclose(
             single.rewards[row, number], (raw[0] - [0.1, 0.0]) / 0.5, atol=1e-6
         )
-    np.testing.assert_allclose(single.reached, single.rewards.mean(1), atol=1e-12)
+    np.testing.assert_allclose(single.achieved_rewards, single.rewards.mean(1), atol=1e-12)
     spread = single.rewards.std(1, ddof=1) / np.sqrt(len(tiny.PROMPTS))
     np.testing.assert_allclose(single.stderr, spread, atol=1e-12)
 
@@ -95,7 +95,7 @@ def test_kl_and_entropy_are_those_of_plain_passes(single):
     for row in (0, 3):
         params, nats, count = told_params(EIGHT[row]), 0.0, 0
         for number, prompt in enumerate(tiny.PROMPTS):
-            answer = ids_of(single.answers[row][number])
+            answer = ids_of(single.completions[row][number])
             tells = " ".join(["<tell>"] * (1 + round(2 * EIGHT[row, 0])))
             own = logprobs(params, tokenizer(f"{tells} {prompt}")["input_ids"], answer)
             plain = tokenizer(prompt)["input_ids"]
@@ -110,27 +110,27 @@ def test_rewards_of_tokens_and_of_texts_agree(evaluation):
     texts = judged(reward=tiny.TEXT_REWARD)
     np.testing.assert_allclose(texts.rewards, evaluation.rewards, atol=1e-6)
     np.testing.assert_allclose(texts.kl, evaluation.kl, atol=1e-12)
-    assert texts.answers == evaluation.answers
+    assert texts.completions == evaluation.completions
 
 
 def test_the_speaker_follows_what_it_is_told(evaluation):
-    assert agreement.tau_b(evaluation.preferences, evaluation.reached) == (1.0, 1.0)
+    assert agreement.tau_b(evaluation.preferences, evaluation.achieved_rewards) == (1.0, 1.0)
     assert (evaluation.kl.mean(axis=1) > 0.5).all()
     np.testing.assert_array_equal(evaluation.seen, SEEN)
     assert evaluation.prompts == tuple(tiny.PROMPTS)
 
 
 def test_the_reference_is_at_no_distance_and_draws_alike_under_all_preferences():
-    found = judged(tiny.alone(), told=TOLD[:2], seen=SEEN[:2])
+    found = judged(told=TOLD[:2], seen=SEEN[:2], adapted=False)
     np.testing.assert_allclose(found.kl, 0, atol=1e-5)
     np.testing.assert_array_equal(found.rewards[0], found.rewards[1])
-    assert found.answers[0] == found.answers[1]
+    assert found.completions[0] == found.completions[1]
 
 
 def test_a_preference_alone_says_the_same(evaluation):
     alone = judged(told=TOLD[3:4], seen=SEEN[3:4])
     np.testing.assert_allclose(alone.rewards[0], evaluation.rewards[3], atol=1e-6)
-    assert alone.answers[0] == evaluation.answers[3]
+    assert alone.completions[0] == evaluation.completions[3]
 
 
 def test_one_compilation_for_all_preferences_and_batches(evaluation, monkeypatch):
@@ -147,7 +147,7 @@ def test_one_compilation_for_all_preferences_and_batches(evaluation, monkeypatch
 
     found = judged(reward=TokenReward(tiny.NAMES, function, "counted"), batch_size=15)
     assert len(traces) == 1
-    assert found.answers == evaluation.answers
+    assert found.completions == evaluation.completions
     np.testing.assert_allclose(found.rewards, evaluation.rewards, atol=1e-6)
     np.testing.assert_allclose(found.kl, evaluation.kl, atol=1e-4)
 
@@ -157,7 +157,7 @@ def test_one_compilation_for_all_preferences_and_batches(evaluation, monkeypatch
     [(5, 8, 16, 16), (5, 8, 100, 40), (3, 10, 10, 10), (3, 10, 4, 4), (3, 10, 9, 5), (2, 7, 1, 1)],
 )
 def test_batches_hold_each_row_once_in_order_and_have_one_size(preferences, each, batch_size, size):
-    batches = list(judge._batches(preferences, each, batch_size))
+    batches = list(judging._batches(preferences, each, batch_size))
     rows = np.concatenate([rows[:kept] for rows, kept in batches])
     np.testing.assert_array_equal(rows, np.arange(preferences * each))
     assert {len(rows) for rows, _ in batches} == {size}
@@ -170,21 +170,22 @@ def test_batches_hold_each_row_once_in_order_and_have_one_size(preferences, each
 
 
 def test_an_evaluation_comes_back_from_its_file(single, tmp_path):
-    single.save(tmp_path / "evaluation.json")
-    again = Evaluation.load(tmp_path / "evaluation.json")
+    path = tmp_path / "evaluation.safetensors"
+    single.save(path)
+    again = Evaluation.load(path)
     for name, value in vars(single).items():
         chex.assert_trees_all_equal(getattr(again, name), value)
-    with pytest.raises(InputError, match=r"missing\.json: found no file"):
-        Evaluation.load(tmp_path / "missing.json")
-    path = tmp_path / "evaluation.json"
-    path.write_text(path.read_text().replace('"rewards"', '"reward"'))
-    with pytest.raises(InputError, match="holds no whole evaluation"):
+    with pytest.raises(InputError, match=r"missing\.safetensors: no such file.*`jaxalign moc eval"):
+        Evaluation.load(tmp_path / "missing.safetensors")
+    content = path.read_bytes()
+    path.write_bytes(content[:-8] + bytes(8))
+    with pytest.raises(InputError, match="digest does not fit"):
         Evaluation.load(path)
-    path.write_text(path.read_text().replace('"format": 1', '"format": 9'))
-    with pytest.raises(InputError, match="found format 9, expected 1"):
+    path.write_bytes(content[:-40])
+    with pytest.raises(InputError, match="is damaged"):
         Evaluation.load(path)
-    path.write_text(path.read_text()[:-40])
-    with pytest.raises(InputError, match="evaluate again"):
+    path.write_text('{"format": 1}')
+    with pytest.raises(InputError, match=r"is damaged.*`jaxalign moc evaluate` into a new folder"):
         Evaluation.load(path)
 
 
@@ -220,7 +221,7 @@ def test_a_reward_that_fails_is_named_with_its_row():
         ({"seen": np.ones(4, bool)}, r"seen: found bool \(4,\)"),
         ({"seen": np.ones(5)}, "seen: found float64"),
         ({"prompts": ["a"]}, "found 1 prompts"),
-        ({"samples": 0}, "0 answers each"),
+        ({"samples": 0}, "0 completions each"),
         ({"settings": replace(tiny.SETTINGS, top_k=3)}, "settings: found temperature 0.7, top_k 3"),
         ({"settings": replace(tiny.SETTINGS, temperature=0.0)}, "expected one temperature above 0"),
         ({"reward": TextReward(("early", "vowels"), tiny.TEXT_REWARD.function, "x")}, "same order"),
@@ -230,9 +231,3 @@ def test_a_reward_that_fails_is_named_with_its_row():
 def test_what_makes_no_sense_is_refused_before_anything_is_drawn(changes, words):
     with pytest.raises(InputError, match=words):
         judged(**changes)
-
-
-def test_a_speaker_that_gives_no_table_is_named():
-    speaker = tiny.speaker()._replace(prompts_of=lambda prompts, rows: (np.zeros(3), np.zeros(3)))
-    with pytest.raises(InputError, match=r"told: prompts_of gave tokens \(3,\)"):
-        judged(speaker)

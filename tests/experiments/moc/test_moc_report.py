@@ -12,8 +12,9 @@ from rich.console import Console
 from jaxalign.experiments.moc import plots
 from jaxalign.experiments.moc import report as pages
 from jaxalign.experiments.moc.evaluation import Evaluation
-from jaxalign.experiments.moc.statistics import report
+from jaxalign.experiments.moc.statistics import evaluation_report
 from jaxalign.moc.preferences import evaluation_points
+from jaxalign.runs.plots import PALETTE
 
 ODD = "a | b\n\n```\n# no heading\n"
 
@@ -23,7 +24,7 @@ def made(name, told, reach, held=0):
     count, size = told.shape
     noise = np.random.default_rng(1).normal(0, 0.1, (1, 12, size))
     return Evaluation(
-        speaker=name,
+        policy=name,
         names=("kind", "brief", "funny", "odd")[:size],
         digest="d" * 64,
         preferences=told,
@@ -33,7 +34,9 @@ def made(name, told, reach, held=0):
         entropy=np.full(count, 1.5),
         tokens=np.full(count, 30.0),
         prompts=tuple(f"question {number}" for number in range(12)),
-        answers=tuple(tuple(f"answer {row} {n}: {ODD}" for n in range(12)) for row in range(count)),
+        completions=tuple(
+            tuple(f"answer {row} {n}: {ODD}" for n in range(12)) for row in range(count)
+        ),
         samples=2,
         temperature=0.7,
     )
@@ -42,7 +45,7 @@ def made(name, told, reach, held=0):
 def reported(size, draws=20):
     told = evaluation_points(size).astype(float)
     few = np.eye(size)
-    return report(
+    return evaluation_report(
         [
             made("moc", told, lambda row: row / np.linalg.norm(row), held=2),
             made("morlhf", few, lambda row: 0.9 * row),
@@ -58,14 +61,14 @@ def two():
 
 
 def test_a_report_is_written_whole(two, tmp_path):
-    pages.write(tmp_path, two)
+    pages.write_pages(tmp_path, two)
     assert {path.name for path in tmp_path.iterdir()} == {
-        "report.json", "report.md", "front.png", "control.png",
+        "report.md", "front.png", "control.png",
     }  # fmt: skip
-    assert json.loads((tmp_path / "report.json").read_text()) == two
+    assert json.loads(json.dumps(two, allow_nan=False)) == two
     page = (tmp_path / "report.md").read_text()
     table, picture, answers = (
-        page.index(part) for part in ("| speaker |", "![", "## Answers of moc")
+        page.index(part) for part in ("| policy |", "![", "## Completions of moc")
     )
     assert table < picture < answers
     assert "nan" not in page.lower()
@@ -74,17 +77,17 @@ def test_a_report_is_written_whole(two, tmp_path):
 
 def test_the_page_says_what_was_measured(two):
     page = pages.markdown(two)
-    figures = two["speakers"]["moc"]["parts"]["seen"]
+    figures = two["policies"]["moc"]["parts"]["seen"]
     row = next(line for line in page.splitlines() if line.startswith("| moc | 9 seen"))
     assert f"{figures['tau']['kind']['value']:.2f}" in row
     assert "above (0, 0)" in page
-    assert "2 answers each at temperature 0.7" in page
+    assert "2 completions each at temperature 0.7" in page
     # A constant policy has no tau: a dash, not a zero.
     flat = next(line for line in page.splitlines() if line.startswith("| flat | 11 seen"))
     assert flat.count("| - |") == 1
     assert flat.startswith("| flat | 11 seen | - | - |")
-    assert page.count("told (1, 0) (kind, brief):") == 3
-    assert page.count("told (") == 15
+    assert page.count("preference (1, 0) (kind, brief):") == 3
+    assert page.count("preference (") == 15
 
 
 def test_answers_stand_as_they_are(two):
@@ -106,22 +109,22 @@ def test_the_terminal_has_eighty_columns(two):
 
 def test_the_sentence_names_the_figures(two):
     said = pages.sentence(two)
-    figures = two["speakers"]["moc"]["parts"]["seen"]
+    figures = two["policies"]["moc"]["parts"]["seen"]
     assert f"{figures['hypervolume']['value']:.3f}" in said
     assert f"{figures['regret']['direct_own']['value']:.3f}" in said
-    alone = report([made("one", [[0.5, 0.5]], lambda row: row)], draws=2)
+    alone = evaluation_report([made("one", [[0.5, 0.5]], lambda row: row)], draws=2)
     assert "tau-b - for kind, - for brief" in pages.sentence(alone)
     assert "value table" not in pages.sentence(alone)
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_every_speaker_is_drawn(size, tmp_path):
+def test_every_policy_is_drawn(size, tmp_path):
     found = reported(size, draws=2)
     plots.plot_front(found, tmp_path / "front.png")
     plots.plot_control(found, tmp_path / "control.png")
     for name in ("front.png", "control.png"):
         image = imread(tmp_path / name)[:, :, :3]
-        for colour in plots._COLOURS[:3]:
+        for colour in PALETTE[:3]:
             close = np.abs(image - np.array(to_rgb(colour), np.float32)[None, None]).max(axis=2)
             assert (close < 0.02).sum() > 60, (name, colour)
         # Nothing is cut off: the margin is white.

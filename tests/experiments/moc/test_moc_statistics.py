@@ -1,4 +1,4 @@
-"""The report on speakers: figures worked out by hand, intervals, and what cannot be measured."""
+"""The report on policies: figures worked out by hand, intervals, and what cannot be measured."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 
 from jaxalign.errors import InputError
 from jaxalign.experiments.moc.evaluation import Evaluation
-from jaxalign.experiments.moc.statistics import report, spread
+from jaxalign.experiments.moc.statistics import evaluation_report, spread
 from jaxalign.metrics import agreement, pareto
 from jaxalign.moc.preferences import evaluation_points
 
@@ -21,14 +21,14 @@ def arc(preference):
 
 
 def made(name, told, reach, prompts=40, noise=0.0, held=(), seed=0):
-    """A speaker that reaches a function of what it is told, plus noise that sums to 0."""
+    """A policy whose rewards are a function of the preference, plus noise that sums to 0."""
     told = np.concatenate([np.asarray(told, float), np.reshape(held, (-1, np.shape(told)[1]))])
     count, size = told.shape
     random = np.random.default_rng(seed)
     off = random.normal(0, noise, (count, prompts, size)) if noise else 0.0
     rewards = np.array([reach(row) for row in told])[:, None] + np.zeros((1, prompts, 1)) + off
     return Evaluation(
-        speaker=name,
+        policy=name,
         names=("kind", "brief", "funny")[:size],
         digest="d" * 64,
         preferences=told,
@@ -38,7 +38,7 @@ def made(name, told, reach, prompts=40, noise=0.0, held=(), seed=0):
         entropy=np.linspace(1, 2, count),
         tokens=np.full(count, 7.0),
         prompts=tuple(f"question {number}" for number in range(prompts)),
-        answers=tuple(tuple(f"{row}:{n}" for n in range(prompts)) for row in range(count)),
+        completions=tuple(tuple(f"{row}:{n}" for n in range(prompts)) for row in range(count)),
         samples=1,
         temperature=0.7,
     )
@@ -50,8 +50,8 @@ def value(entry):
 
 
 def test_a_front_without_noise_by_hand():
-    found = report([made("moc", POINTS, arc, held=HELD)], draws=5)
-    seen = found["speakers"]["moc"]["parts"]["seen"]
+    found = evaluation_report([made("moc", POINTS, arc, held=HELD)], draws=5)
+    seen = found["policies"]["moc"]["parts"]["seen"]
     reached = np.array([arc(row) for row in POINTS])
     assert {name: value(entry) for name, entry in seen["tau"].items()} == {"kind": 1, "brief": 1}
     assert value(seen["squared_error"]) == pytest.approx(((reached - POINTS) ** 2).mean())
@@ -64,37 +64,37 @@ def test_a_front_without_noise_by_hand():
     # On a circle the best point for weights lies in their direction: told (1, 2) / 3, best (1, 2).
     assert value(seen["regret"]["direct_own"]) == pytest.approx(0, abs=1e-3)
     assert value(seen["regret"]["table_own"]) == pytest.approx(0, abs=1e-12)
-    held = found["speakers"]["moc"]["parts"]["held_out"]
+    held = found["policies"]["moc"]["parts"]["held_out"]
     assert held["points"] == 2
     assert held["corner_error"] is None
     assert value(held["squared_error"]) == pytest.approx(
         np.mean([(arc(row) - row) ** 2 for row in HELD])
     )
-    assert "shared" not in found["speakers"]["moc"]["parts"]
+    assert "shared" not in found["policies"]["moc"]["parts"]
 
 
 def test_weights_fed_as_a_target_cost_what_the_table_saves():
     """On a straight front p.R = 1 the best of w is a corner; told w it gives |w|^2."""
-    found = report([made("moc", POINTS, lambda row: row)], draws=5)
-    regret = found["speakers"]["moc"]["parts"]["seen"]["regret"]
+    found = evaluation_report([made("moc", POINTS, lambda row: row)], draws=5)
+    regret = found["policies"]["moc"]["parts"]["seen"]["regret"]
     assert value(regret["table_own"]) == pytest.approx(0, abs=1e-12)
     wanted = np.mean(POINTS.max(axis=1) - (POINTS**2).sum(axis=1))
     assert value(regret["direct_own"]) == pytest.approx(wanted)
     assert value(regret["direct_all"]) == pytest.approx(wanted)
 
 
-def test_regret_and_corners_are_measured_against_all_speakers_too():
+def test_regret_and_corners_are_measured_against_all_policies_too():
     weak = made("weak", POINTS, lambda row: 0.5 * row)
-    found = report([weak, made("strong", POINTS, arc)], draws=5)
-    parts = found["speakers"]["weak"]["parts"]["seen"]
+    found = evaluation_report([weak, made("strong", POINTS, arc)], draws=5)
+    parts = found["policies"]["weak"]["parts"]["seen"]
     best = np.array([arc(row) for row in POINTS])
     wanted = agreement.linear_regret(POINTS, 0.5 * np.eye(2)[np.argmax(POINTS, axis=1)], best)
     # At (.5, .5) both corners are worth the same.
     assert value(parts["regret"]["table_all"]) == pytest.approx(wanted)
     assert value(parts["regret"]["table_own"]) == pytest.approx(0, abs=1e-12)
     assert value(parts["corner_error"]) == pytest.approx(0.5)
-    first = found["speakers"]["weak"]["parts"]["seen"]["hypervolume"]["value"]
-    strong = found["speakers"]["strong"]["parts"]["seen"]
+    first = found["policies"]["weak"]["parts"]["seen"]["hypervolume"]["value"]
+    strong = found["policies"]["strong"]["parts"]["seen"]
     assert value(strong["hypervolume_less_first"]) == pytest.approx(
         strong["hypervolume"]["value"] - first
     )
@@ -108,7 +108,7 @@ def test_the_table_is_judged_on_prompts_it_was_not_chosen_on():
     """
     told = evaluation_points(2)
     noisy = made("noise", told, lambda row: np.full(2, 0.5), prompts=60, noise=1.0)
-    regret = report([noisy], draws=2)["speakers"]["noise"]["parts"]["seen"]["regret"]
+    regret = evaluation_report([noisy], draws=2)["policies"]["noise"]["parts"]["seen"]["regret"]
     halves = np.sqrt(1 / 30)  # standard error of a half's mean
     assert value(regret["table_own"]) > 0.5 * halves
     assert value(regret["direct_own"]) > 0.5 * halves
@@ -117,9 +117,9 @@ def test_the_table_is_judged_on_prompts_it_was_not_chosen_on():
 def test_fronts_of_few_points_are_compared_on_shared_preferences():
     few = [[1, 0], [0.5, 0.5], [0, 1]]
     reference = made("reference", [[0.5, 0.5]], lambda row: 0.2 + 0 * row)
-    found = report(
+    found = evaluation_report(
         [made("moc", POINTS, arc, held=HELD), made("morlhf", few, arc), reference], draws=3
-    )["speakers"]
+    )["policies"]
     assert found["moc"]["parts"]["shared"]["points"] == 3
     own, other = (found[name]["parts"]["shared"] for name in ("moc", "morlhf"))
     assert own["hypervolume"]["value"] == pytest.approx(other["hypervolume"]["value"])
@@ -131,12 +131,12 @@ def test_fronts_of_few_points_are_compared_on_shared_preferences():
 def test_what_cannot_be_measured_is_null():
     constant = made("constant", POINTS, lambda row: np.array([0.5, row[1]]))
     single = made("single", [[0.5, 0.5]], arc)
-    found = report([constant, single], draws=3)
-    seen = found["speakers"]["constant"]["parts"]["seen"]
+    found = evaluation_report([constant, single], draws=3)
+    seen = found["policies"]["constant"]["parts"]["seen"]
     assert seen["tau"]["kind"] is None
     assert seen["tau"]["brief"]["value"] == 1
     assert seen["sparsity"] is None
-    alone = found["speakers"]["single"]["parts"]["seen"]
+    alone = found["policies"]["single"]["parts"]["seen"]
     assert alone["tau"] == {"kind": None, "brief": None}
     assert alone["tau_cap"] == {"kind": None, "brief": None}
     assert alone["corner_error"] is alone["regret"]["table_own"] is alone["sparsity"] is None
@@ -150,8 +150,8 @@ def test_intervals_are_those_of_the_mean_over_prompts():
     base = made("moc", [[1.0]], lambda row: row, prompts=100)
     rewards = random.normal(5, 2, (1, 100, 1))
     own = Evaluation(**{**vars(base), "rewards": rewards})
-    more = Evaluation(**{**vars(base), "rewards": rewards + 0.3, "speaker": "more"})
-    found = report([own, more], draws=500)["speakers"]
+    more = Evaluation(**{**vars(base), "rewards": rewards + 0.3, "policy": "more"})
+    found = evaluation_report([own, more], draws=500)["policies"]
     volume = found["moc"]["parts"]["seen"]["hypervolume"]
     error = rewards.std() / 10
     assert volume["value"] == pytest.approx(rewards.mean())
@@ -164,11 +164,11 @@ def test_intervals_are_those_of_the_mean_over_prompts():
 
 def test_the_reference_point_is_stated_and_counts():
     one = [made("moc", POINTS, arc)]
-    near, far = report(one, draws=2), report(one, [-1.0, -0.5], draws=2)
+    near, far = evaluation_report(one, draws=2), evaluation_report(one, [-1.0, -0.5], draws=2)
     assert near["reference_point"] == [0.0, 0.0]
     assert far["reference_point"] == [-1.0, -0.5]
     volumes = [
-        found["speakers"]["moc"]["parts"]["seen"]["hypervolume"]["value"] for found in (near, far)
+        found["policies"]["moc"]["parts"]["seen"]["hypervolume"]["value"] for found in (near, far)
     ]
     # The corners reach out to the far reference: 2 x 1.5 less what the circle leaves out.
     assert volumes[1] == pytest.approx(volumes[0] + 2 * 1.5 - 1)
@@ -176,18 +176,18 @@ def test_the_reference_point_is_stated_and_counts():
 
 def test_the_same_seed_says_the_same():
     noisy = [made("moc", POINTS, arc, noise=0.3)]
-    assert report(noisy, draws=20) == report(noisy, draws=20)
-    assert report(noisy, draws=20) != report(noisy, draws=20, seed=1)
+    assert evaluation_report(noisy, draws=20) == evaluation_report(noisy, draws=20)
+    assert evaluation_report(noisy, draws=20) != evaluation_report(noisy, draws=20, seed=1)
 
 
 def test_three_objectives():
     told = evaluation_points(3)
-    found = report([made("moc", told, arc, noise=0.01)], draws=3)
-    seen = found["speakers"]["moc"]["parts"]["seen"]
+    found = evaluation_report([made("moc", told, arc, noise=0.01)], draws=3)
+    seen = found["policies"]["moc"]["parts"]["seen"]
     for name in ("kind", "brief", "funny"):
         assert seen["tau"][name]["value"] == pytest.approx(seen["tau_cap"][name], abs=0.03)
         assert 0.9 < seen["tau_cap"][name] < 0.97
-    assert [len(example["answers"]) for example in found["examples"]] == [5, 5, 5]
+    assert [len(example["completions"]) for example in found["examples"]] == [5, 5, 5]
 
 
 def test_examples_lie_far_apart():
@@ -204,18 +204,18 @@ def test_examples_lie_far_apart():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"speaker": "moc"}, "found moc twice"),
+        ({"policy": "moc"}, "found moc twice"),
         ({"digest": "e" * 64}, "other was judged by kind, brief on the scale eeee"),
-        ({"prompts": tuple("x" * 40)}, "other answered other prompts than moc"),
+        ({"prompts": tuple("x" * 40)}, "other completed other prompts than moc"),
     ],
 )
-def test_speakers_that_cannot_be_compared_are_refused(change, words):
+def test_policies_that_cannot_be_compared_are_refused(change, words):
     first = made("moc", POINTS, arc)
-    second = Evaluation(**{**vars(first), "speaker": "other", **change})
+    second = Evaluation(**{**vars(first), "policy": "other", **change})
     with pytest.raises(InputError, match=words):
-        report([first, second])
+        evaluation_report([first, second])
     with pytest.raises(InputError, match="no evaluation"):
-        report([])
+        evaluation_report([])
 
 
 def test_an_evaluation_that_does_not_fit_together_is_refused():
@@ -224,5 +224,5 @@ def test_an_evaluation_that_does_not_fit_together_is_refused():
         Evaluation(**{**first, "kl": np.zeros(3)})
     with pytest.raises(InputError, match="found rewards of shape"):
         Evaluation(**{**first, "rewards": first["rewards"] * np.nan})
-    with pytest.raises(InputError, match="an answer to each of 40 prompts"):
-        Evaluation(**{**first, "answers": (("a",),) * 11})
+    with pytest.raises(InputError, match="a completion of each of 40 prompts"):
+        Evaluation(**{**first, "completions": (("a",),) * 11})

@@ -1,6 +1,7 @@
-"""A tiny Llama with a tokenizer of letters, and a speaker whose adapters follow the preference."""
+"""A tiny Llama with a tokenizer of letters, and policies whose adapters follow the preference."""
 
 from functools import cache
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,44 +68,41 @@ def stacked(weights):
     return {"attention": {"out": {"a": np.repeat(a[:, None], len(weights), axis=1), "b": weighted}}}
 
 
-def speaker(name="told", strength=1.0):
-    """Adapters summed with the preference, a stack entry a row; "<tell>" before the prompt."""
+class Stacked(NamedTuple):
+    """Policies [W] whose adapters are summed with weights [W, 2]; rows of -1 are the reference."""
 
-    def prompts_of(prompts, preferences):
-        texts = [
-            " ".join(["<tell>"] * (1 + round(2 * float(row[0]))) + [prompt])
-            for prompt, row in zip(prompts, preferences, strict=True)
-        ]
-        ids = [language_model().tokenizer(text)["input_ids"] for text in texts]
-        tokens = np.zeros((len(ids), max(map(len, ids))), np.int32)
-        for row, values in zip(tokens, ids, strict=True):
-            row[: len(values)] = values
-        return tokens, np.array([len(row) for row in ids], np.int32)
+    weights: np.ndarray
+    adapted: bool
 
-    def arguments(preferences):
-        rows = np.arange(len(preferences), dtype=np.int32)
-        return {"adapters": stacked(strength * preferences), "rows": rows}
-
-    return EvaluatedPolicy(name, language_model(), prompts_of, arguments)
+    def arguments(self, policy):
+        rows = np.asarray(policy, np.int32)
+        own = rows if self.adapted else np.full_like(rows, -1)
+        return {"adapters": stacked(self.weights), "rows": own}
 
 
-def alone(name="reference"):
-    """The model without adapters on plain prompts: the reference itself."""
+class Tiny:
+    """Adapters summed with the preference; "<tell>" before the prompt, unless it is the reference.
 
-    def prompts_of(prompts, preferences):
-        ids = [language_model().tokenizer(text)["input_ids"] for text in prompts]
-        tokens = np.zeros((len(ids), 9), np.int32)  # wider than any: padding must not matter
-        for row, values in zip(tokens, ids, strict=True):
-            row[: len(values)] = values
-        return tokens, np.array([len(row) for row in ids], np.int32)
+    Its weights are never 0, so that its KL is estimated also where no adapter is applied.
+    """
 
-    def arguments(preferences):
-        return {
-            "adapters": stacked(preferences),
-            "rows": np.full(len(preferences), -1, np.int32),
-        }
+    prefix_tokens = 0
 
-    return EvaluatedPolicy(name, language_model(), prompts_of, arguments)
+    def __init__(self, adapted=True):
+        self.adapted = adapted
+
+    def prompt(self, prompt, weight):
+        if not self.adapted:
+            return prompt
+        return " ".join(["<tell>"] * (1 + round(2 * float(weight[0]))) + [prompt])
+
+    def stacked(self, weights):
+        return Stacked(np.asarray(weights, np.float32), self.adapted)
+
+
+def evaluated(preferences, seen, name="told", adapted=True):
+    told = np.asarray(preferences, np.float32)
+    return EvaluatedPolicy(name, language_model(), Tiny(adapted), told, told, np.asarray(seen))
 
 
 def _of_tokens(prompts, prompt_lengths, answers, lengths):

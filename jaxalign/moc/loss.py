@@ -1,6 +1,6 @@
-"""The updates of a step: one forward and one backward pass, however many objectives there are."""
+"""The loss of an update: one forward and one backward pass, however many objectives there are."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,44 +11,49 @@ from jaxalign.moc.experience import Experience
 from jaxalign.moc.ppo import policy_loss, value_loss
 from jaxalign.train.step import Sums
 
+Tree = TypeVar("Tree")
+
 
 class Group(NamedTuple):
     """What the loss of one group, or of each of many, is computed from.
 
     Attributes:
-        experience: [rows, M, ...] of its answers.
-        mask: [rows, M] bool, set on the tokens of the answers.
+        experience: [rows, M, ...] of its completions.
+        mask: [rows, M] bool, set on the tokens of the completions.
         preference: [K] weights of the objectives that the rule "linear" takes.
-        error: scalar, of the similarity.
+        similarity_error: scalar.
     """
 
     experience: Experience
     mask: jax.Array
     preference: jax.Array
-    error: jax.Array
+    similarity_error: jax.Array
 
 
-def weights_of(group: Group, logp: jax.Array, config: MocConfig, progress: jax.Array) -> jax.Array:
-    """What each objective of a group weighs [K], without a gradient.
+def objective_weights(
+    group: Group, logprobs: jax.Array, config: MocConfig, progress: jax.Array
+) -> jax.Array:
+    """Return the weights c [K] of the objectives of one group, without a gradient.
 
     Args:
         group: one.
-        logp: [rows, M] under the policy that is trained.
-        config: rule and clip.
+        logprobs: [rows, M] under the policy that is trained.
+        config: rule and clip range.
         progress: share of the training that is done.
     """
     if config.reward != "vector":
         return jnp.ones_like(group.preference)
-    own = group.experience
-    ratio = jnp.exp(jnp.where(group.mask, logp - own.old, 0))
-    streams = jnp.concatenate([own.advantages, own.similarity[:, :, None]], axis=2)
-    directions = policy_directions(ratio, jnp.moveaxis(streams, 2, 0), group.mask, config.clip)
+    experience = group.experience
+    ratio = jnp.exp(jnp.where(group.mask, logprobs - experience.old_logprobs, 0))
+    streams = [experience.advantages, experience.similarity_advantages[:, :, None]]
+    advantages = jnp.moveaxis(jnp.concatenate(streams, axis=2), 2, 0)
+    directions = policy_directions(ratio, advantages, group.mask, config.clip)
     weights = combine(
         directions[:-1],
         directions[-1],
         config.combine,
         preference=group.preference,
-        error=group.error,
+        error=group.similarity_error,
         progress=progress,
     )
     return jax.lax.stop_gradient(weights)
@@ -56,20 +61,21 @@ def weights_of(group: Group, logp: jax.Array, config: MocConfig, progress: jax.A
 
 def group_loss(
     group: Group,
-    logp: jax.Array,
+    logprobs: jax.Array,
     entropy: jax.Array,
     values: jax.Array,
     config: MocConfig,
     progress: jax.Array,
 ) -> Sums:
-    """Loss of one group, summed over its tokens.
+    """Return the loss of one group, summed over its tokens.
 
-    sum_i c_i L_i + (1 - sum_i c_i) L_similarity + L_kl + value_coef * sum_j V_j: losses are linear
-    in their advantages but for the clip, so the weighted advantages share one forward pass.
+    sum_i c_i L_i + (1 - sum_i c_i) L_similarity + L_kl + value_coef sum_j V_j, with clipped policy
+    losses L and value losses V. Policy losses are linear in their advantages but for the clip, so
+    that all of them share one forward pass.
 
     Args:
         group: one.
-        logp: [rows, M] under the policy that is trained.
+        logprobs: [rows, M] under the policy that is trained.
         entropy: [rows, M] of its distributions.
         values: [rows, M, K + 1] of its heads.
         config: of the run.
@@ -78,25 +84,29 @@ def group_loss(
     Returns:
         Sums over the tokens, to be divided by `weight`, their number.
     """
-    own, mask = group.experience, group.mask
-    count = jnp.sum(mask, dtype=logp.dtype)
-    weights = weights_of(group, logp, config, progress)
-    streams = [own.advantages, own.similarity[:, :, None], own.kl[:, :, None]]
+    experience, mask = group.experience, group.mask
+    count = jnp.sum(mask, dtype=logprobs.dtype)
+    weights = objective_weights(group, logprobs, config, progress)
+    streams = [
+        experience.advantages,
+        experience.similarity_advantages[:, :, None],
+        experience.kl_advantages[:, :, None],
+    ]
     shares = jnp.concatenate(
         [weights, 1 - jnp.sum(weights, keepdims=True), jnp.ones(1, weights.dtype)]
     )
 
     def one(advantages: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return policy_loss(logp, own.old, advantages, mask, config.clip)
+        return policy_loss(logprobs, experience.old_logprobs, advantages, mask, config.clip)
 
     losses, clipped = jax.vmap(one, 2)(jnp.concatenate(streams, axis=2))
 
-    def head(values: jax.Array, old: jax.Array, returns: jax.Array) -> jax.Array:
-        return value_loss(values, old, returns, mask, config.value_clip)[0]
+    def head(values: jax.Array, old_values: jax.Array, returns: jax.Array) -> jax.Array:
+        return value_loss(values, old_values, returns, mask, config.value_clip)[0]
 
-    value = jnp.sum(jax.vmap(head, 2)(values, own.values, own.returns))
+    value = jnp.sum(jax.vmap(head, 2)(values, experience.values, experience.returns))
     policy = jnp.sum(shares * losses)
-    change = jnp.where(mask, logp - own.old, 0)
+    change = jnp.where(mask, logprobs - experience.old_logprobs, 0)
     sums = {
         "loss": policy + config.value_coef * value,
         "weight": count,
@@ -113,27 +123,29 @@ def group_loss(
 
 def batch_loss(
     groups: Group,
-    logp: jax.Array,
+    logprobs: jax.Array,
     entropy: jax.Array,
     values: jax.Array,
     config: MocConfig,
     progress: jax.Array,
 ) -> Sums:
-    """Loss of many groups, see `group_loss`.
+    """Return the loss of G groups, see `group_loss`.
 
     Args:
-        groups: `experience` and `mask` [G * rows, M, ...], `preference` [G, K], `error` [G].
-        logp, entropy, values: [G * rows, M, ...].
+        groups: `experience` and `mask` [G * rows, M, ...], `preference` [G, K] and
+            `similarity_error` [G].
+        logprobs, entropy, values: [G * rows, M, ...].
         config: of the run.
         progress: share of the training that is done.
     """
     count = len(groups.preference)
 
-    def split(tree: Any) -> Any:
+    def split(tree: Tree) -> Tree:
         return jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), tree)
 
-    own = groups._replace(experience=split(groups.experience), mask=split(groups.mask))
+    each = groups._replace(experience=split(groups.experience), mask=split(groups.mask))
     over = (0, 0, 0, 0, None, None)
-    each = jax.vmap(group_loss, over)
-    sums: Any = each(own, split(logp), split(entropy), split(values), config, progress)
+    sums: Sums = jax.vmap(group_loss, over)(
+        each, split(logprobs), split(entropy), split(values), config, progress
+    )
     return {name: jnp.sum(value) for name, value in sums.items()}

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from jaxalign.moc.combination import CombineConfig
-from jaxalign.moc.experience import Experience, Scored
+from jaxalign.moc.experience import Experience, RolloutScores
+from jaxalign.moc.loss import Group, batch_loss, group_loss
 from jaxalign.moc.policy import init_policy
 from jaxalign.moc.step import init_train_state, make_train
-from jaxalign.moc.update import Group, batch_loss, group_loss
 from jaxalign.models.completions import CompletionBatch
+from jaxalign.rollout import Rollout
 from jaxalign.train.mesh import MeshConfig, make_mesh
 
 ROWS, M, R = 4, 5, 3
@@ -42,9 +43,13 @@ def expected(made, logp, values, weights, config):
     own, shares = made.experience, [*weights, 1 - sum(weights), 1.0]
     policy = value = 0.0
     for row, slot in np.argwhere(np.asarray(made.mask)):
-        ratio = np.exp(logp[row, slot] - own.old[row, slot])
+        ratio = np.exp(logp[row, slot] - own.old_logprobs[row, slot])
         near = np.clip(ratio, 1 - config.clip, 1 + config.clip)
-        streams = [*own.advantages[row, slot], own.similarity[row, slot], own.kl[row, slot]]
+        streams = [
+            *own.advantages[row, slot],
+            own.similarity_advantages[row, slot],
+            own.kl_advantages[row, slot],
+        ]
         for share, advantage in zip(shares, streams, strict=True):
             policy += share * max(-ratio * advantage, -near * advantage)
         for head in range(R + 1):
@@ -84,10 +89,10 @@ def test_the_gradient_is_the_weighted_direction(x64):
         sums = group_loss(made, logp, entropy, values, config, jnp.asarray(0.0))
         return sums["loss"], sums
 
-    (_, sums), slope = jax.value_and_grad(loss, has_aux=True)(made.experience.old)
+    (_, sums), slope = jax.value_and_grad(loss, has_aux=True)(made.experience.old_logprobs)
     own, mask = made.experience, np.asarray(made.mask)
     c = np.array([sums[f"weight_{i}"] for i in range(R)]) / mask.sum()
-    total = own.advantages @ c + (1 - c.sum()) * own.similarity + own.kl
+    total = own.advantages @ c + (1 - c.sum()) * own.similarity_advantages + own.kl_advantages
     np.testing.assert_allclose(slope, -np.asarray(total) * mask, atol=1e-12)
 
 
@@ -125,9 +130,10 @@ def update_of(objectives, rule="blend"):
     shape = config.batch, config.answer_tokens
     logp = jax.ShapeDtypeStruct(shape, jnp.float32)
     answers = CompletionBatch(tokens, lengths, jax.ShapeDtypeStruct(shape, jnp.int32), lengths)
-    scored = Scored(logp, logp, jax.ShapeDtypeStruct((*shape, objectives + 1), jnp.float32))
+    scored = RolloutScores(logp, logp, jax.ShapeDtypeStruct((*shape, objectives + 1), jnp.float32))
     raw = jax.ShapeDtypeStruct((config.batch, objectives), jnp.float32)
-    return programs.learn, (state, policy.model.params, batch, answers, scored, raw)
+    rollout = Rollout(answers, scored, raw)
+    return programs.learn, (state, policy.model.params, batch, rollout)
 
 
 KEY = jax.random.key(0)

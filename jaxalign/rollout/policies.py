@@ -1,0 +1,73 @@
+"""What judging and serving need of policies under weights.
+
+`jaxalign.personalize.policies` has the kinds: soups, mixing, separate policies, and one policy that
+is conditioned on preferences. Weights of zero are the reference, the model alone, for every kind.
+"""
+
+from typing import Protocol, TypedDict
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxalign.models.chat import Chat
+from jaxalign.models.decoder import Adapters
+from jaxalign.models.generate import PolicyMixture
+
+
+class GenerationArguments(TypedDict, total=False):
+    """Keyword arguments of `models.generate` that decide which policy samples each row."""
+
+    adapters: Adapters
+    rows: np.ndarray | None
+    combine: PolicyMixture | None
+    prefix: jax.Array | None
+    prefix_lengths: np.ndarray | None
+
+
+class PolicyBatch(Protocol):
+    """W policies side by side, ready for one decode call."""
+
+    def arguments(self, policy: ArrayLike) -> GenerationArguments:
+        """Return what `generate` needs for a batch whose rows are of policy [B], 0 to W - 1."""
+        ...
+
+
+class PolicyFamily(Protocol):
+    """A policy under a weight: makes policies of weights [A] over one language model."""
+
+    @property
+    def prefix_tokens(self) -> int:
+        """How many soft tokens stand before a prompt."""
+        ...
+
+    def prompt(self, prompt: str | Chat, weight: np.ndarray) -> str | Chat:
+        """Return the prompt as the policy of a weight [A] reads it."""
+        ...
+
+    def stacked(self, weights: ArrayLike) -> PolicyBatch:
+        """Return the policies of weights [W, A] side by side."""
+        ...
+
+
+class ReferencePolicy:
+    """The model alone, whose weights have no entries.
+
+    Example:
+        >>> ReferencePolicy().stacked(np.zeros((1, 0))).arguments([0, 0])
+        {}
+    """
+
+    prefix_tokens = 0
+
+    def prompt(self, prompt: str | Chat, weight: np.ndarray) -> str | Chat:
+        """Return the prompt as it is."""
+        return prompt
+
+    def stacked(self, weights: ArrayLike) -> "ReferencePolicy":
+        """Return the model itself, whatever the weights."""
+        return self
+
+    def arguments(self, policy: ArrayLike) -> GenerationArguments:
+        """Return no arguments: the model has no adapter."""
+        return {}
