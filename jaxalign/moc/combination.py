@@ -1,4 +1,4 @@
-"""How much each objective and the similarity to the preference weigh in one step of the policy.
+"""The weights of the objectives and of the similarity to the preference in one step of the policy.
 
 Directions are taken at the policy level: vectors of token length instead of gradients, so that one
 backward pass serves any number of objectives.
@@ -23,19 +23,23 @@ SMALLEST_TOTAL = 0.05
 
 @dataclass(frozen=True)
 class CombineConfig:
-    """How the objectives and the similarity are brought together.
+    """How the objectives and the similarity to the preference are combined in each step.
 
     Attributes:
-        rule: "linear" weighs by the preference; "minnorm" is min-norm over the objectives and the
-            similarity; "two" over the preference's direction and the similarity; "blend" over the
-            objectives, each blended with the similarity (PreCo); "gate" follows the similarity
-            alone until its error is small, then min-norm over the objectives; "similarity" is the
-            similarity alone.
-        form: similarity of the "ratio" of the mean rewards, R / |R|_1, to the preference, or of
-            the rewards themselves, a "distance".
-        strength: lambda, weight of the similarity in a blend beside an objective's 1.
-        strength_last: where the strength ends, linearly over the training; None keeps it.
-        gate: mean squared error at which "gate" turns to the objectives.
+        rule: "blend", the default, takes min-norm weights over the objectives, each blended with
+            the similarity (PreCo); "linear" weighs the objectives by the preference; "minnorm"
+            takes min-norm weights over the objectives and the similarity; "two" over the
+            preference-weighted objective and the similarity; "gate" follows the similarity alone
+            while its error is above `gate`, then min-norm weights over the objectives;
+            "similarity" follows the similarity alone.
+        form: what is compared with the preference: "ratio", the shares of the mean rewards
+            R / |R|_1; or "distance", the mean rewards R themselves, for targets.
+        strength: lambda, weight of the similarity in "blend" beside an objective's 1, at least 0. 3
+            follows the preference closely; 1 leaves more to the objectives.
+        strength_last: strength at the end of the training, reached linearly, at least 0; null keeps
+            it constant.
+        gate: squared error of the similarity below which "gate" turns to the objectives, at least
+            0.
     """
 
     rule: Rule = "blend"
@@ -61,15 +65,24 @@ class CombineConfig:
 
 
 def similarity_error(mean: jax.Array, preference: jax.Array, form: Form) -> jax.Array:
-    """Return the mean squared error between what a group of answers reached and its preference.
+    """Return the mean squared error between a group's mean rewards and its preference.
+
+    mean_i (s_i - p_i)^2 with s = R / |R|_1 in the ratio form, and s = R in the distance form.
 
     Args:
-        mean: [R] mean rewards of the group, in scaled units.
+        mean: [R] mean rewards of the group, in levels.
         preference: [R] on the simplex.
-        form: "ratio" compares mean / |mean|_1, "distance" the mean itself.
+        form: "ratio" or "distance".
 
     Returns:
         Scalar, at least float32; finite also where the mean is zero.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.moc import similarity_error
+        >>> mean, preference = jnp.array([0.8, 0.8]), jnp.array([0.5, 0.5])
+        >>> [round(float(similarity_error(mean, preference, f)), 4) for f in ("ratio", "distance")]
+        [0.0, 0.09]
     """
     mean, preference = _exact(mean), _exact(preference)
     return jnp.mean((_compared(mean, form) - preference) ** 2)
@@ -79,29 +92,36 @@ def similarity_direction(mean: jax.Array, preference: jax.Array, form: Form) -> 
     """Return the direction, in rewards, in which the squared distance to the preference falls.
 
     Minus the gradient of R times `similarity_error` at the mean; in the distance form
-    -2 (mean - preference). The similarity's advantage is the sum over j of slope_j A_j.
+    -2 (mean - preference). The advantage of the similarity is sum_j direction_j A_j.
 
     Args:
-        mean: [R] mean rewards of the group, in scaled units.
+        mean: [R] mean rewards of the group, in levels.
         preference: [R] on the simplex.
         form: as in `similarity_error`.
 
     Returns:
         [R], at least float32; finite also where the mean is zero.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.moc import similarity_direction
+        >>> similarity_direction(jnp.array([1.0, 0.5]), jnp.array([0.5, 0.5]), "distance").tolist()
+        [-1.0, -0.0]
     """
     mean, preference = _exact(mean), _exact(preference)
     return -jax.grad(lambda at: jnp.sum((_compared(at, form) - preference) ** 2))(mean)
 
 
 def similarity_directions(rewards: jax.Array, preference: jax.Array, form: Form) -> jax.Array:
-    """Return `similarity_direction` for each answer of a group, at the mean of the other answers.
+    """Return `similarity_direction` for each completion of a group, at the mean of the others.
 
-    At the mean of all, an answer's own reward is in its slope: in the distance form that adds
-    -2 |reward - mean|^2 / rows, a price on every reward that is not the mean, and in small groups
-    the policy learns the dullest answer. Without itself the estimate has no such term.
+    At the mean of all, a completion's own reward would be in its direction: in the distance form
+    that adds -2 |reward - mean|^2 / rows, a price on every reward that is not the mean, and in
+    small groups the policy learns the dullest completion. The leave-one-out estimate has no such
+    term.
 
     Args:
-        rewards: [rows, R] of a group, in scaled units.
+        rewards: [rows, R] of a group, in levels.
         preference: [R] on the simplex.
         form: as in `similarity_error`.
 
@@ -109,7 +129,14 @@ def similarity_directions(rewards: jax.Array, preference: jax.Array, form: Form)
         [rows, R], at least float32.
 
     Raises:
-        InputError: a group of one answer, which has no others.
+        InputError: a group of one completion, which has no others.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.moc import similarity_directions
+        >>> rewards, preference = jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([1.0, 0.0])
+        >>> similarity_directions(rewards, preference, "distance").tolist()
+        [[2.0, -2.0], [-0.0, -0.0]]
     """
     rows = len(rewards)
     if rows < 2:
@@ -122,18 +149,26 @@ def similarity_directions(rewards: jax.Array, preference: jax.Array, form: Form)
 def policy_directions(
     ratio: jax.Array, advantages: jax.Array, mask: jax.Array, clip: float
 ) -> jax.Array:
-    """Return each objective's gradient in the tokens' log-probabilities, without its gradient.
+    """Return the gradient of each objective in the log-probabilities of the tokens.
 
-    -u A where the ratio u lies in [1 - clip, 1 + clip] and the mask is set, else 0.
+    -u A where the ratio u lies in [1 - clip, 1 + clip] and the mask is set, else 0: the gradient of
+    the clipped loss at the policy level, of token length, so that none of |theta| is needed.
 
     Args:
         ratio: [...] new over old probability of each token.
-        advantages: [R, ...] one a token and objective.
+        advantages: [R, ...] of each objective and token.
         mask: [...] whether a token counts.
-        clip: epsilon of the clipped loss.
+        clip: clip range of the ratio.
 
     Returns:
-        [R, ...], at least float32.
+        [R, ...], at least float32, without a gradient of its own.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.moc import policy_directions
+        >>> ratio, advantages = jnp.array([1.0, 1.5]), jnp.array([[2.0, 2.0]])
+        >>> policy_directions(ratio, advantages, jnp.array([True, True]), clip=0.2).tolist()
+        [[-2.0, -0.0]]
     """
     ratio, advantages = _exact(ratio), _exact(advantages)
     counts = (jnp.abs(ratio - 1) <= clip) & mask.astype(bool)
@@ -151,7 +186,11 @@ def combine(
     error: jax.Array | None = None,
     progress: float | jax.Array = 0.0,
 ) -> jax.Array:
-    """Return what each objective weighs in the step of one group; `vmap` for more.
+    """Return the weights of the objectives in the step of one group; `vmap` for more.
+
+    With Gram matrix G of the directions g_i, "minnorm" takes the c on the simplex that minimise
+    |sum_i c_i g_i|^2 = c^T G c. "blend" takes those of the directions
+    (g_i + lambda g_similarity) / (1 + lambda), with lambda the strength.
 
     Args:
         directions: [R, ...] of the objectives, see `policy_directions`.
@@ -162,13 +201,21 @@ def combine(
         progress: share of the training that is done, in [0, 1].
 
     Returns:
-        [R], at least float32, non-negative, sum at most 1; what is left to 1 is the similarity's.
+        [R], at least float32, non-negative, sum at most 1; the rest to 1 is the weight of the
+        similarity.
 
     Raises:
-        InputError: the rule needs a preference or an error, and there is none; shapes that do not
-            belong together.
+        InputError: the rule needs a preference or an error that is not given, or the shapes do not
+            fit.
 
     Source: the min-norm step of arXiv 2604.04497; the blend is that of PreCo's public code.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.moc import CombineConfig, combine
+        >>> directions, similarity = jnp.eye(2), jnp.array([1.0, 1.0])
+        >>> combine(directions, similarity, CombineConfig("blend", strength=3.0)).tolist()
+        [0.125, 0.125]
     """
     gram = _gram(directions, similarity)
     objectives = len(directions)

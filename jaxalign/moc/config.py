@@ -17,16 +17,20 @@ Conditioning = Literal["tags", "token", "none"]
 
 @dataclass(frozen=True)
 class KLConfig:
-    """Price of leaving the reference.
+    """Price of the KL to the reference, which is the model without the adapter.
+
+    The KL of a completion is the sum over its tokens of log pi - log pi_ref, in nats.
 
     Attributes:
-        coef: of each token's log-ratio to the reference, in units of scaled reward a nat; the
-            first one where it adapts.
-        adaptive: raise it while the KL of an answer lies above the target, lower it below.
-        target: KL of an answer, nats.
-        horizon: answers over which the coefficient may change by a fifth of itself.
-        stop: the rest of a step's updates is left out once the policy is further from the one
-            that drew the answers than this many targets.
+        coef: KL coefficient, in scaled reward units per nat, at least 0; where it is adaptive, its
+            first value. 0.2 is usual for rewards between 0 and 1; 0 lets a policy degenerate.
+        adaptive: raise the coefficient while the KL is above the target, and lower it while the KL
+            is below (Ziegler et al.); false keeps it.
+        target: mean KL of a completion to aim at, nats, positive. 3 to 6 is usual for 128 tokens.
+        horizon: completions over which the coefficient can change by a fifth, positive. Set it to
+            about 100 batches or more.
+        stop: early stopping, positive: the remaining updates of a step are skipped once the KL to
+            the policy that sampled the completions exceeds `stop` times `target`.
     """
 
     coef: float = 0.2
@@ -43,41 +47,49 @@ class KLConfig:
 
 @dataclass(frozen=True)
 class MocConfig:
-    """A run of MOC.
+    """Training of one policy for every preference, by multi-objective PPO.
+
+    A step samples `groups` x `rows` completions, then makes `epochs` x `minibatches` updates.
 
     Attributes:
-        steps: of rollout and update.
-        groups: preferences drawn for a step.
-        rows: answers to each preference, every one to another prompt.
-        prompt_tokens: most tokens of a prompt, the preference in it included; longer ones are
+        steps: training steps, each a rollout and its updates.
+        groups: preferences sampled for each step; a multiple of minibatches x micro_batches.
+        rows: completions for each preference, each of another prompt; 2 or more for every rule but
+            "linear". 8 estimates a group's mean reward well.
+        prompt_tokens: longest prompt in tokens, the preference in it included; longer prompts are
             left out.
-        answer_tokens: most tokens of an answer.
-        temperature: of drawing answers; their log-probabilities are taken at it too.
-        epochs: passes over the answers of a step.
-        minibatches: updates of a pass.
-        micro_batches: parts of an update held in memory one after another; a part has whole
-            groups.
-        gamma: discount a token.
-        lam: decay of the advantages.
-        clip: of the policy's ratio.
-        value_clip: most that a value may profit from moving in a step, in scaled reward.
-        value_coef: weight of the values' loss.
-        value_dropout: share of the states that the value heads do not see.
-        kl: price of leaving the reference.
-        combine: how objectives and similarity are brought together.
-        preferences: which are drawn.
-        conditioning: how the policy is told the preference: in the prompt's text, by one soft
-            token before it, or not at all.
-        reward: "vector", every reward an objective; "weighted", the one objective sum_j p_j r_j of
-            each answer, as plain RLHF has it; or "closeness", the one objective
+        answer_tokens: longest completion in tokens. Memory and time grow with it.
+        temperature: sampling temperature, above 0; log-probabilities are taken at it as well. 0.7
+            to 1.
+        epochs: passes over the completions of a step, 1 to 4. More passes reuse a rollout more and
+            are stopped earlier by `kl.stop`.
+        minibatches: updates in each pass. More of them are more, noisier updates.
+        micro_batches: parts of an update that are computed one after another, each of whole groups.
+            Raise it until the memory suffices; the result is the same but for rounding.
+        gamma: discount per token, between 0 and 1. 1 for a reward at the end of a completion.
+        lam: lambda of GAE, between 0 and 1. 1 uses returns less values; 0.95 favours tokens near
+            the end as long as the values are poor.
+        clip: clip range of the policy's ratio (PPO), above 0; 0.1 to 0.3.
+        value_clip: value-function clip range (PPO2), above 0, in scaled reward units.
+        value_coef: weight of the value loss beside the policy loss, at least 0.
+        value_dropout: share of the hidden states that is dropped before the value heads, at least 0
+            and below 1.
+        kl: price of the KL to the reference.
+        combine: how the objectives and the similarity to the preference are combined.
+        preferences: which preferences are sampled.
+        conditioning: how the policy is given the preference: "tags" in the text of the prompt, one
+            soft "token" before it, or "none".
+        reward: "vector", where every reward is an objective; "weighted", the single objective
+            sum_j p_j r_j of plain RLHF; or "closeness", the single objective
             -mean_j (r_j - p_j)^2, an ablation.
-        trunk: the adapter, precision, memory and devices.
-        optimiser: rate, schedule and clipping.
-        unstack_layers: copy the layers out of their stack for the rollout. Faster on a GPU; takes
-            as much memory again as the model.
-        seed: of prompts, preferences, answers, fresh parameters and dropout.
-        checkpoint_every: steps between two states on disk.
-        tensorboard: write the metrics for TensorBoard too.
+        trunk: adapter, precision, memory and devices of the model.
+        optimiser: learning rate, schedule and gradient clipping.
+        unstack_layers: copy the layers out of their stack for sampling: faster on a GPU, for as
+            much memory again as the model takes.
+        seed: random seed of prompts, preferences, completions, new parameters and dropout, at
+            least 0.
+        checkpoint_every: steps between two checkpoints.
+        tensorboard: write the metrics for TensorBoard as well, beside metrics.jsonl.
     """
 
     steps: int = 1000
@@ -138,7 +150,7 @@ class MocConfig:
         if self.rows == 1 and self.reward == "vector" and self.combine.rule != "linear":
             raise InputError(
                 f"rows: found 1, which the rule {self.combine.rule!r} cannot work with: similarity "
-                "is that of a group's mean; expected 2 or more answers to a preference."
+                "is that of a group's mean; expected 2 or more completions for each preference."
             )
         if self.trunk.method != "lora":
             raise InputError(
@@ -148,11 +160,11 @@ class MocConfig:
 
     @property
     def batch(self) -> int:
-        """B, the answers of a step."""
+        """B, the completions of a step."""
         return self.groups * self.rows
 
     def sampling(self, stop_ids: tuple[int, ...]) -> Sampling:
-        """How answers are drawn: nothing cut off, and no stop id first."""
+        """Return how completions are sampled: nothing cut off, and no stop id first."""
         return Sampling(
             max_tokens=self.answer_tokens,
             min_tokens=1,

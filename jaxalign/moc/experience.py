@@ -69,6 +69,8 @@ def group_rewards(rewards: jax.Array, preferences: jax.Array, form: Form) -> Gro
         form: of the similarity.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.moc.experience import group_rewards
         >>> found = group_rewards(jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.eye(2)[:1], "distance")
         >>> found.mean.tolist(), found.squared_error.tolist()
         ([[0.5, 0.5]], [0.25])
@@ -110,6 +112,8 @@ def weighted_reward(rewards: jax.Array, preferences: jax.Array) -> jax.Array:
         [B, 1], sum_j p_j r_j.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.moc.experience import weighted_reward
         >>> weighted_reward(jnp.array([[1.0, 0.5]]), jnp.array([[0.5, 0.5]])).tolist()
         [[0.75]]
     """
@@ -128,6 +132,8 @@ def closeness_reward(rewards: jax.Array, preferences: jax.Array) -> jax.Array:
         [B, 1], -mean_j (r_j - p_j)^2.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.moc.experience import closeness_reward
         >>> closeness_reward(jnp.array([[1.0, 0.5]]), jnp.array([[0.5, 0.5]])).tolist()
         [[-0.125]]
     """

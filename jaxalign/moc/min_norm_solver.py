@@ -12,20 +12,27 @@ EXACT_UP_TO = 8
 
 @jax.jit
 def min_norm(gram: jax.Array) -> jax.Array:
-    """Return the weights c on the simplex that minimise |sum_i c_i g_i|^2; `vmap` for more.
+    """Return the weights c on the simplex of least |sum_i c_i g_i|^2 = c^T G c; `vmap` for more.
 
-    Up to 8 corners exactly: the minimum lies inside a face whose corners are affinely independent,
-    so every face is solved and the best of all is kept. Beyond, `frank_wolfe`. Equally good faces
-    are told apart by size: all corners count before fewer do.
+    Exact for up to 8 vectors: the minimum lies inside a face of the simplex whose vectors are
+    affinely independent, so every face is solved and the best kept. Beyond, `frank_wolfe`. Of
+    equally good faces the one with more vectors is taken.
 
     Args:
-        gram: [R, R], g_i . g_j.
+        gram: [R, R], the Gram matrix g_i . g_j.
 
     Returns:
         [R], at least float32, non-negative, sum 1; equal weights where the matrix is not finite.
 
     Source: Desideri, Multiple-gradient descent algorithm (2012); Sener and Koltun (arXiv
     1810.04650), equation 3.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.moc import min_norm
+        >>> vectors = jnp.array([[1.0, 0.0], [0.0, 2.0]])
+        >>> [round(c, 3) for c in min_norm(vectors @ vectors.T).tolist()]
+        [0.8, 0.2]
     """
     if gram.shape[-1] > EXACT_UP_TO:
         return frank_wolfe(gram)
@@ -41,19 +48,25 @@ def min_norm(gram: jax.Array) -> jax.Array:
 
 @jax.jit(static_argnames="steps")
 def frank_wolfe(gram: jax.Array, steps: int = 1000) -> jax.Array:
-    """Return the weights of `min_norm` by pairwise Frank-Wolfe, for any number of corners.
+    """Return the weights of `min_norm` by pairwise Frank-Wolfe steps, for any number of vectors.
 
-    Every step moves weight from the worst corner that has some to the best one, as far as helps;
-    unlike plain steps, which only ever add a corner, these converge linearly.
+    Every step moves weight from the worst vector that has some to the best one, by line search.
+    Unlike plain Frank-Wolfe steps, pairwise steps converge linearly.
 
     Args:
-        gram: [R, R], g_i . g_j.
-        steps: 20 to 50 per corner leave a gap of a few roundings.
+        gram: [R, R], the Gram matrix g_i . g_j.
+        steps: 20 to 50 for each vector leave a gap of a few roundings.
 
     Returns:
         [R], at least float32, non-negative, sum 1; equal weights where the matrix is not finite.
 
     Source: Lacoste-Julien and Jaggi (arXiv 1511.05932), algorithm 2.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.moc import frank_wolfe
+        >>> [round(c, 3) for c in frank_wolfe(jnp.diag(jnp.array([1.0, 4.0]))).tolist()]
+        [0.8, 0.2]
     """
     gram = _scaled(gram)
     start = jnp.full(len(gram), 1 / len(gram), gram.dtype)

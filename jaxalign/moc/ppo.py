@@ -25,6 +25,8 @@ def gae(
     Source: Schulman et al. (arXiv 1506.02438), equation 16.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.moc.ppo import gae
         >>> rewards, values = jnp.array([0.0, 1.0, 0.0]), jnp.array([0.5, 0.5, 9.0])
         >>> gae(rewards, values, jnp.array([True, True, False]), gamma=1.0, lam=1.0).tolist()
         [0.5, 0.5, 0.0]
@@ -57,6 +59,8 @@ def whiten(
         [...], at least float32, 0 outside the mask; equal values give 0, or the mean.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.moc.ppo import whiten
         >>> mask = jnp.array([True, True, False])
         >>> whiten(jnp.array([1.0, 3.0, 9.0]), mask, divide=False).tolist()
         [-1.0, 1.0, 0.0]
@@ -97,6 +101,8 @@ def policy_loss(
     Source: Schulman et al. (arXiv 1707.06347), equation 7.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.moc.ppo import policy_loss
         >>> one = jnp.ones(1)
         >>> loss, clipped = policy_loss(jnp.log(2 * one), 0 * one, one, one > 0, clip=0.2)
         >>> print(f"{loss:.2f} {clipped:.0f}")
@@ -131,6 +137,8 @@ def value_loss(
     Source: PPO2 of OpenAI's baselines, as in TRL.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.moc.ppo import value_loss
         >>> one = jnp.ones(1)
         >>> value_loss(one, 0 * one, one, one > 0, clip=0.5)[0].item()
         0.125
@@ -167,6 +175,7 @@ def adapt_kl_coef(
     Source: Ziegler et al. (arXiv 1909.08593), section 2.2.
 
     Example:
+        >>> from jaxalign.moc.ppo import adapt_kl_coef
         >>> print(f"{adapt_kl_coef(0.2, kl=6.0, target=3.0, horizon=100.0, samples=50):.2f}")
         0.22
     """

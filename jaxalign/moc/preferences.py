@@ -1,4 +1,4 @@
-"""Preferences over rewards: where they are drawn, how they are written in a prompt, and read."""
+"""Preferences over rewards: how they are sampled, written into a prompt, and read."""
 
 import itertools
 import re
@@ -21,14 +21,15 @@ class PreferenceConfig:
     """Which preferences a policy is trained on.
 
     Attributes:
-        kind: `dirichlet` draws from the whole simplex, `grid` from evenly spaced points, `list`
-            from `listed`.
-        alpha: of the Dirichlet distribution; 1 is uniform, less favours the corners.
-        points: of the grid, along one edge of the simplex.
-        listed: the preferences of `list`.
-        decimals: a preference is written with; drawn ones are rounded to as many, so that what
-            the policy is told is what it is judged by.
-        held_out: preferences that are never drawn, to judge generalisation on.
+        kind: where preferences come from: "dirichlet" samples the whole simplex, "grid" evenly
+            spaced points of it, "list" the preferences in `listed`.
+        alpha: concentration of the Dirichlet distribution, above 0. 1 is uniform; below 1 the
+            corners are sampled more, which teaches the difference between preferences faster.
+        points: points of the grid along one edge of the simplex, 2 or more.
+        listed: preferences of "list", each one number for each reward, with a sum of 1.
+        decimals: decimals that a preference is written with, 1 to 6. Sampled preferences are
+            rounded to as many, so that the policy reads exactly what it is trained for.
+        held_out: preferences that are never sampled, to judge generalisation on.
     """
 
     kind: Literal["dirichlet", "grid", "list"] = "dirichlet"
@@ -57,15 +58,15 @@ class PreferenceConfig:
 def check_simplex(
     values: ArrayLike, names: Sequence[str] | None = None, what: str = "preference"
 ) -> np.ndarray:
-    """Preferences that are looked at: not negative, and of sum 1.
+    """Return preferences that are checked: not negative, and with a sum of 1.
 
     Args:
         values: [..., R].
-        names: [R] of the rewards, None to take any number of them.
+        names: [R] names of the rewards, None to take any number of them.
         what: to call it in messages.
 
     Returns:
-        [..., R] float32; a sum within .015 of 1 is divided out.
+        [..., R] float32; a sum within 0.015 of 1 is divided out.
 
     Raises:
         InputError: for anything else.
@@ -88,22 +89,29 @@ def check_simplex(
 def sample_preferences(
     seed: int, step: int, count: int, names: Sequence[str], config: PreferenceConfig
 ) -> np.ndarray:
-    """Preferences of one step.
+    """Sample the preferences of one step.
 
     Args:
         seed: of the run.
-        step: number of the step; nothing else is remembered, so a run can be resumed.
+        step: number of the step; preferences depend on nothing else, so a run can be resumed.
         count: how many.
-        names: [R] of the rewards.
-        config: where they come from. Points of a grid or list are dealt like cards, so that no
-            point comes twice before each has come once.
+        names: [R] names of the rewards.
+        config: where they come from. Points of a grid or list are dealt like cards: none comes
+            twice before each has come once.
 
     Returns:
         [count, R] float32 on the simplex, none of them held out.
 
     Raises:
-        InputError: nothing is left that is not held out, two points of a grid or list are written
-            alike, or a preference is not of R rewards.
+        InputError: all preferences are held out, two points of a grid or list are written alike,
+            or a preference is not of R rewards.
+
+    Example:
+        >>> from jaxalign.moc import PreferenceConfig, sample_preferences
+        >>> grid = PreferenceConfig(kind="grid", points=2)
+        >>> found = sample_preferences(0, step=0, count=2, names=("a", "b"), config=grid)
+        >>> sorted(found.tolist())
+        [[0.0, 1.0], [1.0, 0.0]]
     """
     held = {preference_tag(names, row, config.decimals) for row in config.held_out}
     random = np.random.Generator(np.random.PCG64([seed, step, _STREAM]))
@@ -124,7 +132,7 @@ def _dirichlet(
     config: PreferenceConfig,
     held: set[str],
 ) -> np.ndarray:
-    """Rounded draws; what is held out is drawn again."""
+    """Sample and round; what is held out is sampled again."""
     kept: list[np.ndarray] = []
     for _ in range(1000):
         if len(kept) >= count:
@@ -139,7 +147,7 @@ def _dirichlet(
 
 
 def _rounded(values: np.ndarray, units: int) -> np.ndarray:
-    """Preferences [N, R] in whole units that still sum to 1: the largest remainders go up."""
+    """Round preferences [N, R] to 1 / units so that they still sum to 1, by largest remainders."""
     shares = values * units
     floor = np.floor(shares)
     missing = units - floor.sum(axis=1, keepdims=True)
@@ -162,14 +170,19 @@ def _points(names: Sequence[str], config: PreferenceConfig) -> np.ndarray:
 
 
 def lattice(count: int, points: int) -> np.ndarray:
-    """Evenly spaced preferences, corners included.
+    """Return evenly spaced preferences, corners included.
 
     Args:
-        count: R.
-        points: along one edge.
+        count: R, the number of rewards.
+        points: along one edge of the simplex.
 
     Returns:
         [W, R] float32, W = (points + R - 2 choose R - 1), from the last reward's corner on.
+
+    Example:
+        >>> from jaxalign.moc.preferences import lattice
+        >>> lattice(2, points=3).tolist()
+        [[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]]
     """
     units, bars = points - 1, range(points + count - 2)
     rows = []
@@ -180,16 +193,21 @@ def lattice(count: int, points: int) -> np.ndarray:
 
 
 def evaluation_points(count: int) -> np.ndarray:
-    """The preferences that results are reported at.
+    """Return the preferences that results are reported at.
 
     Args:
         count: R, the number of rewards.
 
     Returns:
-        [W, R] float32: 11 points 0, .1, .. 1 of the first of two; the 13 of the literature for
-        three; for more, corners, middles of edges, and the centre.
+        [W, R] float32: for two rewards 11 points, 0, 0.1, ... 1 of the first; for three the 13 of
+        the literature; for more, corners, middles of edges, and the centre.
 
     Source: Yang et al. 2024 (Rewards-in-Context), https://arxiv.org/abs/2402.10207, for three.
+
+    Example:
+        >>> from jaxalign.moc import evaluation_points
+        >>> evaluation_points(2).shape, evaluation_points(3).shape
+        ((11, 2), (13, 3))
     """
     if count < 2:
         raise InputError(f"found {count} rewards; expected at least 2 to choose between.")
@@ -206,15 +224,20 @@ def evaluation_points(count: int) -> np.ndarray:
 
 
 def preference_tag(names: Sequence[str], preference: ArrayLike, decimals: int = 1) -> str:
-    """A preference as it is written in a prompt: `<pref_helpful> 0.3 <pref_humor> 0.7`.
+    """Return a preference as it is written in a prompt.
 
     Args:
-        names: [R] of the rewards.
-        preference: [R].
+        names: [R] names of the rewards.
+        preference: [R] on the simplex.
         decimals: of each number.
 
     Raises:
         InputError: it is no preference over these rewards.
+
+    Example:
+        >>> from jaxalign.moc import preference_tag
+        >>> preference_tag(("helpful", "humor"), [0.3, 0.7])
+        '<pref_helpful> 0.3 <pref_humor> 0.7'
     """
     values = check_simplex(preference, names)
     pairs = zip(names, values.tolist(), strict=True)
@@ -224,20 +247,25 @@ def preference_tag(names: Sequence[str], preference: ArrayLike, decimals: int = 
 def insert_preference_tag(
     names: Sequence[str], preference: ArrayLike, prompt: Prompt, decimals: int = 1
 ) -> Any:
-    """A prompt that says the preference, at the head of what the user says last.
+    """Return a prompt with the preference's tag at the head of the user's last turn.
 
     Args:
-        names: [R] of the rewards.
-        preference: [R].
+        names: [R] names of the rewards.
+        preference: [R] on the simplex.
         prompt: a text, in which turns may begin with `Human:`; or a chat of {"role", "content"}.
         decimals: of each number.
 
     Returns:
-        The prompt, of the same kind, with the tag in it. Tags that it held before are gone: who
+        The prompt, of the same kind, with the tag in it. Tags that it held before are removed: who
         writes a prompt does not choose the preference.
 
     Raises:
         InputError: it is no preference over these rewards, or a chat without a turn of the user.
+
+    Example:
+        >>> from jaxalign.moc import insert_preference_tag
+        >>> insert_preference_tag(("helpful", "humor"), [0.3, 0.7], "Tell me a joke.")
+        '<pref_helpful> 0.3 <pref_humor> 0.7 Tell me a joke.'
     """
     label = preference_tag(names, preference, decimals)
     if isinstance(prompt, str):
@@ -257,7 +285,13 @@ def insert_preference_tag(
 
 
 def strip_preference_tags(names: Sequence[str], text: str) -> str:
-    """A text without preference tags, each with the space behind it; as rewards see it."""
+    """Return a text without preference tags, each with the space behind it, as rewards read it.
+
+    Example:
+        >>> from jaxalign.moc import strip_preference_tags
+        >>> strip_preference_tags(("a", "b"), "<pref_a> 0.3 <pref_b> 0.7 Hello.")
+        'Hello.'
+    """
     pairs = " ".join(rf"<pref_{re.escape(name)}> \d+(?:\.\d+)?" for name in names)
     count = 1
     while count:  # again, as a tag cut in two by another one is whole without it
@@ -269,8 +303,8 @@ def parse_preference(text: str, names: Sequence[str]) -> np.ndarray:
     """Read a preference such as `helpful=0.3,humor=0.7`.
 
     Args:
-        text: names with their shares; a reward that is left out has none.
-        names: [R] of the rewards.
+        text: names with their shares; a reward that is left out has a share of 0.
+        names: [R] names of the rewards.
 
     Returns:
         [R] float32.
@@ -278,6 +312,11 @@ def parse_preference(text: str, names: Sequence[str]) -> np.ndarray:
     Raises:
         InputError: a part is no `name=number`, a name is unknown or comes twice, a number is
             negative, or they do not sum to 1.
+
+    Example:
+        >>> from jaxalign.moc import parse_preference
+        >>> parse_preference("humor=1", ("helpful", "humor")).tolist()
+        [0.0, 1.0]
     """
     shares: dict[str, float] = {}
     for part in text.split(","):

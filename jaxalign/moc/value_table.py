@@ -32,6 +32,8 @@ class ValueTable:
         digest: of their `RewardScale`.
 
     Example:
+        >>> import numpy as np
+        >>> from jaxalign.moc.value_table import ValueTable
         >>> table = ValueTable(np.eye(2), [[1.0, -1.0], [-1.0, 1.0]], [0.5, 2.0], ("a", "b"), "0")
         >>> table.best([0.2, 0.6]), table.best([0.2, 0.6], beta=1.0)
         (array([0., 1.]), array([1., 0.]))

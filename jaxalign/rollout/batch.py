@@ -50,6 +50,8 @@ def sample_and_score(
 
     Example:
         >>> import numpy as np
+        >>> from jaxalign.models.completions import CompletionBatch
+        >>> from jaxalign.rollout import sample_and_score
         >>> tokens, lengths = np.array([[5, 6]]), np.array([2])
         >>> rollout = sample_and_score(
         ...     sample=lambda: CompletionBatch(np.array([[1]]), np.array([1]), tokens, lengths),
@@ -93,7 +95,9 @@ def token_rewards(reward: TokenReward, completions: CompletionBatch) -> jax.Arra
 
     Example:
         >>> import jax.numpy as jnp
+        >>> from jaxalign.models.completions import CompletionBatch
         >>> from jaxalign.rewards.vector import TokenReward
+        >>> from jaxalign.rollout import token_rewards
         >>> brevity = TokenReward(
         ...     ("brevity",), lambda prompts, lengths, tokens, ends: -1.0 * ends[:, None], "v1"
         ... )

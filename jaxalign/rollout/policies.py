@@ -54,6 +54,8 @@ class ReferencePolicy:
     """The model alone, whose weights have no entries.
 
     Example:
+        >>> import numpy as np
+        >>> from jaxalign.rollout import ReferencePolicy
         >>> ReferencePolicy().stacked(np.zeros((1, 0))).arguments([0, 0])
         {}
     """
