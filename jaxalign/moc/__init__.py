@@ -1,7 +1,23 @@
-"""MOC: one policy told the preference in its prompt (arXiv 2604.04497), reconstructed.
+"""MOC: one policy conditioned on a preference over rewards (arXiv 2604.04497), reconstructed.
 
-`combine`, `min_norm` and `train` are functions; the modules of these names are reached by
-`from jaxalign.moc._train import ...`.
+One language model with one adapter is trained to achieve rewards in the proportions of any
+preference p on the simplex. Read the files in this order:
+
+1. `config`: every setting of a run.
+2. `preferences`: how preferences are sampled, written as tags, and read.
+3. `policy`: the model, its adapter, and how a preference conditions it (tags or a soft token).
+4. `prompt_sampler`: the prompts and preferences of each step.
+5. `step`: one training step as pure functions: sample, score, compute rewards, learn.
+6. `experience`: from rewards and log-probabilities to advantages, per objective, for the similarity
+   to the preference, and for the KL.
+7. `combination` and `min_norm_solver`: the weights of the objectives from a Gram matrix of
+   policy-level directions; this is the paper's multi-objective step.
+8. `loss` and `ppo`: the clipped PPO losses under these weights, GAE, the adaptive KL coefficient.
+9. `_train`: the loop, checkpoints and metrics.
+10. `files` and `value_table`: a policy on disk, and the rewards it achieves under each preference.
+
+`jaxalign.rollout` samples and scores, `jaxalign.personalize.policies` serves policies under
+weights, and `jaxalign.experiments.moc` runs, judges and reports.
 """
 
 from jaxalign.moc._train import MocTrainResult, train
@@ -29,7 +45,7 @@ from jaxalign.moc.preferences import (
     sample_preferences,
     strip_preference_tags,
 )
-from jaxalign.moc.step import make_train
+from jaxalign.moc.step import make_step, make_train
 
 __all__ = [
     "CombineConfig",
@@ -44,6 +60,7 @@ __all__ = [
     "init_policy",
     "insert_preference_tag",
     "load",
+    "make_step",
     "make_train",
     "min_norm",
     "parse_preference",

@@ -14,7 +14,7 @@ from jaxalign.errors import InputError
 from jaxalign.moc.config import MocConfig
 from jaxalign.moc.policy import ConditionedPolicy
 from jaxalign.moc.preferences import Prompt
-from jaxalign.moc.prompt_sampler import Drawn, PromptSampler
+from jaxalign.moc.prompt_sampler import PromptSampler, StepPrompts
 from jaxalign.moc.step import (
     Frozen,
     Metrics,
@@ -37,7 +37,7 @@ from jaxalign.train.mesh import batch_sharding, make_mesh, param_shardings, stat
 
 _REMEDY = "lower optimiser.rate or epochs, and go on from the last state"
 
-Advance = Callable[[MocTrainState, Drawn], tuple[MocTrainState, Metrics]]
+Advance = Callable[[MocTrainState, StepPrompts], tuple[MocTrainState, Metrics]]
 Place = Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
 Result = TypeVar("Result")
 
@@ -47,9 +47,10 @@ class MocTrainResult:
     """The result of training.
 
     Attributes:
-        policy: trained.
-        history: metrics of every step: of each reward its mean level, of each objective its
-            weight c, `error`, `kl`, `entropy` and more.
+        policy: the trained policy.
+        history: metrics of every step: `reward_NAME`, the mean level; `weight_NAME`, the mean
+            weight c of the objective; `error`, the mean squared error to the preference; `kl`,
+            `entropy` and more.
         steps: how many were taken.
     """
 
@@ -71,13 +72,13 @@ def train(
     The result depends neither on interruptions nor on when states are kept.
 
     Args:
-        policy: of `jaxalign.moc.init_policy` or of an earlier run; stays as it is.
-        rewards: of the policy's names; traced ones make a step one compiled program, others are
-            computed on the host while the device scores the answers.
+        policy: from `init_policy` or an earlier run; it is not changed.
+        rewards: of the policy's names. Token rewards make a step one compiled program; text
+            rewards are computed on the host while the device scores the completions.
         prompts: X texts or chats, without preferences in them.
         config: of the run.
         folder: for metrics.jsonl, and states under state/; None keeps nothing.
-        progress: where it is shown; None shows nothing.
+        progress: where progress is shown; None shows nothing.
 
     Returns:
         The policy after the last step, and its history.
@@ -123,7 +124,7 @@ def _loop(
     folder: Path | None,
     say: Callable[[str], None],
 ) -> tuple[MocTrainState, list[dict[str, float]]]:
-    """Steps, metrics and states on disk."""
+    """Take the steps, write metrics and checkpoints."""
     with ExitStack() as stack:
         kept = None
         if folder is not None:
@@ -194,7 +195,7 @@ def _on_device(
     """Return a step as one program."""
     step = jax.jit(make_step(programs, reward), donate_argnums=0, out_shardings=(placed, None))
 
-    def advance(state: MocTrainState, drawn: Drawn) -> tuple[MocTrainState, Metrics]:
+    def advance(state: MocTrainState, drawn: StepPrompts) -> tuple[MocTrainState, Metrics]:
         batch = place(drawn.arrays)
         with jax.transfer_guard("disallow"):
             return step(state, frozen, batch)
@@ -214,7 +215,7 @@ def _by_host(
     sample, score = jax.jit(programs.sample), jax.jit(programs.score)
     learn = jax.jit(programs.learn, donate_argnums=0, out_shardings=(placed, None))
 
-    def advance(state: MocTrainState, drawn: Drawn) -> tuple[MocTrainState, Metrics]:
+    def advance(state: MocTrainState, drawn: StepPrompts) -> tuple[MocTrainState, Metrics]:
         batch = place(drawn.arrays)
 
         def rewards(completions: CompletionBatch) -> jax.Array:

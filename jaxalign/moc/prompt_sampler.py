@@ -1,4 +1,4 @@
-"""What a step begins with: prompts and preferences, drawn by seed and number of the step alone."""
+"""Prompts and preferences of each step, which depend on seed and number of the step alone."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,12 +16,12 @@ from jaxalign.models.chat import prompt_ids
 _STREAM = 0x726F7773  # other draws of a run with the same seed are not these
 
 
-class Drawn(NamedTuple):
-    """The host's part of a step.
+class StepPrompts(NamedTuple):
+    """Prompts and preferences of one step.
 
     Attributes:
-        arrays: as `jaxalign.moc.step.Programs` takes them.
-        texts: B prompts as rewards on text read them.
+        arrays: a batch, as `jaxalign.moc.step.Programs` takes it.
+        texts: B prompts as text rewards read them, without preference tags.
     """
 
     arrays: dict[str, np.ndarray]
@@ -29,11 +29,11 @@ class Drawn(NamedTuple):
 
 
 class PromptSampler:
-    """Prompts and preferences of every step.
+    """Draw prompts and preferences for every step.
 
     Attributes:
-        prompts: those that are short enough.
-        left_out: how many were not.
+        prompts: the prompts that are short enough.
+        left_out: how many were too long.
         width: T, the same for all steps unless a preference takes more tokens than expected.
     """
 
@@ -43,15 +43,15 @@ class PromptSampler:
         """Tokenise every prompt, and leave out the long ones.
 
         Raises:
-            InputError: something that is no prompt, none that is short enough, or a context
-                without room for prompt and answer.
+            InputError: something that is no prompt, no prompt that is short enough, or a context
+                without room for prompt and completion.
         """
         self.policy, self.config = policy, config
         most = min(config.prompt_tokens, self._room())
         ids = [prompt_ids(policy.model, p, 0, f"prompt {n}") for n, p in enumerate(prompts)]
         longest = np.array([len(row) for row in ids], np.int64)
         if policy.conditioning == "tags":
-            longest = np.maximum(longest, self._told_lengths(prompts))
+            longest = np.maximum(longest, self._tagged_lengths(prompts))
         kept = np.flatnonzero(longest <= most)
         if not len(kept):
             raise InputError(
@@ -63,11 +63,11 @@ class PromptSampler:
         self.left_out = len(ids) - len(kept)
         self.width = bucket_length(int(longest[kept].max()), self._room())
 
-    def draw(self, step: int) -> Drawn:
-        """Prompts and preferences of a step.
+    def draw(self, step: int) -> StepPrompts:
+        """Return the prompts and preferences of a step.
 
         Args:
-            step: its number; nothing else is remembered, so a run can be resumed.
+            step: its number; the draw depends on nothing else, so a run can be resumed.
         """
         config, names = self.config, self.policy.names
         preferences = sample_preferences(
@@ -75,29 +75,29 @@ class PromptSampler:
         )
         rows = self._rows(step)
         prompts = [self.prompts[row] for row in rows]
-        own = [self._plain[row] for row in rows]
-        told = own
+        plain = [self._plain[row] for row in rows]
+        read = plain
         if self.policy.conditioning == "tags":
-            told = prompt_token_ids(
+            read = prompt_token_ids(
                 self.policy, prompts, np.repeat(preferences, config.rows, axis=0)
             )
-        longest = max(map(len, told))
+        longest = max(map(len, read))
         if longest > self.width:  # a number was cut into more tokens than those looked at
             self.width = bucket_length(longest, self._room())
         shape = (config.batch, self.width)
         arrays = {
-            "tokens": padded(told, shape),
-            "lengths": np.array([len(row) for row in told], np.int32),
-            "plain": padded(own, shape),
-            "plain_lengths": np.array([len(row) for row in own], np.int32),
+            "tokens": padded(read, shape),
+            "lengths": np.array([len(row) for row in read], np.int32),
+            "plain": padded(plain, shape),
+            "plain_lengths": np.array([len(row) for row in plain], np.int32),
             "preferences": preferences,
         }
-        return Drawn(
+        return StepPrompts(
             arrays, [strip_preference_tags(names, prompt_text(prompt)) for prompt in prompts]
         )
 
     def _room(self) -> int:
-        """Tokens of the context that a prompt may take."""
+        """Return how many tokens of the context a prompt may take."""
         soft = 1 if self.policy.conditioning == "token" else 0
         room = self.policy.model.config.positions - self.config.answer_tokens - soft
         if room < 1:
@@ -108,8 +108,8 @@ class PromptSampler:
             )
         return room
 
-    def _told_lengths(self, prompts: Sequence[Prompt]) -> np.ndarray:
-        """Most tokens of each prompt with any of a few preferences: the corners and the centre."""
+    def _tagged_lengths(self, prompts: Sequence[Prompt]) -> np.ndarray:
+        """Return the most tokens of each prompt with a tag of the corners or the centre."""
         count = len(self.policy.names)
         points = np.concatenate([np.eye(count), np.full((1, count), 1 / count)])
         return np.max(
@@ -124,7 +124,7 @@ class PromptSampler:
         )
 
     def _rows(self, step: int) -> list[int]:
-        """The prompts of a step: every one once before any comes again."""
+        """Return the prompts of a step: every prompt once before any comes again."""
         size, total = self.config.batch, len(self.prompts)
         orders: dict[int, Any] = {}
         rows = []

@@ -4,17 +4,24 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxalign.config import load_config
-from jaxalign.data.prompts import load_prompts
+from jaxalign.data.prompts import Prompt, load_prompts
 from jaxalign.errors import InputError
 from jaxalign.experiments.moc import baselines
-from jaxalign.experiments.moc._run import CONFIG, POLICY, PROMPTS, MocRunConfig, prompts_for
+from jaxalign.experiments.moc._run import (
+    CONFIG,
+    POLICY,
+    PROMPTS,
+    MocRunConfig,
+    held_out_prompts,
+    prompts_for,
+)
 from jaxalign.experiments.moc.evaluation import Evaluation
 from jaxalign.experiments.moc.judge import EvaluatedPolicy, Prompts, evaluate_policy
 from jaxalign.experiments.moc.report import write_pages
@@ -22,11 +29,10 @@ from jaxalign.experiments.moc.statistics import EvaluationReport, evaluation_rep
 from jaxalign.moc.files import FILE, load
 from jaxalign.moc.policy import ConditionedPolicy
 from jaxalign.moc.preferences import evaluation_points, parse_preference, preference_tag
-from jaxalign.models.encoder_files import read_json
 from jaxalign.models.language import LanguageModel
 from jaxalign.progress import Progress
 from jaxalign.rewards.spec import build_rewards
-from jaxalign.runs.run_dir import open_run_dir
+from jaxalign.runs.run_dir import finished_report, open_run_dir
 
 Floats = NDArray[np.float32]
 
@@ -36,12 +42,13 @@ class MocEvaluateConfig:
     """How policies are judged.
 
     Attributes:
-        samples: answers to each prompt under each preference.
-        limit: the most prompts; null for all that were held out.
-        batch_size: most answers drawn at once.
-        reference_point: of hypervolume, in levels of the rewards; null for zeros.
-        draws: bootstrap resamples of the prompts.
-        seed: of answers and resamples.
+        samples: completions of each prompt under each preference, 1 or more; more reduce noise.
+        limit: the most prompts, 2 or more; null for all that were held out.
+        batch_size: the most completions that are decoded at once; lower it if memory is short.
+        reference_point: reference point of the hypervolume, in levels of the rewards, one number
+            for each; null for zeros, the level that the scale calls low.
+        draws: bootstrap resamples of the prompts for intervals, 1 or more; 500 is usual.
+        seed: random seed of completions and resamples, at least 0.
     """
 
     samples: int = 1
@@ -108,6 +115,7 @@ def load_run(folder: str | Path, model: LanguageModel | None = None) -> MocRun:
             f"{folder} holds a policy and no {CONFIG}; expected the whole folder of `jaxalign moc "
             "train`."
         )
+    finished_report(folder, "moc train", "run `jaxalign moc train`")
     config = load_config(MocRunConfig, folder / CONFIG, [])
     policy = load(place, model, config.moc.trunk.weights)
     weight = None if config.weight is None else parse_preference(config.weight, policy.names)
@@ -130,12 +138,12 @@ def evaluate(
     Where each reward has a policy of its own, their soups and mixtures are judged as well.
 
     Args:
-        config: how.
-        folder: of the run.
-        out: folder: report.json, report.md, plots, and evaluations/ of each policy.
+        config: how the policies are judged.
+        folder: folder of the run.
+        out: folder for report.json, report.md, plots, and evaluations/ of each policy.
         others: folders of other runs on the same model and rewards.
         data: prompts to judge on; None for those that the run held out.
-        resume: go on with an unfinished evaluation in `out`.
+        resume: continue an unfinished evaluation in `out`.
         show: progress on standard error.
 
     Returns:
@@ -249,13 +257,12 @@ def _check(first: MocRun, other: MocRun) -> None:
 
 
 def _prompts(run: MocRun, data: str | None, config: MocEvaluateConfig) -> Prompts:
-    """Prompts to judge on, at most as many as asked for."""
+    """Return the prompts to judge on, no more than the limit."""
     if data is not None:
-        prompts: Sequence[Any] = prompts_for(
-            run.policy.model, load_prompts(data), run.config
-        ).prompts
+        read = prompts_for(run.policy.model, load_prompts(data), run.config)
+        prompts: Sequence[Prompt] = read.prompts
     else:
-        prompts = read_json(run.folder / PROMPTS, required=True)["held_out"]
+        prompts = held_out_prompts(run.folder)
     if len(prompts) < 2:
         raise InputError(
             f"{data or run.folder / PROMPTS}: found {len(prompts)} prompts to judge on, expected "

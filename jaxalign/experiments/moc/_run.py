@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 import jax
 import numpy as np
@@ -21,14 +21,13 @@ from jaxalign.data.prompts import (
 )
 from jaxalign.errors import InputError
 from jaxalign.experiments.moc import baselines
-from jaxalign.files import write_json, write_text
+from jaxalign.files import read_json, write_json, write_text
 from jaxalign.moc._train import train
 from jaxalign.moc.config import MocConfig
 from jaxalign.moc.files import save
 from jaxalign.moc.policy import init_policy
 from jaxalign.moc.preferences import insert_preference_tag, parse_preference
 from jaxalign.models.chat import prompt_ids
-from jaxalign.models.encoder_files import read_json
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.progress import Progress
 from jaxalign.rewards.reward_scale import RewardScale, fit_scale
@@ -43,20 +42,35 @@ _SCALE_STREAM = 0x7363616C  # other draws of a run are not these
 _SCALE_BATCH = 32
 
 
+class TrainReport(TypedDict):
+    """The content of report.json; `first` and `last` are means over a tenth of the steps."""
+
+    format: int
+    rewards: list[str]
+    baseline: str
+    weight: str | None
+    prompts: int
+    held_out_prompts: int
+    steps: int
+    first: dict[str, float]
+    last: dict[str, float]
+
+
 @dataclass(frozen=True)
 class MocRunConfig:
-    """A run: which rewards on which prompts, and how the policy is trained.
+    """A run: rewards, prompts, and how the policy is trained.
 
     Attributes:
-        rewards: R of them, the objectives, in order.
-        prompts: which of the source are used; a share is held out to judge on.
-        moc: the training.
-        baseline: train something else with the same trainer: `morlhf`, a policy told nothing and
-            trained on the weighting `weight`; or `closeness`, told the preference and rewarded by
-            how near each answer comes to it.
-        weight: of morlhf, such as helpful=0.3,harmless=0.7.
-        reference_answers: of the model alone, on which the rewards' scale is estimated.
-        quantiles: of their rewards, that count as levels 0 and 1.
+        rewards: the R rewards that are the objectives, two or more, in the order of preferences.
+        prompts: which prompts of the source are used; a share is held out to judge on.
+        moc: settings of the training.
+        baseline: what to train instead, with the same trainer: "morlhf", an unconditioned policy
+            for the weighting `weight`; or "closeness", a conditioned policy that is rewarded for
+            the closeness of each completion's rewards to the preference.
+        weight: weighting of "morlhf", such as helpful=0.3,harmless=0.7; null otherwise.
+        reference_answers: completions of the model alone on which the scale of the rewards is
+            estimated, 256 or more.
+        quantiles: quantiles of their rewards that become levels 0 and 1, between 0 and 1.
     """
 
     rewards: tuple[RewardSpec, ...] = ()
@@ -71,7 +85,7 @@ class MocRunConfig:
         if self.reference_answers < 256:
             raise InputError(
                 f"reference_answers is {self.reference_answers}; expected at least 256, or the "
-                "scale of the rewards is luck."
+                "scale of the rewards is noise."
             )
         if (self.baseline == "morlhf") != (self.weight is not None):
             raise InputError(
@@ -80,13 +94,13 @@ class MocRunConfig:
             )
 
     def training(self, names: Sequence[str]) -> MocConfig:
-        """What the trainer is told, the baseline's changes included.
+        """Return the settings of the training, the baseline's changes included.
 
         Args:
-            names: [R] of the rewards.
+            names: [R] names of the rewards.
 
         Raises:
-            InputError: a weight that is none over these rewards.
+            InputError: a weight that is not over these rewards.
         """
         if self.weight is not None:
             return baselines.morlhf(self.moc, parse_preference(self.weight, names))
@@ -100,16 +114,16 @@ def run(
     out: str | Path,
     resume: bool = False,
     show: bool = True,
-) -> dict[str, Any]:
+) -> TrainReport:
     """Train a policy on prompts and save it.
 
     Args:
         config: the run.
-        name: of the model, as `load_language_model` takes it.
-        source: prompts, as `load_prompts` takes them.
+        name: name of the model, as `load_language_model` takes it.
+        source: source of the prompts, as `load_prompts` takes it.
         out: folder: model/ (the policy, as `jaxalign.moc.save` writes it), config.yaml,
             prompts.json (those held out), scale.json, metrics.jsonl, state/, report.json.
-        resume: go on with an unfinished run in `out`.
+        resume: continue an unfinished run in `out`.
         show: progress on standard error.
 
     Returns:
@@ -141,8 +155,8 @@ def run(
     policy = init_policy(fresh, model, rewards.names, settings, scale)
     trained = train(policy, rewards, train_on.prompts, settings, out, progress)
     save(out / POLICY, trained.policy)
-    report = {
-        "format": 1,
+    report: TrainReport = {
+        "format": 2,
         "rewards": list(rewards.names),
         "baseline": config.baseline,
         "weight": config.weight,
@@ -156,8 +170,21 @@ def run(
     return report
 
 
+def held_out_prompts(folder: Path) -> list[Prompt]:
+    """Return the prompts that a run held out.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    path = folder / PROMPTS
+    held = read_json(path, "the prompts of a run", "run `jaxalign moc train`").get("held_out")
+    if not isinstance(held, list):
+        raise InputError(f"{path}: holds no held-out prompts: run `jaxalign moc train` again.")
+    return held
+
+
 def prompts_for(model: LanguageModel, read: Prompts, config: MocRunConfig) -> Prompts:
-    """Prompts as a model takes them, short enough for it with a preference told in them.
+    """Return prompts as the model takes them, short enough with a preference in them.
 
     Raises:
         InputError: as `filter_prompts`.
@@ -173,7 +200,7 @@ def prompts_for(model: LanguageModel, read: Prompts, config: MocRunConfig) -> Pr
             prompt_ids(model, insert_preference_tag(names, even, prompt, moc.preferences.decimals))
         )
 
-    # One for a soft token: all ways of telling a preference have the same prompts.
+    # One for a soft token: all kinds of conditioning have the same prompts.
     room = model.config.positions - moc.answer_tokens - 1
     prompts = as_chats(read) if chat else read
     return filter_prompts(prompts, count, min(moc.prompt_tokens, room), config.prompts)
@@ -228,9 +255,9 @@ def _scale(
     progress: Progress,
     show: bool,
 ) -> RewardScale:
-    """The scale of a run: what was estimated before an interruption, or now."""
+    """Return the scale of a run: the one estimated before an interruption, or a new one."""
     if path.exists():
-        return RewardScale.from_json(read_json(path, required=True), str(path))
+        return RewardScale.from_json(read_json(path, "the scale of the rewards"), str(path))
     progress.say(f"estimating the scale of the rewards on {config.reference_answers} completions")
     scale = estimate_scale(model, rewards, prompts.prompts, config, show)
     write_json(path, scale.to_json())
@@ -245,7 +272,7 @@ def _part(steps: int) -> int:
 
 
 def _means(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of metrics that every step has."""
+    """Return means of the metrics that every step has."""
     names = set.intersection(*(set(step) for step in history)) - {"step", "bad_row"}
     ordered = [name for name in history[0] if name in names]
     return {name: float(np.mean([step[name] for step in history])) for name in ordered}
