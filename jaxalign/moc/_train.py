@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -190,7 +190,7 @@ def _rescue(state: MocTrainState, step: int, log: MetricsLog, kept: Checkpoints 
 
 
 def _on_device(
-    programs: Programs, reward: TokenReward, frozen: Frozen, placed: Any, place: Place
+    programs: Programs, reward: TokenReward, frozen: Frozen, placed: MocTrainState, place: Place
 ) -> Advance:
     """Return a step as one program."""
     step = jax.jit(make_step(programs, reward), donate_argnums=0, out_shardings=(placed, None))
@@ -207,7 +207,7 @@ def _by_host(
     programs: Programs,
     reward: TextReward,
     frozen: Frozen,
-    placed: Any,
+    placed: MocTrainState,
     place: Place,
     model: LanguageModel,
 ) -> Advance:

@@ -6,7 +6,7 @@ backward pass serves any number of objectives.
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ class CombineConfig:
     gate: float = 0.01
 
     def __post_init__(self) -> None:
-        kinds: dict[str, Any] = {"rule": Rule, "form": Form}
+        kinds: dict[str, object] = {"rule": Rule, "form": Form}
         for name, kind in kinds.items():
             if getattr(self, name) not in get_args(kind):
                 raise InputError(
@@ -232,11 +232,11 @@ def combine(
         each = jnp.eye(objectives, dtype=gram.dtype)
         mix = jnp.concatenate([each, jnp.full((objectives, 1), strength, gram.dtype)], axis=1)
         return min_norm(_mixed(gram, mix)) / (1 + strength).astype(gram.dtype)
-    told = _given(preference, "preference", config.rule, (objectives,)).astype(gram.dtype)
+    shares = _given(preference, "preference", config.rule, (objectives,)).astype(gram.dtype)
     if config.rule == "linear":
-        return told
-    mix = jnp.zeros((2, objectives + 1), gram.dtype).at[0, :-1].set(told).at[1, -1].set(1)
-    return min_norm(_mixed(gram, mix))[0] * told
+        return shares
+    mix = jnp.zeros((2, objectives + 1), gram.dtype).at[0, :-1].set(shares).at[1, -1].set(1)
+    return min_norm(_mixed(gram, mix))[0] * shares
 
 
 def _gram(directions: jax.Array, similarity: jax.Array) -> jax.Array:

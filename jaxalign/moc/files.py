@@ -10,11 +10,11 @@ import numpy as np
 from jaxalign.errors import InputError
 from jaxalign.files import write_folder_aside
 from jaxalign.moc.config import Conditioning
-from jaxalign.moc.policy import ConditionedPolicy
+from jaxalign.moc.policy import ConditionedPolicy, TrainedParams
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.peft import load_adapter, save_adapter
 from jaxalign.rewards.reward_scale import RewardScale
-from jaxalign.runs.artifact import flatten, load_artifact, save_artifact, unflatten
+from jaxalign.runs.artifact import flatten, load_artifact, save_artifact, subtree
 
 FILE, KIND = "policy.safetensors", "MOC policy"
 REMEDY = "train it with `jaxalign moc train`"
@@ -48,7 +48,8 @@ def save(folder: str | Path, policy: ConditionedPolicy) -> None:
         folder: new, or one whose policy is replaced once the new one is whole.
         policy: what to write; the base model is named, not copied.
     """
-    rest = {name: tree for name, tree in policy.trained.items() if name != "adapter"}
+    trained = policy.trained
+    rest = {"heads": trained["heads"], "token": trained.get("token", {})}
     model, scale = policy.model, policy.scale
     info = PolicyInfo(
         names=policy.names,
@@ -59,7 +60,7 @@ def save(folder: str | Path, policy: ConditionedPolicy) -> None:
         model_sha256=model.sha256,
     )
     with write_folder_aside(folder, last=FILE) as aside:
-        save_adapter(aside, policy.trained["adapter"], policy.lora, model.name, model.config)
+        save_adapter(aside, trained["adapter"], policy.lora, model.name, model.config)
         arrays = {name: np.asarray(value, np.float32) for name, value in flatten(rest).items()}
         save_artifact(aside / FILE, KIND, info, arrays)
 
@@ -79,7 +80,7 @@ def load(
     """
     folder = Path(folder).expanduser()
     found = load_artifact(folder / FILE, KIND, PolicyInfo, REMEDY)
-    info, rest = found.about, unflatten(found.arrays)
+    info = found.about
     if model is None:
         model = load_language_model(info.model, dtype)
     if model.sha256 != info.model_sha256:
@@ -89,6 +90,10 @@ def load(
             "model it was trained on."
         )
     lora, adapter = load_adapter(folder, model.config)
+    heads, token = (jax.tree.map(jnp.asarray, subtree(found.arrays, n)) for n in ("heads", "token"))
+    trained: TrainedParams = {"adapter": adapter, "heads": heads}
+    if token:
+        trained["token"] = token
     scale = None
     if info.scale is not None:
         scale = RewardScale.from_json(info.scale, str(folder / FILE))
@@ -97,7 +102,7 @@ def load(
         info.names,
         info.conditioning,
         lora,
-        {"adapter": adapter, **jax.tree.map(jnp.asarray, rest)},
+        trained,
         scale,
         info.decimals,
     )

@@ -1,8 +1,8 @@
 """One policy for every preference: a model, its adapter, and how it is given the preference."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,28 @@ from jaxalign.models.chat import prompt_ids
 from jaxalign.models.heads import ValueHead
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.lora import LoraConfig
+from jaxalign.models.params import Params
 from jaxalign.rewards.reward_scale import RewardScale
 
-Tree = dict[str, Any]
 _HIDDEN = 64  # width of the network from a preference to its soft token
+
+
+Layers = dict[str, dict[str, jax.Array]]
+"""Dense layers by name, each {"kernel", "bias"}."""
+
+
+class TrainedParams(TypedDict):
+    """What training changes.
+
+    Keys:
+        adapter: LoRA factors before their scaling.
+        heads: the value heads, for training only.
+        token: the network from a preference to its soft token, where there are soft tokens.
+    """
+
+    adapter: Params
+    heads: Layers
+    token: NotRequired[Layers]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +50,7 @@ class ConditionedPolicy:
         conditioning: how the policy is given the preference: "tags" in the prompt, one soft
             "token" before it, or "none".
         lora: size and place of the adapter.
-        trained: "adapter", factors before their scaling; "heads", the value heads, for training
-            only; and "token", the network that makes soft tokens, where there are any.
+        trained: what training changes.
         scale: scale of the rewards, in whose levels preferences and rewards are compared; None
             where the rewards lie between 0 and 1 as they are.
         decimals: how many decimals a preference is written with.
@@ -43,7 +60,7 @@ class ConditionedPolicy:
     names: tuple[str, ...]
     conditioning: Conditioning
     lora: LoraConfig
-    trained: Tree = field(repr=False)
+    trained: TrainedParams = field(repr=False)
     scale: RewardScale | None = None
     decimals: int = 1
 
@@ -78,7 +95,7 @@ def init_policy(
     adapter, heads, token = jax.random.split(key, 3)
     values = value_head(len(names) if config.reward == "vector" else 1)
     states = jnp.zeros((1, model.config.width), jnp.float32)
-    trained: Tree = {
+    trained: TrainedParams = {
         "adapter": lora.init(adapter, config.trunk.lora, model.params),
         "heads": {"value": values.init(heads, states)["params"]},
     }
@@ -128,12 +145,12 @@ def prompt_token_ids(
 class ConditionedInputs(TypedDict):
     """What generation and training read besides the prompts: adapter, and soft tokens or None."""
 
-    adapters: Tree
+    adapters: Params
     prefix: jax.Array | None
 
 
 def conditioned_inputs(
-    trained: Mapping[str, Any], table: jax.Array, config: LoraConfig, preferences: jax.Array
+    trained: TrainedParams, table: jax.Array, config: LoraConfig, preferences: jax.Array
 ) -> ConditionedInputs:
     """Return the scaled adapter, and the soft tokens of B preferences.
 
@@ -150,7 +167,7 @@ def conditioned_inputs(
     return {"adapters": lora.scaled(trained["adapter"], config), "prefix": prefix}
 
 
-def soft_token(params: Mapping[str, Any], table: jax.Array, preferences: jax.Array) -> jax.Array:
+def soft_token(params: Layers, table: jax.Array, preferences: jax.Array) -> jax.Array:
     """Return preferences as one embedding each, as long as the model's own on average.
 
     Args:
@@ -172,7 +189,7 @@ def soft_token(params: Mapping[str, Any], table: jax.Array, preferences: jax.Arr
     return scaled[:, None, :]
 
 
-def _token_params(key: jax.Array, objectives: int, width: int) -> Tree:
+def _token_params(key: jax.Array, objectives: int, width: int) -> Layers:
     first, second = jax.random.split(key)
     return {
         "inner": {

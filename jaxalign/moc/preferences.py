@@ -4,7 +4,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -246,7 +246,7 @@ def preference_tag(names: Sequence[str], preference: ArrayLike, decimals: int = 
 
 def insert_preference_tag(
     names: Sequence[str], preference: ArrayLike, prompt: Prompt, decimals: int = 1
-) -> Any:
+) -> Prompt:
     """Return a prompt with the preference's tag at the head of the user's last turn.
 
     Args:

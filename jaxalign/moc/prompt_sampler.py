@@ -1,7 +1,7 @@
 """Prompts and preferences of each step, which depend on seed and number of the step alone."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -126,7 +126,7 @@ class PromptSampler:
     def _rows(self, step: int) -> list[int]:
         """Return the prompts of a step: every prompt once before any comes again."""
         size, total = self.config.batch, len(self.prompts)
-        orders: dict[int, Any] = {}
+        orders: dict[int, np.ndarray] = {}
         rows = []
         for place in range(step * size, (step + 1) * size):
             epoch, number = divmod(place, total)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.moc.config import MocConfig
 from jaxalign.moc.experience import (
+    Experience,
     RolloutScores,
     closeness_reward,
     compute_experience,
@@ -19,7 +20,7 @@ from jaxalign.moc.experience import (
     weighted_reward,
 )
 from jaxalign.moc.loss import Group, batch_loss
-from jaxalign.moc.policy import ConditionedInputs, conditioned_inputs, value_head
+from jaxalign.moc.policy import ConditionedInputs, TrainedParams, conditioned_inputs, value_head
 from jaxalign.moc.ppo import adapt_kl_coef
 from jaxalign.models import families
 from jaxalign.models.completions import (
@@ -42,10 +43,20 @@ from jaxalign.train.step import Sums, gradient
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
-Frozen = Mapping[str, Any]
-"""Parameters of the reference, which no step changes."""
 MocRollout = Rollout[CompletionBatch, RolloutScores, jax.Array]
 """Completions, scores and raw rewards [B, R] of a step."""
+
+
+Tree = TypeVar("Tree")
+_Rows = tuple[CompletionBatch, Experience, jax.Array]
+_Groups = tuple[jax.Array, jax.Array, jax.Array]
+_Parts = tuple[_Rows, _Groups]
+_Scored = tuple[CompletionBatch, CompletionBatch, jax.Array]
+_Carry = tuple[TrainState, jax.Array]
+
+
+Frozen = Mapping[str, Any]
+"""Parameters of the reference, which no step changes."""
 
 
 class MocTrainState(NamedTuple):
@@ -83,9 +94,7 @@ class Programs:
     learn: Callable[[MocTrainState, Frozen, Batch, MocRollout], tuple[MocTrainState, Metrics]]
 
 
-def init_train_state(
-    key: jax.Array, trained: Mapping[str, Any], config: MocConfig
-) -> MocTrainState:
+def init_train_state(key: jax.Array, trained: TrainedParams, config: MocConfig) -> MocTrainState:
     """Return the state before the first step.
 
     Args:
@@ -199,7 +208,9 @@ class _Run:
         params = self._pinned(frozen)
         drawn = sampling_distribution(self.config.sampling(self.stop_ids), self.decoder.vocab_size)
 
-        def one(place: tuple[jax.Array, Any]) -> RolloutScores:
+        def one(
+            place: tuple[jax.Array, _Scored],
+        ) -> RolloutScores:
             number, (part, plain, preferences) = place
             # The update's own key: what it drops has been dropped here, and its first ratio is 1.
             key = self._dropout(state, *jnp.divmod(number, self.config.micro_batches))
@@ -268,7 +279,7 @@ class _Run:
         return rewards, ones, jnp.zeros_like(rewards)
 
     def _updates(
-        self, state: MocTrainState, frozen: Frozen, rows: Any, groups: Any, finite: jax.Array
+        self, state: MocTrainState, frozen: Frozen, rows: _Rows, groups: _Groups, finite: jax.Array
     ) -> tuple[TrainState, Metrics]:
         """Make epochs of updates, until the policy is too far from the one that sampled."""
         config = self.config
@@ -276,7 +287,9 @@ class _Run:
         total = config.steps * config.epochs * config.minibatches
         progress = state.step.astype(jnp.float32) / config.steps
 
-        def loss(params: Any, frozen: Any, micro: Batch, key: jax.Array | None) -> Sums:
+        def loss(
+            params: TrainedParams, frozen: Frozen, micro: Mapping[str, Any], key: jax.Array | None
+        ) -> Sums:
             (completions, experience, mask), (preferences, weights, error) = micro["parts"]
             logprobs, entropy, values = self._read(params, frozen, completions, preferences, key)
             groups = Group(experience, mask, weights, error)
@@ -291,12 +304,12 @@ class _Run:
             return train, means | more | {"updates": jnp.ones((), jnp.float32)}
 
         def update(
-            carry: tuple[TrainState, jax.Array], place: tuple[jax.Array, Any]
+            carry: _Carry, place: tuple[jax.Array, _Parts]
         ) -> tuple[tuple[TrainState, jax.Array], Metrics]:
             train, stopped = carry
             shapes = jax.eval_shape(updated, train, *place)[1]
 
-            def kept(train: TrainState, *_: Any) -> tuple[TrainState, Metrics]:
+            def kept(train: TrainState, *_: object) -> tuple[TrainState, Metrics]:
                 return train, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
             train, metrics = jax.lax.cond(stopped, kept, updated, train, *place)
@@ -305,7 +318,7 @@ class _Run:
             stopped |= change > config.kl.stop * config.kl.target
             return (train, stopped), metrics | {"policy_kl": change}
 
-        def epoch(carry: Any, _: None) -> tuple[Any, Metrics]:
+        def epoch(carry: _Carry, _: None) -> tuple[_Carry, Metrics]:
             numbers = jnp.arange(config.minibatches, dtype=jnp.int32)
             return jax.lax.scan(update, carry, (numbers, micros))
 
@@ -323,8 +336,8 @@ class _Run:
 
     def _read(
         self,
-        trained: Mapping[str, Any],
-        params: Mapping[str, Any],
+        trained: TrainedParams,
+        params: Frozen,
         completions: CompletionBatch,
         preferences: jax.Array,
         key: jax.Array | None,
@@ -353,12 +366,12 @@ class _Run:
         return logprobs, entropy, values
 
     def _conditioned(
-        self, trained: Mapping[str, Any], params: Frozen, preferences: jax.Array
+        self, trained: TrainedParams, params: Frozen, preferences: jax.Array
     ) -> ConditionedInputs:
         rows = jnp.repeat(preferences, self.config.rows, axis=0)
         return conditioned_inputs(trained, params["embed"]["table"], self.config.trunk.lora, rows)
 
-    def _pinned(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    def _pinned(self, params: Frozen) -> dict[str, Any]:
         """Whole rows of the tables: see `jaxalign.train.mesh.gathered`."""
         tables = {
             name: {**params[name], "table": gathered(params[name]["table"], self.mesh)}
@@ -371,7 +384,7 @@ class _Run:
         """The key that `train.step.gradient` gives a micro-batch."""
         return jax.random.fold_in(jax.random.fold_in(_fold(state, 1), minibatch), micro)
 
-    def _cut(self, tree: Any, *parts: int) -> Any:
+    def _cut(self, tree: Tree, *parts: int) -> Tree:
         """Cut leaves [B, ...] and [G, ...] into [*parts, b, ...], each part's rows on the mesh."""
         whole = (None,) * len(parts)
         rows = NamedSharding(self.mesh, PartitionSpec(*whole, *batch_sharding(self.mesh).spec))

@@ -1,9 +1,8 @@
 """What the policies that are made of several trained adapters share."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,9 +12,10 @@ from jaxalign.errors import InputError
 from jaxalign.models import lora
 from jaxalign.models.chat import Chat
 from jaxalign.models.generate import PolicyMixture
+from jaxalign.models.params import Params
 from jaxalign.rollout.policies import GenerationArguments
 
-Adapter = tuple[lora.LoraConfig, Mapping[str, Any]]
+Adapter = tuple[lora.LoraConfig, Params]
 
 
 class StackedAdapters(NamedTuple):
@@ -27,7 +27,7 @@ class StackedAdapters(NamedTuple):
         weights: [W, C] float32 by which the C draw together; None for C = 1, drawn from alone.
     """
 
-    adapters: dict[str, Any]
+    adapters: Params
     rows: np.ndarray
     weights: np.ndarray | None = None
 
@@ -62,7 +62,7 @@ class AdapterPolicies:
         return prompt
 
     @cached_property
-    def _experts(self) -> dict[str, Any]:
+    def _experts(self) -> Params:
         return _stack(self.adapters)
 
 
@@ -81,7 +81,7 @@ def _check(adapters: tuple[Adapter, ...]) -> None:
         )
 
 
-def _stack(adapters: tuple[Adapter, ...]) -> dict[str, Any]:
+def _stack(adapters: tuple[Adapter, ...]) -> Params:
     return lora.stack([lora.scaled(tree, config) for config, tree in adapters])
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +13,7 @@ from jaxalign.moc.policy import ConditionedPolicy, soft_token
 from jaxalign.moc.preferences import check_simplex, insert_preference_tag
 from jaxalign.models import lora
 from jaxalign.models.chat import Chat
+from jaxalign.models.params import Params
 from jaxalign.personalize.policies.adapters import Adapter
 from jaxalign.rollout.policies import GenerationArguments
 
@@ -27,7 +28,7 @@ class PreferenceConditionedBatch(NamedTuple):
     """
 
     policy: ConditionedPolicy
-    adapter: dict[str, Any]
+    adapter: Params
     preferences: np.ndarray
 
     def arguments(self, policy: ArrayLike) -> GenerationArguments:
@@ -91,7 +92,7 @@ class Conditioned:
         return insert_preference_tag(self.policy.names, weight, prompt, self.policy.decimals)
 
     @cached_property
-    def _adapter(self) -> dict[str, Any]:
+    def _adapter(self) -> Params:
         return lora.scaled(self.policy.trained["adapter"], self.policy.lora)
 
     def stacked(self, weights: ArrayLike) -> PreferenceConditionedBatch:

@@ -1,7 +1,6 @@
 """The kinds of language-model policies that a portfolio can be made of."""
 
 import hashlib
-from typing import Any
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from jaxalign.personalize.policies.conditioned import Conditioned
 from jaxalign.personalize.policies.mixing import Mixing
 from jaxalign.personalize.policies.separate import Separate
 from jaxalign.personalize.policies.soups import Soups
-from jaxalign.runs.artifact import flatten
+from jaxalign.runs.artifact import Tree, flatten
 
 Kind = Soups | Mixing | Separate | Conditioned
 
@@ -23,15 +22,15 @@ def adapter_digest(adapter: Adapter) -> str:
 
 
 def identity(policies: Kind) -> list[str]:
-    """What tells policies of a kind from others: digests of adapters, and how they are told."""
+    """Return what identifies policies of a kind: digests of adapters and conditioning."""
     found = [adapter_digest(adapter) for adapter in policies.adapters]
     if isinstance(policies, Conditioned):
-        told = policies.policy
-        found += [told.conditioning, *told.names, _hash(told.trained.get("token", {}))]
+        policy = policies.policy
+        found += [policy.conditioning, *policy.names, _hash(policy.trained.get("token", {}))]
     return found
 
 
-def _hash(tree: dict[str, Any]) -> str:
+def _hash(tree: Tree) -> str:
     found = hashlib.sha256()
     for name, array in sorted(flatten(tree).items()):
         found.update(f"{name} {array.shape}\n".encode())
