@@ -23,21 +23,31 @@ from jaxalign.rewards.reward_scale import RewardIds
 
 
 def target_for(utility: Utility, table: ValueTable, beta: float = 0.0) -> Target:
-    """Return what to tell a policy for a user: p* = argmax over p of <w, F(p)> - beta KL(p).
+    """Return the target that serves a user best: p* = argmax over p of <w, F(p)> - beta KL(p).
 
     Args:
         utility: of one user, or of users side by side; on the rewards and the scale of the table.
-        table: what the policy reaches when told each preference.
+        table: rewards that the policy achieves under each preference.
         beta: price of one nat of KL, in units of utility.
 
     Returns:
         Target, values [..., R]; the first row among equals.
 
     Raises:
-        InputError: what is no utility, or other rewards or another scale.
+        InputError: something else than a utility, other rewards, or another scale.
 
     Source: ours (weights given as a target lose more than twice the utility that the right target
         does on a bandit of two rewards).
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.moc.value_table import ValueTable
+        >>> from jaxalign.personalize import known, target_for
+        >>> from jaxalign.rewards import RewardIds
+        >>> table = ValueTable(np.eye(2), [[1.0, -1.0], [-1.0, 1.0]], [0.5, 2.0], ("a", "b"), "0")
+        >>> user = known(np.array([0.2, 0.6]), RewardIds(("a", "b"), "0"))
+        >>> target_for(user, table).values
+        array([0., 1.])
     """
     known = RewardIds(table.names, table.digest)
     return Target(table.best(expect_utility(utility, known).mean, beta), known)
@@ -55,27 +65,28 @@ def answer_conditioned(
     batch_size: int = 64,
     progress: bool = True,
 ) -> list[Completion]:
-    """Answer each prompt as its own preference asks, all preferences in one decode call a batch.
+    """Answer each prompt under its own preference, all preferences of a batch in one decode call.
 
     Args:
-        policy: of MOC, conditioned on preferences.
-        wanted: one row a prompt: preferences [B, R]; a `Target` of such; or a `Utility` of B
-            users, each told the best target of the table, or answered by the reference where no
-            target is worth more to the user than that is.
-        prompts: B, without preference.
-        settings: how tokens are drawn.
-        key: random key; an answer depends on its row, prompt and place, not on the batch.
-        table: of the policy; needed by a utility.
+        policy: conditioned on preferences.
+        wanted: one row for each prompt: preferences [B, R]; a `Target` with such rows; or a
+            `Utility` of B users, each answered under the best target of the table, or by the
+            reference where that is worth more to the user.
+        prompts: B prompts, without preferences.
+        settings: how tokens are sampled.
+        key: random key; a completion depends on its row, prompt and place, not on the batch.
+        table: value table of the policy; needed for a utility.
         beta: price of one nat of KL, in units of utility.
-        batch_size: most prompts at once.
-        progress: show a bar on stderr when it takes more than a few seconds.
+        batch_size: the most prompts at once.
+        progress: show a bar on standard error when it takes more than a few seconds.
 
     Returns:
-        B answers, in order.
+        B completions, in order.
 
     Raises:
         InputError: rows that do not match the prompts, rewards or a scale that are not the
-            policy's, a utility without a table, what is no preference, or as `generate_texts`.
+            policy's, a utility without a table, preferences off the simplex, or as
+            `generate_texts`.
     """
     rows = _preferences(policy, wanted, table, beta)
     if rows.shape != (len(prompts), len(policy.names)):
@@ -103,7 +114,7 @@ def _preferences(
     table: ValueTable | None,
     beta: float,
 ) -> np.ndarray:
-    """What each row is told [B, R]; zeros for the reference."""
+    """Return the preference of each row [B, R]; zeros for the reference."""
     if not isinstance(wanted, Target | Utility):
         return (
             check_simplex(wanted, policy.names, "wanted") if np.size(wanted) else np.asarray(wanted)
@@ -113,8 +124,8 @@ def _preferences(
         return check_simplex(wanted.values, policy.names, "target")
     if table is None:
         raise InputError(
-            "table: found none for a utility, expected the policy's value table: weights are not "
-            "what a policy is told; `jaxalign moc evaluate` writes it."
+            "table: found none for a utility, expected the policy's value table: weights are no "
+            "preference; `jaxalign moc evaluate` writes the table."
         )
     ids(policy).expect(RewardIds(table.names, table.digest), "table")
     return target_for(wanted, _with_reference(table), beta).values
@@ -135,9 +146,9 @@ def ids(policy: ConditionedPolicy) -> RewardIds:
 
 
 def _with_reference(table: ValueTable) -> ValueTable:
-    """The table with the reference first, told nothing.
+    """Return the table with the reference as its first row, a preference of zeros.
 
-    Its rewards are 0: the units are those of a scale that was fitted on its answers.
+    Its rewards are 0, since the scale was fitted on its completions.
     """
     none = np.zeros((1, len(table.names)))
     return replace(

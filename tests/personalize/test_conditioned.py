@@ -291,7 +291,7 @@ def test_what_cannot_be_told_is_refused():
     refused("expected numbers of at least 0", [[1.5, -0.5]])
     refused("a row for each prompt", [[0.5, 0.5]] * 2)
     refused("the scale", Target([[0.5, 0.5]], RewardIds(tiny.NAMES, "other")))
-    refused("weights are not what a policy is told", known([[0.5, 0.5]], ids))
+    refused("weights are no preference", known([[0.5, 0.5]], ids))
     refused(
         "found rewards early, late", Target([[0.5, 0.5]], RewardIds(("early", "late"), ids.digest))
     )

@@ -1,4 +1,4 @@
-"""A trained policy judged beside its baselines: answers, figures, plots, and its value table."""
+"""A trained policy judged beside its baselines: evaluations, report, plots, value table."""
 
 import re
 from collections.abc import Sequence

@@ -11,7 +11,7 @@ from jaxalign.personalize.policies.adapters import AdapterPolicies, StackedAdapt
 
 @dataclass(frozen=True, eq=False)
 class Separate(AdapterPolicies):
-    """Policies fine-tuned one by one, each on a weighting of its own: one adapter answers.
+    """Separately fine-tuned policies, each for one weighting of the rewards: one adapter answers.
 
     A policy's weights are 1 at its adapter and 0 elsewhere: nothing lies between two of them.
 
