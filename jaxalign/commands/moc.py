@@ -19,15 +19,19 @@ def _add_train(actions: Any) -> None:
         actions,
         "train",
         _train,
-        "train a language model to answer as a preference over rewards asks",
+        "train one language model for every preference over rewards",
         epilog="Any field of the config can be set: --moc.steps 300. A baseline is one too: "
         "--baseline morlhf --weight helpful=1,harmless=0",
     )
-    parser.add_argument("--model", required=True, help="language model: folder, file or name")
-    parser.add_argument("--data", required=True, help="prompts: file or datasets name")
+    parser.add_argument(
+        "--model", required=True, help="language model: folder, file or Hugging Face name"
+    )
+    parser.add_argument("--data", required=True, help="prompts: file or Hugging Face dataset")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--config", type=Path, required=True, help="YAML, see configs/moc")
-    parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
+    parser.add_argument(
+        "--config", type=Path, required=True, help="YAML file, such as those in configs/moc"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue an unfinished run")
     takes_config(parser, "jaxalign.experiments.moc:MocRunConfig")
 
 
@@ -36,10 +40,12 @@ def _add_evaluate(actions: Any) -> None:
         actions,
         "evaluate",
         _evaluate,
-        "judge a trained policy under many preferences, baselines beside it",
+        "judge a trained policy under many preferences, beside baselines",
         epilog="Any field of the config can be set: --samples 4",
     )
-    parser.add_argument("--model", type=Path, required=True, help="folder of a run")
+    parser.add_argument(
+        "--model", type=Path, required=True, help="folder of a finished `jaxalign moc train`"
+    )
     parser.add_argument(
         "--with",
         dest="others",
@@ -49,9 +55,11 @@ def _add_evaluate(actions: Any) -> None:
         metavar="DIR",
         help="folders of other runs; soups and MOD where each reward has a run of its own",
     )
-    parser.add_argument("--data", help="prompts, instead of those that the run held out")
+    parser.add_argument(
+        "--data", help="prompts to judge on, instead of those that the run held out"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the report")
-    parser.add_argument("--resume", action="store_true", help="go on with an unfinished one")
+    parser.add_argument("--resume", action="store_true", help="continue an unfinished evaluation")
     takes_config(parser, "jaxalign.experiments.moc:MocEvaluateConfig")
 
 
@@ -64,10 +72,10 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     first, last = report["first"], report["last"]
     for name in report["rewards"]:
         before, after = (part[f"reward_{name}"] for part in (first, last))
-        print(f"  {name:20s} level {before:.3f} at first, {after:.3f} at last")
+        print(f"  {name:20s} level {before:.3f} in the first steps, {after:.3f} in the last")
     print(
-        f"{report['steps']} steps; distance to the preference {first['error']:.4f} at first, "
-        f"{last['error']:.4f} at last; KL {last['kl']:.2f} nats; wrote {arguments.out}/model"
+        f"{report['steps']} steps; error to the preference {first['error']:.4f} in the first, "
+        f"{last['error']:.4f} in the last; KL {last['kl']:.2f} nats; wrote {arguments.out}/model"
     )
 
 

@@ -1,4 +1,13 @@
-"""One training step as pure functions: sample, score, compute rewards, update."""
+"""One training step as pure functions: sample, score, compute rewards, learn.
+
+Per group of completions under one preference p, with rewards R in levels of the scale:
+
+1. `sample` completions; `score` them under policy and reference; the rewards come from outside.
+2. `learn` turns rewards into advantages: one stream for each objective, one for the similarity of R
+   to p, one for the KL (`experience`).
+3. In each update, `loss` combines the streams with weights c from `combination`, under the clipped
+   loss of `ppo`, with one backward pass.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,17 +55,30 @@ Metrics = dict[str, jax.Array]
 MocRollout = Rollout[CompletionBatch, RolloutScores, jax.Array]
 """Completions, scores and raw rewards [B, R] of a step."""
 
-
-Tree = TypeVar("Tree")
-_Rows = tuple[CompletionBatch, Experience, jax.Array]
-_Groups = tuple[jax.Array, jax.Array, jax.Array]
-_Parts = tuple[_Rows, _Groups]
-_Scored = tuple[CompletionBatch, CompletionBatch, jax.Array]
-_Carry = tuple[TrainState, jax.Array]
-
-
 Frozen = Mapping[str, Any]
 """Parameters of the reference, which no step changes."""
+
+
+Tree = TypeVar("Tree")
+
+
+class _ScoreBatch(NamedTuple):
+    """A part of a step's rows to be scored: as the policy reads them, and as the reference does."""
+
+    completions: CompletionBatch
+    plain: CompletionBatch
+    preferences: jax.Array
+
+
+class _UpdateBatch(NamedTuple):
+    """What an update reads: rows [B, ...] with their mask [B, M], and groups [G, ...]."""
+
+    completions: CompletionBatch
+    experience: Experience
+    mask: jax.Array
+    preferences: jax.Array
+    objective_preferences: jax.Array
+    similarity_error: jax.Array
 
 
 class MocTrainState(NamedTuple):
@@ -208,20 +230,20 @@ class _Run:
         params = self._pinned(frozen)
         drawn = sampling_distribution(self.config.sampling(self.stop_ids), self.decoder.vocab_size)
 
-        def one(
-            place: tuple[jax.Array, _Scored],
-        ) -> RolloutScores:
-            number, (part, plain, preferences) = place
+        def one(place: tuple[jax.Array, _ScoreBatch]) -> RolloutScores:
+            number, part = place
             # The update's own key: what it drops has been dropped here, and its first ratio is 1.
             key = self._dropout(state, *jnp.divmod(number, self.config.micro_batches))
-            logprobs, _, values = self._read(state.train.params, params, part, preferences, key)
+            logprobs, _, values = self._read(
+                state.train.params, params, part.completions, part.preferences, key
+            )
             reference, _ = completion_logprobs(
-                self.decoder, params, plain, drawn, sharding=batch_sharding(self.mesh)
+                self.decoder, params, part.plain, drawn, sharding=batch_sharding(self.mesh)
             )
             return RolloutScores(logprobs, reference, values)
 
         plain = _after_plain_prompts(completions, batch)
-        cut = self._cut((completions, plain, batch["preferences"]), parts)
+        cut = self._cut(_ScoreBatch(completions, plain, batch["preferences"]), parts)
         found: RolloutScores = jax.lax.map(one, (jnp.arange(parts, dtype=jnp.int32), cut))
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
 
@@ -239,10 +261,11 @@ class _Run:
         experience = compute_experience(
             rewards, coefficients, scores, mask, state.kl_coef, config.gamma, config.lam
         )
-        rows = (completions, experience, mask)
-        groups = (preferences, weights, achieved.similarity_error)
+        inputs = _UpdateBatch(
+            completions, experience, mask, preferences, weights, achieved.similarity_error
+        )
         finite = jnp.all(jnp.isfinite(levels))
-        train, metrics = self._updates(state, frozen, rows, groups, finite)
+        train, metrics = self._updates(state, frozen, inputs, finite)
         change = jnp.where(mask, scores.old_logprobs - scores.ref_logprobs, 0)
         kl = jnp.mean(jnp.sum(change, axis=1))
         kl_coef = state.kl_coef
@@ -266,7 +289,7 @@ class _Run:
     def _objectives(
         self, levels: jax.Array, preferences: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Rewards [B, K], their weights by the preference [G, K], and similarity's [B, K]."""
+        """Return rewards [B, K], preferences over them [G, K], similarity coefficients [B, K]."""
         config = self.config
         if config.reward == "vector":
             if config.combine.rule == "linear":
@@ -279,20 +302,24 @@ class _Run:
         return rewards, ones, jnp.zeros_like(rewards)
 
     def _updates(
-        self, state: MocTrainState, frozen: Frozen, rows: _Rows, groups: _Groups, finite: jax.Array
+        self, state: MocTrainState, frozen: Frozen, inputs: _UpdateBatch, finite: jax.Array
     ) -> tuple[TrainState, Metrics]:
         """Make epochs of updates, until the policy is too far from the one that sampled."""
         config = self.config
-        micros = self._cut((rows, groups), config.minibatches, config.micro_batches)
+        micros = self._cut(inputs, config.minibatches, config.micro_batches)
         total = config.steps * config.epochs * config.minibatches
         progress = state.step.astype(jnp.float32) / config.steps
 
         def loss(
             params: TrainedParams, frozen: Frozen, micro: Mapping[str, Any], key: jax.Array | None
         ) -> Sums:
-            (completions, experience, mask), (preferences, weights, error) = micro["parts"]
-            logprobs, entropy, values = self._read(params, frozen, completions, preferences, key)
-            groups = Group(experience, mask, weights, error)
+            part: _UpdateBatch = micro["parts"]
+            logprobs, entropy, values = self._read(
+                params, frozen, part.completions, part.preferences, key
+            )
+            groups = Group(
+                part.experience, part.mask, part.objective_preferences, part.similarity_error
+            )
             return batch_loss(groups, logprobs, entropy, values, config, progress)
 
         @jax.jit  # traced once for its shapes and its use
@@ -304,7 +331,7 @@ class _Run:
             return train, means | more | {"updates": jnp.ones((), jnp.float32)}
 
         def update(
-            carry: _Carry, place: tuple[jax.Array, _Parts]
+            carry: tuple[TrainState, jax.Array], place: tuple[jax.Array, _UpdateBatch]
         ) -> tuple[tuple[TrainState, jax.Array], Metrics]:
             train, stopped = carry
             shapes = jax.eval_shape(updated, train, *place)[1]
@@ -318,7 +345,9 @@ class _Run:
             stopped |= change > config.kl.stop * config.kl.target
             return (train, stopped), metrics | {"policy_kl": change}
 
-        def epoch(carry: _Carry, _: None) -> tuple[_Carry, Metrics]:
+        def epoch(
+            carry: tuple[TrainState, jax.Array], _: None
+        ) -> tuple[tuple[TrainState, jax.Array], Metrics]:
             numbers = jnp.arange(config.minibatches, dtype=jnp.int32)
             return jax.lax.scan(update, carry, (numbers, micros))
 

@@ -25,7 +25,7 @@ from jaxalign.experiments.moc._run import (
 from jaxalign.experiments.moc.evaluation import Evaluation
 from jaxalign.experiments.moc.judge import EvaluatedPolicy, Prompts, evaluate_policy
 from jaxalign.experiments.moc.report import write_pages
-from jaxalign.experiments.moc.statistics import EvaluationReport, evaluation_report
+from jaxalign.experiments.moc.statistics import MocEvaluationReport, evaluation_report
 from jaxalign.moc.files import FILE, load
 from jaxalign.moc.policy import ConditionedPolicy
 from jaxalign.moc.preferences import evaluation_points, parse_preference, preference_tag
@@ -130,7 +130,7 @@ def evaluate(
     data: str | None = None,
     resume: bool = False,
     show: bool = True,
-) -> EvaluationReport:
+) -> MocEvaluationReport:
     """Judge a run's policy, with other runs beside it, and leave its value table in its folder.
 
     All are judged on the same prompts, rewards and scale, those of the first run. Of the others,

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from jaxalign.experiments.moc.statistics import EvaluationReport, PointReport
+from jaxalign.experiments.moc.statistics import MocEvaluationReport, PointReport
 from jaxalign.metrics import pareto
 from jaxalign.runs.plots import escape, legend_below, new_figure, save_png, series_style, tidy
 
 _PANELS_PER_ROW, _LEGEND_COLUMNS = 3, 5
 
 
-def plot_front(report: EvaluationReport, path: Path) -> None:
+def plot_front(report: MocEvaluationReport, path: Path) -> None:
     """Draw the rewards that each policy achieves, one panel for each pair of rewards.
 
     With two rewards, the staircase of the points that no other dominates is drawn as well, and the
@@ -58,7 +58,7 @@ def plot_front(report: EvaluationReport, path: Path) -> None:
     save_png(figure, path)
 
 
-def plot_control(report: EvaluationReport, path: Path) -> None:
+def plot_control(report: MocEvaluationReport, path: Path) -> None:
     """Draw the achieved level of each reward against its share in the preference.
 
     Args:

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxalign.experiments.moc import plots
-from jaxalign.experiments.moc.statistics import EvaluationReport, Interval, PartReport
+from jaxalign.experiments.moc.statistics import FigureInterval, MocEvaluationReport, PartReport
 from jaxalign.files import write_text
 from jaxalign.runs.tables import MISSING, interval, markdown_table, percent, terminal_table
 
@@ -20,14 +20,14 @@ _PICTURES = {
 }
 
 
-def write_pages(out: Path, report: EvaluationReport) -> None:
+def write_pages(out: Path, report: MocEvaluationReport) -> None:
     """Write the plots and report.md into a folder."""
     plots.plot_front(report, out / "front.png")
     plots.plot_control(report, out / "control.png")
     write_text(out / "report.md", markdown(report))
 
 
-def control_rows(report: EvaluationReport) -> tuple[list[str], Rows]:
+def control_rows(report: MocEvaluationReport) -> tuple[list[str], Rows]:
     """Header and rows of how well each policy follows its preference."""
     header = [
         "policy",
@@ -44,7 +44,7 @@ def control_rows(report: EvaluationReport) -> tuple[list[str], Rows]:
     return header, rows
 
 
-def quality_rows(report: EvaluationReport) -> tuple[list[str], Rows]:
+def quality_rows(report: MocEvaluationReport) -> tuple[list[str], Rows]:
     """Header and rows of how good and how varied the achieved rewards of each policy are."""
     header = ["policy", "preferences", "hypervolume", "95 %", "sparsity", "front %", "entropy"]
     rows = []
@@ -64,7 +64,7 @@ def quality_rows(report: EvaluationReport) -> tuple[list[str], Rows]:
     return header, rows
 
 
-def cost_rows(report: EvaluationReport) -> tuple[list[str], Rows]:
+def cost_rows(report: MocEvaluationReport) -> tuple[list[str], Rows]:
     """Header and rows of the regret of users with linear utilities, and what each policy costs."""
     header = ["policy", "preferences", "table", "of all", "weights", "of all", "KL", "nats/token"]
     header += ["tokens"]
@@ -84,7 +84,7 @@ def cost_rows(report: EvaluationReport) -> tuple[list[str], Rows]:
     return header, rows
 
 
-def point_rows(report: EvaluationReport, policy: str) -> tuple[list[str], Rows]:
+def point_rows(report: MocEvaluationReport, policy: str) -> tuple[list[str], Rows]:
     """Header and rows of the rewards that a policy achieves under each preference."""
     names = report["rewards"]
     header = ["preference: " + ", ".join(names), *names, "KL", "held out", "dominated"]
@@ -103,7 +103,7 @@ def point_rows(report: EvaluationReport, policy: str) -> tuple[list[str], Rows]:
     return header, rows
 
 
-def terminal(report: EvaluationReport) -> Group:
+def terminal(report: MocEvaluationReport) -> Group:
     """The tables and a sentence, for `Console.print`; for usual names eighty columns wide."""
     parts: list[Text | Table] = []
     for title, (header, rows) in _tables(report):
@@ -111,7 +111,7 @@ def terminal(report: EvaluationReport) -> Group:
     return Group(*parts, Text(sentence(report)))
 
 
-def _tables(report: EvaluationReport) -> list[tuple[str, tuple[list[str], Rows]]]:
+def _tables(report: MocEvaluationReport) -> list[tuple[str, tuple[list[str], Rows]]]:
     return [
         ("Does it follow the preference?", control_rows(report)),
         ("Achieved rewards", quality_rows(report)),
@@ -119,7 +119,7 @@ def _tables(report: EvaluationReport) -> list[tuple[str, tuple[list[str], Rows]]
     ]
 
 
-def sentence(report: EvaluationReport) -> str:
+def sentence(report: MocEvaluationReport) -> str:
     """The main figures of the first policy, in words."""
     name, policy = next(iter(report["policies"].items()))
     part = next(iter(policy["parts"]))
@@ -145,7 +145,7 @@ def sentence(report: EvaluationReport) -> str:
     return f"On {_PARTS[part]} preferences " + "; ".join(said) + "."
 
 
-def markdown(report: EvaluationReport) -> str:
+def markdown(report: MocEvaluationReport) -> str:
     """The page: tables, plots, completions under preferences that lie far apart."""
     names = ", ".join(report["rewards"])
     point = _vector(report["reference_point"])
@@ -190,7 +190,7 @@ def markdown(report: EvaluationReport) -> str:
     return "\n".join(lines)
 
 
-def _example_lines(report: EvaluationReport) -> list[str]:
+def _example_lines(report: MocEvaluationReport) -> list[str]:
     lines = [f"## Completions of {next(iter(report['policies']))}", ""]
     order = ", ".join(report["rewards"])
     for example in report["examples"]:
@@ -206,7 +206,7 @@ def _quoted(text: str) -> list[str]:
     return [f"    {line}" for line in text.strip().splitlines()] or ["    (nothing)"]
 
 
-def _each(report: EvaluationReport) -> list[tuple[str, str, PartReport]]:
+def _each(report: MocEvaluationReport) -> list[tuple[str, str, PartReport]]:
     """Policy, part and figures of each row; once where all preferences are shared."""
     return [
         (name, part, figures)
@@ -222,11 +222,11 @@ def _count(figures: PartReport, part: str) -> str:
     return f"{figures['points']} {_PARTS[part]}"
 
 
-def _has_shared(report: EvaluationReport) -> bool:
+def _has_shared(report: MocEvaluationReport) -> bool:
     return any(part == "shared" for _, part, _ in _each(report))
 
 
-def _drawn(report: EvaluationReport) -> str:
+def _drawn(report: MocEvaluationReport) -> str:
     said = {
         f"{one['samples']} completion{'s' if one['samples'] > 1 else ''} each at temperature "
         f"{one['temperature']:g}"
@@ -235,7 +235,7 @@ def _drawn(report: EvaluationReport) -> str:
     return " or ".join(sorted(said))
 
 
-def _cap(report: EvaluationReport) -> str:
+def _cap(report: MocEvaluationReport) -> str:
     caps = [
         cap for _, _, figures in _each(report) for cap in figures["tau_cap"].values()
         if cap is not None
@@ -255,17 +255,17 @@ def _vector(values: list[float]) -> str:
     return "(" + ", ".join(f"{value:.2f}".rstrip("0").rstrip(".") for value in values) + ")"
 
 
-def _figure(entry: Interval | None, digits: int = 3) -> str:
+def _figure(entry: FigureInterval | None, digits: int = 3) -> str:
     return MISSING if entry is None else f"{entry['value']:.{digits}f}"
 
 
-def _with_ends(entry: Interval) -> str:
+def _with_ends(entry: FigureInterval) -> str:
     if entry["low"] is None or entry["high"] is None:
         return f"{entry['value']:.3f}"
     return f"{entry['value']:.3f} ({entry['low']:.3f} to {entry['high']:.3f})"
 
 
-def _ends(entry: Interval) -> str:
+def _ends(entry: FigureInterval) -> str:
     if entry["low"] is None or entry["high"] is None:
         return MISSING
     return interval(entry["low"], entry["high"])

@@ -16,7 +16,7 @@ FORMAT = 2
 """Version of report.json; format 1 had `speakers`, `told` and `reached`."""
 
 
-class Interval(TypedDict):
+class FigureInterval(TypedDict):
     """A figure with the ends of its 95 % interval; None where most resamples have no figure."""
 
     value: float
@@ -41,15 +41,15 @@ class PointReport(TypedDict):
 class PartReport(TypedDict):
     """Figures of one policy over one part of its preferences, see `evaluation_report`."""
 
-    tau: dict[str, Interval | None]
-    squared_error: Interval
-    corner_error: Interval | None
-    regret: dict[str, Interval | None]
-    hypervolume: Interval
-    sparsity: Interval | None
-    nondominated: Interval
-    entropy: Interval | None
-    hypervolume_less_first: NotRequired[Interval | None]
+    tau: dict[str, FigureInterval | None]
+    squared_error: FigureInterval
+    corner_error: FigureInterval | None
+    regret: dict[str, FigureInterval | None]
+    hypervolume: FigureInterval
+    sparsity: FigureInterval | None
+    nondominated: FigureInterval
+    entropy: FigureInterval | None
+    hypervolume_less_first: NotRequired[FigureInterval | None]
     kl: float
     token_entropy: float
     tokens: float
@@ -80,7 +80,7 @@ class Example(TypedDict):
     completions: list[ExampleCompletion]
 
 
-class EvaluationReport(TypedDict):
+class MocEvaluationReport(TypedDict):
     """The content of report.json."""
 
     format: int
@@ -119,7 +119,7 @@ def evaluation_report(
     reference_point: ArrayLike | None = None,
     draws: int = 500,
     seed: int = 0,
-) -> EvaluationReport:
+) -> MocEvaluationReport:
     """Return every figure on judged policies, the first policy first; ready for JSON.
 
     Figures are in levels of the scale, for each part of the preferences: `seen`, `held_out`, and
@@ -139,7 +139,7 @@ def evaluation_report(
       no other of the part dominates; `entropy` of the set of points, nats.
     - `kl`, nats per completion; `token_entropy`, nats per token; `tokens` per completion.
 
-    Each is an `Interval`, ends at 95 % over prompts, the same resamples for all, widened
+    Each is an `FigureInterval`, ends at 95 % over prompts, the same resamples for all, widened
     to hold the value; or None where it cannot be measured, such as tau of a constant reward.
     `hypervolume_less_first` is the difference to the first policy's, resample by resample.
 
@@ -269,7 +269,7 @@ def _nested(
 ) -> Mapping[str, object]:
     """Figures of a policy and part with their intervals, as a tree."""
     tree: dict[str, object] = {}
-    groups: dict[str, dict[str, Interval | None]] = {}
+    groups: dict[str, dict[str, FigureInterval | None]] = {}
     for name in found[number][part]:
         head, _, tail = name.partition("/")
         entry = _interval(found[number][part][name], [one[number][part][name] for one in drawn])
@@ -287,7 +287,7 @@ def _nested(
     return tree | groups
 
 
-def _interval(value: float | None, drawn: Sequence[float | None]) -> Interval | None:
+def _interval(value: float | None, drawn: Sequence[float | None]) -> FigureInterval | None:
     """A figure and its interval over the resamples; no interval where most have no such figure."""
     if value is None:
         return None
