@@ -252,7 +252,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"kl\.target: found 0"):
         moc.KLConfig(target=0.0)
     wrong = TokenReward(world.NAMES, lambda p, n, answers, ends: ends * 1.0, "flat")
-    with pytest.raises(InputError, match=r"gives shape \(16,\); expected \(16, 2\)"):
+    with pytest.raises(InputError, match=r"gave shape \(16,\) where \(16, 2\)"):
         moc.train(policy, wrong, world.PROMPTS, config)
 
 
