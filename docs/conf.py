@@ -43,6 +43,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False  # the signature has the types
 default_role = "code"  # docstrings put names between single backticks
 suppress_warnings = ["ref.python"]  # a short name in a docstring that two modules define
 nitpick_ignore_regex = [  # annotations name what other projects document
@@ -61,5 +62,10 @@ def setup(app):
         source[0] = source[0].replace("](../benchmarks/results/", "](path:../benchmarks/results/")
         source[0] = re.sub(r"(!\[[^\]]*\]\()path:", r"\1", source[0])
 
+    def skip_field(app, what, name, obj, skip, options):  # the class's docstring explains it
+        named_tuple = str(getattr(obj, "__doc__", "")).startswith("Alias for field number")
+        return True if named_tuple else None
+
     app.connect("autodoc-process-docstring", process, priority=400)
+    app.connect("autodoc-skip-member", skip_field)
     app.connect("source-read", link_results)
