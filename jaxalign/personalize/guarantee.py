@@ -3,14 +3,12 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from jaxalign.palm import Policies, coordinates, worst_gap
+from jaxalign.palm.domain import Floats, extend
 from jaxalign.palm.gaps import worst_ratio
 from jaxalign.personalize.protect import floors
 from jaxalign.personalize.route import Router
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def guarantees(router: Router) -> tuple[Guarantee, ...]:
     limit = f"at most {radius:.3g}" if covered else f"exactly {radius:.3g}"
     members, near = router.values, router.near_zero * radius
     ours = members[[router.population_member]]
-    small = _extended(signed * router.near_zero)
+    small = extend("signed", signed * router.near_zero)
     found = [
         Guarantee(
             "simplex",
@@ -163,7 +161,7 @@ def _both(
 
 
 def _bound(router: Router, pool: Floats, members: Floats, weights: Floats) -> Bound:
-    corners, spread = _extended(weights), router.portfolio.spread
+    corners, spread = extend("signed", weights), router.portfolio.spread
     at_pool, at_members, at_reference = (x @ corners.T for x in (pool, members, router.values[:1]))
     # Weights of zero count with the least spread that the size would have.
     unit = np.abs(weights) @ spread
@@ -178,7 +176,3 @@ def _bound(router: Router, pool: Floats, members: Floats, weights: Floats) -> Bo
         max(share.value, 0.0) if np.isfinite(share.value) else 0.0,
         additive.weight[:-1],
     )
-
-
-def _extended(weights: Floats) -> Floats:
-    return np.concatenate([weights, np.ones((len(weights), 1))], axis=1)
