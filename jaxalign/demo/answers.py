@@ -20,7 +20,7 @@ ENCODER = FeatureConfig.model
 
 
 @dataclass(frozen=True)
-class Answers:
+class DemoAnswers:
     """N answers to X prompts; within a prompt no text occurs twice.
 
     Attributes:
@@ -58,10 +58,10 @@ class Answers:
         return np.concatenate(pairs) if pairs else np.zeros((0, 2), int)
 
 
-def from_rows(origin: dict[str, Any], rows: list[dict[str, Any]]) -> Answers:
-    """Answers from rows {"id", "prompt", "answers": [{"text", ...}]}, repeated texts left out."""
+def from_rows(origin: dict[str, Any], rows: list[dict[str, Any]]) -> DemoAnswers:
+    """Return answers from rows {"id", "prompt", "answers": [{"text"}]}, without repeated texts."""
     kept = [list(dict.fromkeys(answer["text"] for answer in row["answers"])) for row in rows]
-    return Answers(
+    return DemoAnswers(
         origin,
         tuple(str(row["id"]) for row in rows),
         tuple(row["prompt"] for row in rows),
@@ -70,8 +70,8 @@ def from_rows(origin: dict[str, Any], rows: list[dict[str, Any]]) -> Answers:
     )
 
 
-def read_answers() -> Answers:
-    """The answers of the installed package.
+def read_answers() -> DemoAnswers:
+    """Read the answers of the installed package.
 
     Raises:
         InputError: the file is missing or damaged.
@@ -88,7 +88,7 @@ def read_answers() -> Answers:
 
 
 def encode_answers(texts: tuple[str, ...], show: bool) -> tuple[np.ndarray, str]:
-    """MiniLM features [N, E] of the answers, and the sha256 of the encoder's weights."""
+    """Return MiniLM features [N, E] of the answers, and the sha256 of the encoder's weights."""
     from jaxalign.models.embed import encode, load_encoder
 
     encoder = load_encoder(ENCODER)

@@ -57,8 +57,8 @@ class Population:
 
 
 @dataclass(frozen=True)
-class Choices:
-    """Choices of U users, P each.
+class SimulatedChoices:
+    """Choices of U simulated users, P per user.
 
     Attributes:
         chosen: [U, P] int, answers.
@@ -98,7 +98,7 @@ def choose(
     pairs: np.ndarray,
     count: int,
     rng: np.random.Generator,
-) -> Choices:
+) -> SimulatedChoices:
     """Let users choose between answers, each user on `count` different pairs drawn from a pool.
 
     Args:
@@ -117,7 +117,7 @@ def choose(
     margin = worth[rows, shown[..., 0]] - worth[rows, shown[..., 1]]
     takes_first = rng.random(margin.shape) < population.choice(margin)
     preferred = population.preference(margin)
-    return Choices(
+    return SimulatedChoices(
         np.where(takes_first, shown[..., 0], shown[..., 1]),
         np.where(takes_first, shown[..., 1], shown[..., 0]),
         np.where(takes_first, preferred, 1 - preferred),

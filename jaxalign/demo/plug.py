@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import pplug
-from jaxalign.demo.answers import Answers
-from jaxalign.demo.study import DIMS, DRAWS, SUPPORT, TRAIN_CHOICES, Design, Study, World
+from jaxalign.demo.answers import DemoAnswers
+from jaxalign.demo.study import DIMS, DRAWS, SUPPORT, TRAIN_CHOICES, DemoData, Design, Study
 from jaxalign.kernels.token_logprob import token_logprob
 from jaxalign.metrics.bootstrap import mean_interval
 from jaxalign.models import families
@@ -69,9 +69,9 @@ class Readers(NamedTuple):
 
 def run_plug(
     encoded: np.ndarray,
-    answers: Answers,
+    answers: DemoAnswers,
     plan: Design,
-    world: World,
+    world: DemoData,
     studies: dict[str, Study],
     seed: int,
 ) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def run_plug(
     }
 
 
-def item_vectors(encoded: np.ndarray, answers: Answers, plan: Design) -> np.ndarray:
+def item_vectors(encoded: np.ndarray, answers: DemoAnswers, plan: Design) -> np.ndarray:
     """What each answer has beyond the others to its prompt, in few directions: [N, at most DIMS].
 
     Users choose among answers to prompts that they did not choose: what a prompt is about says
@@ -259,7 +259,7 @@ def said_of_others(said: np.ndarray, likes: np.ndarray) -> np.ndarray:
     return (hits.sum(axis=1) - np.diagonal(hits)) / max(len(said) - 1, 1)
 
 
-def _readers(world: World, users: np.ndarray, chosen: np.ndarray) -> Readers:
+def _readers(world: DemoData, users: np.ndarray, chosen: np.ndarray) -> Readers:
     likes = FIRST + world.people.weights[users].argmax(axis=1)
     return Readers(chosen.astype(np.int32), np.ones(chosen.shape, bool), likes.astype(np.int32))
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import palm
-from jaxalign.demo.answers import Answers
-from jaxalign.demo.study import SHOTS, Design, Study, World
+from jaxalign.demo.answers import DemoAnswers
+from jaxalign.demo.study import SHOTS, DemoData, Design, Study
 from jaxalign.personalize import (
     Router,
     Routes,
@@ -35,7 +35,7 @@ _ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
-class Stage:
+class PortfolioStage:
     """What the second stage found.
 
     Attributes:
@@ -53,7 +53,7 @@ class Stage:
     inferred: np.ndarray
 
 
-def candidates(answers: Answers, prompts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def candidates(answers: DemoAnswers, prompts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Traits [X, C, 5] of the answers to some prompts, and log 1 / n [X, C], -inf where absent."""
     rows = [np.flatnonzero(answers.prompt == prompt) for prompt in prompts]
     rewards = np.zeros((len(rows), max(map(len, rows)), answers.traits.shape[1]), np.float32)
@@ -64,7 +64,9 @@ def candidates(answers: Answers, prompts: np.ndarray) -> tuple[np.ndarray, np.nd
     return rewards, log_ref
 
 
-def run_stage(answers: Answers, plan: Design, world: World, study: Study, seed: int) -> Stage:
+def run_stage(
+    answers: DemoAnswers, plan: Design, world: DemoData, study: Study, seed: int
+) -> PortfolioStage:
     """Build a portfolio on the known prompts, route everyone to it, and compare with their best.
 
     Args:
@@ -109,7 +111,7 @@ def run_stage(answers: Answers, plan: Design, world: World, study: Study, seed: 
         "population_member": router.population_member,
         "disliking_share": float((world.people.weights < 0).any(axis=1).mean()),
     }
-    return Stage(report, router, world.people.weights, routes.member, guessed.member)
+    return PortfolioStage(report, router, world.people.weights, routes.member, guessed.member)
 
 
 def _served(users: np.ndarray, routes: Routes, on: dict[str, "_Prompts"]) -> dict[str, Any]:
@@ -129,7 +131,7 @@ class _Prompts:
     """Members and users' optima on some prompts; weights and values in logits."""
 
     def __init__(
-        self, answers: Answers, prompts: np.ndarray, router: Router, weights: np.ndarray
+        self, answers: DemoAnswers, prompts: np.ndarray, router: Router, weights: np.ndarray
     ) -> None:
         rewards, log_ref = map(jnp.asarray, candidates(answers, prompts))
         solved = router.portfolio.members.payload["weight"] * router.radius

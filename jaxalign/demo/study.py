@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data.batching import Pairs
-from jaxalign.demo.answers import Answers
-from jaxalign.demo.people import Choices, Population, choose
+from jaxalign.demo.answers import DemoAnswers
+from jaxalign.demo.people import Population, SimulatedChoices, choose
 from jaxalign.errors import InputError
 from jaxalign.metrics.bootstrap import mean_interval
 from jaxalign.metrics.scores import share_of_gap
@@ -50,7 +50,7 @@ class Design:
 
 
 @dataclass(frozen=True)
-class World:
+class DemoData:
     """One population's choices.
 
     Attributes:
@@ -61,9 +61,9 @@ class World:
     """
 
     people: Population
-    fitted: Choices
-    support: dict[str, Choices]
-    query: dict[str, Choices]
+    fitted: SimulatedChoices
+    support: dict[str, SimulatedChoices]
+    query: dict[str, SimulatedChoices]
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def design(users: int, prompts: int, seed: int) -> Design:
     )
 
 
-def simulate(people: Population, answers: Answers, plan: Design, seed: int) -> World:
+def simulate(people: Population, answers: DemoAnswers, plan: Design, seed: int) -> DemoData:
     """All choices of one population."""
     rng = np.random.default_rng([seed, 2, *people.name.encode()])
     known, held_out = answers.pairs(plan.known), answers.pairs(plan.held_out)
@@ -118,11 +118,11 @@ def simulate(people: Population, answers: Answers, plan: Design, seed: int) -> W
             f"{len(answers.prompts)} prompts are too few to hold some out: install jaxalign again"
         )
 
-    def ask(users: np.ndarray, pool: np.ndarray, count: int) -> Choices:
+    def ask(users: np.ndarray, pool: np.ndarray, count: int) -> SimulatedChoices:
         return choose(people, users, answers.traits, pool, count, rng)
 
     roles = {"validation": plan.validation, "test": plan.test}
-    return World(
+    return DemoData(
         people,
         ask(plan.train, known, TRAIN_CHOICES),
         {role: ask(users, known, SUPPORT) for role, users in roles.items()},
@@ -131,7 +131,7 @@ def simulate(people: Population, answers: Answers, plan: Design, seed: int) -> W
 
 
 def learned_features(
-    encoded: np.ndarray, answers: Answers, plan: Design
+    encoded: np.ndarray, answers: DemoAnswers, plan: Design
 ) -> dict[str, tuple[dict[str, Any], np.ndarray]]:
     """Principal directions of the encoder's features, in the versions validation chooses from.
 
@@ -154,7 +154,7 @@ def learned_features(
     return versions
 
 
-def _pairs(choices: Choices, shots: int | None = None) -> Pairs:
+def _pairs(choices: SimulatedChoices, shots: int | None = None) -> Pairs:
     weight = np.zeros(choices.chosen.shape, np.float32)
     weight[:, :shots] = 1
     chosen, rejected = choices.chosen.astype(np.int32), choices.rejected.astype(np.int32)
@@ -178,8 +178,8 @@ _posterior = jax.jit(bayes.posterior)
 @one_blas_thread
 def run_study(
     versions: Mapping[str, tuple[dict[str, Any], np.ndarray]],
-    world: World,
-    answers: Answers,
+    world: DemoData,
+    answers: DemoAnswers,
     plan: Design,
 ) -> Study:
     """Fit every version on training users, choose on validation users, predict for test users.
@@ -234,7 +234,7 @@ def run_study(
 
 
 def project(
-    values: np.ndarray, mean: np.ndarray, answers: Answers, plan: Design
+    values: np.ndarray, mean: np.ndarray, answers: DemoAnswers, plan: Design
 ) -> tuple[np.ndarray, np.ndarray]:
     """Carry weights on features over to weights on the named traits.
 
@@ -257,7 +257,7 @@ def project(
 # Judging --------------------------------------------------------------------------------------
 
 
-def expected_accuracy(predicted: np.ndarray, choices: Choices) -> np.ndarray:
+def expected_accuracy(predicted: np.ndarray, choices: SimulatedChoices) -> np.ndarray:
     """How often a prediction's favourite is what the user would choose, asked afresh [U].
 
     Args:
@@ -304,7 +304,7 @@ def coverage(study: Study, true: np.ndarray) -> float:
 
 
 def shot_curve(
-    predicted: Mapping[int, np.ndarray], choices: Choices, seed: int
+    predicted: Mapping[int, np.ndarray], choices: SimulatedChoices, seed: int
 ) -> list[list[float]]:
     """[choices seen, expected accuracy, low, high] for every number of choices."""
     points = []

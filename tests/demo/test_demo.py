@@ -9,12 +9,12 @@ import pytest
 
 from jaxalign import demo
 from jaxalign.data import files
+from jaxalign.demo import _run as R
 from jaxalign.demo import answers as A
 from jaxalign.demo import plug as P
 from jaxalign.demo import portfolio as T
-from jaxalign.demo import run as R
 from jaxalign.demo import study as S
-from jaxalign.demo.people import Choices, draw_people
+from jaxalign.demo.people import SimulatedChoices, draw_people
 from jaxalign.errors import InputError
 from jaxalign.metrics.scores import share_of_gap
 
@@ -193,7 +193,7 @@ def test_learned_features_do_not_read_the_traits():
 
 def test_expected_accuracy_is_that_of_fresh_choices():
     true = np.array([[0.9, 0.2, 0.6]])
-    choices = Choices(*np.zeros((2, 1, 3), int), true, np.zeros((1, 3), bool))
+    choices = SimulatedChoices(*np.zeros((2, 1, 3), int), true, np.zeros((1, 3), bool))
     assert S.expected_accuracy(true, choices) == pytest.approx((0.9 + 0.8 + 0.6) / 3)
     assert S.expected_accuracy(1 - true, choices) == pytest.approx((0.1 + 0.2 + 0.4) / 3)
     assert S.expected_accuracy(np.full((1, 3), 0.5), choices) == pytest.approx(0.5)

@@ -7,7 +7,7 @@ import pytest
 from jaxalign.demo import answers as A
 from jaxalign.demo import plug as P
 from jaxalign.demo import study as S
-from jaxalign.demo.people import Choices, Population
+from jaxalign.demo.people import Population, SimulatedChoices
 
 STEPS = 60
 
@@ -16,7 +16,7 @@ def some_answers():
     """Twenty prompts, eight answers each, whose vectors show their traits and their prompt."""
     rng = np.random.default_rng(0)
     prompt = np.repeat(np.arange(20), 8)
-    answers = A.Answers({}, (), ("?",) * 20, ("",) * len(prompt), prompt)
+    answers = A.DemoAnswers({}, (), ("?",) * 20, ("",) * len(prompt), prompt)
     raw = rng.normal(size=(len(prompt), 5))
     answers.__dict__["_raw"] = raw  # measured traits, in place of those of texts
     about = 5 * rng.normal(size=(20, 12))[prompt]
@@ -81,8 +81,8 @@ def test_choices_to_judge_on_are_not_looked_at(found):
     answers, vectors = some_answers()
     plan = S.design(150, 20, 1)
     world = some_world(answers, plan, 1)
-    nothing = Choices(None, None, None, None)
-    blind = S.World(
+    nothing = SimulatedChoices(None, None, None, None)
+    blind = S.DemoData(
         world.people,
         world.fitted,
         world.support,

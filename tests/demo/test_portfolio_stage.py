@@ -16,7 +16,7 @@ def some_answers():
     """Twelve prompts, six answers each, one prompt with fewer."""
     rng = np.random.default_rng(0)
     prompt = np.repeat(np.arange(12), 6)[:-2]
-    answers = A.Answers({}, (), ("?",) * 12, ("",) * len(prompt), prompt)
+    answers = A.DemoAnswers({}, (), ("?",) * 12, ("",) * len(prompt), prompt)
     raw = rng.normal(size=(len(prompt), 5))
     answers.__dict__["_raw"] = raw  # measured traits, in place of those of texts
     return answers
@@ -26,7 +26,7 @@ def some_answers():
 def stage():
     answers, plan = some_answers(), S.design(60, 12, 0)
     people = draw_people("friendly", 60, 0)
-    world = S.World(people, None, {}, {})
+    world = S.DemoData(people, None, {}, {})
     rng = np.random.default_rng(1)
     true = people.weights[plan.test]
     guess = true + rng.normal(size=true.shape)

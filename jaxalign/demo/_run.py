@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxalign.demo import pages
+from jaxalign.demo import report as pages
 from jaxalign.demo.answers import ENCODER, encode_answers, read_answers
-from jaxalign.demo.figures import assemble
 from jaxalign.demo.people import draw_people
 from jaxalign.demo.plug import run_plug
 from jaxalign.demo.portfolio import run_stage
-from jaxalign.demo.study import Study, World, design, learned_features, run_study, simulate
+from jaxalign.demo.statistics import assemble
+from jaxalign.demo.study import DemoData, Study, design, learned_features, run_study, simulate
 from jaxalign.errors import InputError
 from jaxalign.files import write_json
 from jaxalign.progress import Progress
@@ -56,7 +56,7 @@ def run_demo(
     say(f"encoding the answers with {ENCODER.split('/')[-1]} (kept for the next time)")
     encoded, encoder_sha256 = encode_answers(answers.texts, show)
     learned = learned_features(encoded, answers, plan)
-    worlds: dict[str, World] = {}
+    worlds: dict[str, DemoData] = {}
     studies: dict[str, dict[str, Study]] = {}
     for name in POPULATIONS:
         say(f"{users} simulated users choose ({name})")

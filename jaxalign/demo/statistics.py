@@ -5,22 +5,22 @@ from typing import Any
 import numpy as np
 
 from jaxalign.demo import people
-from jaxalign.demo.answers import ENCODER, Answers
+from jaxalign.demo.answers import ENCODER, DemoAnswers
 from jaxalign.demo.study import (
     QUERY,
     SHOTS,
     SUPPORT,
     TRAIN_CHOICES,
+    DemoData,
     Design,
     Study,
-    World,
     correlations,
     coverage,
     expected_accuracy,
     gap_interval,
     shot_curve,
 )
-from jaxalign.metrics import users
+from jaxalign.metrics import accuracy, calibration_error, nll, share_of_gap
 from jaxalign.rewards.rules import TRAITS
 from jaxalign.version import __version__
 
@@ -30,9 +30,9 @@ TOP = 3
 
 
 def assemble(
-    answers: Answers,
+    answers: DemoAnswers,
     plan: Design,
-    worlds: dict[str, World],
+    worlds: dict[str, DemoData],
     studies: dict[str, dict[str, Study]],
     seed: int,
     encoder_sha256: str,
@@ -66,7 +66,9 @@ def assemble(
     }
 
 
-def _population(world: World, studies: dict[str, Study], plan: Design, seed: int) -> dict[str, Any]:
+def _population(
+    world: DemoData, studies: dict[str, Study], plan: Design, seed: int
+) -> dict[str, Any]:
     crowd = world.people
     true = crowd.weights[plan.test]
     query = world.query["test"]
@@ -77,7 +79,7 @@ def _population(world: World, studies: dict[str, Study], plan: Design, seed: int
         "lapses": crowd.lapses,
         "position_bias": crowd.bias,
         "true_accuracy": float(truth.mean()),
-        "true_nll": users.nll(query.probability, mask),
+        "true_nll": nll(query.probability, mask),
         "disliked_share": float((true < 0).mean()),
     }
     best_floor = max(float(expected_accuracy(s.one_model, query).mean()) for s in studies.values())
@@ -92,23 +94,23 @@ def _population(world: World, studies: dict[str, Study], plan: Design, seed: int
             "adapted": float(value.mean()),
             "true": float(truth.mean()),
             "share": _number(
-                users.share_of_gap(float(value.mean()), float(floor.mean()), float(truth.mean()))
+                share_of_gap(float(value.mean()), float(floor.mean()), float(truth.mean()))
             ),
             "share_low": _number(low),
             "share_high": _number(high),
             # The same over the better of the two floors, whichever rewards it was fitted on.
             "share_over_best_floor": _number(
-                users.share_of_gap(float(value.mean()), best_floor, float(truth.mean()))
+                share_of_gap(float(value.mean()), best_floor, float(truth.mean()))
             ),
             "harmed": float((value < floor).mean()),
             "accuracy_of_drawn_choices": {
-                "one_model": users.accuracy(study.one_model, mask),
-                "adapted": users.accuracy(study.adapted, mask),
-                "true": users.accuracy(query.probability, mask),
+                "one_model": accuracy(study.one_model, mask),
+                "adapted": accuracy(study.adapted, mask),
+                "true": accuracy(query.probability, mask),
             },
-            "nll": users.nll(study.adapted, mask),
-            "nll_one_model": users.nll(study.one_model, mask),
-            "calibration_error": users.calibration_error(study.adapted, mask),
+            "nll": nll(study.adapted, mask),
+            "nll_one_model": nll(study.one_model, mask),
+            "calibration_error": calibration_error(study.adapted, mask),
             "correlation": dict(
                 zip([*TRAITS, "pooled"], correlations(study.mean, true), strict=True)
             ),
@@ -124,7 +126,7 @@ def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def opposites(world: World, study: Study, answers: Answers, plan: Design) -> dict[str, Any]:
+def opposites(world: DemoData, study: Study, answers: DemoAnswers, plan: Design) -> dict[str, Any]:
     """Two test users of clearly different inferred taste, and how each ranks the same answers.
 
     They are the pair whose inferred weights point most against each other, both being among the

@@ -6,48 +6,51 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from jaxalign.demo import pictures
-from jaxalign.demo.answers import Answers
-from jaxalign.demo.figures import types_of_people
-from jaxalign.demo.people import SATURATION, WITHIN, Choices
-from jaxalign.demo.portfolio import Stage
-from jaxalign.demo.study import CURVE, SHOTS, Design, Study, World
+from jaxalign.demo import plots
+from jaxalign.demo.answers import DemoAnswers
+from jaxalign.demo.people import SATURATION, WITHIN, SimulatedChoices
+from jaxalign.demo.portfolio import PortfolioStage
+from jaxalign.demo.statistics import types_of_people
+from jaxalign.demo.study import CURVE, SHOTS, DemoData, Design, Study
 from jaxalign.files import write_json, write_text
+from jaxalign.runs.tables import markdown_table, percent, terminal_table
 
+_CERTAINTY = (
+    "population", "rewards", "sd of weights", "95 % covers", "nll", "nll, one model",
+    "nll, true taste", "calibration error %", "worse off %",
+)  # fmt: skip
 _COLUMNS = ("population", "rewards", "one model", "10 choices", "true taste", "gap closed", "95 %")
 
 
 def write(
     out: Path,
     report: dict[str, Any],
-    answers: Answers,
+    answers: DemoAnswers,
     plan: Design,
-    worlds: dict[str, World],
+    worlds: dict[str, DemoData],
     studies: dict[str, dict[str, Study]],
-    stage: Stage,
+    stage: PortfolioStage,
 ) -> list[str]:
     """Write everything to `out`, report.json last; returns the names of the files."""
     lines = (json.dumps(row, ensure_ascii=False) for row in choice_rows(answers, plan, worlds))
     write_text(out / "choices.jsonl", "\n".join(lines) + "\n")
     texts = [t for t, p in zip(answers.texts, answers.prompt, strict=True) if p == plan.held_out[0]]
     write_text(out / "answers.txt", "\n".join(map(_flat, texts)) + "\n")
-    images = pictures.draw(out, report, plan, worlds, studies, stage)
+    images = plots.draw(out, report, plan, worlds, studies, stage)
     write_text(out / "report.md", markdown(report, answers.prompts[plan.held_out[0]], out))
     write_json(out / "report.json", report)
     return ["report.md", "report.json", *images, "choices.jsonl", "answers.txt"]
 
 
 def choice_rows(
-    answers: Answers, plan: Design, worlds: dict[str, World]
+    answers: DemoAnswers, plan: Design, worlds: dict[str, DemoData]
 ) -> Iterator[dict[str, str]]:
     """The friendly population's choices as rows of a preference file."""
     world = worlds["friendly"]
-    made: list[tuple[np.ndarray, Choices]] = [(plan.train, world.fitted)]
+    made: list[tuple[np.ndarray, SimulatedChoices]] = [(plan.train, world.fitted)]
     for role, users in (("validation", plan.validation), ("test", plan.test)):
         made += [(users, world.support[role]), (users, world.query[role])]
     for users, choices in made:
@@ -72,13 +75,9 @@ def _short(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1].rstrip() + "…"
 
 
-def _percent(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None else f"{100 * value:.{digits}f}"
-
-
 def _share(found: dict[str, Any]) -> tuple[str, str]:
-    ends = f"{_percent(found['share_low'], 0)} to {_percent(found['share_high'], 0)}"
-    return f"{_percent(found['share'], 0)} %", ends
+    ends = f"{percent(found['share_low'], 0)} to {percent(found['share_high'], 0)}"
+    return f"{percent(found['share'], 0)} %", ends
 
 
 def _accuracy_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -86,17 +85,9 @@ def _accuracy_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     for name, population in report["populations"].items():
         for kind in ("named", "learned"):
             found = population[kind]
-            figures = (_percent(found[key]) for key in ("one_model", "adapted", "true"))
+            figures = (percent(found[key]) for key in ("one_model", "adapted", "true"))
             rows.append((name, kind, *figures, *_share(found)))
     return rows
-
-
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]], words: int = 2) -> str:
-    ruler = ["---"] * words + ["---:"] * (len(header) - words)
-    lines = [header, tuple(ruler), *rows]
-    return "\n".join(
-        "| " + " | ".join(c.replace("|", r"\|") for c in line) + " |" for line in lines
-    )
 
 
 def _correlation_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -116,10 +107,10 @@ def _certainty_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
             found = population[kind]
             rows.append(
                 (
-                    name, kind, f"{found['posterior_sd']:.2f}", _percent(found["coverage_95"], 0),
+                    name, kind, f"{found['posterior_sd']:.2f}", percent(found["coverage_95"], 0),
                     f"{found['nll']:.3f}", f"{found['nll_one_model']:.3f}",
-                    f"{population['true_nll']:.3f}", _percent(found["calibration_error"]),
-                    _percent(found["harmed"], 0),
+                    f"{population['true_nll']:.3f}", percent(found["calibration_error"]),
+                    percent(found["harmed"], 0),
                 )
             )  # fmt: skip
     return rows
@@ -162,7 +153,7 @@ def _portfolio(report: dict[str, Any]) -> str:
                 (
                     words, prompts, str(part["users"]), f"{part_on['mean_improvement']:.2f}",
                     f"{part_on['mean_regret']:.2f}", f"{part_on['worst_regret']:.2f}",
-                    _percent(part_on["share_lost"]), _percent(part_on["below_reference"]),
+                    percent(part_on["share_lost"]), percent(part_on["below_reference"]),
                 )
             )  # fmt: skip
     header = (
@@ -182,15 +173,14 @@ of a choice, less {
         found["beta"]:g} a nat of KL; regret is what the user's own optimal policy would \
 be better by.
 
-{_table(header, rows)}
-
+{markdown_table(header, rows, left=2)}
 Routed on true weights nobody is served below the reference on the prompts that the portfolio was \
-built on, the {_percent(found["disliking_share"], 0)} % who dislike something included: the \
+built on, the {percent(found["disliking_share"], 0)} % who dislike something included: the \
 reference is a member. On what {guessed["choices"]} choices tell, \
-{_percent(guessed["known"]["below_reference"], 0)} % of the test users are; their member is the \
+{percent(guessed["known"]["below_reference"], 0)} % of the test users are; their member is the \
 best one with probability {guessed["probability_best"]:.2f} on average (Monte-Carlo error at most \
 {guessed["probability_best_error"]:.2f} a user), and it is the one that true weights choose for \
-{_percent(guessed["same_member_as_true"], 0)} %. Certain for *all* weights of that size is less \
+{percent(guessed["same_member_as_true"], 0)} %. Certain for *all* weights of that size is less \
 than these users see: the worst gap to any of the policies solved is \
 {whole["pool"]["additive"]:.1f} logits, and to the unknown optimum at most \
 {whole["optimum"]["additive"]:.1f}; report.json says what holds for whom.
@@ -204,7 +194,7 @@ def _persona(report: dict[str, Any]) -> str:
     found, users = report["persona"], report["users"]
     toy, words, choices = found["toy"], found["accuracy"], found["choices"]
     rows: list[tuple[str, ...]] = [
-        (label, _percent(words[key]["mean"]), _between(words[key]))
+        (label, percent(words[key]["mean"]), _between(words[key]))
         for key, label in (
             ("persona", "the user's own persona"),
             ("another", "persona of another user"),
@@ -214,7 +204,7 @@ def _persona(report: dict[str, Any]) -> str:
     ]
     gains = found["gain"]
     inferred = " and ".join(
-        f"{_percent(value, 0)} % ({kind} rewards)"
+        f"{percent(value, 0)} % ({kind} rewards)"
         for kind, value in found["by_inferred_weights"].items()
     )
     return f"""## One token for a language model
@@ -230,14 +220,13 @@ task token, the same for all, and a persona: one soft token, the mean over the {
     } training users' choices taught it, through the decoder ({found["trained_parameters"]:,} \
 parameters, {found["steps"]} steps). **The decoder is a toy**: {toy["layers"]} layers of width \
 {toy["width"]}, {toy["vocabulary"]} words, made by the demo, which repeats the trait that it is \
-told by a word ({_percent(toy["repeats"], 0)} % of the time); a real one is what `jaxalign pplug` \
+told by a word ({percent(toy["repeats"], 0)} % of the time); a real one is what `jaxalign pplug` \
 is for.
 
-{_table(("told by", "named right %", "95 %"), rows, 1)}
-
-The persona names {_percent(gains["task"]["mean"])} points more than the task token, trained as \
+{markdown_table(("persona", "named right %", "95 %"), rows)}
+The persona names {percent(gains["task"]["mean"])} points more than the task token, trained as \
 long without any history (95 %: {_between(gains["task"])}), and \
-{_percent(gains["another"]["mean"])} more than the personas of the other users (95 %: \
+{percent(gains["another"]["mean"])} more than the personas of the other users (95 %: \
 {_between(gains["another"])}). To compare: the largest of the weights inferred above, from {
         report["choices"]["adapt"]
     } choices with what was rejected, is the right one for {inferred}. Intervals: bootstrap over \
@@ -246,7 +235,7 @@ users; one toy and one training.
 
 
 def _between(found: dict[str, float]) -> str:
-    return f"{_percent(found['low'])} to {_percent(found['high'])}"
+    return f"{percent(found['low'])} to {percent(found['high'])}"
 
 
 def markdown(report: dict[str, Any], shown_prompt: str, out: Path) -> str:
@@ -254,7 +243,7 @@ def markdown(report: dict[str, Any], shown_prompt: str, out: Path) -> str:
     answers, users, choices = report["answers"], report["users"], report["choices"]
     friendly, other = report["populations"]["friendly"], report["populations"]["misspecified"]
     targets = [
-        f"{kind} rewards {_share(friendly[kind])[0]} (target {_percent(target['share'], 0)} %: "
+        f"{kind} rewards {_share(friendly[kind])[0]} (target {percent(target['share'], 0)} %: "
         f"{'reached' if target['reached'] else 'missed'})"
         for kind, target in report["targets"].items()
     ]
@@ -281,8 +270,7 @@ of a user never seen before, on prompts never seen before, friendly population: 
 
 ## Accuracy
 
-{_table(_COLUMNS, _accuracy_rows(report))}
-
+{markdown_table(_COLUMNS, _accuracy_rows(report), left=2)}
 Accuracy in %, over {users["test"]} test users with up to {
         choices["judge"]
     } pairs each, of answers \
@@ -291,7 +279,7 @@ prediction would agree with the user, asked afresh, computed from the simulated 
 probabilities; the luck of the drawn choices is left out (report.json has the accuracy on drawn \
 choices too). *One model*: one Bradley-Terry model for all, on the same rewards, without \
 adaptation; above the better of the two such models learned rewards close \
-{_percent(over_best, 0)} % of the gap in the friendly population. *True taste*: the user's own \
+{percent(over_best, 0)} % of the gap in the friendly population. *True taste*: the user's own \
 utility; noise keeps it below 100. Intervals: bootstrap over users.
 
 ![accuracy by number of choices](choices_seen.png)
@@ -306,18 +294,17 @@ same model.
 Users are drawn from {
         len(kinds)
     } types; a person's weights lie about the type's, standard deviation \
-{WITHIN:g}. Negative weights are dislikes: {_percent(friendly["disliked_share"], 0)} % of the test \
+{WITHIN:g}. Negative weights are dislikes: {percent(friendly["disliked_share"], 0)} % of the test \
 users' true weights are.
 
-{_table(("type", "share", *traits), kinds)}
-
+{markdown_table(("type", "share", *traits), kinds, left=2)}
 - **friendly**: linear taste, Bradley-Terry choices, the class the model assumes. A user's own \
-true weights predict {_percent(friendly["true_accuracy"])} % of the choices.
+true weights predict {percent(friendly["true_accuracy"])} % of the choices.
 - **misspecified**, on purpose: a trait z is worth {SATURATION:g} tanh(z), \
 {100 * other["lapses"]:.0f} % of the choices are the toss of a coin, and the answer shown first is \
 favoured by {
         other["position_bias"]:g} logits, which no model is told. There the true taste reaches \
-{_percent(other["true_accuracy"])} %.
+{percent(other["true_accuracy"])} %.
 
 {users["train"]} training users made {choices["train"]} choices each, {users["validation"]} \
 validation users chose the settings (no adaptation was among the candidates), {users["test"]} test \
@@ -333,29 +320,16 @@ rewards have no names: each user's learned reward function is projected on the n
 the held-out answers, and R² says how much of it they explain (mean over users). Projected weights \
 are no better than that.
 
-{_table(("population", "rewards", *traits, "pooled", "R²"), _correlation_rows(report))}
-
+{
+        markdown_table(
+            ("population", "rewards", *traits, "pooled", "R²"), _correlation_rows(report), left=2
+        )
+    }
 ![inferred against true weights](weights.png)
 
 ## How sure it is
 
-{
-        _table(
-            (
-                "population",
-                "rewards",
-                "sd of weights",
-                "95 % covers",
-                "nll",
-                "nll, one model",
-                "nll, true taste",
-                "calibration error %",
-                "worse off %",
-            ),
-            _certainty_rows(report),
-        )
-    }
-
+{markdown_table(_CERTAINTY, _certainty_rows(report), left=2)}
 *sd of weights*: mean posterior standard deviation after {SHOTS} choices. *95 % covers*: share of \
 true weights, in %, inside their 95 % intervals. For learned rewards these are intervals of the \
 projection, which do not know what the projection leaves out; in the misspecified population the \
@@ -371,8 +345,7 @@ Of the surer half of the friendly test users, the two whose inferred tastes (nam
 most opposed, on the held-out prompt where they disagree most (correlation of their scores \
 {report["opposites"]["correlation"]:.2f}). Prompt: *{_flat(report["opposites"]["prompt"])}*
 
-{_table(header, rows, 3)}
-
+{markdown_table(header, rows, left=3)}
 {_portfolio(report)}
 {_persona(report)}
 ## Go on from here
@@ -400,23 +373,18 @@ def show(report: dict[str, Any], out: Path, written: list[str]) -> None:
         f"\n[bold]Expected accuracy in %[/bold], {users['test']} unseen [bold]simulated[/bold] "
         f"users after {SHOTS} choices, on prompts nobody chose on"
     )
-    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for place, name in enumerate(_COLUMNS):
-        table.add_column(name, justify="right" if place > 1 else "left")
-    for row in _accuracy_rows(report):
-        table.add_row(*row)
-    console.print(table)
+    console.print(terminal_table(_COLUMNS, _accuracy_rows(report), left=2))
     for kind, target in report["targets"].items():
         word = "reached" if target["reached"] else "[red]missed[/red]"
-        console.print(f"{kind} rewards: target {_percent(target['share'], 0)} % of the gap {word}")
+        console.print(f"{kind} rewards: target {percent(target['share'], 0)} % of the gap {word}")
     served = report["portfolio"]
     console.print(
         f"portfolio of {served['members'] - 1} policies and the reference: loses "
-        f"{_percent(served['true_weights']['held_out']['share_lost'], 0)} % of what users could "
-        f"gain, {_percent(served['inferred']['held_out']['share_lost'], 0)} % routed on {SHOTS} "
+        f"{percent(served['true_weights']['held_out']['share_lost'], 0)} % of what users could "
+        f"gain, {percent(served['inferred']['held_out']['share_lost'], 0)} % routed on {SHOTS} "
         "choices (held-out prompts)"
     )
-    named = {key: _percent(one["mean"], 0) for key, one in report["persona"]["accuracy"].items()}
+    named = {key: percent(one["mean"], 0) for key, one in report["persona"]["accuracy"].items()}
     console.print(
         f"persona, one soft token before a frozen toy model: it names what the user likes most for "
         f"{named['persona']} % (persona of another {named['another']} %, task token alone "

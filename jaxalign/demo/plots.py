@@ -9,12 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from jaxalign.demo.figures import TARGETS
-from jaxalign.demo.portfolio import Stage
-from jaxalign.demo.study import SHOTS, Design, Study, World
-from jaxalign.metrics import plots, users
+from jaxalign.demo.portfolio import PortfolioStage
+from jaxalign.demo.statistics import TARGETS
+from jaxalign.demo.study import SHOTS, DemoData, Design, Study
+from jaxalign.metrics import reliability
+from jaxalign.metrics.plots import plot_reliability
 from jaxalign.personalize import known
 from jaxalign.rewards.rules import TRAITS
+from jaxalign.runs.plots import new_figure, save_png, tidy
 
 COLOURS = {"named": "#0072B2", "learned": "#D55E00"}
 MARKERS = {"named": "o", "learned": "s"}
@@ -26,9 +28,9 @@ def draw(
     out: Path,
     report: dict[str, Any],
     plan: Design,
-    worlds: dict[str, World],
+    worlds: dict[str, DemoData],
     studies: dict[str, dict[str, Study]],
-    stage: Stage,
+    stage: PortfolioStage,
 ) -> list[str]:
     """Write all pictures to `out`; returns their names."""
     written = {"gap.png": plot_gap(report["populations"])}
@@ -37,20 +39,20 @@ def draw(
     written["weights.png"] = plot_weights(studies["friendly"], true)
     written["portfolio.png"] = plot_portfolio(stage)
     for name, figure in written.items():
-        plots.save_png(figure, out / name)
+        save_png(figure, out / name)
     query = worlds["friendly"].query["test"]
     mask = np.ones(query.chosen.shape, bool)
     shown = {
-        "true weights": users.reliability(query.probability, mask),
-        **{k: users.reliability(s.adapted, mask) for k, s in studies["friendly"].items()},
+        "true weights": reliability(query.probability, mask),
+        **{k: reliability(s.adapted, mask) for k, s in studies["friendly"].items()},
     }
-    plots.plot_reliability(shown, out / "reliability.png")
+    plot_reliability(shown, out / "reliability.png")
     return [*written, "reliability.png"]
 
 
 def plot_gap(populations: dict[str, Any]) -> Figure:
     """Share of the gap closed, with intervals, a row a population and kind of rewards."""
-    figure = plots.blank(8.6, 2.9, dpi=140)
+    figure = new_figure(8.6, 2.9, dpi=140)
     axes = figure.subplots()
     rows = [(name, kind) for name in populations for kind in TARGETS]
     for place, (name, kind) in enumerate(rows):
@@ -69,13 +71,13 @@ def plot_gap(populations: dict[str, Any]) -> Figure:
     axes.set_xlim(right=max(104.0, axes.get_xlim()[1]))
     axes.set_xlabel("share of the gap closed (%); 0: one model for all, 100: true taste known")
     axes.set_title(f"Simulated users, {SHOTS} choices each (line: 95 % interval; dotted: target)")
-    _tidy(axes, "x")
+    tidy(axes, "x")
     return figure
 
 
 def plot_curves(populations: dict[str, Any]) -> Figure:
     """Accuracy against the number of choices seen, a panel a population."""
-    figure = plots.blank(10.6, 4.2, dpi=140)
+    figure = new_figure(10.6, 4.2, dpi=140)
     panels = figure.subplots(1, len(populations), sharey=True, squeeze=False)[0]
     for axes, (name, found) in zip(panels, populations.items(), strict=True):
         for kind, colour in COLOURS.items():
@@ -96,7 +98,7 @@ def plot_curves(populations: dict[str, Any]) -> Figure:
         )
         axes.set_title(f"{name} population")
         axes.set_xlabel("choices seen of an unseen user")
-        _tidy(axes, "y")
+        tidy(axes, "y")
     panels[0].set_ylabel("expected accuracy (%),\nheld-out prompts")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
@@ -106,7 +108,7 @@ def plot_curves(populations: dict[str, Any]) -> Figure:
 def plot_weights(studies: dict[str, Study], true: np.ndarray) -> Figure:
     """Inferred against true weights, a panel a trait, a row a kind of rewards."""
     names = list(TRAITS)
-    figure = plots.blank(2.3 * len(names), 5.0, dpi=140)
+    figure = new_figure(2.3 * len(names), 5.0, dpi=140)
     grid = figure.subplots(len(studies), len(names), sharex=True, sharey="row", squeeze=False)
     for axes, name in zip(grid[0], names, strict=True):
         axes.set_title(name)
@@ -120,7 +122,7 @@ def plot_weights(studies: dict[str, Study], true: np.ndarray) -> Figure:
             )  # fmt: skip
             low, high = true.min(), true.max()
             axes.plot([low, high], [low, high], color="0.45", linewidth=0.9, linestyle="--")
-            _tidy(axes, None)
+            axes.spines[["top", "right"]].set_visible(False)
         word = "inferred" if kind == "named" else "projected"
         row[0].set_ylabel(f"{word} weight\n({kind} rewards)")
         reach = 1.15 * max(float(np.abs(study.mean).max()), 1e-6)
@@ -129,9 +131,9 @@ def plot_weights(studies: dict[str, Study], true: np.ndarray) -> Figure:
     return figure
 
 
-def plot_portfolio(stage: Stage) -> Figure:
+def plot_portfolio(stage: PortfolioStage) -> Figure:
     """Who is served by which member: regions and users in a plane of weights, and their shares."""
-    figure = plots.blank(12.0, 4.6, dpi=140)
+    figure = new_figure(12.0, 4.6, dpi=140)
     plane, bars = figure.subplots(1, 2, width_ratios=[1.0, 1.15])
     palette = np.asarray([_member_colour(i) for i in range(len(stage.router.values))])
     _regions(plane, stage, palette)
@@ -144,11 +146,11 @@ def plot_portfolio(stage: Stage) -> Figure:
     bars.invert_yaxis()
     bars.set_xlabel(f"share of users (%); pale: test users by {SHOTS} choices")
     bars.set_title("Members: what each favours (+), avoids (−)")
-    _tidy(bars, "x")
+    tidy(bars, "x")
     return figure
 
 
-def _regions(axes: Axes, stage: Stage, palette: np.ndarray) -> None:
+def _regions(axes: Axes, stage: PortfolioStage, palette: np.ndarray) -> None:
     """The plane through the mean in which users' weights vary most, coloured by member."""
     weights, router = stage.weights, stage.router
     middle = weights.mean(axis=0)
@@ -179,7 +181,7 @@ def _signed_words(weights: np.ndarray, count: int) -> str:
     return " ".join(f"{'+' if weights[i] > 0 else '−'}{names[i]}" for i in order if weights[i])
 
 
-def _member_words(stage: Stage, member: int) -> str:
+def _member_words(stage: PortfolioStage, member: int) -> str:
     solved = stage.router.portfolio.members.payload["weight"][member]
     kept = np.where(np.abs(solved) > 0.1 * np.abs(solved).max(), solved, 0.0)
     return _signed_words(kept, 3) or "the reference policy"
@@ -190,10 +192,3 @@ def _member_colour(member: int) -> tuple[float, ...]:
     if member == 0:
         return to_rgb("0.55")
     return to_rgb(colormaps["tab20"](_PLACES[(member - 1) % len(_PLACES)]))
-
-
-def _tidy(axes: Axes, grid: Any) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    if grid:
-        axes.grid(axis=grid, color="0.9", linewidth=0.8)
-        axes.set_axisbelow(True)
