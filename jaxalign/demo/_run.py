@@ -54,7 +54,7 @@ def run_demo(
     plan = design(users, len(answers.prompts), seed)
     named = {"named": ({"rewards": list(TRAITS)}, answers.traits)}
     say(f"encoding the answers with {ENCODER.split('/')[-1]} (kept for the next time)")
-    encoded, encoder_sha256 = encode_answers(answers.texts, show)
+    encoded, encoder = encode_answers(answers.texts, show)
     learned = learned_features(encoded, answers, plan)
     worlds: dict[str, DemoData] = {}
     studies: dict[str, dict[str, Study]] = {}
@@ -67,10 +67,11 @@ def run_demo(
             studies[name][kind] = run_study(versions, world, answers, plan)
     say("friendly: a small portfolio of policies, and every user routed to one of them")
     stage = run_stage(answers, plan, worlds["friendly"], studies["friendly"]["named"], seed)
-    say("friendly: a frozen toy language model told by one soft token who is asking")
-    persona = run_plug(encoded, answers, plan, worlds["friendly"], studies["friendly"], seed)
+    say("friendly: a frozen toy language model, conditioned on the user by one soft token")
+    friendly = worlds["friendly"], studies["friendly"]
+    persona = run_plug(encoded, encoder, answers, plan, *friendly, seed)
     say("writing the report")
-    report = assemble(answers, plan, worlds, studies, seed, encoder_sha256)
+    report = assemble(answers, plan, worlds, studies, seed, encoder.sha256)
     report["portfolio"] = stage.report
     report["persona"] = persona
     written = pages.write(out, report, answers, plan, worlds, studies, stage)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.errors import InputError
+from jaxalign.models.embed import Encoder, encode, load_encoder
 from jaxalign.mrm.config import FeatureConfig
 from jaxalign.rewards.reward_scale import RewardScale, fit_scale
 from jaxalign.rewards.rules import TRAITS, measure_traits
@@ -87,9 +88,7 @@ def read_answers() -> DemoAnswers:
     return from_rows(origin, rows)
 
 
-def encode_answers(texts: tuple[str, ...], show: bool) -> tuple[np.ndarray, str]:
-    """Return MiniLM features [N, E] of the answers, and the sha256 of the encoder's weights."""
-    from jaxalign.models.embed import encode, load_encoder
-
+def encode_answers(texts: tuple[str, ...], show: bool) -> tuple[np.ndarray, Encoder]:
+    """Return MiniLM features [N, E] of the answers, and the encoder."""
     encoder = load_encoder(ENCODER)
-    return encode(encoder, texts, progress=show), encoder.sha256
+    return encode(encoder, texts, progress=show), encoder

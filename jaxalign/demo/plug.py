@@ -1,285 +1,206 @@
-"""The demo's last stage: a frozen language model, told by one soft token who is asking.
+"""The demo's last stage: a soft token per user conditions a frozen toy language model.
 
-The language model is a toy, made here in a second: it repeats the word that stands second. What it
-is for is to be frozen. All that is learned of a user has to reach it as one vector in place of that
-word, made from all answers that the user chose.
+The persona of a user is made of all answers that the user chose. It is trained on the training
+users by `jaxalign.pplug`; the toy then names what each test user likes most.
 """
 
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from dataclasses import replace
+from tempfile import TemporaryDirectory
+from typing import TypedDict
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import pplug
+from jaxalign.data.histories import Histories, Item, Sample
+from jaxalign.demo import toy
 from jaxalign.demo.answers import DemoAnswers
 from jaxalign.demo.study import DIMS, DRAWS, SUPPORT, TRAIN_CHOICES, DemoData, Design, Study
-from jaxalign.kernels.token_logprob import token_logprob
 from jaxalign.metrics.bootstrap import mean_interval
 from jaxalign.models import families
-from jaxalign.models.completions import CompletionBatch, completion_states
-from jaxalign.models.decoder import unembedding
-from jaxalign.models.decoder_config import DecoderConfig
+from jaxalign.models.chat import generate_texts
+from jaxalign.models.embed import Encoder
+from jaxalign.models.language import LanguageModel
+from jaxalign.models.sampling import Sampling
 from jaxalign.mrm.reduce import fit_projection
 from jaxalign.personalize._project import within
-from jaxalign.pplug.model import drop_items, embedding_norm
-from jaxalign.pplug.persona import PersonaParams
+from jaxalign.pplug.rows import encoder_config
 from jaxalign.rewards.rules import TRAITS
-from jaxalign.train import optimiser
-from jaxalign.train.optimiser import OptimiserConfig, TrainState
+from jaxalign.train.loop import LoopConfig
+from jaxalign.train.optimiser import OptimiserConfig
 
-PROMPT = ("this", "reader", "likes", "most", ":")
-VOCABULARY = ("</s>", *TRAITS, *PROMPT)
-STOP, FIRST = 0, 1  # the stop token, and the name of the first trait
-TOY = DecoderConfig(
-    "llama", len(VOCABULARY), width=32, layers=2, heads=2, kv_heads=1, head_width=16, hidden=64,
-    positions=16,
-)  # fmt: skip
-TOY_STEPS = 200
-TOY_OPTIMISER = OptimiserConfig(rate=1e-2, schedule="linear", warmup=0.05)
+QUESTION = " ".join(toy.PROMPT)
 PERSONA = pplug.PersonaConfig(mean=True)
-"""All items weigh alike: there is one prompt, so that no input encoder is needed."""
-STEPS, BATCH = 300, 64
-OPTIMISER = OptimiserConfig(rate=3e-3, schedule="linear", warmup=0.05, weight_decay=0.1)
-THINNED = 0.5
-"""The largest share of a training user's answers that a step leaves out."""
+"""All items have equal weights: there is one prompt, so that no input encoder is needed."""
+TEXT = pplug.TextConfig(query_prefix="", prompt_tokens=8, answer_tokens=2, template="plain")
+CONFIG = pplug.PPlugConfig(
+    PERSONA,
+    TEXT,
+    copies=1,
+    loop=LoopConfig(epochs=24, batch_size=64, checkpoint_every=10_000),
+    optimiser=OptimiserConfig(rate=3e-3, schedule="linear", warmup=0.05, weight_decay=0.1),
+    weights="float32",
+    compute="float32",
+)
 WHITEN = 0.5
 
-Tree = dict[str, Any]
 
+class MeanInterval(TypedDict):
+    """A mean over users with its 95 % interval."""
 
-class Readers(NamedTuple):
-    """U users, for whom there is one right answer.
-
-    Attributes:
-        chosen: [U, n] int32, the answers that each chose.
-        mask: [U, n] bool, those that may be looked at.
-        likes: [U] int32, the token of what each truly likes most.
-    """
-
-    chosen: Any
-    mask: Any
-    likes: Any
-
-    def nobody(self) -> "Readers":
-        """The same users without a history."""
-        return self._replace(mask=np.zeros_like(self.mask))
+    mean: float
+    low: float
+    high: float
 
 
 def run_plug(
     encoded: np.ndarray,
+    encoder: Encoder,
     answers: DemoAnswers,
     plan: Design,
-    world: DemoData,
-    studies: dict[str, Study],
+    data: DemoData,
+    studies: Mapping[str, Study],
     seed: int,
-) -> dict[str, Any]:
-    """Train a plug on the training users, and let the toy say what unseen users like most.
+) -> dict[str, object]:
+    """Train a plug on the training users, and let the toy name what test users like most.
 
     Args:
-        encoded: [N, E], the encoder's vectors of the answers.
-        answers: for the prompt of each.
-        plan: who is a test user, and which prompts are known.
-        world: users of linear taste; of the test users the support choices alone are read.
-        studies: what was inferred of the test users, to compare with.
-        seed: of the toy and of the training.
+        encoded: [N, E] vectors of the answers.
+        encoder: The encoder that they are from.
+        answers: The answers.
+        plan: Who is a test user, and which prompts are known.
+        data: Users of linear taste; of the test users only the support choices are read.
+        studies: Inferred weights of the test users, for comparison.
+        seed: Seed of the toy and of the training.
 
     Returns:
-        Its part of report.json.
+        The `persona` part of report.json.
     """
     vectors = item_vectors(encoded, answers, plan)
-    train = _readers(world, plan.train, world.fitted.chosen)
-    test = _readers(world, plan.test, world.support["test"].chosen)
-    key = jax.random.key(seed)
-    toy = make_toy(key, fresh_toy(seed), TOY_STEPS)
-    norm = embedding_norm(toy["embed"]["table"])
-    own = learn(key, toy, norm, vectors, train, STEPS)
-    # The same program and as many passes: all that it lacks is the users.
-    task = learn(key, toy, norm, vectors, train.nobody(), STEPS)
-    said, always = (
-        np.asarray(name(toy, prefixes(params, vectors, readers)))
-        for params, readers in ((own, test), (task, test.nobody()))
-    )
-    likes = np.asarray(test.likes)
-    right = {
-        "persona": said == likes,
-        "another": said_of_others(said, likes),
+    width = vectors.shape[1]
+    encoder = replace(encoder, config=replace(encoder_config(encoder), width=width))
+    train = user_histories(answers, data, plan.train, data.fitted.chosen)
+    test = user_histories(answers, data, plan.test, data.support["test"].chosen)
+    model, key = toy.make_toy(seed), jax.random.key(seed)
+    config = replace(CONFIG, loop=replace(CONFIG.loop, seed=seed))
+    with TemporaryDirectory() as folder, pplug.HistoryStore(folder, "demo", width) as store:
+        store.add(train.item_texts(), lambda texts: vectors[: len(texts)])
+
+        def fit(histories: Histories) -> pplug.PPlug:
+            fresh = pplug.init_plug(key, model, encoder, PERSONA, TEXT, histories, store)
+            return pplug.train(fresh, histories, config, store=store).plug
+
+        plug = fit(train)
+        # As many steps without histories: what is left is the same for all users.
+        repeated = np.tile(np.arange(len(train)), 1 + CONFIG.copies)
+        alone = fit(_without_histories(train).take(repeated))
+        named = name_traits(model, pplug.prefixes(plug, test, store))
+        always = name_traits(model, pplug.prefixes(alone, _without_histories(test), store))
+    likes = data.people.weights[plan.test].argmax(axis=1)
+    frequent = np.bincount(data.people.weights[plan.train].argmax(axis=1)).argmax()
+    scores = {
+        "persona": named == likes,
+        "another": share_of_others(named, likes),
         "task": always == likes,
-        "most_frequent": np.bincount(train.likes).argmax() == likes,
+        "most_frequent": frequent == likes,
     }
-    scores = {name: np.asarray(values, np.float64) for name, values in right.items()}
+    values = {name: np.asarray(score, np.float64) for name, score in scores.items()}
     return {
-        "prompt": " ".join(PROMPT).replace(" :", ":"),
+        "prompt": QUESTION.replace(" :", ":"),
         "toy": {
-            "layers": TOY.layers,
-            "width": TOY.width,
-            "vocabulary": TOY.vocab_size,
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves(toy)),
-            "repeats": repeats(toy, len(likes)),
+            "layers": toy.CONFIG.layers,
+            "width": toy.CONFIG.width,
+            "vocabulary": toy.CONFIG.vocab_size,
+            "parameters": _size(model.params),
+            "repeats": repeats(model, len(likes)),
         },
-        "trained_parameters": sum(leaf.size for leaf in jax.tree.leaves(own)),
+        "trained_parameters": _size(plug.trained),
         "choices": {"train": TRAIN_CHOICES, "judge": SUPPORT},
-        "steps": STEPS,
-        "accuracy": {name: _interval(seed, values) for name, values in scores.items()},
+        "epochs": CONFIG.loop.epochs,
+        "accuracy": {name: _interval(seed, score) for name, score in values.items()},
         "gain": {
-            name: _interval(seed, scores["persona"] - scores[name]) for name in ("another", "task")
+            name: _interval(seed, values["persona"] - values[name]) for name in ("another", "task")
         },
         "by_inferred_weights": {
-            kind: float((FIRST + study.mean.argmax(axis=1) == likes).mean())
+            kind: float((study.mean.argmax(axis=1) == likes).mean())
             for kind, study in studies.items()
         },
     }
 
 
 def item_vectors(encoded: np.ndarray, answers: DemoAnswers, plan: Design) -> np.ndarray:
-    """What each answer has beyond the others to its prompt, in few directions: [N, at most DIMS].
+    """Return what distinguishes each answer from the others to its prompt: [N, at most DIMS].
 
-    Users choose among answers to prompts that they did not choose: what a prompt is about says
-    nothing of them. The directions are those of the answers to known prompts.
+    Users choose among answers to prompts that they did not choose, so that the subject of a prompt
+    says nothing about them. The directions are those of the answers to known prompts.
     """
     beyond = within(encoded, answers.prompt)
     fitted = np.isin(answers.prompt, plan.known)
     return fit_projection(beyond[fitted], DIMS, WHITEN).apply(beyond)
 
 
-def fresh_toy(seed: int) -> Tree:
-    """Parameters before training, of config TOY; drawn on the host, where nothing is compiled."""
-    rng = np.random.default_rng([seed, 4])
-    shapes = jax.eval_shape(partial(families.init, config=TOY), jax.random.key(0))
-
-    def draw(path: Any, leaf: Any) -> jax.Array:
-        if path[-1].key == "scale":
-            return jnp.ones(leaf.shape, jnp.float32)
-        # Larger than usual, so that tokens are told apart from the start.
-        return jnp.asarray(0.1 * rng.normal(size=leaf.shape), jnp.float32)
-
-    toy: Tree = jax.tree_util.tree_map_with_path(draw, shapes)
-    return toy
-
-
-@partial(jax.jit, static_argnames="steps")
-def make_toy(key: jax.Array, toy: Tree, steps: int) -> Tree:
-    """Train a decoder to name after the prompt the trait that stands second before it.
+def user_histories(
+    answers: DemoAnswers, data: DemoData, users: np.ndarray, chosen: np.ndarray
+) -> Histories:
+    """Return one question per user, whose history is the answers that the user chose.
 
     Args:
-        key: random key.
-        toy: as from `fresh_toy`.
-        steps: static.
-
-    Returns:
-        Its parameters.
+        answers: The answers, all of which become items.
+        data: The users, whose largest true weight is the right answer.
+        users: [U] int users.
+        chosen: [U, P] int answers that they chose.
     """
-
-    def step(state: TrainState, _: None) -> tuple[TrainState, None]:
-        drawn = jax.random.fold_in(state.key, state.step)
-        first, second = jax.random.randint(drawn, (2, BATCH), 0, 2**30, jnp.int32)
-        likes = FIRST + second % len(TRAITS)
-        before = jnp.stack([first % len(VOCABULARY), likes], axis=1)
-
-        def loss(params: Tree) -> jax.Array:
-            return _nats(params, families.embed(TOY, params, before), likes).mean()
-
-        gradient = jax.grad(loss)(state.params)
-        return optimiser.apply(state, gradient, TOY_OPTIMISER, steps)[0], None
-
-    state = optimiser.start(key, toy, TOY_OPTIMISER)
-    return jax.lax.scan(step, state, None, steps)[0].params
+    # The number makes texts distinct: the vector of a text depends on its prompt.
+    items = tuple(Item(str(i), {"text": f"{i} {text}"}) for i, text in enumerate(answers.texts))
+    likes = data.people.weights[users].argmax(axis=1)
+    samples = tuple(
+        Sample(f"u{user:04d}", f"u{user:04d}", QUESTION, list(TRAITS)[trait], tuple(map(int, row)))
+        for user, trait, row in zip(users, likes, chosen, strict=True)
+    )
+    return Histories(samples, items, "text")
 
 
-def repeats(toy: Tree, rows: int) -> float:
-    """How often the toy names the trait that it is told, behind one word or another."""
+def _without_histories(histories: Histories) -> Histories:
+    return histories.with_profiles([()] * len(histories))
+
+
+def name_traits(model: LanguageModel, prefixes: np.ndarray) -> np.ndarray:
+    """Return the trait that the toy names behind soft tokens [U, Q, D]: [U] int, -1 for none."""
+    found = generate_texts(
+        model,
+        [QUESTION] * len(prefixes),
+        Sampling(max_tokens=1, temperature=0.0),
+        jax.random.key(0),
+        prefix=prefixes,
+        batch_size=len(prefixes),
+        progress=False,
+    )
+    names = list(TRAITS)
+    words = [one.text.strip() for one in found]
+    return np.array([names.index(word) if word in names else -1 for word in words])
+
+
+def repeats(model: LanguageModel, rows: int) -> float:
+    """Return how often the toy names the trait in the second place, behind different words."""
     number = np.arange(rows, dtype=np.int32)
-    likes = FIRST + number % len(TRAITS)
-    before = np.stack([number // len(TRAITS) % len(VOCABULARY), likes], axis=1)
-    soft = families.embed(TOY, toy, before)
-    return float((np.asarray(name(toy, soft)) == likes).mean())
+    traits = number % len(TRAITS)
+    words = number // len(TRAITS) % len(toy.VOCABULARY)
+    before = np.stack([words, toy.FIRST + traits], axis=1)
+    prefix = np.asarray(families.embed(toy.CONFIG, model.params, before))
+    return float((name_traits(model, prefix) == traits).mean())
 
 
-@partial(jax.jit, static_argnames="steps")
-def learn(key: jax.Array, toy: Tree, norm: float, vectors: Any, train: Readers, steps: int) -> Tree:
-    """Train a plug through the frozen toy, by next-token loss of the right answers.
-
-    Args:
-        key: random key.
-        toy: as from `make_toy`.
-        norm: mean length of its embeddings.
-        vectors: [N, E] of the answers.
-        train: whom to learn from, in each step without some of their answers.
-        steps: static.
-
-    Returns:
-        Parameters as from `jaxalign.pplug.init_persona`.
-    """
-    begin, rest = jax.random.split(key)
-    vectors = jnp.asarray(vectors)
-    # Of length 1 and lengthened here: a length that is traced compiles once for all toys.
-    fresh = pplug.init_persona(begin, PERSONA, vectors.shape[1], TOY.width, 1.0)
-    fresh["task"]["scale"] *= norm
-    # Measured on everyone's, a history or none.
-    fresh = pplug.rescale_persona(fresh, prefixes(fresh, vectors, train)[:, 1:], norm)
-
-    def step(state: TrainState, _: None) -> tuple[TrainState, None]:
-        who, what = jax.random.split(jax.random.fold_in(state.key, state.step))
-        rows = jax.random.randint(who, (BATCH,), 0, len(train.likes), jnp.int32)
-        batch = Readers(*(jnp.asarray(part)[rows] for part in train))
-        keys = jax.random.split(what, BATCH)
-        less = batch._replace(mask=jax.vmap(partial(drop_items, share=THINNED))(keys, batch.mask))
-
-        def loss(params: PersonaParams) -> jax.Array:
-            return _nats(toy, prefixes(params, vectors, less), less.likes).mean()
-
-        gradient = jax.grad(loss)(state.params)
-        return optimiser.apply(state, gradient, OPTIMISER, steps)[0], None
-
-    state = optimiser.start(rest, fresh, OPTIMISER)
-    return jax.lax.scan(step, state, None, steps)[0].params
+def share_of_others(named: np.ndarray, likes: np.ndarray) -> np.ndarray:
+    """Return how often the other users' personas name what a user likes: [U], [U] -> [U]."""
+    hits = named[None, :] == likes[:, None]
+    return (hits.sum(axis=1) - np.diagonal(hits)) / max(len(named) - 1, 1)
 
 
-@jax.jit
-def prefixes(params: PersonaParams, vectors: jax.Array, readers: Readers) -> jax.Array:
-    """The task token and each user's persona, before the prompt: [U, 2, D]."""
-    one = jax.vmap(partial(pplug.aggregate, config=PERSONA), (None, None, 0, 0))
-    nothing = jnp.zeros(vectors.shape[1], jnp.float32)  # a mean does not look at the prompt
-    personas = one(params, nothing, vectors[readers.chosen], readers.mask)
-    task = jnp.tile(pplug.task_token(params)[None], (len(personas), 1, 1))
-    return jnp.concatenate([task, personas], axis=1)
+def _size(tree: object) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-@jax.jit
-def name(toy: Tree, soft: jax.Array) -> jax.Array:
-    """The toy's likeliest answer of all its words: soft tokens [U, 2, D] -> [U] int."""
-    states, _ = _states(toy, soft, jnp.zeros(len(soft), jnp.int32))
-    return families.logits(toy, states[:, 0]).argmax(axis=-1)
-
-
-def said_of_others(said: np.ndarray, likes: np.ndarray) -> np.ndarray:
-    """How often other users' personas name what a user likes: said, likes [U] -> [U]."""
-    hits = said[None, :] == likes[:, None]
-    return (hits.sum(axis=1) - np.diagonal(hits)) / max(len(said) - 1, 1)
-
-
-def _readers(world: DemoData, users: np.ndarray, chosen: np.ndarray) -> Readers:
-    likes = FIRST + world.people.weights[users].argmax(axis=1)
-    return Readers(chosen.astype(np.int32), np.ones(chosen.shape, bool), likes.astype(np.int32))
-
-
-def _states(toy: Tree, soft: jax.Array, likes: jax.Array) -> tuple[jax.Array, CompletionBatch]:
-    """The states before each token of the answers, a name and the stop token."""
-    rows = len(soft)
-    words = jnp.asarray([VOCABULARY.index(word) for word in PROMPT], jnp.int32)
-    tokens = jnp.stack([likes, jnp.full(rows, STOP, jnp.int32)], axis=1)
-    lengths, ends = (jnp.full(rows, count, jnp.int32) for count in (len(words), 2))
-    given = CompletionBatch(jnp.tile(words, (rows, 1)), lengths, tokens, ends)
-    return completion_states(TOY, toy, given, prefix=soft), given
-
-
-def _nats(toy: Tree, soft: jax.Array, likes: jax.Array) -> jax.Array:
-    """Negative log-probability of each right answer: soft [B, 2, D], likes [B] -> [B]."""
-    states, given = _states(toy, soft, likes)
-    return -token_logprob(states, unembedding(toy), given.completions)[0].sum(axis=1)
-
-
-def _interval(seed: int, values: np.ndarray) -> dict[str, float]:
+def _interval(seed: int, values: np.ndarray) -> MeanInterval:
     found = mean_interval(seed, values, DRAWS)
     return {"mean": found.mean, "low": found.low, "high": found.high}

@@ -1,4 +1,4 @@
-"""What the demo leaves in its folder and says on the terminal."""
+"""The files that the demo writes, and its summary on the terminal."""
 
 import json
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def write(
     studies: dict[str, dict[str, Study]],
     stage: PortfolioStage,
 ) -> list[str]:
-    """Write everything to `out`, report.json last; returns the names of the files."""
+    """Write all files to `out`, report.json last, and return their names."""
     lines = (json.dumps(row, ensure_ascii=False) for row in choice_rows(answers, plan, worlds))
     write_text(out / "choices.jsonl", "\n".join(lines) + "\n")
     texts = [t for t, p in zip(answers.texts, answers.prompt, strict=True) if p == plan.held_out[0]]
@@ -48,7 +48,7 @@ def write(
 def choice_rows(
     answers: DemoAnswers, plan: Design, worlds: dict[str, DemoData]
 ) -> Iterator[dict[str, str]]:
-    """The friendly population's choices as rows of a preference file."""
+    """Yield the friendly population's choices as rows of a preference file."""
     world = worlds["friendly"]
     made: list[tuple[np.ndarray, SimulatedChoices]] = [(plan.train, world.fitted)]
     for role, users in (("validation", plan.validation), ("test", plan.test)):
@@ -142,7 +142,7 @@ def _opposites(report: dict[str, Any], width: int) -> tuple[tuple[str, ...], lis
 
 
 def _portfolio(report: dict[str, Any]) -> str:
-    """The section on the second stage."""
+    """Return the section on the portfolio."""
     found = report["portfolio"]
     true, guessed = found["true_weights"], found["inferred"]
     rows: list[tuple[str, ...]] = []
@@ -161,36 +161,35 @@ def _portfolio(report: dict[str, Any]) -> str:
         "share lost %", "below reference %",
     )  # fmt: skip
     whole = next(g for g in found["guarantees"] if g["who"] == "signed")
-    return f"""## Few policies for all of them
+    return f"""## A few policies for all users
 
 {found["members"] - 1} policies and the reference serve the friendly population. Each policy picks \
 among the answers to a prompt with probabilities proportional to exp(<w, traits> / {
         found["beta"]:g}), for a w of its own; the reference picks evenly. They were chosen from \
 {found["solved"]} such policies to keep the worst loss small over all weights, likes and dislikes \
-alike, whose sizes sum to at most {found["radius"]:g}: without a look at the users. Every user is \
-sent to the member that is best for the user's weights; no model is called. Values are in logits \
-of a choice, less {
-        found["beta"]:g} a nat of KL; regret is what the user's own optimal policy would \
-be better by.
+alike, whose absolute values sum to at most {found["radius"]:g}; the users were not used. Every \
+user is routed to the member that is best for the user's weights; no model runs. Values are in logits \
+of a choice, less {found["beta"]:g} a nat of KL; regret is the advantage of the user's own optimal \
+policy.
 
 {markdown_table(header, rows, left=2)}
-Routed on true weights nobody is served below the reference on the prompts that the portfolio was \
-built on, the {percent(found["disliking_share"], 0)} % who dislike something included: the \
-reference is a member. On what {guessed["choices"]} choices tell, \
+Routed on true weights, no user is below the reference policy on the prompts that the portfolio was \
+built on, including the {percent(found["disliking_share"], 0)} % who dislike a trait, because the \
+reference is a member. Routed on {guessed["choices"]} choices, \
 {percent(guessed["known"]["below_reference"], 0)} % of the test users are; their member is the \
 best one with probability {guessed["probability_best"]:.2f} on average (Monte-Carlo error at most \
 {guessed["probability_best_error"]:.2f} a user), and it is the one that true weights choose for \
-{percent(guessed["same_member_as_true"], 0)} %. Certain for *all* weights of that size is less \
-than these users see: the worst gap to any of the policies solved is \
+{percent(guessed["same_member_as_true"], 0)} %. For *all* weights of that size, less is \
+guaranteed than these users experience: the worst gap to any of the policies solved is \
 {whole["pool"]["additive"]:.1f} logits, and to the unknown optimum at most \
-{whole["optimum"]["additive"]:.1f}; report.json says what holds for whom.
+{whole["optimum"]["additive"]:.1f}; report.json lists each guarantee.
 
 ![members, regions and users](portfolio.png)
 """
 
 
 def _persona(report: dict[str, Any]) -> str:
-    """The section on the last stage."""
+    """Return the section on the persona plug."""
     found, users = report["persona"], report["users"]
     toy, words, choices = found["toy"], found["accuracy"], found["choices"]
     rows: list[tuple[str, ...]] = [
@@ -209,23 +208,20 @@ def _persona(report: dict[str, Any]) -> str:
     )
     return f"""## One token for a language model
 
-A frozen decoder goes on from "{found["prompt"]}" for each of the {
-        users["test"]
-    } test users of the \
-friendly population. Right is the trait of the largest true weight. Before the prompt stand a \
-task token, the same for all, and a persona: one soft token, the mean over the {
+A frozen decoder continues "{found["prompt"]}" for each of the {users["test"]} test users of the \
+friendly population. The right answer is the trait with the largest true weight. Before the prompt \
+stand a task token, the same for all users, and a persona: one soft token, the mean of a trained \
+projection of the {
         choices["judge"]
-    } answers that the user chose on known prompts, of a small function that the {
-        users["train"]
-    } training users' choices taught it, through the decoder ({found["trained_parameters"]:,} \
-parameters, {found["steps"]} steps). **The decoder is a toy**: {toy["layers"]} layers of width \
-{toy["width"]}, {toy["vocabulary"]} words, made by the demo, which repeats the trait that it is \
-told by a word ({percent(toy["repeats"], 0)} % of the time); a real one is what `jaxalign pplug` \
-is for.
+    } answers that the user chose on known prompts. It is trained through the decoder on the \
+choices of {users["train"]} training users ({found["trained_parameters"]:,} \
+parameters, {found["epochs"]} epochs). **The decoder is a toy**: {toy["layers"]} layers of width \
+{toy["width"]}, {toy["vocabulary"]} words, trained by the demo to repeat the word in the \
+second place ({percent(toy["repeats"], 0)} % right); `jaxalign pplug` trains plugs for real models.
 
 {markdown_table(("persona", "named right %", "95 %"), rows)}
-The persona names {percent(gains["task"]["mean"])} points more than the task token, trained as \
-long without any history (95 %: {_between(gains["task"])}), and \
+The persona names {percent(gains["task"]["mean"])} points more than the task token, trained for \
+as many steps without any history (95 %: {_between(gains["task"])}), and \
 {percent(gains["another"]["mean"])} more than the personas of the other users (95 %: \
 {_between(gains["another"])}). To compare: the largest of the weights inferred above, from {
         report["choices"]["adapt"]
@@ -239,7 +235,7 @@ def _between(found: dict[str, float]) -> str:
 
 
 def markdown(report: dict[str, Any], shown_prompt: str, out: Path) -> str:
-    """The report for people, in Markdown."""
+    """Return the report as Markdown."""
     answers, users, choices = report["answers"], report["users"], report["choices"]
     friendly, other = report["populations"]["friendly"], report["populations"]["misspecified"]
     targets = [
@@ -256,15 +252,17 @@ def markdown(report: dict[str, Any], shown_prompt: str, out: Path) -> str:
     traits = tuple(report["rewards"]["names"])
     closed = "; ".join(targets)
     over_best = friendly["learned"]["share_over_best_floor"]
-    return f"""# What ten choices tell: the demo of jaxalign
+    return f"""# Ten choices per user: the demo of jaxalign
 
 The answers are real: {answers["written_by"] or "a language model"} wrote {answers["distinct"]:,} \
 different ones to {answers["prompts"]} prompts. **The people are simulated**, all \
-{sum(users.values())} of them, so that their true taste is known; nothing here was said by a \
+{sum(users.values())} of them, so that their true weights are known; no choice was made by a \
 person. Seed {report["seed"]}.
 
-**Share of the gap closed** between no adaptation and true taste, after {choices["adapt"]} choices \
-of a user never seen before, on prompts never seen before, friendly population: {closed}.
+**Share of the gap closed** between no adaptation and true weights, after {
+        choices["adapt"]
+    } choices \
+per unseen user, on unseen prompts, friendly population: {closed}.
 
 ![share of the gap closed](gap.png)
 
@@ -275,8 +273,8 @@ Accuracy in %, over {users["test"]} test users with up to {
         choices["judge"]
     } pairs each, of answers \
 to {answers["held_out_prompts"]} held-out prompts. It is *expected* accuracy: how often the \
-prediction would agree with the user, asked afresh, computed from the simulated choice \
-probabilities; the luck of the drawn choices is left out (report.json has the accuracy on drawn \
+prediction would agree with a new choice of the user, computed from the simulated choice \
+probabilities, without the noise of the drawn choices (report.json has the accuracy on drawn \
 choices too). *One model*: one Bradley-Terry model for all, on the same rewards, without \
 adaptation; above the better of the two such models learned rewards close \
 {percent(over_best, 0)} % of the gap in the friendly population. *True taste*: the user's own \
@@ -289,11 +287,11 @@ Settings were chosen for {choices["adapt"]} choices; the curve goes from 0 to {
     } with the \
 same model.
 
-## The simulated people
+## The simulated users
 
 Users are drawn from {
         len(kinds)
-    } types; a person's weights lie about the type's, standard deviation \
+    } types; a user's weights are normal around the type's, with standard deviation \
 {WITHIN:g}. Negative weights are dislikes: {percent(friendly["disliked_share"], 0)} % of the test \
 users' true weights are.
 
@@ -301,9 +299,11 @@ users' true weights are.
 - **friendly**: linear taste, Bradley-Terry choices, the class the model assumes. A user's own \
 true weights predict {percent(friendly["true_accuracy"])} % of the choices.
 - **misspecified**, on purpose: a trait z is worth {SATURATION:g} tanh(z), \
-{100 * other["lapses"]:.0f} % of the choices are the toss of a coin, and the answer shown first is \
+{100 * other["lapses"]:.0f} % of the choices are random, and the answer shown first is \
 favoured by {
-        other["position_bias"]:g} logits, which no model is told. There the true taste reaches \
+        other[
+            "position_bias"
+        ]:g} logits, which no model represents. There the true weights predict \
 {percent(other["true_accuracy"])} %.
 
 {users["train"]} training users made {choices["train"]} choices each, {users["validation"]} \
@@ -313,12 +313,12 @@ users were judged once. What validation chose, friendly: named: \
 Misspecified: named: {_setting(other["named"]["setting"])}; learned: \
 {_setting(other["learned"]["setting"])}.
 
-## What was inferred
+## Inferred weights
 
 Correlation over test users between inferred and true weights, per trait and pooled. Learned \
 rewards have no names: each user's learned reward function is projected on the named traits over \
 the held-out answers, and R² says how much of it they explain (mean over users). Projected weights \
-are no better than that.
+cannot be better than that.
 
 {
         markdown_table(
@@ -327,28 +327,28 @@ are no better than that.
     }
 ![inferred against true weights](weights.png)
 
-## How sure it is
+## Uncertainty
 
 {markdown_table(_CERTAINTY, _certainty_rows(report), left=2)}
 *sd of weights*: mean posterior standard deviation after {SHOTS} choices. *95 % covers*: share of \
 true weights, in %, inside their 95 % intervals. For learned rewards these are intervals of the \
-projection, which do not know what the projection leaves out; in the misspecified population the \
-true weights belong to saturated traits, so the intervals aim at another quantity. *nll*: negative \
+projection, which ignore what the projection leaves out; in the misspecified population the \
+true weights belong to saturated traits, so that the intervals are for another quantity. *nll*: negative \
 log-likelihood of drawn choices, in nats. *Worse off*: users whose expected accuracy is below that \
 of one model for all.
 
 ![reliability, friendly population](reliability.png)
 
-## Two people, the same answers
+## Two users, the same answers
 
-Of the surer half of the friendly test users, the two whose inferred tastes (named rewards) are \
-most opposed, on the held-out prompt where they disagree most (correlation of their scores \
+Of the friendly test users with the longer inferred weights, the two whose weights (named rewards) \
+are most opposed, on the held-out prompt where they disagree most (correlation of their scores \
 {report["opposites"]["correlation"]:.2f}). Prompt: *{_flat(report["opposites"]["prompt"])}*
 
 {markdown_table(header, rows, left=3)}
 {_portfolio(report)}
 {_persona(report)}
-## Go on from here
+## Next steps
 
 `choices.jsonl` holds the friendly population's choices; `answers.txt`, the answers to \
 "{_flat(shown_prompt)}", is for `jaxalign mrm rank`.
@@ -366,7 +366,7 @@ sha256 `{report["encoder"]["sha256"]}`; learned rewards never read the traits.
 
 
 def show(report: dict[str, Any], out: Path, written: list[str]) -> None:
-    """Print the table, the two rankings and what was written."""
+    """Print the accuracies, the two rankings and the names of the files."""
     console = Console(highlight=False)
     users = report["users"]
     console.print(

@@ -162,8 +162,8 @@ def embedding_norm(table: jax.Array | np.ndarray) -> float:
     """Return the mean Euclidean length of token embeddings [V, D].
 
     Example:
-        >>> import numpy as np
-        >>> embedding_norm(np.array([[3.0, 4.0], [0.0, 1.0]]))
+        >>> import jax.numpy as jnp
+        >>> embedding_norm(jnp.array([[3.0, 4.0], [0.0, 1.0]]))
         3.0
     """
     wide = jnp.asarray(table).astype(jnp.promote_types(table.dtype, jnp.float32))

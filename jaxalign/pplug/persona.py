@@ -92,11 +92,10 @@ def init_persona(
 
     Example:
         >>> import jax
-        >>> params = init_persona(jax.random.key(0), PersonaConfig(), 3, 8, embedding_norm=2.0)
-        >>> params["null"].shape
-        (1, 8)
-        >>> sorted(params)
-        ['null', 'project', 'task']
+        >>> init = jax.jit(init_persona, static_argnums=(1, 2, 3, 4))
+        >>> params = init(jax.random.key(0), PersonaConfig(), 3, 8, 2.0)
+        >>> sorted(params), params["null"].shape
+        (['null', 'project', 'task'], (1, 8))
     """
     if not 0 < embedding_norm < float("inf"):
         raise InputError(
@@ -149,8 +148,9 @@ def rescale_persona(
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> params = init_persona(jax.random.key(0), PersonaConfig(), 3, 8, embedding_norm=2.0)
-        >>> longer = rescale_persona(params, jnp.ones((1, 4)), embedding_norm=6.0)
+        >>> init = jax.jit(init_persona, static_argnums=(1, 2, 3, 4))
+        >>> params = init(jax.random.key(0), PersonaConfig(), 3, 8, 2.0)
+        >>> longer = jax.jit(rescale_persona)(params, jnp.ones((1, 4)), 6.0)
         >>> round(float(longer["project"]["scale"] / params["project"]["scale"]), 3)
         3.0
     """
@@ -190,15 +190,14 @@ def aggregate(
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> config = PersonaConfig()
-        >>> params = init_persona(jax.random.key(0), config, 2, 4, embedding_norm=1.0)
-        >>> history, mask = jnp.eye(2), jnp.array([True, False])
-        >>> persona = aggregate(params, jnp.ones(2), history, mask, config)
-        >>> persona.shape
-        (1, 4)
-        >>> other = aggregate(params, jnp.ones(2), history.at[1].set(9.0), mask, config)
-        >>> bool(jnp.array_equal(persona, other))  # padding has no influence
-        True
+        >>> init = jax.jit(init_persona, static_argnums=(1, 2, 3, 4))
+        >>> params = init(jax.random.key(0), PersonaConfig(), 3, 8, 2.0)
+        >>> persona = jax.jit(aggregate, static_argnums=4)
+        >>> query, history, mask = jnp.ones(3), jnp.eye(3), jnp.array([True, True, False])
+        >>> first = persona(params, query, history, mask, PersonaConfig())
+        >>> second = persona(params, query, history.at[2].set(9.0), mask, PersonaConfig())
+        >>> first.shape, bool((first == second).all())  # padding has no influence
+        ((1, 8), True)
     """
     mask = mask.astype(bool)
     # The double where keeps what stands in padding out of the gradient too.
@@ -233,13 +232,12 @@ def aggregate_flat(
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> config = PersonaConfig()
-        >>> params = init_persona(jax.random.key(0), config, 2, 4, embedding_norm=1.0)
-        >>> queries, items = jnp.eye(2), jnp.arange(6.0).reshape(3, 2)
-        >>> flat = aggregate_flat(params, queries, items, jnp.array([0, 0, 1]), config)
-        >>> first = aggregate(params, queries[0], items[:2], jnp.ones(2), config)
-        >>> bool(jnp.allclose(flat[0], first, atol=1e-5))
-        True
+        >>> init = jax.jit(init_persona, static_argnums=(1, 2, 3, 4))
+        >>> params = init(jax.random.key(0), PersonaConfig(), 3, 8, 2.0)
+        >>> personas = jax.jit(aggregate_flat, static_argnums=4)
+        >>> segments = jnp.array([0, 0, 1])  # two items of the first user, one of the second
+        >>> personas(params, jnp.ones((2, 3)), jnp.eye(3), segments, PersonaConfig()).shape
+        (2, 1, 8)
     """
     users = len(queries)
     real = (segments >= 0) & (segments < users)
@@ -269,8 +267,9 @@ def task_token(params: PersonaParams) -> jax.Array:
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> params = init_persona(jax.random.key(0), PersonaConfig(), 3, 8, embedding_norm=2.0)
-        >>> round(float(jnp.linalg.norm(task_token(params))), 4)
+        >>> init = jax.jit(init_persona, static_argnums=(1, 2, 3, 4))
+        >>> params = init(jax.random.key(0), PersonaConfig(), 3, 8, 2.0)
+        >>> round(float(jnp.linalg.norm(jax.jit(task_token)(params))), 4)
         2.0
     """
     task = params["task"]

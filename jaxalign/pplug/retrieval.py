@@ -181,6 +181,14 @@ def prompt_with_items(
             many tokens as their parts.
 
     Source: LaMP-Benchmark/LaMP @ 38c9d4d, which counts the special tokens of every part too.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> words = SimpleNamespace(
+        ...     encode=lambda text, add_special_tokens: text.split(), decode=" ".join
+        ... )
+        >>> prompt_with_items("LaMP_7", "a tweet", [{"text": "hello there"}], words, 40)
+        '"hello there"  are written by a person. Following the given patterns a tweet'
     """
     spec = lamp.task(task)
     length = len(_tokens(question, tokenizer))

@@ -141,6 +141,16 @@ def format_prompts(
 
     Returns:
         N texts or chats for `jaxalign.models.chat.generate_texts`.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> words = SimpleNamespace(
+        ...     encode=lambda text, add_special_tokens: text.split(), decode=" ".join
+        ... )
+        >>> text = TextConfig(prompt_tokens=2, template="plain")
+        >>> prompts = format_prompts(SimpleNamespace(tokenizer=words), text, ["red green blue"])
+        >>> prompts[0].split()
+        ['red', 'green']
     """
     short = [shorten(question, model.tokenizer, text.prompt_tokens) for question in questions]
     if is_chat(model.tokenizer, text.template):

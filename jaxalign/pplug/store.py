@@ -1,4 +1,4 @@
-"""Vectors of everything that users wrote, on disk: each text once, larger than memory."""
+"""A store on disk of the vectors of everything that users wrote: each text once."""
 
 import hashlib
 import os
@@ -23,16 +23,25 @@ _CHUNK = 8_192  # texts that are encoded and written together: what an interrupt
 
 
 class HistoryStore:
-    """A folder of float16 vectors, found by the hash of the text that each stands for.
+    """A folder of float16 vectors, found by the hash of their texts; it may exceed the memory.
 
-    Vectors stand one after another in a file that is mapped, not read; SQLite knows which row a
-    text has. A row counts once its transaction is whole: what a killed run has written behind the
-    last one is cut off by the next. Several processes may read, and add one after another.
+    Vectors stand one after another in a memory-mapped file; an SQLite database holds the row of
+    each text. A row counts once its transaction is complete: what a killed process wrote behind the
+    last one is cut off by the next. Several processes can read, and add one after another.
 
     Attributes:
-        folder: where it is.
-        encoder: hash of what the vectors depend on besides the text.
+        folder: The folder.
+        encoder: Digest of everything besides the text that the vectors depend on.
         width: E.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> with HistoryStore(tempfile.mkdtemp(), "an encoder", width=2) as store:
+        ...     rows = store.add(["a", "b", "a"], lambda texts: np.ones((len(texts), 2)))
+        ...     vectors = store.read(rows)
+        >>> rows.tolist(), vectors.shape
+        ([0, 1, 0], (3, 2))
     """
 
     def __init__(self, folder: str | Path, encoder: str, width: int):
@@ -56,7 +65,7 @@ class HistoryStore:
         return int(self._database.execute("SELECT count FROM about").fetchone()[0])
 
     def find(self, texts: Sequence[str]) -> np.ndarray:
-        """The row of each text, -1 for one that is not here: [N] int64."""
+        """Return the row of each text, -1 for an unknown one: [N] int64."""
         keys = [_key(text) for text in texts]
         known: dict[bytes, int] = {}
         distinct = list(dict.fromkeys(keys))
@@ -69,19 +78,19 @@ class HistoryStore:
         return np.fromiter((known.get(key, -1) for key in keys), np.int64, len(keys))
 
     def add(self, texts: Sequence[str], encode: Encode, progress: bool = False) -> np.ndarray:
-        """The row of each text; those that are not here yet are encoded.
+        """Encode the texts that are not in the store yet, and return the row of each text.
 
         Args:
-            texts: N of them, repeated ones welcome.
-            encode: n texts -> [n, E].
-            progress: show a bar on stderr when it takes more than a few seconds.
+            texts: N texts, which may repeat.
+            encode: Function from n texts to vectors [n, E].
+            progress: Show a bar on standard error if it takes more than a few seconds.
 
         Returns:
             [N] int64.
 
         Raises:
-            InputError: vectors of another shape, or that float16 cannot hold; what was encoded
-                before is kept.
+            InputError: Vectors have another shape, or float16 cannot hold them; vectors that were
+                added before are kept.
         """
         rows = self.find(texts)
         if (rows >= 0).all():
@@ -93,10 +102,10 @@ class HistoryStore:
         return self.find(texts)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Vectors of some rows, zeros for -1: rows [...] int -> [..., E] float16.
+        """Return the vectors of rows, zeros for -1: [...] int -> [..., E] float16.
 
         Raises:
-            InputError: a row that is not here.
+            InputError: A row is not in the store.
         """
         rows = np.asarray(rows, np.int64)
         if rows.max(initial=-1) >= len(self._map):
@@ -113,7 +122,7 @@ class HistoryStore:
         return vectors
 
     def close(self) -> None:
-        """Closes the files."""
+        """Close the files."""
         self._map = np.zeros((0, self.width), np.float16)
         self._database.close()
 
@@ -187,7 +196,7 @@ class HistoryStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """What is written to the index inside is whole or absent."""
+        """Write to the index inside completely or not at all."""
         self._database.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -198,10 +207,14 @@ class HistoryStore:
 
 
 def history_store(folder: str | Path, encoder: Encoder) -> HistoryStore:
-    """The store of an encoder's vectors, in its own pooling and length.
+    """Open the store of an encoder's vectors, with the encoder's own pooling and normalisation.
+
+    Args:
+        folder: Folder of the store; created if it does not exist.
+        encoder: The history encoder.
 
     Raises:
-        InputError: the folder holds those of another encoder, or cannot be used.
+        InputError: The folder holds the vectors of another encoder, or cannot be used.
     """
     settings = f"{encoder.identity} {encoder.pooling} {encoder.normalise}"
     digest = hashlib.sha256(settings.encode()).hexdigest()
@@ -209,7 +222,7 @@ def history_store(folder: str | Path, encoder: Encoder) -> HistoryStore:
 
 
 def encode_with(encoder: Encoder) -> Encode:
-    """What `HistoryStore.add` encodes with; nothing is kept beside the store."""
+    """Return the function that `HistoryStore.add` encodes texts with."""
     return partial(encode_unkept, encoder, progress=False)
 
 

@@ -17,6 +17,8 @@ from jaxalign.demo import study as S
 from jaxalign.demo.people import SimulatedChoices, draw_people
 from jaxalign.errors import InputError
 from jaxalign.metrics.scores import share_of_gap
+from jaxalign.models.embed import Encoder
+from jaxalign.models.encoder import EncoderConfig
 
 WORDS = ("you", "good", "bad", "thanks", "extraordinary", "dog", "terrible", "lovely", "help")
 PLOTS = ("gap.png", "choices_seen.png", "weights.png", "reliability.png", "portfolio.png")
@@ -45,7 +47,9 @@ def hashed_features(texts, show):
     for row, text in zip(features, texts, strict=True):
         for word in text.split():
             row[hashlib.sha256(word.encode()).digest()[0] % 24] += 1
-    return features, "0" * 64
+    config = EncoderConfig(10, 24, 1, 1, 8, 16)
+    encoder = Encoder(config, {}, None, "mean", True, 16, "hashed", "0" * 64, "0" * 64)
+    return features, encoder
 
 
 @pytest.fixture
@@ -56,8 +60,9 @@ def tiny(monkeypatch):
     monkeypatch.setattr(S, "TRAIN_CHOICES", 12)
     monkeypatch.setattr(S, "DRAWS", 50)
     monkeypatch.setattr(T, "CONFIG", replace(T.CONFIG, max_calls=14, size=4, refine=1))
-    monkeypatch.setattr(P, "TOY_STEPS", 5)
-    monkeypatch.setattr(P, "STEPS", 5)
+    monkeypatch.setattr(P.toy, "STEPS", 5)
+    loop = replace(P.CONFIG.loop, epochs=1)
+    monkeypatch.setattr(P, "CONFIG", replace(P.CONFIG, loop=loop))
 
 
 def everything(value):

@@ -1,4 +1,7 @@
-"""The demo's last stage: a soft token made of what users chose tells a frozen model who asks."""
+"""The demo's last stage: a soft token made of what a user chose conditions a frozen model."""
+
+from dataclasses import replace
+from tempfile import TemporaryDirectory
 
 import jax
 import numpy as np
@@ -8,8 +11,11 @@ from jaxalign.demo import answers as A
 from jaxalign.demo import plug as P
 from jaxalign.demo import study as S
 from jaxalign.demo.people import Population, SimulatedChoices
+from jaxalign.models.embed import Encoder
+from jaxalign.models.encoder import EncoderConfig
+from jaxalign.train.loop import LoopConfig
 
-STEPS = 60
+EPOCHS = 15
 
 
 def some_answers():
@@ -21,6 +27,12 @@ def some_answers():
     answers.__dict__["_raw"] = raw  # measured traits, in place of those of texts
     about = 5 * rng.normal(size=(20, 12))[prompt]
     return answers, about + raw @ rng.normal(size=(5, 12))
+
+
+def some_encoder(width=12):
+    """An encoder that is never run."""
+    config = EncoderConfig(10, width, 1, 1, 8, 16)
+    return Encoder(config, {}, None, "mean", True, 16, "tiny", "0" * 64, "0" * 64)
 
 
 def some_world(answers, plan, seed):
@@ -38,18 +50,19 @@ def run(seed):
     world = some_world(answers, plan, seed)
     weights = world.people.weights[plan.test]
     studies = {"named": S.Study({}, None, {}, weights, None, None, None)}
-    return P.run_plug(vectors, answers, plan, world, studies, seed), plan
+    return P.run_plug(vectors, some_encoder(), answers, plan, world, studies, seed), plan
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few_steps():
+def few_epochs():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(P, "STEPS", STEPS)
+        loop = LoopConfig(epochs=EPOCHS, batch_size=64, checkpoint_every=1000)
+        patch.setattr(P, "CONFIG", replace(P.CONFIG, loop=loop))
         yield
 
 
 @pytest.fixture(scope="module")
-def found(few_steps):
+def found(few_epochs):
     return [run(seed) for seed in range(2)]
 
 
@@ -88,7 +101,8 @@ def test_choices_to_judge_on_are_not_looked_at(found):
         world.support,
         dict.fromkeys(world.query, nothing),
     )
-    assert P.run_plug(vectors, answers, plan, blind, {}, 1)["accuracy"] == found[1][0]["accuracy"]
+    again = P.run_plug(vectors, some_encoder(), answers, plan, blind, {}, 1)
+    assert again["accuracy"] == found[1][0]["accuracy"]
 
 
 def test_vectors_say_nothing_of_what_a_prompt_is_about():
@@ -101,13 +115,23 @@ def test_vectors_say_nothing_of_what_a_prompt_is_about():
 
 
 def test_without_histories_everyone_has_the_same_two_tokens():
-    params = P.pplug.init_persona(jax.random.key(0), P.PERSONA, 3, P.TOY.width, 1.0)
-    vectors = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
-    chosen = np.array([[0, 1], [2, 3], [4, 5]], np.int32)
-    readers = P.Readers(chosen, np.ones((3, 2), bool), np.ones(3, np.int32))
-    own = np.asarray(P.prefixes(params, vectors, readers))
-    none = np.asarray(P.prefixes(params, vectors, readers.nobody()))
-    assert own.shape == (3, 2, P.TOY.width)
+    answers, vectors = some_answers()
+    plan = S.design(150, 20, 0)
+    world = some_world(answers, plan, 0)
+    users = plan.train[:3]
+    readers = P.user_histories(answers, world, users, world.fitted.chosen[:3])
+    assert [one.output for one in readers.samples] == [
+        list(P.TRAITS)[like] for like in world.people.weights[users].argmax(axis=1)
+    ]
+    model = P.toy.make_toy(0)
+    with TemporaryDirectory() as folder, P.pplug.HistoryStore(folder, "test", 12) as store:
+        store.add(readers.item_texts(), lambda texts: vectors)
+        plug = P.pplug.init_plug(
+            jax.random.key(0), model, some_encoder(), P.PERSONA, P.TEXT, readers, store
+        )
+        own = P.pplug.prefixes(plug, readers, store)
+        none = P.pplug.prefixes(plug, readers.with_profiles([()] * 3), store)
+    assert own.shape == (3, 2, P.toy.CONFIG.width)
     assert np.abs(own[0, 1] - own[1, 1]).max() > 1e-3
     np.testing.assert_array_equal(own[:, 0], none[:, 0])
     np.testing.assert_array_equal(none, none[[0, 0, 0]])
@@ -115,4 +139,4 @@ def test_without_histories_everyone_has_the_same_two_tokens():
 
 def test_personas_of_others_are_all_those_but_the_own():
     said, likes = np.array([1, 1, 2, 5]), np.array([1, 2, 2, 1])
-    np.testing.assert_allclose(P.said_of_others(said, likes), [1 / 3, 1 / 3, 0, 2 / 3])
+    np.testing.assert_allclose(P.share_of_others(said, likes), [1 / 3, 1 / 3, 0, 2 / 3])

@@ -1,0 +1,88 @@
+"""A toy language model, trained in a second: it repeats the word that stands second.
+
+The demo needs a frozen language model without a download. All that the toy can be told about a
+user has to enter as one vector in place of the second word.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.kernels.token_logprob import token_logprob
+from jaxalign.models import families
+from jaxalign.models.completions import CompletionBatch, completion_states
+from jaxalign.models.decoder import unembedding
+from jaxalign.models.decoder_config import DecoderConfig
+from jaxalign.models.language import LanguageModel, Tree
+from jaxalign.rewards.rules import TRAITS
+from jaxalign.train import optimiser
+from jaxalign.train.optimiser import OptimiserConfig, TrainState
+
+PROMPT = ("this", "reader", "likes", "most", ":")
+VOCABULARY = ("</s>", *TRAITS, *PROMPT)
+STOP, FIRST = 0, 1  # the stop token, and the name of the first trait
+CONFIG = DecoderConfig(
+    "llama", len(VOCABULARY), width=32, layers=2, heads=2, kv_heads=1, head_width=16, hidden=64,
+    positions=16,
+)  # fmt: skip
+STEPS, BATCH = 200, 64
+OPTIMISER = OptimiserConfig(rate=1e-2, schedule="linear", warmup=0.05)
+
+
+def make_toy(seed: int) -> LanguageModel:
+    """Return a trained toy, which names after the prompt the trait that stands second before it.
+
+    Args:
+        seed: Seed of its initialisation and training.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token=VOCABULARY[STOP])
+    params = _train(jax.random.key(seed), _init_params(seed), STEPS)
+    return LanguageModel(CONFIG, params, tokenizer, {"eos_token_id": STOP}, "toy", f"toy {seed}")
+
+
+def _init_params(seed: int) -> Tree:
+    """Return parameters before training, drawn on the host, where nothing is compiled."""
+    rng = np.random.default_rng([seed, 4])
+    shapes = jax.eval_shape(partial(families.init, config=CONFIG), jax.random.key(0))
+
+    def draw(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        if path[-1].key == "scale":
+            return jnp.ones(leaf.shape, jnp.float32)
+        # Larger than usual, so that tokens differ from the start.
+        return jnp.asarray(0.1 * rng.normal(size=leaf.shape), jnp.float32)
+
+    params: Tree = jax.tree_util.tree_map_with_path(draw, shapes)
+    return params
+
+
+@partial(jax.jit, static_argnames="steps")
+def _train(key: jax.Array, params: Tree, steps: int) -> Tree:
+    def step(state: TrainState, _: None) -> tuple[TrainState, None]:
+        drawn = jax.random.fold_in(state.key, state.step)
+        first, second = jax.random.randint(drawn, (2, BATCH), 0, 2**30, jnp.int32)
+        traits = FIRST + second % len(TRAITS)
+        before = jnp.stack([first % len(VOCABULARY), traits], axis=1)
+        gradient = jax.grad(_loss)(state.params, before, traits)
+        return optimiser.apply(state, gradient, OPTIMISER, steps)[0], None
+
+    state = optimiser.start(key, params, OPTIMISER)
+    return jax.lax.scan(step, state, None, steps)[0].params
+
+
+def _loss(params: Tree, before: jax.Array, traits: jax.Array) -> jax.Array:
+    """Return the loss of naming traits [B] behind two words [B, 2] and the prompt, in nats."""
+    rows = len(traits)
+    words = jnp.asarray([VOCABULARY.index(word) for word in PROMPT], jnp.int32)
+    answers = jnp.stack([traits, jnp.full(rows, STOP, jnp.int32)], axis=1)
+    prompt_lengths, lengths = (jnp.full(rows, count, jnp.int32) for count in (len(words), 2))
+    batch = CompletionBatch(jnp.tile(words, (rows, 1)), prompt_lengths, answers, lengths)
+    prefix = families.embed(CONFIG, params, before)
+    states = completion_states(CONFIG, params, batch, prefix=prefix)
+    return -token_logprob(states, unembedding(params), answers)[0].sum(axis=1).mean()
