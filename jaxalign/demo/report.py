@@ -169,16 +169,13 @@ among the answers to a prompt with probabilities proportional to exp(<w, traits>
 {found["solved"]} such policies to keep the worst loss small over all weights, likes and dislikes \
 alike, whose absolute values sum to at most {found["radius"]:g}; the users were not used. Every \
 user is routed to the member that is best for the user's weights; no model runs. Values are in \
-logits of a choice, less {
-        found["beta"]:g} a nat of KL; regret is the advantage of the user's own optimal \
-policy.
+logits of a choice, less {found["beta"]:g} a nat of KL; regret is the advantage of the user's own \
+optimal policy.
 
 {markdown_table(header, rows, left=2)}
 Routed on true weights, no user is below the reference policy on the prompts that the portfolio \
-was built on, including the {
-        percent(found["disliking_share"], 0)
-    } % who dislike a trait, because the \
-reference is a member. Routed on {guessed["choices"]} choices, \
+was built on, including the {percent(found["disliking_share"], 0)} % who dislike a trait, because \
+the reference is a member. Routed on {guessed["choices"]} choices, \
 {percent(guessed["known"]["below_reference"], 0)} % of the test users are; their member is the \
 best one with probability {guessed["probability_best"]:.2f} on average (Monte-Carlo error at most \
 {guessed["probability_best_error"]:.2f} a user), and it is the one that true weights choose for \
@@ -337,8 +334,8 @@ cannot be better than that.
 true weights, in %, inside their 95 % intervals. For learned rewards these are intervals of the \
 projection, which ignore what the projection leaves out; in the misspecified population the \
 true weights belong to saturated traits, so that the intervals are for another quantity. *nll*: \
-negative log-likelihood of drawn choices, in nats. *Worse off*: users whose expected accuracy is below that \
-of one model for all.
+negative log-likelihood of drawn choices, in nats. *Worse off*: users whose expected accuracy is below \
+that of one model for all.
 
 ![reliability, friendly population](reliability.png)
 
