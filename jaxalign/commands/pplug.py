@@ -60,9 +60,9 @@ def _add_generate(actions: Any) -> None:
     parser.add_argument(
         "--model", type=Path, required=True, help="folder of a run, or of one of its plugs"
     )
-    asked = parser.add_mutually_exclusive_group(required=True)
-    asked.add_argument("--input", help="one question, or what is asked about (an article)")
-    asked.add_argument(
+    question = parser.add_mutually_exclusive_group(required=True)
+    question.add_argument("--input", help="one question, or what is asked about (an article)")
+    question.add_argument(
         "--requests", type=Path, help="JSON lines with user, input and history, one batch"
     )
     parser.add_argument("--history", type=Path, help="JSON lines, an item each (none: a new user)")

@@ -334,8 +334,8 @@ cannot be better than that.
 true weights, in %, inside their 95 % intervals. For learned rewards these are intervals of the \
 projection, which ignore what the projection leaves out; in the misspecified population the \
 true weights belong to saturated traits, so that the intervals are for another quantity. *nll*: \
-negative log-likelihood of drawn choices, in nats. *Worse off*: users whose expected accuracy is below \
-that of one model for all.
+negative log-likelihood of drawn choices, in nats. *Worse off*: users whose expected \
+accuracy is below that of one model for all.
 
 ![reliability, friendly population](reliability.png)
 

@@ -132,23 +132,25 @@ def _rows(
     Each sample comes once with its whole history, and `copies` times with items left out.
     """
     questions = [sample.input for sample in histories.samples] if prompts is None else prompts
-    asked, answers = tokenize_samples(plug.model, config.text, histories, questions)
+    prompt_tokens, answer_tokens = tokenize_samples(plug.model, config.text, histories, questions)
     inputs = prepare_persona_inputs(plug.encoder, config.persona, config.text, histories, store)
     # Copies are made whatever the persona is made of, so that all trainings have equal passes.
     repeated = np.tile(np.flatnonzero(histories.lengths > 2), copies)
     samples = np.concatenate([np.arange(len(histories)), repeated])
-    lengths = asked.lengths
+    lengths = prompt_tokens.lengths
     if inputs.queries is not None:
         lengths = np.maximum(lengths, inputs.queries.lengths)
-    answer_slots = int(answers.lengths.max())
+    answer_slots = int(answer_tokens.lengths.max())
     room = plug.model.config.positions - config.persona.prefix_length - answer_slots
-    _check_room(plug, histories, asked, room, answer_slots)
+    _check_room(plug, histories, prompt_tokens, room, answer_slots)
     item_slots = padded_length(inputs.counts)
 
     def assemble(rows: np.ndarray, width: int) -> dict[str, np.ndarray]:
         own = np.where(rows < 0, -1, samples[rows])
-        prompts, prompt_lengths = asked.padded(own, min(width, room, padded_width(asked)))
-        completions, completion_lengths = answers.padded(own, answer_slots)
+        prompts, prompt_lengths = prompt_tokens.padded(
+            own, min(width, room, padded_width(prompt_tokens))
+        )
+        completions, completion_lengths = answer_tokens.padded(own, answer_slots)
         return {
             "prompts": prompts,
             "prompt_lengths": prompt_lengths,
@@ -174,12 +176,12 @@ def _check(plug: PPlug, config: PPlugConfig) -> None:
 
 
 def _check_room(
-    plug: PPlug, histories: Histories, asked: Sequences, room: int, answer_slots: int
+    plug: PPlug, histories: Histories, prompt_tokens: Sequences, room: int, answer_slots: int
 ) -> None:
-    row = int(np.argmax(asked.lengths))
-    if asked.lengths[row] > room:
+    row = int(np.argmax(prompt_tokens.lengths))
+    if prompt_tokens.lengths[row] > room:
         raise InputError(
-            f"{histories.source}: question {histories.samples[row].id!r} has {asked.lengths[row]} "
+            f"{histories.source}: question {histories.samples[row].id!r} has {prompt_tokens.lengths[row]} "
             f"tokens as a prompt; beside {answer_slots} of answers {plug.model.name} has room for "
             f"{room}: lower text.prompt_tokens or text.answer_tokens."
         )
