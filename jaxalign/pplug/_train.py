@@ -143,13 +143,12 @@ def _rows(
     answer_slots = int(answer_tokens.lengths.max())
     room = plug.model.config.positions - config.persona.prefix_length - answer_slots
     _check_room(plug, histories, prompt_tokens, room, answer_slots)
+    prompt_slots = min(room, padded_width(prompt_tokens))
     item_slots = padded_length(inputs.counts)
 
     def assemble(rows: np.ndarray, width: int) -> dict[str, np.ndarray]:
         own = np.where(rows < 0, -1, samples[rows])
-        prompts, prompt_lengths = prompt_tokens.padded(
-            own, min(width, room, padded_width(prompt_tokens))
-        )
+        prompts, prompt_lengths = prompt_tokens.padded(own, min(width, prompt_slots))
         completions, completion_lengths = answer_tokens.padded(own, answer_slots)
         return {
             "prompts": prompts,
@@ -176,12 +175,13 @@ def _check(plug: PPlug, config: PPlugConfig) -> None:
 
 
 def _check_room(
-    plug: PPlug, histories: Histories, prompt_tokens: Sequences, room: int, answer_slots: int
+    plug: PPlug, histories: Histories, prompts: Sequences, room: int, answer_slots: int
 ) -> None:
-    row = int(np.argmax(prompt_tokens.lengths))
-    if prompt_tokens.lengths[row] > room:
+    row = int(np.argmax(prompts.lengths))
+    longest = int(prompts.lengths[row])
+    if longest > room:
         raise InputError(
-            f"{histories.source}: question {histories.samples[row].id!r} has {prompt_tokens.lengths[row]} "
+            f"{histories.source}: question {histories.samples[row].id!r} has {longest} "
             f"tokens as a prompt; beside {answer_slots} of answers {plug.model.name} has room for "
             f"{room}: lower text.prompt_tokens or text.answer_tokens."
         )
