@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.demo import people
 from jaxalign.demo.answers import ENCODER, DemoAnswers
 from jaxalign.demo.study import (
     QUERY,
@@ -24,6 +23,8 @@ from jaxalign.metrics import accuracy, calibration_error, nll, share_of_gap
 from jaxalign.rewards.rules import TRAITS
 from jaxalign.version import __version__
 
+DemoReport = dict[str, Any]
+"""The report, as in report.json: nested dicts of plain values."""
 TARGETS = {"named": 0.70, "learned": 0.35}
 """Shares of the gap that the friendly population must show."""
 TOP = 3
@@ -36,7 +37,7 @@ def assemble(
     studies: dict[str, dict[str, Study]],
     seed: int,
     encoder_sha256: str,
-) -> dict[str, Any]:
+) -> DemoReport:
     """The report, as in report.json."""
     populations = {name: _population(worlds[name], studies[name], plan, seed) for name in worlds}
     shares = {kind: populations["friendly"][kind]["share"] for kind in TARGETS}
@@ -48,7 +49,7 @@ def assemble(
         "simulated": True,
         "seed": seed,
         "answers": {
-            "written_by": str(answers.origin.get("model", "")),
+            "written_by": str(answers.origin.get("model", "a language model")),
             "prompts": len(answers.prompts),
             "held_out_prompts": len(plan.held_out),
             "distinct": len(answers.texts),
@@ -173,12 +174,3 @@ def _taste(weights: np.ndarray) -> dict[str, Any]:
         "dislikes": names[int(np.argmin(weights))] if weights.min() < 0 else None,
         "weights": dict(zip(names, map(float, weights), strict=True)),
     }
-
-
-def types_of_people() -> list[dict[str, Any]]:
-    """The mixture that people are drawn from: share and central weights of each type."""
-    names = list(TRAITS)
-    return [
-        {"type": kind, "share": share, **dict(zip(names, centre, strict=True))}
-        for kind, (share, centre) in people.TYPES.items()
-    ]
