@@ -10,14 +10,7 @@ import numpy as np
 from jaxalign import palm
 from jaxalign.demo.answers import DemoAnswers
 from jaxalign.demo.study import SHOTS, DemoData, Design, Study
-from jaxalign.personalize import (
-    Router,
-    Routes,
-    Utility,
-    build_signed,
-    guarantees,
-    known,
-)
+from jaxalign.personalize import Router, Routes, Utility, build_signed, guarantees, known
 from jaxalign.rewards.rules import TRAITS
 
 BETA = 0.5

@@ -27,12 +27,7 @@ from jaxalign.pplug.persona import (
     rescale_persona,
     task_token,
 )
-from jaxalign.pplug.rows import (
-    PersonaInputs,
-    encoder_config,
-    padded_length,
-    prepare_persona_inputs,
-)
+from jaxalign.pplug.rows import PersonaInputs, encoder_config, padded_length, prepare_persona_inputs
 from jaxalign.pplug.store import HistoryStore
 from jaxalign.progress import track
 from jaxalign.train.mesh import batch_sharding, gathered
@@ -285,10 +280,7 @@ def loss(
     }
     params = {**frozen, **tables}
     answers = CompletionBatch(
-        batch["prompts"],
-        batch["prompt_lengths"],
-        batch["completions"],
-        batch["completion_lengths"],
+        batch["prompts"], batch["prompt_lengths"], batch["completions"], batch["completion_lengths"]
     )
     states = completion_states(
         spec.decoder,

@@ -233,11 +233,7 @@ def shorten(text: str, tokenizer: Tokenizer, limit: int) -> str:
 
 
 def _items(
-    encoder: Encoder,
-    text: TextConfig,
-    histories: Histories,
-    store: HistoryStore,
-    progress: bool,
+    encoder: Encoder, text: TextConfig, histories: Histories, store: HistoryStore, progress: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return `PersonaInputs.items` of the newest items of each sample."""
     kept = [sample.profile[-text.max_items :] for sample in histories.samples]

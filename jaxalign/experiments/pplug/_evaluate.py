@@ -353,12 +353,7 @@ def _statistics(
         name: np.stack([evaluator.losses(job) for job in own]) for name, own in jobs_of.items()
     }
     found["metrics"]["loss"] = compare_methods(
-        losses,
-        samples.users,
-        samples.lengths,
-        baselines,
-        seed=settings.seed,
-        draws=settings.draws,
+        losses, samples.users, samples.lengths, baselines, seed=settings.seed, draws=settings.draws
     )
     for name, values in losses.items():
         found["scores"][name]["loss"] = float(values.mean())

@@ -242,10 +242,7 @@ def _training_histories(
     """Return both parts with the histories that a training sees."""
     if TRAININGS[name].histories == "own":
         return learn, held
-    return (
-        shuffle_histories(learn, seed),
-        None if held is None else shuffle_histories(held, seed),
-    )
+    return (shuffle_histories(learn, seed), None if held is None else shuffle_histories(held, seed))
 
 
 def _fingerprinted(config: PPlugRunConfig) -> PPlugRunConfig:

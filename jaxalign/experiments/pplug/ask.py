@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import jax
 
@@ -30,17 +30,6 @@ class RunPlug(NamedTuple):
     run: PPlugRun
     training: str
     plug: PPlug
-
-
-class AnswerRow(TypedDict):
-    """One answer as it is written; `logprob` is in nats, summed over `tokens` tokens."""
-
-    id: str
-    user: str
-    text: str
-    tokens: int
-    logprob: float
-    stopped: bool
 
 
 def open_plug(folder: str | Path) -> RunPlug:
@@ -151,8 +140,8 @@ def answer_questions(
         )
 
 
-def answer_rows(histories: Histories, answers: Sequence[Completion]) -> list[AnswerRow]:
-    """Return the rows that are written, one per answer."""
+def answer_rows(histories: Histories, answers: Sequence[Completion]) -> list[dict[str, object]]:
+    """Return a row per answer as it is written; `logprob` is the sum over its tokens, in nats."""
     return [
         {
             "id": sample.id,
