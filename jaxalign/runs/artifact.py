@@ -82,8 +82,7 @@ def save_artifact(
     text = json.dumps(asdict(about), sort_keys=True, allow_nan=False)
     flat = flatten(arrays)
     digest = _digest(kind, text, flat)
-    meta = json.dumps({"kind": kind, "format": FORMAT, "digest": digest})
-    _write(Path(path), flat, {_META: meta, "about": text})
+    _write(Path(path), flat, {"kind": kind, "format": FORMAT, "digest": digest, "about": text})
     return digest
 
 
@@ -108,20 +107,18 @@ def load_artifact(
     path = Path(path).expanduser()
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a {kind}: {remedy}.")
-    flat, meta = _read(path, f"a {kind}: {remedy}")
-    try:
-        stated = json.loads(meta[_META])
-    except (KeyError, ValueError):
+    flat, stated = _read(path, f"a {kind}: {remedy}")
+    if "kind" not in stated:
         raise InputError(
             f"{path}: holds tensors and no artifact of jaxalign; expected a {kind}: {remedy}."
-        ) from None
+        )
     if stated["kind"] != kind:
         raise InputError(f"{path}: holds a {stated['kind']}; expected a {kind}: {remedy}.")
     if stated["format"] != FORMAT:
         raise InputError(
             f"{path}: is of format {stated['format']}; this version reads {FORMAT}: {remedy}."
         )
-    text = meta.get("about", "")
+    text = str(stated["about"])
     digest = _digest(kind, text, flat)
     if digest != stated["digest"]:
         raise InputError(f"{path}: is damaged (its digest does not fit its content): {remedy}.")
@@ -199,7 +196,7 @@ def subtree(flat: Mapping[str, np.ndarray], name: str) -> Arrays:
     return unflatten({k.removeprefix(below): v for k, v in flat.items() if k.startswith(below)})
 
 
-def _write(path: Path, flat: Mapping[str, np.ndarray], meta: dict[str, str]) -> None:
+def _write(path: Path, flat: Mapping[str, np.ndarray], meta: dict[str, object]) -> None:
     from safetensors.numpy import save_file
 
     texts = {name: value.tolist() for name, value in flat.items() if value.dtype.kind == "U"}
@@ -207,21 +204,22 @@ def _write(path: Path, flat: Mapping[str, np.ndarray], meta: dict[str, str]) -> 
         n: np.ascontiguousarray(v).reshape(v.shape) for n, v in flat.items() if n not in texts
     }
     if texts:
-        meta = {**meta, _TEXTS: json.dumps(texts)}
+        meta = {**meta, _TEXTS: texts}
+    # One entry: safetensors writes several in no fixed order, and equal runs write equal bytes.
     with write_aside(path) as aside:
-        save_file(tensors, aside, meta or None)
+        save_file(tensors, aside, {_META: json.dumps(meta)} if meta else None)
 
 
-def _read(path: Path, expected: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def _read(path: Path, expected: str) -> tuple[dict[str, np.ndarray], dict[str, object]]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="np") as handle:
-            meta = dict(handle.metadata() or {})
+            meta = json.loads((handle.metadata() or {}).get(_META, "{}"))
             flat = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is damaged ({error}); expected {expected}.") from None
-    texts = json.loads(meta.get(_TEXTS, "{}"))
+    texts = meta.get(_TEXTS, {})
     return flat | {name: np.asarray(text) for name, text in texts.items()}, meta
 
 

@@ -100,3 +100,11 @@ def test_what_cannot_be_used_is_refused(tmp_path):
     save_file({"mean": np.arange(2.0)}, path, {"jaxalign": old, "about": "{}"})
     with pytest.raises(InputError, match="is of format 1; this version reads 2: run `jaxalign"):
         load_artifact(path, "portfolio", About, REMEDY)
+
+
+def test_equal_artifacts_are_equal_bytes(tmp_path):
+    # safetensors writes the entries of its metadata in no fixed order.
+    paths = [tmp_path / f"{number}.safetensors" for number in range(8)]
+    for path in paths:
+        save_artifact(path, "weights", About(("brevity",)), {"mean": np.ones(2), "name": "a"})
+    assert len({path.read_bytes() for path in paths}) == 1
