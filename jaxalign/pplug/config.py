@@ -34,6 +34,7 @@ class PersonaConfig:
             decay starts at zero.
 
     Example:
+        >>> from jaxalign.pplug import PersonaConfig
         >>> PersonaConfig(tokens=2).prefix_length  # a task token and two persona tokens
         3
         >>> PersonaConfig(mean=True).uses_input
@@ -89,6 +90,7 @@ class TextConfig:
             as a line of its own, and `auto` uses `chat` if the tokenizer has a chat template.
 
     Example:
+        >>> from jaxalign.pplug import TextConfig
         >>> TextConfig(max_items=0)
         Traceback (most recent call last):
         jaxalign.errors.InputError: text.max_items is 0; expected at least 1.
@@ -127,6 +129,7 @@ class PPlugConfig:
         mesh: Device mesh. The trained parameters are replicated on every device.
 
     Example:
+        >>> from jaxalign.pplug import PersonaConfig, PPlugConfig
         >>> config = PPlugConfig(persona=PersonaConfig(tokens=2), copies=0)
         >>> config.optimiser.rate, config.loop.epochs
         (0.0001, 2)

@@ -158,6 +158,7 @@ def embedding_norm(table: jax.Array | np.ndarray) -> float:
 
     Example:
         >>> import jax.numpy as jnp
+        >>> from jaxalign.pplug.model import embedding_norm
         >>> embedding_norm(jnp.array([[3.0, 4.0], [0.0, 1.0]]))
         3.0
     """
@@ -311,6 +312,7 @@ def drop_items(key: jax.Array, mask: jax.Array, share: float) -> jax.Array:
 
     Example:
         >>> import jax, jax.numpy as jnp
+        >>> from jaxalign.pplug.model import drop_items
         >>> mask = jnp.array([True, True, True, False])
         >>> int(drop_items(jax.random.key(0), mask, 0.3).sum())  # one of three items is dropped
         2

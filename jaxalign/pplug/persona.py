@@ -92,6 +92,7 @@ def init_persona(
 
     Example:
         >>> import jax
+        >>> from jaxalign.pplug import PersonaConfig, init_persona
         >>> init = jax.jit(init_persona, static_argnums=(1, 2, 3, 4))
         >>> params = init(jax.random.key(0), PersonaConfig(), 3, 8, 2.0)
         >>> sorted(params), params["null"].shape
@@ -148,6 +149,7 @@ def rescale_persona(
 
     Example:
         >>> import jax, jax.numpy as jnp
+        >>> from jaxalign.pplug import PersonaConfig, init_persona, rescale_persona
         >>> init = jax.jit(init_persona, static_argnums=(1, 2, 3, 4))
         >>> params = init(jax.random.key(0), PersonaConfig(), 3, 8, 2.0)
         >>> longer = jax.jit(rescale_persona)(params, jnp.ones((1, 4)), 6.0)
@@ -190,6 +192,7 @@ def aggregate(
 
     Example:
         >>> import jax, jax.numpy as jnp
+        >>> from jaxalign.pplug import PersonaConfig, aggregate, init_persona
         >>> init = jax.jit(init_persona, static_argnums=(1, 2, 3, 4))
         >>> params = init(jax.random.key(0), PersonaConfig(), 3, 8, 2.0)
         >>> persona = jax.jit(aggregate, static_argnums=4)
@@ -232,6 +235,7 @@ def aggregate_flat(
 
     Example:
         >>> import jax, jax.numpy as jnp
+        >>> from jaxalign.pplug import PersonaConfig, aggregate_flat, init_persona
         >>> init = jax.jit(init_persona, static_argnums=(1, 2, 3, 4))
         >>> params = init(jax.random.key(0), PersonaConfig(), 3, 8, 2.0)
         >>> personas = jax.jit(aggregate_flat, static_argnums=4)
@@ -267,6 +271,7 @@ def task_token(params: PersonaParams) -> jax.Array:
 
     Example:
         >>> import jax, jax.numpy as jnp
+        >>> from jaxalign.pplug import PersonaConfig, init_persona, task_token
         >>> init = jax.jit(init_persona, static_argnums=(1, 2, 3, 4))
         >>> params = init(jax.random.key(0), PersonaConfig(), 3, 8, 2.0)
         >>> round(float(jnp.linalg.norm(jax.jit(task_token)(params))), 4)

@@ -95,6 +95,7 @@ def bm25(query: str, texts: Sequence[str]) -> NDArray[np.float64]:
     Source: Robertson and Zaragoza 2009; LaMP-Benchmark/LaMP @ 38c9d4d.
 
     Example:
+        >>> from jaxalign.pplug.retrieval import bm25
         >>> bm25("storm", ["a storm at sea", "the vote", "a match"]).argmax()
         np.int64(0)
     """
@@ -184,6 +185,7 @@ def prompt_with_items(
 
     Example:
         >>> from types import SimpleNamespace
+        >>> from jaxalign.pplug.retrieval import prompt_with_items
         >>> words = SimpleNamespace(
         ...     encode=lambda text, add_special_tokens: text.split(), decode=" ".join
         ... )

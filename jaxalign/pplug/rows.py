@@ -144,6 +144,7 @@ def format_prompts(
 
     Example:
         >>> from types import SimpleNamespace
+        >>> from jaxalign.pplug import TextConfig, format_prompts
         >>> words = SimpleNamespace(
         ...     encode=lambda text, add_special_tokens: text.split(), decode=" ".join
         ... )
@@ -171,6 +172,7 @@ def padded_length(counts: np.ndarray) -> int:
 
     Example:
         >>> import numpy as np
+        >>> from jaxalign.pplug.rows import padded_length
         >>> [padded_length(np.array([count])) for count in (3, 17, 513)]
         [16, 32, 1024]
     """

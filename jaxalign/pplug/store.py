@@ -37,6 +37,7 @@ class HistoryStore:
     Example:
         >>> import tempfile
         >>> import numpy as np
+        >>> from jaxalign.pplug import HistoryStore
         >>> with HistoryStore(tempfile.mkdtemp(), "an encoder", width=2) as store:
         ...     rows = store.add(["a", "b", "a"], lambda texts: np.ones((len(texts), 2)))
         ...     vectors = store.read(rows)
