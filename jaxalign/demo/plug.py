@@ -38,7 +38,7 @@ CONFIG = pplug.PPlugConfig(
     PERSONA,
     TEXT,
     copies=1,
-    loop=LoopConfig(epochs=24, batch_size=64, checkpoint_every=10_000),
+    loop=LoopConfig(epochs=12, batch_size=64, checkpoint_every=10_000),
     optimiser=OptimiserConfig(rate=3e-3, schedule="linear", warmup=0.05, weight_decay=0.1),
     weights="float32",
     compute="float32",
