@@ -262,5 +262,9 @@ def test_bad_input_is_one_sentence(world, tmp_path):
     evaluate = ("moc", "evaluate", "--out", out, "--model")
     refused(call(*evaluate, tmp_path), "holds no MOC policy")
     refused(call(*evaluate, world.model), "holds no MOC policy")
+    stopped = tmp_path / "stopped"
+    shutil.copytree(world.run, stopped)
+    (stopped / "report.json").unlink()
+    refused(call(*evaluate, stopped), "an unfinished run", "--resume")
     refused(call(*evaluate, world.run, "--samples", 0), "samples")
     assert not out.exists()

@@ -7,7 +7,7 @@ import chex
 import jax
 import numpy as np
 import pytest
-import tiny_speakers as tiny
+import tiny_policies as tiny
 from scipy.special import log_softmax
 
 from jaxalign.errors import InputError
