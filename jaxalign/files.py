@@ -31,6 +31,7 @@ def write_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         InputError: the parent folder cannot be created, or `path` is a folder.
 
     Example:
+        >>> from jaxalign.files import write_aside
         >>> import tempfile
         >>> from pathlib import Path
         >>> path = Path(tempfile.mkdtemp()) / "scores.txt"

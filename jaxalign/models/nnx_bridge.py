@@ -71,7 +71,7 @@ def to_nnx(config: families.Config, params: Params) -> NNXDecoder:
         (1, 3, 11)
         >>> model.params.layers.attention.query.kernel.shape
         (2, 8, 8)
-        >>> jax.tree.all(jax.tree.map(jnp.array_equal, from_nnx(model), params)).item()
+        >>> jax.tree.all(jax.tree.map(jnp.array_equal, from_nnx(model), params))
         True
     """
     return NNXDecoder(config, params)

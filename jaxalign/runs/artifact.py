@@ -67,6 +67,8 @@ def save_artifact(
         The digest that `load_artifact` gives.
 
     Example:
+        >>> import numpy as np
+        >>> from jaxalign.runs import load_artifact, save_artifact
         >>> import tempfile
         >>> from dataclasses import dataclass
         >>> @dataclass(frozen=True)
@@ -153,6 +155,7 @@ def flatten(tree: Tree, prefix: str = "") -> dict[str, np.ndarray]:
     """Return nested dicts of arrays as one dict, keys joined by '/'.
 
     Example:
+        >>> from jaxalign.runs.artifact import flatten
         >>> sorted(flatten({"a": {"b": 1.0}, "c": 2.0}))
         ['a/b', 'c']
     """
@@ -169,6 +172,8 @@ def unflatten(flat: Mapping[str, np.ndarray]) -> Arrays:
     """Return the nested dicts that `flatten` took apart.
 
     Example:
+        >>> import numpy as np
+        >>> from jaxalign.runs.artifact import unflatten
         >>> unflatten({"a/b": np.zeros(1)})
         {'a': {'b': array([0.])}}
     """
@@ -189,6 +194,8 @@ def subtree(flat: Mapping[str, np.ndarray], name: str) -> Arrays:
     """Return the nested dicts below a name.
 
     Example:
+        >>> import numpy as np
+        >>> from jaxalign.runs.artifact import subtree
         >>> subtree({"params/bias": np.zeros(1), "mean": np.ones(1)}, "params")
         {'bias': array([0.])}
     """

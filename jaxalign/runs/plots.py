@@ -42,6 +42,7 @@ def series_style(place: int) -> SeriesStyle:
     """Return colour, marker and line style of a series by its place in the legend.
 
     Example:
+        >>> from jaxalign.runs.plots import series_style
         >>> series_style(0)
         {'color': '#0072B2', 'marker': 'o', 'linestyle': '-'}
     """

@@ -107,6 +107,8 @@ def open_run_dir(
             `resume` is not set.
 
     Example:
+        >>> import numpy as np
+        >>> from jaxalign.runs import open_run_dir
         >>> import tempfile
         >>> from dataclasses import dataclass
         >>> @dataclass(frozen=True)

@@ -23,6 +23,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: i
         Markdown, ending in a newline.
 
     Example:
+        >>> from jaxalign.runs.tables import markdown_table
         >>> print(markdown_table(["method", "accuracy %"], [["bayes", "71.6"]]), end="")
         | method | accuracy % |
         | --- | ---: |
@@ -65,6 +66,7 @@ def percent(fraction: float | None, digits: int = 1) -> str:
     """Return a fraction in per cent, without the sign.
 
     Example:
+        >>> from jaxalign.runs.tables import percent
         >>> percent(0.716), percent(None)
         ('71.6', '-')
     """
@@ -75,6 +77,7 @@ def points(fraction: float, digits: int = 1) -> str:
     """Return a difference of fractions in percentage points, with its sign; no negative zero.
 
     Example:
+        >>> from jaxalign.runs.tables import points
         >>> points(0.0261), points(-0.0001)
         ('+2.6', '0.0')
     """
@@ -86,6 +89,7 @@ def interval(low: float, high: float, digits: int = 3) -> str:
     """Return the two ends of an interval.
 
     Example:
+        >>> from jaxalign.runs.tables import interval
         >>> interval(0.5, 0.73, 2)
         '0.50..0.73'
     """
