@@ -1,4 +1,4 @@
-"""Where compiled programs are kept between tests, workers and runs: most of a test is compilation.
+"""How tests compile, which is most of what they do: fast, and once for all workers and runs.
 
 Code compiled for another CPU can crash, and jax reads back what another version wrote: each jax,
 jaxlib and CPU has a folder of its own. jax tells programs and XLA's flags apart by itself.
@@ -6,11 +6,12 @@ jaxlib and CPU has a folder of its own. jax tells programs and XLA's flags apart
 
 import atexit
 import hashlib
+import mmap
 import platform
 import shutil
 import tempfile
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import distribution, version
 from pathlib import Path
 
 # What /proc/cpuinfo says of the kind of a CPU, on x86 and on ARM; clock rates and the like differ
@@ -19,6 +20,27 @@ KIND = (
     "vendor_id", "cpu family", "model", "model name", "stepping", "flags",
     "CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision", "Features",
 )  # fmt: skip
+
+
+# Compiling fast is what counts: a training step of the tests takes 3.6 s of processor time in
+# place of 24, and twice the time to run, of which there is little. The last is the greatest part
+# (11.3 s without), and the one that a later XLA may no longer know.
+FLAGS = (
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",
+    "--xla_cpu_use_fusion_emitters=false",
+)
+
+
+def xla_flags() -> str:
+    """The flags that this XLA knows: it ends the process over any other."""
+    library = Path(str(distribution("jaxlib").locate_file("jaxlib/libjax_common.so")))
+    if not library.is_file():
+        return " ".join(FLAGS[:-1])
+    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        known = [f for f in FLAGS if text.find(f.strip("-").partition("=")[0].encode()) >= 0]
+    return " ".join(known)
 
 
 def cpuinfo() -> str:

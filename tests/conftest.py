@@ -7,12 +7,7 @@ import compile_cache
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # see jaxalign.train.blas
-# Small programs are compiled a thousand times and run once: compiling fast is what counts.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_parallel_codegen_split_count=1",
-)
+os.environ.setdefault("XLA_FLAGS", compile_cache.xla_flags())
 os.environ.update(compile_cache.variables(os.environ))
 
 import jax

@@ -113,3 +113,10 @@ def test_a_program_cut_short_is_compiled_and_fails_no_test(own_folder):
 def test_a_folder_that_can_no_longer_be_written_fails_no_test(own_folder):
     own_folder.write_text("a file in its place")
     assert float(jax.jit(lambda x: x + 40)(2.0)) == 42
+
+
+def test_flags_that_this_xla_does_not_know_are_left_out(monkeypatch):
+    known = compile_cache.xla_flags()
+    assert "--xla_backend_optimization_level=0" in known
+    monkeypatch.setattr(compile_cache, "FLAGS", (*compile_cache.FLAGS, "--xla_cpu_of_tomorrow=1"))
+    assert compile_cache.xla_flags() == known

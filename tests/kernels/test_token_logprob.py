@@ -375,7 +375,7 @@ def run_python(python, code, **environment):
 
 
 def test_tokens_laid_out_over_devices_stay_there():
-    flags = "--xla_force_host_platform_device_count=4"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
     assert "fine" in run_python(sys.executable, DEVICES, XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
 
 

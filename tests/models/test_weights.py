@@ -324,8 +324,9 @@ def run_python(code, *args, **environment):
 
 def test_shards_go_straight_to_their_devices(tmp_path):
     source = tiny_lms.write(tmp_path / "model", "llama-biased")
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    done = run_python(SHARDED, source, Path(__file__).parent, tmp_path / "again", **flags)
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    arguments = (source, Path(__file__).parent, tmp_path / "again")
+    done = run_python(SHARDED, *arguments, XLA_FLAGS=flags)
     assert done.stdout == "done\n", done.stderr[-3000:]
     assert_same_bits(tensors_of(tmp_path / "again"), tensors_of(source))
 

@@ -461,7 +461,7 @@ def test_a_mesh_trains_as_one_device(tmp_path):
     here = Path(__file__).parent
     path = os.pathsep.join([str(here), str(here.parent / "models")])
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2",
         "PYTHONPATH": path,
     }
     subprocess.run([sys.executable, "-c", MESHES, str(tmp_path)], env=environment, check=True)

@@ -17,8 +17,7 @@ from pathlib import Path
 mode, out = sys.argv[1], Path(sys.argv[2])
 count = {"virtual": 8, "more": 8, "joined": 2, "killed": 1}[mode]
 os.environ["XLA_FLAGS"] = (
-    f"--xla_force_host_platform_device_count={count} "
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 

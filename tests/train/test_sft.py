@@ -381,7 +381,7 @@ def test_a_mesh_of_four_devices_trains_as_one(world, tmp_path):
     here = Path(__file__).parent
     path = os.pathsep.join([str(here.parent / "models"), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4",
         "PYTHONPATH": path,
     }
     arguments = [str(here), str(world / "model"), str(tmp_path)]
