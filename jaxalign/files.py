@@ -4,9 +4,11 @@ This module is the only place of the package that renames files into place, chec
 `jaxalign.train.checkpoint` aside. A reader therefore never meets half of a file.
 """
 
+import gzip
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,7 +126,7 @@ def read_json(
     """Read a JSON file that holds an object.
 
     Args:
-        path: file to read.
+        path: file to read, compressed if its name ends in .gz.
         expected: what the file should hold, for messages.
         remedy: what the user can do about a file that is missing or damaged, for messages.
 
@@ -136,14 +138,16 @@ def read_json(
     """
     path = Path(path).expanduser()
     try:
-        content = json.loads(path.read_text("utf-8"))
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
+        content = json.loads(raw.decode("utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; expected {expected}: {remedy}.") from None
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be read ({error.strerror}); expected {expected}: {remedy}."
+            f"{path}: cannot be read ({error.strerror or error}); expected {expected}: {remedy}."
         ) from error
-    except ValueError as error:
+    except (ValueError, EOFError, RecursionError, zlib.error) as error:
         raise InputError(f"{path}: is not JSON ({error}); expected {expected}: {remedy}.") from None
     if not isinstance(content, dict):
         raise InputError(

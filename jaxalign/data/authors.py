@@ -1,6 +1,5 @@
 """Files of the MRM authors (github ModalityDance/MRM): embedded choices and checkpoints."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from jaxalign.data.files import encode, later_reversals
 from jaxalign.data.preferences import Preferences
 from jaxalign.data.torch_files import read_pt
 from jaxalign.errors import InputError
+from jaxalign.files import read_json
 
 _LAYER = re.compile(r"layers\.(\d+)\.(weight|bias)")
 
@@ -45,7 +45,7 @@ def load_authors(
         raise InputError(f"{pt_path} holds {found}, expected one tensor [2N, E] of embeddings.")
     if (bad := first_bad_row(values)) is not None:
         raise InputError(f"{pt_path}, row {bad}: found NaN or infinity, expected finite numbers.")
-    entries = list(_entries(_read_json(Path(json_path)), json_path, len(values)))
+    entries = list(_entries(read_json(json_path, "{user: [choices]}"), json_path, len(values)))
     if not entries:
         raise InputError(f"{json_path} holds no choices, expected a list of them for each user.")
     user, users = encode([name for name, _, _ in entries])
@@ -115,8 +115,7 @@ def read_authors_checkpoint(path: str | Path) -> dict[str, Any]:
     for index in range(len(layers)):
         layer = layers.get(index, {})
         weight, bias = layer.get("weight"), layer.get("bias")
-        _check_layer(f"{path}, `layers.{index}", weight, bias, width)
-        assert weight is not None
+        weight = _check_layer(f"{path}, `layers.{index}", weight, bias, width)
         width = weight.shape[0]
         base[f"layer{index}"] = {"kernel": np.ascontiguousarray(weight.T)}
         if bias is not None:
@@ -130,30 +129,24 @@ def read_authors_checkpoint(path: str | Path) -> dict[str, Any]:
     return {"base": base, "weight_init": start}
 
 
-def _check_layer(where: str, weight: Any, bias: Any, width: int | None) -> None:
-    if np.ndim(weight) != 2 or (width is not None and weight.shape[1] != width):
+def _check_layer(
+    where: str, weight: np.ndarray | None, bias: np.ndarray | None, width: int | None
+) -> np.ndarray:
+    """Return the weight [out, in], checked against the layer before it."""
+    if weight is None or np.ndim(weight) != 2 or (width is not None and weight.shape[1] != width):
+        found = () if weight is None else np.shape(weight)
         expected = f"[out, {'in' if width is None else width}]"
-        raise InputError(f"{where}.weight`: found shape {np.shape(weight)}, expected {expected}.")
+        raise InputError(f"{where}.weight`: found shape {found}, expected {expected}.")
     if bias is not None and np.shape(bias) != weight.shape[:1]:
         raise InputError(
             f"{where}.bias`: found shape {np.shape(bias)}, expected {weight.shape[:1]}."
         )
+    return weight
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        with open(path, "rb") as file:
-            found = json.load(file)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; check the path.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not readable as JSON: {error}.") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path} holds a {type(found).__name__}, expected {{user: [choices]}}.")
-    return found
-
-
-def _entries(meta: dict[str, Any], path: str | Path, rows: int) -> Iterator[tuple[str, str, Any]]:
+def _entries(
+    meta: dict[str, object], path: str | Path, rows: int
+) -> Iterator[tuple[str, str, Any]]:
     """User, place and entry of every choice, checked."""
     for user, choices in meta.items():
         if not user or not isinstance(choices, list):

@@ -36,13 +36,8 @@ def read_columns(source: str | Path, names: Sequence[str]) -> tuple[dict[str, li
         )
     if name.endswith(".parquet"):
         columns = _parquet(path, names)
-    elif path.exists() or isinstance(source, Path) or not files.DATASET.fullmatch(name):
-        raise InputError(
-            f"{name} is neither a file ending in .jsonl, .json or .parquet nor the name of a data "
-            "set; check the path, or convert the file to JSON lines."
-        )
     else:
-        table = files.read_dataset(name)
+        table = files.read_dataset(source)
         columns = {wanted: table[wanted].to_pylist() for wanted in names if wanted in table}
     if columns and not len(next(iter(columns.values()))):
         raise InputError(f"{name} has no rows, expected at least one.")

@@ -1,7 +1,6 @@
 """Feature rows of items: read, written and looked up by id."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.errors import InputError
+from jaxalign.files import write_aside
 
 _ROWS_AT_ONCE = 4096
 
@@ -76,13 +76,8 @@ def save_features(path: str | Path, features: Features) -> None:
     }
     if checked.names is not None:
         arrays["names"] = _json_bytes(checked.names)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(aside, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with write_aside(path) as aside, open(aside, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def lookup(features: Features, items: Sequence[str]) -> np.ndarray:
@@ -115,15 +110,6 @@ def lookup(features: Features, items: Sequence[str]) -> np.ndarray:
             "compute them again."
         )
     return values
-
-
-def check_width(values: np.ndarray, expected: int, what: str) -> None:
-    """Refuse features whose last dimension is not the one a model was made for."""
-    if values.shape[-1] != expected:
-        raise InputError(
-            f"{what} has {values.shape[-1]} features a row, expected {expected}; use the encoder "
-            "that the model was trained with."
-        )
 
 
 def first_bad_row(values: np.ndarray) -> int | None:

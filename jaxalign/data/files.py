@@ -64,12 +64,7 @@ def load(source: str | Path) -> Preferences:
         return from_columns(_read_parquet(path), name)
     if path.is_dir():
         raise InputError(f"{name} is a folder, expected a .jsonl or .parquet file; name the file.")
-    if path.exists() or isinstance(source, Path) or not DATASET.fullmatch(name):
-        raise InputError(
-            f"{name} is neither a file ending in .jsonl, .json or .parquet nor the name of a data "
-            "set; check the path, or convert the file to JSON lines."
-        )
-    return from_columns(read_dataset(name), name)
+    return from_columns(read_dataset(source), name)
 
 
 def from_columns(
@@ -248,12 +243,20 @@ def _read_parquet(path: Path) -> dict[str, Any]:
     return {name: table[name] if name in table.column_names else () for name in names}
 
 
-def read_dataset(source: str) -> dict[str, Any]:
-    """Columns of a `datasets` name, `owner/name` or `owner/name:split`."""
+def read_dataset(source: str | Path) -> dict[str, Any]:
+    """Columns of a `datasets` name, `owner/name` or `owner/name:split`.
+
+    Raises:
+        InputError: it is no such name, or cannot be loaded.
+    """
     import datasets  # slow to import, and only this source needs it
 
-    match = DATASET.fullmatch(source)
-    assert match is not None
+    match = None if Path(source).exists() else DATASET.fullmatch(str(source))
+    if match is None or isinstance(source, Path):
+        raise InputError(
+            f"{source} is neither a file ending in .jsonl, .json or .parquet nor the name of a "
+            "data set; check the path, or convert the file to JSON lines."
+        )
     split = match["split"] or "train"
     last: Exception | None = None
     for name, config in _readings(match["name"]):

@@ -1,15 +1,14 @@
 """LaMP's tasks: what an item and a question say, what an answer may be, and files of answers."""
 
-import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from jaxalign.data.records import identity, read_json, short, text_of
+from jaxalign.data.records import identity, short, text_of
 from jaxalign.errors import InputError
+from jaxalign.files import read_json, write_json
 
 QUERY_PREFIX = "Represent this sentence for searching relevant passages:"
 
@@ -221,12 +220,13 @@ def read_answers(path: str | Path) -> tuple[str, dict[str, str]]:
     Raises:
         InputError: the file cannot be read, is not of that form, or has an id twice.
     """
-    value = read_json(Path(path))
-    rows = value.get("golds") if isinstance(value, dict) else None
-    if not isinstance(rows, list) or not isinstance(value.get("task"), str):
+    remedy = "give the file of outputs"
+    value = read_json(path, "LaMP's answers", remedy)
+    rows, found = value.get("golds"), value.get("task")
+    if not isinstance(rows, list) or not isinstance(found, str):
         raise InputError(
             f'{path} does not hold answers, expected {{"task": "LaMP_4", "golds": [{{"id", '
-            '"output"}]}; give the file of outputs.'
+            f'"output"}}]}}; {remedy}.'
         )
     answers: dict[str, str] = {}
     for place, row in enumerate(rows):
@@ -235,7 +235,7 @@ def read_answers(path: str | Path) -> tuple[str, dict[str, str]]:
         if name in answers:
             raise InputError(f"{where}: id {name!r} comes twice, expected unique ids; remove one.")
         answers[name] = text_of(row, "output", where, numbers=True)
-    return task(value["task"]).name, answers
+    return task(found).name, answers
 
 
 def write_answers(path: str | Path, name: str, answers: Mapping[str, str]) -> None:
@@ -249,8 +249,5 @@ def write_answers(path: str | Path, name: str, answers: Mapping[str, str]) -> No
     Raises:
         InputError: the task is unknown.
     """
-    path = Path(path)
     golds = [{"id": key, "output": answer} for key, answer in answers.items()]
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    aside.write_text(json.dumps({"task": task(name).name, "golds": golds}, indent=1) + "\n")
-    os.replace(aside, path)
+    write_json(path, {"task": task(name).name, "golds": golds})

@@ -1,9 +1,7 @@
 """Choices with their features on disk, user after user: memory-mapped, read a block at a time."""
 
-import json
-import os
-import shutil
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +14,7 @@ from jaxalign.data.batching import Pairs, pad_pairs
 from jaxalign.data.preferences import Preferences
 from jaxalign.data.splits import rows_by_user
 from jaxalign.errors import InputError
+from jaxalign.files import read_json, write_folder_aside, write_json
 
 FORMAT = 1
 _USERS_AT_ONCE = 256
@@ -106,14 +105,14 @@ class PairWriter:
         self.path, self.width = Path(path), width
         if self.path.exists():
             raise InputError(f"{self.path} is there already: give a new folder, or remove it.")
-        self._aside = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
         self._users: list[str] = []
         self._counts: list[int] = []
         self._group: list[np.ndarray] = []
         self._weight: list[np.ndarray] = []
 
     def __enter__(self) -> "PairWriter":
-        self._aside.mkdir(parents=True)
+        self._stack = ExitStack()
+        self._aside = self._stack.enter_context(write_folder_aside(self.path))
         self._file = open(self._aside / "features.bf16", "wb")
         return self
 
@@ -163,11 +162,14 @@ class PairWriter:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
-        if kind is not None or not self._users:
-            shutil.rmtree(self._aside)
-            if kind is None:
-                raise InputError(f"{self.path}: no user was added; expected at least one.")
-            return
+        with self._stack:  # removes the temporary folder where this raises
+            if error is not None:
+                raise error
+            self._finish()
+
+    def _finish(self) -> None:
+        if not self._users:
+            raise InputError(f"{self.path}: no user was added; expected at least one.")
         np.savez(
             self._aside / "index.npz",
             first=np.concatenate([[0], np.cumsum(self._counts)]).astype(np.int64),
@@ -175,8 +177,7 @@ class PairWriter:
             weight=np.concatenate(self._weight),
         )
         about = {"format": FORMAT, "width": self.width, "users": self._users}
-        (self._aside / "about.json").write_text(json.dumps(about), encoding="utf-8")
-        self._aside.rename(self.path)
+        write_json(self._aside / "about.json", about)
 
 
 def open_pairs(path: str | Path) -> PairFile:
@@ -186,31 +187,31 @@ def open_pairs(path: str | Path) -> PairFile:
         InputError: no such folder, another format version, or files that do not fit together.
     """
     path = Path(path)
+    remedy = "write it with data.pair_file.write_pairs"
+    about = read_json(path / "about.json", "a folder of choices", remedy)
+    if about.get("format") != FORMAT:
+        raise InputError(
+            f"{path}: format version {about.get('format')}; this jaxalign reads version "
+            f"{FORMAT}: {remedy}."
+        )
+    width, users = about.get("width"), about.get("users")
+    if not isinstance(width, int) or not isinstance(users, list):
+        raise InputError(f"{path / 'about.json'}: lacks `width` or `users`: {remedy}.")
     try:
-        about = json.loads((path / "about.json").read_text(encoding="utf-8"))
-        if about.get("format") != FORMAT:
-            raise InputError(
-                f"{path}: format version {about.get('format')}; this jaxalign reads version "
-                f"{FORMAT}: write it again."
-            )
         with np.load(path / "index.npz", allow_pickle=False) as index:
             first, group, weight = (index[name] for name in ("first", "group", "weight"))
-        shape = (int(first[-1]), 2, int(about["width"]))
+        shape = (int(first[-1]), 2, width)
         found = (path / "features.bf16").stat().st_size
-    except InputError:
-        raise
-    except Exception as error:  # zipfile, json and NumPy each have their own
-        raise InputError(
-            f"{path} is no readable folder of choices ({error}): write it with data.write_pairs."
-        ) from error
-    if found != 2 * int(np.prod(shape)) or len(about["users"]) + 1 != len(first):
+    except Exception as error:  # zipfile and NumPy each have their own
+        raise InputError(f"{path} is no readable folder of choices ({error}): {remedy}.") from error
+    if found != 2 * int(np.prod(shape)) or len(users) + 1 != len(first):
         raise InputError(
             f"{path}: features.bf16 has {found} bytes, expected {2 * int(np.prod(shape))} for "
             f"{shape[0]} choices: it is not whole, write it again."
         )
     # Mapped as bytes: a memory map of bfloat16 itself would need NumPy to know the type by name.
     rows = np.memmap(path / "features.bf16", np.uint16, "r", shape=shape).view(ml_dtypes.bfloat16)
-    return PairFile(path, tuple(about["users"]), first, group, weight, rows)
+    return PairFile(path, tuple(map(str, users)), first, group, weight, rows)
 
 
 def write_pairs(

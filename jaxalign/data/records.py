@@ -17,19 +17,6 @@ _SOMETHING = re.compile(r"[^\s,]")
 _DATE = re.compile(r"(\d{1,4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?")
 
 
-def read_json(path: Path) -> Any:
-    """The value in a JSON file (.gz too).
-
-    Raises:
-        InputError: there is no such file, or it is not JSON.
-    """
-    try:
-        with _opened(path) as file:
-            return json.load(file)
-    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
-        raise _unreadable(path, error) from None
-
-
 def read_array(path: Path) -> Iterator[Any]:
     """The elements of a JSON file that holds one array, one at a time.
 

@@ -1,7 +1,5 @@
 """Who is seen and what is known: roles of users, folds of items, support and query choices."""
 
-import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 
 from jaxalign.data.preferences import Preferences
 from jaxalign.errors import InputError
+from jaxalign.files import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -23,18 +22,24 @@ class UserSplit:
     seed: int
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON, aside first, then renamed."""
-        path = Path(path)
-        aside = path.with_suffix(".tmp")
-        aside.write_text(json.dumps(asdict(self), indent=0))
-        os.replace(aside, path)
+        """Write as JSON, in one step."""
+        write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: str | Path) -> "UserSplit":
-        """Read what `save` wrote."""
-        raw = json.loads(Path(path).read_text())
-        roles = {name: tuple(raw[name]) for name in ("train", "validation", "test")}
-        return cls(**roles, seed=int(raw["seed"]))
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: the file is missing or damaged.
+        """
+        remedy = "run `jaxalign mrm train` again"
+        found = read_json(path, "the users of a run by role", remedy)
+        roles = [found.get(name) for name in ("train", "validation", "test")]
+        train, validation, test = (tuple(r) if isinstance(r, list) else None for r in roles)
+        seed = found.get("seed")
+        if train is None or validation is None or test is None or not isinstance(seed, int):
+            raise InputError(f"{path}: lacks `train`, `validation`, `test` or `seed`: {remedy}.")
+        return cls(train, validation, test, seed)
 
 
 def split_users(

@@ -8,7 +8,6 @@ samples where the evaluator draws a bootstrap median about it.
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,33 +101,6 @@ def sample_scores(task: str, predictions: Sequence[str], golds: Sequence[str]) -
     if told.kind == "rating":
         return {"MAE": _distances(told, answers, right)}
     return _rouge(answers, right)
-
-
-def score_files(predictions: str | Path, golds: str | Path) -> dict[str, float]:
-    """Return the scores of a file of predictions, both files in LaMP's form.
-
-    Args:
-      predictions: {"task", "golds": [{"id", "output"}]}, as `lamp.write_answers` writes it.
-      golds: the file of right answers.
-
-    Returns:
-      As `score`.
-
-    Raises:
-      InputError: a file cannot be read, they are of two tasks, or their ids differ.
-    """
-    task, right = lamp.read_answers(golds)
-    other, answers = lamp.read_answers(predictions)
-    if other != task:
-        raise InputError(f"{predictions} answers {other}, expected {task} as {golds} has it.")
-    if answers.keys() != right.keys():
-        odd = next(iter(answers.keys() ^ right.keys()))
-        place = golds if odd in answers else predictions
-        raise InputError(
-            f"{place} has no answer with id {odd!r}, expected the same ids in {predictions} and "
-            f"{golds} ({len(answers)} and {len(right)} ids found)."
-        )
-    return score(task, [answers[name] for name in right], list(right.values()))
 
 
 def _stripped(texts: Sequence[str]) -> list[str]:

@@ -37,8 +37,8 @@ def register_reward(name: str) -> Callable[[Function], Function]:
         ... def count_exclamations(prompts, answers):
         ...     return [answer.count("!") for answer in answers]
         >>> reward = build_rewards([RewardSpec("exclamations"), RewardSpec("brevity")])
-        >>> compute_rewards(reward, ["Well?"], ["No!!"]).round(3).tolist()
-        [[2.0, -0.693]]
+        >>> compute_rewards(reward, ["Well?"], ["No!!"]).round(3)
+        array([[ 2.   , -0.693]], dtype=float32)
     """
     check_reward_names((name,))
 
@@ -89,8 +89,9 @@ def rule_rewards(names: Sequence[str]) -> TextReward:
 
     Example:
         >>> from jaxalign.rewards import rule_rewards
-        >>> rule_rewards(["brevity", "structure"]).function(["Why?"], [""]).tolist()
-        [[0.0, 0.0]]
+        >>> reward = rule_rewards(["structure", "brevity"])
+        >>> reward.names, float(reward.function(["Why?"], ["- one\\n- two"])[0, 0])
+        (('structure', 'brevity'), 0.75)
     """
     for name in names:
         check_registered(name)

@@ -100,7 +100,7 @@ def test_bad_files(tmp_path):
         refused(lambda paths=paths: data.load_authors(*paths), part)
     paths[1].write_text("{")
     refused(lambda: data.load_authors(*paths), "not readable as JSON")
-    refused(lambda: data.load_authors(paths[0], tmp_path / "no.json"), "does not exist")
+    refused(lambda: data.load_authors(paths[0], tmp_path / "no.json"), "no such file")
     torch.save({"a": torch.zeros(2)}, paths[0])
     refused(lambda: data.load_authors(*paths), "holds dict", "one tensor [2N, E]")
     torch.save(torch.tensor([[0.0, 1.0], [float("nan"), 0.0]]), paths[0])

@@ -6,7 +6,6 @@ import pytest
 from safetensors.numpy import save_file
 
 from jaxalign import data
-from jaxalign.data.features import check_width
 from jaxalign.errors import InputError
 
 IDS = ("a", "b\nb", "ç")
@@ -86,11 +85,6 @@ def test_lookup_refuses_missing_and_non_finite_rows():
         "4 of 5 items have no features",
         "'v', 'w', 'x'",
     )
-
-
-def test_check_width_names_both_widths():
-    check_width(VALUES, 2, "f.npz")
-    refused(lambda: check_width(VALUES, 384, "f.npz"), "f.npz has 2 features", "expected 384")
 
 
 def test_bad_files_are_named(tmp_path):
