@@ -11,13 +11,13 @@ import json
 import re
 import textwrap
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import MISSING, dataclass
 from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
@@ -67,7 +67,7 @@ def load_config(cls: type[Config], path: str | Path | None, overrides: Sequence[
         ) from None
 
 
-def to_yaml(config: Any) -> str:
+def to_yaml(config: object) -> str:
     """The YAML text of a config instance; `load_config` reads the same instance from it."""
     plain = TypeAdapter(type(config)).dump_python(config, mode="json")
     return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
@@ -98,12 +98,12 @@ class _Leaf:
     """A field that is not itself a config, with its dotted key."""
 
     key: str
-    type: Any
-    default: Any
+    type: type
+    default: object
     help: str
 
 
-def _leaves(cls: type, prefix: str = "", parent: Any = MISSING) -> Iterator[_Leaf]:
+def _leaves(cls: type, prefix: str = "", parent: object = MISSING) -> Iterator[_Leaf]:
     hints = get_type_hints(cls)
     helps = _attribute_help(cls)
     for field in dataclasses.fields(cls):
@@ -112,7 +112,7 @@ def _leaves(cls: type, prefix: str = "", parent: Any = MISSING) -> Iterator[_Lea
         if parent is not MISSING:
             default = getattr(parent, field.name)
         elif field.default_factory is not MISSING:
-            default = field.default_factory()  # type: ignore[operator]
+            default = field.default_factory()
         else:
             default = field.default
         key, kind = prefix + field.name, hints[field.name]
@@ -122,16 +122,17 @@ def _leaves(cls: type, prefix: str = "", parent: Any = MISSING) -> Iterator[_Lea
             yield _Leaf(key, kind, default, helps.get(field.name, ""))
 
 
-def _defaults(leaves: Iterable[_Leaf]) -> dict[str, Any]:
-    document: dict[str, Any] = {}
+def _defaults(leaves: Iterable[_Leaf]) -> dict[str, object]:
+    document: dict[str, object] = {}
     for leaf in leaves:
         if leaf.default is not MISSING:
             _put(document, leaf.key, _plain(leaf, leaf.default))
     return document
 
 
-def _plain(leaf: _Leaf, value: Any) -> Any:
-    return TypeAdapter(leaf.type).dump_python(value, mode="json")
+def _plain(leaf: _Leaf, value: object) -> object:
+    adapter: TypeAdapter[object] = TypeAdapter(leaf.type)
+    return adapter.dump_python(value, mode="json")
 
 
 def _attribute_help(cls: type) -> dict[str, str]:
@@ -143,7 +144,7 @@ def _attribute_help(cls: type) -> dict[str, str]:
     return helps
 
 
-def _type_name(kind: Any) -> str:
+def _type_name(kind: object) -> str:
     origin, args = get_origin(kind), get_args(kind)
     if kind is type(None):
         return "None"
@@ -157,7 +158,7 @@ def _type_name(kind: Any) -> str:
     return getattr(kind, "__name__", str(kind))
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
@@ -167,7 +168,9 @@ def _shown(value: Any) -> str:
 class _Loader(yaml.SafeLoader):
     """YAML as people write configs: 1e-3 is a number, and a key stands once."""
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(
+        self, node: yaml.MappingNode, deep: bool = False
+    ) -> dict[Hashable, object]:
         """The mapping of a node whose keys are distinct."""
         seen = set()
         for key, _ in getattr(node, "value", ()):
@@ -202,7 +205,7 @@ for _class in (_Loader, _Dumper):
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, object]:
     try:
         document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
@@ -224,8 +227,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _merged(
-    base: dict[str, Any], over: dict[str, Any], leaves: Iterable[str], prefix: str = ""
-) -> dict[str, Any]:
+    base: dict[str, object], over: dict[str, object], leaves: Iterable[str], prefix: str = ""
+) -> dict[str, object]:
     """`base` with the keys of `over`, down to the leaves."""
     merged = dict(base)
     for name, value in over.items():
@@ -260,7 +263,7 @@ def _options(overrides: Sequence[str], leaves: dict[str, _Leaf]) -> dict[str, li
     return options
 
 
-def _parsed(leaf: _Leaf, words: list[str]) -> Any:
+def _parsed(leaf: _Leaf, words: list[str]) -> object:
     """The JSON value of an option's words, read by tyro as the field's type."""
     if leaf.type is bool or bool in get_args(leaf.type):
         words = [word.capitalize() for word in words] or ["True"]
@@ -268,7 +271,7 @@ def _parsed(leaf: _Leaf, words: list[str]) -> Any:
     args = [f"--value={words[0]}"] if len(words) == 1 else ["--value", *words]
     try:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            value: Any = tyro.cli(single, args=args).value
+            value: object = tyro.cli(single, args=args).value
     except (SystemExit, tyro.constructors.UnsupportedTypeAnnotationError):
         found = f"'{' '.join(words)}'" if words else "no value"
         raise InputError(
@@ -278,12 +281,13 @@ def _parsed(leaf: _Leaf, words: list[str]) -> Any:
     return _plain(leaf, value)
 
 
-def _put(document: dict[str, Any], key: str, value: Any) -> None:
+def _put(document: dict[str, object], key: str, value: object) -> None:
     *parents, last = key.split(".")
     for name in parents:
-        document = document.setdefault(name, {})
-        if not isinstance(document, dict):
+        below = document.setdefault(name, {})
+        if not isinstance(below, dict):
             return  # the file is wrong here, and the check says so
+        document = below
     document[last] = value
 
 
@@ -292,7 +296,7 @@ def _put(document: dict[str, Any], key: str, value: Any) -> None:
 
 def _sentence(
     error: ValidationError,
-    document: dict[str, Any],
+    document: dict[str, object],
     leaves: dict[str, _Leaf],
     path: str | Path | None,
     options: Iterable[str],
@@ -327,13 +331,14 @@ def _sentence(
     return f"{where}: found {found}, expected {expected}; correct the value."
 
 
-def _get(document: Any, key: str) -> Any:
+def _get(document: dict[str, object], key: str) -> object:
+    found: object = document
     for name in key.split("."):
-        document = document[name]
-    return document
+        found = found[name] if isinstance(found, dict) else None
+    return found
 
 
-def _found(value: Any) -> str:
+def _found(value: object) -> str:
     if value is None:
         return "nothing"
     text = repr(value)

@@ -3,10 +3,17 @@
 import argparse
 import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from jaxalign.errors import InputError
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+else:
+    Commands = argparse._SubParsersAction
+Run = Callable[[argparse.Namespace, list[str]], None]
 
 
 class Parser(argparse.ArgumentParser):
@@ -17,7 +24,9 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}: see `{self.prog} --help`")
 
 
-def command(commands: Any, name: str, run: Any, text: str, **options: Any) -> Any:
+def command(
+    commands: Commands, name: str, run: Run, text: str, epilog: str | None = None
+) -> argparse.ArgumentParser:
     """Adds a command that calls `run(arguments, rest)`; returns its parser.
 
     Args:
@@ -25,22 +34,26 @@ def command(commands: Any, name: str, run: Any, text: str, **options: Any) -> An
         name: what the user types.
         run: called with the parsed arguments and what was left over.
         text: help, lower case, without a full stop.
-        options: of `add_parser`.
+        epilog: what stands below the options in its help.
     """
     parser = commands.add_parser(
-        name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False, **options
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        allow_abbrev=False,
+        epilog=epilog,
     )
     parser.set_defaults(run=run)
     return parser
 
 
-def group(commands: Any, name: str, text: str) -> Any:
+def group(commands: Commands, name: str, text: str) -> Commands:
     """Adds a word that stands before several commands; returns where to add them."""
     parser = commands.add_parser(name, help=text, allow_abbrev=False)
     return parser.add_subparsers(required=True, metavar="ACTION")
 
 
-def takes_config(parser: Any, config: str) -> None:
+def takes_config(parser: argparse.ArgumentParser, config: str) -> None:
     """Let options of a command set fields of a config, and let `--fields` list them.
 
     Args:
@@ -49,7 +62,7 @@ def takes_config(parser: Any, config: str) -> None:
     """
 
     class Fields(argparse.Action):
-        def __call__(self, parser: argparse.ArgumentParser, *rest: Any) -> None:
+        def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
             from jaxalign.config import describe
 
             module, _, cls = config.partition(":")

@@ -2,19 +2,18 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from jaxalign.commands.parser import command, group, takes_config
+from jaxalign.commands.parser import Commands, command, group, takes_config
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Adds the commands."""
     actions = group(commands, "reward", "reward models")
     _add_train(actions)
     _add_score(actions)
 
 
-def _add_train(actions: Any) -> None:
+def _add_train(actions: Commands) -> None:
     parser = command(
         actions,
         "train",
@@ -30,7 +29,7 @@ def _add_train(actions: Any) -> None:
     takes_config(parser, "jaxalign.rewards.bradley_terry:RewardConfig")
 
 
-def _add_score(actions: Any) -> None:
+def _add_score(actions: Commands) -> None:
     parser = command(actions, "score", _score, "rewards of answers, as JSON lines")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", help="folder of a reward model, or a name")

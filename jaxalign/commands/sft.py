@@ -2,12 +2,11 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from jaxalign.commands.parser import command, takes_config
+from jaxalign.commands.parser import Commands, command, takes_config
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Adds the command."""
     parser = command(
         commands,

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,19 @@ from jaxalign.data.preferences import Preferences
 from jaxalign.data.torch_files import read_pt
 from jaxalign.errors import InputError
 from jaxalign.files import read_json
+
+
+class _Entry(NamedTuple):
+    """A choice of the authors' file; answers and embedding rows are chosen, then rejected."""
+
+    user: str
+    where: str
+    conversation: str
+    prompt: str
+    answers: tuple[str, str]
+    rows: tuple[int, int]
+    split: str
+
 
 _LAYER = re.compile(r"layers\.(\d+)\.(weight|bias)")
 
@@ -48,31 +61,31 @@ def load_authors(
     entries = list(_entries(read_json(json_path, "{user: [choices]}"), json_path, len(values)))
     if not entries:
         raise InputError(f"{json_path} holds no choices, expected a list of them for each user.")
-    user, users = encode([name for name, _, _ in entries])
-    prompt, prompts = encode([_prompt_text(entry["prompt"]) for _, _, entry in entries])
-    conversation, conversations = encode([str(e["conversation_id"]) for _, _, e in entries])
+    user, users = encode([entry.user for entry in entries])
+    prompt, _ = encode([entry.prompt for entry in entries])
+    conversation, conversations = encode([entry.conversation for entry in entries])
     group, _ = np.unique(
         user * np.int64(len(conversations)) + conversation, return_inverse=True
     )[::-1]  # fmt: skip
-    sides = ("chosen", "rejected")
-    chosen, rejected = (np.array([e[f"{s}_idx"] for _, _, e in entries], np.int32) for s in sides)
+    rows = np.array([entry.rows for entry in entries], np.int32)
+    chosen, rejected = rows[:, 0].copy(), rows[:, 1].copy()
     texts = [""] * len(values)
-    for row, (_, where, entry) in enumerate(entries):
-        for side, index in zip(sides, (chosen[row], rejected[row]), strict=True):
-            text = f"{prompts[prompt[row]]}\n\n{entry[side]}"
+    for entry in entries:
+        for answer, index in zip(entry.answers, entry.rows, strict=True):
+            text = f"{entry.prompt}\n\n{answer}"
             if texts[index] not in ("", text):
                 raise InputError(
-                    f"{where}: embedding row {index} already belongs to another text, expected "
-                    "one text for each row."
+                    f"{entry.where}: embedding row {index} already belongs to another text, "
+                    "expected one text for each row."
                 )
             texts[index] = text
     later, first = later_reversals(user, chosen, rejected)
     if later.size:
         raise InputError(
-            f"{entries[first[0]][1]} and {entries[later[0]][1]}: the same pair is chosen in both "
-            "orders, expected one; remove one of the two."
+            f"{entries[first[0]].where} and {entries[later[0]].where}: the same pair is chosen in "
+            "both orders, expected one; remove one of the two."
         )
-    split = np.array([entry.get("split") or "" for _, _, entry in entries], dtype=str)
+    split = np.array([entry.split for entry in entries], dtype=str)
     held_out = split == "val"
     table = Preferences(
         users, tuple(map(str, range(len(values)))), tuple(texts), user, chosen, rejected,
@@ -82,7 +95,7 @@ def load_authors(
     return table, values, {"split": split if split.astype(bool).any() else None}
 
 
-def read_authors_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_authors_checkpoint(path: str | Path) -> dict[str, object]:
     """Read an MRM checkpoint of the authors into the parameters of `jaxalign.mrm`.
 
     Args:
@@ -144,22 +157,18 @@ def _check_layer(
     return weight
 
 
-def _entries(
-    meta: dict[str, object], path: str | Path, rows: int
-) -> Iterator[tuple[str, str, Any]]:
-    """User, place and entry of every choice, checked."""
+def _entries(meta: dict[str, object], path: str | Path, rows: int) -> Iterator[_Entry]:
+    """Every choice, checked."""
     for user, choices in meta.items():
         if not user or not isinstance(choices, list):
             raise InputError(
                 f"{path}, user {user!r}: expected a named user with a list of choices."
             )
         for number, entry in enumerate(choices, 1):
-            where = f"{path}, user {user!r}, choice {number}"
-            _check_entry(entry, where, rows)
-            yield user, where, entry
+            yield _entry(entry, user, f"{path}, user {user!r}, choice {number}", rows)
 
 
-def _check_entry(entry: Any, where: str, rows: int) -> None:
+def _entry(entry: object, user: str, where: str, rows: int) -> _Entry:
     needed = ("conversation_id", "prompt", "chosen", "rejected", "chosen_idx", "rejected_idx")
     if not isinstance(entry, dict) or any(entry.get(name) is None for name in needed):
         gone = [n for n in needed if not isinstance(entry, dict) or entry.get(n) is None]
@@ -183,7 +192,12 @@ def _check_entry(entry: Any, where: str, rows: int) -> None:
         raise InputError(f"{where}: `prompt` is neither text nor a list of turns with `content`.")
     if not isinstance(entry.get("split", ""), str | None):
         raise InputError(f"{where}: `split` is {entry['split']!r}, expected text.")
-
-
-def _prompt_text(prompt: str | list[dict[str, str]]) -> str:
-    return prompt if isinstance(prompt, str) else "\n\n".join(turn["content"] for turn in prompt)
+    return _Entry(
+        user,
+        where,
+        str(entry["conversation_id"]),
+        turns if isinstance(turns, str) else "\n\n".join(turn["content"] for turn in turns),
+        (entry["chosen"], entry["rejected"]),
+        (entry["chosen_idx"], entry["rejected_idx"]),
+        entry.get("split") or "",
+    )

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +11,9 @@ from jaxalign.data.files import Origin
 from jaxalign.errors import InputError
 
 
-def read_columns(source: str | Path, names: Sequence[str]) -> tuple[dict[str, list[Any]], Origin]:
+def read_columns(
+    source: str | Path, names: Sequence[str]
+) -> tuple[dict[str, list[object]], Origin]:
     """Read those of the named columns that are there.
 
     Args:
@@ -44,7 +45,7 @@ def read_columns(source: str | Path, names: Sequence[str]) -> tuple[dict[str, li
     return columns, Origin(name)
 
 
-def _parquet(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
+def _parquet(path: Path, names: Sequence[str]) -> dict[str, list[object]]:
     if not path.exists():
         raise InputError(f"{path} does not exist; check the path.")
     try:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from jaxalign.data.columns import read_columns
 from jaxalign.data.files import Origin
 from jaxalign.data.sequences import Sequences
 from jaxalign.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Message = Mapping[str, str]
 Segments = list[tuple[str, bool]]  # pieces of one text, and whether they are learned
@@ -74,7 +77,7 @@ class Completions:
 
 
 def load_completions(
-    source: str | Path, tokenizer: Any, config: CompletionConfig | None = None
+    source: str | Path, tokenizer: "PreTrainedTokenizerBase", config: CompletionConfig | None = None
 ) -> Completions:
     """Read completions from a file or a Hugging Face data set.
 
@@ -98,8 +101,8 @@ def load_completions(
 
 
 def completions_from_columns(
-    columns: Mapping[str, Sequence[Any]],
-    tokenizer: Any,
+    columns: Mapping[str, Sequence[object]],
+    tokenizer: "PreTrainedTokenizerBase",
     config: CompletionConfig,
     origin: Origin | None = None,
 ) -> Completions:
@@ -136,7 +139,9 @@ def completions_from_columns(
     )
 
 
-def render(tokenizer: Any, messages: Sequence[Message], answer_next: bool, where: str) -> str:
+def render(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], answer_next: bool, where: str
+) -> str:
     """A conversation as the tokenizer's chat template writes it.
 
     Args:
@@ -156,17 +161,19 @@ def render(tokenizer: Any, messages: Sequence[Message], answer_next: bool, where
     from jinja2 import TemplateError
 
     try:
-        text: str = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=answer_next
+        text = tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            tokenize=False,
+            add_generation_prompt=answer_next,
         )
     except (TemplateError, TypeError) as error:
         raise InputError(
             f"{where}: the chat template refuses these turns ({error}); reorder or remove them."
         ) from None
-    return text
+    return str(text)
 
 
-def is_chat(tokenizer: Any, template: str) -> bool:
+def is_chat(tokenizer: "PreTrainedTokenizerBase", template: str) -> bool:
     """Whether prompts and answers become turns: `template` says so, or `auto` and the tokenizer."""
     if template == "auto":
         return bool(getattr(tokenizer, "chat_template", None))
@@ -174,7 +181,10 @@ def is_chat(tokenizer: Any, template: str) -> bool:
 
 
 def _segmenter(
-    columns: Mapping[str, Sequence[Any]], tokenizer: Any, config: CompletionConfig, origin: Origin
+    columns: Mapping[str, Sequence[object]],
+    tokenizer: "PreTrainedTokenizerBase",
+    config: CompletionConfig,
+    origin: Origin,
 ) -> Callable[[int], Segments]:
     """What cuts one row into learned and other pieces of text."""
     if "messages" in columns:
@@ -209,7 +219,10 @@ def _segmenter(
 
 
 def _conversation(
-    messages: Sequence[Message], tokenizer: Any, config: CompletionConfig, where: str
+    messages: Sequence[Message],
+    tokenizer: "PreTrainedTokenizerBase",
+    config: CompletionConfig,
+    where: str,
 ) -> Segments:
     """Pieces of a conversation, cut where a generated turn would begin and end."""
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
@@ -230,7 +243,7 @@ def _conversation(
     return segments
 
 
-def _messages(value: Any, where: str) -> list[Message]:
+def _messages(value: object, where: str) -> list[Message]:
     if not isinstance(value, list | tuple) or not value:
         raise InputError(
             f"{where}: `messages` is {_short(value)}, expected a list of turns; correct the row."
@@ -255,7 +268,7 @@ def _messages(value: Any, where: str) -> list[Message]:
 
 
 def _tokenise(
-    texts: list[Segments], tokenizer: Any, plain: bool
+    texts: list[Segments], tokenizer: "PreTrainedTokenizerBase", plain: bool
 ) -> tuple[list[list[int]], list[list[bool]]]:
     """Tokens of each row and which are learned.
 
@@ -277,12 +290,12 @@ def _tokenise(
     return tokens, learned
 
 
-def _ids(texts: list[str], tokenizer: Any, special: bool) -> list[list[int]]:
+def _ids(texts: list[str], tokenizer: "PreTrainedTokenizerBase", special: bool) -> list[list[int]]:
     found: list[list[int]] = tokenizer(texts, add_special_tokens=special)["input_ids"]
     return found
 
 
-def _text(value: Any, name: str, where: str, empty: bool = False) -> str:
+def _text(value: object, name: str, where: str, empty: bool = False) -> str:
     if not isinstance(value, str) or not (empty or value.strip()):
         found = "missing" if value is None else _short(value)
         raise InputError(f"{where}: `{name}` is {found}, expected text; fill in or remove the row.")
@@ -296,6 +309,6 @@ def _text(value: Any, name: str, where: str, empty: bool = False) -> str:
     return value
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 40 else text[:37] + "..."

@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -191,7 +190,7 @@ def _texts(array: np.ndarray, path: Path, key: str) -> list[str]:
 
 def _json_texts(text: str | bytes, where: str) -> list[str]:
     try:
-        found: Any = json.loads(text)
+        found: object = json.loads(text)
     except ValueError as error:
         raise InputError(f"{where} is not readable as JSON ({error}), expected a list.") from None
     if not isinstance(found, list) or not all(isinstance(value, str) for value in found):

@@ -8,7 +8,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,9 @@ REDDIT = "openai/summarize_from_feedback"
 _ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 # The Hub's own copy of data sets that were published as a script, which `datasets` no longer runs.
 _CONVERTED = "refs/convert/parquet"
+
+
+Kind = TypeVar("Kind")
 
 
 class _Choice(NamedTuple):
@@ -61,7 +64,7 @@ def prism(source: str | Path = PRISM, least_conversations: int = 6) -> ChoiceSou
     for where, row in _rows(source, "conversations", ("train",)):
         user = _field(row, "user_id", str, where)
         conversation = _field(row, "conversation_id", str, where)
-        history = _field(row, "conversation_history", list, where)
+        history: list[object] = _field(row, "conversation_history", list, where)
         if choices := [*_of_conversation(history, user, conversation, where)]:
             found[user].setdefault(conversation, []).extend(choices)
     kept = [talks for talks in found.values() if len(talks) >= least_conversations]
@@ -75,7 +78,7 @@ def prism(source: str | Path = PRISM, least_conversations: int = 6) -> ChoiceSou
 
 
 def _of_conversation(
-    history: list[Any], user: str, conversation: str, where: str
+    history: list[object], user: str, conversation: str, where: str
 ) -> Iterator[_Choice]:
     turns: dict[int, tuple[list[str], list[str], list[str]]] = {}
     for number, said in enumerate(history, 1):
@@ -132,17 +135,17 @@ def reddit(source: str | Path = REDDIT) -> ChoiceSource:
     return _source((choice for choices in both for choice in choices), source)
 
 
-def _comparison(row: Mapping[str, Any], where: str, held_out: bool) -> _Choice:
+def _comparison(row: Mapping[str, object], where: str, held_out: bool) -> _Choice:
     worker = _field(row, "worker", str, where)
     choice = _field(row, "choice", int, where)
-    summaries = _field(row, "summaries", list, where)
+    summaries: list[object] = _field(row, "summaries", list, where)
     if len(summaries) != 2 or choice not in (0, 1):
         raise InputError(
             f"{where}: found {len(summaries)} `summaries` and `choice` {choice}, expected two and "
             "0 or 1."
         )
     texts = [_field(summary, "text", str, f"{where}, `summaries`") for summary in summaries]
-    info = _field(row, "info", Mapping, where)
+    info: dict[str, object] = _field(row, "info", dict, where)
     post = info.get("post") or info.get("article")
     if not isinstance(post, str):
         raise InputError(f"{where}, `info`: `post` is missing, expected text; correct the row.")
@@ -218,7 +221,7 @@ def _file(folder: Path, stem: str) -> Path | None:
 
 def _rows(
     source: str | Path, config: str, splits: tuple[str, ...]
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
+) -> Iterator[tuple[str, Mapping[str, object]]]:
     """Place and content of every row, from a file, a folder or the Hub."""
     path = Path(source)
     if not path.exists() and isinstance(source, str) and source in (PRISM, REDDIT):
@@ -237,7 +240,7 @@ def _rows(
         yield from _from_file(file)
 
 
-def _from_file(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _from_file(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
     if path.suffix != ".parquet":
         rows, lines = files.read_json_lines(path)
         for line, row in zip(lines, rows, strict=True):
@@ -255,17 +258,19 @@ def _from_file(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield f"{path}, row {number}", row
 
 
-def _from_hub(name: str, config: str, split: str) -> Iterable[Mapping[str, Any]]:
+def _from_hub(name: str, config: str, split: str) -> Iterable[Mapping[str, object]]:
     import datasets  # slow to import, and only the Hub needs it
 
-    readings: tuple[dict[str, Any], ...] = (
+    readings: tuple[dict[str, object], ...] = (
         {"name": config},
         {"data_dir": config, "revision": _CONVERTED},
     )
     reasons = []
     for reading in readings:
         try:
-            rows: Iterable[Mapping[str, Any]] = datasets.load_dataset(name, split=split, **reading)
+            rows: Iterable[Mapping[str, object]] = datasets.load_dataset(
+                name, split=split, **reading
+            )
             return rows
         except Exception as error:  # loaders raise what they like
             line = (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
@@ -276,11 +281,16 @@ def _from_hub(name: str, config: str, split: str) -> Iterable[Mapping[str, Any]]
     )
 
 
-def _field(row: Mapping[str, Any], name: str, kind: Any, where: str) -> Any:
+def _field(row: object, name: str, kind: type[Kind], where: str) -> Kind:
     value = row.get(name) if isinstance(row, Mapping) else None
     # To Python, True is a whole number; to a reader of `turn` or `choice` it is a mistake.
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        expected = {str: "text", int: "a whole number", bool: "true or false", list: "a list"}
+        expected: dict[type, str] = {
+            str: "text",
+            int: "a whole number",
+            bool: "true or false",
+            list: "a list",
+        }
         found = "missing" if value is None else repr(value)[:40]
         raise InputError(
             f"{where}: `{name}` is {found}, expected {expected.get(kind, 'an object')}; correct "

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,10 @@ REQUIRED = ("user", "chosen", "rejected")
 OPTIONAL = ("prompt", "group", "time", "tie")
 JSON_ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 DATASET = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+){0,2})(:(?P<split>[\w.\-+\[\]%:]+))?")
+
+
+Column: TypeAlias = Sequence[object] | np.ndarray | pa.Array | pa.ChunkedArray
+"""The values of a column."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def load(source: str | Path) -> Preferences:
 
 
 def from_columns(
-    columns: Mapping[str, Any],
+    columns: Mapping[str, Column],
     source: str = "memory",
     lines: Sequence[int] | np.ndarray | None = None,
 ) -> Preferences:
@@ -153,13 +157,13 @@ def later_reversals(
     return rows, first[code[rows]]
 
 
-def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], np.ndarray]:
+def read_json_lines(path: Path) -> tuple[list[dict[str, object]], np.ndarray]:
     """Read one JSON object a line (.gz too): the rows and the line number of each, from 1."""
     lines, rows = zip(*_json_lines(path), strict=True)
     return list(rows), np.asarray(lines)
 
 
-def encode(values: Any) -> tuple[np.ndarray, tuple[str, ...]]:
+def encode(values: Column) -> tuple[np.ndarray, tuple[str, ...]]:
     """Number distinct texts in order of first appearance: codes [N] int32 (-1 for none), texts."""
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
@@ -175,7 +179,7 @@ def _encode_numbers(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return coded.indices.to_numpy().astype(np.int32), coded.dictionary.to_numpy()
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     """Line number and object of every line that is not blank, at least one."""
     opener = gzip.open if path.suffix == ".gz" else open
     number, count = 0, 0
@@ -197,7 +201,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise InputError(f"{path} is empty, expected one JSON object a line.")
 
 
-def _json_object(line: bytes, path: Path, number: int) -> dict[str, Any]:
+def _json_object(line: bytes, path: Path, number: int) -> dict[str, object]:
     try:
         row = json.loads(line.decode())
     except (ValueError, RecursionError) as error:
@@ -213,14 +217,14 @@ def _json_object(line: bytes, path: Path, number: int) -> dict[str, Any]:
     return row
 
 
-def _json_columns(path: Path) -> tuple[dict[str, Sequence[Any]], list[int]]:
+def _json_columns(path: Path) -> tuple[dict[str, Sequence[object]], list[int]]:
     """Columns by name, None where a row lacks one, and line numbers.
 
     Straight into columns: a million rows kept as dicts cost more in garbage collection than in
     parsing. Unused columns are named, for a message on missing ones, and left empty.
     """
-    kept: dict[str, list[Any]] = {name: [] for name in REQUIRED + OPTIONAL}
-    found: dict[str, Any] = {}
+    kept: dict[str, list[object]] = {name: [] for name in REQUIRED + OPTIONAL}
+    found: dict[str, object] = {}
     lines = []
     for number, row in _json_lines(path):
         lines.append(number)
@@ -230,7 +234,7 @@ def _json_columns(path: Path) -> tuple[dict[str, Sequence[Any]], list[int]]:
     return {name: kept.get(name, ()) for name in found}, lines
 
 
-def _read_parquet(path: Path) -> dict[str, Any]:
+def _read_parquet(path: Path) -> "dict[str, Column]":
     if not path.exists():
         raise InputError(f"{path} does not exist; check the path.")
     try:
@@ -243,7 +247,7 @@ def _read_parquet(path: Path) -> dict[str, Any]:
     return {name: table[name] if name in table.column_names else () for name in names}
 
 
-def read_dataset(source: str | Path) -> dict[str, Any]:
+def read_dataset(source: str | Path) -> dict[str, pa.ChunkedArray]:
     """Columns of a `datasets` name, `owner/name` or `owner/name:split`.
 
     Raises:
@@ -284,7 +288,7 @@ def _readings(name: str) -> list[tuple[str, str | None]]:
     return [(name, None)] + ([(parts[0], parts[1])] if len(parts) == 2 else [])
 
 
-def _required_text(name: str, values: Any, origin: Origin) -> pa.Array:
+def _required_text(name: str, values: Column, origin: Origin) -> pa.Array:
     column = _text_column(name, values, origin)
     blank = pc.equal(pc.binary_length(pc.utf8_trim_whitespace(column)), 0).fill_null(True)
     if (bad := np.flatnonzero(blank.to_numpy(zero_copy_only=False))).size:
@@ -297,7 +301,7 @@ def _required_text(name: str, values: Any, origin: Origin) -> pa.Array:
 
 
 def _optional_codes(
-    name: str, values: Any, count: int, origin: Origin
+    name: str, values: "Column | None", count: int, origin: Origin
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Codes [N] and texts of a column that may be absent or have gaps (-1); empty is a gap."""
     if values is None:
@@ -306,7 +310,7 @@ def _optional_codes(
     return encode(pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.large_string()), column))
 
 
-def _text_column(name: str, values: Any, origin: Origin, numbers: bool = False) -> pa.Array:
+def _text_column(name: str, values: Column, origin: Origin, numbers: bool = False) -> pa.Array:
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
     if isinstance(values, pa.Array):
@@ -326,7 +330,7 @@ def _text_column(name: str, values: Any, origin: Origin, numbers: bool = False) 
         return pa.array(_texts(name, values, origin, numbers), type=pa.large_string())
 
 
-def _whole_numbers(values: list[Any]) -> pa.Array | None:
+def _whole_numbers(values: Sequence[object]) -> pa.Array | None:
     try:
         column = pa.array(values)
     except (pa.ArrowException, TypeError, OverflowError, UnicodeError):
@@ -334,7 +338,7 @@ def _whole_numbers(values: list[Any]) -> pa.Array | None:
     return column.cast(pa.large_string()) if pa.types.is_integer(column.type) else None
 
 
-def _texts(name: str, values: Iterable[Any], origin: Origin, numbers: bool) -> list[str | None]:
+def _texts(name: str, values: Iterable[object], origin: Origin, numbers: bool) -> list[str | None]:
     """The slow way, one value at a time, once something in the column is known not to be text."""
     texts: list[str | None] = []
     for row, value in enumerate(values):
@@ -363,7 +367,7 @@ def _encodable(text: str) -> bool:
     return True
 
 
-def _tie_column(values: Any, count: int, origin: Origin) -> np.ndarray:
+def _tie_column(values: "Column | None", count: int, origin: Origin) -> np.ndarray:
     if values is None:
         return np.zeros(count, bool)
     if isinstance(values, pa.Array | pa.ChunkedArray):
@@ -409,7 +413,7 @@ def _ticks(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
 

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -221,11 +220,11 @@ class _Table:
         self.task, self.source = task, source
         self.samples: list[Sample] = []
         self.items: list[Item] = []
-        self.places: dict[tuple[Any, ...], int] = {}
+        self.places: dict[tuple[object, ...], int] = {}
         self.ids: set[str] = set()
         self.sorted = self.repeated = self.blank = 0
 
-    def add(self, row: Any, name: str, where: str, output: str | None, field: str) -> None:
+    def add(self, row: object, name: str, where: str, output: str | None, field: str) -> None:
         """Take one question."""
         if name in self.ids:
             raise InputError(
@@ -238,17 +237,16 @@ class _Table:
             lamp.retrieval_query(self.task.name, question)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
-        history = row.get(field)
+        history = _optional(row, field)
         if not isinstance(history, list):
             raise InputError(
                 f"{where}: `{field}` is {'missing' if history is None else short(history)}, "
                 "expected a list of items, empty for a new user; correct it."
             )
-        user = name if row.get("user") is None else identity(row, where, "user")
+        user = name if _optional(row, "user") is None else identity(row, where, "user")
         date = _date(row, where)
         profile = self._profile(history, f"{where}, {field}", date)
-        category = row.get("category")
-        category = None if category is None else text_of(row, "category", where)
+        category = None if _optional(row, "category") is None else text_of(row, "category", where)
         self.samples.append(Sample(name, user, question, output, profile, category, date))
 
     def histories(self) -> Histories:
@@ -264,7 +262,7 @@ class _Table:
         samples, items = tuple(self.samples), tuple(self.items)
         return Histories(samples, items, self.task.name, self.source, told)
 
-    def _profile(self, history: list[Any], where: str, limit: str | None) -> tuple[int, ...]:
+    def _profile(self, history: list[object], where: str, limit: str | None) -> tuple[int, ...]:
         """Places of a history's items, oldest first."""
         rows = [self._item(entry, f"{where}[{place}]") for place, entry in enumerate(history)]
         kept = self._distinct(rows, where)
@@ -310,7 +308,7 @@ class _Table:
                 )
         return keys
 
-    def _item(self, entry: Any, where: str) -> int | None:
+    def _item(self, entry: object, where: str) -> int | None:
         """The place of an item, a new one where it is met for the first time; None without text."""
         if isinstance(entry, str) and self.task.fields == ("text",):
             entry = {"text": entry}
@@ -318,22 +316,26 @@ class _Table:
         fields = {
             name: text_of(entry, name, where, numbers=name == self.task.label) for name in wanted
         }
-        if entry.get("category") is not None:
+        if _optional(entry, "category") is not None:
             fields["category"] = text_of(entry, "category", where)
         if not lamp.item_text(self.task.name, fields):
             return None
         date = _date(entry, where)
         content = (date, *fields.items())
-        name = _digest(content) if entry.get("id") is None else identity(entry, where)
+        name = _digest(content) if _optional(entry, "id") is None else identity(entry, where)
         place = self.places.setdefault((name, content), len(self.items))
         if place == len(self.items):
             self.items.append(Item(name, fields, date))
         return place
 
 
-def _date(row: Any, where: str) -> str | None:
-    return None if row.get("date") is None else text_of(row, "date", where, numbers=True)
+def _optional(row: object, field: str) -> object:
+    return row.get(field) if isinstance(row, dict) else None
 
 
-def _digest(content: tuple[Any, ...]) -> str:
+def _date(row: object, where: str) -> str | None:
+    return None if _optional(row, "date") is None else text_of(row, "date", where, numbers=True)
+
+
+def _digest(content: tuple[object, ...]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

@@ -5,12 +5,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from jaxalign.data.batching import Pairs, pad_pairs
+from jaxalign.data.batching import Array, Pairs, pad_pairs
 from jaxalign.data.preferences import Preferences
 from jaxalign.data.splits import rows_by_user
 from jaxalign.errors import InputError
@@ -30,9 +30,9 @@ class Block(NamedTuple):
         bytes: of features that were read for it.
     """
 
-    features: Any
-    weight: Any
-    group: Any
+    features: Array
+    weight: Array
+    group: Array
     bytes: int
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -208,7 +208,7 @@ def _read(source: str | Path) -> tuple[list[str | _Turns | None], Origin]:
     if str(source).endswith(".txt"):
         return _lines(Path(source))
     columns, origin = read_columns(source, ("prompt", "messages", "chosen", "info"))
-    readers: dict[str, Callable[[Any, str], Any]] = {
+    readers: dict[str, Callable[[object, str], str | _Turns | None]] = {
         "prompt": lambda value, where: _text(value, "prompt", where),
         "messages": _messages,
         "chosen": _dialogue,
@@ -234,7 +234,7 @@ def _lines(path: Path) -> tuple[list[str | _Turns | None], Origin]:
     return [line.strip() for line in lines if line.strip()], Origin(str(path))
 
 
-def _text(value: Any, name: str, where: str) -> str:
+def _text(value: object, name: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         found = "missing" if value is None else repr(value)[:40]
         raise InputError(f"{where}: `{name}` is {found}, expected text; fill in or remove the row.")
@@ -248,11 +248,10 @@ def _text(value: Any, name: str, where: str) -> str:
     return value
 
 
-def _messages(value: Any, where: str) -> _Turns:
-    sound = isinstance(value, list | tuple) and all(
+def _messages(value: object, where: str) -> _Turns:
+    if not isinstance(value, list | tuple) or not all(
         isinstance(turn, Mapping) and isinstance(turn.get("role"), str) for turn in value
-    )
-    if not sound:
+    ):
         raise InputError(
             f"{where}: `messages` is {value!r:.40}, expected a list of objects with `role` and "
             "`content`; correct the row."
@@ -270,7 +269,7 @@ def _messages(value: Any, where: str) -> _Turns:
     )
 
 
-def _dialogue(value: Any, where: str) -> str | None:
+def _dialogue(value: object, where: str) -> str | None:
     """All before the last answer; None where nobody says anything before it."""
     asked, answered, _ = _text(value, "chosen", where).rpartition(ASSISTANT)
     if not answered:
@@ -282,7 +281,7 @@ def _dialogue(value: Any, where: str) -> str | None:
     return f"{asked} {ASSISTANT}" if said else None
 
 
-def _post(value: Any, where: str) -> str | None:
+def _post(value: object, where: str) -> str | None:
     """An instruction to summarise; None for rows without a post, or one of unusual length."""
     if not isinstance(value, Mapping):
         raise InputError(

@@ -8,7 +8,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from jaxalign.errors import InputError
 
@@ -17,7 +17,7 @@ _SOMETHING = re.compile(r"[^\s,]")
 _DATE = re.compile(r"(\d{1,4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?")
 
 
-def read_array(path: Path) -> Iterator[Any]:
+def read_array(path: Path) -> Iterator[object]:
     """The elements of a JSON file that holds one array, one at a time.
 
     Benchmarks hold gigabytes of them, which parsed at once would take several times as much memory.
@@ -57,7 +57,7 @@ def read_array(path: Path) -> Iterator[Any]:
         raise _unreadable(path, error, f" after element {count}" if count else "") from None
 
 
-def identity(row: Any, where: str, field: str = "id") -> str:
+def identity(row: object, where: str, field: str = "id") -> str:
     """The id of a record: text, or a whole number, which becomes text.
 
     Raises:
@@ -66,7 +66,9 @@ def identity(row: Any, where: str, field: str = "id") -> str:
     return text_of(row, field, where, numbers=True, blank=False)
 
 
-def text_of(row: Any, field: str, where: str, *, numbers: bool = False, blank: bool = True) -> str:
+def text_of(
+    row: object, field: str, where: str, *, numbers: bool = False, blank: bool = True
+) -> str:
     """A field of a record as text.
 
     Args:
@@ -131,7 +133,7 @@ def date_key(value: str, where: str) -> tuple[int, ...]:
     return (*moment.timetuple()[:6], moment.microsecond)
 
 
-def short(value: Any) -> str:
+def short(value: object) -> str:
     """A value in at most 40 characters, for messages."""
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
@@ -140,8 +142,10 @@ def short(value: Any) -> str:
 def _opened(path: Path) -> IO[str]:
     with open(path, "rb") as raw:  # a text reader would take the mark for a character
         mark = raw.read(3) == codecs.BOM_UTF8
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    return opener(path, "rt", encoding="utf-8-sig" if mark else "utf-8")
+    encoding = "utf-8-sig" if mark else "utf-8"
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding=encoding)
+    return open(path, encoding=encoding)
 
 
 def _unreadable(path: Path, error: Exception, place: str = "") -> InputError:

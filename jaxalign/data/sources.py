@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +18,7 @@ _UKP = ("arguments.jsonl.gz", "judgments.jsonl.gz")
 _USERS_AT_ONCE = 512  # bounds the [users, pairs of jokes] arrays to tens of megabytes
 
 
-def load_source(source: str | Path, kind: str = "auto", **options: Any) -> ChoiceSource:
+def load_source(source: str | Path, kind: str = "auto", **options: object) -> ChoiceSource:
     """Read a folder of a known data set, a preference file, or a Hugging Face data set.
 
     Args:
@@ -93,7 +92,7 @@ def jester(
             f"{len(jokes)} (the jokes)."
         )
     users, ratings = _read_ratings(_part(folder, "ratings.csv.gz"), tuple(jokes))
-    texts = tuple(row["text"] for row in jokes.values())
+    texts = tuple(text for (text,) in jokes.values())
 
     def table(user: np.ndarray, one: np.ndarray, two: np.ndarray, group: np.ndarray) -> Preferences:
         better = ratings[user, one] > ratings[user, two]
@@ -143,7 +142,7 @@ def ukpconvarg1(
     topic, topics = files.encode(columns["topic"])
     group, _ = np.unique(user * np.int64(len(topics)) + topic, return_inverse=True)[::-1]
     tie = label == "equal"
-    texts = tuple(row["text"] for row in arguments.values())
+    texts = tuple(text for _, text in arguments.values())
     everything = Preferences(
         users, tuple(arguments), texts, user, chosen, rejected, group.astype(np.int32), topic, tie,
         source=str(folder),
@@ -153,7 +152,7 @@ def ukpconvarg1(
     later, _ = files.later_reversals(user[by_time], chosen[by_time], rejected[by_time])
     keep = np.ones(len(votes), bool)
     keep[by_time[later]] = False
-    title, titles = files.encode([row["title"] for row in arguments.values()])
+    title, titles = files.encode([title for title, _ in arguments.values()])
     folds = _folds(len(titles), item_folds, seed)[title]
     return ChoiceSource(everything.take(keep), None, folds, int(later.size))
 
@@ -189,25 +188,26 @@ def _part(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def _read_texts(path: Path, fields: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Rows by their `id`, in file order."""
+def _read_texts(path: Path, fields: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Fields of each row by its `id`, in file order."""
     rows, lines = files.read_json_lines(path)
-    for name in ("id", *fields):
-        _texts_of(rows, lines, name, path)
-    by_id = {row["id"]: row for row in rows}
+    ids, *columns = (_texts_of(rows, lines, name, path) for name in ("id", *fields))
+    by_id = dict(zip(ids, zip(*columns, strict=True), strict=True))
     if len(by_id) < len(rows):
         raise InputError(f"{path} has {len(rows)} rows with {len(by_id)} ids, expected unique ids.")
     return by_id
 
 
-def _texts_of(rows: list[dict[str, Any]], lines: np.ndarray, name: str, path: Path) -> list[str]:
-    values = [row.get(name) for row in rows]
-    for line, value in zip(lines, values, strict=True):
+def _texts_of(rows: list[dict[str, object]], lines: np.ndarray, name: str, path: Path) -> list[str]:
+    texts = []
+    for line, row in zip(lines, rows, strict=True):
+        value = row.get(name)
         if not isinstance(value, str) or not value:
             raise InputError(
                 f"{path}, line {line}: `{name}` is {json.dumps(value)[:40]}, expected text."
             )
-    return values  # type: ignore[return-value]
+        texts.append(value)
+    return texts
 
 
 def _argument_pairs(
@@ -258,7 +258,9 @@ def _read_ratings(path: Path, jokes: tuple[str, ...]) -> tuple[tuple[str, ...], 
     return tuple(users[i] for i in order), ratings
 
 
-def _half_pairs(ratings: np.ndarray, margin: float, limit: int, seed: int) -> tuple[Any, ...]:
+def _half_pairs(
+    ratings: np.ndarray, margin: float, limit: int, seed: int
+) -> tuple[np.ndarray, ...]:
     """User, two jokes and group of the pairs drawn within each half, by group then draw."""
     rng = np.random.Generator(np.random.PCG64([seed, 0]))
     one, two = np.triu_indices(ratings.shape[1], 1)
@@ -290,7 +292,7 @@ def _random_halves(ratings: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.where(rated, rank >= rated.sum(axis=1, keepdims=True) // 2, -1)
 
 
-def _fold_pairs(ratings: np.ndarray, folds: np.ndarray, margin: float) -> tuple[Any, ...]:
+def _fold_pairs(ratings: np.ndarray, folds: np.ndarray, margin: float) -> tuple[np.ndarray, ...]:
     """User, two jokes and fold of every wide enough pair within a fold, by user."""
     found = []
     for fold in range(int(folds.max()) + 1):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from jaxalign.data.columns import read_columns
+from jaxalign.data.files import Origin
 from jaxalign.errors import InputError
 from jaxalign.files import write_text
 from jaxalign.models.classifier import Classifier
@@ -153,16 +154,10 @@ def score_answers(
     Raises:
         InputError: a bad row or model, or a name that no reward has.
     """
-    columns, origin = read_columns(source, ("prompt", "answer"))
-    if "answer" not in columns:
+    found, origin = read_columns(source, ("prompt", "answer"))
+    if "answer" not in found:
         raise InputError(f"{source} has no column `answer`, expected text to score; add.")
-    for name, values in columns.items():
-        for row, value in enumerate(values):
-            if not isinstance(value, str):
-                raise InputError(
-                    f"{origin.at(row)}: `{name}` is {value!r:.40}, expected text; fill in or "
-                    "remove the row."
-                )
+    columns = {name: _texts(name, values, origin) for name, values in found.items()}
     prompts, answers = columns.get("prompt"), columns["answer"]
     if model is None:
         reward = rule_rewards(rewards)
@@ -180,3 +175,15 @@ def score_answers(
     ]
     write_text(out, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines))
     return len(lines), names
+
+
+def _texts(name: str, values: Sequence[object], origin: Origin) -> list[str]:
+    texts = []
+    for row, value in enumerate(values):
+        if not isinstance(value, str):
+            raise InputError(
+                f"{origin.at(row)}: `{name}` is {value!r:.40}, expected text; fill in or remove "
+                "the row."
+            )
+        texts.append(value)
+    return texts

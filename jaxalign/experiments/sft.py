@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -15,6 +15,30 @@ from jaxalign.train.mesh import make_mesh, param_shardings
 from jaxalign.train.sft import SftConfig, train
 
 
+class SftReport(TypedDict):
+    """What `run` writes into report.json.
+
+    Attributes:
+        rows: how many were trained on.
+        validation_rows: how many were validated on.
+        truncated: rows whose end was cut off.
+        dropped: rows left out, since nothing to learn was left of them.
+        steps: steps taken.
+        best_step: the step that the model is of.
+        validation_before: loss in nats per token before the first step; empty without validation.
+        validation: the same at the best step.
+    """
+
+    rows: int
+    validation_rows: int
+    truncated: int
+    dropped: int
+    steps: int
+    best_step: int
+    validation_before: dict[str, float]
+    validation: dict[str, float]
+
+
 def run(
     config: SftConfig,
     name: str,
@@ -23,7 +47,7 @@ def run(
     validation: str | None = None,
     resume: bool = False,
     show: bool = True,
-) -> dict[str, Any]:
+) -> SftReport:
     """Fine-tune a model on a file and save it.
 
     Args:
@@ -63,7 +87,7 @@ def run(
     else:
         adapter = fitted.params["adapter"]
         save_adapter(out / "model", adapter, config.trunk.lora, model.name, model.config)
-    report = {
+    report: SftReport = {
         "rows": len(held[0]),
         "validation_rows": 0 if held[1] is None else len(held[1]),
         "truncated": completions.truncated,

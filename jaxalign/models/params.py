@@ -1,7 +1,7 @@
 """Types that all models share."""
 
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -11,3 +11,6 @@ Array: TypeAlias = jax.Array | np.ndarray
 
 Params: TypeAlias = Mapping[str, "Params | jax.Array"]
 """Parameters of a model, an adapter or a head: nested dicts of arrays."""
+
+PyTree: TypeAlias = Any
+"""A tree of arrays of any structure, as `jax.tree` walks it; jax has no type for it."""

@@ -1,10 +1,9 @@
 """Reward models from choices: the chosen answer's reward above the rejected one's."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +20,22 @@ from jaxalign.models.classifier import Classifier, classify, tokenize
 from jaxalign.models.heads import ValueHead, last_token
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.lora import LoraConfig
+from jaxalign.models.params import Params, PyTree
 from jaxalign.progress import Progress
 from jaxalign.rewards.reward_model import reward_model
 from jaxalign.train.loop import LoopConfig, LoopResult, Rows, fit
 from jaxalign.train.mesh import batch_sharding, make_mesh
 from jaxalign.train.optimiser import OptimiserConfig
 from jaxalign.train.step import Batch, Sums
-from jaxalign.train.trunk import TrunkConfig, hidden_states, init_train_state, split_trainable
+from jaxalign.train.trunk import (
+    TrainableParams,
+    TrunkConfig,
+    hidden_states,
+    init_train_state,
+    split_trainable,
+)
+
+Texts = list[str] | list[tuple[str, str]]  # alone, or each with its prompt
 
 
 @dataclass(frozen=True)
@@ -122,8 +130,8 @@ def loss(
     config: families.Config,
     adapter: LoraConfig,
     mesh: Mesh,
-    trained: Mapping[str, Any],
-    frozen: Mapping[str, Any],
+    trained: TrainableParams,
+    frozen: Params,
     batch: Batch,
     key: jax.Array | None,
 ) -> Sums:
@@ -148,7 +156,7 @@ def loss(
     lengths = batch["lengths"].reshape(2 * rows)
     hidden = hidden_states(config, adapter, mesh, trained, frozen, tokens, lengths, key)
     head = ValueHead(trained["head"]["kernel"].shape[1], bias=False)
-    values: Any = head.apply({"params": trained["head"]}, last_token(hidden, lengths))
+    values: PyTree = head.apply({"params": trained["head"]}, last_token(hidden, lengths))
     own = batch["objective"][:, None, None]
     rewards = jnp.take_along_axis(values.reshape(rows, 2, -1), own, axis=2)[:, :, 0]
     difference = rewards[:, 0] - rewards[:, 1]
@@ -295,7 +303,7 @@ def pairwise_accuracy(model: Classifier, choices: ObjectiveChoices) -> dict[str,
     return judged | ({"all": float(right.mean())} if len(right) else {})
 
 
-def _inputs(table: Preferences, items: np.ndarray) -> list[tuple[np.ndarray, Any]]:
+def _inputs(table: Preferences, items: np.ndarray) -> list[tuple[np.ndarray, Texts]]:
     """Items with a prompt as pairs, the others as texts."""
     prompts = [_prompt(table.items[item], table.texts[item]) for item in items]
     with_prompt = np.array([prompt is not None for prompt in prompts], bool)
@@ -305,7 +313,7 @@ def _inputs(table: Preferences, items: np.ndarray) -> list[tuple[np.ndarray, Any
         if prompt is not None
     ]
     lone = [table.texts[item] for item in items[~with_prompt]]
-    inputs: list[tuple[np.ndarray, Any]] = [
+    inputs: list[tuple[np.ndarray, Texts]] = [
         (items[with_prompt], pairs),
         (items[~with_prompt], lone),
     ]

@@ -1,24 +1,22 @@
 """Reward models that were trained here: scores of answers, and folders in and out."""
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import InputError
-from jaxalign.files import write_folder_aside
+from jaxalign.files import read_json, write_folder_aside, write_json
 from jaxalign.models import lora
 from jaxalign.models.classifier import Classifier, classify, load_classifier
 from jaxalign.models.decoder_config import DecoderConfig
-from jaxalign.models.encoder_files import read_json
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.lora import LoraConfig
+from jaxalign.models.params import PyTree
 from jaxalign.models.peft import load_adapter, save_adapter
 from jaxalign.models.weights.classifier import layout
 from jaxalign.models.weights.safetensors import open_tensors
@@ -38,7 +36,7 @@ class Adapted:
         head: [D, R] float32.
     """
 
-    adapter: Mapping[str, Any] = field(repr=False)
+    adapter: PyTree = field(repr=False)
     config: LoraConfig
     head: jax.Array = field(repr=False)
 
@@ -67,7 +65,7 @@ def score(model: Classifier, prompts: Sequence[str] | None, answers: Sequence[st
 
 
 def reward_model(
-    base: LanguageModel, labels: Sequence[str], head: jax.Array, trunk: Mapping[str, Any]
+    base: LanguageModel, labels: Sequence[str], head: jax.Array, trunk: PyTree
 ) -> Classifier:
     """A language model's trunk with a head in place of its unembedding.
 
@@ -101,7 +99,7 @@ def adapted_model(base: LanguageModel, labels: Sequence[str], adapted: Adapted) 
     return reward_model(base, labels, adapted.head, trunk)
 
 
-def save_whole(folder: str | Path, model: Classifier, hf_config: Mapping[str, Any]) -> None:
+def save_whole(folder: str | Path, model: Classifier, hf_config: Mapping[str, object]) -> None:
     """Write a folder that transformers loads as a sequence classifier.
 
     Args:
@@ -123,7 +121,7 @@ def save_whole(folder: str | Path, model: Classifier, hf_config: Mapping[str, An
     with write_folder_aside(folder, WEIGHTS, INDEX) as aside:
         save_params(aside, model.params, layout(config, len(model.labels)))
         model.tokenizer.save_pretrained(aside)
-        _write(aside / "config.json", settings)
+        write_json(aside / "config.json", settings)
 
 
 def save_adapted(
@@ -145,7 +143,7 @@ def save_adapted(
         weight = np.ascontiguousarray(np.asarray(adapted.head, np.float32).T)
         save_file({"score.weight": weight}, aside / _HEAD)
         about = {"format": FORMAT, "base": name, "base_sha256": base.sha256}
-        _write(aside / _ABOUT, about | {"labels": list(labels)})
+        write_json(aside / _ABOUT, about | {"labels": list(labels)})
 
 
 def load_reward_model(name: str | Path, dtype: str = "float32") -> Classifier:
@@ -161,16 +159,24 @@ def load_reward_model(name: str | Path, dtype: str = "float32") -> Classifier:
     folder = Path(name).expanduser()
     if not (folder / _ABOUT).is_file():
         return load_classifier(str(name), dtype)
-    about = read_json(folder / _ABOUT, required=True)
+    remedy = "train it again with `jaxalign reward train`"
+    about = read_json(folder / _ABOUT, "a reward model", remedy)
     if about.get("format") != FORMAT:
         raise InputError(
             f"{folder / _ABOUT}: format {about.get('format')!r}; this version reads {FORMAT}: "
             "train it again, or use the version that wrote it."
         )
-    base = load_language_model(about["base"], dtype, sha256=about["base_sha256"])
+    base_name, sha256, labels = (about.get(field) for field in ("base", "base_sha256", "labels"))
+    if (
+        not isinstance(base_name, str)
+        or not isinstance(sha256, str)
+        or not isinstance(labels, list)
+    ):
+        raise InputError(f"{folder / _ABOUT}: lacks `base`, `base_sha256` or `labels`: {remedy}.")
+    base = load_language_model(base_name, dtype, sha256=sha256)
     config, adapter = load_adapter(folder, base.config)
     with open_tensors([folder / _HEAD]) as tensors:
-        shape = (len(about["labels"]), base.config.width)
+        shape = (len(labels), base.config.width)
         if tensors.shapes.get("score.weight") != shape:
             raise InputError(
                 f"{folder / _HEAD}: expected score.weight of shape {list(shape)}, found "
@@ -178,8 +184,4 @@ def load_reward_model(name: str | Path, dtype: str = "float32") -> Classifier:
                 "another model's?"
             )
         head = jnp.asarray(tensors.read("score.weight").T)
-    return adapted_model(base, about["labels"], Adapted(adapter, config, head))
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", "utf-8")
+    return adapted_model(base, labels, Adapted(adapter, config, head))

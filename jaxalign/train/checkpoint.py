@@ -4,19 +4,19 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import multihost_utils
 
 from jaxalign.errors import InputError
+from jaxalign.models.params import PyTree
 
 FORMAT = 1
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
 
 
-def save_state(path: str | Path, state: Any) -> None:
+def save_state(path: str | Path, state: PyTree) -> None:
     """Write a tree of arrays and random keys; what was there goes when the new one is whole."""
     path = Path(path).absolute()
     _finish(path)
@@ -31,7 +31,7 @@ def save_state(path: str | Path, state: Any) -> None:
     _finish(path)
 
 
-def load_state(path: str | Path, like: Any) -> Any:
+def load_state(path: str | Path, like: PyTree) -> PyTree:
     """Read what `save_state` or `Checkpoints` wrote, on whatever mesh it was.
 
     Args:
@@ -88,7 +88,7 @@ class Checkpoints:
         if keep < 1:
             raise InputError(f"keep is {keep} checkpoints; expected at least 1.")
         self.folder, self.keep = Path(folder).absolute(), keep
-        self._pending: Any = None
+        self._pending: PyTree = None
 
     def steps(self) -> list[int]:
         """Steps with a whole checkpoint, ascending."""
@@ -101,7 +101,7 @@ class Checkpoints:
         """The last of `steps`, None without one."""
         return max(self.steps(), default=None)
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: PyTree) -> None:
         """Start to write the state of a step; it may be donated as soon as this returns.
 
         Returns when the state is copied to the host. It waits for the checkpoint before, if that
@@ -117,7 +117,7 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._pending = _begin(path, state)
 
-    def restore(self, like: Any, step: int | None = None) -> Any:
+    def restore(self, like: PyTree, step: int | None = None) -> PyTree:
         """The state of a step, by default the latest; `like` and errors as in `load_state`."""
         self.wait()
         step = self.latest_step() if step is None else step
@@ -143,11 +143,11 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exception: Any) -> None:
+    def __exit__(self, *exception: PyTree) -> None:
         self.wait()
 
 
-def _begin(path: Path, state: Any) -> Any:
+def _begin(path: Path, state: PyTree) -> PyTree:
     """Start to write; the answer's `result()` returns when it is whole."""
     from orbax.checkpoint import v1 as ocp
 
@@ -196,7 +196,7 @@ def _on_first_process(act: Callable[[], None]) -> None:
         multihost_utils.sync_global_devices("jaxalign.train.checkpoint")
 
 
-def _about(path: Path) -> dict[str, Any]:
+def _about(path: Path) -> dict[str, PyTree]:
     from orbax.checkpoint import v1 as ocp
 
     if not path.is_dir():
@@ -218,7 +218,7 @@ def _damaged(path: Path, what: str) -> InputError:
     return InputError(f"{path}: the checkpoint is damaged, it {what}: remove this folder.")
 
 
-def _describe(tree: Any) -> list[list[Any]]:
+def _describe(tree: PyTree) -> list[list[PyTree]]:
     """Path, shape and type of each leaf."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [
@@ -227,7 +227,7 @@ def _describe(tree: Any) -> list[list[Any]]:
     ]
 
 
-def _compare(path: Path, stored: list[list[Any]], wanted: list[list[Any]]) -> None:
+def _compare(path: Path, stored: list[list[PyTree]], wanted: list[list[PyTree]]) -> None:
     theirs, mine = ({name: rest for name, *rest in leaves} for leaves in (stored, wanted))
     for name in (*theirs, *mine):
         if theirs.get(name) != mine.get(name):
@@ -241,15 +241,15 @@ def _compare(path: Path, stored: list[list[Any]], wanted: list[list[Any]]) -> No
             )
 
 
-def _is_key(leaf: Any) -> bool:
+def _is_key(leaf: PyTree) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _plain(leaf: Any) -> Any:
+def _plain(leaf: PyTree) -> PyTree:
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+def _abstract(leaf: PyTree) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None)
     plain = leaf
     if _is_key(leaf):
@@ -261,12 +261,12 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(plain.shape, plain.dtype, sharding=sharding)
 
 
-def _sums(leaves: list[Any]) -> list[int]:
+def _sums(leaves: list[PyTree]) -> list[int]:
     """A number for the bits of each leaf, the same however it is sharded.
 
     The store's own checksums leave the arrays' bytes out.
     """
-    groups: dict[Any, list[int]] = {}
+    groups: dict[PyTree, list[int]] = {}
     for i, leaf in enumerate(leaves):
         where = frozenset(leaf.sharding.device_set) if isinstance(leaf, jax.Array) else None
         groups.setdefault(where, []).append(i)

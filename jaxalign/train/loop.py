@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from jaxalign.errors import InputError
+from jaxalign.models.params import PyTree
 from jaxalign.runs.log import MetricsLog
 from jaxalign.train.batches import Batches
 from jaxalign.train.checkpoint import Checkpoints, load_state, save_state
@@ -83,7 +83,7 @@ class LoopResult:
         steps: how many steps were taken in all.
     """
 
-    params: Any
+    params: PyTree
     best_step: int
     validation: dict[str, float]
     validation_before: dict[str, float]
@@ -92,7 +92,7 @@ class LoopResult:
 
 def fit(
     state: TrainState,
-    frozen: Any,
+    frozen: PyTree,
     loss: Loss,
     train: Rows,
     validation: Rows | None,
@@ -166,8 +166,8 @@ def _describe(entry: Mapping[str, float]) -> str:
 
 def evaluate(
     loss: Loss,
-    params: Any,
-    frozen: Any,
+    params: PyTree,
+    frozen: PyTree,
     rows: Rows,
     batch_size: int,
     sharding: jax.sharding.NamedSharding | None = None,
@@ -180,13 +180,13 @@ def _judge(
     loss: Loss,
     rows: Rows,
     config: LoopConfig,
-    frozen: Any,
+    frozen: PyTree,
     sharding: jax.sharding.NamedSharding | None,
-) -> Callable[[Any], dict[str, float]]:
+) -> Callable[[PyTree], dict[str, float]]:
     planned = Batches(rows.lengths, config.batch_size, widest=rows.widest).in_order()
     sums_of = jax.jit(make_judge(loss))
 
-    def judge(params: Any) -> dict[str, float]:
+    def judge(params: PyTree) -> dict[str, float]:
         parts = []
         for width, own in planned:
             batch = _placed(rows.assemble(own, width), config.micro_batches, sharding)
@@ -228,7 +228,7 @@ def _placed(
     }
 
 
-def _from(batches: Batches, step: int, epochs: int) -> Any:
+def _from(batches: Batches, step: int, epochs: int) -> PyTree:
     """Number, width and rows of every batch from a step on."""
     for epoch in range(step // len(batches), epochs):
         first = epoch * len(batches)

@@ -14,12 +14,12 @@ looked up in, by `gathered(table, mesh)`.
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.errors import InputError
+from jaxalign.models.params import PyTree
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -109,7 +109,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
 
 
-def param_shardings(shapes: Any, mesh: Mesh, config: Any = None, rules: Rules = RULES) -> Any:
+def param_shardings(
+    shapes: PyTree, mesh: Mesh, config: PyTree = None, rules: Rules = RULES
+) -> PyTree:
     """Where each parameter of a model, adapter or head lies.
 
     An axis whose size the mesh axis does not divide stays whole.
@@ -128,7 +130,7 @@ def param_shardings(shapes: Any, mesh: Mesh, config: Any = None, rules: Rules = 
         InputError: for a parameter without a rule.
     """
 
-    def at(path: Any, leaf: Any) -> NamedSharding:
+    def at(path: PyTree, leaf: PyTree) -> NamedSharding:
         axes, _ = _axes(path, leaf, rules)
         if axes is None:
             raise InputError(
@@ -140,7 +142,9 @@ def param_shardings(shapes: Any, mesh: Mesh, config: Any = None, rules: Rules = 
     return jax.tree_util.tree_map_with_path(at, shapes)
 
 
-def state_shardings(state: Any, mesh: Mesh, config: Any = None, rules: Rules = RULES) -> Any:
+def state_shardings(
+    state: PyTree, mesh: Mesh, config: PyTree = None, rules: Rules = RULES
+) -> PyTree:
     """Where each leaf of a training state lies: what mirrors a parameter lies as the parameter.
 
     Args:
@@ -156,7 +160,7 @@ def state_shardings(state: Any, mesh: Mesh, config: Any = None, rules: Rules = R
         InputError: for any other leaf without a rule.
     """
 
-    def at(path: Any, leaf: Any) -> NamedSharding:
+    def at(path: PyTree, leaf: PyTree) -> NamedSharding:
         axes, mirrors = _axes(path, leaf, rules)
         is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         if axes is None and (mirrors or is_key or leaf.ndim == 0):
@@ -176,7 +180,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def shard_batch(batch: Any, mesh: Mesh) -> Any:
+def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     """A batch on the mesh, from the rows that this process holds.
 
     Args:
@@ -195,7 +199,7 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     here = {str(index) for index in sharding.addressable_devices_indices_map((parts,)).values()}
 
-    def put(leaf: Any) -> jax.Array:
+    def put(leaf: PyTree) -> jax.Array:
         if leaf.shape[0] % len(here):
             raise InputError(
                 f"a batch of {leaf.shape[0]} rows on {len(here)} parts of the mesh's data and fsdp "
@@ -217,11 +221,11 @@ def gathered(table: jax.Array, mesh: Mesh) -> jax.Array:
     return jax.lax.with_sharding_constraint(table, sharding)
 
 
-def _name(path: Any) -> str:
+def _name(path: PyTree) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _axes(path: Any, leaf: Any, rules: Rules) -> tuple[tuple[str | None, ...] | None, bool]:
+def _axes(path: PyTree, leaf: PyTree, rules: Rules) -> tuple[tuple[str | None, ...] | None, bool]:
     """The logical axes of a leaf, None without a rule; and whether a rule knows its path."""
     name = _name(path)
     parent, _, last = name.rpartition("/")
@@ -241,7 +245,7 @@ def _axes(path: Any, leaf: Any, rules: Rules) -> tuple[tuple[str | None, ...] | 
 
 
 def _spec(
-    axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh, config: Any
+    axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh, config: PyTree
 ) -> PartitionSpec:
     parts: list[str | None] = []
     for logical, size in zip(axes, shape, strict=True):
@@ -252,7 +256,7 @@ def _spec(
     return PartitionSpec(*parts)
 
 
-def _wholes(logical: str | None, size: int, config: Any) -> int:
+def _wholes(logical: str | None, size: int, config: PyTree) -> int:
     """How many pieces an axis has that are not to be cut."""
     if config is None or logical not in ("heads", "kv"):
         return size

@@ -1,13 +1,14 @@
 """AdamW with a warm-up and a schedule, its statistics in float32 whatever the parameters are."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxalign.errors import InputError
+from jaxalign.models.params import PyTree
 
 _UNDECAYED = ("bias", "scale")
 
@@ -68,8 +69,8 @@ class TrainState(NamedTuple):
         key: random key of the run; step t draws from its t-th fold.
     """
 
-    params: Any
-    moments: Any
+    params: PyTree
+    moments: PyTree
     step: jax.Array
     key: jax.Array
 
@@ -97,18 +98,18 @@ def rate_at(config: OptimiserConfig, steps: int, step: jax.Array) -> jax.Array:
     return config.rate * jnp.where(count < rising, (count + 1) / max(rising, 1), falling)
 
 
-def decayed(params: Any) -> Any:
+def decayed(params: PyTree) -> PyTree:
     """A tree of bools: which leaves weight decay acts on."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in _UNDECAYED, params)
 
 
-def start(key: jax.Array, params: Any, config: OptimiserConfig) -> TrainState:
+def start(key: jax.Array, params: PyTree, config: OptimiserConfig) -> TrainState:
     """The state before the first step; its moments lie where the parameters do."""
     return TrainState(params, _adamw(config).init(_wide(params)), jnp.zeros((), jnp.int32), key)
 
 
 def apply(
-    state: TrainState, gradient: Any, config: OptimiserConfig, steps: int
+    state: TrainState, gradient: PyTree, config: OptimiserConfig, steps: int
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update.
 
@@ -146,13 +147,13 @@ def _adamw(config: OptimiserConfig) -> optax.GradientTransformation:
     )
 
 
-def _wide(params: Any) -> Any:
+def _wide(params: PyTree) -> PyTree:
     return jax.tree.map(
         lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), params
     )
 
 
-def _rounded(key: jax.Array, exact: Any, like: Any) -> Any:
+def _rounded(key: jax.Array, exact: PyTree, like: PyTree) -> PyTree:
     leaves, structure = jax.tree.flatten(exact)
     kinds = [leaf.dtype for leaf in jax.tree.leaves(like)]
     rounded = [

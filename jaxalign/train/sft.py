@@ -1,10 +1,8 @@
 """Supervised fine-tuning: the log-probability of completions, raised."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +17,7 @@ from jaxalign.models import families
 from jaxalign.models.decoder import unembedding
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.lora import LoraConfig
+from jaxalign.models.params import PyTree
 from jaxalign.progress import Progress
 from jaxalign.train.loop import LoopConfig, LoopResult, Rows, fit
 from jaxalign.train.mesh import batch_sharding, gathered, make_mesh
@@ -56,8 +55,8 @@ def loss(
     config: families.Config,
     adapter: LoraConfig,
     mesh: Mesh,
-    trained: Mapping[str, Any],
-    frozen: Mapping[str, Any],
+    trained: PyTree,
+    frozen: PyTree,
     batch: Batch,
     key: jax.Array | None,
 ) -> Sums:

@@ -1,11 +1,11 @@
 """One training step: micro-batches added up, then one update, in one program."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxalign.models.params import PyTree
 from jaxalign.train import optimiser
 from jaxalign.train.optimiser import OptimiserConfig, TrainState
 
@@ -13,12 +13,12 @@ Batch = Mapping[str, jax.Array]
 Sums = dict[str, jax.Array]
 # loss(params, frozen, micro-batch, key or None) -> sums over the micro-batch: `loss`, which is
 # differentiated, `weight`, which it is divided by, and others to report.
-Loss = Callable[[Any, Any, Batch, jax.Array | None], Sums]
+Loss = Callable[[PyTree, PyTree, Batch, jax.Array | None], Sums]
 
 
 def gradient(
-    loss: Loss, params: Any, frozen: Any, batch: Batch, key: jax.Array
-) -> tuple[Any, Sums]:
+    loss: Loss, params: PyTree, frozen: PyTree, batch: Batch, key: jax.Array
+) -> tuple[PyTree, Sums]:
     """Gradient of the mean loss of a batch that is too large to hold at once.
 
     Sums are divided once, by the weight of all micro-batches, so the result is that of one large
@@ -35,11 +35,11 @@ def gradient(
         The gradient, at least float32, and means: every sum over the weight, and `weight` itself.
     """
 
-    def total(params: Any, micro: Batch, own: jax.Array) -> tuple[jax.Array, Sums]:
+    def total(params: PyTree, micro: Batch, own: jax.Array) -> tuple[jax.Array, Sums]:
         sums = loss(params, frozen, micro, own)
         return sums["loss"], sums
 
-    def add(carry: tuple[Any, Sums], place: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+    def add(carry: tuple[PyTree, Sums], place: tuple[jax.Array, Batch]) -> tuple[PyTree, None]:
         number, micro = place
         slope, sums = jax.grad(total, has_aux=True)(params, micro, jax.random.fold_in(key, number))
         return jax.tree.map(lambda a, b: a + b.astype(a.dtype), carry, (slope, sums)), None
@@ -67,14 +67,14 @@ def means(sums: Sums) -> Sums:
 
 def make_step(
     loss: Loss, config: OptimiserConfig, steps: int
-) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Sums]]:
+) -> Callable[[TrainState, PyTree, Batch], tuple[TrainState, Sums]]:
     """The pure step of a run of `steps`: (state, frozen, batch [M, ...]) -> (state, metrics).
 
     Jit it with the state donated. The metrics are the means of `gradient`, and those of
     `optimiser.apply`.
     """
 
-    def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Sums]:
+    def step(state: TrainState, frozen: PyTree, batch: Batch) -> tuple[TrainState, Sums]:
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
         slope, metrics = gradient(loss, state.params, frozen, batch, key)
         state, more = optimiser.apply(state, slope, config, steps)
@@ -83,10 +83,10 @@ def make_step(
     return step
 
 
-def make_judge(loss: Loss) -> Callable[[Any, Any, Batch], Sums]:
+def make_judge(loss: Loss) -> Callable[[PyTree, PyTree, Batch], Sums]:
     """(params, frozen, batch [M, ...]) -> sums over the batch, without dropout."""
 
-    def judge(params: Any, frozen: Any, batch: Batch) -> Sums:
+    def judge(params: PyTree, frozen: PyTree, batch: Batch) -> Sums:
         def one(micro: Batch) -> Sums:
             return loss(params, frozen, micro, None)
 

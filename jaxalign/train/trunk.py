@@ -1,8 +1,7 @@
 """A pretrained decoder in training: all of it, or an adapter beside it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 import jax
 from jax.sharding import Mesh
@@ -10,7 +9,7 @@ from jax.sharding import Mesh
 from jaxalign.errors import InputError
 from jaxalign.models import families, lora
 from jaxalign.models.lora import LoraConfig
-from jaxalign.models.params import Params
+from jaxalign.models.params import Params, PyTree
 from jaxalign.train import optimiser
 from jaxalign.train.mesh import (
     MeshConfig,
@@ -81,8 +80,8 @@ def check_remat(name: str | None) -> None:
 
 
 def split_trainable(
-    key: jax.Array, params: Mapping[str, Any], config: TrunkConfig, mesh: Mesh, decoder: Any
-) -> tuple[dict[str, Any], dict[str, Any]]:
+    key: jax.Array, params: PyTree, config: TrunkConfig, mesh: Mesh, decoder: PyTree
+) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
     """What is trained and what is not.
 
     Args:
@@ -102,7 +101,7 @@ def split_trainable(
 
 
 def init_train_state(
-    key: jax.Array, trained: Any, config: OptimiserConfig, mesh: Mesh, decoder: Any
+    key: jax.Array, trained: PyTree, config: OptimiserConfig, mesh: Mesh, decoder: PyTree
 ) -> TrainState:
     """The state before the first step, on the mesh."""
     state = optimiser.start(key, trained, config)
@@ -113,8 +112,8 @@ def hidden_states(
     config: families.Config,
     adapter: LoraConfig,
     mesh: Mesh,
-    trained: Mapping[str, Any],
-    frozen: Mapping[str, Any],
+    trained: PyTree,
+    frozen: PyTree,
     tokens: jax.Array,
     lengths: jax.Array,
     key: jax.Array | None,
