@@ -47,6 +47,12 @@ def load_config(cls: type[Config], path: str | Path | None, overrides: Sequence[
     Raises:
         InputError: a file that cannot be read, a key that does not exist, or a value that is not
             of its field's type.
+
+    Example:
+        >>> from jaxalign.config import load_config
+        >>> from jaxalign.train.mesh import MeshConfig
+        >>> load_config(MeshConfig, None, ["--tensor", "2"]).tensor
+        2
     """
     leaves = {leaf.key: leaf for leaf in _leaves(cls)}
     document = _defaults(leaves.values())
@@ -68,7 +74,16 @@ def load_config(cls: type[Config], path: str | Path | None, overrides: Sequence[
 
 
 def to_yaml(config: object) -> str:
-    """The YAML text of a config instance; `load_config` reads the same instance from it."""
+    """The YAML text of a config instance; `load_config` reads the same instance from it.
+
+    Example:
+        >>> from jaxalign.config import to_yaml
+        >>> from jaxalign.train.mesh import MeshConfig
+        >>> print(to_yaml(MeshConfig(tensor=2)), end="")
+        data: -1
+        fsdp: 1
+        tensor: 2
+    """
     plain = TypeAdapter(type(config)).dump_python(config, mode="json")
     return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
@@ -77,6 +92,12 @@ def describe(cls: type) -> str:
     """The options of a config class for `--help`: `--dotted.field TYPE (default)` and its help.
 
     The help is the field's entry under `Attributes:` in the docstring of its class.
+
+    Example:
+        >>> from jaxalign.config import describe
+        >>> from jaxalign.train.mesh import MeshConfig
+        >>> describe(MeshConfig).splitlines()[0]
+        '  --data int (-1)'
     """
     lines = []
     for leaf in _leaves(cls):

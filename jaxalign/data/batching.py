@@ -47,6 +47,15 @@ def pad_pairs(
 
     Returns:
         Pairs of shape [len(rows), P].
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.data import from_columns
+        >>> from jaxalign.data.batching import pad_pairs
+        >>> columns = {"user": list("uvu"), "chosen": list("aba"), "rejected": list("bcc")}
+        >>> pairs = pad_pairs(from_columns(columns, "memory"), [np.array([0, 2]), np.array([1])])
+        >>> pairs.chosen.tolist(), pairs.weight.tolist()
+        ([[0, 0], [1, 0]], [[1.0, 1.0], [1.0, 0.0]])
     """
     ragged = [_expand_ties(preferences, user_rows) for user_rows in rows]
     longest = max([len(user[0]) for user in ragged], default=0)
@@ -71,6 +80,12 @@ def bucket_users(lengths: np.ndarray, smallest: int = 8) -> dict[int, np.ndarray
 
     Returns:
         Width -> user numbers, in order; widths without users are absent.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.data.batching import bucket_users
+        >>> {width: users.tolist() for width, users in bucket_users(np.array([3, 20, 8])).items()}
+        {8: [0, 2], 32: [1]}
     """
     width = np.maximum(smallest, 2 ** np.ceil(np.log2(np.maximum(lengths, 1))).astype(int))
     return {int(w): np.flatnonzero(width == w) for w in np.unique(width)}

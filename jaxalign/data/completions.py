@@ -25,13 +25,19 @@ class CompletionConfig:
     """How texts become tokens.
 
     Attributes:
-        max_tokens: the most tokens of a row, prompt included.
-        overlong: `truncate` cuts the end off longer rows, and leaves out those whose prompt alone
-            is longer; `refuse` stops at them.
-        turns: of a conversation, learn the assistant's `last` turn or `all` its turns.
-        template: `chat` makes prompt and completion a turn of the user and one of the assistant;
-            `plain` joins the two as they are and ends with the end-of-text token; `auto` is `chat`
-            for a tokenizer with a chat template.
+        max_tokens: most tokens of a row, prompt included, at least 2. Memory grows with it.
+        overlong: what happens to longer rows: `truncate` cuts off their end, and leaves out those
+            whose prompt alone is longer; `refuse` stops with an error.
+        turns: the turns of a conversation that are learned: the assistant's `last` turn, or `all`
+            its turns.
+        template: `chat` renders prompt and completion as turns of the user and the assistant;
+            `plain` joins them as they are and appends the end-of-text token; `auto` chooses `chat`
+            if the tokenizer has a chat template.
+
+    Example:
+        >>> from jaxalign.data.completions import CompletionConfig
+        >>> CompletionConfig(max_tokens=512).overlong
+        'truncate'
     """
 
     max_tokens: int = 1024

@@ -91,6 +91,12 @@ def lookup(features: Features, items: Sequence[str]) -> np.ndarray:
 
     Raises:
         InputError: an item has no features, or its row holds NaN or infinity.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.data import Features, lookup
+        >>> lookup(Features(("a", "b"), np.eye(2)), ["b", "a", "b"]).tolist()
+        [[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]]
     """
     row_of = {key: row for row, key in enumerate(features.ids)}
     rows = np.array([row_of.get(item, -1) for item in items], np.int64)

@@ -59,6 +59,15 @@ def load(source: str | Path) -> Preferences:
 
     Raises:
         InputError: the source cannot be found or read, or a row cannot be used.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from jaxalign.data import load
+        >>> path = Path(tempfile.mkdtemp()) / "choices.jsonl"
+        >>> _ = path.write_text('{"user": "u", "prompt": "Hi", "chosen": "Hello", "rejected": "Go"}')
+        >>> load(path).texts
+        ('Hi\\n\\nHello', 'Hi\\n\\nGo')
     """
     path, name = Path(source), str(source)
     if name.endswith(JSON_ENDINGS):
@@ -94,6 +103,13 @@ def from_columns(
     Raises:
         InputError: a column is missing or a row is unusable: a value of the wrong type, an empty
             one, chosen equal to rejected, or one pair chosen both ways by one user.
+
+    Example:
+        >>> from jaxalign.data import from_columns
+        >>> columns = {"user": ["ann", "ann"], "chosen": ["a", "b"], "rejected": ["b", "c"]}
+        >>> table = from_columns(columns, "memory")
+        >>> table.items, table.chosen.tolist(), table.rejected.tolist()
+        (('a', 'b', 'c'), [0, 1], [1, 2])
     """
     origin = Origin(source, lines)
     if missing := [name for name in REQUIRED if name not in columns]:
@@ -146,6 +162,13 @@ def later_reversals(
 
     Returns:
         The rows [M], ascending, and for each the user's first row on that pair [M].
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.data.files import later_reversals
+        >>> chosen, rejected = np.array([3, 5, 4]), np.array([4, 6, 3])
+        >>> [rows.tolist() for rows in later_reversals(np.zeros(3, int), chosen, rejected)]
+        [[2], [0]]
     """
     low, high = np.minimum(chosen, rejected), np.maximum(chosen, rejected)
     pair, pairs = _encode_numbers(low.astype(np.int64) * (int(high.max(initial=0)) + 1) + high)
@@ -164,7 +187,14 @@ def read_json_lines(path: Path) -> tuple[list[dict[str, object]], np.ndarray]:
 
 
 def encode(values: Column) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Number distinct texts in order of first appearance: codes [N] int32 (-1 for none), texts."""
+    """Number distinct texts in order of first appearance: codes [N] int32 (-1 for none), texts.
+
+    Example:
+        >>> from jaxalign.data.files import encode
+        >>> codes, texts = encode(["b", "a", None, "b"])
+        >>> codes.tolist(), texts
+        ([0, 1, -1, 0], ('b', 'a'))
+    """
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
     if not isinstance(values, pa.Array):

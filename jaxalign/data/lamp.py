@@ -152,6 +152,11 @@ def query_text(name: str, question: str, prefix: str = QUERY_PREFIX) -> str:
         InputError: the question lacks the task's marks.
 
     Source: rucliujn/PPlug @ 6f9f283.
+
+    Example:
+        >>> from jaxalign.data.lamp import query_text
+        >>> query_text("LaMP_4", "Generate a headline for the following article: Rain.", prefix="")
+        'Rain.'
     """
     before, after = task(name).marks
     place = question.find(before)
@@ -174,6 +179,11 @@ def format_question(name: str, words: str) -> str:
 
     Raises:
         InputError: the task's questions hold more than one part, and these words lack its marks.
+
+    Example:
+        >>> from jaxalign.data.lamp import format_question
+        >>> format_question("LaMP_4", "Rain.")
+        'Generate a headline for the following article: Rain.'
     """
     told = task(name)
     if told.asks is not None and not all(mark in words for mark in told.marks):

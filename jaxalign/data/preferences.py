@@ -10,6 +10,12 @@ class Conversation(str):
 
     Attributes:
         turns: what was said, the user and the assistant by turns.
+
+    Example:
+        >>> from jaxalign.data import Conversation
+        >>> text = Conversation(("Hi", "Hello"))
+        >>> text == "Hi\\n\\nHello", text.turns
+        (True, ('Hi', 'Hello'))
     """
 
     turns: tuple[str, ...]

@@ -26,11 +26,16 @@ class PromptConfig:
     """Which prompts of a source are used, and how they are put to a model.
 
     Attributes:
-        template: `chat` makes each prompt turns of a conversation; `plain` takes it as text;
-            `auto` is `chat` for a tokenizer with a chat template.
-        min_tokens: prompts with fewer are left out.
-        limit: the most prompts, drawn at random; null for all.
-        hold_out_share: share of them that is kept to judge on.
+        template: `chat` renders each prompt as turns of a conversation; `plain` takes it as text;
+            `auto` chooses `chat` if the tokenizer has a chat template.
+        min_tokens: fewest tokens of a prompt, at least 1; shorter ones are left out.
+        limit: most prompts, at least 1, drawn at random; null takes all.
+        hold_out_share: share of the prompts, in [0, 1), that is held out for evaluation.
+
+    Example:
+        >>> from jaxalign.data.prompts import PromptConfig
+        >>> PromptConfig(limit=1000).hold_out_share
+        0.1
     """
 
     template: Literal["auto", "chat", "plain"] = "auto"
@@ -162,6 +167,12 @@ def split_prompts(prompts: Prompts, share: float, seed: int = 0) -> tuple[Prompt
 
     Raises:
         InputError: there are too few for two parts.
+
+    Example:
+        >>> from jaxalign.data.prompts import Prompts, split_prompts
+        >>> train, held_out = split_prompts(Prompts(("a", "b", "c", "d")), share=0.25)
+        >>> len(train), len(held_out)
+        (3, 1)
     """
     if not share:
         return prompts, prompts.take([])
@@ -183,6 +194,12 @@ def prompt_text(prompt: Prompt) -> str:
 
     Returns:
         A lone turn's content, or else the dialogue "Human: .. Assistant: .. Human: .. Assistant:".
+
+    Example:
+        >>> from jaxalign.data.prompts import prompt_text
+        >>> system = {"role": "system", "content": "Be kind."}
+        >>> prompt_text((system, {"role": "user", "content": "Hi"}))
+        'Hi'
     """
     if isinstance(prompt, str):
         return prompt

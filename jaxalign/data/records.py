@@ -116,6 +116,11 @@ def date_key(value: str, where: str) -> tuple[int, ...]:
 
     Raises:
         InputError: the date cannot be read.
+
+    Example:
+        >>> from jaxalign.data.records import date_key
+        >>> date_key("2024-05", "line 1") < date_key("2024-05-02T10:00:00", "line 2")
+        True
     """
     try:
         if found := _DATE.fullmatch(value.strip()):

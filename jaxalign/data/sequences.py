@@ -13,6 +13,13 @@ class Sequences:
     Attributes:
         tokens: [sum of lengths] int32.
         starts: [N + 1] int64; sequence n is tokens[starts[n] : starts[n + 1]].
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.data.sequences import Sequences
+        >>> tokens, lengths = Sequences.of([[5, 6], [7]]).padded(np.array([1, -1]), width=2)
+        >>> tokens.tolist(), lengths.tolist()
+        ([[7, 0], [0, 0]], [1, 1])
     """
 
     tokens: np.ndarray
@@ -51,7 +58,14 @@ class Sequences:
 
 
 def pad_flat(flat: np.ndarray, starts: np.ndarray, rows: np.ndarray, width: int) -> np.ndarray:
-    """Values that stand beside the tokens of `Sequences`, padded alike with 0: [B, T]."""
+    """Values that stand beside the tokens of `Sequences`, padded alike with 0: [B, T].
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.data.sequences import pad_flat
+        >>> pad_flat(np.array([5, 6, 7]), np.array([0, 2, 3]), np.array([1, 0]), width=3).tolist()
+        [[7, 0, 0], [5, 6, 0]]
+    """
     first, length = starts[rows], np.where(rows < 0, 0, starts[rows + 1] - starts[rows])
     if length.max(initial=0) > width:
         raise ValueError(f"a sequence has {length.max()} tokens, more than the width {width}")

@@ -55,6 +55,12 @@ def split_users(
 
     Raises:
         InputError: a role left without users.
+
+    Example:
+        >>> from jaxalign.data.splits import split_users
+        >>> split = split_users(tuple("abcdefghij"), seed=0)
+        >>> len(split.train), len(split.validation), len(split.test)
+        (4, 1, 5)
     """
     ordered = np.array(sorted(users), dtype=object)
     np.random.default_rng(seed).shuffle(ordered)
@@ -77,7 +83,13 @@ def split_users(
 
 
 def item_folds(num_items: int, folds: int, seed: int) -> np.ndarray:
-    """Fold of every item [num_items], equal in size up to one, by a seeded permutation."""
+    """Fold of every item [num_items], equal in size up to one, by a seeded permutation.
+
+    Example:
+        >>> from jaxalign.data.splits import item_folds
+        >>> sorted(item_folds(5, 2, seed=0).tolist())
+        [0, 0, 0, 1, 1]
+    """
     fold = np.empty(num_items, np.int32)
     order = np.random.default_rng(seed).permutation(num_items)
     fold[order] = np.arange(num_items) % folds
@@ -105,6 +117,15 @@ def redraw(
 
     Returns:
         support_mask, query_mask [U, P], the weights where a pair takes part and 0 elsewhere.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.data.splits import redraw
+        >>> group, weight = jnp.array([[0, 0, 1, 1]]), jnp.ones((1, 4))
+        >>> support, query = redraw(jax.random.key(0), group, weight, query_share=0.5)
+        >>> float(support.sum()), float(query.sum()), float((support * query).sum())
+        (2.0, 2.0, 0.0)
     """
     pairs = group.shape[1]
     # Groups are numbered from 0 without gaps, so their number says which are there.
@@ -138,7 +159,16 @@ class Episodes:
 
 
 def rows_by_user(preferences: Preferences, users: tuple[str, ...]) -> list[np.ndarray]:
-    """Row numbers of each named user, in table order; empty for a user without rows."""
+    """Row numbers of each named user, in table order; empty for a user without rows.
+
+    Example:
+        >>> from jaxalign.data import from_columns
+        >>> from jaxalign.data.splits import rows_by_user
+        >>> columns = {"user": list("uvu"), "chosen": list("aba"), "rejected": list("bcc")}
+        >>> table = from_columns(columns, "memory")
+        >>> [rows.tolist() for rows in rows_by_user(table, ("u", "w"))]
+        [[0, 2], []]
+    """
     number = {name: index for index, name in enumerate(preferences.users)}
     order = np.argsort(preferences.user, kind="stable")
     counts = np.bincount(preferences.user, minlength=len(preferences.users))

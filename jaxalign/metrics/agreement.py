@@ -30,6 +30,11 @@ def tau_b(told: ArrayLike, reached: ArrayLike) -> tuple[float | None, ...]:
       InputError: shapes that do not fit, or values that are not finite.
 
     Source: Kendall, Biometrika 1945.
+
+    Example:
+        >>> from jaxalign.metrics import tau_b
+        >>> tau_b([[0.0], [0.5], [1.0]], [[1.0], [2.0], [1.5]])
+        (0.3333333333333333,)
     """
     wanted, found = _pair(told, reached)
     wanted = wanted.round(_TOLD_DIGITS)
@@ -59,6 +64,11 @@ def tau_cap(told: ArrayLike) -> tuple[float | None, ...]:
 
     Raises:
       InputError: not [W, R], or not finite.
+
+    Example:
+        >>> from jaxalign.metrics import tau_cap
+        >>> tau_cap([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]])
+        (1.0, 1.0)
     """
     wanted = check_points(told).round(_TOLD_DIGITS)
     first, second = np.triu_indices(len(wanted), 1)
@@ -75,6 +85,11 @@ def squared_error(told: ArrayLike, reached: ArrayLike) -> float:
 
     Raises:
       InputError: shapes that do not fit, or values that are not finite.
+
+    Example:
+        >>> from jaxalign.metrics import squared_error
+        >>> squared_error([[1.0, 0.0]], [[0.5, 0.5]])
+        0.25
     """
     wanted, found = _pair(told, reached)
     return float(((found - wanted) ** 2).mean())
@@ -97,6 +112,11 @@ def corner_error(told: ArrayLike, reached: ArrayLike, best: ArrayLike) -> float 
 
     Raises:
       InputError: shapes that do not fit, or values that are not finite.
+
+    Example:
+        >>> from jaxalign.metrics import corner_error
+        >>> corner_error([[1.0, 0.0], [0.0, 1.0]], [[0.5, 0.0], [0.0, 1.0]], best=[1.0, 1.0])
+        0.25
     """
     wanted, found = _pair(told, reached)
     size = wanted.shape[1]
@@ -119,6 +139,11 @@ def linear_regret(weights: ArrayLike, values: ArrayLike, best: ArrayLike) -> flo
 
     Raises:
       InputError: shapes that do not fit, or values that are not finite.
+
+    Example:
+        >>> from jaxalign.metrics import linear_regret
+        >>> linear_regret([[1.0, 0.0]], [[0.5, 1.0]], [[1.0, 0.0], [0.0, 1.0]])
+        0.5
     """
     wanted, found = _pair(weights, values)
     had = (wanted * found).sum(1)

@@ -34,6 +34,13 @@ def mean_interval(key_seed: int, values: Floats, draws: int = 2000) -> Interval:
 
     Raises:
       InputError: no user is left, or fewer than 2 draws.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.metrics import mean_interval
+        >>> interval = mean_interval(0, np.array([0.25, 0.5, 0.75, np.nan]))
+        >>> interval.mean, interval.low < 0.5 < interval.high
+        (0.5, True)
     """
     users = _present(values, draws)
     return _interval(users.mean(), _resampled_means(np.random.default_rng(key_seed), users, draws))
@@ -77,6 +84,13 @@ def paired_bootstrap(
     Raises:
       InputError: shapes differ, nothing to judge, only one of the two item arrays, or fewer than
         2 draws.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.metrics import paired_bootstrap
+        >>> mask = np.ones((3, 1), bool)
+        >>> paired_bootstrap(0, [[0.9]] * 3, [[0.1]] * 3, mask).mean
+        1.0
     """
     keep = np.asarray(mask)
     users = _present(user_gain(probability, baseline, keep), draws)

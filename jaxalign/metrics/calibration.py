@@ -35,6 +35,13 @@ def reliability(probability: ArrayLike, mask: ArrayLike, bins: int = 10) -> Reli
 
     Raises:
       InputError: shapes differ, nothing to judge, or fewer than 2 bins.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.metrics import reliability
+        >>> table = reliability([[0.75, 0.75]], np.ones((1, 2), bool), bins=2)
+        >>> table.predicted.tolist(), table.observed.tolist(), table.counts.tolist()
+        ([0.25, 0.75], [0.0, 1.0], [2, 2])
     """
     if bins < 2:
         raise InputError(f"bins: expected at least 2, found {bins}.")
@@ -72,6 +79,12 @@ def calibration_error(probability: ArrayLike, mask: ArrayLike, bins: int = 10) -
 
     Raises:
       InputError: as `reliability`.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.metrics import calibration_error
+        >>> calibration_error([[0.75, 0.75]], np.ones((1, 2), bool), bins=2)
+        0.25
     """
     table = reliability(probability, mask, bins)
     used = table.counts > 0

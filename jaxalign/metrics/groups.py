@@ -44,6 +44,13 @@ def worst_groups(
 
     Raises:
       InputError: shapes differ, nothing to judge, a fraction outside (0, 1], or no split.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.metrics import worst_groups
+        >>> mask = np.ones((2, 1), bool)
+        >>> worst_groups([[0.9], [0.2]], [[0.9], [0.9]], mask, fractions=(0.5,))
+        {'worst_50': 0.0}
     """
     if splits < 1 or not all(0 < fraction <= 1 for fraction in fractions):
         raise InputError("fractions, splits: expected fractions in (0, 1] and at least one split.")

@@ -25,6 +25,11 @@ def nondominated(points: ArrayLike) -> NDArray[np.bool_]:
 
     Raises:
       InputError: not [W, R], or not finite.
+
+    Example:
+        >>> from jaxalign.metrics import nondominated
+        >>> nondominated([[1.0, 0.0], [0.0, 1.0], [0.0, 0.5]]).tolist()
+        [True, True, False]
     """
     values = check_points(points)
     other, own = values[:, None], values[None]
@@ -49,6 +54,11 @@ def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
       InputError: shapes that do not fit, or values that are not finite.
 
     Source: Zitzler, Thiele, PPSN 1998; computed by moocore.
+
+    Example:
+        >>> from jaxalign.metrics import hypervolume
+        >>> hypervolume([[1.0, 0.5], [0.5, 1.0]], [0.0, 0.0])
+        0.75
     """
     import moocore
 
@@ -79,6 +89,11 @@ def sparsity(points: ArrayLike) -> float:
 
     Source: Xu et al., Prediction-Guided Multi-Objective Reinforcement Learning, ICML 2020; the
       form that the literature on several rewards for language models has taken over.
+
+    Example:
+        >>> from jaxalign.metrics import sparsity
+        >>> sparsity([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
+        0.5
     """
     values = check_points(points)
     front = np.unique(values[nondominated(values)], axis=0)
@@ -107,6 +122,11 @@ def entropy(points: ArrayLike, width: float = 0.05) -> float:
 
     Source: Leinster, Cobbold, Ecology 2012, equation 1 for q = 1; Farhang-Mehr, Azarm, Journal of
       Mechanical Design 2003, for entropy as a figure of solution sets.
+
+    Example:
+        >>> from jaxalign.metrics import entropy
+        >>> round(entropy([[0.0, 1.0], [1.0, 0.0]]), 4)  # log 2
+        0.6931
     """
     values = check_points(points)
     if not width > 0:

@@ -66,6 +66,12 @@ def correct(probability: ArrayLike, mask: ArrayLike, name: str = "probability") 
 
     Raises:
       InputError: as `check_probabilities`.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.metrics.scores import correct
+        >>> correct([[0.9, 0.5, 0.2]], np.ones((1, 3), bool)).tolist()
+        [[1.0, 0.5, 0.0]]
     """
     values, _ = check_probabilities(probability, mask, name)
     return (np.sign(values - 0.5) + 1) / 2
@@ -107,6 +113,12 @@ def over_pairs(values: Floats, mask: Bools) -> Floats:
 
     Returns:
       [..., U].
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.metrics.scores import over_pairs
+        >>> over_pairs(np.array([[1.0, 3.0]]), np.array([[True, True]])).tolist()
+        [2.0]
     """
     count = mask.sum(-1)
     total = np.where(mask, values, 0.0).sum(-1)
@@ -125,6 +137,14 @@ def user_accuracy(probability: ArrayLike, mask: ArrayLike) -> Floats:
 
     Raises:
       InputError: shapes differ, nothing to judge, or a probability is outside 0..1.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.metrics import user_accuracy
+        >>> mask = np.array([[True, True], [True, False]])
+        >>> probability = np.array([[0.9, 0.4], [0.7, 0.0]])
+        >>> user_accuracy(probability, mask).tolist()
+        [0.5, 1.0]
     """
     return over_pairs(correct(probability, mask), np.asarray(mask))
 
@@ -143,6 +163,14 @@ def user_nll(probability: ArrayLike, mask: ArrayLike) -> Floats:
 
     Raises:
       InputError: as `user_accuracy`.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.metrics import user_nll
+        >>> mask = np.array([[True, True], [True, False]])
+        >>> probability = np.array([[0.9, 0.4], [0.7, 0.0]])
+        >>> user_nll(probability, mask).round(3).tolist()
+        [0.511, 0.357]
     """
     values, keep = check_probabilities(probability, mask)
     # 0 - log instead of -log: a certain right answer costs 0, not -0.
@@ -161,6 +189,14 @@ def accuracy(probability: ArrayLike, mask: ArrayLike) -> float:
 
     Raises:
       InputError: as `user_accuracy`.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.metrics import accuracy
+        >>> mask = np.array([[True, True], [True, False]])
+        >>> probability = np.array([[0.9, 0.4], [0.7, 0.0]])
+        >>> accuracy(probability, mask)
+        0.75
     """
     return float(np.nanmean(user_accuracy(probability, mask)))
 
@@ -177,6 +213,14 @@ def nll(probability: ArrayLike, mask: ArrayLike) -> float:
 
     Raises:
       InputError: as `user_accuracy`.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.metrics import nll
+        >>> mask = np.array([[True, True], [True, False]])
+        >>> probability = np.array([[0.9, 0.4], [0.7, 0.0]])
+        >>> round(nll(probability, mask), 3)
+        0.434
     """
     return float(np.nanmean(user_nll(probability, mask)))
 

@@ -36,6 +36,11 @@ def score(task: str, predictions: Sequence[str], golds: Sequence[str]) -> dict[s
         answer is not one that the task allows.
 
     Source: LaMP-Benchmark/LaMP @ 38c9d4d, eval.
+
+    Example:
+        >>> from jaxalign.metrics.text import score
+        >>> score("LaMP_3", ["4", "2"], ["5", "2"])
+        {'MAE': 0.5, 'RMSE': 0.7071067811865476}
     """
     return summary(task, sample_scores(task, predictions, golds), predictions, golds)
 

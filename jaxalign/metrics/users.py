@@ -68,6 +68,13 @@ def harmed(
 
     Raises:
       InputError: shapes differ, nothing to judge, or fewer than 2 draws.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.metrics import harmed
+        >>> mask = np.ones((2, 1), bool)
+        >>> harmed([[0.9], [0.2]], [[0.4], [0.8]], mask).mean
+        0.5
     """
     keep = np.asarray(mask)
     after, before = correct_both(probability, unadapted, keep, "unadapted")
@@ -107,6 +114,14 @@ def judge(
 
     Raises:
       InputError: shapes differ, nothing to judge, or a value that makes no sense.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.metrics import judge
+        >>> mask = np.ones((2, 1), bool)
+        >>> found = judge([[0.9], [0.8]], [[0.4], [0.4]], [[0.4], [0.9]], mask, draws=50)
+        >>> found["accuracy"], found["gain"], found["harmed"]
+        (1.0, 0.5, 0.0)
     """
     keep = np.asarray(mask)
     gain = paired_bootstrap(seed, probability, baseline, keep, draws=draws)

@@ -43,13 +43,20 @@ class RewardConfig:
     """A run of reward modelling.
 
     Attributes:
-        max_tokens: the most tokens of prompt and answer; longer ones lose their end.
-        hold_out: what is kept apart whole to judge on: a `group` (conversation or topic) of a
-            user, a `user`, or a `prompt`.
-        hold_out_share: share of those.
-        trunk: what of the model is trained; the head always is.
+        max_tokens: most tokens of prompt and answer together, at least 1; longer ones lose their
+            end.
+        hold_out: what is held out whole to measure accuracy on: a `group` (conversation or topic)
+            of a user, a `user`, or a `prompt`. Choose `user` to measure accuracy for new users.
+        hold_out_share: share of the groups, users or prompts that is held out, in [0, 1).
+        trunk: which parameters of the model are trained, their precision and devices; the reward
+            head is always trained.
         loop: epochs, batches and intervals.
-        optimiser: rate and schedule.
+        optimiser: learning rate and schedule.
+
+    Example:
+        >>> from jaxalign.rewards.bradley_terry import RewardConfig
+        >>> RewardConfig(hold_out="user").loop.epochs
+        1
     """
 
     max_tokens: int = 1024
@@ -112,7 +119,7 @@ def load_choices(source: str) -> ObjectiveChoices:
 
 
 def bradley_terry(difference: jax.Array, win: jax.Array) -> jax.Array:
-    """Negative log-likelihood of a choice.
+    """Return the negative log-likelihood of a choice under the Bradley-Terry model.
 
     Args:
         difference: reward of the chosen less that of the rejected, at least float32.
@@ -122,6 +129,12 @@ def bradley_terry(difference: jax.Array, win: jax.Array) -> jax.Array:
         win * softplus(-difference) + (1 - win) * softplus(difference).
 
     Source: Bradley and Terry 1952, Biometrika 39.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.rewards.bradley_terry import bradley_terry
+        >>> [round(float(bradley_terry(margin, 1.0)), 3) for margin in jnp.array([0.0, 2.0])]
+        [0.693, 0.127]
     """
     return jax.nn.softplus(-difference) + (1 - win) * difference
 

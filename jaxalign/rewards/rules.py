@@ -44,6 +44,11 @@ def brevity(text: str) -> float:
 
     Returns:
       -log(1 + number of words): 0 for a text without words, and as much lost for each doubling.
+
+    Example:
+        >>> from jaxalign.rewards.rules import brevity
+        >>> round(brevity("Three short words."), 3)
+        -1.386
     """
     return -math.log1p(len(_WORD.findall(text)))
 
@@ -96,6 +101,11 @@ def warmth(text: str) -> float:
       Words of `WARM_WORDS`, plus half of the exclamations (a run of marks is one: shouting is
       not warmth), per word of the text; 0 for a text without words. It is divided by ten words at
       least: one warm word alone is no very warm text.
+
+    Example:
+        >>> from jaxalign.rewards.rules import warmth
+        >>> round(warmth("Thank you!"), 2)
+        0.25
     """
     words = _WORD.findall(text.lower())
     if not words:
@@ -115,6 +125,11 @@ def structure(text: str) -> float:
     Returns:
       From 0 (one running paragraph) to 1: the mean of two shares of the non-empty lines, those
       that are list items or headings, and those that a line break set apart (all but the first).
+
+    Example:
+        >>> from jaxalign.rewards.rules import structure
+        >>> structure("- one\\n- two")
+        0.75
     """
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
@@ -169,6 +184,11 @@ def count_syllables(word: str) -> int:
 
     Returns:
       At least 1. A silent final e or ed is not counted; a final consonant with -le is.
+
+    Example:
+        >>> from jaxalign.rewards.rules import count_syllables
+        >>> count_syllables("table"), count_syllables("made")
+        (2, 1)
     """
     word = word.lower()
     count = len(_VOWELS.findall(word))

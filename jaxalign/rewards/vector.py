@@ -50,6 +50,14 @@ class TextReward:
         function: of B prompts and B answers to rewards [B, R] (or [B] of one reward); the prompts
             hold no preference tags.
         id: what tells these rewards from others, their version included.
+
+    Example:
+        >>> from jaxalign.rewards import TextReward, compute_rewards
+        >>> def lengths(prompts, answers):
+        ...     return [len(answer) for answer in answers]
+        >>> length = TextReward(("length",), lengths, "length:1")
+        >>> compute_rewards(length, ["Why?"], ["So."]).tolist()
+        [[3.0]]
     """
 
     names: tuple[str, ...]
@@ -65,6 +73,11 @@ def concatenate_rewards(*rewards: TextReward) -> TextReward:
 
     Raises:
         InputError: none is given, or a name comes twice.
+
+    Example:
+        >>> from jaxalign.rewards import concatenate_rewards, rule_rewards
+        >>> concatenate_rewards(rule_rewards(["brevity"]), rule_rewards(["warmth"])).names
+        ('brevity', 'warmth')
     """
     names = tuple(name for reward in rewards for name in reward.names)
     if len(rewards) == 1:

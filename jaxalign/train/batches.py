@@ -23,6 +23,13 @@ class Batches:
         seed: of the order.
         smallest: the least width; the others are its doubles.
         widest: bound on the widths, None for none.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.train.batches import Batches
+        >>> batches = Batches(np.array([3, 40, 5]), size=2)
+        >>> [(width, sorted(rows.tolist())) for width, rows in batches.in_order()]
+        [(32, [0, 2]), (64, [-1, 1])]
     """
 
     lengths: np.ndarray

@@ -17,7 +17,17 @@ _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
 
 
 def save_state(path: str | Path, state: PyTree) -> None:
-    """Write a tree of arrays and random keys; what was there goes when the new one is whole."""
+    """Write a tree of arrays and random keys; what was there goes when the new one is whole.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.train.checkpoint import load_state, save_state
+        >>> path = tempfile.mkdtemp() + "/state"
+        >>> save_state(path, {"kernel": jnp.ones(2)})
+        >>> load_state(path, {"kernel": jnp.zeros(2)})["kernel"].tolist()
+        [1.0, 1.0]
+    """
     path = Path(path).absolute()
     _finish(path)
     if not path.exists():

@@ -21,15 +21,22 @@ Assemble = Callable[[np.ndarray, int], Mapping[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How long, in what batches, and when to judge and to keep.
+    """Length of a training run, its batches, and when it validates and writes checkpoints.
 
     Attributes:
-        epochs: passes over the training rows.
-        batch_size: rows of one update.
-        micro_batches: how many parts of a batch are held in memory one after another; divides it.
-        evaluate_every: steps between two looks at the validation rows; the last step has one too.
-        checkpoint_every: steps between two states on disk, from which a run resumes.
-        seed: of the order of rows, fresh parameters and dropout.
+        epochs: passes over the training rows, at least 1. 1 to 3 is usual for fine-tuning.
+        batch_size: rows of one update, at least 1.
+        micro_batches: parts of a batch that are computed one after another, at least 1 and a
+            divisor of batch_size. Raise it if memory runs out: the update stays the same.
+        evaluate_every: steps between two validations, at least 1; the last step has one too.
+        checkpoint_every: steps between two checkpoints, at least 1. A stopped run resumes from the
+            last one and loses the steps after it.
+        seed: of the order of rows, of fresh parameters and of dropout.
+
+    Example:
+        >>> from jaxalign.train.loop import LoopConfig
+        >>> LoopConfig(epochs=1, batch_size=16, micro_batches=4).evaluate_every
+        100
     """
 
     epochs: int = 3

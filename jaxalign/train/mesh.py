@@ -60,12 +60,20 @@ MESH_AXES = {
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How many devices each axis has; one of them may be -1, for the rest.
+    """Number of devices of each mesh axis; their product is the number of devices.
 
     Attributes:
-        data: copies of the parameters, each with its rows of the batch.
-        fsdp: parts of each parameter, each with its rows of the batch.
-        tensor: parts of heads, feed-forward and vocabulary; the best within one host.
+        data: copies of the parameters, at least 1, each of which computes its rows of the batch;
+            -1, in one of the three fields, takes the rest of the devices.
+        fsdp: parts that each parameter is cut into, at least 1, each of which computes its rows of
+            the batch. Raise it if parameters and optimiser do not fit into one device's memory.
+        tensor: parts that heads, feed-forward and vocabulary are cut into, at least 1. Raise it
+            within one host only, where devices communicate fast.
+
+    Example:
+        >>> from jaxalign.train.mesh import MeshConfig
+        >>> MeshConfig(data=1, fsdp=-1)
+        MeshConfig(data=1, fsdp=-1, tensor=1)
     """
 
     data: int = -1
@@ -90,6 +98,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
     Raises:
         InputError: where the sizes do not use up the devices.
+
+    Example:
+        >>> import jax
+        >>> from jaxalign.train.mesh import MeshConfig, make_mesh
+        >>> dict(make_mesh(MeshConfig(), jax.devices()[:1]).shape)
+        {'data': 1, 'fsdp': 1, 'tensor': 1}
     """
     devices = jax.devices() if devices is None else devices
     sizes = [config.data, config.fsdp, config.tensor]

@@ -32,10 +32,16 @@ class SftConfig:
 
     Attributes:
         data: how texts become tokens.
-        trunk: what of the model is trained.
+        trunk: which parameters are trained, their precision and devices.
         loop: epochs, batches and intervals.
-        optimiser: rate and schedule.
-        validation_share: share of the rows held out, where no file of them is given.
+        optimiser: learning rate and schedule.
+        validation_share: share of the rows, in [0, 1), that is held out to validate on if no file
+            of validation rows is given. 0 trains on all rows and keeps the last step.
+
+    Example:
+        >>> from jaxalign.train.sft import SftConfig
+        >>> SftConfig(validation_share=0.1).data.max_tokens
+        1024
     """
 
     data: CompletionConfig = field(default_factory=CompletionConfig)

@@ -60,7 +60,15 @@ def gradient(
 
 
 def means(sums: Sums) -> Sums:
-    """Every sum over the weight; `weight` itself stays."""
+    """Every sum over the weight; `weight` itself stays.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.train.step import means
+        >>> found = means({"loss": jnp.array(6.0), "weight": jnp.array(3.0)})
+        >>> float(found["loss"]), float(found["weight"])
+        (2.0, 3.0)
+    """
     whole = jnp.maximum(sums["weight"], 1)
     return {name: value if name == "weight" else value / whole for name, value in sums.items()}
 
