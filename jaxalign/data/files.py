@@ -65,9 +65,9 @@ def load(source: str | Path) -> Preferences:
         >>> from pathlib import Path
         >>> from jaxalign.data import load
         >>> path = Path(tempfile.mkdtemp()) / "choices.jsonl"
-        >>> _ = path.write_text('{"user": "u", "prompt": "Hi", "chosen": "Hello", "rejected": "Go"}')
+        >>> _ = path.write_text('{"user": "u", "prompt": "Hi", "chosen": "Yes", "rejected": "Go"}')
         >>> load(path).texts
-        ('Hi\\n\\nHello', 'Hi\\n\\nGo')
+        ('Hi\\n\\nYes', 'Hi\\n\\nGo')
     """
     path, name = Path(source), str(source)
     if name.endswith(JSON_ENDINGS):
