@@ -1,6 +1,5 @@
 """Texts to imitate: prompts with completions, or conversations, as tokens of which some count."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from jaxalign.data.columns import read_columns
 from jaxalign.data.files import Origin
+from jaxalign.data.records import check_text, short
 from jaxalign.data.sequences import Sequences
 from jaxalign.errors import InputError
 
@@ -211,8 +211,8 @@ def _segmenter(
 
     def segment(row: int) -> Segments:
         where = origin.at(row)
-        prompt = _text(columns["prompt"][row], "prompt", where, empty=not chat)
-        completion = _text(columns["completion"][row], "completion", where)
+        prompt = check_text(columns["prompt"][row], "prompt", where, empty=not chat)
+        completion = check_text(columns["completion"][row], "completion", where)
         if not chat:
             return [(prompt, False), (completion, True)]
         turns = [
@@ -252,18 +252,18 @@ def _conversation(
 def _messages(value: object, where: str) -> list[Message]:
     if not isinstance(value, list | tuple) or not value:
         raise InputError(
-            f"{where}: `messages` is {_short(value)}, expected a list of turns; correct the row."
+            f"{where}: `messages` is {short(value)}, expected a list of turns; correct the row."
         )
     turns: list[Message] = []
     for number, turn in enumerate(value, 1):
         if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
             raise InputError(
-                f"{where}: turn {number} of `messages` is {_short(turn)}, expected an object with "
+                f"{where}: turn {number} of `messages` is {short(turn)}, expected an object with "
                 "`role` and `content`; correct the row."
             )
         blank_is_fine = turn["role"] != "assistant"
         name = f"messages[{number - 1}].content"
-        content = _text(turn.get("content"), name, where, empty=blank_is_fine)
+        content = check_text(turn.get("content"), name, where, empty=blank_is_fine)
         turns.append({"role": turn["role"], "content": content})
     if turns[-1]["role"] != "assistant":
         raise InputError(
@@ -299,22 +299,3 @@ def _tokenise(
 def _ids(texts: list[str], tokenizer: "PreTrainedTokenizerBase", special: bool) -> list[list[int]]:
     found: list[list[int]] = tokenizer(texts, add_special_tokens=special)["input_ids"]
     return found
-
-
-def _text(value: object, name: str, where: str, empty: bool = False) -> str:
-    if not isinstance(value, str) or not (empty or value.strip()):
-        found = "missing" if value is None else _short(value)
-        raise InputError(f"{where}: `{name}` is {found}, expected text; fill in or remove the row.")
-    try:
-        value.encode()
-    except UnicodeError:
-        raise InputError(
-            f"{where}: `{name}` holds half of a surrogate pair, expected valid Unicode; correct "
-            "the row."
-        ) from None
-    return value
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 40 else text[:37] + "..."

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxalign.data.columns import read_columns
 from jaxalign.data.files import Origin
+from jaxalign.data.records import check_text
 from jaxalign.errors import InputError
 
 Message = Mapping[str, str]
@@ -226,7 +227,7 @@ def _read(source: str | Path) -> tuple[list[str | _Turns | None], Origin]:
         return _lines(Path(source))
     columns, origin = read_columns(source, ("prompt", "messages", "chosen", "info"))
     readers: dict[str, Callable[[object, str], str | _Turns | None]] = {
-        "prompt": lambda value, where: _text(value, "prompt", where),
+        "prompt": lambda value, where: check_text(value, "prompt", where),
         "messages": _messages,
         "chosen": _dialogue,
         "info": _post,
@@ -251,20 +252,6 @@ def _lines(path: Path) -> tuple[list[str | _Turns | None], Origin]:
     return [line.strip() for line in lines if line.strip()], Origin(str(path))
 
 
-def _text(value: object, name: str, where: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        found = "missing" if value is None else repr(value)[:40]
-        raise InputError(f"{where}: `{name}` is {found}, expected text; fill in or remove the row.")
-    try:
-        value.encode()
-    except UnicodeError:
-        raise InputError(
-            f"{where}: `{name}` holds half of a surrogate pair, expected valid Unicode; correct "
-            "the row."
-        ) from None
-    return value
-
-
 def _messages(value: object, where: str) -> _Turns:
     if not isinstance(value, list | tuple) or not all(
         isinstance(turn, Mapping) and isinstance(turn.get("role"), str) for turn in value
@@ -281,14 +268,14 @@ def _messages(value: object, where: str) -> _Turns:
             f"{where}: `messages` holds no turn of the user to answer; add one, or remove the row."
         )
     return tuple(
-        (turn["role"], _text(turn.get("content"), f"messages[{number}].content", where))
+        (turn["role"], check_text(turn.get("content"), f"messages[{number}].content", where))
         for number, turn in enumerate(turns)
     )
 
 
 def _dialogue(value: object, where: str) -> str | None:
     """All before the last answer; None where nobody says anything before it."""
-    asked, answered, _ = _text(value, "chosen", where).rpartition(ASSISTANT)
+    asked, answered, _ = check_text(value, "chosen", where).rpartition(ASSISTANT)
     if not answered:
         raise InputError(
             f"{where}: `chosen` has no `Assistant:` after a blank line, expected a dialogue; give "

@@ -104,6 +104,36 @@ def text_of(
     return value
 
 
+def check_text(value: object, name: str, where: str, empty: bool = False) -> str:
+    """Return a value of a row, if it is text that can be encoded.
+
+    Args:
+        value: of the row.
+        name: of its column, for messages.
+        where: of the row, for messages.
+        empty: let the text be blank.
+
+    Raises:
+        InputError: it is no text, blank, or no valid Unicode.
+
+    Example:
+        >>> from jaxalign.data.records import check_text
+        >>> check_text("Hi", "prompt", "a.jsonl, line 1")
+        'Hi'
+    """
+    if not isinstance(value, str) or not (empty or value.strip()):
+        found = "missing" if value is None else short(value)
+        raise InputError(f"{where}: `{name}` is {found}, expected text; fill in or remove the row.")
+    try:
+        value.encode()
+    except UnicodeError:
+        raise InputError(
+            f"{where}: `{name}` holds half of a surrogate pair, expected valid Unicode; correct "
+            "the row."
+        ) from None
+    return value
+
+
 def date_key(value: str, where: str) -> tuple[int, ...]:
     """What dates are ordered by: year, month, day and time of day, as far as given.
 

@@ -95,11 +95,11 @@ def test_bad_files(tmp_path):
     }
     paths = write(tmp_path, {"u": [entry(0, "c"), back]})
     refused(lambda: data.load_authors(*paths), "choice 1", "choice 2", "both orders")
-    for meta, part in ((["x"], "holds a list"), ({}, "no choices"), ({"u": 3}, "user 'u'")):
+    for meta, part in ((["x"], "holds a JSON list"), ({}, "no choices"), ({"u": 3}, "user 'u'")):
         paths = write(tmp_path, meta)
         refused(lambda paths=paths: data.load_authors(*paths), part)
     paths[1].write_text("{")
-    refused(lambda: data.load_authors(*paths), "not readable as JSON")
+    refused(lambda: data.load_authors(*paths), "is not JSON")
     refused(lambda: data.load_authors(paths[0], tmp_path / "no.json"), "no such file")
     torch.save({"a": torch.zeros(2)}, paths[0])
     refused(lambda: data.load_authors(*paths), "holds dict", "one tensor [2N, E]")
