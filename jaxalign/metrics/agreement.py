@@ -1,7 +1,8 @@
-"""Whether a policy does what it is told: preferences told against rewards reached.
+"""How closely a policy follows the preference it is given: requested against achieved rewards.
 
-What is told, p [W, R], lies on the simplex; what is reached has the same columns, on a scale where
-0 is low and 1 is high. All is NumPy in float64. What cannot be measured is None, never NaN.
+Requested preferences p [W, R] lie on the simplex. Achieved rewards have the same columns, on a
+scale where 0 is low and 1 is high. All is NumPy in float64. A figure that cannot be measured is
+None, never NaN.
 """
 
 import numpy as np
@@ -10,21 +11,21 @@ from numpy.typing import ArrayLike, NDArray
 from jaxalign.errors import InputError
 from jaxalign.metrics.pareto import Floats, check_points
 
-# Preferences are told in float32: thirds, or a tenth and its sum, must tie where they are equal.
-_TOLD_DIGITS = 5
+# Preferences are float32: thirds, or a tenth and its sum, must tie where they are equal.
+_TIE_DIGITS = 5
 
 
-def tau_b(told: ArrayLike, reached: ArrayLike) -> tuple[float | None, ...]:
-    """Return Kendall's tau-b between the preference for each objective and what was reached of it.
+def tau_b(requested: ArrayLike, achieved: ArrayLike) -> tuple[float | None, ...]:
+    """Return Kendall's tau-b between requested preference and achieved reward, per objective.
 
-    (concordant - discordant) / sqrt(pairs untied in told x pairs untied in reached).
+    (concordant - discordant) / sqrt(pairs untied in requested x pairs untied in achieved).
 
     Args:
-      told: [W, R]; values that agree to 5 decimals tie.
-      reached: [W, R]; equal values tie.
+      requested: [W, R]; values that agree to 5 decimals tie.
+      achieved: [W, R]; equal values tie.
 
     Returns:
-      R numbers from -1 to 1; None where either column is constant, so that no order can be told.
+      R numbers from -1 to 1; None where either column is constant and has no order.
 
     Raises:
       InputError: shapes that do not fit, or values that are not finite.
@@ -36,8 +37,8 @@ def tau_b(told: ArrayLike, reached: ArrayLike) -> tuple[float | None, ...]:
         >>> tau_b([[0.0], [0.5], [1.0]], [[1.0], [2.0], [1.5]])
         (0.3333333333333333,)
     """
-    wanted, found = _pair(told, reached)
-    wanted = wanted.round(_TOLD_DIGITS)
+    wanted, found = _pair(requested, achieved)
+    wanted = wanted.round(_TIE_DIGITS)
     first, second = np.triu_indices(len(wanted), 1)
     up = np.sign(wanted[first] - wanted[second])
     same = np.sign(found[first] - found[second])
@@ -50,17 +51,17 @@ def tau_b(told: ArrayLike, reached: ArrayLike) -> tuple[float | None, ...]:
     )
 
 
-def tau_cap(told: ArrayLike) -> tuple[float | None, ...]:
-    """Return the largest tau-b that is to be had where no two rewards reached are equal.
+def tau_cap(requested: ArrayLike) -> tuple[float | None, ...]:
+    """Return the largest possible tau-b if no two achieved rewards are equal.
 
-    Preferences that tie are reached with rewards that differ by chance at least, which lowers
-    tau-b: 13 preferences over three objectives allow about .96.
+    Preferences that tie achieve rewards that differ at least by chance, which lowers tau-b: 13
+    preferences over three objectives allow about 0.96.
 
     Args:
-      told: [W, R].
+      requested: [W, R].
 
     Returns:
-      R numbers, sqrt(pairs untied in told / all pairs); None where a column is constant.
+      R numbers, sqrt(pairs untied in requested / all pairs); None where a column is constant.
 
     Raises:
       InputError: not [W, R], or not finite.
@@ -70,18 +71,18 @@ def tau_cap(told: ArrayLike) -> tuple[float | None, ...]:
         >>> tau_cap([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]])
         (1.0, 1.0)
     """
-    wanted = check_points(told).round(_TOLD_DIGITS)
+    wanted = check_points(requested).round(_TIE_DIGITS)
     first, second = np.triu_indices(len(wanted), 1)
     untied = (wanted[first] != wanted[second]).mean(0) if len(first) else np.zeros(wanted.shape[1])
     return tuple(float(np.sqrt(share)) if share > 0 else None for share in untied)
 
 
-def squared_error(told: ArrayLike, reached: ArrayLike) -> float:
-    """Return the mean over preferences and objectives of (reached - told)^2.
+def squared_error(requested: ArrayLike, achieved: ArrayLike) -> float:
+    """Return the mean over preferences and objectives of (achieved - requested)^2.
 
     Args:
-      told: [W, R].
-      reached: [W, R].
+      requested: [W, R].
+      achieved: [W, R].
 
     Raises:
       InputError: shapes that do not fit, or values that are not finite.
@@ -91,24 +92,24 @@ def squared_error(told: ArrayLike, reached: ArrayLike) -> float:
         >>> squared_error([[1.0, 0.0]], [[0.5, 0.5]])
         0.25
     """
-    wanted, found = _pair(told, reached)
+    wanted, found = _pair(requested, achieved)
     return float(((found - wanted) ** 2).mean())
 
 
-def corner_error(told: ArrayLike, reached: ArrayLike, best: ArrayLike) -> float | None:
-    """Return what is left behind of an objective that is asked for alone, mean over objectives.
+def corner_error(requested: ArrayLike, achieved: ArrayLike, best: ArrayLike) -> float | None:
+    """Return the shortfall of an objective that is requested alone, mean over objectives.
 
-    best_i - reached_i where e_i was told. Hypervolume hardly notices missed corners, and tau-b not
-    at all.
+    best_i - achieved_i where e_i was requested. Hypervolume hardly notices missed corners, and
+    tau-b not at all.
 
     Args:
-      told: [W, R].
-      reached: [W, R].
-      best: [R] or [M, R], points whose largest value is the best known of each objective; those
-        reached count too.
+      requested: [W, R].
+      achieved: [W, R].
+      best: [R] or [M, R], points whose largest value is the best known of each objective; the
+        achieved points count too.
 
     Returns:
-      At least 0, in the objectives' units; None unless every corner was told.
+      At least 0, in the objectives' units; None unless every corner was requested.
 
     Raises:
       InputError: shapes that do not fit, or values that are not finite.
@@ -118,7 +119,7 @@ def corner_error(told: ArrayLike, reached: ArrayLike, best: ArrayLike) -> float 
         >>> corner_error([[1.0, 0.0], [0.0, 1.0]], [[0.5, 0.0], [0.0, 1.0]], best=[1.0, 1.0])
         0.25
     """
-    wanted, found = _pair(told, reached)
+    wanted, found = _pair(requested, achieved)
     size = wanted.shape[1]
     corners = [row for corner in np.eye(size) if (row := _row_of(wanted, corner)) is not None]
     if len(corners) < size:
@@ -150,9 +151,9 @@ def linear_regret(weights: ArrayLike, values: ArrayLike, best: ArrayLike) -> flo
     return float(np.maximum((wanted @ check_points(best).T).max(1) - had, 0).mean())
 
 
-def _row_of(told: Floats, preference: Floats) -> int | None:
-    """The row of told that is a preference, to 5 decimals; None where it was not told."""
-    same = (told.round(_TOLD_DIGITS) == preference.round(_TOLD_DIGITS)).all(1)
+def _row_of(requested: Floats, preference: Floats) -> int | None:
+    """Return the row of requested that is a preference, to 5 decimals; None without one."""
+    same = (requested.round(_TIE_DIGITS) == preference.round(_TIE_DIGITS)).all(1)
     return int(np.argmax(same)) if same.any() else None
 
 
