@@ -133,11 +133,11 @@ GOOD = {"prompt": "p", "completion": "c"}
     [
         ([GOOD, {"prompt": "p"}], "line 2: `completion` is missing, expected text"),
         ([GOOD, {"prompt": 3, "completion": "c"}], "line 2: `prompt` is 3, expected text"),
-        ([{"prompt": "p", "completion": " \n"}], r"line 1: `completion` is \" "),
+        ([{"prompt": "p", "completion": " \n"}], "line 1: `completion` is ' "),
         ([{"prompt": "p", "completion": "\ud800"}], "line 1: `completion` holds half"),
         ([{"question": "p"}], "no column `prompt`, expected `prompt` and `completion`, or"),
         ([GOOD | TALK], "has `messages` and `completion`, expected one of the two"),
-        ([{"messages": "text"}], 'line 1: `messages` is "text", expected a list of turns'),
+        ([{"messages": "text"}], "line 1: `messages` is 'text', expected a list of turns"),
         ([{"messages": []}], "line 1: `messages` is"),
         ([{"messages": [{"role": 1, "content": "x"}]}], "turn 1 of `messages` is"),
         ([turns(("user", "u"), ("assistant", " "))], r"`messages\[1\].content` is"),
