@@ -2,12 +2,11 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from jaxalign.commands.parser import command
+from jaxalign.commands.parser import Commands, command
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Adds the command."""
     parser = command(commands, "demo", _demo, "the whole job on data that ships with the package")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder of report and plots")

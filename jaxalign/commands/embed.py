@@ -2,13 +2,12 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from jaxalign.commands.parser import command, read_lines
+from jaxalign.commands.parser import Commands, command, read_lines
 from jaxalign.errors import InputError
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Adds the command."""
     parser = command(commands, "embed", _embed, "encode the texts of choices, or lines of a file")
     parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxalign.commands.parser import check_drawing, command
+from jaxalign.commands.parser import Commands, check_drawing, command
 from jaxalign.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _SPAN = 8  # batches between two writes of a file of answers
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Adds the command."""
     parser = command(
         commands, "generate", _generate, "answer a prompt on the terminal, or a file of them"

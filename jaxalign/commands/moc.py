@@ -2,19 +2,18 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from jaxalign.commands.parser import command, group, takes_config
+from jaxalign.commands.parser import Commands, command, group, takes_config
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Adds the commands."""
     actions = group(commands, "moc", "one policy for every preference")
     _add_train(actions)
     _add_evaluate(actions)
 
 
-def _add_train(actions: Any) -> None:
+def _add_train(actions: Commands) -> None:
     parser = command(
         actions,
         "train",
@@ -35,7 +34,7 @@ def _add_train(actions: Any) -> None:
     takes_config(parser, "jaxalign.experiments.moc:MocRunConfig")
 
 
-def _add_evaluate(actions: Any) -> None:
+def _add_evaluate(actions: Commands) -> None:
     parser = command(
         actions,
         "evaluate",

@@ -3,12 +3,11 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
-from jaxalign.commands.parser import command, group, read_lines, takes_config
+from jaxalign.commands.parser import Commands, command, group, read_lines, takes_config
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Adds the commands."""
     actions = group(commands, "mrm", "user reward models")
     _add_train(actions)
@@ -17,7 +16,7 @@ def add(commands: Any) -> None:
     _add_evaluate(actions)
 
 
-def _add_train(actions: Any) -> None:
+def _add_train(actions: Commands) -> None:
     text = "train on choices, let validation users choose, judge test users once"
     parser = command(
         actions,
@@ -33,7 +32,7 @@ def _add_train(actions: Any) -> None:
     takes_config(parser, "jaxalign.mrm.config:MRMRunConfig")
 
 
-def _add_adapt(actions: Any) -> None:
+def _add_adapt(actions: Commands) -> None:
     parser = command(actions, "adapt", _adapt, "users' weights from their choices, as Parquet")
     parser.add_argument("--model", type=Path, required=True, help="folder of a run")
     parser.add_argument("--data", required=True, help="preference file of the users")
@@ -41,7 +40,7 @@ def _add_adapt(actions: Any) -> None:
     parser.add_argument("--out", type=Path, help="Parquet file (MODEL/users.parquet)")
 
 
-def _add_rank(actions: Any) -> None:
+def _add_rank(actions: Commands) -> None:
     parser = command(actions, "rank", _rank, "answers scored and ordered for a user")
     parser.add_argument("--model", type=Path, required=True, help="folder of a run")
     parser.add_argument("--user", help="whose taste; without it the population's")
@@ -53,7 +52,7 @@ def _add_rank(actions: Any) -> None:
     parser.add_argument("--json", action="store_true", help="JSON lines instead of a table")
 
 
-def _add_evaluate(actions: Any) -> None:
+def _add_evaluate(actions: Commands) -> None:
     parser = command(actions, "evaluate", _evaluate, "judge a saved model on its own test users")
     parser.add_argument("--model", type=Path, required=True, help="folder of a run")
     parser.add_argument("--data", required=True, help="the choices the run was made from, or more")

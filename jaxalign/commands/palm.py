@@ -2,9 +2,9 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from jaxalign.commands.parser import command, group, takes_config
+from jaxalign.commands.parser import Commands, command, group, takes_config
 
 if TYPE_CHECKING:
     from jaxalign.palm.candidates import Candidates
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 DEMO = "demo"
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Adds the commands."""
     actions = group(commands, "palm", "small portfolios of policies, certified for every user")
     _add_build(actions)
@@ -20,7 +20,7 @@ def add(commands: Any) -> None:
     _add_route(actions)
 
 
-def _add_build(actions: Any) -> None:
+def _add_build(actions: Commands) -> None:
     text = "select few policies on some prompts and certify them on others"
     parser = command(
         actions,
@@ -43,7 +43,7 @@ def _add_build(actions: Any) -> None:
     takes_config(parser, "jaxalign.palm.config:BuildConfig")
 
 
-def _add_certify(actions: Any) -> None:
+def _add_certify(actions: Commands) -> None:
     text = "certify a portfolio on other prompts: worst gaps over all users, with a band"
     parser = command(actions, "certify", _certify, text)
     parser.add_argument(
@@ -57,7 +57,7 @@ def _add_certify(actions: Any) -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
 
 
-def _add_route(actions: Any) -> None:
+def _add_route(actions: Commands) -> None:
     text = "route a file of users: each user's member, its value and a bound on the regret"
     parser = command(actions, "route", _route, text)
     parser.add_argument(

@@ -4,13 +4,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
-from jaxalign.commands.parser import check_drawing, command, group, takes_config
+from jaxalign.commands.parser import Commands, check_drawing, command, group, takes_config
 from jaxalign.errors import InputError
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Adds the commands."""
     actions = group(commands, "pplug", "a persona plug for a frozen language model")
     _add_train(actions)
@@ -18,7 +17,7 @@ def add(commands: Any) -> None:
     _add_generate(actions)
 
 
-def _add_train(actions: Any) -> None:
+def _add_train(actions: Commands) -> None:
     parser = command(
         actions,
         "train",
@@ -38,7 +37,7 @@ def _add_train(actions: Any) -> None:
     takes_config(parser, "jaxalign.experiments.pplug.config:PPlugRunConfig")
 
 
-def _add_evaluate(actions: Any) -> None:
+def _add_evaluate(actions: Commands) -> None:
     parser = command(
         actions,
         "evaluate",
@@ -55,7 +54,7 @@ def _add_evaluate(actions: Any) -> None:
     parser.set_defaults(takes_config=True)
 
 
-def _add_generate(actions: Any) -> None:
+def _add_generate(actions: Commands) -> None:
     parser = command(actions, "generate", _generate, "answer for users, each with their history")
     parser.add_argument(
         "--model", type=Path, required=True, help="folder of a run, or of one of its plugs"
