@@ -18,9 +18,9 @@ class LoraConfig:
     """Size and place of an adapter.
 
     Attributes:
-        rank: r.
-        alpha: the update is scaled by alpha / rank.
-        dropout: share of the update's inputs set to zero in training.
+        rank: rank of the update, at least 1. 8 to 64 is usual; higher ranks learn and weigh more.
+        alpha: the update is scaled by alpha / rank; twice the rank is usual.
+        dropout: share of the update's inputs that is set to zero in training, in [0, 1).
         targets: names of the matrices, as they stand in the parameters: query, key, value, out,
             gate, up, down (GPT-2: qkv, out, up, down).
         rank_stabilised: scale by alpha / sqrt(rank) instead.

@@ -149,7 +149,7 @@ def test_a_table_of_choices_goes_to_disk_and_back(tmp_path):
 
 
 def test_damage_is_refused(choices, tmp_path):
-    with pytest.raises(InputError, match="no readable folder"):
+    with pytest.raises(InputError, match="no such file; expected a folder of choices"):
         open_pairs(tmp_path / "nothing")
     bad = np.full((1, 2, WIDTH), np.nan)
     with (
