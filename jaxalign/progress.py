@@ -58,6 +58,7 @@ def track(
         The batches.
 
     Example:
+        >>> from jaxalign.progress import track
         >>> sum(sum(batch) for batch in track("adding", [[1, 2], [3]], 3, len, show=False))
         6
     """
