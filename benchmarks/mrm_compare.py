@@ -65,8 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run_preset(preset: str, data: Path, out: Path, result: Path) -> None:
     from jaxalign.config import load_config
-    from jaxalign.experiments.mrm import run
-    from jaxalign.mrm import MRMRunConfig
+    from jaxalign.experiments.mrm import MRMRunConfig, run
 
     config = load_config(MRMRunConfig, ROOT / "configs" / "mrm" / f"{preset}.yaml", [])
     run(config, str(data), out, resume=(out / "run.json").exists())

@@ -47,14 +47,11 @@ def build(root):
     config = {
         "features": {"path": str(write_features(root / "features.npz", features))},
         "split": {"item_folds": 0, "validation_share": 0.3},
-        "bayes": {"em_steps": 4},
-        "mrm": {"epochs": 4, "users_per_batch": 4},
+        "bayes": {"em_steps": 4, "em_every": 2},
+        "mrm": {"epochs": 4, "users_per_batch": 4, "snapshots": 2, "rates": [0.1]},
         "methods": ["bayes", "mrm"],
-        "em_every": 2,
         "seeds": 1,
-        "snapshots": 2,
         "shots": [0, 5],
-        "rates": [0.1],
         "draws": 200,
     }
     (root / "config.yaml").write_text(yaml.dump(config))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from jaxalign.config import describe, load_config, to_yaml
 from jaxalign.errors import InputError
-from jaxalign.mrm.baselines.network_config import GPOConfig
+from jaxalign.mrm.baselines.gpo import GPOConfig
 from jaxalign.mrm.config import BayesConfig, MRMConfig
 
 

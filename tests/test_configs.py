@@ -7,8 +7,8 @@ import pytest
 
 from jaxalign.config import load_config
 from jaxalign.experiments.moc import MocRunConfig
+from jaxalign.experiments.mrm import MRMRunConfig
 from jaxalign.experiments.pplug.config import PPlugRunConfig
-from jaxalign.mrm.config import MRMRunConfig
 from jaxalign.palm.config import BuildConfig
 from jaxalign.pplug.config import PPlugConfig
 from jaxalign.rewards.bradley_terry import RewardConfig
@@ -43,7 +43,7 @@ def test_preset_loads_and_says_how_to_run_it(path):
 @pytest.mark.parametrize(("name", "rate"), [("prism", 1e-3), ("reddit", 5e-3)])
 def test_published_recipes(name, rate):
     path = next(path for path in CONFIGS if path.stem == name)
-    recipe = load_config(MRMRunConfig, path, []).published
+    recipe = load_config(MRMRunConfig, path, []).mrm_published
     assert (recipe.hidden_sizes, recipe.use_bias, recipe.link) == ((2,), False, "softmax")
     assert (recipe.inner_lr, recipe.outer_lr) == (rate, rate)
     assert (recipe.inner_steps, recipe.eval_steps, recipe.users_per_batch) == (1, 1, 2)

@@ -18,6 +18,8 @@ from mrm_cli_world import (
     write_features,
 )
 
+from jaxalign import mrm
+
 KEYS = ("accuracy", "nll", "gain", "gain_low", "gain_high", "worst_10_split", "worst_10",
         "worst_50", "harmed", "flipped")  # fmt: skip
 PLOTS = ("gains.png", "shots.png", "user_gains.png", "reliability.png")
@@ -39,7 +41,7 @@ def test_train_leaves_a_report(world):
     assert report["seeds"] == 1
     assert report["selected"]["new_users"] in ("bt", "bayes", "mrm")
     assert [point[0] for point in report["shots"]["bayes"]] == [0, 5]
-    for name in (*PLOTS, "report.md", "run.json", "splits.json", "model/model.safetensors"):
+    for name in (*PLOTS, "report.md", "run.json", "splits.json", "model.safetensors"):
         assert (world.run / name).stat().st_size > 100, name
     markdown = (world.run / "report.md").read_text()
     assert all(name in markdown for name in ("bayes", "mrm", *PLOTS))
@@ -60,7 +62,7 @@ def test_users_with_too_few_choices_are_dropped_counted_and_said(world):
 
 
 def test_resuming_a_finished_run_changes_nothing(world):
-    names = ("report.json", "report.md", "splits.json", "run.json", "model/model.safetensors")
+    names = ("report.json", "report.md", "splits.json", "run.json", "model.safetensors")
     before = [(world.run / name).read_bytes() for name in names]
     result = train(world, world.choices, world.run, "--resume")
     assert result.code == 0, result.err
@@ -149,11 +151,12 @@ def test_named_rewards(world, tmp_path):
     options = ("--features.path", path, "--features.named", "true", "--methods", "bayes")
     result = train(world, world.choices, out, *options)
     assert result.code == 0, result.err
-    assert json.loads((out / "model/model.json").read_text())["names"] == names.tolist()
+    assert mrm.load(out).reward_ids.names == tuple(names.tolist())
     result = call("mrm", "adapt", "--model", out, "--data", world.choices, "--features", path)
     assert result.code == 0, result.err
     metadata = pq.read_schema(out / "users.parquet").metadata
     assert metadata[b"rewards"].decode().split("\n") == names.tolist()
+    assert metadata[b"scale"].decode() == mrm.load(out).reward_ids.digest
 
 
 # Folders and users that are not what they should be -------------------------------------------
@@ -199,11 +202,27 @@ def test_users_of_another_model(world, tmp_path):
     refused(rank(world, *given), "users.parquet")
     table = pa.table({"user": ["user00"], "weights": [[1.0]]})
     pq.write_table(table, path)
-    refused(rank(world, *given), "users.parquet")
-    table = table.append_column("covariance", pa.array([None], pa.list_(pa.float32())))
-    table = table.append_column("choices", pa.array([1]))
-    pq.write_table(table.append_column("held_out_accuracy", pa.array([0.5])), path)
-    refused(rank(world, *given), "1 base rewards")
+    refused(rank(world, *given), "users.parquet", "older version", "adapt")
+    pq.write_table(table.replace_schema_metadata({"format": "2", "model": "f" * 64}), path)
+    refused(rank(world, *given), "another model", "ffffffffffff")
+    own = mrm.load(world.run).digest
+    damaged = table.replace_schema_metadata({"format": "2", "model": own, "kind": "user weights"})
+    pq.write_table(damaged, path)
+    refused(rank(world, *given), "damaged", "adapt")
+
+
+def test_a_model_of_an_older_format(world, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/model.json").write_text('{"format": 1}')
+    result = call("mrm", "rank", "--model", tmp_path, "--texts", world.texts)
+    refused(result, "older format", "jaxalign mrm train")
+
+
+def test_a_run_that_is_not_finished(world, tmp_path):
+    for name in ("run.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((world.run / name).read_bytes())
+    result = call("mrm", "rank", "--model", tmp_path, "--texts", world.texts)
+    refused(result, "unfinished run", "--resume")
 
 
 @pytest.mark.parametrize("action", ["adapt", "rank", "evaluate"])

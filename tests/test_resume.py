@@ -11,7 +11,7 @@ from few_choices import write_choices
 
 SPLIT = {"item_folds": 2, "min_support": 3, "min_query": 3}
 STOPPED = ["jaxalign: stopped. Go on with the same command and --resume."]
-SAME = ("report.json", "report.md", "splits.json", "model/model.json", "model/model.safetensors")
+SAME = ("report.json", "report.md", "splits.json", "model.safetensors")
 
 
 def write_world(root, **changes):
@@ -22,14 +22,17 @@ def write_world(root, **changes):
         "split": SPLIT,
         "bayes": {"em_steps": 4},
         # Many short spans, so that there is a middle to interrupt.
-        "mrm": {"epochs": 40, "users_per_batch": 4, "hidden_sizes": [3]},
+        "mrm": {
+            "epochs": 40,
+            "users_per_batch": 4,
+            "hidden_sizes": [3],
+            "snapshots": 20,
+            "rates": [0.1],
+        },
         "methods": ["bayes", "mrm"],
         "fold_methods": ["bayes"],
-        "em_every": 4,
         "seeds": 1,
-        "snapshots": 20,
         "shots": [0, 5],
-        "rates": [0.1],
         "draws": 100,
     } | changes
     (root / "config.yaml").write_text(yaml.dump(config))

@@ -29,7 +29,7 @@ def _add_train(actions: Commands) -> None:
     parser.add_argument("--data", required=True, help="preference file, folder or datasets name")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
-    takes_config(parser, "jaxalign.mrm.config:MRMRunConfig")
+    takes_config(parser, "jaxalign.experiments.mrm.config:MRMRunConfig")
 
 
 def _add_adapt(actions: Commands) -> None:
@@ -60,54 +60,54 @@ def _add_evaluate(actions: Commands) -> None:
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
-    from jaxalign.config import load_config
-    from jaxalign.mrm.config import MRMRunConfig
-
-    config = load_config(MRMRunConfig, arguments.config, rest)
     from rich.console import Console
 
-    from jaxalign.experiments.mrm import run
+    from jaxalign.config import load_config
+    from jaxalign.experiments.mrm import MRMRunConfig, run
     from jaxalign.experiments.mrm.report import table_regimes
     from jaxalign.metrics.table import terminal_table
 
+    config = load_config(MRMRunConfig, arguments.config, rest)
     report = run(config, arguments.data, arguments.out, resume=arguments.resume)
     Console().print(terminal_table({r: report[r] for r in table_regimes(report)}))
-    print(f"validation chose {report['selected']['new_users']}; wrote {arguments.out}/report.md")
+    chosen = "validation chose" if config.select == "validation" else "saved, as the config says:"
+    print(f"{chosen} {report['selected']['new_users']}; wrote {arguments.out}/report.md")
 
 
 def _adapt(arguments: argparse.Namespace, _: list[str]) -> None:
     import numpy as np
 
+    from jaxalign import mrm
     from jaxalign.data import load_features, load_source
-    from jaxalign.mrm.model import load
-    from jaxalign.mrm.use import adapt_users
-    from jaxalign.mrm.user_weights import save_users
 
-    model = load(arguments.model)
+    model = mrm.load(arguments.model)
     choices = load_source(arguments.data).choices
     features = load_features(arguments.features) if arguments.features else None
-    users = adapt_users(model, choices, features)
+    users = mrm.adapt_users(model, choices, features)
     out = arguments.out or arguments.model / "users.parquet"
-    save_users(out, users, model.names)
+    mrm.save_users(out, users)
     known = users.accuracy[np.isfinite(users.accuracy)]
     held_out = f", held-out accuracy {known.mean():.3f} on average" if len(known) else ""
     print(f"{len(users.users)} users{held_out}; wrote {out}")
+    name, able = model.method.name, model.method.capabilities
+    if "weights" not in able:
+        print(f"{name} declares no weights: the file keeps each user's choices instead")
+    elif "posterior" not in able:
+        print(f"{name} declares no posterior: the weights are without a covariance")
 
 
 def _rank(arguments: argparse.Namespace, _: list[str]) -> None:
     from dataclasses import asdict, replace
 
+    from jaxalign import mrm
     from jaxalign.data import load_features, lookup
-    from jaxalign.mrm.model import load
-    from jaxalign.mrm.use import rank
-    from jaxalign.mrm.user_weights import load_users
 
-    model = load(arguments.model)
+    model = mrm.load(arguments.model)
     texts = read_lines(arguments.texts)
     if arguments.users is not None:
-        model = replace(model, users=load_users(arguments.users, len(model.population()[0])))
+        model = replace(model, users=mrm.load_users(arguments.users, model.digest))
     features = lookup(load_features(arguments.features), texts) if arguments.features else None
-    ranked = rank(model, arguments.user, texts, features)
+    ranked = mrm.rank(model, arguments.user, texts, features)
     if arguments.json:
         for entry in ranked:
             print(json.dumps(asdict(entry), ensure_ascii=False))

@@ -14,9 +14,17 @@ from jaxalign.demo.people import Population, SimulatedChoices, choose
 from jaxalign.errors import InputError
 from jaxalign.metrics.bootstrap import mean_interval
 from jaxalign.metrics.scores import share_of_gap
-from jaxalign.mrm import bayes, methods
-from jaxalign.mrm.config import BayesConfig, MRMRunConfig
+from jaxalign.mrm import bayes
+from jaxalign.mrm.config import BayesConfig
 from jaxalign.mrm.reduce import fit_projection
+from jaxalign.mrm.registry import Fitted, UserRewardMethod, make_method
+from jaxalign.mrm.selection import select
+from jaxalign.mrm.support_query import (
+    SupportQueryData,
+    TrainingChoices,
+    TrainingData,
+    differences,
+)
 from jaxalign.personalize._project import regress, within
 from jaxalign.train.blas import one_blas_thread
 
@@ -29,7 +37,7 @@ VERSIONS = (("all", 0.0), ("within prompts", 0.0), ("within prompts", 0.5))
 """Of learned features: whose principal directions, and how far whitened."""
 SPREADS = (1.0, 2.0, 3.0, 5.0)
 """Factors on the covariance that EM finds; its Laplace step makes it a third too small."""
-CONFIG = MRMRunConfig(bayes=BayesConfig(em_steps=32), em_every=8)
+CONFIG = BayesConfig(em_steps=32, em_every=8)
 DRAWS = 2000
 
 
@@ -161,7 +169,7 @@ def _pairs(choices: SimulatedChoices, shots: int | None = None) -> Pairs:
     return Pairs(chosen, rejected, weight, np.zeros_like(chosen))
 
 
-def spread(fitted: methods.Fitted) -> methods.Fitted:
+def spread(fitted: Fitted) -> Fitted:
     """Every prior along EM [T, ...] with every factor on its covariance [len(SPREADS) * T, ...]."""
     count = len(SPREADS)
     return {
@@ -188,16 +196,22 @@ def run_study(
     of the features, the EM iterations, SPREADS and no adaptation; so is the one model for all.
     """
     training = _pairs(world.fitted)
-    validation = _pairs(world.support["validation"], SHOTS), _pairs(world.query["validation"])
+    users, width = training.weight.shape
+    choices = TrainingChoices(training, ((np.arange(users), width),))
+    validation = SupportQueryData(
+        _pairs(world.support["validation"], SHOTS), _pairs(world.query["validation"])
+    )
+    one_model, hierarchical = make_method("bt"), make_method("bayes", CONFIG)
     best: dict[str, tuple] = {}
     for name, (_, values) in versions.items():
         features = jnp.asarray(values)
-        fits = {
-            "one_model": (methods.BT, methods.fit_bt(features, training)),
-            "bayes": (methods.BAYES, spread(methods.fit_bayes(features, training, CONFIG))),
+        data = TrainingData(features, features, choices)
+        fits: dict[str, tuple[UserRewardMethod, Fitted]] = {
+            "one_model": (one_model, one_model.fit(data, 0)),
+            "bayes": (hierarchical, spread(hierarchical.fit(data, 0))),
         }
         for role, (method, fitted) in fits.items():
-            setting, loss = methods.choose(method, fitted, features, *validation)
+            setting, loss = select(method, fitted, features, validation)
             if role not in best or loss < best[role][0]:
                 best[role] = (loss, name, method, fitted, setting)
     query = _pairs(world.query["test"])
@@ -213,8 +227,8 @@ def run_study(
     cov = fitted["cov"][setting["em"]]
     prior = bayes.Prior(jnp.asarray(fitted["mean"][setting["em"]]), jnp.asarray(cov))
     support = _pairs(world.support["test"], SHOTS if setting["adapt"] else 0)
-    differences = methods.differences(jnp.asarray(values), support)
-    mean, cov = map(np.asarray, _posterior(prior, differences, support.weight))
+    known = differences(jnp.asarray(values), support)
+    mean, cov = map(np.asarray, _posterior(prior, known, support.weight))
     onto, explained = project(values, mean, answers, plan)
     chosen = {
         "adapt": setting["adapt"],

@@ -1,7 +1,7 @@
 """MRM in one call: choices and features in, parameters and the adaptation strength out."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -10,43 +10,73 @@ import numpy as np
 from jaxalign.data import Features, Preferences, lookup
 from jaxalign.data.splits import split_users
 from jaxalign.metrics import users
-from jaxalign.mrm import methods as M
 from jaxalign.mrm.base import Params
-from jaxalign.mrm.config import MRMConfig, MRMRunConfig
-from jaxalign.mrm.support_query import cut_episodes, support_query, training_choices
-from jaxalign.mrm.train import fit_mrm, one_seed
+from jaxalign.mrm.config import REGULARISED, ChoiceDataConfig, MRMConfig, SplitConfig
+from jaxalign.mrm.meta import MetaRewardModel
+from jaxalign.mrm.selection import predict, select
+from jaxalign.mrm.support_query import (
+    TrainingData,
+    cut_episodes,
+    support_query,
+    training_choices,
+)
+
+
+class FitReport(TypedDict):
+    """What validation users chose, and how they fare with it.
+
+    Attributes:
+        epoch: of the parameters.
+        rate: inner rate.
+        steps: inner steps, 0 for no adaptation.
+        nll: negative log-likelihood per choice of the validation users, in nats.
+        nll_unadapted: the same without their support choices.
+        accuracy: mean user accuracy.
+        accuracy_unadapted: the same without their support choices.
+        flipped: share of the predictions that adaptation flips.
+    """
+
+    epoch: int
+    rate: float
+    steps: int
+    nll: float
+    nll_unadapted: float
+    accuracy: float
+    accuracy_unadapted: float
+    flipped: float
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What `fit` gives.
+    """What `fit` returns.
 
     Attributes:
         params: of the epoch that validation users preferred, as from `mrm.init`.
-        history: `losses` [epochs], mean query loss of each.
-        report: the setting chosen (`epoch`, `rate`, `steps`; 0 steps is no adaptation), validation
-            loss and accuracy with and without adaptation, the share of predictions it flips.
+        losses: [epochs] mean query loss of each epoch.
+        report: what validation users chose.
     """
 
     params: Params
-    history: dict[str, np.ndarray]
-    report: dict[str, Any]
+    losses: np.ndarray
+    report: FitReport
 
 
 def fit(
     preferences: Preferences,
     features: np.ndarray | Features,
     config: MRMConfig | None = None,
-    run: MRMRunConfig | None = None,
+    split: SplitConfig | None = None,
+    data: ChoiceDataConfig | None = None,
     seed: int = 0,
 ) -> FitResult:
     """Train MRM on most users and let the others choose epoch and adaptation strength.
 
     Args:
-        preferences: the choices.
+        preferences: the choices; rows that their source holds out are not trained on.
         features: [I, E], a row for each of `preferences.items`, or features by id.
         config: the model; MRM regularised by default.
-        run: splits, snapshots and inner rates to choose from; its `mrm` is replaced by `config`.
+        split: share of the validation users, and how their choices are cut.
+        data: whether ties are used, and the most choices per user.
         seed: of the parameters and the order of users.
 
     Returns:
@@ -55,34 +85,30 @@ def fit(
     Raises:
         InputError: too few users or choices, or training diverged.
     """
-    run = run or MRMRunConfig()
-    run = replace(run, mrm=config or run.mrm)
+    config, split, data = config or REGULARISED, split or SplitConfig(), data or ChoiceDataConfig()
     if isinstance(features, Features):
         features = lookup(features, preferences.items)
-    share = run.split.validation_share
-    split = split_users(preferences.users, run.split.seed, 0.0, share)
+    roles = split_users(preferences.users, split.seed, 0.0, split.validation_share)
     values = jnp.asarray(features)
-    training = training_choices(preferences, split.train, run.data, run.split.seed)
-    fitted = fit_mrm(values, training.pairs, run.mrm, (seed,), run.snapshots)
-    method, mine = M.mrm_method(run.mrm, run.rates), one_seed(fitted, 0)
-    users_ = support_query(preferences, cut_episodes(preferences, run.split, split.validation))
-    pairs = (users_.support, users_.query)
-    setting, _ = M.choose(method, mine, values, *pairs)
+    choices = training_choices(preferences, roles.train, data, split.seed)
+    method = MetaRewardModel(config, "mrm")
+    fitted = method.fit(TrainingData(values, values, choices), seed)
+    validation = support_query(preferences, cut_episodes(preferences, split, roles.validation))
+    candidate, _ = select(method, fitted, values, validation)
     adapted, start = (
-        method.predict(mine, [chosen], values, *pairs)[0]
-        for chosen in (setting, method.unadapted(setting))
+        predict(method, fitted, candidate, values, validation, known) for known in (True, False)
     )
-    mask = np.asarray(users_.query.weight) > 0
-    snapshot = setting["snapshot"]
-    report = {
-        "epoch": round(run.mrm.epochs * (snapshot + 1) / run.snapshots),
-        "rate": setting["rate"],
-        "steps": setting["steps"],
-        "nll": users.nll(adapted, mask),
-        "nll_unadapted": users.nll(start, mask),
-        "accuracy": users.accuracy(adapted, mask),
-        "accuracy_unadapted": users.accuracy(start, mask),
-        "flipped": users.flipped(adapted, start, mask),
-    }
-    params = jax.tree.map(lambda leaf: leaf[snapshot], mine["params"])
-    return FitResult(params, {"losses": fitted["losses"][0]}, report)
+    mask = np.asarray(validation.query.weight) > 0
+    snapshot = candidate["snapshot"]
+    report = FitReport(
+        epoch=round(config.epochs * (snapshot + 1) / config.snapshots),
+        rate=candidate["rate"],
+        steps=candidate["steps"],
+        nll=users.nll(adapted, mask),
+        nll_unadapted=users.nll(start, mask),
+        accuracy=users.accuracy(adapted, mask),
+        accuracy_unadapted=users.accuracy(start, mask),
+        flipped=users.flipped(adapted, start, mask),
+    )
+    params = jax.tree.map(lambda leaf: leaf[snapshot], fitted["params"])
+    return FitResult(params, fitted["losses"], report)

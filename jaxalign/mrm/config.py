@@ -1,39 +1,42 @@
-"""What can be set: the meta-learned model, hierarchical Bayes, and a whole run."""
+"""Settings of MRM and hierarchical Bayes, and of how choices are read and split."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
-
-from jaxalign.mrm.baselines.config import LoReConfig, MixtureConfig, NeighboursConfig, PALConfig
-from jaxalign.mrm.baselines.network_config import GPOConfig, VPLConfig
 
 
 @dataclass(frozen=True)
 class MRMConfig:
-    """Meta reward modelling; the defaults are the authors' recipe for PRISM.
+    """Meta reward modelling (arXiv 2601.18731); the defaults are the authors' recipe for PRISM.
 
     Attributes:
-        hidden_sizes: widths of the base reward network; the last is K. Empty: the features are
-            themselves K named base rewards.
-        use_bias: biases in the base layers (linear ones cancel in differences).
-        activation: between layers; the published form has none.
-        input_scale: factor on the features, applied after the first matmul.
-        link: "softmax" weights as published, or "signed", which can express a dislike.
-        inner_steps: full-batch Adam steps on the support pairs while training.
-        inner_lr: their rate; with `learn_inner_lr` only the start of one rate per step.
-        eval_steps: inner steps when adapting a user after training.
-        learn_inner_lr: learn the inner rates (Meta-SGD, one per step).
-        second_order: differentiate through the inner loop; False is first-order MAML.
-        rpo_tail: rho, the share of users held to be the hard tail.
+        hidden_sizes: widths of the layers of the base reward network; the last one is K, the number
+            of base rewards (2 as published, 8 regularised). Empty: the features are themselves K
+            named base rewards.
+        use_bias: whether the layers have biases; they cancel where all layers are linear.
+        activation: between the layers, "linear" as published, "tanh" or "gelu".
+        input_scale: factor on the features, above 0: 0.01 for the authors' features of a reward
+            model, 1 for features of length 1.
+        link: "softmax" weights as published, or "signed" weights, which can express a dislike.
+        inner_steps: full-batch Adam steps on a user's support pairs in training, 1 or more.
+        inner_lr: rate of those steps, above 0; with `learn_inner_lr` the start of the rates.
+        eval_steps: inner steps when a user is adapted after training, 0 or more.
+        learn_inner_lr: whether to learn the inner rates, one per step (Meta-SGD).
+        second_order: whether to differentiate through the inner loop; false is first-order MAML.
+        rpo_tail: rho, the share of users that counts as the hard tail, in (0, 1].
         rpo_gamma: gamma, the softness of the tail; 0 or less is the hard form.
-        rpo_scope: quantile over the "batch", as published, or over the last known losses of the
-            whole "population".
-        outer_lr: peak rate of the outer Adam; cosine with 5 % warm-up.
-        warmup: share of the outer steps that warm up.
-        clip_norm: global norm at which outer gradients are clipped.
-        users_per_batch: users in an outer step; the last step of an epoch takes what is left.
-        epochs: passes over the users.
-        l2: decay of the base kernels towards zero, in the objective.
-        query_share: share of a user's groups that serve as query in an epoch.
+        rpo_scope: users over whom the quantile is taken: the "batch", as published, or the whole
+            "population" by each user's last known loss.
+        outer_lr: peak rate of the outer Adam, above 0; cosine decay after the warm-up.
+        warmup: share of the outer steps over which the rate rises from 0, in [0, 1].
+        clip_norm: global norm at which outer gradients are clipped, above 0.
+        users_per_batch: users per outer step, 1 or more; the last step of an epoch takes what is
+            left.
+        epochs: passes over the training users, 1 or more.
+        l2: weight decay of the base reward network in the objective, 0 or more.
+        query_share: share of a user's groups that are query pairs in an epoch, in (0, 1).
+        snapshots: moments of training, evenly spaced, that validation chooses from, 1 or more.
+        rates: inner rates that validation chooses from beside no adaptation; `mrm_published`
+            keeps `inner_lr`.
     """
 
     hidden_sizes: tuple[int, ...] = (2,)
@@ -56,6 +59,8 @@ class MRMConfig:
     epochs: int = 200
     l2: float = 0.0
     query_share: float = 0.9
+    snapshots: int = 6
+    rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,12 @@ class BayesConfig:
     """Hierarchical Bradley-Terry by EM.
 
     Attributes:
-        em_steps: EM iterations; validation may stop earlier on the same trajectory.
-        newton_steps: damped Newton steps of each E-step, warm-started from the last.
-        rank: rank kept of the covariance, None for all.
-        l2: ridge of the Bradley-Terry start, on the scale of the differences.
-        user_chunk: users handled at once (bounds memory at chunk * rank^2).
+        em_steps: EM iterations, 1 or more; validation may choose an earlier one.
+        newton_steps: damped Newton steps of each E-step, 1 or more, warm-started from the last.
+        rank: rank of the covariance that is kept, none for all of it.
+        l2: ridge of the Bradley-Terry start, relative to the mean squared difference, above 0.
+        user_chunk: users per step of the E-step, 1 or more; memory grows with chunk * rank^2.
+        em_every: EM iterations between two that validation chooses from, 1 or more.
     """
 
     em_steps: int = 24
@@ -75,6 +81,7 @@ class BayesConfig:
     rank: int | None = None
     l2: float = 1e-4
     user_chunk: int = 128
+    em_every: int = 4
 
 
 @dataclass(frozen=True)
@@ -82,11 +89,12 @@ class ChoiceDataConfig:
     """How choices are read.
 
     Attributes:
-        kind: "auto" recognises the source by its files; else "jester", "ukpconvarg1" or "file".
-        margin: least rating difference that makes a choice (Jester), rating points.
-        pairs_per_half: choices drawn from each half of a Jester user's jokes.
-        ties: whether ties are used in training (UKPConvArg1).
-        max_pairs: most choices of one user used in training, 0 for all.
+        kind: what the source is: "auto" recognises it by its files, else "jester", "ukpconvarg1" or
+            "file".
+        margin: least difference of two ratings that makes a choice, in rating points (Jester).
+        pairs_per_half: choices drawn from each half of a user's jokes, 1 or more (Jester).
+        ties: whether ties are learned from.
+        max_pairs: most choices per user that are learned from, 0 for all.
     """
 
     kind: Literal["auto", "jester", "ukpconvarg1", "file"] = "auto"
@@ -98,18 +106,19 @@ class ChoiceDataConfig:
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """Who is seen, what is known, and how much of an unseen user is shown.
+    """Which users train, validate and test, and how their choices are cut.
 
     Attributes:
-        seed: of every split; the test users stay the same whatever the run's seeds.
-        unseen_share: share of users who are test users.
-        validation_share: share of the seen users who choose settings.
-        query_share: share of a user's groups that are judged rather than learned from.
-        support_pairs: choices of a validation or test user that are learned from (0: all).
-        query_pairs: choices of such a user that are judged (0: all).
-        min_support: users with fewer are dropped and counted.
-        min_query: likewise.
-        item_folds: folds of the new-item figures, 0 for none.
+        seed: of every split; the test users stay the same whatever the seeds of the fits.
+        unseen_share: share of the users who are test users, in [0, 1).
+        validation_share: share of the other users who choose settings, in [0, 1).
+        query_share: share of a user's groups that the user is judged on, in (0, 1); a source that
+            holds rows out decides itself.
+        support_pairs: choices that a validation or test user is adapted on, 0 for all.
+        query_pairs: choices that such a user is judged on, 0 for all.
+        min_support: users with fewer choices to adapt on are dropped and counted.
+        min_query: users with fewer choices to be judged on are dropped and counted.
+        item_folds: folds of items for the figures on new items, 2 or more; 0 for no such figures.
     """
 
     seed: int = 0
@@ -125,21 +134,26 @@ class SplitConfig:
 
 @dataclass(frozen=True)
 class FeatureConfig:
-    """What an item is to the models.
+    """What the features of an item are.
 
     Attributes:
-        model: encoder of texts, when no feature file is given.
-        pooling: "mean", "cls" or "last"; "auto" takes what the model was made for.
-        path: a feature file (.npz, .npy, .safetensors) instead of an encoder.
-        named: the columns are named base rewards: standardised, kept apart, never rotated.
-        max_dims: principal directions kept of learned features.
-        whiten: 0 keeps the features' own scale along them, 1 gives every direction the same.
+        model: encoder of texts, a name or folder, where no feature file is given.
+        pooling: "mean", "cls" or "last"; "auto" takes what the model was trained with.
+        path: feature file (.npz, .npy, .safetensors) to read instead of encoding texts.
+        named: whether the columns of the feature file are named base rewards: they are
+            standardised, kept apart and never rotated.
+        scale: file with the scale of the named rewards (rewards.json of `jaxalign palm build`), so
+            that weights are in a portfolio's units; empty: estimated on the items of the run.
+        max_dims: most principal directions that are kept of features without names.
+        whiten: how far the directions are brought to one scale, from 0 (the features' own) to 1
+            (all the same).
     """
 
     model: str = "sentence-transformers/all-MiniLM-L6-v2"
     pooling: Literal["auto", "mean", "cls", "last"] = "auto"
     path: str = ""
     named: bool = False
+    scale: str = ""
     max_dims: int = 128
     whiten: float = 0.5
 
@@ -157,66 +171,3 @@ REGULARISED = MRMConfig(
     query_share=0.5,
     l2=1e-3,
 )
-
-
-# 500 steps of rate .5 are the authors'; they choose the pull towards one reward, too.
-LORE_PUBLISHED = LoReConfig(
-    link="softmax", ranks=(2, 4, 8), steps=500, learning_rate=0.5, decays=(1e-2, 1e-3)
-)
-
-
-MethodName = Literal[
-    "bt_per_user", "item_ids", "bayes", "mrm_published", "mrm",
-    "mixture", "lore", "lore_published", "pal", "neighbours", "vpl", "gpo",
-]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class MRMRunConfig:
-    """A whole run of `jaxalign mrm train`.
-
-    Attributes:
-        data: how choices are read.
-        split: who is seen, what is known.
-        features: what an item is.
-        bayes: hierarchical Bayes.
-        published: MRM as published.
-        mrm: MRM regularised.
-        mixture: mixture of Bradley-Terry models.
-        lore: low-rank rewards, signed weights.
-        lore_published: low-rank rewards, as published.
-        pal: prototypes and ideal points.
-        neighbours: nearest training users.
-        vpl: amortised latent from a set of pairs.
-        gpo: in-context transformer over pairs.
-        methods: what is fitted and judged beside one Bradley-Terry model for all.
-        fold_methods: what is fitted again in every item fold.
-        seeds: initialisations and orders, averaged in the report.
-        shots: numbers of choices at which accuracy is drawn.
-        rates: inner rates that validation chooses from, beside no adaptation.
-        em_every: EM iterations between two of which validation may choose.
-        snapshots: training snapshots of MRM that validation may choose from.
-        draws: of the bootstrap.
-    """
-
-    data: ChoiceDataConfig = field(default_factory=ChoiceDataConfig)
-    split: SplitConfig = field(default_factory=SplitConfig)
-    features: FeatureConfig = field(default_factory=FeatureConfig)
-    bayes: BayesConfig = field(default_factory=BayesConfig)
-    published: MRMConfig = field(default_factory=MRMConfig)
-    mrm: MRMConfig = REGULARISED
-    mixture: MixtureConfig = field(default_factory=MixtureConfig)
-    lore: LoReConfig = field(default_factory=LoReConfig)
-    lore_published: LoReConfig = LORE_PUBLISHED
-    pal: PALConfig = field(default_factory=PALConfig)
-    neighbours: NeighboursConfig = field(default_factory=NeighboursConfig)
-    vpl: VPLConfig = field(default_factory=VPLConfig)
-    gpo: GPOConfig = field(default_factory=GPOConfig)
-    methods: tuple[MethodName, ...] = ("bt_per_user", "item_ids", "bayes", "mrm_published", "mrm")
-    fold_methods: tuple[MethodName, ...] = ("item_ids", "bayes", "mrm")
-    seeds: int = 3
-    shots: tuple[int, ...] = (0, 1, 2, 5, 10, 20)
-    rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
-    em_every: int = 4
-    snapshots: int = 6
-    draws: int = 2000

@@ -1,186 +1,239 @@
-"""A user reward model that is saved, loaded, adapted to users and asked to rank texts."""
+"""A trained user reward model: saved, loaded, and what it makes of a user's choices."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import InputError
-from jaxalign.files import write_json
-from jaxalign.mrm import bayes
-from jaxalign.mrm.base import base_rewards, effective_weights
-from jaxalign.mrm.config import FeatureConfig, MRMConfig
-from jaxalign.mrm.inner import adapt_path
+from jaxalign.mrm.adapted_users import AdaptedUsers, load_users
+from jaxalign.mrm.bayes import Prior
+from jaxalign.mrm.config import FeatureConfig
 from jaxalign.mrm.reduce import Projection
-from jaxalign.mrm.user_weights import UserWeights, load_users
-from jaxalign.runs.artifact import flatten, subtree
-from jaxalign.train.blas import one_blas_thread
+from jaxalign.mrm.registry import (
+    METHODS,
+    Candidate,
+    Fitted,
+    UserRewardMethod,
+    WeightsMethod,
+    make_method,
+    require,
+)
+from jaxalign.rewards.reward_scale import RewardIds, RewardScale
+from jaxalign.runs import finished_report, load_artifact, save_artifact
+from jaxalign.runs.artifact import subtree
 
-FORMAT = 1
+KIND, RUN_KIND = "user model", "mrm train"
+MODEL_FILE, USERS_FILE = "model.safetensors", "users.parquet"
+REMEDY = "train it with `jaxalign mrm train`"
+
+
+@dataclass(frozen=True)
+class AboutUserModel:
+    """What the file of a model says beside its arrays.
+
+    Attributes:
+        method: the name that the method is registered under.
+        settings: of the method, checked against the type of its settings when it is loaded.
+        candidate: what validation chose.
+        features: how texts become features.
+        encoder_sha256: digest of the encoder's weights, empty for given features.
+        scale: of the named base rewards, null for learned features.
+    """
+
+    method: str
+    settings: dict[str, object]
+    candidate: dict[str, int | float | str | bool | None]
+    features: FeatureConfig
+    encoder_sha256: str
+    scale: dict[str, list[str] | list[float]] | None
 
 
 @dataclass(frozen=True)
 class UserModel:
-    """One trained model and all it needs to serve a user.
+    """One trained method and all that it needs to serve a user.
 
     Attributes:
-        kind: "bayes" (a Gaussian prior over weights), "bt" (the same without spread) or "mrm".
-        arrays: the prior's `mean` [D], `cov` [D, D], or the MRM `params`; and `bt` [E], one
-            Bradley-Terry model for all on the features themselves, to be judged beside.
-        projection: from features to what the model works on.
+        method: the method with its settings.
+        fitted: what it learned.
+        candidate: the settings that validation chose.
+        baseline: [E] one Bradley-Terry model for all users, on the features themselves, that
+            `evaluate` compares with.
+        projection: from features to what the method works on.
         features: how texts become features.
-        encoder_sha256: of the encoder's weights, empty for given features.
-        mrm: the MRM configuration, for kind "mrm".
-        strength: inner rate and steps that validation chose, for kind "mrm".
+        encoder_sha256: digest of the encoder's weights, empty for given features.
+        digest: of the model's file, empty for a model that has not been saved.
         users: adapted users, if any.
     """
 
-    kind: str
-    arrays: dict[str, Any]
+    method: UserRewardMethod
+    fitted: Fitted
+    candidate: Candidate
+    baseline: np.ndarray
     projection: Projection
     features: FeatureConfig = field(default_factory=FeatureConfig)
     encoder_sha256: str = ""
-    mrm: MRMConfig | None = None
-    strength: tuple[float, int] = (0.0, 0)
-    users: UserWeights | None = None
+    digest: str = ""
+    users: AdaptedUsers | None = None
 
     @property
-    def names(self) -> tuple[str, ...] | None:
-        """Names of the base rewards, when they are named."""
-        return self.projection.names
+    def reward_ids(self) -> RewardIds | None:
+        """Names and scale of the base rewards that weights are on; None for learned ones."""
+        scale, method = self.projection.scale, self.method
+        named = isinstance(method, WeightsMethod) and method.on_inputs
+        return scale.ids if scale is not None and named else None
+
+    def inputs(self, features: np.ndarray) -> jax.Array:
+        """Return features [..., E] as the method takes them [..., D]."""
+        return jnp.asarray(self.projection.apply(features))
 
     def base(self, features: np.ndarray) -> np.ndarray:
-        """Base rewards [..., K] of features [..., E]."""
-        projected = self.projection.apply(features)
-        if self.kind != "mrm":
-            return projected
-        return np.asarray(base_rewards(self.arrays["params"], jnp.asarray(projected), self.mrm))
+        """Return base rewards [..., K] of features [..., E].
 
-    def population(self) -> tuple[np.ndarray, np.ndarray]:
-        """Weights [K] and covariance [K, K] of a user of whom nothing is known."""
-        if self.kind != "mrm":
-            return np.asarray(self.arrays["mean"]), np.asarray(self.arrays["cov"])
-        start = jnp.asarray(self.arrays["params"]["weight_init"])
-        weights = np.asarray(effective_weights(start, _config(self)))
-        return weights, np.zeros((len(weights), len(weights)), weights.dtype)
+        Raises:
+            InputError: the method has no base rewards.
+        """
+        method = weights_method(self, "base")
+        return np.asarray(method.base(self.fitted, self.candidate, self.inputs(features)))
+
+    def population(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return weights [K] and covariance [K, K] (or None) of a user without choices.
+
+        Raises:
+            InputError: the method does not represent users by weights.
+        """
+        size = self.base(np.zeros((1, self.projection.matrix.shape[0]))).shape[-1]
+        mean, cov = infer(self, np.zeros((1, 1, size), np.float32), np.zeros((1, 1), np.float32))
+        return mean[0], None if cov is None else cov[0]
+
+    def prior(self) -> Prior:
+        """Return the population as the prior that `init_belief` and `next_pair` start from.
+
+        Raises:
+            InputError: the method infers no posterior.
+        """
+        require(self.method, "posterior", "a prior for mrm.init_belief and mrm.next_pair")
+        mean, cov = self.population()
+        if cov is None:
+            raise InputError(f"{self.method.name} declares a posterior but infers no covariance.")
+        return Prior(jnp.asarray(mean), jnp.asarray(cov))
 
 
-def _config(model: UserModel) -> MRMConfig:
-    assert model.mrm is not None
-    return model.mrm
+def weights_method(model: UserModel, what: str) -> WeightsMethod:
+    """Return the model's method as one that represents users by weights.
+
+    Raises:
+        InputError: it does not.
+    """
+    require(model.method, "weights", what)
+    if not isinstance(model.method, WeightsMethod):
+        raise InputError(f"{model.method.name} declares weights but is no WeightsMethod.")
+    return model.method
 
 
-_posterior = jax.jit(bayes.posterior, static_argnames="steps")
-
-
-@one_blas_thread
 def infer(
     model: UserModel, differences: np.ndarray, mask: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Weights and their covariance from choices.
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return users' weights and their covariance from their choices.
 
     Args:
-        model: the model.
+        model: whose method represents users by weights.
         differences: [U, P, K] base rewards, chosen minus rejected.
         mask: [U, P] bool or weights; a user without choices gets the population's weights.
 
     Returns:
-        mean [U, K], cov [U, K, K] (zeros for kind "mrm").
+        mean [U, K], cov [U, K, K], or None where the method has no posterior.
     """
-    pairs, weight = jnp.asarray(differences), jnp.asarray(mask)
-    if model.kind != "mrm":
-        prior = bayes.Prior(jnp.asarray(model.arrays["mean"]), jnp.asarray(model.arrays["cov"]))
-        mean, cov = _posterior(prior, pairs, weight)
-        return np.asarray(mean), np.asarray(cov)
-    rate, steps = model.strength
-    params = jax.tree.map(jnp.asarray, model.arrays["params"])
-    rates = jnp.full((steps,), rate, jnp.float32)
-    raw = adapt_path(params, pairs, weight, _config(model), rates, "torch")[:, -1]
-    mean = np.asarray(effective_weights(raw, _config(model)))
-    return mean, np.zeros((*mean.shape, mean.shape[1]), mean.dtype)
+    method = weights_method(model, "mrm.adapt_users")
+    pairs, weight = jnp.asarray(differences), jnp.asarray(mask, jnp.float32)
+    mean, cov = method.infer(model.fitted, model.candidate, pairs, weight)
+    return np.asarray(mean), None if cov is None else np.asarray(cov)
 
 
-def win_probability(mean: np.ndarray, cov: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """Probability [N, N] that the row's answer is chosen over the column's, base rewards [N, K]."""
-    margin = (base @ mean)[:, None] - (base @ mean)[None, :]
-    inner = base @ cov @ base.T
-    variance = np.diag(inner)[:, None] + np.diag(inner)[None, :] - 2 * inner
-    scaled = margin / np.sqrt(1 + np.pi * np.maximum(variance, 0) / 8)
-    return np.exp(-np.logaddexp(0, -scaled))
-
-
-def save(path: str | Path, model: UserModel) -> None:
-    """Write the model to a folder: model.safetensors and, last and so as proof, model.json.
+def save(path: str | Path, model: UserModel) -> str:
+    """Write a model as one file.
 
     Args:
-        path: a folder, made if needed.
+        path: folder, made if needed; the file is FOLDER/model.safetensors.
         model: what to write; its users are not part of it (`jaxalign mrm adapt` writes those).
-    """
-    from safetensors.numpy import save_file
 
-    path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
+    Returns:
+        The digest of the file.
+    """
+    fitted, candidate = model.method.save(model.fitted, model.candidate)
     projection = {"matrix": model.projection.matrix, "mean": model.projection.mean}
-    arrays = flatten({"model": model.arrays, "projection": projection})
-    aside = path / ".model.safetensors.part"
-    save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, aside)
-    aside.replace(path / "model.safetensors")
-    described = {
-        "format": FORMAT,
-        "kind": model.kind,
-        "features": asdict(model.features),
-        "names": model.names,
-        "encoder_sha256": model.encoder_sha256,
-        "mrm": asdict(model.mrm) if model.mrm else None,
-        "strength": list(model.strength),
+    scale = model.projection.scale
+    about = AboutUserModel(
+        model.method.name,
+        asdict(model.method.settings),
+        candidate,
+        model.features,
+        model.encoder_sha256,
+        None if scale is None else scale.to_json(),
+    )
+    arrays: Fitted = {
+        "fitted": fitted,
+        "projection": projection,
+        "baseline": model.baseline,
     }
-    write_json(path / "model.json", described)
+    return save_artifact(Path(path) / MODEL_FILE, KIND, about, arrays)
 
 
 def load(path: str | Path) -> UserModel:
-    """Read a model folder, or a run folder that holds one under `model/`.
+    """Read a model from the folder of a finished run, or from a folder that holds a model alone.
 
     Users that `jaxalign mrm adapt` left there as users.parquet come along.
 
     Raises:
-        InputError: there is none, or it is of another format version.
+        InputError: there is none, the run is not finished, or the file is of an older format.
     """
-    from safetensors.numpy import load_file
-
-    folder = Path(path)
-    if (folder / "model" / "model.json").exists():
-        folder = folder / "model"
-    if not (folder / "model.json").exists():
+    folder = Path(path).expanduser()
+    if (folder / "model" / "model.json").exists() or (folder / "model.json").exists():
+        raise InputError(f"{path}: holds a model of an older format: {REMEDY} anew.")
+    if (folder / "run.json").exists():
+        finished_report(folder, RUN_KIND, REMEDY)
+    if not (folder / MODEL_FILE).exists():
         raise InputError(
-            f"{path} holds no trained model (model.json is missing): give the output folder of a "
-            "finished `jaxalign mrm train`"
+            f"{path} holds no trained model ({MODEL_FILE} is missing): give the output folder of a "
+            "finished `jaxalign mrm train`."
         )
-    described = json.loads((folder / "model.json").read_text())
-    if described.get("format") != FORMAT:
-        raise InputError(
-            f"{folder / 'model.json'} has format {described.get('format')!r}, this version reads "
-            f"{FORMAT}: train again or install the jaxalign that wrote it"
-        )
-    arrays = load_file(folder / "model.safetensors")
-    names = tuple(described["names"]) if described["names"] else None
-    mrm = described["mrm"]
-    if mrm:
-        mrm = MRMConfig(**{**mrm, "hidden_sizes": tuple(mrm["hidden_sizes"])})
-    rate, steps = described["strength"]
+    stored = load_artifact(folder / MODEL_FILE, KIND, AboutUserModel, REMEDY)
+    about, arrays = stored.about, stored.arrays
+    method = _method(folder / MODEL_FILE, about.method, about.settings)
+    scale = None if about.scale is None else RewardScale.from_json(about.scale, str(folder))
     model = UserModel(
-        kind=described["kind"],
-        arrays=subtree(arrays, "model"),
-        projection=Projection(arrays["projection/matrix"], arrays["projection/mean"], names),
-        features=FeatureConfig(**described["features"]),
-        encoder_sha256=described["encoder_sha256"],
-        mrm=mrm,
-        strength=(float(rate), int(steps)),
+        method=method,
+        fitted=method.load(subtree(arrays, "fitted")),
+        candidate=about.candidate,
+        baseline=arrays["baseline"],
+        projection=Projection(arrays["projection/matrix"], arrays["projection/mean"], scale),
+        features=about.features,
+        encoder_sha256=about.encoder_sha256,
+        digest=stored.digest,
     )
-    adapted = Path(path) / "users.parquet"
-    if not adapted.exists():
-        return model
-    return replace(model, users=load_users(adapted, len(model.population()[0])))
+    adapted = folder / USERS_FILE
+    return replace(model, users=load_users(adapted, model.digest)) if adapted.exists() else model
+
+
+def _method(path: Path, name: str, settings: Mapping[str, object]) -> UserRewardMethod:
+    from pydantic import TypeAdapter, ValidationError  # models in memory do not need it
+
+    kind = type(make_method(name).settings) if name in METHODS else None
+    if kind is None:
+        raise InputError(
+            f"{path}: holds a model of the method {name!r}, which is not registered here; import "
+            "the module that registers it, or train again."
+        )
+    try:
+        read = TypeAdapter(kind).validate_json(json.dumps(settings), strict=True, extra="forbid")
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"{path}: the setting {where} cannot be used ({first['msg']}): {REMEDY} anew."
+        ) from None
+    return make_method(name, read)

@@ -1,14 +1,17 @@
 """Choices of users on the device: those of training users, and support and query of the others."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data.batching import Pairs, bucket_users, pad_pairs
 from jaxalign.data.preferences import Preferences
-from jaxalign.data.splits import Episodes, episodes, rows_by_user
+from jaxalign.data.splits import Episodes, episodes, learned_from
 from jaxalign.mrm.config import ChoiceDataConfig, SplitConfig
+from jaxalign.mrm.registry import Inputs
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,46 @@ class TrainingChoices:
         return tuple(Pairs(*(a[users, :width] for a in self.pairs)) for users, width in self.layout)
 
 
+@dataclass(frozen=True)
+class TrainingData:
+    """What methods are fitted on.
+
+    Attributes:
+        features: [I, D] projected features of the items.
+        encoded: [I, E] features of the items as they were encoded or given.
+        choices: of the training users.
+    """
+
+    features: jax.Array
+    encoded: jax.Array
+    choices: TrainingChoices
+
+    @property
+    def pairs(self) -> Pairs:
+        """The choices [U, P], padded to the longest user."""
+        return self.choices.pairs
+
+    @property
+    def buckets(self) -> tuple[Pairs, ...]:
+        """The same choices with less padding, users in buckets."""
+        return self.choices.buckets
+
+    def inputs(self, kind: Inputs) -> jax.Array:
+        """Return what an item is to a method [I, D], see `UserRewardMethod.inputs`."""
+        if kind == "ids":
+            return self._one_hot
+        return self.features if kind == "projected" else self.encoded
+
+    @cached_property
+    def _one_hot(self) -> jax.Array:
+        """One-hot items [I, I]; an item without a training choice is zero: nothing is known."""
+        weight = np.asarray(self.pairs.weight) > 0
+        known = np.zeros(self.features.shape[0], np.float32)
+        known[np.asarray(self.pairs.chosen)[weight]] = 1
+        known[np.asarray(self.pairs.rejected)[weight]] = 1
+        return jnp.asarray(np.diag(known))
+
+
 def on_device(pairs: Pairs) -> Pairs:
     """Return the same arrays on the device."""
     return Pairs(*map(jnp.asarray, pairs))
@@ -56,6 +99,8 @@ def training_choices(
 ) -> TrainingChoices:
     """Return the choices that training users are learned from.
 
+    Rows that the source holds out (`Preferences.held_out`) are not among them.
+
     Args:
         choices: the table.
         users: the training users.
@@ -63,7 +108,7 @@ def training_choices(
         seed: of the draw where a user has more choices than that.
         known: [N] bool, the rows to learn from; all of them unless given.
     """
-    everything = rows_by_user(choices, users)
+    everything = learned_from(choices, users)
     rows = everything
     if known is not None:
         rows = [user[known[user]] for user in rows]
@@ -104,3 +149,20 @@ def support_query(choices: Preferences, cut: Episodes) -> SupportQueryData:
     return SupportQueryData(
         on_device(pad_pairs(choices, cut.support)), on_device(pad_pairs(choices, cut.query))
     )
+
+
+def without_choices(pairs: Pairs) -> Pairs:
+    """Return the same users with no choices: every weight is 0."""
+    return pairs._replace(weight=jnp.zeros_like(pairs.weight))
+
+
+def differences(features: jax.Array, pairs: Pairs) -> jax.Array:
+    """Return differences [U, P, D] of the items' features or rewards [I, D], chosen minus rejected.
+
+    Example:
+        >>> rewards = jnp.array([[1.0], [3.0]])
+        >>> one = jnp.ones((1, 1), jnp.int32)
+        >>> differences(rewards, Pairs(one, 0 * one, one, one)).tolist()
+        [[[2.0]]]
+    """
+    return features[pairs.chosen] - features[pairs.rejected]

@@ -241,24 +241,23 @@ def fit_mrm(
     pairs: Pairs,
     config: MRMConfig,
     seeds: Sequence[int],
-    snapshots: int,
     checkpoint: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """MRM trained from all `seeds` at once, with its parameters at `snapshots` moments.
+    """MRM trained from all `seeds` at once, with its parameters at `config.snapshots` moments.
 
     Args:
         features: [I, D].
         pairs: [U, P].
         config: the recipe.
         seeds: one model for each.
-        snapshots: moments, evenly spaced, the last at the end.
         checkpoint: a folder where the state is kept after every snapshot, to resume from.
         say: receives a line of progress after each.
 
     Returns:
         `params`, every leaf [snapshots, seeds, ...], and `losses` [seeds, epochs].
     """
+    snapshots = config.snapshots
     keys = jax.vmap(jax.random.key)(jnp.asarray(list(seeds)))
     states = init_states(keys, config, features.shape[1], pairs.chosen.shape[0])
     cuts = [round(config.epochs * (i + 1) / snapshots) for i in range(snapshots)]
@@ -291,5 +290,6 @@ def fit_mrm(
 
 
 def one_seed(fitted: dict[str, Any], seed: int) -> dict[str, Any]:
-    """The fitted arrays of one seed, for what `mrm_method` predicts with."""
-    return {"params": jax.tree.map(lambda leaf: leaf[:, seed], fitted["params"])}
+    """The fitted arrays of one seed of `fit_mrm`."""
+    params = jax.tree.map(lambda leaf: leaf[:, seed], fitted["params"])
+    return {"params": params, "losses": fitted["losses"][seed]}

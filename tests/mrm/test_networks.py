@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -14,20 +15,24 @@ from hypothesis import strategies as st
 
 from jaxalign.data.batching import Pairs
 from jaxalign.errors import InputError
-from jaxalign.mrm import methods
 from jaxalign.mrm.baselines import episodes, gpo, vpl
-from jaxalign.mrm.baselines.gpo import GPO
-from jaxalign.mrm.baselines.network_config import GPOConfig, VPLConfig
-from jaxalign.mrm.baselines.vpl import VPL
+from jaxalign.mrm.baselines.gpo import GPOConfig, GPONetwork
+from jaxalign.mrm.baselines.vpl import VPLConfig, VPLNetwork
+from jaxalign.mrm.registry import make_method
+from jaxalign.mrm.selection import select
+from jaxalign.mrm.support_query import SupportQueryData, TrainingData, without_choices
 
 torch.set_num_threads(1)
 ITEMS, WIDTH = 9, 5
 SMALL_VPL = VPLConfig(latent=3, hidden=6, draws=4)
 SMALL_GPO = GPOConfig(width=8, heads=2, feed_forward=12, layers=2)
-MODELS = {"vpl": (VPL(SMALL_VPL), vpl.probability), "gpo": (GPO(SMALL_GPO), gpo.probability)}
-PEERS = {
-    "vpl": (VPL, VPLConfig, vpl.negative_elbo, vpl.probability),
-    "gpo": (GPO, GPOConfig, gpo.choice_loss, gpo.probability),
+MODELS = {
+    "vpl": (VPLNetwork(SMALL_VPL), vpl.probability),
+    "gpo": (GPONetwork(SMALL_GPO), gpo.probability),
+}
+NETWORKS = {
+    "vpl": (VPLNetwork, VPLConfig, vpl.negative_elbo),
+    "gpo": (GPONetwork, GPOConfig, gpo.choice_loss),
 }
 
 
@@ -163,7 +168,7 @@ class TorchGPO(torch.nn.Module):
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.5, 0.0), (0.0,)])
 def test_vpl_is_the_paper_in_numpy(x64, weights):
     rng = np.random.default_rng(0)
-    model, params = VPL(SMALL_VPL), some_params(VPL(SMALL_VPL), 1)
+    model, params = VPLNetwork(SMALL_VPL), some_params(VPLNetwork(SMALL_VPL), 1)
     items = rng.normal(size=(ITEMS, WIDTH))
     support, query = some_pairs(rng, 3, 4, weights=weights), some_pairs(rng, 3, 6)
     query = query._replace(weight=query.weight.at[0, 2:].set(0.0))
@@ -190,7 +195,7 @@ def test_vpl_is_the_paper_in_numpy(x64, weights):
 
 def test_vpl_predicts_with_draws_from_its_posterior(x64):
     rng = np.random.default_rng(4)
-    model, params = VPL(SMALL_VPL), some_params(VPL(SMALL_VPL), 2)
+    model, params = VPLNetwork(SMALL_VPL), some_params(VPLNetwork(SMALL_VPL), 2)
     items = rng.normal(size=(ITEMS, WIDTH))
     support, query = some_pairs(rng, 4), some_pairs(rng, 6)
     predict = jax.jit(vpl.probability, static_argnums=0)
@@ -203,7 +208,7 @@ def test_vpl_predicts_with_draws_from_its_posterior(x64):
         margin = rewards[np.asarray(query.chosen)] - rewards[np.asarray(query.rejected)]
         expected += np.exp(log_sigmoid(margin)) / 4
     np.testing.assert_allclose(found, expected, rtol=1e-12)
-    mean_only = VPL(dataclasses.replace(SMALL_VPL, draws=0))
+    mean_only = VPLNetwork(dataclasses.replace(SMALL_VPL, draws=0))
     at_mean = predict(mean_only, params, jnp.asarray(items), support, query)
     logits = model.apply({"params": params}, jnp.asarray(items), support, query)
     np.testing.assert_allclose(at_mean, jax.nn.sigmoid(logits), rtol=1e-12)
@@ -212,7 +217,7 @@ def test_vpl_predicts_with_draws_from_its_posterior(x64):
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.5, 0.0), (0.0,)])
 def test_gpo_is_the_authors_transformer_in_torch(x64, weights):
     rng = np.random.default_rng(0)
-    model, params = GPO(SMALL_GPO), some_params(GPO(SMALL_GPO), 1)
+    model, params = GPONetwork(SMALL_GPO), some_params(GPONetwork(SMALL_GPO), 1)
     items = rng.normal(size=(ITEMS, WIDTH))
     support, query = some_pairs(rng, 2, 4, weights=weights), some_pairs(rng, 2, 6)
     reference = TorchGPO(params, SMALL_GPO)
@@ -309,28 +314,34 @@ LEARN = {
 }
 
 
+def data_of(features, pairs):
+    """What methods are fitted on."""
+    choices = SimpleNamespace(pairs=pairs, buckets=(pairs,))
+    return TrainingData(features, features, choices)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_learns_users_in_clusters(name, seed):
-    network, config, loss, probability = PEERS[name]
-    config = config(
+    config = NETWORKS[name][1](
         snapshots=3, users_per_batch=20, learning_rate=1e-2, most_support=8, **LEARN[name]
     )
-    model = network(config)
     features, pairs = clusters(seed)
-    training = columns(pairs, slice(0, 160), slice(None))
+    training = data_of(features, columns(pairs, slice(0, 160), slice(None)))
     support, query = (columns(pairs, slice(160, 200), s) for s in (slice(0, 8), slice(8, 24)))
-    fitted = episodes.fit(model, loss, features, training, seed)
-    method = episodes.method(model, probability)
-    setting, _ = methods.choose(method, fitted, features, support, query)
-    assert setting["adapt"]
-    # Other users than those that chose the setting.
+    method, one_model = make_method(name, config), make_method("bt")
+    fitted = method.fit(training, seed)
+    candidate, _ = select(method, fitted, features, SupportQueryData(support, query))
+    assert candidate["adapt"]
+    # Other users than those that chose the candidate.
     support, query = (columns(pairs, slice(200, 240), s) for s in (slice(0, 8), slice(8, 24)))
-    given_settings = [setting, method.unadapted(setting)]
-    adapted, unadapted = method.predict(fitted, given_settings, features, support, query)
-    common = methods.fit_bt(features, training)
-    theirs = methods.BT.predict(common, [{"ridge": 2}], features, support, query)[0]
+    adapted, unadapted = (
+        method.predict(fitted, [candidate], features, known, query)[0]
+        for known in (support, without_choices(support))
+    )
+    common = one_model.fit(training, 0)
+    theirs = one_model.predict(common, [{"ridge": 2}], features, support, query)[0]
     # Measured: see the margins; one model for all knows the third feature only.
     assert (adapted > 0.5).mean() > (theirs > 0.5).mean() + 0.1
     assert abs((unadapted > 0.5).mean() - (theirs > 0.5).mean()) < 0.06
@@ -338,9 +349,9 @@ def test_learns_users_in_clusters(name, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_settings_seeds_and_shapes(name):
-    network, config, loss, probability = PEERS[name]
+    network, config, loss = NETWORKS[name]
     config = config(
         epochs=4,
         snapshots=2,
@@ -360,8 +371,8 @@ def test_settings_seeds_and_shapes(name):
     )
     assert fitted["losses"].shape == (4,)
     assert {len(leaf) for leaf in jax.tree.leaves(fitted["params"])} == {2}
-    method = episodes.method(model, probability)
-    chosen_from = method.settings(fitted)
+    method = make_method(name, config)
+    chosen_from = method.candidates(fitted)
     assert {(s["snapshot"], s["adapt"]) for s in chosen_from} == {
         (i, adapt) for i in (0, 1) for adapt in (True, False)
     }
@@ -375,9 +386,9 @@ def test_settings_seeds_and_shapes(name):
     np.testing.assert_array_equal(still[0], rows[unadapted])
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_a_diverged_training_is_refused(name):
-    network, config, loss, _ = PEERS[name]
+    network, config, loss = NETWORKS[name]
     model = network(config(epochs=1, snapshots=1))
     features, pairs = clusters(0, users=20, pairs=6)
     training = columns(pairs, slice(0, 20), slice(None))

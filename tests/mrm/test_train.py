@@ -11,7 +11,7 @@ import pytest
 from jaxalign import data, mrm
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm import train
-from jaxalign.mrm.config import REGULARISED
+from jaxalign.mrm.config import REGULARISED, SplitConfig
 
 USERS, PAIRS, ITEMS, WIDTH = 60, 16, 40, 6
 CONFIG = dataclasses.replace(REGULARISED, users_per_batch=16, epochs=12, hidden_sizes=(4,))
@@ -58,14 +58,11 @@ def on_device(seed):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_learns_to_tell_users_apart(seed):
     preferences, features = table(seed)
-    run = dataclasses.replace(
-        mrm.MRMRunConfig(), split=dataclasses.replace(mrm.MRMRunConfig().split, support_pairs=8)
-    )
-    result = mrm.fit(preferences, features, CONFIG, run, seed=seed)
+    result = mrm.fit(preferences, features, CONFIG, SplitConfig(support_pairs=8), seed=seed)
     # Without adaptation the opposite tastes cancel; measured gains over it: .12 to .24.
     assert result.report["steps"] > 0
     assert result.report["accuracy"] > result.report["accuracy_unadapted"] + 0.08
-    assert result.history["losses"][-1] < result.history["losses"][0] - 0.03
+    assert result.losses[-1] < result.losses[0] - 0.03
     chex.assert_tree_all_finite(result.params)
 
 
@@ -129,9 +126,10 @@ def test_every_switch_trains(change):
 
 def test_resumed_training_is_bit_identical(tmp_path):
     features, pairs = on_device(0)
-    whole = train.fit_mrm(features, pairs, CONFIG, (0, 1), 4, None)
-    train.fit_mrm(features, pairs, CONFIG, (0, 1), 4, tmp_path)
+    config = dataclasses.replace(CONFIG, snapshots=4)
+    whole = train.fit_mrm(features, pairs, config, (0, 1))
+    train.fit_mrm(features, pairs, config, (0, 1), tmp_path)
     for folder in sorted(tmp_path.iterdir())[2:]:
         folder.rename(tmp_path.parent / f"gone-{folder.name}")
-    again = train.fit_mrm(features, pairs, CONFIG, (0, 1), 4, tmp_path)
+    again = train.fit_mrm(features, pairs, config, (0, 1), tmp_path)
     chex.assert_trees_all_equal(again, whole)

@@ -2,5 +2,6 @@
 
 from jaxalign.experiments.mrm._evaluate import evaluate
 from jaxalign.experiments.mrm._run import run
+from jaxalign.experiments.mrm.config import MRMRunConfig
 
-__all__ = ["evaluate", "run"]
+__all__ = ["MRMRunConfig", "evaluate", "run"]

@@ -1,117 +1,48 @@
 """One run, from choices to a report: resumable stage by stage, to the same bytes."""
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.data import ChoiceSource, Features, Preferences
 from jaxalign.data.splits import Episodes, split_users
 from jaxalign.errors import InputError
+from jaxalign.experiments.mrm.config import MRMRunConfig, method_of
 from jaxalign.experiments.mrm.data import (
     Encoded,
     ExperimentData,
     encode_items,
-    fingerprint,
     fold_items,
+    open_run,
     open_source,
     project,
 )
-from jaxalign.experiments.mrm.fits import SELECTABLE, fit_method
+from jaxalign.experiments.mrm.fits import FittedMethod, Stage, fit_method
 from jaxalign.experiments.mrm.folds import judge_new_items
-from jaxalign.experiments.mrm.report import write
-from jaxalign.experiments.mrm.statistics import NewUsers, assemble
-from jaxalign.files import write_json
-from jaxalign.mrm.config import MRMRunConfig
+from jaxalign.experiments.mrm.report import write_pages
+from jaxalign.experiments.mrm.statistics import NewUsers, Report, assemble, selected_method
 from jaxalign.mrm.model import UserModel, save
 from jaxalign.mrm.reduce import Projection, identity
-from jaxalign.mrm.support_query import (
-    SupportQueryData,
-    cut_episodes,
-    support_query,
-    training_choices,
-)
+from jaxalign.mrm.registry import Fitted, require
+from jaxalign.mrm.support_query import SupportQueryData, cut_episodes, support_query
 from jaxalign.progress import Progress
-from jaxalign.runs.artifact import load_arrays, save_arrays, unflatten
-from jaxalign.version import __version__
-
-
-def refuse_foreign(out: Path) -> None:
-    """Refuse an output folder that is in use and no run's, before any work is done."""
-    if (out / "run.json").exists() or not out.exists():
-        return
-    if not out.is_dir():
-        raise InputError(f"{out} is a file: give a folder with --out")
-    if any(out.iterdir()):
-        raise InputError(f"{out} is not empty and holds no run: give a new folder with --out")
-
-
-def claim(
-    out: Path,
-    config: MRMRunConfig,
-    choices: Preferences,
-    encoded: Encoded,
-    source: str,
-    resume: bool,
-) -> None:
-    """Make the output folder this run's, or refuse another run's."""
-    mine = {
-        "format": 1,
-        "version": __version__,
-        "source": Path(source).name,
-        "fingerprint": fingerprint(config, choices, encoded),
-        "config": asdict(config),
-    }
-    marker = out / "run.json"
-    if not marker.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "state").mkdir(exist_ok=True)
-        write_json(marker, mine)
-        return
-    theirs = json.loads(marker.read_text())
-    if theirs.get("fingerprint") != mine["fingerprint"]:
-        raise InputError(
-            f"{out} holds another run (other choices or settings): give a new folder with --out"
-        )
-    if not resume:
-        state = "a finished run" if (out / "report.json").exists() else "an unfinished run"
-        raise InputError(
-            f"{out} holds {state} of the same settings: add --resume to go on, or give a new folder"
-        )
-
-
-def stages(out: Path, say: Callable[[str], None]) -> Callable[..., Any]:
-    """`stage(name, compute)`: compute once, keep under state/, read back on a resume."""
-
-    def stage(name: str, compute: Callable[[], Any]) -> Any:
-        path = out / "state" / f"{name}.npz"
-        if path.exists():
-            say(f"{name}: kept from before")
-        else:
-            say(name)
-            tree = compute()
-            save_arrays(path, tree)
-        return unflatten(load_arrays(path))
-
-    return stage
+from jaxalign.runs import RunDir
+from jaxalign.runs.run_dir import refuse_foreign
 
 
 def run(
     config: MRMRunConfig, source: str, out: str | Path, resume: bool = False, show: bool = True
-) -> dict[str, Any]:
+) -> Report:
     """Train, choose on validation users, judge test users once, and write the report.
 
     Args:
         config: the run.
         source: file, folder or `datasets` name of the choices.
-        out: output folder: report.json, plots, model/, splits.json, state/.
-        resume: go on with an unfinished run in `out`.
-        show: progress on standard error.
+        out: output folder: report.json, report.md, plots, model.safetensors, splits.json, state/.
+        resume: whether to go on with an unfinished run in `out`.
+        show: whether to print progress on standard error.
 
     Returns:
         The report, as in report.json.
@@ -119,22 +50,10 @@ def run(
     Raises:
         InputError: bad choices, features, settings or folder.
     """
-    out = Path(out)
-    opened, features = open_source(config, source)
-    return run_source(config, opened, features, source, out, resume, Progress(show).say)
-
-
-def run_source(
-    config: MRMRunConfig,
-    source: ChoiceSource,
-    given: Features | None,
-    label: str,
-    out: Path,
-    resume: bool,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    """`run`, from choices that are already in memory."""
-    choices = source.choices
+    _check_selected(config)
+    out, say = Path(out).expanduser(), Progress(show).say
+    opened, given = open_source(config, source)
+    choices = opened.choices
     split = split_users(
         choices.users, config.split.seed, config.split.unseen_share, config.split.validation_share
     )
@@ -142,24 +61,43 @@ def run_source(
     say(f"{len(choices):,} choices of {len(choices.users):,} users, {len(choices.items):,} items")
     encoded = encode_items(config, choices, given)
     projection = project(config, encoded)
-    features = jnp.asarray(projection.apply(encoded.values))
-    fold_of_item = fold_items(config, source)
-    raw = jnp.asarray(encoded.values)
-    queries = source.fold_choices or choices
-    data = ExperimentData(choices, queries, fold_of_item, features, raw, split)
+    data = ExperimentData(
+        choices,
+        opened.fold_choices or choices,
+        fold_items(config, opened),
+        jnp.asarray(projection.apply(encoded.values)),
+        jnp.asarray(encoded.values),
+        split,
+    )
     cuts = _cut_users(data, config, say)
     # Only now, when nothing about the choices can be refused any more.
-    claim(out, config, choices, encoded, label, resume)
+    folder = open_run(config, choices, encoded, out, resume)
     split.save(out / "splits.json")
-    stage = stages(out, say)
-    new_users = _new_users(data, config, cuts, stage, out, say)
+
+    def stage(name: str, compute: Callable[[], Fitted]) -> Fitted:
+        return folder.stage(name, compute, say)
+
+    new_users = _new_users(data, config, cuts, stage, folder, say)
     folds = (
         judge_new_items(data, config, new_users.fits, stage) if config.split.item_folds > 1 else {}
     )
     report = assemble(config, data, new_users, folds)
-    _save_model(config, encoded, projection, new_users, out)
-    write(out, report, new_users)
+    save(out, _chosen_model(config, encoded, projection, new_users))
+    write_pages(out, report, new_users)
+    folder.finish(report)
     return report
+
+
+def _check_selected(config: MRMRunConfig) -> None:
+    """Refuse to save a method that is not fitted, or that cannot score new items."""
+    if config.select == "validation":
+        return
+    if config.select not in ("bt", *config.methods):
+        raise InputError(
+            f"select: found {config.select!r}, expected one of the fitted methods, "
+            f"{', '.join(config.methods)}; add it to methods."
+        )
+    require(method_of(config, config.select), "new_items", "a model to save (`select`)")
 
 
 def _cut_users(
@@ -178,7 +116,7 @@ def _cut_users(
             raise InputError(
                 f"no {role} user has {config.split.min_support} choices to learn from and "
                 f"{config.split.min_query} in other groups to judge on: lower split.min_support "
-                "or split.min_query, or give more choices"
+                "or split.min_query, or give more choices."
             )
     return cuts
 
@@ -187,23 +125,25 @@ def _new_users(
     data: ExperimentData,
     config: MRMRunConfig,
     cuts: dict[str, Episodes],
-    stage: Any,
-    out: Path,
+    stage: Stage,
+    folder: RunDir,
     say: Callable[[str], None],
 ) -> NewUsers:
-    training = training_choices(data.choices, data.split.train, config.data, config.split.seed)
+    training = data.training(config.data)
     validation, test = (support_query(data.choices, cuts[role]) for role in ("validation", "test"))
-    fits = {}
+    fits: dict[str, FittedMethod] = {}
     for name in ("bt", *config.methods):
-        if name == "item_ids" and len(data.choices.items) > 256:
-            say("item_ids left out: more than 256 items")
+        method = method_of(config, name)
+        if method.most_items is not None and len(data.choices.items) > method.most_items:
+            say(f"{name} left out: more than {method.most_items} items")
             continue
-        checkpoint = out / "state" / f"{name}.epochs"
+        checkpoint = folder.state / f"{name}.epochs"
         checkpoint.mkdir(exist_ok=True)
-        fit = fit_method(name, data, training, config, config.seeds, stage, checkpoint, say)
+        fit = fit_method(method, training, config.seeds, stage, checkpoint, say)
         fits[name] = fit.choose(validation)
-    selected = min((n for n in fits if n in SELECTABLE), key=lambda name: fits[name].loss)
-    say(f"validation chose {selected}; test users are judged once")
+    selected = selected_method(config, {name: fit.loss for name, fit in fits.items()})
+    chosen = "validation chose" if config.select == "validation" else "as the config says, saving"
+    say(f"{chosen} {selected}; test users are judged once")
     predictions = {n: (f.predict(test), f.predict(test, adapted=False)) for n, f in fits.items()}
     curves = {
         name: {shots: fits[name].predict(_first(test, shots)) for shots in config.shots}
@@ -219,34 +159,23 @@ def _new_users(
     return NewUsers(fits, test, dropped, selected, predictions, curves, ceiling)
 
 
-def _first(regime: SupportQueryData, shots: int) -> SupportQueryData:
+def _first(users: SupportQueryData, shots: int) -> SupportQueryData:
     """The same users with their first `shots` choices only."""
-    weight = regime.support.weight
-    seen = jnp.cumsum(weight, axis=1) <= shots
-    return replace(regime, support=regime.support._replace(weight=jnp.where(seen, weight, 0)))
+    weight = users.support.weight
+    early = jnp.cumsum(weight, axis=1) <= shots
+    return replace(users, support=users.support._replace(weight=jnp.where(early, weight, 0)))
 
 
-def _save_model(
-    config: MRMRunConfig, encoded: Encoded, projection: Projection, new_users: NewUsers, out: Path
-) -> None:
-    fit = new_users.fits[new_users.selected]
-    setting, fitted = fit.settings[0], fit.fitted[0]
-    one = new_users.fits["bt"]
-    theta = one.fitted[0]["theta"][one.settings[0]["ridge"]]
-    arrays: dict[str, Any] = {"bt": (projection.matrix @ theta).astype(np.float32)}
-    kind, recipe, strength = new_users.selected, None, (0.0, 0)
-    if kind == "bt":
-        arrays |= {"mean": theta, "cov": np.zeros((len(theta), len(theta)), theta.dtype)}
-    elif kind == "bayes":
-        mean, cov = fitted["mean"][setting["em"]], fitted["cov"][setting["em"]]
-        arrays |= {"mean": mean, "cov": cov if setting["adapt"] else np.zeros_like(cov)}
-    else:
-        recipe = config.mrm if kind == "mrm" else config.published
-        index = setting["snapshot"]
-        arrays["params"] = jax.tree.map(lambda leaf: leaf[index], fitted["params"])
-        if kind == "mrm_published":
-            projection = identity(encoded.values.shape[1])
-        kind, strength = "mrm", (setting["rate"], setting["steps"])
-    sha256 = encoded.encoder_sha256
-    model = UserModel(kind, arrays, projection, config.features, sha256, recipe, strength)
-    save(out / "model", model)
+def _chosen_model(
+    config: MRMRunConfig, encoded: Encoded, projection: Projection, new_users: NewUsers
+) -> UserModel:
+    """The model to save: the first fit of the chosen method."""
+    fit, one = new_users.fits[new_users.selected], new_users.fits["bt"]
+    theta = one.fitted[0]["theta"][one.candidates[0]["ridge"]]
+    baseline = (projection.matrix @ theta).astype(np.float32)
+    if fit.method.inputs == "encoded":
+        projection = identity(encoded.values.shape[1])
+    return UserModel(
+        fit.method, fit.fitted[0], fit.candidates[0], baseline, projection,
+        config.features, encoded.encoder_sha256,
+    )  # fmt: skip

@@ -1,8 +1,6 @@
 """What a run is made from: choices of a source, features of their items, and users by role."""
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,14 @@ from jaxalign.data import (
 from jaxalign.data.sources import recognise
 from jaxalign.data.splits import UserSplit, item_folds
 from jaxalign.errors import InputError
-from jaxalign.mrm.config import MRMRunConfig
+from jaxalign.experiments.mrm.config import MRMRunConfig
+from jaxalign.files import read_json
+from jaxalign.mrm.config import ChoiceDataConfig
+from jaxalign.mrm.model import RUN_KIND
 from jaxalign.mrm.reduce import Projection, fit_projection, standardise
-from jaxalign.version import __version__
+from jaxalign.mrm.support_query import TrainingData, training_choices
+from jaxalign.rewards.reward_scale import RewardScale, fit_scale
+from jaxalign.runs import RunDir, open_run_dir
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class ExperimentData:
         queries: choices between items of one fold, where a source has more than the table.
         fold_of_item: [I] fold of every item.
         features: [I, D] projected, as most models see them.
-        raw: [I, E] as they were encoded, which the published form works on.
+        encoded: [I, E] as they were encoded or given.
         split: users by role.
     """
 
@@ -43,8 +46,13 @@ class ExperimentData:
     queries: Preferences
     fold_of_item: np.ndarray
     features: jax.Array
-    raw: jax.Array
+    encoded: jax.Array
     split: UserSplit
+
+    def training(self, config: ChoiceDataConfig, known: np.ndarray | None = None) -> TrainingData:
+        """Return what methods are fitted on, of the rows `known` [N] only where given."""
+        choices = training_choices(self.choices, self.split.train, config, self.split.seed, known)
+        return TrainingData(self.features, self.encoded, choices)
 
 
 @dataclass(frozen=True)
@@ -109,19 +117,39 @@ def fold_items(config: MRMRunConfig, source: ChoiceSource) -> np.ndarray:
 
 
 def project(config: MRMRunConfig, encoded: Encoded) -> Projection:
-    """The map from features to what the models work on."""
-    if encoded.names:
-        return standardise(encoded.values, encoded.names)
-    return fit_projection(encoded.values, config.features.max_dims, config.features.whiten)
+    """Return the map from features to what the models work on."""
+    features = config.features
+    if encoded.names is None:
+        return fit_projection(encoded.values, features.max_dims, features.whiten)
+    if not features.scale:
+        return standardise(fit_scale(encoded.values, encoded.names, None))
+    scale = read_scale(features.scale)
+    if scale.names != encoded.names:
+        raise InputError(
+            f"{features.scale}: holds the scale of {', '.join(scale.names)}; expected that of the "
+            f"feature file's columns, {', '.join(encoded.names)}, in this order."
+        )
+    return standardise(scale)
 
 
-def fingerprint(config: MRMRunConfig, choices: Preferences, encoded: Encoded) -> str:
-    """Hash of all that decides a run's result."""
-    digest = hashlib.sha256(json.dumps([asdict(config), __version__], sort_keys=True).encode())
-    for array in (choices.user, choices.chosen, choices.rejected, choices.tie, choices.group):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    digest.update(np.ascontiguousarray(encoded.values).tobytes())
-    digest.update(json.dumps([encoded.names, encoded.encoder_sha256]).encode())
-    for strings in (choices.users, choices.items, choices.texts):
-        digest.update("\x00".join(strings).encode())
-    return digest.hexdigest()
+def read_scale(path: str) -> RewardScale:
+    """Read a scale of named rewards from rewards.json of `jaxalign palm build`.
+
+    Raises:
+        InputError: there is no such file, or it holds no scale.
+    """
+    remedy = "give rewards.json of a `jaxalign palm build` to features.scale"
+    content = read_json(path, "the scale of named rewards", remedy)
+    return RewardScale.from_json(content.get("scale", content), path)
+
+
+def open_run(
+    config: MRMRunConfig, choices: Preferences, encoded: Encoded, out: Path, resume: bool
+) -> RunDir:
+    """Open the folder of a run, which its settings, choices and features decide."""
+    arrays = [choices.user, choices.chosen, choices.rejected, choices.tie, choices.group]
+    if choices.held_out is not None:
+        arrays.append(choices.held_out)
+    strings = ("\0".join(some) for some in (choices.users, choices.items, choices.texts))
+    names = [*strings, *(encoded.names or ()), encoded.encoder_sha256]
+    return open_run_dir(out, RUN_KIND, config, [*arrays, encoded.values], names, resume)

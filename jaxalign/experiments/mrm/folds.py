@@ -1,71 +1,97 @@
 """Held-out items: known and new users judged on items that no method was fitted on."""
 
 import json
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data.batching import pad_pairs
-from jaxalign.data.splits import rows_by_user
+from jaxalign.data.splits import learned_from, rows_by_user
+from jaxalign.experiments.mrm.config import MRMRunConfig, method_of
 from jaxalign.experiments.mrm.data import ExperimentData
-from jaxalign.experiments.mrm.fits import FittedMethod, fit_method
-from jaxalign.mrm.config import MRMRunConfig
-from jaxalign.mrm.support_query import SupportQueryData, on_device, training_choices
+from jaxalign.experiments.mrm.fits import FittedMethod, Stage, fit_method
+from jaxalign.mrm.registry import Candidate, Fitted
+from jaxalign.mrm.support_query import SupportQueryData, on_device
+
+REGIMES = ("new_items", "new_users_new_items")
+Predictions = dict[str, tuple[np.ndarray, np.ndarray]]
+"""Name of a method -> probabilities [..., U, Q] with and without the users' support choices."""
+
+
+@dataclass(frozen=True)
+class JudgedRegime:
+    """All predictions of one regime.
+
+    Attributes:
+        predictions: of every method.
+        mask: [U, Q] bool, the pairs that are judged.
+        chosen: [U, Q] numbers of the chosen items.
+        rejected: [U, Q].
+        losses: name of a method -> validation loss, in nats per choice.
+    """
+
+    predictions: Predictions
+    mask: np.ndarray
+    chosen: np.ndarray
+    rejected: np.ndarray
+    losses: dict[str, float]
 
 
 def judge_new_items(
-    data: ExperimentData, config: MRMRunConfig, fits: dict[str, FittedMethod], stage: Any
-) -> dict[str, Any]:
-    """Predictions on held-out items, pooled over folds: regime -> arrays."""
+    data: ExperimentData, config: MRMRunConfig, fits: dict[str, FittedMethod], stage: Stage
+) -> dict[str, JudgedRegime]:
+    """Return predictions on held-out items, pooled over folds, for each of `REGIMES`.
+
+    Args:
+        data: the data.
+        config: the run.
+        fits: what was fitted on all items, by name.
+        stage: keeps each fold for a resumed run.
+    """
     names = ["bt", *(name for name in config.fold_methods if name in fits)]
-    # A fold is served with the settings that validation users chose on the fold before it, so
-    # that no setting has seen the fold's items; the first takes those of the known items.
-    settings = {name: fits[name].settings[:1] for name in names}
+    # A fold is judged with the candidates that validation users chose on the fold before it, so
+    # that no candidate has seen the fold's items; the first takes those of the known items.
+    candidates = {name: fits[name].candidates[0] for name in names}
     folds = []
     for fold in range(config.split.item_folds):
-        kept = stage(
-            f"fold{fold:02d}",
-            lambda fold=fold, settings=settings: _one_fold(data, config, fold, settings),
-        )
-        settings = json.loads(str(kept["settings"]))
+        kept = stage(f"fold{fold:02d}", partial(_one_fold, data, config, fold, candidates))
+        candidates = json.loads(str(kept["candidates"]))
         folds.append(kept)
-    pooled: dict[str, Any] = {"names": names}
-    for where in ("new_items", "new_users_new_items"):
-        parts = [fold[where] for fold in folds]
-        weight = np.concatenate([part["weight"] for part in parts], axis=1)
-        pooled[where] = {
-            "mask": weight > 0,
-            "chosen": np.concatenate([part["chosen"] for part in parts], axis=1),
-            "rejected": np.concatenate([part["rejected"] for part in parts], axis=1),
-            "predictions": {
-                name: tuple(
-                    np.concatenate([part[kind][name] for part in parts], axis=-1)
-                    for kind in ("adapted", "unadapted")
-                )
-                for name in names
-            },
-            "losses": {
-                name: float(np.mean([fold["losses"][name] for fold in folds])) for name in names
-            },
-        }
-    return pooled
+    return {where: _pooled(folds, where, names) for where in REGIMES}
+
+
+def _pooled(folds: list[Fitted], where: str, names: list[str]) -> JudgedRegime:
+    parts = [fold[where] for fold in folds]
+
+    def joined(key: str) -> np.ndarray:
+        return np.concatenate([part[key] for part in parts], axis=1)
+
+    def predicted(kind: str, name: str) -> np.ndarray:
+        return np.concatenate([part[kind][name] for part in parts], axis=-1)
+
+    return JudgedRegime(
+        {name: (predicted("adapted", name), predicted("unadapted", name)) for name in names},
+        joined("weight") > 0,
+        joined("chosen"),
+        joined("rejected"),
+        {name: float(np.mean([fold["losses"][name] for fold in folds])) for name in names},
+    )
 
 
 def _one_fold(
-    data: ExperimentData, config: MRMRunConfig, fold: int, settings: dict[str, list[Any]]
-) -> dict[str, Any]:
-    """Fit without the fold's items; predict on them with the given settings; choose the next."""
-    training = training_choices(
-        data.choices, data.split.train, config.data, config.split.seed, ~touching(data, fold)
-    )
+    data: ExperimentData, config: MRMRunConfig, fold: int, candidates: dict[str, Candidate]
+) -> Fitted:
+    """Fit without the fold's items; predict on them with given candidates; choose the next."""
+    training = data.training(config.data, ~touching(data, fold))
     wheres = {
         "new_items": fold_regime(data, config, data.split.train, fold, seen=True),
         "new_users_new_items": fold_regime(data, config, data.split.test, fold, seen=False),
     }
     validation, enough = fold_regime(data, config, data.split.validation, fold, seen=False)
     validation = judged_only(validation, enough)
-    result: dict[str, Any] = {"losses": {}}
+    result: Fitted = {"losses": {}}
     for where, (regime, usable) in wheres.items():
         result[where] = {
             "weight": np.asarray(regime.query.weight) * usable[:, None],
@@ -75,15 +101,15 @@ def _one_fold(
             "unadapted": {},
         }
     following = {}
-    for name, given in settings.items():
-        fit = fit_method(name, data, training, config, 1, lambda _, compute: compute())
+    for name, candidate in candidates.items():
+        fit = fit_method(method_of(config, name), training, 1, lambda _, compute: compute())
         fit.choose(validation)
         result["losses"][name] = np.asarray(fit.loss)
-        following[name], fit.settings = fit.settings, given
+        following[name], fit.candidates = fit.candidates[0], [candidate]
         for where, (regime, _) in wheres.items():
             result[where]["adapted"][name] = fit.predict(regime)[0]
             result[where]["unadapted"][name] = fit.predict(regime, adapted=False)[0]
-    return {**result, "settings": np.asarray(json.dumps(following))}
+    return {**result, "candidates": np.asarray(json.dumps(following))}
 
 
 def fold_regime(
@@ -106,9 +132,11 @@ def fold_regime(
     width_of_query = config.split.query_pairs or 64
     support, query = [], []
     table = zip(
-        users, rows_by_user(data.choices, users), rows_by_user(data.queries, users), strict=True
+        users, learned_from(data.choices, users), rows_by_user(data.queries, users), strict=True
     )
     within = _within(data, fold) & ~data.queries.tie
+    if data.queries.held_out is not None:
+        within &= data.queries.held_out
     for user, rows, candidates in table:
         rng = np.random.default_rng([config.split.seed, fold, *user.encode()])
         support.append(rng.permutation(rows[~touched[rows]])[: widest or None])

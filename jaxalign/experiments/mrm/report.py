@@ -1,25 +1,24 @@
-"""The report of a run: report.json, a table, plots."""
+"""The report of a run for people: a page with tables, and plots."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from jaxalign.experiments.mrm.statistics import NewUsers
-from jaxalign.files import write_json, write_text
+from jaxalign.experiments.mrm.statistics import NewUsers, Report
+from jaxalign.files import write_text
 from jaxalign.metrics import plots, table, users
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """The report for people, in Markdown."""
+def markdown(report: Report) -> str:
+    """Return the report in Markdown."""
     chosen = ", ".join(f"{where}: {name}" for where, name in report["selected"].items())
     people = report["users"]
     ceiling: list[str] = []
     if "ceiling" in report:
         top = report["ceiling"]
         ceiling = [
-            f"Ceiling: `bayes` reaches {top['accuracy']:.1%} on known items from all that there is "
-            f"of a test user, {top['choices']:.0f} choices on average.",
+            f"Ceiling: `bayes` reaches {top['accuracy']:.1%} on known items from all choices "
+            f"that a test user has, {top['choices']:.0f} choices on average.",
             "",
         ]
     lines = [
@@ -27,8 +26,8 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"{people['train']} training users, {people['validation']} validation users, "
         f"{people['test']} test users; {report['seeds']} seeds. "
-        f"Users dropped for want of choices: {people['dropped']['validation']} validation, "
-        f"{people['dropped']['test']} test.",
+        "Users dropped because they have too few choices: "
+        f"{people['dropped']['validation']} validation, {people['dropped']['test']} test.",
         "",
         f"**Validation chose** {chosen}.",
         "",
@@ -46,13 +45,13 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def table_regimes(report: dict[str, Any]) -> list[str]:
-    """The regimes that the report has, in order."""
+def table_regimes(report: Report) -> list[str]:
+    """Return the regimes that the report has, in order."""
     return [r for r in ("new_users", "new_items", "new_users_new_items") if r in report]
 
 
-def write(out: Path, report: dict[str, Any], new_users: NewUsers) -> None:
-    """Write plots, report.md and, last and so as proof of a whole run, report.json."""
+def write_pages(out: Path, report: Report, new_users: NewUsers) -> None:
+    """Write plots and report.md."""
     regimes = {r: report[r] for r in table_regimes(report)}
     mask = np.asarray(new_users.test.query.weight) > 0
     baseline = new_users.predictions["bt"][0]
@@ -73,4 +72,3 @@ def write(out: Path, report: dict[str, Any], new_users: NewUsers) -> None:
     }
     plots.plot_reliability(shown, out / "reliability.png")
     write_text(out / "report.md", markdown(report))
-    write_json(out / "report.json", report)

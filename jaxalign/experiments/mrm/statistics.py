@@ -5,12 +5,17 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.experiments.mrm.config import MRMRunConfig, method_of
 from jaxalign.experiments.mrm.data import ExperimentData
-from jaxalign.experiments.mrm.fits import SELECTABLE, FittedMethod
+from jaxalign.experiments.mrm.fits import FittedMethod
+from jaxalign.experiments.mrm.folds import JudgedRegime, Predictions
 from jaxalign.metrics import users
-from jaxalign.mrm.config import MRMRunConfig
+from jaxalign.mrm.registry import Candidate
 from jaxalign.mrm.support_query import SupportQueryData
 from jaxalign.version import __version__
+
+Report = dict[str, Any]
+"""What report.json holds, keyed `<regime>.<method>.<figure>`."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +23,11 @@ class NewUsers:
     """All that the new-user regime gives.
 
     Attributes:
-        fits: name -> fit with its chosen settings; "bt" is among them.
+        fits: name -> fit with its chosen candidates; "bt" is among them.
         test: the test users' choices.
         dropped: {"validation": n, "test": n} users with too few choices.
-        selected: what validation chose.
+        selected: name of the method to save.
+        predictions: for the test users, by name.
         curves: name -> (shots -> probabilities).
         ceiling: predictions of `bayes` from all the choices that a test user has on the support
             side, and how many that is on average; None without `bayes`.
@@ -31,12 +37,12 @@ class NewUsers:
     test: SupportQueryData
     dropped: dict[str, int]
     selected: str
-    predictions: dict[str, tuple[np.ndarray, np.ndarray]]
+    predictions: Predictions
     curves: dict[str, dict[int, np.ndarray]]
     ceiling: tuple[np.ndarray, float] | None
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """JSON without NaN: what could not be measured is null."""
     if isinstance(value, dict):
         return {name: _plain(entry) for name, entry in value.items()}
@@ -47,24 +53,32 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _settings(fit: FittedMethod) -> list[dict[str, Any]]:
-    """Chosen settings in words that mean something outside the run."""
-    described = []
-    for fitted, setting in zip(fit.fitted, fit.settings, strict=True):
-        plain = dict(setting)
-        if "em" in plain:
-            plain["em_step"] = int(fitted["step"][plain.pop("em")])
-        described.append(plain)
-    return described
+def selected_method(config: MRMRunConfig, losses: dict[str, float]) -> str:
+    """Return the method to save: the config's, or the one with the least validation loss.
+
+    Args:
+        config: of the run.
+        losses: name of a method -> validation loss; those that score known items alone are left
+            out.
+    """
+    if config.select != "validation":
+        return config.select
+    able = {n: v for n, v in losses.items() if "new_items" in method_of(config, n).capabilities}
+    return min(able, key=lambda name: able[name])
+
+
+def _described(fit: FittedMethod) -> list[Candidate]:
+    """Chosen candidates in terms that mean something outside the run, one per fit."""
+    return [fit.method.describe(*one) for one in zip(fit.fitted, fit.candidates, strict=True)]
 
 
 def _judge(
-    predictions: dict[str, tuple[np.ndarray, np.ndarray]],
+    predictions: Predictions,
     mask: np.ndarray,
     chosen: np.ndarray,
     rejected: np.ndarray,
     draws: int,
-) -> dict[str, Any]:
+) -> dict[str, dict[str, float]]:
     baseline = np.atleast_3d(predictions["bt"][0])
     baseline = baseline.reshape(-1, *mask.shape)[0]
     judged = {}
@@ -76,8 +90,11 @@ def _judge(
 
 
 def assemble(
-    config: MRMRunConfig, data: ExperimentData, new_users: NewUsers, folds: dict[str, Any]
-) -> dict[str, Any]:
+    config: MRMRunConfig,
+    data: ExperimentData,
+    new_users: NewUsers,
+    folds: dict[str, JudgedRegime],
+) -> Report:
     """Every figure of the run, keyed `<regime>.<method>.<figure>`.
 
     Args:
@@ -89,13 +106,18 @@ def assemble(
     query = new_users.test.query
     mask = np.asarray(query.weight) > 0
     items = (np.asarray(query.chosen), np.asarray(query.rejected))
-    report: dict[str, Any] = {
+    report: Report = {
         "format": 1,
         "version": __version__,
         "source": data.choices.source,
         "seeds": config.seeds,
         "selected": {"new_users": new_users.selected},
-        "settings": {name: _settings(fit) for name, fit in new_users.fits.items()},
+        "settings": {
+            name: [
+                fit.method.describe(*one) for one in zip(fit.fitted, fit.candidates, strict=True)
+            ]
+            for name, fit in new_users.fits.items()
+        },
         "validation_nll": {name: fit.loss for name, fit in new_users.fits.items()},
         "users": {
             "train": len(data.split.train),
@@ -105,15 +127,11 @@ def assemble(
         },
         "new_users": _judge(new_users.predictions, mask, *items, config.draws),
     }
-    for where in ("new_items", "new_users_new_items"):
-        if not folds:
-            continue
-        part = folds[where]
+    for where, part in folds.items():
         report[where] = _judge(
-            part["predictions"], part["mask"], part["chosen"], part["rejected"], config.draws
+            part.predictions, part.mask, part.chosen, part.rejected, config.draws
         )
-        losses = {name: loss for name, loss in part["losses"].items() if name in SELECTABLE}
-        report["selected"][where] = min(losses, key=lambda name: losses[name])
+        report["selected"][where] = selected_method(config, part.losses)
     report["shots"] = _shots(new_users, mask, config)
     if new_users.ceiling is not None:
         probability, shots = new_users.ceiling
@@ -121,10 +139,12 @@ def assemble(
     return _plain(report)
 
 
-def _shots(new_users: NewUsers, mask: np.ndarray, config: MRMRunConfig) -> dict[str, Any]:
+def _shots(
+    new_users: NewUsers, mask: np.ndarray, config: MRMRunConfig
+) -> dict[str, list[list[float]]]:
     baseline = new_users.predictions["bt"][0][0]
     floor = users.accuracy(baseline, mask)
-    shots: dict[str, Any] = {}
+    shots: dict[str, list[list[float]]] = {}
     for name, curve in new_users.curves.items():
         shots[name] = []
         for count, probability in curve.items():

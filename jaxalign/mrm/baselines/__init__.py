@@ -1,1 +1,9 @@
-"""Rival methods on the same splits: each a fit and a prediction after a few choices."""
+"""Methods that MRM and hierarchical Bayes are compared with: importing one registers it."""
+
+from jaxalign.mrm.baselines import bradley_terry as bradley_terry
+from jaxalign.mrm.baselines import gpo as gpo
+from jaxalign.mrm.baselines import lore as lore
+from jaxalign.mrm.baselines import mixture as mixture
+from jaxalign.mrm.baselines import neighbours as neighbours
+from jaxalign.mrm.baselines import pal as pal
+from jaxalign.mrm.baselines import vpl as vpl

@@ -1,18 +1,13 @@
-"""What several peers start from: one Bradley-Terry model, and all choices in one flat array."""
+"""What several baselines start from: one Bradley-Terry model, and all choices in one flat array."""
 
 import jax
 import jax.numpy as jnp
 
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm import bayes
-from jaxalign.mrm.methods import differences
+from jaxalign.mrm.support_query import differences
 
 Buckets = tuple[Pairs, ...]
-
-
-def reward_differences(rewards: jax.Array, pairs: Pairs) -> jax.Array:
-    """Differences [U, P, K] of the items' rewards [I, K], chosen minus rejected."""
-    return rewards[pairs.chosen] - rewards[pairs.rejected]
 
 
 def flat(features: jax.Array, buckets: Buckets) -> tuple[jax.Array, jax.Array]:

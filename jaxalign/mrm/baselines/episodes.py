@@ -1,14 +1,16 @@
 """Learning to infer a user from a few choices: episodes of random size, trained in one scan.
 
-Shared by the peers that are trained once and need no gradient for a new user. Their networks are
-Linen modules with a `config`, called with a table of items [N, D] and one user's
+Shared by the baselines that are trained once and need no gradient for a new user. Their networks
+are Linen modules with a `config`, called with a table of items [N, D] and one user's
 support [S] and query [Q], whose numbers point into the table: logits [Q] that chosen wins.
 """
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -19,8 +21,8 @@ import optax
 from jaxalign.data.batching import Pairs
 from jaxalign.data.splits import redraw
 from jaxalign.errors import InputError
-from jaxalign.mrm.baselines.network_config import EpisodeConfig
-from jaxalign.mrm.methods import Fitted, Method, Setting
+from jaxalign.mrm.registry import Candidate, Fitted, UserRewardMethod
+from jaxalign.mrm.support_query import TrainingData
 
 Params = dict[str, Any]
 # model, params, key, table, support [B, S], query [B, Q], share of training done -> scalar
@@ -29,6 +31,31 @@ Loss = Callable[[Any, Params, jax.Array, jax.Array, Pairs, Pairs, jax.Array], ja
 Probability = Callable[[Any, Params, jax.Array, Pairs, Pairs], jax.Array]
 _USERS_AT_ONCE = 128
 _ABSENT = -1e30  # not infinity: a row of nothing but padding must not be 0/0
+
+
+@dataclass(frozen=True)
+class EpisodeConfig:
+    """Training on episodes.
+
+    Attributes:
+        learning_rate: peak rate of AdamW; 5 % warm-up, then half a cosine.
+        weight_decay: of AdamW, on kernels.
+        users_per_batch: users in a step.
+        epochs: passes over the users.
+        snapshots: moments of training, evenly spaced, that validation may choose from.
+        most_support: a training episode shows 0 to so many choices.
+        most_query: and asks at most so many.
+        query_share: share of a user's groups that an episode asks about.
+    """
+
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.1
+    users_per_batch: int = 50
+    epochs: int = 100
+    snapshots: int = 10
+    most_support: int = 20
+    most_query: int = 40
+    query_share: float = 0.5
 
 
 class Scaling(NamedTuple):
@@ -223,39 +250,59 @@ def _kernels(params: Params) -> Any:
 # Predicting -----------------------------------------------------------------------------------
 
 
-def method(model: nn.Module, probability: Probability) -> Method:
-    """A network behind the shape of `Method`; validation chooses the snapshot, and whether to
-    read a user's choices at all.
-    """
-    return Method(
-        functools.partial(_predict, model, probability),
-        _settings,
-        lambda setting: {**setting, "adapt": False},
-    )
+Config = TypeVar("Config", bound=EpisodeConfig)
 
 
-def _settings(fitted: Fitted) -> list[Setting]:
-    snapshots = len(jax.tree.leaves(fitted["params"])[0])
-    return [{"snapshot": i, "adapt": adapt} for i in range(snapshots) for adapt in (True, False)]
+class EpisodeNetwork(NamedTuple):
+    """A network, its loss, and the probability that it gives."""
+
+    model: nn.Module
+    loss: Loss
+    probability: Probability
 
 
-def _predict(
-    model: nn.Module,
-    probability: Probability,
-    fitted: Fitted,
-    settings: list[Setting],
-    features: jax.Array,
-    support: Pairs,
-    query: Pairs,
-) -> np.ndarray:
-    scaling = Scaling(**fitted["scaling"])
-    rows = []
-    for setting in settings:
-        params = jax.tree.map(lambda leaf, i=setting["snapshot"]: leaf[i], fitted["params"])
-        weight = support.weight if setting["adapt"] else jnp.zeros_like(support.weight)
-        both = (support._replace(weight=weight), query)
-        rows.append(np.asarray(_probabilities(model, probability, params, scaling, features, both)))
-    return np.stack(rows)
+class EpisodeMethod(UserRewardMethod[Config]):
+    """A network as a method; validation chooses the snapshot, and whether choices are read."""
+
+    @property
+    @abstractmethod
+    def network(self) -> EpisodeNetwork:
+        """The network that the settings describe, with its loss."""
+
+    def fit(self, data: TrainingData, seed: int) -> Fitted:
+        """Return `params`, leaves [T, ...], `scaling` and `losses`, see `episodes.fit`."""
+        model, loss, _ = self.network
+        return fit(model, loss, data.inputs(self.inputs), data.pairs, seed)
+
+    def candidates(self, fitted: Fitted) -> list[Candidate]:
+        """Return every snapshot, with and without adaptation."""
+        snapshots = len(jax.tree.leaves(fitted["params"])[0])
+        return [
+            {"snapshot": i, "adapt": adapt} for i in range(snapshots) for adapt in (True, False)
+        ]
+
+    def predict(
+        self, fitted: Fitted, candidates: Sequence[Candidate], features: jax.Array,
+        support: Pairs, query: Pairs,
+    ) -> np.ndarray:  # fmt: skip
+        """Return probabilities [C, U, Q]."""
+        scaling = Scaling(**fitted["scaling"])
+        model, _, probability = self.network
+        rows = []
+        for candidate in candidates:
+            place = candidate["snapshot"]
+            params = jax.tree.map(lambda leaf, i=place: leaf[i], fitted["params"])
+            weight = support.weight if candidate["adapt"] else jnp.zeros_like(support.weight)
+            both = (support._replace(weight=weight), query)
+            found = _probabilities(model, probability, params, scaling, features, both)
+            rows.append(np.asarray(found))
+        return np.stack(rows)
+
+    def save(self, fitted: Fitted, candidate: Candidate) -> tuple[Fitted, Candidate]:
+        """Return the parameters of the chosen snapshot alone."""
+        place = candidate["snapshot"]
+        params = jax.tree.map(lambda leaf: leaf[place : place + 1], fitted["params"])
+        return {"params": params, "scaling": fitted["scaling"]}, {**candidate, "snapshot": 0}
 
 
 @functools.partial(jax.jit, static_argnames=("model", "probability"))

@@ -11,6 +11,7 @@ difference of the two orders of the pair, so that swapping the answers swaps the
 """
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -19,10 +20,28 @@ import jax.numpy as jnp
 
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm.baselines import episodes
-from jaxalign.mrm.baselines.episodes import Params
-from jaxalign.mrm.baselines.network_config import GPOConfig
+from jaxalign.mrm.baselines.episodes import EpisodeConfig, EpisodeMethod, Params
+from jaxalign.mrm.registry import register
 
 _norm = functools.partial(nn.LayerNorm, epsilon=1e-5)
+
+
+@dataclass(frozen=True)
+class GPOConfig(EpisodeConfig):
+    """Group preference optimisation.
+
+    Attributes:
+        width: of the tokens.
+        heads: of the attention; they share the width.
+        feed_forward: hidden width of the feed-forward parts and of the head.
+        layers: of the transformer.
+    """
+
+    width: int = 32
+    heads: int = 2
+    feed_forward: int = 64
+    layers: int = 2
+    most_query: int = 20
 
 
 class _Layer(nn.Module):
@@ -49,7 +68,7 @@ class _Layer(nn.Module):
         return _norm(name="norm_feed_forward")(x + nn.Dense(config.width, name="down")(inner))
 
 
-class GPO(nn.Module):
+class GPONetwork(nn.Module):
     """The transformer, for one user whose pairs point into a table of items [N, D]."""
 
     config: GPOConfig
@@ -90,7 +109,7 @@ def swapped(pairs: Pairs, where: Any) -> Pairs:
 
 
 def choice_loss(
-    model: GPO,
+    model: GPONetwork,
     params: Params,
     key: jax.Array,
     table: jax.Array,
@@ -127,7 +146,7 @@ def choice_loss(
 
 
 def probability(
-    model: GPO, params: Params, table: jax.Array, support: Pairs, query: Pairs
+    model: GPONetwork, params: Params, table: jax.Array, support: Pairs, query: Pairs
 ) -> jax.Array:
     """Probability [Q] that chosen wins for one user, from both orders of each pair.
 
@@ -143,3 +162,13 @@ def probability(
     logits: Any = model.apply({"params": params}, table, support, both)
     forward, backward = jnp.split(logits, 2)
     return jax.nn.sigmoid(0.5 * (forward - backward))
+
+
+@register("gpo", GPOConfig())
+class GPO(EpisodeMethod[GPOConfig]):
+    """A transformer with the user's choices in its context."""
+
+    @property
+    def network(self) -> episodes.EpisodeNetwork:
+        """The network that the settings describe, with its loss."""
+        return episodes.EpisodeNetwork(GPONetwork(self.settings), choice_loss, probability)

@@ -8,7 +8,9 @@ a dislike can be expressed and a new user with few choices stays near the mean.
 """
 
 import functools
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +20,43 @@ import optax
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm import bayes
 from jaxalign.mrm.baselines import simplex
-from jaxalign.mrm.baselines.common import Buckets, one_for_all, reward_differences
-from jaxalign.mrm.baselines.config import LoReConfig
-from jaxalign.mrm.methods import Fitted, Method, Setting, as_buckets
+from jaxalign.mrm.baselines.common import Buckets, one_for_all
+from jaxalign.mrm.registry import Candidate, Fitted, WeightsMethod, register
+from jaxalign.mrm.support_query import TrainingData, differences
 from jaxalign.train.blas import one_blas_thread
 
 Params = dict[str, Any]
 SPREADS = (0.5, 1.0, 2.0)
+
+
+@dataclass(frozen=True)
+class LoReConfig:
+    """Low-rank reward modelling.
+
+    Attributes:
+        link: "signed" weights with a mean and a Gaussian prior, or "softmax" as published.
+        ranks: numbers of basis rewards that validation chooses from.
+        steps: of Adam on basis and weights together.
+        learning_rate: its rate.
+        decays: strengths, of the ridge on the basis ("signed"), or of the pull of every basis
+            reward towards one Bradley-Terry model ("softmax"), that validation chooses from.
+        few_shot_rate: rate of the Adam steps that fit a new user's softmax weights.
+        few_shot_steps: how many there are.
+    """
+
+    link: Literal["signed", "softmax"] = "signed"
+    ranks: tuple[int, ...] = (2, 4, 8, 16)
+    steps: int = 300
+    learning_rate: float = 0.03
+    decays: tuple[float, ...] = (1e-3, 1e-4)
+    few_shot_rate: float = 0.1
+    few_shot_steps: int = 500
+
+
+# 500 steps of rate 0.5 are the authors'; they choose the pull towards one reward, too.
+LORE_PUBLISHED = LoReConfig(
+    link="softmax", ranks=(2, 4, 8), steps=500, learning_rate=0.5, decays=(1e-2, 1e-3)
+)
 
 
 def rewards(params: Params, features: jax.Array) -> jax.Array:
@@ -61,7 +93,7 @@ def map_objective(
     loss, count = 0.5 * jnp.sum(params["mean"] ** 2), jnp.zeros((), items.dtype)
     for z, pairs in zip(params["users"], buckets, strict=True):
         weights = params["mean"][None] + z
-        margins = jnp.einsum("UPK,UK->UP", reward_differences(items, pairs), weights)
+        margins = jnp.einsum("UPK,UK->UP", differences(items, pairs), weights)
         loss += jnp.sum(pairs.weight * jax.nn.softplus(-margins)) + 0.5 * jnp.sum(z * z)
         count += jnp.sum(pairs.weight)
     return loss / jnp.maximum(count, 1) + 0.5 * ridge * jnp.sum(params["basis"] ** 2)
@@ -113,10 +145,10 @@ def _signed_probability(
     fitted: Params, spread: jax.Array, features: jax.Array, support: Pairs, query: Pairs
 ) -> jax.Array:
     items = rewards(fitted, features)
-    given = reward_differences(items, support)
-    weights = map_weights(fitted["mean"], spread, given, support.weight)
-    asked = reward_differences(items, query)
-    return jax.nn.sigmoid(jnp.einsum("UQK,UK->UQ", asked, weights))
+    known = differences(items, support)
+    weights = map_weights(fitted["mean"], spread, known, support.weight)
+    wanted = differences(items, query)
+    return jax.nn.sigmoid(jnp.einsum("UQK,UK->UQ", wanted, weights))
 
 
 def start_signed(key: jax.Array, theta: jax.Array, rank: int, users: list[int]) -> Params:
@@ -134,12 +166,12 @@ def start_signed(key: jax.Array, theta: jax.Array, rank: int, users: list[int]) 
 
 
 @one_blas_thread
-def fit_lore(features: jax.Array, pairs: Pairs | Buckets, config: LoReConfig, seed: int) -> Fitted:
+def fit_lore(features: jax.Array, buckets: Buckets, config: LoReConfig, seed: int) -> Fitted:
     """Bases of every rank and decay: {rank: {number of the decay: arrays}}.
 
     Args:
         features: [I, D].
-        pairs: choices of the training users, [U, P] or in buckets.
+        buckets: choices of the training users.
         config: link, ranks, decays, steps.
         seed: of the basis that training starts from.
 
@@ -147,7 +179,6 @@ def fit_lore(features: jax.Array, pairs: Pairs | Buckets, config: LoReConfig, se
         "basis" [D, K] and "mean" [K] where weights are signed; "basis" [1, D, K] and "log_weights"
         [1, K] where they lie on the simplex.
     """
-    buckets = as_buckets(pairs)
     users = [len(part.weight) for part in buckets]
     dtype = features.dtype
     theta, square = one_for_all(features, buckets, jnp.asarray(1e-4, dtype))
@@ -186,51 +217,82 @@ def _fit_simplex(
     return {"basis": kept["params"]["basis"], "log_weights": kept["log_weights"]}
 
 
-@one_blas_thread
-def _predict(
-    config: LoReConfig,
-    fitted: Fitted,
-    settings: list[Setting],
-    features: jax.Array,
-    support: Pairs,
-    query: Pairs,
-) -> np.ndarray:
-    one = _one_signed if config.link == "signed" else _one_simplex
-    return np.stack([one(config, fitted, s, features, support, query) for s in settings])
+_map_weights = jax.jit(map_weights)
 
 
-def _one_signed(
-    config: LoReConfig, fitted: Fitted, setting: Setting, features: jax.Array,
-    support: Pairs, query: Pairs,
-) -> np.ndarray:  # fmt: skip
-    params = fitted[f"{setting['rank']}"][f"{config.decays.index(setting['decay'])}"]
-    spread = jnp.asarray(setting["spread"], features.dtype)
-    return np.asarray(_signed_probability(params, spread, features, support, query))
+@register("lore_published", LORE_PUBLISHED)
+@register("lore", LoReConfig())
+class LoRe(WeightsMethod[LoReConfig]):
+    """Low-rank rewards; validation chooses rank and decay.
 
-
-def _one_simplex(
-    config: LoReConfig, fitted: Fitted, setting: Setting, features: jax.Array,
-    support: Pairs, query: Pairs,
-) -> np.ndarray:  # fmt: skip
-    params = fitted[f"{setting['rank']}"][f"{config.decays.index(setting['decay'])}"]
-    items = rewards({"basis": params["basis"][0]}, features)
-    rate = jnp.asarray(config.few_shot_rate, features.dtype)
-    steps = (setting["steps"],)
-    start = params["log_weights"][0]
-    return np.asarray(simplex.user_probabilities(items, start, support, query, rate, steps)[0])
-
-
-def lore_method(config: LoReConfig) -> Method:
-    """LoRe, with rank and decay chosen; signed weights also with the prior's spread, 0 included.
-
-    As published, the few-shot steps are as many as they are.
+    With signed weights it also chooses the spread of the prior, 0 (no adaptation) included. As
+    published, on the simplex, the few-shot steps are as many as they are.
     """
 
-    def settings(fitted: Fitted) -> list[Setting]:
-        grid = [{"rank": int(rank), "decay": decay} for rank in fitted for decay in config.decays]
-        if config.link == "softmax":
-            return [{**one, "steps": config.few_shot_steps} for one in grid]
+    def fit(self, data: TrainingData, seed: int) -> Fitted:
+        """Return bases of every rank and decay, see `fit_lore`."""
+        return fit_lore(data.inputs(self.inputs), data.buckets, self.settings, seed)
+
+    def candidates(self, fitted: Fitted) -> list[Candidate]:
+        """Return every rank and decay, with every spread where weights are signed."""
+        settings = self.settings
+        grid = [{"rank": int(rank), "decay": d} for rank in fitted for d in settings.decays]
+        if settings.link == "softmax":
+            return [{**one, "steps": settings.few_shot_steps} for one in grid]
         return [{**one, "spread": spread} for one in grid for spread in (0.0, *SPREADS)]
 
-    none = {"spread": 0.0} if config.link == "signed" else {"steps": 0}
-    return Method(functools.partial(_predict, config), settings, lambda s: {**s, **none})
+    @one_blas_thread
+    def predict(
+        self, fitted: Fitted, candidates: Sequence[Candidate], features: jax.Array,
+        support: Pairs, query: Pairs,
+    ) -> np.ndarray:  # fmt: skip
+        """Return probabilities [C, U, Q]."""
+        one = self._signed if self.settings.link == "signed" else self._simplex
+        return np.stack([one(fitted, c, features, support, query) for c in candidates])
+
+    def _signed(
+        self, fitted: Fitted, candidate: Candidate, features: jax.Array,
+        support: Pairs, query: Pairs,
+    ) -> np.ndarray:  # fmt: skip
+        params = self._params(fitted, candidate)
+        spread = jnp.asarray(candidate["spread"], features.dtype)
+        return np.asarray(_signed_probability(params, spread, features, support, query))
+
+    def _simplex(
+        self, fitted: Fitted, candidate: Candidate, features: jax.Array,
+        support: Pairs, query: Pairs,
+    ) -> np.ndarray:  # fmt: skip
+        params = self._params(fitted, candidate)
+        items = rewards({"basis": params["basis"][0]}, features)
+        rate = jnp.asarray(self.settings.few_shot_rate, features.dtype)
+        start, steps = params["log_weights"][0], (candidate["steps"],)
+        found = simplex.user_probabilities(items, start, support, query, rate, steps)
+        return np.asarray(found[0])
+
+    def _params(self, fitted: Fitted, candidate: Candidate) -> Params:
+        place = self.settings.decays.index(candidate["decay"])
+        return fitted[f"{candidate['rank']}"][f"{place}"]
+
+    def save(self, fitted: Fitted, candidate: Candidate) -> tuple[Fitted, Candidate]:
+        """Return the basis of the chosen rank and decay alone."""
+        place = self.settings.decays.index(candidate["decay"])
+        one = {f"{place}": self._params(fitted, candidate)}
+        return {f"{candidate['rank']}": one}, candidate
+
+    def base(self, fitted: Fitted, candidate: Candidate, features: jax.Array) -> jax.Array:
+        """Return the basis rewards [..., K]."""
+        basis = self._params(fitted, candidate)["basis"]
+        return features @ (basis if self.settings.link == "signed" else basis[0])
+
+    @one_blas_thread
+    def infer(
+        self, fitted: Fitted, candidate: Candidate, differences: jax.Array, mask: jax.Array
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Return users' weights: the MAP of signed ones, few-shot steps for those of a simplex."""
+        params = self._params(fitted, candidate)
+        if self.settings.link == "signed":
+            spread = jnp.asarray(candidate["spread"], differences.dtype)
+            return _map_weights(params["mean"], spread, differences, mask), None
+        rate = jnp.asarray(self.settings.few_shot_rate, differences.dtype)
+        start, steps = params["log_weights"][0], candidate["steps"]
+        return simplex.user_weights(start, differences, mask, rate, steps), None

@@ -7,6 +7,8 @@ assignment is soft here.
 """
 
 import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -14,13 +16,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data.batching import Pairs
-from jaxalign.mrm.baselines.common import Buckets, flat, one_for_all, reward_differences
-from jaxalign.mrm.baselines.config import MixtureConfig
-from jaxalign.mrm.methods import Fitted, Method, Setting, as_buckets, differences
+from jaxalign.mrm.baselines.common import Buckets, flat, one_for_all
+from jaxalign.mrm.registry import Candidate, Fitted, UserRewardMethod, register
+from jaxalign.mrm.support_query import TrainingData, differences
 from jaxalign.train.blas import one_blas_thread
 
 # Of steps: the metric bounds the curvature, so that the best is mostly beyond 1.
 _SIZES = (4.0, 2.0, 1.5, 1.0, 0.5, 0.25, 0.0)
+
+
+@dataclass(frozen=True)
+class MixtureConfig:
+    """Mixture of Bradley-Terry models, by EM.
+
+    Attributes:
+        components: numbers of components that validation chooses from.
+        em_steps: EM iterations, each with one step of every component's regression.
+        l2: ridge of every component, on the scale of the differences.
+        clustering_steps: of k-means over users' scores, where EM starts from.
+    """
+
+    components: tuple[int, ...] = (2, 4, 8, 16)
+    em_steps: int = 30
+    l2: float = 1e-4
+    clustering_steps: int = 10
 
 
 class MixtureModel(NamedTuple):
@@ -161,7 +180,7 @@ def em(
         rewards = features @ mixture.theta.T
         belief = tuple(
             jax.vmap(posterior, (None, 0, 0))(
-                mixture.log_share, reward_differences(rewards, pairs), pairs.weight
+                mixture.log_share, differences(rewards, pairs), pairs.weight
             )
             for pairs in buckets
         )
@@ -197,18 +216,15 @@ def _fit(
 
 
 @one_blas_thread
-def fit_mixture(
-    features: jax.Array, pairs: Pairs | Buckets, config: MixtureConfig, seed: int
-) -> Fitted:
+def fit_mixture(features: jax.Array, buckets: Buckets, config: MixtureConfig, seed: int) -> Fitted:
     """Mixtures of every number of components: {number: {"log_share" [C], "theta" [C, D]}}.
 
     Args:
         features: [I, D].
-        pairs: choices of the training users, [U, P] or in buckets.
+        buckets: choices of the training users.
         config: numbers of components, steps, ridge.
         seed: of the clustering that EM starts from.
     """
-    buckets = as_buckets(pairs)
     theta, square = one_for_all(features, buckets, jnp.asarray(config.l2, features.dtype))
     l2 = config.l2 * square
     fitted = {}
@@ -224,27 +240,41 @@ def _probability(
     mixture: MixtureModel, features: jax.Array, support: Pairs, query: Pairs
 ) -> jax.Array:
     rewards = features @ mixture.theta.T
-    given, asked = reward_differences(rewards, support), reward_differences(rewards, query)
-    belief = jax.vmap(posterior, (None, 0, 0))(mixture.log_share, given, support.weight)
-    return jnp.einsum("UQC,UC->UQ", jax.nn.sigmoid(asked), belief)
+    known, wanted = differences(rewards, support), differences(rewards, query)
+    belief = jax.vmap(posterior, (None, 0, 0))(mixture.log_share, known, support.weight)
+    return jnp.einsum("UQC,UC->UQ", jax.nn.sigmoid(wanted), belief)
 
 
-def _predict(
-    fitted: Fitted, settings: list[Setting], features: jax.Array, support: Pairs, query: Pairs
-) -> np.ndarray:
-    rows = []
-    for setting in settings:
-        weight = support.weight if setting["adapt"] else jnp.zeros_like(support.weight)
-        mixture = MixtureModel(**fitted[f"{setting['components']}"])
-        known = support._replace(weight=weight)
-        rows.append(np.asarray(_probability(mixture, features, known, query)))
-    return np.stack(rows)
+@register("mixture", MixtureConfig())
+class BradleyTerryMixture(UserRewardMethod[MixtureConfig]):
+    """A mixture of Bradley-Terry models; choices say which component a user belongs to."""
 
+    def fit(self, data: TrainingData, seed: int) -> Fitted:
+        """Return mixtures of every number of components, see `fit_mixture`."""
+        return fit_mixture(data.inputs(self.inputs), data.buckets, self.settings, seed)
 
-def _settings(fitted: Fitted) -> list[Setting]:
-    return [
-        {"components": int(count), "adapt": adapt} for count in fitted for adapt in (True, False)
-    ]
+    def candidates(self, fitted: Fitted) -> list[Candidate]:
+        """Return every number of components, with and without adaptation."""
+        return [
+            {"components": int(count), "adapt": adapt}
+            for count in fitted
+            for adapt in (True, False)
+        ]
 
+    def predict(
+        self, fitted: Fitted, candidates: Sequence[Candidate], features: jax.Array,
+        support: Pairs, query: Pairs,
+    ) -> np.ndarray:  # fmt: skip
+        """Return probabilities [C, U, Q], averaged over the components."""
+        rows = []
+        for candidate in candidates:
+            weight = support.weight if candidate["adapt"] else jnp.zeros_like(support.weight)
+            mixture = MixtureModel(**fitted[f"{candidate['components']}"])
+            known = support._replace(weight=weight)
+            rows.append(np.asarray(_probability(mixture, features, known, query)))
+        return np.stack(rows)
 
-MIXTURE = Method(_predict, _settings, lambda setting: {**setting, "adapt": False})
+    def save(self, fitted: Fitted, candidate: Candidate) -> tuple[Fitted, Candidate]:
+        """Return the mixture of the chosen number of components alone."""
+        name = f"{candidate['components']}"
+        return {name: fitted[name]}, candidate

@@ -4,11 +4,13 @@ Source: user-based collaborative filtering (Resnick et al. 1994, GroupLens; Herl
 neighbours by correlation of ratings about their mean, the nearest k), carried over from ratings to
 rewards theta of features, so that new items can be ranked. A neighbour's theta is the MAP under an
 isotropic Gaussian around one Bradley-Terry model; the neighbours' mean is drawn back to that model.
-Who is near is told in two ways: *agreement*, how well their theta explains the user's choices; and
-*theta*, the correlation of what the two would give the items, about the population.
+Nearness is measured in two ways: *agreement*, how well their theta explains the user's choices;
+and *theta*, the correlation of the rewards that the two give the items, about the population.
 """
 
 import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +19,28 @@ import numpy as np
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm import bayes
 from jaxalign.mrm.baselines.common import Buckets, one_for_all
-from jaxalign.mrm.baselines.config import NeighboursConfig
-from jaxalign.mrm.methods import Fitted, Method, Setting, as_buckets, differences
+from jaxalign.mrm.registry import Candidate, Fitted, WeightsMethod, register
+from jaxalign.mrm.support_query import TrainingData, differences
 from jaxalign.train.blas import one_blas_thread
 
 _USERS_AT_ONCE = 64
 _STEPS = 6
+
+
+@dataclass(frozen=True)
+class NeighboursConfig:
+    """Nearest training users.
+
+    Attributes:
+        counts: numbers of neighbours that validation chooses from.
+        shares: how far to go from the population towards their mean; 1 is all the way.
+        spread: standard deviation over users that a typical pair's reward is taken to have, when
+            the training users' own weights are fitted.
+    """
+
+    counts: tuple[int, ...] = (10, 40, 160)
+    shares: tuple[float, ...] = (0.5, 1.0, 2.0, 3.0)
+    spread: float = 1.0
 
 
 def agreement(thetas: jax.Array, d: jax.Array, weight: jax.Array) -> jax.Array:
@@ -77,19 +95,18 @@ def _own(theta: jax.Array, features: jax.Array, pairs: Pairs, variance: jax.Arra
 
 
 @one_blas_thread
-def fit_neighbours(features: jax.Array, pairs: Pairs | Buckets, config: NeighboursConfig) -> Fitted:
+def fit_neighbours(features: jax.Array, buckets: Buckets, config: NeighboursConfig) -> Fitted:
     """The training users' own weights, to look neighbours up in.
 
     Args:
         features: [I, D].
-        pairs: choices of the training users, [U, P] or in buckets.
+        buckets: choices of the training users.
         config: how far users are taken to differ.
 
     Returns:
         "theta" [D] of one Bradley-Terry model, "deviations" [V, D] of the training users from it,
         "metric" [D, D] and "variance", of the Gaussian that users are fitted under.
     """
-    buckets = as_buckets(pairs)
     theta, square = one_for_all(features, buckets, jnp.asarray(1e-4, features.dtype))
     variance = jnp.asarray(config.spread**2, features.dtype) / square
     # A call for each bucket: within one, batched LAPACK of several at once may wait for ever.
@@ -105,8 +122,14 @@ def fit_neighbours(features: jax.Array, pairs: Pairs | Buckets, config: Neighbou
 
 @functools.partial(jax.jit, static_argnames=("by", "most"))
 def _nearest(fitted: Fitted, features: jax.Array, support: Pairs, by: str, most: int) -> jax.Array:
-    """Each user's nearest training users [U, most], the nearest first."""
-    given, theta, others = differences(features, support), fitted["theta"], fitted["deviations"]
+    return _nearest_of(fitted, differences(features, support), support.weight, by, most)
+
+
+def _nearest_of(
+    fitted: Fitted, known: jax.Array, weight: jax.Array, by: str, most: int
+) -> jax.Array:
+    """Each user's nearest training users [U, most], the nearest first, by choices [U, P, D]."""
+    theta, others = fitted["theta"], fitted["deviations"]
 
     def one(inputs: tuple) -> jax.Array:
         if by == "agreement":
@@ -116,9 +139,9 @@ def _nearest(fitted: Fitted, features: jax.Array, support: Pairs, by: str, most:
         return jax.lax.top_k(near, min(most, len(others)))[1]
 
     if by == "theta":
-        own = _deviations(theta, given, support.weight, fitted["variance"])
+        own = _deviations(theta, known, weight, fitted["variance"])
         return jax.lax.map(one, (own,), batch_size=_USERS_AT_ONCE)
-    return jax.lax.map(one, (given, support.weight), batch_size=_USERS_AT_ONCE)
+    return jax.lax.map(one, (known, weight), batch_size=_USERS_AT_ONCE)
 
 
 @functools.partial(jax.jit, static_argnames="count")
@@ -140,34 +163,61 @@ def _probability(
     return jax.lax.map(one, arrays, batch_size=_USERS_AT_ONCE)
 
 
-@one_blas_thread
-def _predict(
-    fitted: Fitted, settings: list[Setting], features: jax.Array, support: Pairs, query: Pairs
-) -> np.ndarray:
-    cached: dict[str, jax.Array] = {}
-    most = max(setting["count"] for setting in settings)
-    rows = []
-    for setting in settings:
-        by, count = setting["by"], setting["count"]
-        if by not in cached:
-            cached[by] = _nearest(fitted, features, support, by, most)
-        share = jnp.asarray(setting["share"], features.dtype)
-        known = (support, query)
-        row = _probability(fitted, cached[by], share, features, known, count)
-        rows.append(np.asarray(row))
-    return np.stack(rows)
+@functools.partial(jax.jit, static_argnames=("by", "count"))
+def _weights(
+    fitted: Fitted, known: jax.Array, weight: jax.Array, share: jax.Array, by: str, count: int
+) -> jax.Array:
+    """Weights [U, D] under the mean of the `count` nearest training users."""
+    nearest = _nearest_of(fitted, known, weight, by, count)
+    some = jnp.any(weight > 0, axis=1).astype(known.dtype)
+    mean = jnp.mean(fitted["deviations"][nearest], axis=1)
+    return fitted["theta"][None, :] + share * some[:, None] * mean
 
 
-def neighbours_method(config: NeighboursConfig) -> Method:
-    """Neighbours, with their number, how they are found, and how far to follow them chosen."""
+@register("neighbours", NeighboursConfig())
+class NearestNeighbours(WeightsMethod[NeighboursConfig]):
+    """Nearest training users; validation chooses how many, how they are found and their share."""
 
-    def settings(fitted: Fitted) -> list[Setting]:
-        grid = [
+    seeded = False
+
+    def fit(self, data: TrainingData, seed: int = 0) -> Fitted:
+        """Return the training users' own weights, see `fit_neighbours`."""
+        return fit_neighbours(data.inputs(self.inputs), data.buckets, self.settings)
+
+    def candidates(self, fitted: Fitted) -> list[Candidate]:
+        """Return every way, number and share, and no adaptation (a share of 0)."""
+        grid: list[Candidate] = [
             {"by": by, "count": count, "share": share}
             for by in ("agreement", "theta")
-            for count in config.counts
-            for share in config.shares
+            for count in self.settings.counts
+            for share in self.settings.shares
         ]
         return [{**grid[0], "share": 0.0}, *grid]
 
-    return Method(_predict, settings, lambda setting: {**setting, "share": 0.0})
+    @one_blas_thread
+    def predict(
+        self, fitted: Fitted, candidates: Sequence[Candidate], features: jax.Array,
+        support: Pairs, query: Pairs,
+    ) -> np.ndarray:  # fmt: skip
+        """Return probabilities [C, U, Q] under the neighbours' mean weights."""
+        nearest: dict[str, jax.Array] = {}
+        most = max(candidate["count"] for candidate in candidates)
+        rows = []
+        for candidate in candidates:
+            by, count = candidate["by"], candidate["count"]
+            if by not in nearest:
+                nearest[by] = _nearest(fitted, features, support, by, most)
+            share = jnp.asarray(candidate["share"], features.dtype)
+            both = (support, query)
+            row = _probability(fitted, nearest[by], share, features, both, count)
+            rows.append(np.asarray(row))
+        return np.stack(rows)
+
+    @one_blas_thread
+    def infer(
+        self, fitted: Fitted, candidate: Candidate, differences: jax.Array, mask: jax.Array
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Return the population's weights plus the share of the neighbours' mean deviation."""
+        share = jnp.asarray(candidate["share"], differences.dtype)
+        by, count = candidate["by"], candidate["count"]
+        return _weights(fitted, differences, mask, share, by, count), None

@@ -10,7 +10,8 @@ As the weights sum to one, |f - sum_k w_k p_k|^2 = sum_k w_k |f - p_k|^2 - c(w),
 depend on x and cancels in differences: PAL is a convex combination of K rewards, one a prototype.
 """
 
-import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,33 @@ import numpy as np
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm.baselines import simplex
 from jaxalign.mrm.baselines.common import Buckets
-from jaxalign.mrm.baselines.config import PALConfig
-from jaxalign.mrm.methods import Fitted, Method, Setting, as_buckets
+from jaxalign.mrm.registry import Candidate, Fitted, WeightsMethod, register
+from jaxalign.mrm.support_query import TrainingData
+
+
+@dataclass(frozen=True)
+class PALConfig:
+    """Prototypes and ideal points.
+
+    Attributes:
+        prototypes: their numbers that validation chooses from.
+        width: of the latent space.
+        steps: of Adam on map, prototypes and user weights together.
+        learning_rate: its rate.
+        decay: of map and prototypes towards zero.
+        few_shot_rate: rate of the Adam steps that fit a new user's weights.
+        few_shot_steps: how many; validation chooses from these, beside none.
+        snapshots: moments of training that validation chooses from.
+    """
+
+    prototypes: tuple[int, ...] = (2, 4, 8)
+    width: int = 16
+    steps: int = 200
+    learning_rate: float = 0.03
+    decay: float = 1e-4
+    few_shot_rate: float = 0.1
+    few_shot_steps: tuple[int, ...] = (1, 2, 4, 10, 30)
+    snapshots: int = 5
 
 
 def rewards(params: simplex.Params, features: jax.Array) -> jax.Array:
@@ -54,19 +80,19 @@ def _start(
     return start, logits
 
 
-def fit_pal(features: jax.Array, pairs: Pairs | Buckets, config: PALConfig, seed: int) -> Fitted:
+def fit_pal(features: jax.Array, buckets: Buckets, config: PALConfig, seed: int) -> Fitted:
     """Maps and prototypes of every number of prototypes, at the snapshots T.
 
     Args:
         features: [I, D].
-        pairs: choices of the training users, [U, P] or in buckets.
+        buckets: choices of the training users.
         config: numbers of prototypes, width of the latent space, steps.
         seed: of all that training starts from.
 
     Returns:
         {number: {"map" [T, D, d], "prototypes" [T, K, d], "log_weights" [T, K]}}.
     """
-    buckets, dtype = as_buckets(pairs), features.dtype
+    dtype = features.dtype
     fitted: Fitted = {}
     for count in config.prototypes:
         start, logits = _start(jax.random.key(seed), features, buckets, count, config.width)
@@ -83,39 +109,65 @@ def fit_pal(features: jax.Array, pairs: Pairs | Buckets, config: PALConfig, seed
 _items = jax.jit(rewards)
 
 
-def _predict(
-    config: PALConfig,
-    fitted: Fitted,
-    settings: list[Setting],
-    features: jax.Array,
-    support: Pairs,
-    query: Pairs,
-) -> np.ndarray:
-    rate = jnp.asarray(config.few_shot_rate, features.dtype)
-    steps = tuple(sorted({setting["steps"] for setting in settings}))
-    cached: dict[tuple, np.ndarray] = {}
-    rows = []
-    for setting in settings:
-        key = (setting["prototypes"], setting["snapshot"])
-        if key not in cached:
-            one = {name: leaf[key[1]] for name, leaf in fitted[f"{key[0]}"].items()}
-            start = one.pop("log_weights")
-            items = _items(one, features)
-            path = simplex.user_probabilities(items, start, support, query, rate, steps)
-            cached[key] = np.asarray(path)
-        rows.append(cached[key][steps.index(setting["steps"])])
-    return np.stack(rows)
+@register("pal", PALConfig())
+class PAL(WeightsMethod[PALConfig]):
+    """Prototypes and ideal points; validation chooses their number, the snapshot and the steps."""
 
+    def fit(self, data: TrainingData, seed: int) -> Fitted:
+        """Return maps and prototypes of every number of prototypes, see `fit_pal`."""
+        return fit_pal(data.inputs(self.inputs), data.buckets, self.settings, seed)
 
-def pal_method(config: PALConfig) -> Method:
-    """PAL, with the number of prototypes, the moment of training and the few-shot steps chosen."""
-
-    def settings(fitted: Fitted) -> list[Setting]:
+    def candidates(self, fitted: Fitted) -> list[Candidate]:
+        """Return every number of prototypes, snapshot and number of few-shot steps, 0 included."""
         return [
             {"prototypes": int(count), "snapshot": snapshot, "steps": steps}
             for count in fitted
-            for snapshot in range(config.snapshots)
-            for steps in (0, *config.few_shot_steps)
+            for snapshot in range(self.settings.snapshots)
+            for steps in (0, *self.settings.few_shot_steps)
         ]
 
-    return Method(functools.partial(_predict, config), settings, lambda s: {**s, "steps": 0})
+    def predict(
+        self, fitted: Fitted, candidates: Sequence[Candidate], features: jax.Array,
+        support: Pairs, query: Pairs,
+    ) -> np.ndarray:  # fmt: skip
+        """Return probabilities [C, U, Q]; one path of steps serves all numbers of steps."""
+        rate = jnp.asarray(self.settings.few_shot_rate, features.dtype)
+        steps = tuple(sorted({candidate["steps"] for candidate in candidates}))
+        paths: dict[tuple, np.ndarray] = {}
+        rows = []
+        for candidate in candidates:
+            key = (candidate["prototypes"], candidate["snapshot"])
+            if key not in paths:
+                params, start = _snapshot(fitted, candidate)
+                items = _items(params, features)
+                path = simplex.user_probabilities(items, start, support, query, rate, steps)
+                paths[key] = np.asarray(path)
+            rows.append(paths[key][steps.index(candidate["steps"])])
+        return np.stack(rows)
+
+    def save(self, fitted: Fitted, candidate: Candidate) -> tuple[Fitted, Candidate]:
+        """Return the chosen prototypes at the chosen snapshot alone."""
+        name, place = f"{candidate['prototypes']}", candidate["snapshot"]
+        one = {key: leaf[place : place + 1] for key, leaf in fitted[name].items()}
+        return {name: one}, {**candidate, "snapshot": 0}
+
+    def base(self, fitted: Fitted, candidate: Candidate, features: jax.Array) -> jax.Array:
+        """Return minus the squared distances [..., K] to the prototypes."""
+        flat = features.reshape(-1, features.shape[-1])
+        items = _items(_snapshot(fitted, candidate)[0], flat)
+        return items.reshape(*features.shape[:-1], items.shape[-1])
+
+    def infer(
+        self, fitted: Fitted, candidate: Candidate, differences: jax.Array, mask: jax.Array
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Return each user's convex weights of the prototypes."""
+        start = _snapshot(fitted, candidate)[1]
+        rate = jnp.asarray(self.settings.few_shot_rate, differences.dtype)
+        return simplex.user_weights(start, differences, mask, rate, candidate["steps"]), None
+
+
+def _snapshot(fitted: Fitted, candidate: Candidate) -> tuple[simplex.Params, jax.Array]:
+    """Parameters of `rewards`, and the log weights [K] that users start from."""
+    kept = fitted[f"{candidate['prototypes']}"]
+    one = {name: leaf[candidate["snapshot"]] for name, leaf in kept.items()}
+    return one, one.pop("log_weights")

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxalign.data.batching import Pairs
-from jaxalign.mrm.baselines.common import reward_differences
 from jaxalign.mrm.config import MRMConfig
 from jaxalign.mrm.inner import adapt_path, bradley_terry_loss
+from jaxalign.mrm.support_query import differences
 
 Params = dict[str, jax.Array]
 Rewards = Callable[[Params, jax.Array], jax.Array]
@@ -39,7 +39,7 @@ def population_loss(
     total, count = jnp.zeros((), rewards.dtype), jnp.zeros((), rewards.dtype)
     for raw, pairs in zip(logits, buckets, strict=True):
         margins = jnp.einsum(
-            "UPK,UK->UP", reward_differences(rewards, pairs), jax.nn.softmax(raw, axis=-1)
+            "UPK,UK->UP", differences(rewards, pairs), jax.nn.softmax(raw, axis=-1)
         )
         losses = jax.vmap(bradley_terry_loss)(margins, pairs.weight)
         total, count = total + jnp.sum(losses), count + jnp.sum(jnp.any(pairs.weight > 0, axis=1))
@@ -128,9 +128,27 @@ def user_probabilities(
         rate: of Adam, full-batch.
         steps: C numbers of steps; 0 is no adaptation.
     """
-    given = reward_differences(rewards, support)
-    rates = jnp.full((max(steps),), rate, given.dtype)
-    path = adapt_path({"weight_init": log_weights}, given, support.weight, _LINK, rates, "torch")
+    known = differences(rewards, support)
+    rates = jnp.full((max(steps),), rate, known.dtype)
+    path = adapt_path({"weight_init": log_weights}, known, support.weight, _LINK, rates, "torch")
     weights = jax.nn.softmax(path[:, jnp.asarray(steps)], axis=-1)
-    asked = reward_differences(rewards, query)
-    return jax.nn.sigmoid(jnp.einsum("UCK,UQK->CUQ", weights, asked))
+    wanted = differences(rewards, query)
+    return jax.nn.sigmoid(jnp.einsum("UCK,UQK->CUQ", weights, wanted))
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def user_weights(
+    log_weights: jax.Array, known: jax.Array, mask: jax.Array, rate: jax.Array, steps: int
+) -> jax.Array:
+    """New users' weights [U, K] on the simplex after `steps` Adam steps on their choices.
+
+    Args:
+        log_weights: [K] where users start.
+        known: [U, P, K] rewards of their choices, chosen minus rejected.
+        mask: [U, P] weights of the choices.
+        rate: of Adam, full-batch.
+        steps: number of steps; 0 is no adaptation.
+    """
+    rates = jnp.full((steps,), rate, known.dtype)
+    path = adapt_path({"weight_init": log_weights}, known, mask, _LINK, rates, "torch")
+    return jax.nn.softmax(path[:, -1], axis=-1)

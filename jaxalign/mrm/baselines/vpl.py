@@ -10,6 +10,7 @@ choices q is the prior N(0, I); the pooled pairs are scaled by log(1 + their num
 does not say how many there were; predictions average over a few draws of z.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -18,11 +19,30 @@ import jax.numpy as jnp
 
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm.baselines import episodes
-from jaxalign.mrm.baselines.episodes import Params
-from jaxalign.mrm.baselines.network_config import VPLConfig
+from jaxalign.mrm.baselines.episodes import EpisodeConfig, EpisodeMethod, Params
+from jaxalign.mrm.registry import register
 
 
-class VPL(nn.Module):
+@dataclass(frozen=True)
+class VPLConfig(EpisodeConfig):
+    """Variational preference learning.
+
+    Attributes:
+        latent: width Z of a user's latent.
+        hidden: width H of the encoder and of the reward network.
+        kl_weight: weight of the divergence in the bound, once annealed; 1 is the bound itself.
+        kl_anneal: share of training over which that weight rises from 0.
+        draws: draws of the latent that a prediction averages over; 0 takes its mean.
+    """
+
+    latent: int = 16
+    hidden: int = 64
+    kl_weight: float = 0.003
+    kl_anneal: float = 0.5
+    draws: int = 8
+
+
+class VPLNetwork(nn.Module):
     """Encoder and reward, for one user whose pairs point into a table of items [N, D]."""
 
     config: VPLConfig
@@ -77,12 +97,14 @@ class VPL(nn.Module):
         return self.margins(table, self.posterior(table, support)[0], query)
 
 
-def _posterior(model: VPL, params: Params, table: jax.Array, support: Pairs) -> Any:
-    return model.apply({"params": params}, table, support, method=VPL.posterior)
+def _posterior(model: VPLNetwork, params: Params, table: jax.Array, support: Pairs) -> Any:
+    return model.apply({"params": params}, table, support, method=VPLNetwork.posterior)
 
 
-def _margins(model: VPL, params: Params, table: jax.Array, z: jax.Array, query: Pairs) -> Any:
-    return model.apply({"params": params}, table, z, query, method=VPL.margins)
+def _margins(
+    model: VPLNetwork, params: Params, table: jax.Array, z: jax.Array, query: Pairs
+) -> Any:
+    return model.apply({"params": params}, table, z, query, method=VPLNetwork.margins)
 
 
 def divergence(mean: jax.Array, log_var: jax.Array) -> jax.Array:
@@ -91,7 +113,7 @@ def divergence(mean: jax.Array, log_var: jax.Array) -> jax.Array:
 
 
 def negative_elbo(
-    model: VPL,
+    model: VPLNetwork,
     params: Params,
     key: jax.Array,
     table: jax.Array,
@@ -132,7 +154,7 @@ def negative_elbo(
 
 
 def probability(
-    model: VPL, params: Params, table: jax.Array, support: Pairs, query: Pairs
+    model: VPLNetwork, params: Params, table: jax.Array, support: Pairs, query: Pairs
 ) -> jax.Array:
     """Probability [Q] that chosen wins for one user, averaged over fixed draws of the latent.
 
@@ -152,3 +174,13 @@ def probability(
     draws = mean[None, :] + jnp.exp(0.5 * log_var)[None, :] * noise
     margin = jax.vmap(lambda z: _margins(model, params, table, z, query))(draws)
     return jnp.mean(jax.nn.sigmoid(margin), axis=0)
+
+
+@register("vpl", VPLConfig())
+class VPL(EpisodeMethod[VPLConfig]):
+    """A variational latent of a user, inferred from the user's choices in one pass."""
+
+    @property
+    def network(self) -> episodes.EpisodeNetwork:
+        """The network that the settings describe, with its loss."""
+        return episodes.EpisodeNetwork(VPLNetwork(self.settings), negative_elbo, probability)

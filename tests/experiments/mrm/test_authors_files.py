@@ -6,8 +6,7 @@ import numpy as np
 import torch
 
 from jaxalign.config import load_config
-from jaxalign.experiments.mrm import run
-from jaxalign.mrm.config import MRMRunConfig
+from jaxalign.experiments.mrm import MRMRunConfig, run
 
 
 def test_authors_files_run_end_to_end(tmp_path):
@@ -34,7 +33,7 @@ def test_authors_files_run_end_to_end(tmp_path):
                 rows += list(pair)
     torch.save(torch.tensor(np.array(rows), dtype=torch.bfloat16), tmp_path / "X.pt")
     (tmp_path / "X.json").write_text(json.dumps(table))
-    options = ["--published.epochs", "2", "--mrm.epochs", "2", "--snapshots", "1", "--seeds", "1"]
+    options = ["--mrm_published.epochs", "2", "--mrm_published.snapshots", "1", "--seeds", "1"]
     options += ["--split.item_folds", "0", "--methods", "bayes", "mrm_published"]
     options += ["--split.min_support", "1", "--split.min_query", "1", "--bayes.em_steps", "4"]
     report = run(

@@ -7,9 +7,7 @@ from few_choices import write_choices
 
 from jaxalign.config import load_config
 from jaxalign.errors import InputError
-from jaxalign.experiments.mrm import run
-from jaxalign.experiments.mrm.fits import SELECTABLE
-from jaxalign.mrm import MRMRunConfig
+from jaxalign.experiments.mrm import MRMRunConfig, run
 
 BASELINES = ("mixture", "lore", "lore_published", "pal", "neighbours", "vpl", "gpo")
 EPISODES = {"epochs": 2, "snapshots": 1, "users_per_batch": 4, "most_support": 5, "most_query": 5}
@@ -47,11 +45,11 @@ def test_every_baseline_in_every_regime_and_resumed(tmp_path):
         assert set(report[regime]) == {"bt", *BASELINES}
         for figures in report[regime].values():
             assert figures["gain_low"] <= figures["gain"] <= figures["gain_high"]
-        assert report["selected"][regime] in SELECTABLE
+        assert report["selected"][regime] in {"bt", *BASELINES}
     assert len(report["settings"]["pal"]) == 2
     assert len(report["settings"]["neighbours"]) == 1
     text = (out / "report.json").read_bytes()
-    for name in ("report.json", "state/lore.npz", "state/fold01.npz"):
+    for name in ("report.json", "state/lore.safetensors", "state/fold01.safetensors"):
         (out / name).unlink()
     run(config, source, out, resume=True, show=False)
     assert (out / "report.json").read_bytes() == text

@@ -6,8 +6,7 @@ import pytest
 from shared_data import shared
 
 from jaxalign.config import load_config
-from jaxalign.experiments.mrm import run
-from jaxalign.mrm.config import MRMRunConfig
+from jaxalign.experiments.mrm import MRMRunConfig, run
 
 ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.slow

@@ -1,19 +1,29 @@
-"""The classical peers against the NumPy reference, and learning users of their own kind."""
+"""The classical baselines against the NumPy reference, and learning users of their own kind."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference_peers as ref
+import reference_baselines as ref
 import torch
 
 from jaxalign.data.batching import Pairs
-from jaxalign.mrm import methods
 from jaxalign.mrm.baselines import lore, mixture, neighbours, pal, simplex
-from jaxalign.mrm.baselines.common import reward_differences
-from jaxalign.mrm.baselines.config import LoReConfig, MixtureConfig, NeighboursConfig, PALConfig
+from jaxalign.mrm.baselines.lore import LoReConfig
+from jaxalign.mrm.baselines.mixture import MixtureConfig
+from jaxalign.mrm.baselines.neighbours import NeighboursConfig
+from jaxalign.mrm.baselines.pal import PALConfig
+from jaxalign.mrm.registry import make_method
+from jaxalign.mrm.selection import select
+from jaxalign.mrm.support_query import (
+    SupportQueryData,
+    TrainingData,
+    differences,
+    without_choices,
+)
 
 ITEMS, WIDTH, USERS, PAIRS = 12, 4, 6, 9
 
@@ -66,7 +76,7 @@ def test_mixture_predicts_by_its_posterior(seed, x64):
     share, theta = rng.dirichlet(np.ones(3)), 2 * rng.standard_normal((3, WIDTH))
     fitted = {"3": {"log_share": np.log(share), "theta": theta}}
     setting = {"components": 3, "adapt": True}
-    ours = mixture.MIXTURE.predict(fitted, [setting], jnp.asarray(items), pairs, query)[0]
+    ours = make_method("mixture").predict(fitted, [setting], jnp.asarray(items), pairs, query)[0]
     expected = [
         ref.mixture_probability(share, theta, items, choices, rows)
         for choices, rows in zip(listed(pairs), asked(query), strict=True)
@@ -118,7 +128,7 @@ def test_lore_fits_a_new_user_by_map(spread, x64):
     config = LoReConfig(ranks=(3,), decays=(1e-3,))
     fitted = {"3": {"0": {"basis": jnp.asarray(basis), "mean": jnp.asarray(mean)}}}
     setting = {"rank": 3, "decay": 1e-3, "spread": spread}
-    method = lore.lore_method(config)
+    method = make_method("lore", config)
     ours = method.predict(fitted, [setting], jnp.asarray(items), pairs, query)[0]
     for row, choices, rows in zip(ours, listed(pairs), asked(query), strict=True):
         weights = ref.lore_weights(basis, mean, spread, items, choices)
@@ -203,7 +213,7 @@ def torch_population(name, start, centre, logits, items, users, decay, rate, ste
 
 
 @pytest.mark.parametrize("name", ["lore", "pal"])
-def test_simplex_peers_train_as_in_torch(name, x64):
+def test_simplex_baselines_train_as_in_torch(name, x64):
     torch.set_num_threads(1)
     rng, items, pairs, _ = world(12)
     shapes = {"basis": (WIDTH, 3)} if name == "lore" else {"map": (WIDTH, 2), "prototypes": (3, 2)}
@@ -231,7 +241,7 @@ def test_pal_is_a_convex_combination_of_prototype_rewards(seed, x64):
     into, prototypes = rng.standard_normal((WIDTH, 3)), rng.standard_normal((4, 3))
     params = {"map": jnp.asarray(into), "prototypes": jnp.asarray(prototypes)}
     rewards = pal.rewards(params, jnp.asarray(items))
-    given = reward_differences(rewards, pairs)
+    given = differences(rewards, pairs)
     for user in range(USERS):
         weights = rng.dirichlet(np.ones(4))
         own = ref.pal_rewards(into, prototypes, weights, items)
@@ -253,7 +263,7 @@ def test_neighbours(by, x64):
         "metric": jnp.asarray(items.T @ items / ITEMS),
         "variance": jnp.asarray(0.7),
     }
-    method = neighbours.neighbours_method(NeighboursConfig())
+    method = make_method("neighbours")
     setting = {"by": by, "count": 4, "share": 0.8}
     ours = method.predict(fitted, [setting], jnp.asarray(items), pairs, query)[0]
     for user, (choices, rows) in enumerate(zip(listed(pairs), asked(query), strict=True)):
@@ -290,18 +300,15 @@ CONFIGS = {
 }
 
 
-def fit(name, items, pairs, seed):
-    config = CONFIGS[name]
-    features = jnp.asarray(items)
-    match name:
-        case "mixture":
-            return mixture.MIXTURE, mixture.fit_mixture(features, pairs, config, seed)
-        case "pal":
-            return pal.pal_method(config), pal.fit_pal(features, pairs, config, seed)
-        case "neighbours":
-            method = neighbours.neighbours_method(config)
-            return method, neighbours.fit_neighbours(features, pairs, config)
-    return lore.lore_method(config), lore.fit_lore(features, pairs, config, seed)
+def data_of(items, *buckets):
+    """What methods are fitted on, of choices that come in buckets already."""
+    items = jnp.asarray(items)
+    return TrainingData(items, items, SimpleNamespace(pairs=buckets[0], buckets=buckets))
+
+
+def fit(name, items, buckets, seed):
+    method = make_method(name, CONFIGS.get(name))
+    return method, method.fit(data_of(items, *buckets), seed)
 
 
 def tastes(name, rng, users):
@@ -346,7 +353,7 @@ def learned(name, seed):
         [Pairs(*(array[users] for array in part)) for part in parts]
         for users in (slice(0, 200), slice(200, 240), slice(240, 300))
     )
-    method, fitted = fit(name, items, train[0], seed)
+    method, fitted = fit(name, items, train[:1], seed)
     return items, train[0], validation, test, method, fitted
 
 
@@ -356,9 +363,9 @@ def learned(name, seed):
 def test_learns_its_own_kind_of_user(name, seed):
     items, train, validation, test, method, fitted = learned(name, seed)
     accuracies = []
-    for way, arrays in ((methods.BT, methods.fit_bt(items, train)), (method, fitted)):
-        setting, _ = methods.choose(way, arrays, items, *validation)
-        predicted = way.predict(arrays, [setting], items, *test)[0]
+    for way, arrays in (fit("bt", items, [train], 0), (method, fitted)):
+        candidate, _ = select(way, arrays, items, SupportQueryData(*validation))
+        predicted = way.predict(arrays, [candidate], items, *test)[0]
         accuracies.append(np.mean(predicted > 0.5))
     assert accuracies[1] > accuracies[0] + 0.05, accuracies
 
@@ -366,22 +373,20 @@ def test_learns_its_own_kind_of_user(name, seed):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_no_adaptation_is_a_candidate_and_ignores_the_user(name):
     items, _, _, (support, query), method, fitted = learned(name, 0)
-    settings = method.settings(fitted)
-    # The published form has its own strength, as MRM's has.
-    candidates = [setting for setting in settings if setting == method.unadapted(setting)]
-    assert bool(candidates) == (name != "lore_published")
-    adapted = next(setting for setting in settings if setting != method.unadapted(setting))
-    still = method.unadapted(adapted)
-    both = method.predict(fitted, [adapted, still], items, support, query)
-    assert np.isfinite(both).all()
-    assert np.abs(both[0] - both[1]).max() > 1e-3
-    reversed_ = support._replace(chosen=support.rejected, rejected=support.chosen)
-    again = method.predict(fitted, [still], items, reversed_, query)[0]
-    np.testing.assert_allclose(again, both[1], rtol=0, atol=1e-6)
+    candidates = method.candidates(fitted)
+    rows = method.predict(fitted, candidates, items, support, query)
+    assert np.isfinite(rows).all()
     # A user without choices is served like one who is not adapted to.
-    nobody = support._replace(weight=jnp.zeros_like(support.weight))
-    rows = method.predict(fitted, [adapted], items, nobody, query)[0]
-    np.testing.assert_allclose(rows, both[1], rtol=0, atol=1e-5)
+    strangers = method.predict(fitted, candidates, items, without_choices(support), query)
+    change = np.abs(rows - strangers).max((1, 2))
+    assert change.max() > 1e-3
+    # The published form has its own strength, as MRM's has.
+    assert bool((change < 1e-6).any()) == (name != "lore_published")
+    still = candidates[int(change.argmin())]
+    if name != "lore_published":
+        reversed_ = support._replace(chosen=support.rejected, rejected=support.chosen)
+        again = method.predict(fitted, [still], items, reversed_, query)[0]
+        np.testing.assert_allclose(again, rows[change.argmin()], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["mixture", "lore", "neighbours"])
@@ -395,8 +400,8 @@ def test_buckets_and_padding_do_not_matter(name):
     wide.chosen[:, -3:] = 5
     given = Pairs(*map(jnp.asarray, pairs))
     rows = []
-    for buckets in (pairs, (short, wide)):
+    for buckets in ((pairs,), (short, wide)):
         method, fitted = fit(name, items, buckets, 0)
-        settings = method.settings(fitted)[:1]
-        rows.append(method.predict(fitted, settings, items, given, given))
+        candidates = method.candidates(fitted)[:1]
+        rows.append(method.predict(fitted, candidates, items, given, given))
     np.testing.assert_allclose(rows[0], rows[1], rtol=0, atol=1e-4)

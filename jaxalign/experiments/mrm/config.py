@@ -1,0 +1,76 @@
+"""The settings of a run of `jaxalign mrm train`: one field for each registered method."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, dataclass_transform
+
+import jaxalign.mrm.baselines
+import jaxalign.mrm.hierarchical
+import jaxalign.mrm.meta  # noqa: F401
+from jaxalign.mrm.config import ChoiceDataConfig, FeatureConfig, SplitConfig
+from jaxalign.mrm.registry import METHODS, UserRewardMethod, make_method
+
+_Config = TypeVar("_Config")
+
+
+@dataclass_transform(frozen_default=True)
+def with_method_settings(cls: type[_Config]) -> type[_Config]:
+    """Return the class as a frozen dataclass with a field for each registered method.
+
+    The field has the method's name, the type of its settings, and its default settings. Fields of
+    method names accept registered methods alone.
+    """
+    names = tuple(METHODS)
+    some: Any = Literal[names]
+    cls.__annotations__ |= {
+        "methods": tuple[some, ...],
+        "fold_methods": tuple[some, ...],
+        "select": Literal[("validation", *names)],
+        **{name: type(entry.settings) for name, entry in METHODS.items()},
+    }
+    for name, entry in METHODS.items():
+        setattr(cls, name, field(default_factory=_constant(entry.settings)))
+    return dataclass(frozen=True)(cls)
+
+
+def _constant(value: object) -> Callable[[], object]:
+    return lambda: value
+
+
+@with_method_settings
+class MRMRunConfig:
+    """A whole run of `jaxalign mrm train`; each method's settings are in a field of its name.
+
+    Attributes:
+        data: how choices are read.
+        split: which users train, validate and test, and how their choices are cut.
+        features: what the features of an item are.
+        methods: methods that are fitted and judged beside `bt`, one model for all users.
+        fold_methods: methods that are fitted again in every item fold.
+        select: method to save for `adapt` and `rank`: a name, or "validation" for the one with the
+            least validation loss of those that can score new items.
+        seeds: fits per method, with different initialisations and orders, 1 or more; the report
+            averages over them.
+        shots: numbers of choices at which the accuracy curve is drawn, each 0 or more.
+        draws: draws of the bootstrap, 100 or more for usable intervals.
+    """
+
+    data: ChoiceDataConfig = field(default_factory=ChoiceDataConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    methods: tuple[str, ...] = ("bt_per_user", "item_ids", "bayes", "mrm_published", "mrm")
+    fold_methods: tuple[str, ...] = ("item_ids", "bayes", "mrm")
+    select: str = "validation"
+    seeds: int = 3
+    shots: tuple[int, ...] = (0, 1, 2, 5, 10, 20)
+    draws: int = 2000
+
+
+def method_of(config: MRMRunConfig, name: str) -> UserRewardMethod:
+    """Return a method with the settings that a run's config has for it.
+
+    Example:
+        >>> method_of(MRMRunConfig(), "mixture").settings.em_steps
+        30
+    """
+    return make_method(name, getattr(config, name))

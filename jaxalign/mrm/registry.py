@@ -1,0 +1,261 @@
+"""User-reward methods by name: what a method has to offer, and how it is added.
+
+A method is one class in one file. `@register` gives it a name and default settings; from then on
+`jaxalign mrm train` fits it, lets validation users choose among its candidates, judges it beside
+the others, and saves it for `adapt` and `rank` where it can score texts that training did not see.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.data.batching import Pairs
+from jaxalign.errors import InputError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    from jaxalign.mrm.support_query import TrainingData
+
+    Settings = TypeVar("Settings", bound=DataclassInstance)
+else:
+    Settings = TypeVar("Settings")
+
+Fitted = dict[str, Any]
+"""What a fit leaves: nested dicts of arrays, with text keys."""
+Candidate = dict[str, Any]
+"""One choice of settings that is made after the fit, by validation users."""
+Capability = Literal["weights", "posterior", "streaming", "new_items"]
+Inputs = Literal["projected", "encoded", "ids"]
+
+CAPABILITIES: dict[Capability, str] = {
+    "weights": "represents a user by weights on base rewards, so that `adapt` writes them",
+    "posterior": "infers a mean and a covariance of a user's weights",
+    "streaming": "updates a user after each choice without a new fit (`mrm.update_belief`)",
+    "new_items": "scores items that were not in training, so that it can be saved and can rank",
+}
+
+
+class UserRewardMethod(ABC, Generic[Settings]):
+    """One way to predict a user's choices from the user's earlier choices.
+
+    The object holds the settings alone; what is learned is a tree of arrays, which the functions
+    take and return.
+
+    Attributes:
+        name: what the method is registered under.
+        settings: its settings.
+        capabilities: see `CAPABILITIES`.
+        inputs: what an item is to the method: its "projected" features, the features as they were
+            "encoded", or its number among the items of training ("ids").
+        seeded: whether a fit depends on its seed; if not, there is one fit for all seeds.
+        most_items: most items that the method can be fitted on, None for any number.
+    """
+
+    capabilities: ClassVar[frozenset[Capability]] = frozenset({"new_items"})
+    inputs: ClassVar[Inputs] = "projected"
+    seeded: ClassVar[bool] = True
+    most_items: ClassVar[int | None] = None
+
+    def __init__(self, settings: Settings, name: str = "") -> None:
+        self.settings = settings
+        self.name = name
+
+    @abstractmethod
+    def fit(self, data: "TrainingData", seed: int) -> Fitted:
+        """Return what is learned from the training users' choices.
+
+        Args:
+            data: choices and item features; `data.inputs(self.inputs)` is the table [I, D].
+            seed: of whatever is random.
+        """
+
+    @abstractmethod
+    def candidates(self, fitted: Fitted) -> list[Candidate]:
+        """Return what validation users choose from, at least one candidate."""
+
+    @abstractmethod
+    def predict(
+        self,
+        fitted: Fitted,
+        candidates: Sequence[Candidate],
+        features: jax.Array,
+        support: Pairs,
+        query: Pairs,
+    ) -> np.ndarray:
+        """Return the probability that the chosen item of each query pair is chosen.
+
+        Args:
+            fitted: as from `fit` or `load`.
+            candidates: C of `self.candidates(fitted)`.
+            features: [I, D] items that the pairs point into.
+            support: [U, P] choices that are known of each user; of weight 0 where there are none.
+            query: [U, Q] pairs to predict.
+
+        Returns:
+            [C, U, Q]. Swapping the two items of a query pair gives one minus the probability.
+        """
+
+    def fit_seeds(
+        self,
+        data: "TrainingData",
+        seeds: Sequence[int],
+        checkpoint: Path | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> list[Fitted]:
+        """Return one fit per seed.
+
+        Args:
+            data: as for `fit`.
+            seeds: of the fits.
+            checkpoint: folder for the state of a long fit, to resume from.
+            say: called with one line of progress at a time.
+        """
+        return [self.fit(data, seed) for seed in seeds]
+
+    def save(self, fitted: Fitted, candidate: Candidate) -> tuple[Fitted, Candidate]:
+        """Return the arrays that one candidate needs, and the candidate that points into them."""
+        return fitted, candidate
+
+    def load(self, arrays: Fitted) -> Fitted:
+        """Return saved arrays as `predict` takes them, on the device."""
+        return jax.tree.map(jnp.asarray, arrays)
+
+    def describe(self, fitted: Fitted, candidate: Candidate) -> Candidate:
+        """Return a candidate in terms that mean something outside the run, for reports."""
+        return dict(candidate)
+
+
+class WeightsMethod(UserRewardMethod[Settings]):
+    """A method that represents a user by weights on base rewards: the reward is linear in them."""
+
+    capabilities: ClassVar[frozenset[Capability]] = frozenset({"new_items", "weights"})
+
+    @property
+    def on_inputs(self) -> bool:
+        """Whether the base rewards are the inputs themselves, whose names then name the weights."""
+        return type(self).base is WeightsMethod.base
+
+    def base(self, fitted: Fitted, candidate: Candidate, features: jax.Array) -> jax.Array:
+        """Return base rewards [..., K] of features [..., D]; by default the features themselves."""
+        return features
+
+    @abstractmethod
+    def infer(
+        self, fitted: Fitted, candidate: Candidate, differences: jax.Array, mask: jax.Array
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Return users' weights, and their covariance where the method has one.
+
+        Args:
+            fitted: as from `load`.
+            candidate: the chosen candidate.
+            differences: [U, P, K] base rewards, chosen minus rejected.
+            mask: [U, P] weights of the choices; users without any get the population's weights.
+
+        Returns:
+            mean [U, K], and cov [U, K, K] or None.
+        """
+
+
+@dataclass(frozen=True)
+class Registration(Generic[Settings]):
+    """One registered method.
+
+    Attributes:
+        cls: its class.
+        settings: its default settings, whose type is that of its field in a run's config.
+    """
+
+    cls: type[UserRewardMethod[Settings]]
+    settings: Settings
+
+
+METHODS: dict[str, Registration[Any]] = {}
+"""Every registered method by its name."""
+_Class = TypeVar("_Class", bound=type[UserRewardMethod[Any]])
+
+
+def register(name: str, settings: "DataclassInstance") -> Callable[[_Class], _Class]:
+    """Return a class decorator that registers a user-reward method.
+
+    One class may be registered under several names with different default settings.
+
+    Args:
+        name: of the method, in configs, reports and files.
+        settings: default settings: an instance of a frozen dataclass.
+
+    Raises:
+        InputError: the name is taken, or is none that a config field can have.
+
+    Example:
+        >>> METHODS["lore"].cls is METHODS["lore_published"].cls
+        True
+        >>> METHODS["lore_published"].settings.link
+        'softmax'
+    """
+    if name in METHODS or not name.isidentifier():
+        raise InputError(
+            f"register: the name {name!r} is taken or is no identifier; give the method another."
+        )
+
+    def add(cls: _Class) -> _Class:
+        METHODS[name] = Registration(cls, settings)
+        return cls
+
+    return add
+
+
+def make_method(name: str, settings: object = None) -> UserRewardMethod[Any]:
+    """Return a registered method by its name.
+
+    Args:
+        name: of the method.
+        settings: its settings; its default settings if None.
+
+    Raises:
+        InputError: there is no such method.
+
+    Example:
+        >>> method = make_method("vpl")
+        >>> method.name, "posterior" in method.capabilities
+        ('vpl', False)
+    """
+    if name not in METHODS:
+        raise InputError(
+            f"{name!r} is not a user-reward method; expected one of {', '.join(METHODS)}."
+        )
+    entry = METHODS[name]
+    return entry.cls(entry.settings if settings is None else settings, name)
+
+
+def require(method: UserRewardMethod[Any], capability: Capability, what: str) -> None:
+    """Refuse a method without a capability.
+
+    Args:
+        method: to check.
+        capability: that is needed.
+        what: what needs it, for the message.
+
+    Raises:
+        InputError: the method does not declare the capability.
+
+    Example:
+        >>> require(make_method("bayes"), "posterior", "mrm.init_belief")
+        >>> try:
+        ...     require(make_method("vpl"), "posterior", "mrm.init_belief")
+        ... except InputError as error:
+        ...     print(str(error).split(" (")[0])
+        vpl declares no posterior, which mrm.init_belief needs
+    """
+    if capability not in method.capabilities:
+        able = [name for name, entry in METHODS.items() if capability in entry.cls.capabilities]
+        raise InputError(
+            f"{method.name} declares no {capability}, which {what} needs (a method that "
+            f"{CAPABILITIES[capability]}); use one of {', '.join(able)}."
+        )
