@@ -1,0 +1,98 @@
+"""Rows that a source holds out are judged and never learned from."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jaxalign import mrm
+from jaxalign.data.preferences import Preferences
+from jaxalign.data.splits import UserSplit
+from jaxalign.experiments.mrm import MRMRunConfig
+from jaxalign.experiments.mrm.data import ExperimentData
+from jaxalign.experiments.mrm.folds import fold_regime
+from jaxalign.mrm.config import ChoiceDataConfig, FeatureConfig, SplitConfig
+from jaxalign.mrm.reduce import identity
+from jaxalign.mrm.support_query import cut_episodes, support_query, training_choices
+
+USERS, ROWS, ITEMS, WIDTH = 4, 12, 10, 3
+
+
+@pytest.fixture(scope="module")
+def choices():
+    """A third of the rows are held out; in those alone is an item above number 5."""
+    rng = np.random.default_rng(0)
+    user = np.repeat(np.arange(USERS), ROWS)
+    held_out = np.arange(len(user)) % 3 == 0
+    low = np.where(held_out, 6, 0)
+    chosen = low + rng.integers(0, 4, len(user))
+    rejected = low + (chosen - low + 1) % 4
+    arrays = [a.astype(np.int32) for a in (user, chosen, rejected, np.arange(len(user)))]
+    return Preferences(
+        tuple(f"u{i}" for i in range(USERS)),
+        tuple(f"i{i}" for i in range(ITEMS)),
+        tuple(f"i{i}" for i in range(ITEMS)),
+        *arrays,
+        prompt=np.full(len(user), -1, np.int32),
+        tie=np.zeros(len(user), bool),
+        held_out=held_out,
+    )
+
+
+def real(pairs):
+    """Items of the pairs that count."""
+    weight = np.asarray(pairs.weight) > 0
+    return np.concatenate([np.asarray(pairs.chosen)[weight], np.asarray(pairs.rejected)[weight]])
+
+
+def test_training_reads_no_row_that_is_held_out(choices):
+    data = training_choices(choices, choices.users, ChoiceDataConfig(), 0)
+    assert real(data.pairs).max() < 6
+    assert np.asarray(data.pairs.weight).sum() == (~choices.held_out).sum()
+    assert all(real(bucket).max() < 6 for bucket in data.buckets)
+
+
+def test_users_are_judged_on_held_out_rows_alone(choices):
+    users = support_query(choices, cut_episodes(choices, SplitConfig(min_query=1), choices.users))
+    assert real(users.support).max() < 6
+    assert real(users.query).min() >= 6
+
+
+def test_folds_adapt_on_learned_rows_and_judge_on_held_out_ones(choices):
+    features = np.eye(ITEMS, dtype=np.float32)
+    fold = (np.arange(ITEMS) >= 6).astype(np.int32)
+    split = UserSplit(choices.users[:2], choices.users[2:3], choices.users[3:], 0)
+    data = ExperimentData(choices, choices, fold, features, features, split)
+    config = dataclasses.replace(MRMRunConfig(), split=SplitConfig(min_support=1))
+    for seen in (True, False):
+        regime, enough = fold_regime(data, config, split.train, 1, seen=seen)
+        assert enough.all()
+        assert real(regime.support).max() < 6
+        assert real(regime.query).min() >= 6
+        nobody, _ = fold_regime(data, config, split.train, 0, seen=seen)
+        assert not np.asarray(nobody.query.weight).any()
+
+
+def test_users_are_adapted_on_learned_rows_and_judged_on_the_others(choices):
+    rng = np.random.default_rng(1)
+    values = rng.standard_normal((ITEMS, WIDTH)).astype(np.float32)
+    method = mrm.make_method("bayes")
+    fitted = {"mean": np.zeros((1, WIDTH)), "cov": np.eye(WIDTH)[None], "step": np.ones(1, int)}
+    model = mrm.UserModel(
+        method, method.load(fitted), {"em": 0, "adapt": True}, np.zeros(WIDTH), identity(WIDTH),
+        FeatureConfig(path="given"),
+    )  # fmt: skip
+    from jaxalign.data import Features
+
+    table = Features(choices.items, values)
+    users = mrm.adapt_users(model, choices, table)
+    assert users.choices.tolist() == [8] * USERS
+    known = choices.take(~choices.held_out)
+    again = mrm.adapt_users(model, dataclasses.replace(known, held_out=None), table)
+    np.testing.assert_allclose(users.mean, again.mean, rtol=1e-5, atol=1e-6)
+    margin = np.einsum(
+        "ne,ne->n", values[choices.chosen] - values[choices.rejected], users.mean[choices.user]
+    )
+    for user in range(USERS):
+        mine = choices.held_out & (choices.user == user)
+        assert users.accuracy[user] == pytest.approx((margin[mine] > 0).mean())
