@@ -65,11 +65,11 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     from jaxalign.config import load_config
     from jaxalign.experiments.mrm import MRMRunConfig, run
     from jaxalign.experiments.mrm.report import table_regimes
-    from jaxalign.metrics.table import terminal_table
+    from jaxalign.experiments.mrm.tables import terminal_tables
 
     config = load_config(MRMRunConfig, arguments.config, rest)
     report = run(config, arguments.data, arguments.out, resume=arguments.resume)
-    Console().print(terminal_table({r: report[r] for r in table_regimes(report)}))
+    Console().print(terminal_tables({r: report[r] for r in table_regimes(report)}))
     chosen = "validation chose" if config.select == "validation" else "saved, as the config says:"
     print(f"{chosen} {report['selected']['new_users']}; wrote {arguments.out}/report.md")
 

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from jaxalign.demo.portfolio import PortfolioStage
 from jaxalign.demo.statistics import TARGETS
 from jaxalign.demo.study import SHOTS, DemoData, Design, Study
+from jaxalign.experiments.mrm.plots import plot_reliability
 from jaxalign.metrics import reliability
-from jaxalign.metrics.plots import plot_reliability
 from jaxalign.personalize import known
 from jaxalign.rewards.rules import TRAITS
 from jaxalign.runs.plots import new_figure, save_png, tidy

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxalign.experiments.mrm import plots
 from jaxalign.experiments.mrm.statistics import NewUsers, Report
+from jaxalign.experiments.mrm.tables import markdown_tables
 from jaxalign.files import write_text
-from jaxalign.metrics import plots, table, users
+from jaxalign.metrics import users
 
 
 def markdown(report: Report) -> str:
@@ -35,7 +37,7 @@ def markdown(report: Report) -> str:
         "95 % interval of a paired bootstrap over users. `item_ids`, a control, reads no text.",
         "",
         *ceiling,
-        table.markdown_table({r: report[r] for r in table_regimes(report)}),
+        markdown_tables({r: report[r] for r in table_regimes(report)}),
         "",
         "![gains](gains.png)",
         "![shots](shots.png)",

@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from jaxalign.errors import InputError
-from jaxalign.metrics import plots, users
-from jaxalign.metrics.table import markdown_table, terminal_table
+from jaxalign.experiments.mrm import plots
+from jaxalign.experiments.mrm.tables import markdown_tables, terminal_tables
+from jaxalign.metrics import users
 
 METHODS = ("bt", "mrm_published", "mrm", "hierarchical_bayes", "a|b$c", "f", "g", "one_per_user")
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -34,7 +35,7 @@ def report():
 
 
 def test_markdown(report):
-    lines = markdown_table(report).splitlines()
+    lines = markdown_tables(report).splitlines()
     assert lines[0] == "**new users, known items: 50 users, 400 pairs; gain over bt**"
     assert sum(line.startswith("| bt |") for line in lines) == 3
     assert r"| a\|b$c |" in "\n".join(lines)
@@ -56,7 +57,7 @@ def test_markdown(report):
 def test_terminal_fits_eighty_columns(report):
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
-        console.print(terminal_table(report))
+        console.print(terminal_tables(report))
     text = console.export_text()
     assert "…" not in text
     assert all(len(line.rstrip()) <= 80 for line in text.splitlines())
@@ -67,7 +68,7 @@ def test_terminal_fits_eighty_columns(report):
 def test_missing_figures_are_dashes(report):
     result = dict(report["new users, new items"]["mrm"])
     del result["worst_10_split"]
-    text = markdown_table({"r": {"mrm": result, "bt": {**result, "users": 3, "gain": 0.0}}})
+    text = markdown_tables({"r": {"mrm": result, "bt": {**result, "users": 3, "gain": 0.0}}})
     assert text.startswith("**r; gain over bt**")
     bt = text.splitlines()[-1].split(" | ")
     assert bt[2:5] == ["-", "-", "-"]
@@ -103,7 +104,7 @@ def test_a_failed_plot_leaves_the_old_one(tmp_path):
 
 def test_metrics_know_no_method():
     code = (
-        "import sys, jaxalign.metrics.users, jaxalign.metrics.plots, jaxalign.metrics.table;"
+        "import sys, jaxalign.metrics.users, jaxalign.metrics.calibration;"
         "bad = [m for m in sys.modules if m.startswith(('jaxalign.mrm', 'jaxalign.data'))"
         " or m in ('jax', 'torch', 'matplotlib.pyplot')];"
         "sys.exit(str(bad) if bad else 0)"
