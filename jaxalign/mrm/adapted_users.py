@@ -29,6 +29,11 @@ class UserWeights:
         mean: [U, K] weights.
         cov: [U, K, K] their covariance, None where the method has no posterior.
         reward_ids: names and scale of the base rewards, None for learned ones.
+
+    Example:
+        >>> users = UserWeights(("ann",), np.array([3]), np.array([0.7]), "", np.ones((1, 2)))
+        >>> users.mean.shape, users.cov is None
+        ((1, 2), True)
     """
 
     users: tuple[str, ...]
@@ -52,6 +57,12 @@ class UserSupports:
         chosen: for each user [P, D] the features of the chosen items, as the method takes them.
         rejected: for each user [P, D].
         weight: for each user [P], 1 or, for either order of a tie, 1/2.
+
+    Example:
+        >>> rows, weight = (np.ones((3, 2)),), (np.ones(3),)
+        >>> users = UserSupports(("ann",), np.array([3]), np.array([0.7]), "", rows, rows, weight)
+        >>> users.chosen[0].shape
+        (3, 2)
     """
 
     users: tuple[str, ...]
@@ -94,6 +105,14 @@ def save_users(path: str | Path, users: AdaptedUsers) -> None:
     Args:
         path: file to write.
         users: what to write.
+
+    Example:
+        >>> import tempfile
+        >>> path = tempfile.mkdtemp() + "/users.parquet"
+        >>> one = UserWeights(("ann",), np.array([3]), np.array([0.7]), "", np.ones((1, 2)))
+        >>> save_users(path, one)
+        >>> load_users(path).mean.tolist()
+        [[1.0, 1.0]]
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -134,6 +153,13 @@ def load_users(path: str | Path, model: str | None = None) -> AdaptedUsers:
     Raises:
         InputError: no such file, not of `jaxalign mrm adapt`, of an older format, or made with
             another model.
+
+    Example:
+        >>> try:
+        ...     load_users("nowhere.parquet")
+        ... except InputError as error:
+        ...     print(error)
+        nowhere.parquet does not exist: write it with `jaxalign mrm adapt`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

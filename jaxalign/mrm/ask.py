@@ -37,6 +37,11 @@ class Belief(NamedTuple):
         weight: [N] 0 where there is no choice yet.
         dual_coef: [N] mean = prior mean + kernel_vectors^T dual_coef.
         num_choices: int32, choices so far.
+
+    Example:
+        >>> belief = init_belief(Prior(jnp.zeros(2), jnp.eye(2)))
+        >>> belief.num_choices.item(), belief.mean.tolist()
+        (0, [0.0, 0.0])
     """
 
     mean: jax.Array
@@ -59,6 +64,11 @@ def init_belief(prior: Prior, room: int = ROOM) -> Belief:
 
     Raises:
         InputError: a prior without spread, from which choices teach nothing.
+
+    Example:
+        >>> belief = init_belief(Prior(jnp.zeros(2), jnp.eye(2)), room=4)
+        >>> belief.gram.shape, belief.cov.tolist()
+        ((4, 4), [[1.0, 0.0], [0.0, 1.0]])
     """
     dtype = jnp.promote_types(jnp.result_type(*prior), jnp.float32)
     mean, cov = (jnp.asarray(part, dtype) for part in prior)
@@ -250,6 +260,14 @@ def next_pair(
 
     Returns:
         Its number, int32: the first of several alike; -1 if none is left to ask.
+
+    Example:
+        >>> mean, cov = jnp.zeros(2), jnp.diag(jnp.array([4.0, 1.0]))
+        >>> pairs = jnp.array([[0.0, 1.0], [1.0, 0.0], [0.5, 0.5]])
+        >>> next_pair(mean, cov, pairs).item()
+        1
+        >>> next_pair(mean, cov, pairs, excluded=jnp.array([False, True, False])).item()
+        2
     """
     gain = information(mean, cov, candidates)
     if excluded is None:
@@ -271,6 +289,11 @@ def information(mean: jax.Array, cov: jax.Array, candidates: jax.Array) -> jax.A
 
     Returns:
         [P] from 0 to log 2; the same for a pair and its reverse.
+
+    Example:
+        >>> pairs = jnp.array([[0.0, 0.0], [1.0, 0.0], [3.0, 0.0]])
+        >>> jax.jit(information)(jnp.zeros(2), jnp.eye(2), pairs).round(2)
+        Array([0.  , 0.09, 0.33], dtype=float32)
     """
     dtype = jnp.promote_types(jnp.result_type(mean, cov, candidates), jnp.float32)
     candidates, mean, cov = (part.astype(dtype) for part in (candidates, mean, cov))

@@ -91,6 +91,12 @@ def init(key: jax.Array, config: MRMConfig, feature_dim: int) -> Params:
         `{"base": {"layer0": {"kernel" [E, .], "bias"?}, ...}, "weight_init": [K]}`, and
         `"log_inner_lr"` [inner_steps] when the inner rates are learned. Signed weights start at
         1/K each, so that the start is the mean of the base rewards.
+
+    Example:
+        >>> config = MRMConfig(hidden_sizes=(2,), link="signed")
+        >>> params = init(jax.random.key(0), config, feature_dim=5)
+        >>> params["base"]["layer0"]["kernel"].shape, params["weight_init"].tolist()
+        ((5, 2), [0.5, 0.5])
     """
     base_key, weight_key = jax.random.split(key)
     variables = BaseRewards(config).init(base_key, jnp.zeros((1, feature_dim)))
@@ -115,6 +121,12 @@ def base_rewards(params: Params, features: jax.Array, config: MRMConfig | None =
         features: [..., E].
         config: the model; without it a linear base with the published input scale, its depth read
             from the parameters.
+
+    Example:
+        >>> params = {"base": {"layer0": {"kernel": jnp.eye(2)}}, "weight_init": jnp.ones(2)}
+        >>> config = MRMConfig(hidden_sizes=(2,), input_scale=0.5)
+        >>> base_rewards(params, jnp.array([[2.0, 4.0]]), config).tolist()
+        [[1.0, 2.0]]
     """
     if config is None:
         layers = [params["base"][f"layer{i}"] for i in range(len(params["base"]))]
@@ -138,7 +150,14 @@ def base_differences(
 
 
 def effective_weights(weights: jax.Array, config: MRMConfig) -> jax.Array:
-    """The weights [..., K] that multiply the base rewards: softmax as published, or as they are."""
+    """The weights [..., K] that multiply the base rewards: softmax as published, or as they are.
+
+    Example:
+        >>> effective_weights(jnp.zeros(2), MRMConfig(link="softmax")).tolist()
+        [0.5, 0.5]
+        >>> effective_weights(jnp.array([-1.0, 2.0]), MRMConfig(link="signed")).tolist()
+        [-1.0, 2.0]
+    """
     return jax.nn.softmax(weights, axis=-1) if config.link == "softmax" else weights
 
 
@@ -150,6 +169,11 @@ def score(weights: jax.Array, base: jax.Array, config: MRMConfig | None = None) 
         base: [U, P, K] base rewards, or their differences.
         config: if given, its link is applied to the weights first; without it they are used as
             they are.
+
+    Example:
+        >>> weights, base = jnp.array([[1.0, -1.0]]), jnp.array([[[3.0, 1.0], [0.0, 2.0]]])
+        >>> score(weights, base).tolist()
+        [[2.0, -2.0]]
     """
     if config is not None:
         weights = effective_weights(weights, config)

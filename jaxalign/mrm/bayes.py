@@ -19,7 +19,12 @@ Ragged = Any  # an array, or a tuple of arrays: a bucket each
 
 
 class Prior(NamedTuple):
-    """What is known of a user before any choice: theta ~ N(mean [E], cov [E, E])."""
+    """What is known of a user before any choice: theta ~ N(mean [E], cov [E, E]).
+
+    Example:
+        >>> Prior(jnp.zeros(2), jnp.eye(2)).cov.shape
+        (2, 2)
+    """
 
     mean: jax.Array
     cov: jax.Array
@@ -132,6 +137,12 @@ def bradley_terry(
 
     Returns:
         theta [E].
+
+    Example:
+        >>> chosen_minus_rejected = jnp.array([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
+        >>> theta = bradley_terry(chosen_minus_rejected, jnp.ones(4), l2=0.1)
+        >>> bool(theta[1] > theta[0] > 0)
+        True
     """
     dtype = _accumulation(differences)
     d = differences.reshape(-1, differences.shape[-1]).astype(dtype)
@@ -262,6 +273,12 @@ def fit_prior(differences: jax.Array, mask: jax.Array, config: BayesConfig | Non
 
     Returns:
         Prior(mean [E], cov [E, E]).
+
+    Example:
+        >>> likes = jnp.array([[[2.0, 0.0]] * 6, [[-2.0, 0.0]] * 6])  # two users of opposite taste
+        >>> prior = fit_prior(likes, jnp.ones((2, 6)), BayesConfig(em_steps=3))
+        >>> bool(abs(prior.mean[0]) < 1e-4), bool(prior.cov[0, 0] > prior.cov[1, 1])
+        (True, True)
     """
     config = config or BayesConfig()
     path = em_path(jnp.asarray(differences), jnp.asarray(mask), config)
@@ -291,6 +308,13 @@ def posterior(
 
     Returns:
         mean [U, E], cov [U, E, E].
+
+    Example:
+        >>> prior = Prior(jnp.zeros(2), jnp.eye(2))
+        >>> choices = jnp.array([[[1.0, 0.0], [1.0, 0.0]]])  # one user, two choices
+        >>> mean, cov = posterior(prior, choices, jnp.ones((1, 2)))
+        >>> bool(mean[0, 0] > 0), bool(cov[0, 0, 0] < 1), cov[0, 1, 1].item()
+        (True, True, 1.0)
     """
     root = factor(prior.cov)
 
@@ -314,6 +338,13 @@ def choice_probability(mean: jax.Array, cov: jax.Array, differences: jax.Array) 
 
     Returns:
         [P] in (0, 1).
+
+    Example:
+        >>> mean, pairs = jnp.array([2.0, 0.0]), jnp.array([[1.0, 0.0], [-1.0, 0.0]])
+        >>> choice_probability(mean, jnp.zeros((2, 2)), pairs).round(2)
+        Array([0.88, 0.12], dtype=float32)
+        >>> choice_probability(mean, jnp.eye(2) * 9.0, pairs).round(2)
+        Array([0.72, 0.28], dtype=float32)
     """
     variance = jnp.einsum("Pi,ij,Pj->P", differences, cov, differences)
     return _integrated(differences @ mean, variance)
@@ -334,6 +365,13 @@ def predict(
     """Choice probabilities [U, Q] of query pairs [U, Q, E] after support pairs [U, P, E].
 
     Users are handled a chunk at a time, so that no [U, E, E] is held.
+
+    Example:
+        >>> prior, pair = Prior(jnp.zeros(1), jnp.eye(1)), jnp.ones((1, 1, 1))
+        >>> after = jax.jit(predict)
+        >>> before = after(prior, pair, jnp.zeros((1, 1)), pair).item()
+        >>> before, after(prior, pair, jnp.ones((1, 1)), pair).item() > before
+        (0.5, True)
     """
     root = factor(prior.cov)
 

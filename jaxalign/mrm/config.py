@@ -37,6 +37,10 @@ class MRMConfig:
         snapshots: moments of training, evenly spaced, that validation chooses from, 1 or more.
         rates: inner rates that validation chooses from beside no adaptation; `mrm_published`
             keeps `inner_lr`.
+
+    Example:
+        >>> MRMConfig(hidden_sizes=(8,), link="signed", input_scale=1.0).inner_lr
+        0.001
     """
 
     hidden_sizes: tuple[int, ...] = (2,)
@@ -74,6 +78,10 @@ class BayesConfig:
         l2: ridge of the Bradley-Terry start, relative to the mean squared difference, above 0.
         user_chunk: users per step of the E-step, 1 or more; memory grows with chunk * rank^2.
         em_every: EM iterations between two that validation chooses from, 1 or more.
+
+    Example:
+        >>> BayesConfig(em_steps=12).em_every
+        4
     """
 
     em_steps: int = 24

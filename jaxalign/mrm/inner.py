@@ -22,6 +22,10 @@ def bradley_terry_loss(margins: jax.Array, mask: jax.Array) -> jax.Array:
 
     Returns:
         Scalar; 0 for a user without pairs.
+
+    Example:
+        >>> round(float(bradley_terry_loss(jnp.zeros(3), jnp.array([1, 1, 0]))), 4)
+        0.6931
     """
     weight = mask.astype(margins.dtype)
     total = jnp.sum(weight)
@@ -144,6 +148,14 @@ def adapt(
     Returns:
         [U, K] raw weights, before the link (`score(..., config)` applies it). A user without
         choices gets `weight_init`.
+
+    Example:
+        >>> config = MRMConfig(hidden_sizes=(), link="signed", inner_lr=0.1, eval_steps=2)
+        >>> params = {"base": {}, "weight_init": jnp.zeros(2)}
+        >>> differences = jnp.array([[[1.0, 0.0]], [[0.0, -1.0]]])  # two users, one choice
+        >>> weights = adapt(params, differences, jnp.ones((2, 1)), config)
+        >>> weights.shape, bool(weights[0, 0] > 0 > weights[1, 1])
+        ((2, 2), True)
     """
     steps = config.inner_steps if form == "higher" else config.eval_steps
     return adapt_path(params, differences, mask, config, inner_rates(params, config, steps), form)[

@@ -68,6 +68,14 @@ class UserModel:
         encoder_sha256: digest of the encoder's weights, empty for given features.
         digest: of the model's file, empty for a model that has not been saved.
         users: adapted users, if any.
+
+    Example:
+        >>> from jaxalign.mrm.reduce import identity
+        >>> fitted = {"mean": np.zeros((1, 2)), "cov": np.eye(2)[None], "step": np.ones(1, int)}
+        >>> candidate, method = {"em": 0, "adapt": True}, make_method("bayes")
+        >>> model = UserModel(method, fitted, candidate, np.zeros(2), identity(2))
+        >>> model.population()[0].tolist()
+        [0.0, 0.0]
     """
 
     method: UserRewardMethod
@@ -163,6 +171,18 @@ def save(path: str | Path, model: UserModel) -> str:
 
     Returns:
         The digest of the file.
+
+    Example:
+        >>> import tempfile
+        >>> from jaxalign.mrm.reduce import identity
+        >>> fitted = {"mean": np.zeros((1, 2)), "cov": np.eye(2)[None], "step": np.ones(1, int)}
+        >>> candidate, method = {"em": 0, "adapt": True}, make_method("bayes")
+        >>> model = UserModel(method, fitted, candidate, np.zeros(2), identity(2))
+        >>> folder = tempfile.mkdtemp()
+        >>> digest = save(folder, model)
+        >>> loaded = load(folder)
+        >>> loaded.method.name, loaded.digest == digest
+        ('bayes', True)
     """
     fitted, candidate = model.method.save(model.fitted, model.candidate)
     projection = {"matrix": model.projection.matrix, "mean": model.projection.mean}
@@ -190,6 +210,13 @@ def load(path: str | Path) -> UserModel:
 
     Raises:
         InputError: there is none, the run is not finished, or the file is of an older format.
+
+    Example:
+        >>> try:
+        ...     load("nowhere")
+        ... except InputError as error:
+        ...     print(str(error).partition(":")[0])
+        nowhere holds no trained model (model.safetensors is missing)
     """
     folder = Path(path).expanduser()
     if (folder / "model" / "model.json").exists() or (folder / "model.json").exists():

@@ -35,6 +35,11 @@ def rpo(
 
     Returns:
         Scalar, a sum over users as published.
+
+    Example:
+        >>> losses = jnp.array([0.1, 0.2, 0.9])
+        >>> round(rpo(losses, tail=0.5, gamma=0.0).item(), 2)  # above the median
+        0.9
     """
     pool = losses if population is None else jnp.concatenate([losses, population])
     tau = jnp.quantile(pool, 1.0 - tail)
@@ -73,6 +78,17 @@ def meta_objective(
 
     Returns:
         The objective, and (losses [U] on the query pairs, adapted raw weights [U, K]).
+
+    Example:
+        >>> config = MRMConfig(hidden_sizes=(), link="signed", inner_lr=0.1)
+        >>> params = {"base": {}, "weight_init": jnp.zeros(2)}
+        >>> chosen, rejected = jnp.ones((1, 2, 2)), jnp.zeros((1, 2, 2))
+        >>> masks = {"support_mask": jnp.array([[1, 0]]), "query_mask": jnp.array([[0, 1]])}
+        >>> batch = {"chosen": chosen, "rejected": rejected, **masks}
+        >>> step = jax.jit(meta_objective, static_argnames="config")
+        >>> _, (losses, weights) = step(params, batch, config=config)
+        >>> bool((weights > 0).all()), bool(losses[0] < jnp.log(2.0))
+        (True, True)
     """
     base = _differences(params, batch, config)
     weights = adapt(params, base, batch["support_mask"], config, form="higher")

@@ -59,8 +59,8 @@ def fit_projection(features: np.ndarray, max_dims: int, whiten: float) -> Projec
 
     Example:
         >>> points = np.array([[0.0, 0.0], [2.0, 0.0], [4.0, 0.0]])
-        >>> fit_projection(points, max_dims=2, whiten=0.0).apply(points).round(2).tolist()
-        [[-1.22], [0.0], [1.22]]
+        >>> fit_projection(points, max_dims=2, whiten=0.0).apply(points)[:, 0].round(2)
+        array([-1.22,  0.  ,  1.22], dtype=float32)
     """
     values = features.astype(np.float64)
     mean = values.mean(0)

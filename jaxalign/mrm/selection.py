@@ -39,6 +39,18 @@ def select(
         fitted: its arrays.
         features: [I, D] items that the users' choices point into.
         users: the validation users.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.data.batching import Pairs
+        >>> from jaxalign.mrm.registry import make_method
+        >>> one = jnp.zeros((1, 1), jnp.int32)
+        >>> pair = Pairs(one, one + 1, jnp.ones((1, 1)), one)
+        >>> fitted = {"theta": jnp.array([[-1.0], [1.0]])}
+        >>> items = jnp.array([[1.0], [0.0]])
+        >>> candidate, loss = select(make_method("bt"), fitted, items, SupportQueryData(pair, pair))
+        >>> candidate, round(loss, 4)
+        ({'ridge': 1}, 0.3133)
     """
     candidates = method.candidates(fitted)
     probability = method.predict(fitted, candidates, features, users.support, users.query)

@@ -68,6 +68,20 @@ def adapt_users(
 
     Raises:
         InputError: the method cannot score new items, or features that do not fit.
+
+    Example:
+        >>> from jaxalign.mrm.reduce import identity
+        >>> from jaxalign.mrm.registry import make_method
+        >>> one, none = np.zeros(1, np.int32), np.full(1, -1, np.int32)
+        >>> no = np.zeros(1, bool)
+        >>> ids = ("a", "b")
+        >>> choices = Preferences(("ann",), ids, ids, one, one, one + 1, one, none, no)
+        >>> fitted = {"mean": jnp.zeros((1, 2)), "cov": jnp.eye(2)[None], "step": jnp.ones(1)}
+        >>> bayes, candidate = make_method("bayes"), {"em": 0, "adapt": True}
+        >>> model = UserModel(bayes, fitted, candidate, np.zeros(2), identity(2))
+        >>> users = adapt_users(model, choices, Features(ids, np.eye(2)))
+        >>> users.users, bool(users.mean[0, 0] > 0 > users.mean[0, 1])
+        (('ann',), True)
     """
     require(model.method, "new_items", "adapt")
     raw = item_features(model, choices.items, choices.texts, features)
@@ -180,6 +194,15 @@ def rank(
 
     Raises:
         InputError: no texts, a user who was not adapted, or a method that cannot score new items.
+
+    Example:
+        >>> from jaxalign.mrm.reduce import identity
+        >>> from jaxalign.mrm.registry import make_method
+        >>> fitted, candidate = {"theta": jnp.array([[1.0, 0.0]])}, {"ridge": 0}
+        >>> model = UserModel(make_method("bt"), fitted, candidate, np.zeros(2), identity(2))
+        >>> ranked = rank(model, None, ["short", "long"], np.array([[0.0, 1.0], [2.0, 0.0]]))
+        >>> [entry.text for entry in ranked], round(ranked[0].probability, 2)
+        (['long', 'short'], 0.88)
     """
     require(model.method, "new_items", "rank")
     if not texts:
