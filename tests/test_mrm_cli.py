@@ -19,6 +19,7 @@ from mrm_cli_world import (
 )
 
 from jaxalign import mrm
+from jaxalign.rewards.reward_scale import load_scale
 
 KEYS = ("accuracy", "nll", "gain", "gain_low", "gain_high", "worst_10_split", "worst_10",
         "worst_50", "harmed", "flipped")  # fmt: skip
@@ -151,12 +152,22 @@ def test_named_rewards(world, tmp_path):
     options = ("--features.path", path, "--features.named", "true", "--methods", "bayes")
     result = train(world, world.choices, out, *options)
     assert result.code == 0, result.err
-    assert mrm.load(out).reward_ids.names == tuple(names.tolist())
+    ids = mrm.load(out).reward_ids
+    assert ids.names == tuple(names.tolist())
     result = call("mrm", "adapt", "--model", out, "--data", world.choices, "--features", path)
     assert result.code == 0, result.err
     metadata = pq.read_schema(out / "users.parquet").metadata
     assert metadata[b"rewards"].decode().split("\n") == names.tolist()
-    assert metadata[b"scale"].decode() == mrm.load(out).reward_ids.digest
+    assert metadata[b"scale"].decode() == ids.digest == load_scale(out).digest
+    # The weights of another run, on the scale of this one: the items differ, the units do not.
+    moved = write_features(tmp_path / "moved.npz", 3 * world.features + 1, names=names)
+    options = ("--features.path", moved, *options[2:], "--features.scale", out)
+    result = train(world, world.choices, tmp_path / "other", *options)
+    assert result.code == 0, result.err
+    assert mrm.load(tmp_path / "other").reward_ids == ids
+    few = write_features(tmp_path / "few.npz", world.features[:, :2], names=names[:2])
+    options = ("--features.path", few, *options[2:])
+    refused(train(world, world.choices, tmp_path / "few", *options), "trait 5", "trait 0, trait 1")
 
 
 # Folders and users that are not what they should be -------------------------------------------

@@ -150,8 +150,9 @@ class FeatureConfig:
         path: feature file (.npz, .npy, .safetensors) to read instead of encoding texts.
         named: whether the columns of the feature file are named base rewards: they are
             standardised, kept apart and never rotated.
-        scale: file with the scale of the named rewards (rewards.json of `jaxalign palm build`), so
-            that weights are in a portfolio's units; empty: estimated on the items of the run.
+        scale: folder of another run, such as `jaxalign palm build`, or its scale.json, whose scale
+            the named rewards are put on, so that weights are in that run's units; empty: estimated
+            on the items of the run.
         max_dims: most principal directions that are kept of features without names.
         whiten: how far the directions are brought to one scale, from 0 (the features' own) to 1
             (all the same).

@@ -23,11 +23,13 @@ from jaxalign.experiments.mrm.fits import FittedMethod, Stage, fit_method
 from jaxalign.experiments.mrm.folds import judge_new_items
 from jaxalign.experiments.mrm.report import write_pages
 from jaxalign.experiments.mrm.statistics import NewUsers, Report, assemble, selected_method
+from jaxalign.files import write_json
 from jaxalign.mrm.model import UserModel, save
 from jaxalign.mrm.reduce import Projection, identity
 from jaxalign.mrm.registry import Fitted, require
 from jaxalign.mrm.support_query import SupportQueryData, cut_episodes, support_query
 from jaxalign.progress import Progress
+from jaxalign.rewards.reward_scale import SCALE_FILE
 from jaxalign.runs import RunDir
 from jaxalign.runs.run_dir import refuse_foreign
 
@@ -40,7 +42,8 @@ def run(
     Args:
         config: the run.
         source: file, folder or `datasets` name of the choices.
-        out: output folder: report.json, report.md, plots, model.safetensors, splits.json, state/.
+        out: output folder: report.json, report.md, plots, model.safetensors, splits.json, state/,
+            and scale.json where the features are named rewards.
         resume: whether to go on with an unfinished run in `out`.
         show: whether to print progress on standard error.
 
@@ -73,6 +76,8 @@ def run(
     # Only now, when nothing about the choices can be refused any more.
     folder = open_run(config, choices, encoded, out, resume)
     split.save(out / "splits.json")
+    if projection.scale is not None:
+        write_json(out / SCALE_FILE, projection.scale.to_json())
 
     def stage(name: str, compute: Callable[[], Fitted]) -> Fitted:
         return folder.stage(name, compute, say)

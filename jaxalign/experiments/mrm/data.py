@@ -20,12 +20,11 @@ from jaxalign.data.sources import recognise
 from jaxalign.data.splits import UserSplit, item_folds
 from jaxalign.errors import InputError
 from jaxalign.experiments.mrm.config import MRMRunConfig
-from jaxalign.files import read_json
 from jaxalign.mrm.config import ChoiceDataConfig
 from jaxalign.mrm.model import RUN_KIND
 from jaxalign.mrm.reduce import Projection, fit_projection, standardise
 from jaxalign.mrm.support_query import TrainingData, training_choices
-from jaxalign.rewards.reward_scale import RewardScale, fit_scale
+from jaxalign.rewards.reward_scale import fit_scale, load_scale
 from jaxalign.runs import RunDir, open_run_dir
 
 
@@ -123,24 +122,13 @@ def project(config: MRMRunConfig, encoded: Encoded) -> Projection:
         return fit_projection(encoded.values, features.max_dims, features.whiten)
     if not features.scale:
         return standardise(fit_scale(encoded.values, encoded.names, None))
-    scale = read_scale(features.scale)
+    scale = load_scale(features.scale)
     if scale.names != encoded.names:
         raise InputError(
             f"{features.scale}: holds the scale of {', '.join(scale.names)}; expected that of the "
             f"feature file's columns, {', '.join(encoded.names)}, in this order."
         )
     return standardise(scale)
-
-
-def read_scale(path: str) -> RewardScale:
-    """Read a scale of named rewards from rewards.json of `jaxalign palm build`.
-
-    Raises:
-        InputError: there is no such file, or it holds no scale.
-    """
-    remedy = "give rewards.json of a `jaxalign palm build` to features.scale"
-    content = read_json(path, "the scale of named rewards", remedy)
-    return RewardScale.from_json(content.get("scale", content), path)
 
 
 def open_run(
