@@ -6,13 +6,11 @@ works on this one.
 """
 
 import functools
-import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +19,10 @@ import numpy as np
 from jaxalign.data.batching import Pairs
 from jaxalign.data.pair_file import Block, PairFile, block_pairs
 from jaxalign.errors import InputError
-from jaxalign.files import write_json
 from jaxalign.mrm import train
 from jaxalign.mrm.base import Params, is_linear
 from jaxalign.mrm.config import MRMConfig
+from jaxalign.runs import open_run_dir
 from jaxalign.train.checkpoint import Checkpoints
 
 
@@ -69,6 +67,23 @@ class StreamPlan:
         return [(int(b) * self.size, min((int(b) + 1) * self.size, self.users)) for b in order]
 
 
+@dataclass(frozen=True)
+class StreamRun:
+    """What decides the result of a streamed run.
+
+    Attributes:
+        choices: number of choices in the file.
+        width: of their features.
+        plan: the blocks.
+        config: the model.
+    """
+
+    choices: int
+    width: int
+    plan: StreamPlan
+    config: MRMConfig
+
+
 def fit_stream(
     choices: PairFile,
     config: MRMConfig | None = None,
@@ -103,9 +118,11 @@ def fit_stream(
     carried = (state, jnp.zeros((config.epochs,), jnp.float32))
     most_groups = int(choices.group.max()) + 1
     total, done, read = config.epochs * len(plan), 0, 0
+    run = None
     if folder is not None:
-        _claim(Path(folder), choices, config, plan)
-    with Checkpoints(Path(folder) / "state", keep=2) if folder else nullcontext() as kept:
+        about = StreamRun(len(choices.rows), choices.width, plan, config)
+        run = open_run_dir(folder, "mrm stream", about, resume=True)
+    with Checkpoints(run.state, keep=2) if run else nullcontext() as kept:
         latest = kept.latest_step() if kept else None
         if kept and latest is not None:
             done, carried = latest, kept.restore(carried)
@@ -142,11 +159,10 @@ def _blocks(
         return Block(features, weight, group, block.bytes)
 
     with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(read, *places[0][1:]) if places else None
-        for (epoch, start, _), following in zip(places, [*places[1:], None], strict=True):
-            assert coming is not None
-            block = coming.result()
-            coming = reader.submit(read, *following[1:]) if following else None
+        coming = [reader.submit(read, *place[1:]) for place in places[:1]]
+        for number, (epoch, start, _) in enumerate(places):
+            block = coming.pop().result()
+            coming += [reader.submit(read, *place[1:]) for place in places[number + 1 : number + 2]]
             yield epoch, start, block
 
 
@@ -185,18 +201,4 @@ def _check(loss: float, config: MRMConfig) -> None:
         raise InputError(
             f"training diverged (the query loss is {loss}): lower outer_lr ({config.outer_lr:g}) "
             f"or inner_lr ({config.inner_lr:g})"
-        )
-
-
-def _claim(folder: Path, choices: PairFile, config: MRMConfig, plan: StreamPlan) -> None:
-    """Make the folder this run's, or refuse another run's."""
-    mine: dict[str, Any] = {"format": 1, "choices": len(choices.rows), "width": choices.width}
-    mine |= {"plan": asdict(plan), "config": json.loads(json.dumps(asdict(config)))}
-    marker = folder / "run.json"
-    if not marker.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(marker, mine)
-    elif json.loads(marker.read_text()) != mine:
-        raise InputError(
-            f"{folder} holds a run of other choices or settings: give a new folder, or remove it."
         )

@@ -116,7 +116,7 @@ def test_resumed_training_is_bit_identical(choices, tmp_path, monkeypatch):
     chex.assert_trees_all_equal(again.params, whole.params)
     np.testing.assert_array_equal(again.losses, whole.losses)
     other = dataclasses.replace(CONFIG, inner_lr=0.2)
-    with pytest.raises(InputError, match="other choices or settings"):
+    with pytest.raises(InputError, match="holds another run"):
         stream.fit_stream(choices, other, block_users=BLOCK, folder=tmp_path / "run")
 
 

@@ -74,7 +74,7 @@ def run(
     )
     cuts = _cut_users(data, config, say)
     # Only now, when nothing about the choices can be refused any more.
-    folder = open_run(config, choices, encoded, out, resume)
+    folder = open_run(config, choices, encoded, projection.scale, out, resume)
     split.save(out / "splits.json")
     if projection.scale is not None:
         write_json(out / SCALE_FILE, projection.scale.to_json())

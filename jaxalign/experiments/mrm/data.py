@@ -24,7 +24,7 @@ from jaxalign.mrm.config import ChoiceDataConfig
 from jaxalign.mrm.model import RUN_KIND
 from jaxalign.mrm.reduce import Projection, fit_projection, standardise
 from jaxalign.mrm.support_query import TrainingData, training_choices
-from jaxalign.rewards.reward_scale import fit_scale, load_scale
+from jaxalign.rewards.reward_scale import RewardScale, fit_scale, load_scale
 from jaxalign.runs import RunDir, open_run_dir
 
 
@@ -132,7 +132,12 @@ def project(config: MRMRunConfig, encoded: Encoded) -> Projection:
 
 
 def open_run(
-    config: MRMRunConfig, choices: Preferences, encoded: Encoded, out: Path, resume: bool
+    config: MRMRunConfig,
+    choices: Preferences,
+    encoded: Encoded,
+    scale: RewardScale | None,
+    out: Path,
+    resume: bool,
 ) -> RunDir:
     """Open the folder of a run, which its settings, choices and features decide."""
     arrays = [choices.user, choices.chosen, choices.rejected, choices.tie, choices.group]
@@ -140,4 +145,5 @@ def open_run(
         arrays.append(choices.held_out)
     strings = ("\0".join(some) for some in (choices.users, choices.items, choices.texts))
     names = [*strings, *(encoded.names or ()), encoded.encoder_sha256]
+    names += [] if scale is None else [scale.digest]
     return open_run_dir(out, RUN_KIND, config, [*arrays, encoded.values], names, resume)
