@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxalign.data.batching import Array, Pairs, pad_pairs
 from jaxalign.data.preferences import Preferences
-from jaxalign.data.splits import rows_by_user
+from jaxalign.data.splits import learned_from
 from jaxalign.errors import InputError
 from jaxalign.files import read_json, write_folder_aside, write_json
 
@@ -225,7 +225,8 @@ def write_pairs(
 
     Args:
         path: a new folder.
-        preferences: the choices; a tie becomes two rows of weight 1/2, as in `pad_pairs`.
+        preferences: the choices; a tie becomes two rows of weight 1/2, as in `pad_pairs`. Rows that
+            the source holds out are left out.
         features: [I, E], a row for each of `preferences.items`; may itself be memory-mapped.
         users: whose choices, all unless given; users without choices are left out.
         say: receives a line of progress now and then.
@@ -237,7 +238,7 @@ def write_pairs(
         InputError: as `PairWriter`.
     """
     named = preferences.users if users is None else users
-    rows = rows_by_user(preferences, named)
+    rows = learned_from(preferences, named)
     known = [i for i, mine in enumerate(rows) if len(mine)]
     with PairWriter(path, features.shape[1]) as writer:
         for start in range(0, len(known), _USERS_AT_ONCE):

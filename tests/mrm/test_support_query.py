@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from jaxalign import mrm
+from jaxalign.data import Features
+from jaxalign.data.pair_file import write_pairs
 from jaxalign.data.preferences import Preferences
 from jaxalign.data.splits import UserSplit
 from jaxalign.experiments.mrm import MRMRunConfig
@@ -52,6 +54,13 @@ def test_training_reads_no_row_that_is_held_out(choices):
     assert all(real(bucket).max() < 6 for bucket in data.buckets)
 
 
+def test_the_file_of_a_streamed_training_has_no_row_that_is_held_out(choices, tmp_path):
+    features = np.arange(ITEMS, dtype=np.float32)[:, None]
+    written = write_pairs(tmp_path / "pairs", choices, features)
+    assert len(written.rows) == (~choices.held_out).sum()
+    assert written.read(0, USERS).features.max() < 6
+
+
 def test_users_are_judged_on_held_out_rows_alone(choices):
     users = support_query(choices, cut_episodes(choices, SplitConfig(min_query=1), choices.users))
     assert real(users.support).max() < 6
@@ -82,8 +91,6 @@ def test_users_are_adapted_on_learned_rows_and_judged_on_the_others(choices):
         method, method.load(fitted), {"em": 0, "adapt": True}, np.zeros(WIDTH), identity(WIDTH),
         FeatureConfig(path="given"),
     )  # fmt: skip
-    from jaxalign.data import Features
-
     table = Features(choices.items, values)
     users = mrm.adapt_users(model, choices, table)
     assert users.choices.tolist() == [8] * USERS
