@@ -14,7 +14,9 @@ _FEW, _CACHED = 4, 1 << 21
 _ACTIVATIONS = {"linear": lambda x: x, "tanh": jnp.tanh, "gelu": nn.gelu}
 
 
-def _uniform_fan_in(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> jax.Array:
+def _uniform_fan_in(
+    key: jax.Array, shape: tuple[int, int], dtype: jax.typing.DTypeLike = jnp.float32
+) -> jax.Array:
     # What torch.nn.Linear starts from, so that published recipes start where the authors' runs do.
     bound = shape[0] ** -0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)

@@ -3,14 +3,13 @@
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data.batching import Pairs
-from jaxalign.mrm.base import base_rewards, effective_weights
+from jaxalign.mrm.base import Params, base_rewards, effective_weights
 from jaxalign.mrm.config import REGULARISED, MRMConfig
 from jaxalign.mrm.inner import adapt_path
 from jaxalign.mrm.registry import Candidate, Fitted, WeightsMethod, register
@@ -20,7 +19,7 @@ from jaxalign.mrm.train import fit_mrm, one_seed
 
 @functools.partial(jax.jit, static_argnames=("config", "steps"))
 def _mrm_paths(
-    params: Any, rate: Any, features: jax.Array, pairs: tuple, config: MRMConfig, steps: int
+    params: Params, rate: float, features: jax.Array, pairs: tuple, config: MRMConfig, steps: int
 ) -> jax.Array:
     """Probabilities [steps + 1, U, Q] along the inner loop."""
     support, query = pairs
@@ -107,7 +106,7 @@ class MetaRewardModel(WeightsMethod[MRMConfig]):
         return effective_weights(path[:, -1], self.settings), None
 
 
-def _params(fitted: Fitted, candidate: Candidate) -> Any:
+def _params(fitted: Fitted, candidate: Candidate) -> Params:
     return jax.tree.map(lambda leaf: leaf[candidate["snapshot"]], fitted["params"])
 
 

@@ -18,6 +18,9 @@ from jaxalign.mrm.config import MRMConfig
 from jaxalign.mrm.objective import Batch, meta_objective
 from jaxalign.train.checkpoint import load_state, save_state
 
+Sweep = dict[str, jax.Array]
+"""Name of a numeric field of the config -> its values, one for each state."""
+
 
 class MetaTrainState(NamedTuple):
     """Everything that changes in training, and so everything that a resume needs.
@@ -30,7 +33,7 @@ class MetaTrainState(NamedTuple):
     """
 
     params: Params
-    optimiser: Any
+    optimiser: optax.OptState
     population: jax.Array
     key: jax.Array
 
@@ -184,7 +187,7 @@ def epochs(
     config: MRMConfig,
     count: int,
     most_groups: int | None = None,
-    sweep: dict[str, jax.Array] | None = None,
+    sweep: Sweep | None = None,
 ) -> tuple[MetaTrainState, jax.Array]:
     """`count` epochs for every seed (and hyper-parameter) at once.
 
@@ -223,7 +226,7 @@ def init_states(
     config: MRMConfig,
     feature_dim: int,
     users: int,
-    sweep: dict[str, jax.Array] | None = None,
+    sweep: Sweep | None = None,
 ) -> MetaTrainState:
     """States of `epochs` [S] from keys [S]."""
 
@@ -243,7 +246,7 @@ def fit_mrm(
     seeds: Sequence[int],
     checkpoint: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
+) -> Params:
     """MRM trained from all `seeds` at once, with its parameters at `config.snapshots` moments.
 
     Args:
@@ -289,7 +292,7 @@ def fit_mrm(
     return {"params": params, "losses": np.concatenate(losses, axis=1)}
 
 
-def one_seed(fitted: dict[str, Any], seed: int) -> dict[str, Any]:
+def one_seed(fitted: Params, seed: int) -> Params:
     """The fitted arrays of one seed of `fit_mrm`."""
     params = jax.tree.map(lambda leaf: leaf[:, seed], fitted["params"])
     return {"params": params, "losses": fitted["losses"][seed]}

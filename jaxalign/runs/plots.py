@@ -4,7 +4,7 @@ Nothing here touches pyplot's global state. The colours are those of Okabe and I
 colour-blind readers can distinguish, followed by lighter ones for plots of many regions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sized
 from os import PathLike
 from typing import TypedDict
 
@@ -137,7 +137,7 @@ def escape(text: str) -> str:
     return str(text).replace("$", r"\$")
 
 
-def refuse_empty(values: Sequence[object] | np.ndarray | dict[str, object]) -> None:
+def refuse_empty(values: Sized) -> None:
     """Refuse to draw nothing.
 
     Raises:

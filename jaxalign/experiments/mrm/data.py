@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -66,7 +65,7 @@ class Encoded:
 def open_source(config: MRMRunConfig, source: str) -> tuple[ChoiceSource, Features | None]:
     """Read a run's choices; the MRM authors' `X.pt` beside `X.json` brings features too."""
     data = config.data
-    options: dict[str, Any] = {}
+    options: dict[str, float | bool] = {}
     kind: str = data.kind
     if Path(source).suffix == ".pt":
         choices, embeddings, _ = load_authors(source, Path(source).with_suffix(".json"))

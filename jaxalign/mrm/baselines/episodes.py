@@ -21,10 +21,10 @@ import optax
 from jaxalign.data.batching import Pairs
 from jaxalign.data.splits import redraw
 from jaxalign.errors import InputError
+from jaxalign.mrm.base import Params
 from jaxalign.mrm.registry import Candidate, Fitted, UserRewardMethod
 from jaxalign.mrm.support_query import TrainingData
 
-Params = dict[str, Any]
 # model, params, key, table, support [B, S], query [B, Q], share of training done -> scalar
 Loss = Callable[[Any, Params, jax.Array, jax.Array, Pairs, Pairs, jax.Array], jax.Array]
 # model, params, table, support [S], query [Q] -> probability [Q] that chosen wins
@@ -66,8 +66,8 @@ class Scaling(NamedTuple):
         scale: scalar.
     """
 
-    mean: Any
-    scale: Any
+    mean: jax.Array
+    scale: jax.Array
 
     def __call__(self, features: jax.Array) -> jax.Array:
         """Scaled features [I, D], at least float32."""
@@ -243,7 +243,7 @@ def _optimiser(config: EpisodeConfig, total: int) -> optax.GradientTransformatio
     )
 
 
-def _kernels(params: Params) -> Any:
+def _kernels(params: Params) -> Params:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 

@@ -100,7 +100,7 @@ class GPONetwork(nn.Module):
         return self.head_out(nn.relu(self.head_hidden(x[bias.shape[0] :])))[:, 0]
 
 
-def swapped(pairs: Pairs, where: Any) -> Pairs:
+def swapped(pairs: Pairs, where: bool | jax.Array) -> Pairs:
     """Pairs with their two answers in the other order where asked."""
     return pairs._replace(
         chosen=jnp.where(where, pairs.rejected, pairs.chosen),

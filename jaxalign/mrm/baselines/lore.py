@@ -10,7 +10,7 @@ a dislike can be expressed and a new user with few choices stays near the mean.
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +19,13 @@ import optax
 
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm import bayes
+from jaxalign.mrm.base import Params
 from jaxalign.mrm.baselines import simplex
 from jaxalign.mrm.baselines.common import Buckets, one_for_all
 from jaxalign.mrm.registry import Candidate, Fitted, WeightsMethod, register
 from jaxalign.mrm.support_query import TrainingData, differences
 from jaxalign.train.blas import one_blas_thread
 
-Params = dict[str, Any]
 SPREADS = (0.5, 1.0, 2.0)
 
 

@@ -9,7 +9,7 @@ assignment is soft here.
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,8 +45,8 @@ class MixtureConfig:
 class MixtureModel(NamedTuple):
     """Shares and tastes: log_share [C], theta [C, D]."""
 
-    log_share: Any
-    theta: Any
+    log_share: jax.Array
+    theta: jax.Array
 
 
 def posterior(log_share: jax.Array, margins: jax.Array, weight: jax.Array) -> jax.Array:

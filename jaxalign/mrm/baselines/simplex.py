@@ -79,7 +79,7 @@ def fit_population(
     """
     optimiser = optax.adam(learning_rate)
 
-    def objective(trained: tuple[Params, Any]) -> jax.Array:
+    def objective(trained: tuple[Params, tuple[jax.Array, ...]]) -> jax.Array:
         params, raw = trained
         away = sum(jnp.sum((params[name] - centre[name]) ** 2) for name in params)
         return population_loss(rewards(params, features), raw, buckets) + decay * away
