@@ -198,7 +198,10 @@ def _read_users(table: "pa.Table", meta: dict[str, str]) -> AdaptedUsers:
     if meta["kind"] == "user choices":
         weight = rows("weight")
         chosen, rejected = (
-            tuple(row.reshape(len(w), -1) for row, w in zip(rows(name), weight, strict=True))
+            tuple(
+                row.reshape(len(w), -1 if len(w) else 0)
+                for row, w in zip(rows(name), weight, strict=True)
+            )
             for name in ("chosen", "rejected")
         )
         return UserSupports(users, counts, accuracy, meta["model"], chosen, rejected, weight)

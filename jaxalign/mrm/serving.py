@@ -254,8 +254,8 @@ def _by_choices(
     answers = np.asarray(model.inputs(values))
     count, width = answers.shape
     chosen, rejected, weight = np.zeros((1, width)), np.zeros((1, width)), np.zeros(1)
-    if place is not None and isinstance(model.users, UserSupports):
-        users = model.users
+    users = model.users
+    if place is not None and isinstance(users, UserSupports) and len(users.weight[place]):
         chosen, rejected, weight = users.chosen[place], users.rejected[place], users.weight[place]
     known = np.arange(len(weight))
     table = jnp.asarray(np.concatenate([answers, chosen, rejected]), jnp.float32)
