@@ -19,7 +19,7 @@ from jaxalign.experiments.mrm.data import (
     open_source,
     project,
 )
-from jaxalign.experiments.mrm.fits import FittedMethod, Stage, fit_method
+from jaxalign.experiments.mrm.fits import FittedMethod, KeepStage, fit_method
 from jaxalign.experiments.mrm.folds import judge_new_items
 from jaxalign.experiments.mrm.report import write_pages
 from jaxalign.experiments.mrm.statistics import NewUsers, Report, assemble, selected_method
@@ -130,7 +130,7 @@ def _new_users(
     data: ExperimentData,
     config: MRMRunConfig,
     cuts: dict[str, Episodes],
-    stage: Stage,
+    stage: KeepStage,
     folder: RunDir,
     say: Callable[[str], None],
 ) -> NewUsers:

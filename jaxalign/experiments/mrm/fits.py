@@ -12,8 +12,8 @@ from jaxalign.mrm.selection import predict, select
 from jaxalign.mrm.support_query import SupportQueryData, TrainingData
 
 
-class Stage(Protocol):
-    """Computes a part of a run once and keeps it, as `RunDir.stage`."""
+class KeepStage(Protocol):
+    """Computes a part of a run once and keeps it, as `RunDir.stage` does."""
 
     def __call__(self, name: str, compute: Callable[[], Fitted]) -> Fitted:
         """Return the part, computed or read back."""
@@ -56,7 +56,7 @@ def fit_method(
     method: UserRewardMethod,
     data: TrainingData,
     seeds: int,
-    stage: Stage,
+    stage: KeepStage,
     checkpoint: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> FittedMethod:

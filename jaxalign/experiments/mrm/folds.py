@@ -11,7 +11,7 @@ from jaxalign.data.batching import pad_pairs
 from jaxalign.data.splits import learned_from, rows_by_user
 from jaxalign.experiments.mrm.config import MRMRunConfig, method_of
 from jaxalign.experiments.mrm.data import ExperimentData
-from jaxalign.experiments.mrm.fits import FittedMethod, Stage, fit_method
+from jaxalign.experiments.mrm.fits import FittedMethod, KeepStage, fit_method
 from jaxalign.mrm.registry import Candidate, Fitted
 from jaxalign.mrm.support_query import SupportQueryData, on_device
 
@@ -40,7 +40,7 @@ class JudgedRegime:
 
 
 def judge_new_items(
-    data: ExperimentData, config: MRMRunConfig, fits: dict[str, FittedMethod], stage: Stage
+    data: ExperimentData, config: MRMRunConfig, fits: dict[str, FittedMethod], stage: KeepStage
 ) -> dict[str, JudgedRegime]:
     """Return predictions on held-out items, pooled over folds, for each of `REGIMES`.
 

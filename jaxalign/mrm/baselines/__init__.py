@@ -1,9 +1,10 @@
 """Methods that MRM and hierarchical Bayes are compared with: importing one registers it."""
 
-from jaxalign.mrm.baselines import bradley_terry as bradley_terry
-from jaxalign.mrm.baselines import gpo as gpo
-from jaxalign.mrm.baselines import lore as lore
-from jaxalign.mrm.baselines import mixture as mixture
-from jaxalign.mrm.baselines import neighbours as neighbours
-from jaxalign.mrm.baselines import pal as pal
-from jaxalign.mrm.baselines import vpl as vpl
+from jaxalign.mrm.baselines.bradley_terry import OneModelForAll as OneModelForAll
+from jaxalign.mrm.baselines.bradley_terry import OneModelPerUser as OneModelPerUser
+from jaxalign.mrm.baselines.gpo import GPO as GPO
+from jaxalign.mrm.baselines.lore import LoRe as LoRe
+from jaxalign.mrm.baselines.mixture import BradleyTerryMixture as BradleyTerryMixture
+from jaxalign.mrm.baselines.neighbours import NearestNeighbours as NearestNeighbours
+from jaxalign.mrm.baselines.pal import PAL as PAL
+from jaxalign.mrm.baselines.vpl import VPL as VPL
