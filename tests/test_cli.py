@@ -10,7 +10,7 @@ from cli_calls import call, refused, write_rows
 from mrm_cli_world import ITEMS, answer, make_choices
 
 import jaxalign
-from jaxalign.commands.parser import read_lines
+from jaxalign.data.lines import read_lines
 from jaxalign.models import embed
 
 

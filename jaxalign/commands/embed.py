@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from jaxalign.commands.parser import Commands, command, read_lines
+from jaxalign.commands.parser import Commands, command
+from jaxalign.data.lines import read_lines
 from jaxalign.errors import InputError
 
 

@@ -4,7 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
-from jaxalign.commands.parser import Commands, command, group, read_lines, takes_config
+from jaxalign.commands.parser import Commands, command, group, takes_config
+from jaxalign.data.lines import read_lines
 
 
 def add(commands: Commands) -> None:

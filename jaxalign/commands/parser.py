@@ -1,10 +1,8 @@
-"""What the commands share: a parser whose refusals are one sentence, and the lines of a file."""
+"""What the commands share: a parser whose refusals are one sentence, and its options."""
 
 import argparse
 import importlib
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from jaxalign.errors import InputError
@@ -86,30 +84,3 @@ def check_drawing(arguments: argparse.Namespace) -> None:
             f"--seed {arguments.seed}, --batch-size {arguments.batch_size}: expected a seed of at "
             "least 0 and a batch of at least 1"
         )
-
-
-def read_lines(path: Path) -> list[str]:
-    """Texts of a file: one a line, or the `text` of each row of a .jsonl file.
-
-    Raises:
-        InputError: no such file, nothing in it, or a row without `text`.
-    """
-    if not path.exists():
-        raise InputError(f"{path} does not exist")
-    try:
-        lines = [line for line in path.read_text("utf-8").split("\n") if line.strip()]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text ({error})") from None
-    if not lines:
-        raise InputError(f"{path} is empty: expected one text a line")
-    if path.suffix != ".jsonl":
-        return lines
-    texts = []
-    for number, line in enumerate(lines, 1):
-        try:
-            texts.append(str(json.loads(line)["text"]))
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise InputError(
-                f'{path}, line {number}: expected a JSON object with "text", found {line[:60]!r}'
-            ) from None
-    return texts

@@ -5,6 +5,7 @@ user has to enter as one vector in place of the second word.
 """
 
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,9 @@ from jaxalign.models import families
 from jaxalign.models.completions import CompletionBatch, completion_states
 from jaxalign.models.decoder import unembedding
 from jaxalign.models.decoder_config import DecoderConfig
-from jaxalign.models.language import LanguageModel, Tree
+from jaxalign.models.language import LanguageModel
+from jaxalign.models.params import Params
+from jaxalign.models.tokenizer import Tokenizer as ModelTokenizer
 from jaxalign.rewards.rules import TRAITS
 from jaxalign.train import optimiser
 from jaxalign.train.optimiser import OptimiserConfig, TrainState
@@ -44,10 +47,12 @@ def make_toy(seed: int) -> LanguageModel:
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token=VOCABULARY[STOP])
     params = _train(jax.random.key(seed), _init_params(seed), STEPS)
-    return LanguageModel(CONFIG, params, tokenizer, {"eos_token_id": STOP}, "toy", f"toy {seed}")
+    settings = {"eos_token_id": STOP}
+    named = cast(ModelTokenizer, tokenizer)
+    return LanguageModel(CONFIG, params, named, settings, "toy", f"toy {seed}")
 
 
-def _init_params(seed: int) -> Tree:
+def _init_params(seed: int) -> Params:
     """Return parameters before training, drawn on the host, where nothing is compiled."""
     rng = np.random.default_rng([seed, 4])
     shapes = jax.eval_shape(partial(families.init, config=CONFIG), jax.random.key(0))
@@ -58,12 +63,12 @@ def _init_params(seed: int) -> Tree:
         # Larger than usual, so that tokens differ from the start.
         return jnp.asarray(0.1 * rng.normal(size=leaf.shape), jnp.float32)
 
-    params: Tree = jax.tree_util.tree_map_with_path(draw, shapes)
+    params: Params = jax.tree_util.tree_map_with_path(draw, shapes)
     return params
 
 
 @partial(jax.jit, static_argnames="steps")
-def _train(key: jax.Array, params: Tree, steps: int) -> Tree:
+def _train(key: jax.Array, params: Params, steps: int) -> Params:
     def step(state: TrainState, _: None) -> tuple[TrainState, None]:
         drawn = jax.random.fold_in(state.key, state.step)
         first, second = jax.random.randint(drawn, (2, BATCH), 0, 2**30, jnp.int32)
@@ -76,7 +81,7 @@ def _train(key: jax.Array, params: Tree, steps: int) -> Tree:
     return jax.lax.scan(step, state, None, steps)[0].params
 
 
-def _loss(params: Tree, before: jax.Array, traits: jax.Array) -> jax.Array:
+def _loss(params: Params, before: jax.Array, traits: jax.Array) -> jax.Array:
     """Return the loss of naming traits [B] behind two words [B, 2] and the prompt, in nats."""
     rows = len(traits)
     words = jnp.asarray([VOCABULARY.index(word) for word in PROMPT], jnp.int32)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from jaxalign.progress import Progress
 from jaxalign.runs.run_dir import open_run_dir
 from jaxalign.train.mesh import make_mesh, param_shardings
 from jaxalign.train.sft import SftConfig, train
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class SftReport(TypedDict):
@@ -70,7 +73,8 @@ def run(
     model = load_language_model(
         name, config.trunk.weights, lambda shapes: param_shardings(shapes, mesh)
     )
-    completions = load_completions(source, model.tokenizer, config.data)
+    tokenizer = cast("PreTrainedTokenizerBase", model.tokenizer)
+    completions = load_completions(source, tokenizer, config.data)
     progress.say(
         f"{len(completions):,} rows, {completions.learned.sum():,} tokens to learn, "
         f"{completions.truncated:,} rows cut, {completions.dropped:,} left out"
@@ -78,7 +82,7 @@ def run(
     if validation is None:
         held = hold_out(completions, config)
     else:
-        held = completions, load_completions(validation, model.tokenizer, config.data)
+        held = completions, load_completions(validation, tokenizer, config.data)
     arrays = [array for part in held if part for array in (part.sequences.tokens, part.learned)]
     run_dir = open_run_dir(out, "sft", config, arrays, [model.sha256], resume)
     fitted = train(model, *held, config, out, progress)

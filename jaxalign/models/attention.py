@@ -9,13 +9,14 @@ Implementation = Literal["auto", "xla", "cudnn"]
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens so far; row b's token t stands in slot t.
+    """Keys and values of the tokens so far; token t of row b has slot t.
 
-    Heads stand before slots, as the two products of a decoding step read them: in the other order
-    every step would transpose a layer's whole cache.
+    The axis of heads comes before that of slots, as the two products of a decoding step read them.
+    In the other order, every step would transpose a layer's whole cache.
 
     Attributes:
-        key, value: [L, B, G, S, H].
+        key: [L, B, G, S, H].
+        value: [L, B, G, S, H].
     """
 
     key: jax.Array
@@ -30,17 +31,27 @@ def causal_attention(
     window: int | None = None,
     implementation: Implementation = "auto",
 ) -> jax.Array:
-    """Each token attends to itself and those before it.
+    """Attention of each token to itself and the tokens before it.
 
     Args:
         query: [B, T, N, H]; head n reads key head n // (N/G).
-        key, value: [B, T, G, H].
-        lengths: [B] int32 tokens of each row, padding on the right; None where all have T.
-        window: how many tokens a token sees, itself included; None for all.
-        implementation: `auto` takes cuDNN where it can.
+        key: [B, T, G, H].
+        value: [B, T, G, H].
+        lengths: [B] int32 tokens of each row, padding on the right; None if all rows have T.
+        window: how many tokens a token attends to, itself included; None for all.
+        implementation: `auto` takes cuDNN on a GPU where it can, XLA elsewhere.
 
     Returns:
-        [B, T, N, H]; rows of padding hold no meaning.
+        [B, T, N, H]; rows of padding are without meaning.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxalign.models.attention import causal_attention
+        >>> query, key = jax.random.normal(jax.random.key(0), (2, 1, 3, 2, 4))
+        >>> value = jnp.arange(3.0)[None, :, None, None] * jnp.ones((1, 3, 1, 4))
+        >>> mixed = causal_attention(query, key[:, :, :1], value, None)
+        >>> mixed.shape, mixed[0, 0, 0].tolist()
+        ((1, 3, 2, 4), [0.0, 0.0, 0.0, 0.0])
     """
     if query.dtype == jnp.float64:
         # jax.nn fixes its softmax to float32, which costs float64 its digits.
@@ -63,11 +74,12 @@ def causal_attention(
 def cached_attention(
     query: jax.Array, key: jax.Array, value: jax.Array, starts: jax.Array, window: int | None = None
 ) -> jax.Array:
-    """New tokens attend to all slots of the cache up to their own.
+    """Attention of new tokens to all slots of the cache up to their own.
 
     Args:
         query: [B, T, N, H] of tokens in slots `starts` to `starts + T - 1`.
-        key, value: [B, G, S, H], these tokens' own included.
+        key: [B, G, S, H], those of these tokens included.
+        value: [B, G, S, H].
         starts: [B] int32.
         window: as in `causal_attention`.
 

@@ -1,4 +1,4 @@
-"""Texts of many lengths in batches of few shapes: one compilation for each."""
+"""Batches of few shapes for texts of many lengths, so that each shape compiles once."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,24 +10,44 @@ _CPU_TOKENS = 2_048
 
 
 def bucket_length(length: int, limit: int) -> int:
-    """The padded length of a text: four steps an octave from 16 on, at most `limit`."""
+    """Return the padded length of a text: four steps per octave from 16 on, at most `limit`.
+
+    Args:
+        length: tokens of the text, at least 1.
+        limit: longest padded length.
+
+    Example:
+        >>> from jaxalign.models.buckets import bucket_length
+        >>> [bucket_length(length, 100) for length in (3, 17, 33, 65, 99)]
+        [16, 32, 48, 80, 100]
+    """
     step = max(16, 1 << max(0, (length - 1).bit_length() - 3))
     return min(-(-length // step) * step, limit)
 
 
 def default_tokens(accelerator: int) -> int:
-    """Tokens of a batch, padding included, that suit the backend."""
+    """Return the tokens of a batch, padding included, that suit the backend."""
     return _CPU_TOKENS if jax.default_backend() == "cpu" else accelerator
 
 
 def by_length(
     lengths: Sequence[int], limit: int, batch_tokens: int
 ) -> Iterator[tuple[list[int], tuple[int, int]]]:
-    """Rows of each batch with its padded shape (B, T), longest first.
+    """Yield the rows of each batch with its padded shape (B, T), longest first.
 
-    T alone decides B, so there is one compilation a bucket; what a bucket leaves free is filled
-    with the next shorter texts, so only the last batch has empty rows. The longest come first: a
-    machine too small fails at once.
+    T alone decides B, so that there is one compilation per bucket. Places that a bucket leaves free
+    are filled with the next shorter texts, so that only the last batch has empty rows. The longest
+    texts come first, so that a machine with too little memory fails at once.
+
+    Args:
+        lengths: tokens of each text.
+        limit: longest padded length.
+        batch_tokens: tokens of a batch, padding included.
+
+    Example:
+        >>> from jaxalign.models.buckets import by_length
+        >>> list(by_length([5, 30, 12], limit=64, batch_tokens=64))
+        [([1, 2], (2, 32)), ([0], (4, 16))]
     """
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     start = 0
@@ -39,7 +59,13 @@ def by_length(
 
 
 def padded(rows: Sequence[Sequence[int]], shape: tuple[int, int]) -> np.ndarray:
-    """Rows of token ids as one array of a shape (B, T), zeros where there is nothing."""
+    """Return rows of token ids as one array [B, T], zeros behind them.
+
+    Example:
+        >>> from jaxalign.models.buckets import padded
+        >>> padded([[5, 6], [7]], (2, 3)).tolist()
+        [[5, 6, 0], [7, 0, 0]]
+    """
     table = np.zeros(shape, np.int32)
     for number, row in enumerate(rows):
         table[number, : len(row)] = row

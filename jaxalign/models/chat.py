@@ -1,9 +1,9 @@
-"""Prompts in and answers out as text, through a model's tokenizer and chat template."""
+"""Prompts in and completions out as text, through a model's tokenizer and chat template."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -12,7 +12,9 @@ from jaxalign.errors import InputError
 from jaxalign.models.buckets import bucket_length, padded
 from jaxalign.models.decoder import Adapters
 from jaxalign.models.generate import Generated, PolicyMixture, generate
+from jaxalign.models.params import Array
 from jaxalign.models.sampling import Sampling
+from jaxalign.models.tokenizer import check_text
 from jaxalign.progress import track
 
 if TYPE_CHECKING:
@@ -24,14 +26,14 @@ _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|
 
 @dataclass(frozen=True, eq=False)
 class Completion:
-    """What a model answered to one prompt.
+    """The completion of one prompt.
 
     Attributes:
         text: without special tokens.
         tokens: [n] int32, the stop token included.
         logprobs: [n], as in `Generated`.
-        prompt_tokens: of the prompt, as the tokenizer sees it.
-        stopped: whether it ended by itself, and not at `max_tokens`.
+        prompt_tokens: tokens of the prompt.
+        stopped: whether the completion ended with a stop id, and not at `max_tokens`.
     """
 
     text: str
@@ -48,31 +50,32 @@ def generate_texts(
     key: jax.Array,
     *,
     adapters: Adapters = None,
-    rows: Sequence[int] | np.ndarray | None = None,
+    rows: Sequence[int] | Array | None = None,
     combine: PolicyMixture | None = None,
-    prefix: Any = None,
-    prefix_lengths: Any = None,
+    prefix: Array | None = None,
+    prefix_lengths: Array | None = None,
     batch_size: int = 16,
     progress: bool = True,
 ) -> list[Completion]:
-    """An answer to each prompt.
+    """Return a completion of each prompt.
 
     Args:
         model: from `load_language_model`.
-        prompts: X of them, each a plain text, or a chat: messages {"role", "content"} put
+        prompts: X of them, each a plain text, or a chat: messages {"role", "content"} that go
             through the model's template.
-        settings: how tokens are drawn; the model's own stop ids are added to those given.
-        key: random key; an answer depends on its prompt and place in the list, not on the batch.
+        settings: how tokens are sampled; the model's own stop ids are added to these.
+        key: random key. A completion depends on its prompt and its place in the list, not on the
+            batch.
         adapters, rows, combine, prefix, prefix_lengths: as in `generate`, for all X prompts.
         batch_size: most prompts at once.
-        progress: show a bar on stderr when it takes more than a few seconds.
+        progress: show a bar on standard error if the call takes more than a few seconds.
 
     Returns:
-        X answers, in order.
+        X completions, in order.
 
     Raises:
-        InputError: for a prompt that is no text or longer than the context has room for, a chat
-            that the template refuses, or a model whose logits are not finite.
+        InputError: a prompt is no text or longer than the context has room for, the template
+            refuses a chat, or the model's logits are not finite.
     """
     if isinstance(prompts, str) or batch_size < 1:
         raise InputError(
@@ -88,7 +91,7 @@ def generate_texts(
     ]
     settings = with_stops(model, settings)
     keys = jax.vmap(partial(jax.random.fold_in, key))(np.arange(len(ids)))
-    answers: list[Any] = [None] * len(ids)
+    answers: dict[int, Completion] = {}
     # The longest come first: a machine too small fails at once.
     order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
     batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
@@ -113,27 +116,27 @@ def generate_texts(
         host: Generated = jax.device_get(found)
         for place, row in enumerate(batch):
             answers[row] = _answer(model, host, place, len(ids[row]))
-    return answers
+    return [answers[row] for row in range(len(ids))]
 
 
 def prompt_ids(
     model: "LanguageModel", prompt: str | Chat, reserved: int = 0, name: str = "the prompt"
 ) -> list[int]:
-    """Token ids of a prompt, at least one.
+    """Return the token ids of a prompt, at least one.
 
     Args:
         model: whose tokenizer and template to use.
-        prompt: plain text, tokenised as it is with the tokenizer's own special tokens; or a chat,
-            put through the template up to where the answer begins.
+        prompt: a plain text, tokenised with the tokenizer's own special tokens; or a chat, put
+            through the template up to where the completion begins.
         reserved: tokens of the context that are needed for other things.
         name: what to call the prompt in messages.
 
     Raises:
-        InputError: for something else, or a prompt longer than the context has room for.
+        InputError: the prompt is something else, or longer than the context has room for.
     """
     tokenizer = model.tokenizer
     if isinstance(prompt, str):
-        _check_text(prompt, name)
+        check_text(prompt, name)
         ids = list(tokenizer(prompt)["input_ids"])
     else:
         ids = list(
@@ -158,22 +161,24 @@ def prompt_ids(
 
 
 def stop_ids(model: "LanguageModel") -> tuple[int, ...]:
-    """Ids that end an answer: of the tokenizer, of both configs, and known ends of a turn."""
-    found, added = {model.tokenizer.eos_token_id}, model.tokenizer.get_added_vocab()
+    """Return the ids that end a completion: of tokenizer and configs, and known turn ends."""
+    added = model.tokenizer.get_added_vocab()
+    found: list[object] = [model.tokenizer.eos_token_id]
     for config in (model.hf_config, model.generation):
         listed = config.get("eos_token_id")
-        found |= set(listed if isinstance(listed, list | tuple) else [listed])
-    found |= {added[name] for name in _TURN_ENDS if name in added}
-    return tuple(sorted(value for value in found - {None} if value < model.config.vocab_size))
+        found += listed if isinstance(listed, list | tuple) else [listed]
+    found += [added[name] for name in _TURN_ENDS if name in added]
+    ids = {value for value in found if isinstance(value, int)}
+    return tuple(sorted(value for value in ids if value < model.config.vocab_size))
 
 
 def with_stops(model: "LanguageModel", settings: Sampling) -> Sampling:
-    """The settings with the model's own stop ids added."""
+    """Return the settings with the model's own stop ids added."""
     return replace(settings, stop_ids=tuple(sorted({*settings.stop_ids, *stop_ids(model)})))
 
 
 def text_of(model: "LanguageModel", tokens: Sequence[int] | np.ndarray) -> str:
-    """Tokens [n] as text, without special tokens; bytes that are no character show as U+FFFD."""
+    """Return tokens [n] as text, without special tokens; incomplete bytes show as U+FFFD."""
     # A clean-up of spaces would change what was drawn.
     text: str = model.tokenizer.decode(
         list(map(int, tokens)), skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -182,10 +187,10 @@ def text_of(model: "LanguageModel", tokens: Sequence[int] | np.ndarray) -> str:
 
 
 def check_finite(model: "LanguageModel", logprobs: np.ndarray) -> None:
-    """Refuses what was drawn from logits that are no numbers.
+    """Refuse tokens that were sampled from logits that are not finite.
 
     Raises:
-        InputError: where a log-probability is not finite.
+        InputError: a log-probability is not finite.
     """
     if not np.isfinite(logprobs).all():
         raise InputError(
@@ -194,7 +199,7 @@ def check_finite(model: "LanguageModel", logprobs: np.ndarray) -> None:
         )
 
 
-def _templated(model: "LanguageModel", chat: Any, name: str) -> str:
+def _templated(model: "LanguageModel", chat: Chat, name: str) -> str:
     from jinja2 import TemplateError
 
     sound = isinstance(chat, Sequence) and len(chat) > 0
@@ -204,7 +209,7 @@ def _templated(model: "LanguageModel", chat: Any, name: str) -> str:
             "and content."
         )
     for turn in chat:
-        _check_text(turn.get("content"), f"a message's content in {name}")
+        check_text(turn.get("content"), f"a message's content in {name}")
     if not model.tokenizer.chat_template:
         raise InputError(f"{model.name} has no chat template: give {name} as a plain text.")
     try:
@@ -214,18 +219,6 @@ def _templated(model: "LanguageModel", chat: Any, name: str) -> str:
     except TemplateError as error:
         raise InputError(f"the chat template of {model.name} refuses {name}: {error}") from error
     return text
-
-
-def _check_text(text: Any, name: str) -> None:
-    if not isinstance(text, str):
-        raise InputError(f"{name} is {type(text).__name__}; expected a text.")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{name} is not valid Unicode ({error.reason} at character {error.start}): read the "
-            "file it came from as UTF-8."
-        ) from error
 
 
 def _answer(model: "LanguageModel", found: Generated, place: int, prompt_tokens: int) -> Completion:
@@ -243,11 +236,16 @@ def _table(ids: Sequence[Sequence[int]], positions: int) -> tuple[np.ndarray, np
     return padded(ids, (len(ids), bucket_length(int(lengths.max()), positions))), lengths
 
 
-def _take(values: Any, rows: Sequence[int]) -> Any:
+def _take(values: Sequence[int] | Array | None, rows: Sequence[int]) -> np.ndarray | None:
     return None if values is None else np.asarray(values)[np.asarray(rows)]
 
 
 def _of_rows(settings: Sampling, rows: Sequence[int]) -> Sampling:
     """The settings of some rows, where temperature or top_p are given by row."""
-    by_row = {name: getattr(settings, name) for name in ("temperature", "top_p")}
-    return replace(settings, **{k: _take(v, rows) for k, v in by_row.items() if np.ndim(v)})
+
+    def of_rows(value: float | Sequence[float]) -> float | Sequence[float]:
+        return [float(np.asarray(value)[row]) for row in rows] if np.ndim(value) else value
+
+    return replace(
+        settings, temperature=of_rows(settings.temperature), top_p=of_rows(settings.top_p)
+    )

@@ -1,8 +1,9 @@
 """Sequence classifiers and reward models: text, or prompt and answer, to logits."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +12,25 @@ import numpy as np
 from jaxalign.errors import InputError
 from jaxalign.models import families
 from jaxalign.models.buckets import by_length, default_tokens, padded
-from jaxalign.models.decoder_config import size
 from jaxalign.models.encoder import EncoderConfig, EncoderModule
-from jaxalign.models.encoder_files import read_json
 from jaxalign.models.heads import PooledHead, ValueHead, last_token
-from jaxalign.models.language import check_tokens, load_tokenizer
+from jaxalign.models.hf_config import (
+    JsonObject,
+    first_architecture,
+    optional_id,
+    optional_text,
+    read_config_json,
+    size,
+)
+from jaxalign.models.language import load_tokenizer
+from jaxalign.models.params import Array, Params, leaf, subtree
 from jaxalign.models.resolve import resolve
+from jaxalign.models.tokenizer import TokenizedTexts, Tokenizer, check_tokens, warn_truncated
 from jaxalign.models.weights.classifier import layout
-from jaxalign.models.weights.load import abstract_params, load_params
+from jaxalign.models.weights.load import Shardings, abstract_params, load_params
 from jaxalign.models.weights.safetensors import open_tensors
 
 Config = families.Config | EncoderConfig
-Tree = dict[str, Any]
 _ACCELERATOR_BATCH_TOKENS = 32_768
 
 
@@ -39,13 +47,13 @@ class Classifier:
             the model does not say, None.
         max_length: tokens of a text, special tokens included.
         pad_id: token that ends no text; None for none.
-        name: as it was asked for.
+        name: as given to the loader.
         sha256: of the weights.
     """
 
     config: Config
-    params: Tree = field(repr=False)
-    tokenizer: Any = field(repr=False)
+    params: Params = field(repr=False)
+    tokenizer: Tokenizer = field(repr=False)
     labels: tuple[str, ...]
     problem_type: str | None
     max_length: int
@@ -57,7 +65,7 @@ class Classifier:
 def load_classifier(
     name: str,
     dtype: str = "float32",
-    shardings: Callable[[Tree], Tree] | None = None,
+    shardings: Shardings | None = None,
     sha256: str | None = None,
 ) -> Classifier:
     """A sequence classifier of transformers: Llama, Mistral, Qwen2, Qwen3, GPT-2, BERT, DistilBERT.
@@ -73,7 +81,7 @@ def load_classifier(
     """
     model = resolve(name, sha256)
     source = str(model.folder / "config.json")
-    settings = read_json(model.folder / "config.json", required=True)
+    settings = read_config_json(model.folder / "config.json")
     config, labels = read_config(settings, dtype, source)
     tokenizer, table = load_tokenizer(model.folder), layout(config, len(labels))
     places = None if shardings is None else shardings(abstract_params(table, dtype))
@@ -84,16 +92,16 @@ def load_classifier(
         params=params,
         tokenizer=tokenizer,
         labels=labels,
-        problem_type=settings.get("problem_type"),
+        problem_type=optional_text(settings, "problem_type", source),
         max_length=min(config.positions, int(tokenizer.model_max_length)),
-        pad_id=settings.get("pad_token_id"),
+        pad_id=optional_id(settings, "pad_token_id", source),
         name=name,
         sha256=model.sha256,
     )
 
 
 def read_config(
-    settings: Mapping[str, Any], dtype: str = "float32", source: str = "config.json"
+    settings: JsonObject, dtype: str = "float32", source: str = "config.json"
 ) -> tuple[Config, tuple[str, ...]]:
     """The trunk and the labels that a Hugging Face config describes.
 
@@ -105,10 +113,10 @@ def read_config(
     Raises:
         InputError: for another architecture, or a field that is missing or wrong.
     """
-    architectures = settings.get("architectures") or ["ForSequenceClassification"]
-    if not str(architectures[0]).endswith("ForSequenceClassification"):
+    architecture = first_architecture(settings) or "ForSequenceClassification"
+    if not architecture.endswith("ForSequenceClassification"):
         raise InputError(
-            f"{source}: architectures names {architectures[0]!r}; expected a model "
+            f"{source}: architectures names {architecture!r}; expected a model "
             "...ForSequenceClassification: choose a classifier or a reward model."
         )
     labels = _labels(settings, source)
@@ -122,23 +130,23 @@ def classify(
     texts: Sequence[str] | Sequence[tuple[str, str]],
     batch_tokens: int | None = None,
 ) -> np.ndarray:
-    """Logits of texts, or of answers to prompts.
+    """Return the logits of texts, or of completions of prompts.
 
-    A pair becomes a conversation where the tokenizer has a chat template; else its two texts
-    follow each other as the tokenizer joins them. Longer ones than the model's limit are truncated
-    on the right, which is said once. Rows are sorted into batches by length.
+    A pair becomes a conversation if the tokenizer has a chat template; otherwise its two texts are
+    joined as the tokenizer joins pairs. Texts above the model's limit are truncated on the right,
+    and a line on standard error says how many. Rows are sorted into batches by length.
 
     Args:
         classifier: from `load_classifier`.
-        texts: N texts, or N pairs of prompt and answer.
+        texts: N texts, or N pairs of prompt and completion.
         batch_tokens: tokens of one batch, padding included; None to suit the backend.
 
     Returns:
         [N, labels] float32 (float64 for a classifier in float64).
 
     Raises:
-        InputError: for texts that are no strings or pairs, one without tokens, a token that the
-            model lacks, or logits that are not finite.
+        InputError: the texts are no strings or pairs, one has no tokens, the model lacks a token,
+            or logits are not finite.
     """
     if batch_tokens is not None and batch_tokens < 1:
         raise InputError(f"batch_tokens is {batch_tokens}; expected a positive whole number.")
@@ -167,12 +175,12 @@ def classify(
 
 def forward(
     config: Config,
-    params: Mapping[str, Any],
-    tokens: jax.Array | None,
-    lengths: jax.Array,
-    types: jax.Array | None = None,
+    params: Params,
+    tokens: Array | None,
+    lengths: Array,
+    types: Array | None = None,
     *,
-    embeddings: jax.Array | None = None,
+    embeddings: Array | None = None,
 ) -> jax.Array:
     """Logits of a padded batch, as a pure function.
 
@@ -189,21 +197,20 @@ def forward(
     """
     # A reward must not depend on whether the backend rounds float32 products to TF32.
     with jax.default_matmul_precision("highest" if config.dtype == "float32" else "default"):
-        states: Any
         if isinstance(config, EncoderConfig):
-            inputs: Any = tokens if embeddings is None else embeddings
-            mask = jnp.arange(inputs.shape[1], dtype=jnp.int32)[None, :] < lengths[:, None]
+            inputs = tokens if embeddings is None else embeddings
+            columns = 0 if inputs is None else inputs.shape[1]
+            mask = jnp.arange(columns, dtype=jnp.int32)[None, :] < lengths[:, None]
             states = EncoderModule(config).apply(
                 {"params": params}, tokens, mask, embeddings=embeddings, types=types
             )
-            vectors = states[:, 0]
+            vectors = cast(jax.Array, states)[:, 0]
         else:
-            states, _ = families.forward(config, params, tokens, lengths, embeddings=embeddings)
-            vectors = last_token(states, lengths)
-        head = params["head"]
-        labels = head.get("score", head)["kernel"].shape[-1]
-        logits: Any = head_module(config, labels).apply({"params": head}, vectors)
-        return logits
+            hidden, _ = families.forward(config, params, tokens, lengths, embeddings=embeddings)
+            vectors = last_token(hidden, lengths)
+        head = subtree(params, "head")
+        labels = leaf(head, *(("score", "kernel") if "score" in head else ("kernel",))).shape[-1]
+        return cast(jax.Array, head_module(config, labels).apply({"params": head}, vectors))
 
 
 _forward = jax.jit(forward, static_argnums=0)
@@ -216,14 +223,16 @@ def head_module(config: Config, labels: int) -> ValueHead | PooledHead:
     return ValueHead(labels, bias=False)
 
 
-def _labels(settings: Mapping[str, Any], source: str) -> tuple[str, ...]:
+def _labels(settings: JsonObject, source: str) -> tuple[str, ...]:
     names = settings.get("id2label")
     if names is None:  # transformers leaves the field out where there are two
         return tuple(f"LABEL_{i}" for i in range(size(settings, "num_labels", source, 2)))
     try:
+        if not isinstance(names, Mapping):
+            raise TypeError(names)
         numbered = {int(number): str(label) for number, label in names.items()}
         return tuple(numbered[number] for number in range(len(numbered) or 1))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{source}: id2label is {names!r}; expected a name for each number from 0."
         ) from error
@@ -236,15 +245,18 @@ def tokenize(
     paired = _check_texts(texts)
     if not texts:
         return [], None
-    tokenizer, columns, special = classifier.tokenizer, [list(texts)], True
-    if paired:
-        columns = [list(column) for column in zip(*texts, strict=True)]
-        if tokenizer.chat_template:
-            # The template writes the special tokens itself.
-            columns, special = [[_conversation(tokenizer, *pair) for pair in texts]], False
-    limit = {"truncation": True, "max_length": classifier.max_length}
-    found = tokenizer(*columns, add_special_tokens=special, padding=False, **limit)
-    _say_truncated(classifier, found)
+    tokenizer = classifier.tokenizer
+    encode = partial(tokenizer, truncation=True, max_length=classifier.max_length)
+    if not paired:
+        found = encode(list(map(str, texts)))
+    elif tokenizer.chat_template:
+        # The template writes the special tokens itself.
+        found = encode(
+            [_conversation(tokenizer, *pair) for pair in texts], add_special_tokens=False
+        )
+    else:
+        found = encode(*(list(column) for column in zip(*texts, strict=True)))
+    warn_truncated(_count_truncated(found), len(texts), classifier.max_length, classifier.name)
     ids = found["input_ids"]
     for number, row in enumerate(ids):
         if not isinstance(classifier.config, EncoderConfig):
@@ -256,24 +268,16 @@ def tokenize(
     return ids, found.get("token_type_ids") if typed else None
 
 
-def _conversation(tokenizer: Any, prompt: str, answer: str) -> str:
+def _conversation(tokenizer: Tokenizer, prompt: str, answer: str) -> str:
     turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
     return tokenizer.apply_chat_template(turns, tokenize=False)
 
 
-def _say_truncated(classifier: Classifier, found: Any) -> None:
-    truncated = sum(bool(encoding.overflowing) for encoding in found.encodings or ())
-    if truncated:
-        from rich.console import Console
-
-        Console(stderr=True).print(
-            f"{truncated} of {len(found['input_ids'])} texts were longer than "
-            f"{classifier.max_length} tokens, the limit of {classifier.name}, and were truncated.",
-            highlight=False,
-        )
+def _count_truncated(found: TokenizedTexts) -> int:
+    return sum(bool(encoding.overflowing) for encoding in found.encodings or ())
 
 
-def _check_texts(texts: Sequence[Any]) -> bool:
+def _check_texts(texts: Sequence[str] | Sequence[tuple[str, str]]) -> bool:
     """Whether they are pairs."""
     if isinstance(texts, str):
         raise InputError("texts is one string; expected a list of them.")

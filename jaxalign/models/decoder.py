@@ -1,7 +1,7 @@
 """The Llama family of decoders (Llama, Mistral, SmolLM2, Qwen2, Qwen3)."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from typing import TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,14 @@ from flax import linen as nn
 
 from jaxalign.models import lora
 from jaxalign.models.attention import Cache, cached_attention, causal_attention
-from jaxalign.models.decoder_config import DecoderConfig
+from jaxalign.models.decoder_config import DecoderConfig, StackConfig
+from jaxalign.models.params import Params, leaf, subtree
 from jaxalign.models.rope import rotate, rotation
 
-Adapters = Mapping[str, Any] | None
+# Scaled adapters, stacked as the layers are; of unstacked layers one tree per layer.
+Adapters: TypeAlias = Params | tuple[Params, ...] | None
+# A cache of all layers; of unstacked layers one per layer.
+Caches: TypeAlias = Cache | tuple[Cache | None, ...] | None
 
 
 class Decoder(nn.Module):
@@ -47,17 +51,18 @@ class Decoder(nn.Module):
         embeddings: jax.Array,
         lengths: jax.Array | None = None,
         *,
-        cache: Cache | None = None,
+        cache: Caches = None,
         starts: jax.Array | None = None,
         adapters: Adapters = None,
         rows: jax.Array | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
+    ) -> tuple[jax.Array, Caches]:
         """States after the last norm, and the cache with these tokens in it.
 
         Args:
             embeddings: [B, T, D], of `embed` or any other: soft tokens stand in line with words.
             lengths: [B] int32 tokens of each row, padding on the right; None where all have T.
-            cache: where keys and values are kept, S slots; None keeps none.
+            cache: where keys and values are kept, S slots; of unstacked layers one per layer. None
+                keeps none.
             starts: [B] int32 slot of each row's first token here, which then also sees the slots
                 before it; None where the rows begin here.
             adapters: a scaled adapter, or a stack of them (`jaxalign.models.lora`).
@@ -80,9 +85,9 @@ class Decoder(nn.Module):
         return self.final_norm(hidden).astype(config.dtype), cache
 
 
-def unembedding(params: Mapping[str, Any]) -> jax.Array:
+def unembedding(params: Params) -> jax.Array:
     """The matrix from states to logits, [V, D]; tied to the input embeddings where it has none."""
-    return params["unembed" if "unembed" in params else "embed"]["table"]
+    return leaf(params, "unembed" if "unembed" in params else "embed", "table")
 
 
 class TokenTable(nn.Module):
@@ -110,7 +115,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: jax.Array, pair: Adapters = None, rows: jax.Array | None = None
+        self, inputs: jax.Array, pair: Params | None = None, rows: jax.Array | None = None
     ) -> jax.Array:
         """[B, T, in] -> [B, T, features]; `pair` and `rows` as in `lora.delta`."""
         shape = (inputs.shape[-1], self.features)
@@ -119,7 +124,7 @@ class Linear(nn.Module):
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
             result = result + bias.astype(self.dtype)[None, None]
-        if pair is not None:
+        if pair:
             kept = inputs
             if self.adapter_dropout and self.has_rng("dropout"):
                 kept = nn.Dropout(self.adapter_dropout, deterministic=False)(inputs)
@@ -127,7 +132,9 @@ class Linear(nn.Module):
         return result
 
 
-def layers_of(block: Any, config: Any, adapter_dropout: float) -> Any:
+def layers_of(
+    block: type[nn.Module], config: StackConfig, adapter_dropout: float
+) -> nn.Module | list[nn.Module]:
     """The blocks of a decoder: one, compiled once and scanned over its stacked parameters; or L.
 
     A block takes (carry, layer, adapters, four inputs that all layers share). `config` says
@@ -150,8 +157,12 @@ def layers_of(block: Any, config: Any, adapter_dropout: float) -> Any:
 
 
 def through(
-    layers: Any, config: Any, carry: tuple[jax.Array, Any], adapters: Any, *shared: Any
-) -> tuple[jax.Array, Any]:
+    layers: nn.Module | Sequence[nn.Module],
+    config: StackConfig,
+    carry: tuple[jax.Array, Caches],
+    adapters: Adapters,
+    *shared: jax.Array | None,
+) -> tuple[jax.Array, Caches]:
     """Carries states [B, T, D] and cache through all layers of `layers_of`.
 
     Args:
@@ -161,15 +172,16 @@ def through(
         adapters: or None; of unstacked layers a tree for each.
         shared: what is the same for each layer.
     """
-    if not config.unstacked:
+    if isinstance(layers, nn.Module):
         numbers = jnp.arange(config.layers, dtype=jnp.int32)
         (hidden, cache), _ = layers(carry, numbers, adapters, *shared)
         return hidden, cache
     hidden, caches = carry
-    kept = []
-    for number, block in enumerate(layers):
-        cache = None if caches is None else caches[number]
-        own = None if adapters is None else adapters[number]
+    nothing = (None,) * config.layers
+    each_cache = nothing if caches is None else cast(tuple[Cache | None, ...], caches)
+    each_adapter = nothing if adapters is None else cast(tuple[Params, ...], adapters)
+    kept: list[Cache | None] = []
+    for block, cache, own in zip(layers, each_cache, each_adapter, strict=True):
         (hidden, cache), _ = block((hidden, cache), None, own, *shared)
         kept.append(cache)
     return hidden, None if caches is None else tuple(kept)
@@ -183,7 +195,7 @@ def attend(
     layer: jax.Array | None,
     lengths: jax.Array | None,
     starts: jax.Array | None,
-    config: Any,
+    config: StackConfig,
 ) -> tuple[jax.Array, Cache | None]:
     """Attention of one layer, its keys and values kept in the cache where there is one.
 
@@ -237,23 +249,22 @@ class _Block(nn.Module):
         self,
         carry: tuple[jax.Array, Cache | None],
         layer: jax.Array | None,
-        adapters: Adapters,
+        adapters: Params | None,
         turn: jax.Array,
         lengths: jax.Array | None,
         starts: jax.Array | None,
         rows: jax.Array | None,
     ) -> tuple[tuple[jax.Array, Cache | None], None]:
         config, (hidden, cache) = self.config, carry
-        adapters = adapters or {}
         inputs = rms_norm(config, "attention_norm")(hidden).astype(config.dtype)
         attention = _Attention(config, self.adapter_dropout, name="attention")
         mixed, cache = attention(
-            inputs, cache, layer, adapters.get("attention", {}), turn, lengths, starts, rows
+            inputs, cache, layer, subtree(adapters, "attention"), turn, lengths, starts, rows
         )
         hidden = hidden + mixed
         inputs = rms_norm(config, "mlp_norm")(hidden).astype(config.dtype)
         mlp = _Mlp(config, self.adapter_dropout, name="mlp")
-        return (hidden + mlp(inputs, adapters.get("mlp", {}), rows), cache), None
+        return (hidden + mlp(inputs, subtree(adapters, "mlp"), rows), cache), None
 
 
 class _Attention(nn.Module):
@@ -266,7 +277,7 @@ class _Attention(nn.Module):
         inputs: jax.Array,
         cache: Cache | None,
         layer: jax.Array | None,
-        adapters: Mapping[str, Any],
+        adapters: Params,
         turn: jax.Array,
         lengths: jax.Array | None,
         starts: jax.Array | None,
@@ -276,7 +287,7 @@ class _Attention(nn.Module):
 
         def linear(name: str, features: int, bias: bool, values: jax.Array) -> jax.Array:
             module = Linear(features, bias, config.dtype, self.adapter_dropout, name=name)
-            return module(values, adapters.get(name), rows)
+            return module(values, subtree(adapters, name), rows)
 
         def heads(name: str, count: int) -> jax.Array:
             flat = linear(name, count * config.head_width, config.qkv_bias, inputs)
@@ -299,16 +310,14 @@ class _Mlp(nn.Module):
     adapter_dropout: float
 
     @nn.compact
-    def __call__(
-        self, inputs: jax.Array, adapters: Mapping[str, Any], rows: jax.Array | None
-    ) -> jax.Array:
+    def __call__(self, inputs: jax.Array, adapters: Params, rows: jax.Array | None) -> jax.Array:
         config = self.config
 
         def linear(name: str, features: int, values: jax.Array) -> jax.Array:
             module = Linear(
                 features, config.mlp_bias, config.dtype, self.adapter_dropout, name=name
             )
-            return module(values, adapters.get(name), rows)
+            return module(values, subtree(adapters, name), rows)
 
         gated = nn.silu(linear("gate", config.hidden, inputs))
         return linear("down", config.width, gated * linear("up", config.hidden, inputs))

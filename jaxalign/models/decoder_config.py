@@ -1,14 +1,33 @@
 """Sizes and switches of the Llama family, and how a Hugging Face config gives them."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
 from jaxalign.errors import InputError
 from jaxalign.models.attention import Implementation
+from jaxalign.models.hf_config import JsonObject, real, section, size
 from jaxalign.models.rope import Rope
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+class StackConfig(Protocol):
+    """What the layers of every decoder family need to know; see `DecoderConfig`."""
+
+    @property
+    def layers(self) -> int: ...  # noqa: D102
+    @property
+    def window(self) -> int | None: ...  # noqa: D102
+    @property
+    def dtype(self) -> str: ...  # noqa: D102
+    @property
+    def unroll(self) -> bool: ...  # noqa: D102
+    @property
+    def unstacked(self) -> bool: ...  # noqa: D102
+    @property
+    def remat(self) -> str | None: ...  # noqa: D102
+    @property
+    def attention(self) -> Implementation: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -64,7 +83,7 @@ class DecoderConfig:
 
     @classmethod
     def from_hf(
-        cls, config: Mapping[str, Any], dtype: str = "float32", source: str = "config.json"
+        cls, config: JsonObject, dtype: str = "float32", source: str = "config.json"
     ) -> "DecoderConfig":
         """The decoder that a Hugging Face config describes.
 
@@ -106,7 +125,7 @@ class DecoderConfig:
             hidden=size(config, "intermediate_size", source),
             positions=size(config, "max_position_embeddings", source),
             rope=_rope(config, source),
-            norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+            norm_eps=real(config, "rms_norm_eps", source, 1e-6),
             window=_window(config, str(family), source),
             qkv_bias=family == "qwen2" or biased,
             out_bias=biased and family != "qwen2",
@@ -117,23 +136,11 @@ class DecoderConfig:
         )
 
 
-def size(config: Mapping[str, Any], name: str, source: str, default: int | None = None) -> int:
-    """A positive whole number of a config.
-
-    Raises:
-        InputError: where it is something else, or missing and without a default.
-    """
-    value = config.get(name)
-    value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{source}: {name} is {value!r}; expected a positive whole number.")
-    return value
-
-
-def _rope(config: Mapping[str, Any], source: str) -> Rope:
+def _rope(config: JsonObject, source: str) -> Rope:
     # transformers 5 keeps all in rope_parameters; before, rope_theta stood beside rope_scaling.
-    settings = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
-    theta = float(settings.get("rope_theta") or config.get("rope_theta") or 10_000.0)
+    parts = (section(config, name, source) for name in ("rope_scaling", "rope_parameters"))
+    settings = {key: value for part in parts for key, value in part.items()}
+    theta = real(settings, "rope_theta", source, real(config, "rope_theta", source, 10_000.0))
     kind = settings.get("rope_type") or settings.get("type") or "default"
     partial = settings.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
     if kind not in ("default", "linear", "llama3") or partial != 1.0:
@@ -143,24 +150,20 @@ def _rope(config: Mapping[str, Any], source: str) -> Rope:
         )
     if kind == "default":
         return Rope(theta)
-    try:
-        if kind == "linear":
-            return Rope(theta, "linear", float(settings["factor"]))
-        return Rope(
-            theta,
-            "llama3",
-            float(settings["factor"]),
-            float(settings["low_freq_factor"]),
-            float(settings["high_freq_factor"]),
-            int(settings["original_max_position_embeddings"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{source}: the rope scaling {kind!r} lacks or garbles {error}: check the file."
-        ) from error
+    factor = real(settings, "factor", source)
+    if kind == "linear":
+        return Rope(theta, "linear", factor)
+    return Rope(
+        theta,
+        "llama3",
+        factor,
+        real(settings, "low_freq_factor", source),
+        real(settings, "high_freq_factor", source),
+        size(settings, "original_max_position_embeddings", source),
+    )
 
 
-def _window(config: Mapping[str, Any], family: str, source: str) -> int | None:
+def _window(config: JsonObject, family: str, source: str) -> int | None:
     window = config.get("sliding_window")
     if family != "mistral":
         if config.get("use_sliding_window"):

@@ -11,11 +11,12 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jaxalign.data.preferences import Conversation
 from jaxalign.errors import InputError
@@ -25,11 +26,18 @@ from jaxalign.models.buckets import by_length, default_tokens, padded
 from jaxalign.models.classifier import load_classifier
 from jaxalign.models.embed_cache import EmbeddingCache, text_key
 from jaxalign.models.encoder import POOLINGS, EncoderConfig, Pooling
-from jaxalign.models.encoder_files import load_pooling, load_tokenizer, read_json
-from jaxalign.models.language import check_tokens, load_language_model
+from jaxalign.models.encoder_files import load_pooling, load_tokenizer
+from jaxalign.models.hf_config import JsonObject, first_architecture, read_config_json, size
+from jaxalign.models.language import load_language_model
+from jaxalign.models.params import Params
 from jaxalign.models.resolve import cache_folder, resolve
+from jaxalign.models.tokenizer import Tokenizer, check_text, check_tokens, warn_truncated
 from jaxalign.models.weights import encoder as weights
 from jaxalign.progress import track
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from tokenizers import Tokenizer as RustTokenizer
 
 _ACCELERATOR_BATCH_TOKENS = 65_536
 
@@ -46,14 +54,14 @@ class Encoder:
         pooling: the model's own choice, the default of `encode`.
         normalise: likewise, whether vectors have length 1.
         max_length: tokens of a text, special tokens included.
-        name: as it was asked for.
+        name: as given to the loader.
         sha256: of the weights.
         identity: hash of all that a vector depends on besides the text, pooling and normalise.
     """
 
     config: EncoderConfig | families.Config
-    params: dict[str, Any] = field(repr=False)
-    tokenizer: Any = field(repr=False)
+    params: Params = field(repr=False)
+    tokenizer: "RustTokenizer | Tokenizer" = field(repr=False)
     pooling: Pooling
     normalise: bool
     max_length: int
@@ -77,7 +85,7 @@ class EncodeStats:
     truncated: int
 
 
-def load_encoder(name: str, dtype: Any = "float32", sha256: str | None = None) -> Encoder:
+def load_encoder(name: str, dtype: DTypeLike = "float32", sha256: str | None = None) -> Encoder:
     """An encoder of the BERT family or the trunk of a decoder, ready for `encode`.
 
     Args:
@@ -92,13 +100,14 @@ def load_encoder(name: str, dtype: Any = "float32", sha256: str | None = None) -
     model = resolve(name, sha256)
     source = model.folder / "config.json"
     gguf = model.weights[0].suffix == ".gguf"
-    found = {} if gguf else read_json(source, required=True)
+    found = {} if gguf else read_config_json(source)
     if gguf or found.get("model_type") in (*families.FAMILIES, "gpt2"):
         return _load_trunk(name, dtype, sha256, found)
     config = EncoderConfig.from_hf(found, dtype, str(source))
     pooling, normalise = load_pooling(model.folder)
-    settings = read_json(model.folder / "sentence_bert_config.json")
-    limit = min(settings.get("max_seq_length") or config.positions, config.positions)
+    source = model.folder / "sentence_bert_config.json"
+    settings = read_config_json(source, required=False)
+    limit = min(size(settings, "max_seq_length", str(source), config.positions), config.positions)
     tokenizer = load_tokenizer(model.folder, limit, bool(settings.get("do_lower_case")))
     if tokenizer.get_vocab_size() > config.vocab_size:
         raise InputError(
@@ -113,14 +122,13 @@ def load_encoder(name: str, dtype: Any = "float32", sha256: str | None = None) -
     )
 
 
-def _load_trunk(name: str, dtype: str, sha256: str | None, settings: dict[str, Any]) -> Encoder:
+def _load_trunk(name: str, dtype: str, sha256: str | None, settings: JsonObject) -> Encoder:
     """The trunk of a causal language model, or of a reward model, whose head is left aside."""
-    kind = str((settings.get("architectures") or [""])[0])
-    scored = kind.endswith("ForSequenceClassification")
+    scored = first_architecture(settings).endswith("ForSequenceClassification")
     model = (load_classifier if scored else load_language_model)(name, dtype, sha256=sha256)
     tokenizer, config = model.tokenizer, model.config
-    parts = [asdict(config), model.sha256, tokenizer.backend_tokenizer.to_str()]
-    parts.append(tokenizer.chat_template)
+    serialised = tokenizer.backend_tokenizer.to_str()
+    parts = [asdict(config), model.sha256, serialised, tokenizer.chat_template]
     identity = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     limit = min(config.positions, int(tokenizer.model_max_length))
     return Encoder(
@@ -244,7 +252,7 @@ def forward(
     config: EncoderConfig | families.Config,
     pooling: Pooling,
     normalise: bool,
-    params: dict[str, Any],
+    params: Params,
     tokens: jax.Array,
     mask: jax.Array,
 ) -> jax.Array:
@@ -261,9 +269,9 @@ def forward(
     """
     # A cached vector must not depend on whether the backend rounds float32 products to TF32.
     with jax.default_matmul_precision("highest" if config.dtype == "float32" else "default"):
-        hidden: Any
         if isinstance(config, EncoderConfig):
-            hidden = bert.EncoderModule(config).apply({"params": params}, tokens, mask)
+            states = bert.EncoderModule(config).apply({"params": params}, tokens, mask)
+            hidden = cast(jax.Array, states)
         else:
             lengths = jnp.sum(mask.astype(jnp.int32), axis=1)
             hidden, _ = families.forward(config, params, tokens, lengths)
@@ -276,7 +284,7 @@ _forward = jax.jit(forward, static_argnums=(0, 1, 2))
 
 def _run(
     run: Callable[..., jax.Array],
-    params: dict[str, Any],
+    params: Params,
     ids: Sequence[Sequence[int]],
     shape: tuple[int, int],
 ) -> np.ndarray:
@@ -292,41 +300,48 @@ def _as_read(encoder: Encoder, text: str) -> tuple[str, bool]:
     """What the tokenizer is given, and whether that is a filled-in chat template."""
     if isinstance(encoder.config, EncoderConfig) or not isinstance(text, Conversation):
         return text, False
-    if not encoder.tokenizer.chat_template:
+    tokenizer = cast(Tokenizer, encoder.tokenizer)
+    if not tokenizer.chat_template:
         return text, False
     turns = [
         {"role": "assistant" if number % 2 else "user", "content": said}
         for number, said in enumerate(text.turns)
     ]
-    return encoder.tokenizer.apply_chat_template(turns, tokenize=False), True
+    return tokenizer.apply_chat_template(turns, tokenize=False), True
 
 
 def _tokenize(encoder: Encoder, texts: Sequence[tuple[str, bool]]) -> tuple[list[list[int]], int]:
     """Token ids of what `_as_read` gave, and how many texts were truncated."""
     if isinstance(encoder.config, EncoderConfig):
-        encodings = encoder.tokenizer.encode_batch([text for text, _ in texts])
+        encodings = text_encodings(encoder, [text for text, _ in texts])
         truncated = sum(bool(encoding.overflowing) for encoding in encodings)
         ids = [encoding.ids for encoding in encodings]
     else:
         ids, truncated = _decoder_ids(encoder, texts)
-    if truncated:
-        from rich.console import Console
-
-        Console(stderr=True).print(
-            f"{truncated} of {len(texts)} texts were longer than {encoder.max_length} tokens, the "
-            f"limit of {encoder.name}, and were truncated.",
-            highlight=False,
-        )
+    warn_truncated(truncated, len(texts), encoder.max_length, encoder.name)
     return ids, truncated
+
+
+def text_encodings(encoder: Encoder, texts: Sequence[str]) -> "list[Encoding]":
+    """Return the encodings of texts by the tokenizer of an encoder of the BERT family.
+
+    Args:
+        encoder: from `load_encoder`; not the trunk of a decoder.
+        texts: N texts.
+
+    Returns:
+        N encodings, with `ids` of at most `encoder.max_length` tokens.
+    """
+    return cast("RustTokenizer", encoder.tokenizer).encode_batch(list(texts))
 
 
 def _decoder_ids(
     encoder: Encoder, texts: Sequence[tuple[str, bool]]
 ) -> tuple[list[list[int]], int]:
-    ids, truncated = [], 0
+    tokenizer, ids, truncated = cast(Tokenizer, encoder.tokenizer), [], 0
     for text, chat in texts:
         # The template writes the special tokens itself.
-        row = encoder.tokenizer(text, add_special_tokens=not chat)["input_ids"]
+        row = tokenizer(text, add_special_tokens=not chat)["input_ids"]
         truncated += len(row) > encoder.max_length
         ids.append(row[: encoder.max_length])
         check_tokens(row, encoder.config.vocab_size, f"the text {text[:40]!r}", encoder.name)
@@ -341,18 +356,10 @@ def _check_arguments(texts: Sequence[str], pooling: str, batch_tokens: int | Non
     if isinstance(texts, str):
         raise InputError("texts is one string; expected a list of them.")
     for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InputError(f"texts[{row}] is {type(text).__name__}; expected a string.")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"texts[{row}] is not valid Unicode ({error.reason} at character {error.start}): "
-                "read the file it came from as UTF-8."
-            ) from error
+        check_text(text, f"texts[{row}]")
 
 
-def _checked_dtype(dtype: Any) -> str:
+def _checked_dtype(dtype: DTypeLike) -> str:
     try:
         found = jnp.dtype(dtype)
     except TypeError:

@@ -1,15 +1,15 @@
 """The BERT family of text encoders (BERT, MiniLM, BGE, DistilBERT): tokens in, vectors out."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxalign.errors import InputError
-from jaxalign.models.decoder_config import size
+from jaxalign.models.hf_config import JsonObject, real, size
+from jaxalign.models.params import Array, Params, leaf
 
 Pooling = Literal["mean", "cls", "last"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
@@ -33,7 +33,7 @@ _SIZES = {
         "max_position_embeddings": "positions",
     },
 }
-_SUPPORTED: dict[str, dict[str, Any]] = {
+_SUPPORTED: dict[str, dict[str, object]] = {
     "bert": {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False},
     "distilbert": {"activation": "gelu"},
 }
@@ -71,7 +71,7 @@ class EncoderConfig:
 
     @classmethod
     def from_hf(
-        cls, config: Mapping[str, Any], dtype: str = "float32", source: str = "config.json"
+        cls, config: JsonObject, dtype: str = "float32", source: str = "config.json"
     ) -> "EncoderConfig":
         """The encoder that a Hugging Face config.json describes.
 
@@ -84,7 +84,7 @@ class EncoderConfig:
             InputError: for a field that is missing or wrong, or an architecture that is not here.
         """
         kind = config.get("model_type")
-        if kind not in _SIZES:
+        if not isinstance(kind, str) or kind not in _SIZES:
             raise InputError(
                 f"{source}: model_type is {kind!r}; the encoder supports "
                 f"{', '.join(map(repr, _SIZES))} only: choose a BERT, MiniLM, BGE or DistilBERT "
@@ -95,18 +95,22 @@ class EncoderConfig:
             if found != expected:
                 raise InputError(f"{source}: {field} is {found!r}; expected {expected!r}.")
         fields = _SIZES[kind]
-        sizes: dict[str, Any] = {ours: size(config, name, source) for name, ours in fields.items()}
+        sizes = {ours: size(config, name, source) for name, ours in fields.items()}
         if sizes["width"] % sizes["heads"]:
             width, heads = (name for name, ours in fields.items() if ours in ("width", "heads"))
             raise InputError(
                 f"{source}: {width} {sizes['width']} is not a multiple of {heads} {sizes['heads']}."
             )
-        if kind == "distilbert":  # its epsilon is no field, but fixed
-            return cls(**sizes, token_types=0, dtype=dtype)
+        bert = kind == "bert"  # DistilBERT has no token types, and a fixed epsilon
         return cls(
-            **sizes,
-            token_types=size(config, "type_vocab_size", source, 2),
-            norm_eps=float(config.get("layer_norm_eps", 1e-12)),
+            vocab_size=sizes["vocab_size"],
+            width=sizes["width"],
+            layers=sizes["layers"],
+            heads=sizes["heads"],
+            hidden=sizes["hidden"],
+            positions=sizes["positions"],
+            token_types=size(config, "type_vocab_size", source, 2) if bert else 0,
+            norm_eps=real(config, "layer_norm_eps", source, 1e-12) if bert else 1e-12,
             dtype=dtype,
         )
 
@@ -153,7 +157,7 @@ class EncoderModule(nn.Module):
                 f"{config.positions} positions: truncate them."
             )
         hidden = _Embeddings(config, name="embeddings")(tokens, embeddings, types)
-        block: Any = _Block
+        block: type[nn.Module] = _Block
         if config.remat is not None:
             policy = getattr(jax.checkpoint_policies, config.remat)
             block = nn.remat(block, policy=policy, prevent_cse=False)
@@ -240,18 +244,18 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Arra
     return jnp.einsum("BNTS,BSNH->BTNH", weights, value)
 
 
-def embed(params: Mapping[str, Any], tokens: jax.Array) -> jax.Array:
+def embed(params: Params, tokens: Array) -> jax.Array:
     """Rows of the word table, before positions: [B, T] int -> [B, T, D]; NaN for no such row."""
-    return _rows(params["embeddings"]["word"], tokens)
+    return _rows(leaf(params, "embeddings", "word"), tokens)
 
 
-def _rows(table: jax.Array, numbers: Any) -> jax.Array:
+def _rows(table: jax.Array, numbers: Array | None) -> jax.Array:
     # A clip would hide a number outside the table; NaN shows it.
     return table.at[numbers].get(mode="fill", fill_value=jnp.nan)
 
 
 def pool(hidden: jax.Array, mask: jax.Array, pooling: Pooling = "mean") -> jax.Array:
-    """One vector a text from the vectors of its tokens.
+    """Pool the vectors of a text's tokens into one vector per text.
 
     Args:
         hidden: [B, T, D].
@@ -262,7 +266,14 @@ def pool(hidden: jax.Array, mask: jax.Array, pooling: Pooling = "mean") -> jax.A
         [B, D], at least float32.
 
     Raises:
-        InputError: for another pooling.
+        InputError: another pooling.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.models.encoder import pool
+        >>> hidden, mask = jnp.asarray([[[1.0], [3.0], [9.0]]]), jnp.asarray([[1, 1, 0]])
+        >>> [pool(hidden, mask, pooling).item() for pooling in ("mean", "cls", "last")]
+        [2.0, 1.0, 3.0]
     """
     hidden = hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32))
     if pooling == "cls":
@@ -280,7 +291,14 @@ def pool(hidden: jax.Array, mask: jax.Array, pooling: Pooling = "mean") -> jax.A
 
 
 def normalise(vectors: jax.Array, eps: float = 1e-12) -> jax.Array:
-    """Vectors of length 1: [..., E] -> [..., E]; a zero vector stays zero."""
+    """Vectors of length 1: [..., E] -> [..., E]; a zero vector stays zero.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np
+        >>> from jaxalign.models.encoder import normalise
+        >>> np.float64(normalise(jnp.asarray([[3.0, 4.0], [0.0, 0.0]]))).round(3).tolist()
+        [[0.6, 0.8], [0.0, 0.0]]
+    """
     square = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
     # Inside the root, so that the gradient at zero is finite.
     return vectors * jax.lax.rsqrt(jnp.maximum(square, eps**2))
@@ -291,7 +309,16 @@ def _dense(config: EncoderConfig, features: int, name: str) -> nn.Dense:
     return nn.Dense(features, dtype=config.dtype, kernel_init=init, name=name)
 
 
-def layer_norm(config: Any, name: str) -> nn.LayerNorm:
+class NormConfig(Protocol):
+    """What a layer norm needs to know."""
+
+    @property
+    def norm_eps(self) -> float: ...  # noqa: D102
+    @property
+    def dtype(self) -> str: ...  # noqa: D102
+
+
+def layer_norm(config: NormConfig, name: str) -> nn.LayerNorm:
     """Layer norm in at least float32, with the `norm_eps` of a config."""
     wide = jnp.promote_types(config.dtype, jnp.float32)
     # The fast variance E[x^2] - E[x]^2 cancels.

@@ -2,10 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from jaxalign.errors import InputError
 from jaxalign.models.encoder import POOLINGS, Pooling
+from jaxalign.models.hf_config import read_config_json
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _POOLING_FIELDS = {
     "pooling_mode_mean_tokens": "mean",
@@ -14,7 +18,7 @@ _POOLING_FIELDS = {
 }
 
 
-def load_tokenizer(folder: Path, max_length: int, lower: bool = False) -> Any:
+def load_tokenizer(folder: Path, max_length: int, lower: bool = False) -> "Tokenizer":
     """A `tokenizers.Tokenizer` that truncates to a length and does not pad.
 
     Args:
@@ -43,7 +47,7 @@ def load_tokenizer(folder: Path, max_length: int, lower: bool = False) -> Any:
     return tokenizer
 
 
-def _from_vocabulary(folder: Path) -> Any:
+def _from_vocabulary(folder: Path) -> "Tokenizer":
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     path = folder / "vocab.txt"
@@ -54,12 +58,13 @@ def _from_vocabulary(folder: Path) -> Any:
     for special in ("[UNK]", "[CLS]", "[SEP]"):
         if special not in vocabulary:
             raise InputError(f"{path}: {special} is missing; expected a vocabulary of BERT.")
-    settings = read_json(folder / "tokenizer_config.json")
+    settings = read_config_json(folder / "tokenizer_config.json", required=False)
+    strip = settings.get("strip_accents")
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
-        strip_accents=settings.get("strip_accents"),
-        lowercase=settings.get("do_lower_case", True),
+        handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
+        strip_accents=None if strip is None else bool(strip),
+        lowercase=bool(settings.get("do_lower_case", True)),
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     marks = [(mark, vocabulary[mark]) for mark in ("[CLS]", "[SEP]")]
@@ -77,7 +82,7 @@ def load_pooling(folder: Path) -> tuple[Pooling, bool]:
         InputError: for a module or a pooling that is not supported.
     """
     source = folder / "modules.json"
-    modules = read_json(source, kind=list)
+    modules = _read_modules(source)
     kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
     unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
     if unknown:
@@ -86,51 +91,29 @@ def load_pooling(folder: Path) -> tuple[Pooling, bool]:
             "Normalize only."
         )
     place = modules[kinds.index("Pooling")].get("path") if "Pooling" in kinds else None
-    source = folder / (place or "1_Pooling") / "config.json"
-    config = read_json(source, required=place is not None)
+    source = folder / str(place or "1_Pooling") / "config.json"
+    config = read_config_json(source, required=place is not None)
     normalise = "Normalize" in kinds if modules else True
     if not config:
         return "mean", normalise
     on = [name for name, value in config.items() if name.startswith("pooling_mode_") and value]
     named = [_POOLING_FIELDS.get(name, name) for name in on] or [str(config.get("pooling_mode"))]
-    for pooling in named:
-        if len(named) > 1 or pooling not in POOLINGS:
-            raise InputError(
-                f"{source}: pooling {', '.join(named)} is not supported; expected one of "
-                f"{', '.join(POOLINGS)}."
-            )
-    return named[0], normalise
+    if len(named) > 1 or named[0] not in POOLINGS:
+        raise InputError(
+            f"{source}: pooling {', '.join(named)} is not supported; expected one of "
+            f"{', '.join(POOLINGS)}."
+        )
+    return cast(Pooling, named[0]), normalise
 
 
-def read_json(
-    path: Path, required: bool = False, kind: type = dict, version: int | None = None
-) -> Any:
-    """The content of a JSON file, a dict or a list; empty for an optional one that is not there.
-
-    Args:
-        path: of the file.
-        required: refuse a file that is missing.
-        kind: what it holds.
-        version: that its `format` must be; None for any.
-
-    Raises:
-        InputError: where it is required and missing, is not JSON, or holds another kind or
-            version.
-    """
-    if not path.is_file() and not required:
-        return kind()
+def _read_modules(path: Path) -> list[dict[str, object]]:
+    """The modules of an encoder of sentence-transformers; empty where the file is missing."""
+    if not path.is_file():
+        return []
     try:
         content = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); a model needs it.") from error
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}): download it again.") from error
-    if not isinstance(content, kind):
-        raise InputError(f"{path}: holds a {type(content).__name__}; expected a {kind.__name__}.")
-    found = content.get("format") if isinstance(content, dict) else None
-    if version is not None and found != version:
-        raise InputError(
-            f"{path}: format version {found}; this jaxalign reads version {version}: train again, "
-            "or use the version that wrote it."
-        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: is not JSON ({error}): download the model again.") from error
+    if not isinstance(content, list) or not all(isinstance(module, dict) for module in content):
+        raise InputError(f"{path}: expected a JSON list of modules: download the model again.")
     return content

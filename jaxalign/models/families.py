@@ -1,33 +1,41 @@
-"""Every decoder behind the same few functions: what generation and training are written on."""
+"""All decoder families behind the same few functions, which generation and training use."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 
 from jaxalign.errors import InputError
 from jaxalign.models.attention import Cache
-from jaxalign.models.decoder import Adapters, Decoder, unembedding
+from jaxalign.models.decoder import Adapters, Caches, Decoder, unembedding
 from jaxalign.models.decoder_config import FAMILIES, DecoderConfig
 from jaxalign.models.gpt2 import GPT2, GPT2Config
+from jaxalign.models.hf_config import JsonObject
+from jaxalign.models.params import Array, Params, subtree
 
 Config = DecoderConfig | GPT2Config
+Tree = TypeVar("Tree")
 
 
 def config_from_hf(
-    config: Mapping[str, Any], dtype: str = "float32", source: str = "config.json"
+    config: JsonObject, dtype: str = "float32", source: str = "config.json"
 ) -> Config:
-    """The decoder that a Hugging Face config describes.
+    """Return the config of the decoder that a Hugging Face config describes.
 
     Args:
-        config: as a dict, of transformers 4 or 5.
+        config: the parsed config.json, of transformers 4 or 5.
         dtype: of the compute.
         source: what to call the config in messages.
 
     Raises:
-        InputError: for an architecture that is not here, or a field that is missing or wrong.
+        InputError: the architecture is not supported, or a field is missing or wrong.
+
+    Example:
+        >>> from jaxalign.models import families
+        >>> sizes = {"vocab_size": 7, "n_embd": 8, "n_head": 2, "n_layer": 1, "n_positions": 32}
+        >>> families.config_from_hf({"model_type": "gpt2"} | sizes).head_width
+        4
     """
     kind = config.get("model_type")
     if kind in FAMILIES:
@@ -40,7 +48,7 @@ def config_from_hf(
 
 
 def module(config: Config, adapter_dropout: float = 0.0) -> Decoder | GPT2:
-    """The Linen module of a config."""
+    """Return the Linen module of a config."""
     if isinstance(config, GPT2Config):
         return GPT2(config, adapter_dropout)
     return Decoder(config, adapter_dropout)
@@ -48,18 +56,18 @@ def module(config: Config, adapter_dropout: float = 0.0) -> Decoder | GPT2:
 
 def forward(
     config: Config,
-    params: Mapping[str, Any],
-    tokens: jax.Array | None = None,
-    lengths: jax.Array | None = None,
+    params: Params,
+    tokens: Array | None = None,
+    lengths: Array | None = None,
     *,
-    embeddings: jax.Array | None = None,
-    cache: Cache | None = None,
+    embeddings: Array | None = None,
+    cache: Caches = None,
     starts: jax.Array | None = None,
     adapters: Adapters = None,
-    rows: jax.Array | None = None,
+    rows: Array | None = None,
     adapter_dropout: float = 0.0,
     dropout_key: jax.Array | None = None,
-) -> tuple[jax.Array, Cache | None]:
+) -> tuple[jax.Array, Caches]:
     """States of the last layer, as a pure function of parameters and inputs.
 
     Args:
@@ -76,9 +84,11 @@ def forward(
     """
     model = module(config, adapter_dropout)
     if embeddings is None:
+        if tokens is None:
+            raise TypeError("forward takes either tokens or embeddings.")
         embeddings = embed(config, params, tokens)
     rngs = None if dropout_key is None else {"dropout": dropout_key}
-    states: Any = model.apply(
+    states = model.apply(
         {"params": params},
         embeddings,
         lengths,
@@ -88,16 +98,15 @@ def forward(
         rows=rows,
         rngs=rngs,
     )
-    return states
+    return cast(tuple[jax.Array, Caches], states)
 
 
-def embed(config: Config, params: Mapping[str, Any], tokens: Any) -> jax.Array:
+def embed(config: Config, params: Params, tokens: Array) -> jax.Array:
     """Input embeddings of tokens: [B, T] int -> [B, T, D] in `config.dtype`."""
-    rows: Any = module(config).apply({"params": params}, tokens, method="embed")
-    return rows
+    return cast(jax.Array, module(config).apply({"params": params}, tokens, method="embed"))
 
 
-def logits(params: Mapping[str, Any], hidden: jax.Array) -> jax.Array:
+def logits(params: Params, hidden: jax.Array) -> jax.Array:
     """Logits of the next token: [..., D] -> [..., V], at least float32.
 
     For the few positions of decoding; log-probabilities in training go by
@@ -108,31 +117,59 @@ def logits(params: Mapping[str, Any], hidden: jax.Array) -> jax.Array:
     return jnp.einsum("...D,VD->...V", hidden, table, preferred_element_type=wide)
 
 
-def init(key: jax.Array, config: Config) -> dict[str, Any]:
-    """Random parameters, float32, layers stacked."""
+def init(key: jax.Array, config: Config) -> Params:
+    """Random parameters in float32, layers stacked.
+
+    Args:
+        key: random key.
+        config: sizes and switches.
+
+    Example:
+        >>> import jax
+        >>> from jaxalign.models import families
+        >>> from jaxalign.models.gpt2 import GPT2Config
+        >>> config = GPT2Config(vocab_size=7, width=8, layers=2, heads=2, hidden=16, positions=32)
+        >>> params = families.init(jax.random.key(0), config)
+        >>> params["layers"]["mlp"]["up"]["kernel"].shape
+        (2, 8, 16)
+    """
     embeddings = jnp.zeros((1, 1, config.width), config.dtype)
-    params: dict[str, Any] = module(config).init(key, embeddings)["params"]
-    return params
+    return cast(Params, module(config).init(key, embeddings)["params"])
 
 
-def unstack_layers(config: Config, params: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
-    """The same model with a tree of parameters for each layer, copied out of their stacks."""
+def unstack_layers(config: Config, params: Params) -> tuple[Config, Params]:
+    """Return the same model with a tree of parameters for each layer, copied out of their stacks.
+
+    Args:
+        config: sizes and switches.
+        params: layers stacked.
+
+    Example:
+        >>> import jax
+        >>> from jaxalign.models import families
+        >>> from jaxalign.models.gpt2 import GPT2Config
+        >>> config = GPT2Config(vocab_size=7, width=8, layers=2, heads=2, hidden=16, positions=32)
+        >>> params = families.init(jax.random.key(0), config)
+        >>> config, params = families.unstack_layers(config, params)
+        >>> params["layers_1"]["mlp"]["up"]["kernel"].shape
+        (8, 16)
+    """
     rest = {name: value for name, value in params.items() if name != "layers"}
-    layers = unstack_tree(config, params["layers"])
+    layers = unstack_tree(config, subtree(params, "layers"))
     named = {f"layers_{number}": layer for number, layer in enumerate(layers)}
     return replace(config, unstacked=True), rest | named
 
 
-def unstack_tree(config: Config, stack: Any) -> tuple[Any, ...]:
-    """A cache or adapters, leaves [L, ...], as one tree a layer."""
+def unstack_tree(config: Config, stack: Tree) -> tuple[Tree, ...]:
+    """Return a cache or adapters, leaves [L, ...], as one tree per layer."""
 
-    def at(number: int) -> Any:
-        return jax.tree.map(lambda leaf: leaf[number], stack)
+    def at(number: int) -> Tree:
+        return cast(Tree, jax.tree.map(lambda leaf: leaf[number], stack))
 
     return tuple(at(number) for number in range(config.layers))
 
 
 def new_cache(config: Config, batch: int, slots: int) -> Cache:
-    """An empty cache for `batch` rows of at most `slots` tokens, in `config.dtype`."""
+    """Return an empty cache for `batch` rows of at most `slots` tokens, in `config.dtype`."""
     shape = (config.layers, batch, config.kv_heads, slots, config.head_width)
     return Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))

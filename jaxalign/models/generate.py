@@ -1,17 +1,19 @@
-"""Answers of a language model: one compiled program from prompts to last token."""
+"""Completions of a language model: one compiled program from prompts to last token."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.models import families
+from jaxalign.models.attention import Cache
 from jaxalign.models.buckets import bucket_length
-from jaxalign.models.decoder import Adapters
+from jaxalign.models.decoder import Adapters, Caches
 from jaxalign.models.generate_checks import check
+from jaxalign.models.params import Array, Params
 from jaxalign.models.sampling import (
     Sampling,
     SamplingParams,
@@ -20,20 +22,18 @@ from jaxalign.models.sampling import (
     split_sampling,
 )
 
-Params = Mapping[str, Any]
-
 
 class Generated(NamedTuple):
-    """What was drawn.
+    """What `generate` sampled.
 
     Attributes:
-        tokens: [B, M] int32, M = `max_tokens`; `pad_id` behind the end of an answer.
-        lengths: [B] int32 tokens of each answer, its stop token included.
-        logprobs: [B, M], at least float32: of each token under the distribution it was drawn
-            from, temperature, top-k, top-p, suppression and minimum length included; at
-            temperature 0 as `sampling.sample_token` says; 0 behind the end.
-        stopped: [B] bool, whether the answer ended with a stop id.
-        steps: scalar int32, how many tokens were decoded before every row had ended.
+        tokens: [B, M] int32, M = `max_tokens`; `pad_id` behind the end of a completion.
+        lengths: [B] int32, tokens of each completion, its stop token included.
+        logprobs: [B, M], at least float32. Log-probability of each token under the distribution
+            that it was sampled from: temperature, top-k, top-p, suppressed ids and minimum length
+            included. At temperature 0 as in `sampling.sample_token`. 0 behind the end.
+        stopped: [B] bool, whether the completion ended with a stop id.
+        steps: scalar int32, how many tokens were decoded before all rows had ended.
     """
 
     tokens: jax.Array
@@ -48,28 +48,42 @@ class PolicyMixture(NamedTuple):
 
     Attributes:
         weights: [B, C] of the A adapters in `rows` first, then of `others`; any finite numbers.
-        rows: [B, A] int32, the adapters of the stack that stand beside each other in each row;
-            -1 is the model without one, so that a reference policy is one of the columns. None
-            for every row's own one (`rows` of `generate`), A = 1.
-        others: (config, params) of models with the same vocabulary, without adapters.
+        rows: [B, A] int32, the adapters of the stack that take part in each row; -1 is the model
+            without an adapter, so that a reference policy can be a column. None if every row mixes
+            its own adapter (`rows` of `generate`) with `others`; then A is 1.
+        others: (config, params) of further models with the same vocabulary, without adapters.
 
     Source: Shi et al. 2024, https://arxiv.org/abs/2406.18853 (MOD, for reverse KL).
     """
 
-    weights: Any
-    rows: Any = None
+    weights: Array | None
+    rows: Array | None = None
     others: tuple[tuple[families.Config, Params], ...] = ()
 
 
-class DecodeSpec(NamedTuple):
-    """What is compiled in.
+class GenerationArguments(TypedDict, total=False):
+    """What `generate`, `generate_texts` and `stream` take to let other policies answer.
 
     Attributes:
-        configs: of the model and those mixed with it.
+        adapters, rows, combine, prefix, prefix_lengths: as in `generate`.
+    """
+
+    adapters: Adapters
+    rows: Array | None
+    combine: PolicyMixture | None
+    prefix: Array | None
+    prefix_lengths: Array | None
+
+
+class DecodeSpec(NamedTuple):
+    """The static part of decoding: changing it compiles a new program.
+
+    Attributes:
+        configs: of the model and of those mixed with it.
         adapters_per_row: A, how many adapters each row of the first model has.
-        slots: M, the most tokens that may be drawn.
-        sampling: how they are drawn.
-        unstack_layers: whether the loop has a copy of each layer's parameters beside the stack.
+        slots: M, most tokens of a completion, padded to a bucket.
+        sampling: how tokens are sampled.
+        unstack_layers: whether the loop reads a copy of each layer's parameters beside the stack.
     """
 
     configs: tuple[families.Config, ...]
@@ -80,53 +94,54 @@ class DecodeSpec(NamedTuple):
 
 
 class DecodeInputs(NamedTuple):
-    """What stays the same from the first token to the last.
+    """The arrays that stay the same from the first token to the last.
 
     Attributes:
         params: of each of `DecodeSpec.configs`.
-        adapters, rows: of the first model, [A * B] where each row has A adapters.
+        adapters: of the first model, scaled; or None.
+        rows: [A * B] int32, which adapter of a stack each row has, adapters outermost; or None.
         weights: [B, C] of a mixture, or None.
-        keys: [B], one a row; or one, folded with the row's number.
-        sampling: settings that are data.
+        keys: [B] random keys, one per row; or one key, folded with the row's number.
+        sampling: sampling settings that are data.
     """
 
     params: tuple[Params, ...]
-    adapters: Any
-    rows: Any
-    weights: Any
+    adapters: Adapters
+    rows: Array | None
+    weights: Array | None
     keys: jax.Array
     sampling: SamplingParams
 
 
 class Prompt(NamedTuple):
-    """What the answers follow.
+    """Prompts of a batch.
 
     Attributes:
         tokens: [B, T] int, padding on the right.
-        lengths: [B] int32.
-        prefix: [B, Q, D] soft tokens before them, or None.
-        prefix_lengths: [B] int32, or None where all have Q.
+        lengths: [B] int32, tokens of each prompt.
+        prefix: [B, Q, D] soft tokens before the prompts, or None.
+        prefix_lengths: [B] int32, soft tokens of each row; None if all rows have Q.
     """
 
-    tokens: Any
-    lengths: Any
-    prefix: Any = None
-    prefix_lengths: Any = None
+    tokens: Array
+    lengths: Array
+    prefix: Array | None = None
+    prefix_lengths: Array | None = None
 
 
 class DecodeState(NamedTuple):
-    """Where a run stands, after `step` tokens.
+    """The state of decoding after `step` tokens.
 
     Attributes:
         step: scalar int32.
-        caches: one for each model; with `DecodeSpec.unstack_layers`, of each its layers'.
-        starts: [B] int32, the slot of the last token drawn.
+        caches: one per model; with `DecodeSpec.unstack_layers` a tuple of one per layer.
+        starts: [B] int32, cache slot of the last token that was sampled.
         ended: [B] bool.
         stopped, lengths, tokens, logprobs: as in `Generated`, M slots.
     """
 
     step: jax.Array
-    caches: tuple[Any, ...]
+    caches: tuple[Caches, ...]
     starts: jax.Array
     ended: jax.Array
     stopped: jax.Array
@@ -138,33 +153,34 @@ class DecodeState(NamedTuple):
 def generate(
     config: families.Config,
     params: Params,
-    tokens: Any,
-    lengths: Any,
+    tokens: Array,
+    lengths: Array,
     key: jax.Array,
     settings: Sampling,
     *,
-    prefix: Any = None,
-    prefix_lengths: Any = None,
+    prefix: Array | None = None,
+    prefix_lengths: Array | None = None,
     adapters: Adapters = None,
-    rows: Any = None,
+    rows: Array | None = None,
     combine: PolicyMixture | None = None,
     unstack_layers: bool | None = None,
 ) -> Generated:
-    """Draws an answer to each prompt of a batch.
+    """Sample a completion for each prompt of a batch.
 
-    Rows, prompts and answers are padded to buckets: there is at most one compilation for each.
+    Rows, prompts and completions are padded to buckets, so that there is at most one compilation
+    per bucket.
 
     Args:
-        config: static.
-        params: of the model.
+        config: sizes and switches of the model; static.
+        params: parameters of the model.
         tokens: [B, T] int, padding on the right.
-        lengths: [B] int32; a row without tokens and without prefix gives an empty answer.
-        key: one key, folded with the row's number; or [B] keys, one a row. What a row draws
-            depends on its key and prompt alone, not on the rows beside it.
-        settings: how tokens are drawn.
-        prefix: [B, Q, D] soft tokens, in line before each row's tokens.
-        prefix_lengths: [B] int32 soft tokens of each row; None where all have Q.
-        adapters: one scaled adapter, or a stack of them (`jaxalign.models.lora`).
+        lengths: [B] int32. A row without tokens and without prefix gives an empty completion.
+        key: one random key, which is folded with the row's number; or [B] keys, one per row. A
+            completion depends on its key and prompt alone, not on the other rows of the batch.
+        settings: how tokens are sampled.
+        prefix: [B, Q, D] soft tokens, placed directly before the tokens of each row.
+        prefix_lengths: [B] int32, soft tokens of each row; None if all rows have Q.
+        adapters: a scaled adapter, or a stack of them (`jaxalign.models.lora`).
         rows: [B] int32, which adapter of a stack each row has; -1 for none.
         combine: further policies that sample together with this one.
         unstack_layers: copy the parameters of each layer out of their stack before the decoding
@@ -175,7 +191,23 @@ def generate(
         Tokens, lengths and log-probabilities.
 
     Raises:
-        InputError: where sizes do not fit each other, or the context.
+        InputError: the sizes do not fit each other, or the context of the model.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> from jaxalign.models import Sampling, families
+        >>> from jaxalign.models.decoder_config import DecoderConfig
+        >>> from jaxalign.models.generate import generate
+        >>> config = DecoderConfig(
+        ...     family="llama", vocab_size=11, width=8, layers=1, heads=2, kv_heads=1,
+        ...     head_width=4, hidden=16, positions=32,
+        ... )
+        >>> params = families.init(jax.random.key(0), config)
+        >>> tokens, lengths = np.asarray([[1, 2, 3], [4, 0, 0]]), np.asarray([3, 1])
+        >>> settings = Sampling(max_tokens=4, temperature=0.0)
+        >>> found = generate(config, params, tokens, lengths, jax.random.key(1), settings)
+        >>> found.tokens.shape, found.lengths.tolist()
+        ((2, 4), [4, 4])
     """
     batch = np.shape(tokens)[0]
     prompt = Prompt(tokens, lengths, prefix, prefix_lengths)
@@ -211,11 +243,11 @@ def prepare_decode(
     settings: Sampling,
     *,
     adapters: Adapters = None,
-    rows: Any = None,
+    rows: Array | None = None,
     combine: PolicyMixture | None = None,
     unstack_layers: bool | None = None,
 ) -> tuple[DecodeSpec, DecodeInputs, Prompt]:
-    """Arguments of `generate`, checked, padded to their buckets, and split for compilation."""
+    """Check and pad the arguments of `generate`, and split them for compilation."""
     combine = combine or PolicyMixture(None)
     check(config, prompt, key, settings, adapters, rows, combine)
     batch, length = np.shape(prompt.tokens)
@@ -260,13 +292,13 @@ def prepare_decode(
 
 
 def prefill(spec: DecodeSpec, inputs: DecodeInputs, prompt: Prompt) -> DecodeState:
-    """Reads the prompts and draws the first token of each answer; spec is static."""
+    """Read the prompts and sample the first token of each completion; `spec` is static."""
     batch, length = prompt.tokens.shape
     soft = 0 if prompt.prefix is None else prompt.prefix.shape[1]
     totals = prompt.lengths
-    if prompt.prefix is not None:
+    if prompt.prefix_lengths is not None:
         totals = totals + prompt.prefix_lengths
-    caches: tuple[Any, ...] = tuple(
+    caches: tuple[Caches, ...] = tuple(
         families.new_cache(
             config, batch * (1 if number else spec.adapters_per_row), soft + length + spec.slots - 1
         )
@@ -276,7 +308,7 @@ def prefill(spec: DecodeSpec, inputs: DecodeInputs, prompt: Prompt) -> DecodeSta
     logits, caches = _logits(spec, inputs, caches, embed_inputs, jnp.maximum(totals, 1), None)
     if spec.unstack_layers:
         pairs = zip(spec.configs, caches, strict=True)
-        caches = tuple(families.unstack_tree(config, cache) for config, cache in pairs)
+        caches = tuple(families.unstack_tree(config, cast(Cache, cache)) for config, cache in pairs)
     state = DecodeState(
         step=jnp.zeros((), jnp.int32),
         caches=caches,
@@ -291,9 +323,16 @@ def prefill(spec: DecodeSpec, inputs: DecodeInputs, prompt: Prompt) -> DecodeSta
 
 
 def decode_until(
-    spec: DecodeSpec, inputs: DecodeInputs, state: DecodeState, until: jax.Array
+    spec: DecodeSpec, inputs: DecodeInputs, state: DecodeState, until: Array | np.integer
 ) -> DecodeState:
-    """Draws on until every row has ended or has `until` tokens (scalar int32); spec is static."""
+    """Sample until every row has ended or has `until` tokens; `spec` is static.
+
+    Args:
+        spec: static part of decoding.
+        inputs: arrays that stay the same.
+        state: of `prefill`, or of this function.
+        until: scalar int32.
+    """
     if spec.unstack_layers:
         spec, inputs = _unstack_layers(spec, inputs)
 
@@ -313,7 +352,7 @@ def decode_until(
 
 
 def decode(spec: DecodeSpec, inputs: DecodeInputs, prompt: Prompt) -> Generated:
-    """From prompts to answers, M = `spec.slots`; the pure function behind `generate`."""
+    """Return completions of prompts, M = `spec.slots`; the pure function behind `generate`."""
     state = decode_until(spec, inputs, prefill(spec, inputs, prompt), inputs.sampling.max_tokens)
     return Generated(state.tokens, state.lengths, state.logprobs, state.stopped, state.step)
 
@@ -322,12 +361,12 @@ decode_jit = jax.jit(decode, static_argnums=0)
 
 
 def _unstack_layers(spec: DecodeSpec, inputs: DecodeInputs) -> tuple[DecodeSpec, DecodeInputs]:
-    """Models and adapters with one tree a layer: what the loop reads, cut before it begins."""
+    """Models and adapters with one tree per layer, made before the loop begins."""
     pairs = zip(spec.configs, inputs.params, strict=True)
     models = [families.unstack_layers(config, params) for config, params in pairs]
     adapters = inputs.adapters
     if adapters is not None:
-        adapters = families.unstack_tree(spec.configs[0], adapters)
+        adapters = families.unstack_tree(spec.configs[0], cast(Params, adapters))
     spec = spec._replace(configs=tuple(config for config, _ in models))
     return spec, inputs._replace(params=tuple(params for _, params in models), adapters=adapters)
 
@@ -335,11 +374,11 @@ def _unstack_layers(spec: DecodeSpec, inputs: DecodeInputs) -> tuple[DecodeSpec,
 def _logits(
     spec: DecodeSpec,
     inputs: DecodeInputs,
-    caches: tuple[Any, ...],
+    caches: tuple[Caches, ...],
     embed_inputs: Callable[[families.Config, Params], jax.Array],
     lengths: jax.Array | None,
     starts: jax.Array | None,
-) -> tuple[jax.Array, tuple[Any, ...]]:
+) -> tuple[jax.Array, tuple[Caches, ...]]:
     """Logits after each row's last token [B, V], of all policies together, and their caches.
 
     A row's adapters stand below each other in the batch, [A * B], with one cache for all.
@@ -358,7 +397,6 @@ def _logits(
             adapters=None if number else inputs.adapters,
             rows=None if number else inputs.rows,
         )
-        assert cache is not None
         if lengths is None:
             hidden = hidden[:, 0]
         else:
@@ -381,7 +419,7 @@ def _logits(
 def _sample_step(
     spec: DecodeSpec, inputs: DecodeInputs, state: DecodeState, logits: jax.Array
 ) -> DecodeState:
-    """The state with one more token of each row that has not ended."""
+    """The state with one more token in each row that has not ended."""
     sampling, step = inputs.sampling, state.step
     barred = sampling.suppressed | (sampling.stop & (step < sampling.min_tokens))
     logits = jnp.where(barred[None, :], -jnp.inf, logits)
@@ -414,7 +452,7 @@ def _in_line(prompt: Prompt, config: families.Config, params: Params) -> jax.Arr
     embeddings = families.embed(config, params, jnp.asarray(prompt.tokens))
     totals = prompt.lengths[:, None]
     place = jnp.arange(embeddings.shape[1], dtype=jnp.int32)[None, :]
-    if prompt.prefix is not None:
+    if prompt.prefix is not None and prompt.prefix_lengths is not None:
         soft, firsts = prompt.prefix.shape[1], prompt.prefix_lengths[:, None]
         embeddings = jnp.concatenate([prompt.prefix.astype(embeddings.dtype), embeddings], axis=1)
         totals = totals + firsts
@@ -431,7 +469,7 @@ def _bucket(rows: int) -> int:
     return -(-rows // step) * step
 
 
-def _padded(values: Any, shape: tuple[int, ...], dtype: Any = None) -> Any:
+def _padded(values: Array, shape: tuple[int, ...], dtype: type | None = None) -> Array:
     """Values with zeros behind them up to a shape; on the device where they are there already."""
     library = jnp if isinstance(values, jax.Array) else np
     values = library.asarray(values, dtype)

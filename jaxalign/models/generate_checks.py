@@ -1,6 +1,6 @@
 """What `generate` refuses at the door: sizes that do not fit each other, or the context."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import numpy as np
 from jaxalign.errors import InputError
 from jaxalign.models import families
 from jaxalign.models.decoder import Adapters
+from jaxalign.models.params import Array
 from jaxalign.models.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def check(
     key: jax.Array,
     settings: Sampling,
     adapters: Adapters,
-    rows: Any,
+    rows: Array | None,
     combine: "PolicyMixture",
 ) -> None:
     """Refuses what would fail inside the program, or be wrong without failing."""
@@ -32,15 +33,17 @@ def check(
         raise InputError(f"key is an array of {key.dtype}; expected keys of jax.random.key.")
     soft = 0 if prompt.prefix is None else np.shape(prompt.prefix)[1]
     stack = _stack_size(adapters)
-    expected = {
+    expected: dict[str, tuple[Array | None, list[tuple[int, ...]]]] = {
         "key": (key, [(), (batch,)]),
         "lengths": (prompt.lengths, [(batch,)]),
         "prefix": (prompt.prefix, [(batch, soft, config.width)]),
         "prefix_lengths": (prompt.prefix_lengths, [(batch,)]),
         "rows": (rows, [(batch,)]),
-        "combine.rows": (combine.rows, [(batch, *np.shape(combine.rows)[1:2])]),
     }
-    policies = np.shape(combine.rows)[1] if np.ndim(combine.rows) == 2 else 1
+    policies = 1
+    if combine.rows is not None:
+        expected["combine.rows"] = (combine.rows, [(batch, *np.shape(combine.rows)[1:2])])
+        policies = np.shape(combine.rows)[1] if np.ndim(combine.rows) == 2 else 1
     expected["combine.weights"] = (combine.weights, [(batch, policies + len(combine.others))])
     for name, (value, shapes) in expected.items():
         if value is not None and np.shape(value) not in shapes:
@@ -56,7 +59,11 @@ def check(
             f"{'rows' if chosen is not None else 'no rows'}; expected both or neither: see "
             "jaxalign.models.lora.stack."
         )
-    if stack is not None and (np.max(chosen) >= stack or np.min(chosen) < -1):
+    if (
+        stack is not None
+        and chosen is not None
+        and (np.max(chosen) >= stack or np.min(chosen) < -1)
+    ):
         raise InputError(f"rows name adapters from -1 to {stack - 1}; found {np.ravel(chosen)}.")
     for other, _ in combine.others:
         if other.vocab_size != config.vocab_size or (soft and other.width != config.width):

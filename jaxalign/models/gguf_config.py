@@ -1,7 +1,6 @@
 """The Hugging Face config that a GGUF file's metadata stands for."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +20,7 @@ _NEUTRAL = {
 }
 
 
-def gguf_config(path: Path) -> dict[str, Any]:
+def gguf_config(path: Path) -> dict[str, object]:
     """The config.json of the model in a GGUF file, as a dict.
 
     Args:
@@ -44,7 +43,8 @@ def gguf_config(path: Path) -> dict[str, Any]:
     if "token_embd.weight" not in header.tensors:
         raise InputError(f"{path}: tensor 'token_embd.weight' is missing: download it again.")
     heads = header.number("attention.head_count")
-    config: dict[str, Any] = {
+    theta, width = header.real("rope.freq_base", 10_000.0), _head_width(header, heads)
+    config: dict[str, object] = {
         "architectures": [_CLASSES[architecture]],
         "model_type": architecture,
         "hidden_act": "silu",
@@ -53,10 +53,10 @@ def gguf_config(path: Path) -> dict[str, Any]:
         "num_hidden_layers": header.number("block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": header.number("attention.head_count_kv", heads),
-        "head_dim": _head_width(header, heads),
+        "head_dim": width,
         "vocab_size": header.tensors["token_embd.weight"].shape[0],
         "rms_norm_eps": header.real("attention.layer_norm_rms_epsilon"),
-        "rope_theta": header.real("rope.freq_base", 10_000.0),
+        "rope_theta": theta,
         "max_position_embeddings": header.number("context_length"),
         "tie_word_embeddings": "output.weight" not in header.tensors,
     }
@@ -64,7 +64,7 @@ def gguf_config(path: Path) -> dict[str, Any]:
         config["attention_bias"] = "blk.0.attn_q.bias" in header.tensors
     if architecture == "llama":
         config["mlp_bias"] = "blk.0.ffn_up.bias" in header.tensors
-    scaling = _rope_scaling(header, config["rope_theta"], config["head_dim"])
+    scaling = _rope_scaling(header, theta, width)
     if scaling is not None:
         config["rope_scaling"] = scaling
     for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
@@ -103,12 +103,12 @@ def _head_width(header: Header, heads: int) -> int:
     return width
 
 
-def _rope_scaling(header: Header, theta: float, width: int) -> dict[str, Any] | None:
+def _rope_scaling(header: Header, theta: float, width: int) -> dict[str, object] | None:
     factors = read_rope_freqs(header)
     if f"{header.architecture}.rope.scale_linear" in header.fields:  # files of 2023
         kind, factor = "linear", header.real("rope.scale_linear")
     else:
-        kind = header.fields.get(f"{header.architecture}.rope.scaling.type", "none")
+        kind = str(header.fields.get(f"{header.architecture}.rope.scaling.type", "none"))
         factor = header.real("rope.scaling.factor", 1.0)
     if kind not in ("none", "linear") or (kind == "linear" and factors is not None):
         raise InputError(
@@ -122,7 +122,7 @@ def _rope_scaling(header: Header, theta: float, width: int) -> dict[str, Any] | 
 
 def _llama3_scaling(
     path: Path, factors: np.ndarray, theta: float, width: int
-) -> dict[str, Any] | None:
+) -> dict[str, object] | None:
     """The settings that give the divisors of the frequencies, float32 `[H / 2]`.
 
     A frequency of wavelength w is divided by 1 below `original / high`, by `factor` above
@@ -147,23 +147,22 @@ def _llama3_scaling(
         share = (1 / divisors[between] - 1 / largest) / (1 - 1 / largest)
         slope, start = np.polyfit(inverse[between], share, 1)
         if slope > 0 > start:
-            scaling = {
-                "rope_type": "llama3",
-                "factor": largest,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": round(1 - 1 / start, 3),
-                "original_max_position_embeddings": round(-slope / start),
-            }
-            if np.allclose(_llama3_divisors(scaling, inverse), divisors, rtol=1e-5, atol=0.0):
-                return scaling
+            high, original = round(1 - 1 / start, 3), round(-slope / start)
+            found = _llama3_divisors(inverse, largest, high, original)
+            if np.allclose(found, divisors, rtol=1e-5, atol=0.0):
+                return {
+                    "rope_type": "llama3",
+                    "factor": largest,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": high,
+                    "original_max_position_embeddings": original,
+                }
     raise InputError(
         f"{path}: rope_freqs.weight is no scaling of the kind llama3; expected 1 for short "
         "wavelengths, one factor for long ones, and a smooth passage between them."
     )
 
 
-def _llama3_divisors(scaling: dict[str, Any], inverse: np.ndarray) -> np.ndarray:
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns = scaling["original_max_position_embeddings"] * inverse
-    smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return 1 / ((1 - smooth) / scaling["factor"] + smooth)
+def _llama3_divisors(inverse: np.ndarray, factor: float, high: float, original: int) -> np.ndarray:
+    smooth = np.clip((original * inverse - 1.0) / (high - 1.0), 0.0, 1.0)
+    return 1 / ((1 - smooth) / factor + smooth)

@@ -1,10 +1,15 @@
 """The tokenizer and the chat template that a GGUF file carries."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from jaxalign.errors import InputError
+from jaxalign.models.tokenizer import Tokenizer
 from jaxalign.models.weights.gguf_header import Header, read_header
+
+if TYPE_CHECKING:
+    import tokenizers
+    from tokenizers.pre_tokenizers import PreTokenizer
 
 _CONTROL, _USER_DEFINED = 3, 4
 _SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
@@ -18,7 +23,18 @@ _LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
 _QWEN2 = ("qwen2", "deepseek-r1-qwen")
 
 
-def gguf_tokenizer(path: Path) -> Any:
+class _Options(TypedDict, total=False):
+    """Settings of a tokenizer that a file may leave out."""
+
+    bos_token: str
+    eos_token: str
+    unk_token: str
+    pad_token: str
+    model_max_length: int
+    chat_template: str
+
+
+def gguf_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer in a GGUF file, without torch.
 
     Args:
@@ -51,18 +67,20 @@ def gguf_tokenizer(path: Path) -> Any:
     }
     backend = _backend(header, tokens)
     _frame(header, backend, special)
-    options: dict[str, Any] = {name: token for name, token in special.items() if token is not None}
+    named = {name: token for name, token in special.items() if token is not None}
+    options = cast(_Options, named)
     length = header.fields.get(f"{header.text('general.architecture')}.context_length")
     if isinstance(length, int):
         options["model_max_length"] = length
     if "tokenizer.chat_template" in header.fields:
         options["chat_template"] = header.text("tokenizer.chat_template")
-    return PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, clean_up_tokenization_spaces=False, **options
     )
+    return cast(Tokenizer, tokenizer)
 
 
-def _backend(header: Header, tokens: list[str]) -> Any:
+def _backend(header: Header, tokens: list[str]) -> "tokenizers.Tokenizer":
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     pre = header.fields.get("tokenizer.ggml.pre", "default")
@@ -106,7 +124,7 @@ def _merges(header: Header) -> list[tuple[str, str]]:
     return pairs
 
 
-def _cuts(path: Path, pre: Any) -> list[Any]:
+def _cuts(path: Path, pre: object) -> "list[PreTokenizer]":
     from tokenizers import Regex
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Split
 
@@ -132,10 +150,10 @@ def _token_types(header: Header, count: int) -> list[int]:
             f"{header.path}: tokenizer.ggml.token_type does not name a type for each of the "
             f"{count} tokens: convert or download the model again."
         )
-    return types
+    return [cast(int, kind) for kind in types]
 
 
-def _frame(header: Header, backend: Any, special: dict[str, str | None]) -> None:
+def _frame(header: Header, backend: "tokenizers.Tokenizer", special: dict[str, str | None]) -> None:
     """The post-processor: bos before and eos behind a text, where the file wants them."""
     from tokenizers import processors
 
@@ -146,18 +164,19 @@ def _frame(header: Header, backend: Any, special: dict[str, str | None]) -> None
         "eos_token": header.fields.get("tokenizer.ggml.add_eos_token", False),
     }
     marks = {name: special[name] for name, on in wanted.items() if on}
-    missing = [name for name, token in marks.items() if token is None]
+    known = {name: token for name, token in marks.items() if token is not None}
+    missing = marks.keys() - known.keys()
     if missing:
         raise InputError(
-            f"{header.path}: tokenizer.ggml.add_{missing[0]} is set, but the file names no such "
+            f"{header.path}: tokenizer.ggml.add_{min(missing)} is set, but the file names no such "
             "token: convert or download the model again."
         )
     trim = processors.ByteLevel(trim_offsets=False)
-    if not marks:
+    if not known:
         backend.post_processor = trim
         return
-    before = [marks["bos_token"]] if "bos_token" in marks else []
-    behind = [marks["eos_token"]] if "eos_token" in marks else []
+    before = [known["bos_token"]] if "bos_token" in known else []
+    behind = [known["eos_token"]] if "eos_token" in known else []
     backend.post_processor = processors.Sequence(
         [
             trim,

@@ -1,8 +1,6 @@
 """GPT-2: learned positions, layer norms, a fused query-key-value matrix."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +8,12 @@ from flax import linen as nn
 
 from jaxalign.errors import InputError
 from jaxalign.models.attention import Cache, Implementation
-from jaxalign.models.decoder import Adapters, Linear, TokenTable, attend, layers_of, through
-from jaxalign.models.decoder_config import size
+from jaxalign.models.decoder import Adapters, Caches, Linear, TokenTable, attend, layers_of, through
 from jaxalign.models.encoder import layer_norm
+from jaxalign.models.hf_config import JsonObject, real, size
+from jaxalign.models.params import Params, subtree
 
-_SUPPORTED: dict[str, Any] = {
+_SUPPORTED: dict[str, object] = {
     "model_type": "gpt2",
     "activation_function": "gelu_new",
     "scale_attn_weights": True,
@@ -71,7 +70,7 @@ class GPT2Config:
 
     @classmethod
     def from_hf(
-        cls, config: Mapping[str, Any], dtype: str = "float32", source: str = "config.json"
+        cls, config: JsonObject, dtype: str = "float32", source: str = "config.json"
     ) -> "GPT2Config":
         """The GPT-2 that a Hugging Face config describes.
 
@@ -97,7 +96,7 @@ class GPT2Config:
             heads=heads,
             hidden=size(config, "n_inner", source, 4 * width),
             positions=size(config, "n_positions", source),
-            norm_eps=float(config.get("layer_norm_epsilon", 1e-5)),
+            norm_eps=real(config, "layer_norm_epsilon", source, 1e-5),
             tied=bool(config.get("tie_word_embeddings", True)),
             dtype=dtype,
         )
@@ -135,11 +134,11 @@ class GPT2(nn.Module):
         embeddings: jax.Array,
         lengths: jax.Array | None = None,
         *,
-        cache: Cache | None = None,
+        cache: Caches = None,
         starts: jax.Array | None = None,
         adapters: Adapters = None,
         rows: jax.Array | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
+    ) -> tuple[jax.Array, Caches]:
         """States after the last norm, and the cache with these tokens in it.
 
         Args:
@@ -180,23 +179,22 @@ class _Block(nn.Module):
         self,
         carry: tuple[jax.Array, Cache | None],
         layer: jax.Array | None,
-        adapters: Adapters,
+        adapters: Params | None,
         turn: None,  # no rotation here
         lengths: jax.Array | None,
         starts: jax.Array | None,
         rows: jax.Array | None,
     ) -> tuple[tuple[jax.Array, Cache | None], None]:
         config, (hidden, cache) = self.config, carry
-        adapters = adapters or {}
         inputs = layer_norm(config, "attention_norm")(hidden).astype(config.dtype)
         attention = _Attention(config, self.adapter_dropout, name="attention")
         mixed, cache = attention(
-            inputs, cache, layer, adapters.get("attention", {}), lengths, starts, rows
+            inputs, cache, layer, subtree(adapters, "attention"), lengths, starts, rows
         )
         hidden = hidden + mixed
         inputs = layer_norm(config, "mlp_norm")(hidden).astype(config.dtype)
         mlp = _Mlp(config, self.adapter_dropout, name="mlp")
-        return (hidden + mlp(inputs, adapters.get("mlp", {}), rows), cache), None
+        return (hidden + mlp(inputs, subtree(adapters, "mlp"), rows), cache), None
 
 
 class _Attention(nn.Module):
@@ -209,7 +207,7 @@ class _Attention(nn.Module):
         inputs: jax.Array,
         cache: Cache | None,
         layer: jax.Array | None,
-        adapters: Mapping[str, Any],
+        adapters: Params,
         lengths: jax.Array | None,
         starts: jax.Array | None,
         rows: jax.Array | None,
@@ -218,10 +216,10 @@ class _Attention(nn.Module):
         qkv = Linear(3 * config.width, True, config.dtype, dropout, name="qkv")
         out = Linear(config.width, True, config.dtype, dropout, name="out")
         split = (*inputs.shape[:2], config.heads, config.head_width)
-        fused = jnp.split(qkv(inputs, adapters.get("qkv"), rows), 3, axis=-1)
+        fused = jnp.split(qkv(inputs, subtree(adapters, "qkv"), rows), 3, axis=-1)
         query, key, value = (part.reshape(split) for part in fused)
         mixed, cache = attend(query, key, value, cache, layer, lengths, starts, config)
-        return out(mixed.reshape(inputs.shape), adapters.get("out"), rows), cache
+        return out(mixed.reshape(inputs.shape), subtree(adapters, "out"), rows), cache
 
 
 class _Mlp(nn.Module):
@@ -229,11 +227,9 @@ class _Mlp(nn.Module):
     adapter_dropout: float
 
     @nn.compact
-    def __call__(
-        self, inputs: jax.Array, adapters: Mapping[str, Any], rows: jax.Array | None
-    ) -> jax.Array:
+    def __call__(self, inputs: jax.Array, adapters: Params, rows: jax.Array | None) -> jax.Array:
         config, dropout = self.config, self.adapter_dropout
         up = Linear(config.hidden, True, config.dtype, dropout, name="up")
         down = Linear(config.width, True, config.dtype, dropout, name="down")
-        inner = nn.gelu(up(inputs, adapters.get("up"), rows), approximate=True)
-        return down(inner, adapters.get("down"), rows)
+        inner = nn.gelu(up(inputs, subtree(adapters, "up"), rows), approximate=True)
+        return down(inner, subtree(adapters, "down"), rows)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxalign.models.params import Array
+
 
 class ValueHead(nn.Module):
     """One value for each of R objectives; R = 1 for a scalar head.
@@ -53,8 +55,8 @@ class PooledHead(nn.Module):
         return ValueHead(self.labels, name="score")(inner)
 
 
-def last_token(hidden: jax.Array, lengths: jax.Array) -> jax.Array:
-    """The state of each row's last token, which in a decoder has seen the whole text.
+def last_token(hidden: jax.Array, lengths: Array) -> jax.Array:
+    """State of the last token of each row, which in a decoder has attended to the whole text.
 
     Args:
         hidden: [B, T, D].
@@ -62,6 +64,13 @@ def last_token(hidden: jax.Array, lengths: jax.Array) -> jax.Array:
 
     Returns:
         [B, D] in the dtype of the states.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.models.heads import last_token
+        >>> hidden = jnp.arange(6.0).reshape(2, 3, 1)
+        >>> last_token(hidden, jnp.asarray([3, 1])).tolist()
+        [[2.0], [3.0]]
     """
     last = jnp.maximum(lengths - 1, 0)
     return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]

@@ -1,10 +1,9 @@
 """A language model with its tokenizer, from any file that holds one, and back into a folder."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import jax.numpy as jnp
 
@@ -12,18 +11,19 @@ from jaxalign.errors import InputError
 from jaxalign.files import write_folder_aside
 from jaxalign.models import families
 from jaxalign.models.decoder_config import DecoderConfig
-from jaxalign.models.encoder_files import read_json
 from jaxalign.models.gguf_config import gguf_config
 from jaxalign.models.gguf_tokenizer import gguf_tokenizer
+from jaxalign.models.hf_config import JsonObject, read_config_json
+from jaxalign.models.params import Params, leaf
 from jaxalign.models.resolve import resolve
+from jaxalign.models.tokenizer import Tokenizer
 from jaxalign.models.weights import decoder, gpt2
 from jaxalign.models.weights.gguf import open_gguf
 from jaxalign.models.weights.layout import Layout
-from jaxalign.models.weights.load import abstract_params, load_params
+from jaxalign.models.weights.load import Shardings, abstract_params, load_params
 from jaxalign.models.weights.safetensors import open_tensors
 from jaxalign.models.weights.save import INDEX, WEIGHTS, save_params
 
-Tree = dict[str, Any]
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -36,24 +36,24 @@ class LanguageModel:
         params: nested dict of arrays, layers stacked.
         tokenizer: of transformers, with the chat template where the model has one.
         hf_config: its config.json, as it was found.
-        name: as it was asked for.
+        name: as given to the loader.
         sha256: of the weights.
         generation: its generation_config.json; empty where it has none.
     """
 
     config: families.Config
-    params: Tree = field(repr=False)
-    tokenizer: Any = field(repr=False)
-    hf_config: Mapping[str, Any] = field(repr=False)
+    params: Params = field(repr=False)
+    tokenizer: Tokenizer = field(repr=False)
+    hf_config: JsonObject = field(repr=False)
     name: str
     sha256: str
-    generation: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    generation: JsonObject = field(default_factory=dict, repr=False)
 
 
 def load_language_model(
     name: str,
     dtype: str = "float32",
-    shardings: Callable[[Tree], Tree] | None = None,
+    shardings: Shardings | None = None,
     sha256: str | None = None,
 ) -> LanguageModel:
     """A decoder of any family, from safetensors or GGUF.
@@ -72,7 +72,7 @@ def load_language_model(
     model = resolve(name, sha256)
     gguf = model.weights[0].suffix == ".gguf"
     source = model.weights[0] if gguf else model.folder / "config.json"
-    settings = gguf_config(source) if gguf else read_json(source, required=True)
+    settings = gguf_config(source) if gguf else read_config_json(source)
     config = families.config_from_hf(_completed(settings, str(source)), dtype, str(source))
     tokenizer = gguf_tokenizer(source) if gguf else load_tokenizer(model.folder)
     if len(tokenizer) > config.vocab_size:
@@ -84,7 +84,8 @@ def load_language_model(
     places = None if shardings is None else shardings(abstract_params(table, dtype))
     with open_gguf(source) if gguf else open_tensors(model.weights) as tensors:
         params = load_params(tensors, table, dtype, places)
-    generation = {} if gguf else read_json(model.folder / "generation_config.json")
+    source = model.folder / "generation_config.json"
+    generation = {} if gguf else read_config_json(source, required=False)
     return LanguageModel(config, params, tokenizer, settings, name, model.sha256, generation)
 
 
@@ -102,7 +103,7 @@ def save_language_model(
     Raises:
         InputError: for parameters that do not fit the config.
     """
-    written = dtype or jnp.dtype(model.params["embed"]["table"].dtype).name
+    written = dtype or jnp.dtype(leaf(model.params, "embed", "table").dtype).name
     settings = {key: value for key, value in model.hf_config.items() if key != "torch_dtype"}
     architecture = "GPT2LMHeadModel"
     if isinstance(model.config, DecoderConfig):
@@ -123,7 +124,7 @@ def layout(config: families.Config) -> Layout:
     return gpt2.layout(config)
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a model's folder, through transformers and without the network.
 
     Raises:
@@ -132,9 +133,10 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
+        return cast(Tokenizer, tokenizer)
     except Exception as error:  # whatever the library trips over, the way on is the same
         raise InputError(
             f"{folder}: its tokenizer cannot be read ({_line(error)}); expected tokenizer.json or "
@@ -142,43 +144,23 @@ def load_tokenizer(folder: Path) -> Any:
         ) from error
 
 
-def check_tokens(ids: Sequence[int], vocabulary: int, text: str, model: str) -> None:
-    """Refuse a text that a model cannot read.
-
-    Args:
-        ids: its tokens.
-        vocabulary: how many tokens the model knows.
-        text, model: what to call them in messages.
-
-    Raises:
-        InputError: there is no token, or one that the model lacks.
-    """
-    if not ids:
-        raise InputError(f"{text} has no tokens; expected some text.")
-    if max(ids) >= vocabulary:
-        raise InputError(
-            f"{text} has token {max(ids)}, but {model} only {vocabulary}: check that model and "
-            "tokenizer belong together."
-        )
-
-
-def _completed(settings: Mapping[str, Any], source: str) -> Tree:
+def _completed(settings: JsonObject, source: str) -> JsonObject:
     """The config with transformers' defaults for what it leaves out."""
     from transformers import AutoConfig
 
     kind = settings.get("model_type")
     if kind not in (*families.FAMILIES, "gpt2"):
-        return dict(settings)  # refused by name afterwards
+        return settings  # refused by name afterwards
     rest = {key: value for key, value in settings.items() if key != "model_type"}
     try:
-        return AutoConfig.for_model(kind, **rest).to_dict()
+        return cast(JsonObject, AutoConfig.for_model(kind, **rest).to_dict())
     except Exception as error:  # its checks raise errors of several kinds
         raise InputError(
             f"{source}: transformers cannot read it ({_line(error)}): download it again."
         ) from error
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def _write_json(path: Path, content: JsonObject) -> None:
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", "utf-8")
 
 

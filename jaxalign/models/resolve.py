@@ -4,7 +4,6 @@ import functools
 import hashlib
 import json
 import os
-import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxalign.errors import InputError
+from jaxalign.files import write_json
 from jaxalign.models.packages import PACKAGES, fetch_package
 from jaxalign.models.weights.safetensors import find_weights
 
@@ -249,9 +249,5 @@ def _read_memory(path: Path) -> dict[str, str]:
 
 def _write_memory(path: Path, memory: dict[str, str]) -> None:
     # A read-only cache is no reason to fail.
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(memory, file, indent=1)
-        Path(aside).replace(path)
+    with suppress(OSError, InputError):
+        write_json(path, memory)

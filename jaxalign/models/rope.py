@@ -33,7 +33,18 @@ class Rope:
 def frequencies(rope: Rope, head_width: int) -> np.ndarray:
     """Angle per position of each pair of dimensions, radians: [H/2] float64.
 
+    Args:
+        rope: base and scaling.
+        head_width: H.
+
     Source: Su et al. 2021, https://arxiv.org/abs/2104.09864; scaling `llama3` as Llama 3.1 does.
+
+    Example:
+        >>> from jaxalign.models.rope import Rope, frequencies
+        >>> frequencies(Rope(theta=100.0), 4).tolist()
+        [1.0, 0.1]
+        >>> frequencies(Rope(theta=100.0, scaling="linear", factor=2.0), 4).tolist()
+        [0.5, 0.05]
     """
     plain = rope.theta ** -(np.arange(0, head_width, 2, dtype=np.float64) / head_width)
     if rope.scaling == "none":
@@ -64,7 +75,7 @@ def rotation(rope: Rope, head_width: int, positions: jax.Array, dtype: str) -> j
 
 
 def rotate(heads: jax.Array, rotated: jax.Array) -> jax.Array:
-    """Turns queries or keys: [B, T, N, H] by [2, B, T, H/2] from `rotation`, dtype kept."""
+    """Rotate queries or keys [B, T, N, H] by [2, B, T, H/2] of `rotation`; the dtype is kept."""
     cos, sin = rotated[:, :, :, None, :]
     first, second = jnp.split(heads.astype(cos.dtype), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -1,37 +1,45 @@
-"""How the next token is drawn: temperature, top-k, nucleus, and what may not be drawn."""
+"""Sampling of the next token: temperature, top-k, nucleus, suppressed ids."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import InputError
+from jaxalign.models.params import Array
 
 _BLOCK = 256  # near the square root of a vocabulary
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn, and when they end.
+    """How completions are sampled, and when they end.
 
     Attributes:
-        max_tokens: most tokens of an answer.
-        min_tokens: tokens drawn before a stop id may be.
-        temperature: divides the logits; 0 takes the likeliest token. One for all, or [B].
-        top_k: draw among the k likeliest; of equal ones at the edge, those with lower ids. None
-            for all.
-        top_p: draw among the likeliest tokens that together have at least this share, after
-            temperature and top-k; those as likely as the last one are kept too. One for all, or
-            [B]; 1 for all tokens.
-        stop_ids: an answer ends with any of these, which is its last token.
-        suppressed_ids: never drawn.
-        pad_id: what stands behind the end of an answer; any id of the vocabulary.
+        max_tokens: most tokens of a completion, at least 1.
+        min_tokens: tokens before a stop id may be sampled, from 0 to `max_tokens`.
+        temperature: divides the logits, at least 0. 0 takes the most likely token, 1 samples from
+            the model, more flattens the distribution. One number, or one per row of a batch.
+        top_k: sample among the k most likely tokens, at least 1; of equal ones at the edge, those
+            with lower ids. None for all tokens.
+        top_p: sample among the most likely tokens that together have at least this probability,
+            after temperature and top-k, above 0 and at most 1; tokens as likely as the last one are
+            kept too. 1 for all tokens. One number, or one per row of a batch.
+        stop_ids: token ids that end a completion, and are its last token.
+        suppressed_ids: token ids that are never sampled.
+        pad_id: token id behind the end of a completion; any id of the vocabulary.
 
-    Temperatures, top_p, ids and limits are data: changing them compiles nothing anew. `top_k`,
-    top_p on or off, and temperature 0 for none, some or all rows change the program.
+    Temperatures, top_p, ids and limits are data: changing them compiles nothing anew. The program
+    depends on `top_k`, on whether there is a top_p below 1, and on whether none, some or all rows
+    have temperature 0.
+
+    Example:
+        >>> from jaxalign.models import Sampling
+        >>> Sampling(max_tokens=32, temperature=0.7, top_p=0.95, stop_ids=(2,)).temperature
+        0.7
     """
 
     max_tokens: int = 128
@@ -69,9 +77,9 @@ class StaticSampling(NamedTuple):
     """The part of the settings that shapes the program.
 
     Attributes:
-        greedy: whether no row, some rows or all rows have temperature 0.
+        greedy: whether none, some or all rows have temperature 0.
         top_k: how many tokens are kept; None for all.
-        top_p: whether the nucleus is cut out.
+        top_p: whether the distribution is cut to its nucleus.
     """
 
     greedy: Literal["none", "some", "all"]
@@ -88,29 +96,37 @@ class SamplingParams(NamedTuple):
         stop, suppressed: [V] bool.
     """
 
-    max_tokens: Any
-    min_tokens: Any
-    pad_id: Any
-    temperature: Any
-    top_p: Any
-    stop: Any
-    suppressed: Any
+    max_tokens: Array | np.integer
+    min_tokens: Array | np.integer
+    pad_id: Array | np.integer
+    temperature: Array
+    top_p: Array
+    stop: Array
+    suppressed: Array
 
 
 def split_sampling(
     settings: Sampling, rows: int, padded: int, vocab_size: int
 ) -> tuple[StaticSampling, SamplingParams]:
-    """Splits the settings into what is compiled and what is data.
+    """Split the settings into what is compiled and what is data.
 
     Args:
-        settings: of one run.
-        rows: B, which temperatures and top_p given by row must match.
+        settings: of one call.
+        rows: B, which temperatures and top_p that are given per row must match.
         padded: rows after padding, at least B.
         vocab_size: V.
 
     Raises:
-        InputError: for an id outside the vocabulary, values by row that do not match the rows, or
-            nothing left to draw.
+        InputError: an id lies outside the vocabulary, values per row do not match the rows, or no
+            token is left to sample.
+
+    Example:
+        >>> from jaxalign.models.sampling import Sampling, split_sampling
+        >>> static, params = split_sampling(Sampling(temperature=[0.0, 1.0], top_k=3), 2, 2, 11)
+        >>> static
+        StaticSampling(greedy='some', top_k=3, top_p=False)
+        >>> params.temperature.tolist()
+        [0.0, 1.0]
     """
     ids = (*settings.stop_ids, *settings.suppressed_ids, settings.pad_id)
     if max(ids) >= vocab_size:
@@ -139,22 +155,32 @@ def split_sampling(
 def sample_token(
     key: jax.Array,
     logits: jax.Array,
-    temperature: jax.Array,
-    top_p: jax.Array,
+    temperature: Array,
+    top_p: Array,
     static: StaticSampling,
 ) -> tuple[jax.Array, jax.Array]:
-    """One token and its log-probability under the distribution it was drawn from.
+    """Sample one token, with its log-probability under the distribution sampled from.
 
     Args:
         key: random key.
-        logits: [V], -inf for what may not be drawn.
-        temperature, top_p: scalars.
+        logits: [V], -inf for suppressed tokens.
+        temperature: scalar.
+        top_p: scalar.
         static: compile-time settings, from `split_sampling`.
 
     Returns:
         Token int32 and log-probability. Above temperature 0, under the distribution of
         `truncated_logprobs`. At temperature 0 the token is the most likely one (of equal ones the
         lowest id), with its log-probability under softmax(logits), without truncation.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxalign.models.sampling import StaticSampling, sample_token
+        >>> logits, one = jnp.log(jnp.asarray([0.2, 0.7, 0.1])), jnp.float32(1)
+        >>> greedy = StaticSampling("all", None, False)
+        >>> token, logprob = sample_token(jax.random.key(0), logits, 0 * one, one, greedy)
+        >>> int(token), round(float(jnp.exp(logprob)), 3)
+        (1, 0.7)
     """
     best = jnp.argmax(logits).astype(jnp.int32)
     plain = logits[best] - jax.nn.logsumexp(logits)
@@ -170,22 +196,31 @@ def sample_token(
 
 
 def truncated_logprobs(
-    logits: jax.Array, temperature: jax.Array, top_p: jax.Array, static: StaticSampling
+    logits: jax.Array, temperature: Array, top_p: Array, static: StaticSampling
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The distribution that is drawn from.
+    """The distribution that a token is sampled from.
 
     Args:
-        logits: [V], -inf for what may not be drawn.
+        logits: [V], -inf for suppressed tokens.
         temperature: scalar above 0.
         top_p: scalar.
         static: compile-time settings, from `split_sampling`.
 
     Returns:
-        Log-probabilities [k] or [V], -inf for what the nucleus leaves out, and the ids [k] that
-        they belong to, or None for all V in order.
+        Log-probabilities [k] or [V], -inf outside the nucleus, and the ids [k] that they belong to,
+        or None for all V in order.
 
     Source: top-k Fan et al. 2018, https://arxiv.org/abs/1805.04833; nucleus Holtzman et al. 2019,
     https://arxiv.org/abs/1904.09751.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np
+        >>> from jaxalign.models.sampling import StaticSampling, truncated_logprobs
+        >>> logits = jnp.log(jnp.asarray([0.5, 0.25, 0.2, 0.05]))
+        >>> static = StaticSampling("none", 3, True)
+        >>> logprobs, ids = truncated_logprobs(logits, jnp.float32(1), jnp.float32(0.7), static)
+        >>> ids.tolist(), np.exp(np.float64(logprobs)).round(3).tolist()
+        ([0, 1, 2], [0.667, 0.333, 0.0])
     """
     ids = None
     if static.top_k is not None:
@@ -199,10 +234,10 @@ def truncated_logprobs(
 
 
 def _pick(key: jax.Array, shares: jax.Array) -> jax.Array:
-    """An index drawn by log-probabilities [K]: first its block, then within the block.
+    """An index sampled by log-probabilities [K]: first its block, then its place in the block.
 
-    Exact, and -inf is never drawn, as with Gumbel noise on every value, but with random bits for
-    some hundreds of values only, which for a whole vocabulary cost more than the softmax.
+    Exact, and -inf is never sampled, as with Gumbel noise on every value. Random bits are needed
+    for a few hundred values only; for a whole vocabulary they would cost more than the softmax.
     """
     blocks = -(-shares.size // _BLOCK)
     padding = (0, blocks * _BLOCK - shares.size)
@@ -212,7 +247,7 @@ def _pick(key: jax.Array, shares: jax.Array) -> jax.Array:
     return block * _BLOCK + jax.random.categorical(inner, table[block])
 
 
-def _edge(shares: jax.Array, top_p: jax.Array) -> jax.Array:
+def _edge(shares: jax.Array, top_p: Array) -> jax.Array:
     """The largest value v such that the shares [K] of at least v sum to top_p or more.
 
     Non-negative floats are ordered as their bits are, so bisecting the bits finds v exactly, in
@@ -235,7 +270,7 @@ def _edge(shares: jax.Array, top_p: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(low, shares.dtype)
 
 
-def _by_row(name: str, value: Any, rows: int, padded: int) -> np.ndarray:
+def _by_row(name: str, value: float | Sequence[float], rows: int, padded: int) -> np.ndarray:
     values = np.asarray(value, np.float32)
     if values.ndim and values.shape != (rows,):
         raise InputError(
@@ -245,7 +280,6 @@ def _by_row(name: str, value: Any, rows: int, padded: int) -> np.ndarray:
     return np.pad(values, (0, padded - rows), mode="edge")
 
 
-def _check_whole(name: str, value: Any, least: int) -> None:
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < least:
+def _check_whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise InputError(f"{name} is {value!r}; expected a whole number of at least {least}.")

@@ -1,7 +1,7 @@
-"""One answer as it is drawn, piece by piece."""
+"""One completion as it is sampled, piece by piece."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from jaxalign.models.chat import Chat, check_finite, prompt_ids, text_of, with_stops
 from jaxalign.models.decoder import Adapters
 from jaxalign.models.generate import PolicyMixture, Prompt, decode_until, prefill, prepare_decode
+from jaxalign.models.params import Array
 from jaxalign.models.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -28,32 +29,35 @@ def stream(
     key: jax.Array,
     *,
     adapters: Adapters = None,
-    rows: Any = None,
+    rows: Array | None = None,
     combine: PolicyMixture | None = None,
-    prefix: Any = None,
+    prefix: Array | None = None,
+    prefix_lengths: Array | None = None,
 ) -> Iterator[str]:
-    """The pieces of one answer; joined, they are what `generate_texts` gives for this prompt.
+    """Yield the pieces of one completion; joined, they are what `generate_texts` returns.
 
     Args:
         model: from `load_language_model`.
         prompt: a plain text, or a chat.
-        settings: how tokens are drawn; the model's own stop ids are added to those given.
+        settings: how tokens are sampled; the model's own stop ids are added to these.
         key: random key.
-        adapters, rows, combine, prefix: as in `generate`, for a batch of one.
+        adapters, rows, combine, prefix, prefix_lengths: as in `generate`, for a batch of one.
 
     Yields:
-        Text of whole characters, about eight tokens each, as soon as they are drawn.
+        Text of whole characters, about eight tokens each, as soon as they are sampled.
 
     Raises:
-        InputError: as `generate_texts` does.
+        InputError: as `generate_texts`.
     """
-    soft = 0 if prefix is None else np.shape(prefix)[1]
+    soft = 0
+    if prefix is not None:
+        soft = prefix.shape[1] if prefix_lengths is None else int(prefix_lengths[0])
     ids = prompt_ids(model, prompt, settings.max_tokens + soft)
     tokens, lengths = np.asarray([ids], np.int32), np.asarray([len(ids)], np.int32)
     spec, inputs, prepared = prepare_decode(
         model.config,
         model.params,
-        Prompt(tokens, lengths, prefix),
+        Prompt(tokens, lengths, prefix, prefix_lengths),
         jax.random.fold_in(key, 0)[None],  # the first prompt's, as in generate_texts
         with_stops(model, settings),
         adapters=adapters,

@@ -106,25 +106,7 @@ def from_rows(
 
 
 def split_prompts(candidates: Candidates, share: float, seed: int) -> tuple[Candidates, Candidates]:
-    """Return the candidates to choose on and those to certify on, by whole prompts.
-
-    Args:
-        candidates: candidates of at least 3 prompts.
-        share: share of the prompts to certify on, between 0 and 1.
-        seed: seed of the split.
-
-    Raises:
-        InputError: fewer than 3 prompts.
-
-    Example:
-        >>> import numpy as np
-        >>> from jaxalign.palm.candidates import from_rows, split_prompts
-        >>> rewards = np.arange(8.0)[:, None]
-        >>> found = from_rows([*"aabbccdd"], rewards, ["brevity"])
-        >>> first, second = split_prompts(found, share=0.5, seed=0)
-        >>> len(first.prompts), len(second.prompts)
-        (2, 2)
-    """
+    """Return the candidates to choose on and those to certify on, by whole prompts."""
     count = len(candidates.prompts)
     held = max(2, round(share * count))
     if count - held < 1:
@@ -149,13 +131,6 @@ def unseen(candidates: Candidates, marks: Collection[str], source: str) -> Candi
 
     Raises:
         InputError: fewer than 2 such prompts.
-
-    Example:
-        >>> import numpy as np
-        >>> from jaxalign.palm.candidates import from_rows, unseen
-        >>> found = from_rows([*"aabbcc"], np.arange(6.0)[:, None], ["brevity"])
-        >>> unseen(found, found.marks[:1], "candidates.jsonl").prompts
-        ('b', 'c')
     """
     known = set(marks)
     other = np.array([i for i, mark in enumerate(candidates.marks) if mark not in known], int)

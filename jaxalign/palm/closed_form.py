@@ -176,15 +176,6 @@ def candidate_scale(
 
     Raises:
         InputError: a reward that is the same for all candidates, or `units` of other rewards.
-
-    Example:
-        >>> import numpy as np
-        >>> from jaxalign.palm.candidates import from_rows
-        >>> from jaxalign.palm.closed_form import candidate_scale
-        >>> found = from_rows([*"aabb"], np.array([[0.0], [2.0], [0.0], [2.0]]), ["brevity"])
-        >>> scale = candidate_scale(found, "standard", clip=3.0)  # mean 1, standard deviation 1
-        >>> scale.low, scale.high
-        (array([-2.]), array([4.]))
     """
     rows, names = candidates.rewards[candidates.log_ref > -np.inf], candidates.names
     if units is not None and units.names != names:
@@ -215,15 +206,6 @@ def candidate_oracle(candidates: Candidates, scale: RewardScale, beta: float) ->
 
     Raises:
         InputError: as `ClosedForm`.
-
-    Example:
-        >>> import numpy as np
-        >>> from jaxalign.palm.candidates import from_rows
-        >>> from jaxalign.palm.closed_form import candidate_oracle, candidate_scale
-        >>> found = from_rows([*"aabb"], np.array([[0.0], [2.0], [0.0], [2.0]]), ["brevity"])
-        >>> oracle = candidate_oracle(found, candidate_scale(found, "standard"), beta=0.1)
-        >>> oracle.names, oracle.rewards.shape
-        (('brevity',), (2, 2, 1))
     """
     return ClosedForm(
         np.clip(scale.levels(candidates.rewards), 0.0, 1.0).astype(np.float32),

@@ -19,6 +19,7 @@ from jaxalign.models.decoder import unembedding
 from jaxalign.models.embed import Encoder
 from jaxalign.models.encoder import EncoderConfig, Pooling
 from jaxalign.models.language import LanguageModel
+from jaxalign.models.params import Params, leaf
 from jaxalign.pplug.config import PersonaConfig, TextConfig
 from jaxalign.pplug.persona import (
     PersonaParams,
@@ -45,7 +46,7 @@ class PlugParams(TypedDict, total=False):
         persona: Parameters of the persona and of the task token.
     """
 
-    encoder: dict[str, object]
+    encoder: Params
     persona: PersonaParams
 
 
@@ -116,7 +117,7 @@ def init_plug(
 
     Source: arXiv 2409.11901, section 3.3. The paper scales by the constant 539.97 of its model.
     """
-    norm = embedding_norm(model.params["embed"]["table"])
+    norm = embedding_norm(leaf(model.params, "embed", "table"))
     trained = init_trained(key, encoder, persona, model.config.width, norm)
     plug = PPlug(model, encoder, persona, text, trained)
     if persona.source == "none":
@@ -335,7 +336,12 @@ def _personas(
         tokens, lengths = batch["queries"], batch["query_lengths"]
         real = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :] < lengths[:, None]
         queries = embed.forward(
-            spec.encoder, spec.pooling, spec.normalise, trained["encoder"], tokens, real
+            spec.encoder,
+            spec.pooling,
+            spec.normalise,
+            trained["encoder"],
+            tokens,
+            real,
         )
     else:
         queries = jnp.zeros((rows, spec.encoder.width), jnp.float32)

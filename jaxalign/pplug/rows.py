@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -13,26 +13,20 @@ from jaxalign.data.histories import Histories
 from jaxalign.data.sequences import Sequences, pad_flat
 from jaxalign.errors import InputError
 from jaxalign.models.chat import Chat
-from jaxalign.models.embed import Encoder
+from jaxalign.models.embed import Encoder, text_encodings
 from jaxalign.models.encoder import EncoderConfig
 from jaxalign.models.language import LanguageModel
+from jaxalign.models.tokenizer import Tokenizer
 from jaxalign.pplug.config import PersonaConfig, TextConfig
 from jaxalign.pplug.store import HistoryStore, encode_with
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Arrays = dict[str, np.ndarray]
 _SMALLEST, _LARGEST = 16, 512  # buckets of histories; longer ones have multiples of the largest
 _ANY_LENGTH = 2**30  # tokens of a row; both of its parts are cut by themselves
 _LINE = "\n"  # between a plain question and its answer
-
-
-class Tokenizer(Protocol):
-    """The part of a tokenizer of `transformers` that counts tokens and cuts texts."""
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Return the token ids of a text."""
-
-    def decode(self, ids: list[int]) -> str:
-        """Return the text of token ids."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +100,7 @@ def prepare_persona_inputs(
     queries = items = None
     if persona.uses_input:
         texts = histories.query_texts(text.query_prefix)
-        ids = [encoding.ids for encoding in encoder.tokenizer.encode_batch(texts)]
+        ids = [encoding.ids for encoding in text_encodings(encoder, texts)]
         queries = Sequences.of([_shortened(row, text.prompt_tokens) for row in ids])
     if persona.source == "history":
         if store is None:
@@ -154,7 +148,7 @@ def format_prompts(
         ['red', 'green']
     """
     short = [shorten(question, model.tokenizer, text.prompt_tokens) for question in questions]
-    if is_chat(model.tokenizer, text.template):
+    if is_chat(cast("PreTrainedTokenizerBase", model.tokenizer), text.template):
         return [[{"role": "user", "content": question}] for question in short]
     return [question + _LINE for question in short]
 
@@ -204,13 +198,13 @@ def tokenize_samples(
             f"found {len(questions)} prompts for {len(histories)} samples; expected one for each."
         )
     short = [shorten(question, model.tokenizer, text.prompt_tokens) for question in questions]
-    chat = is_chat(model.tokenizer, text.template)
+    chat = is_chat(cast("PreTrainedTokenizerBase", model.tokenizer), text.template)
     found = completions_from_columns(
         {
             "prompt": short if chat else [question + _LINE for question in short],
             "completion": list(histories.outputs),
         },
-        model.tokenizer,
+        cast("PreTrainedTokenizerBase", model.tokenizer),
         CompletionConfig(_ANY_LENGTH, template=text.template),
         Origin(histories.source),
     )

@@ -16,7 +16,7 @@ from jaxalign.models.classifier import Classifier, classify, load_classifier
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.lora import LoraConfig
-from jaxalign.models.params import PyTree
+from jaxalign.models.params import PyTree, leaf
 from jaxalign.models.peft import load_adapter, save_adapter
 from jaxalign.models.weights.classifier import layout
 from jaxalign.models.weights.safetensors import open_tensors
@@ -116,7 +116,7 @@ def save_whole(folder: str | Path, model: Classifier, hf_config: Mapping[str, ob
         "id2label": {str(number): name for number, name in names.items()},
         "label2id": {name: number for number, name in names.items()},
         "pad_token_id": model.pad_id,
-        "dtype": jnp.dtype(model.params["embed"]["table"].dtype).name,
+        "dtype": jnp.dtype(leaf(model.params, "embed", "table").dtype).name,
     }
     with write_folder_aside(folder, WEIGHTS, INDEX) as aside:
         save_params(aside, model.params, layout(config, len(model.labels)))

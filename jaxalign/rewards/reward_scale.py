@@ -127,15 +127,6 @@ class RewardScale:
         Weights that were learned on standardised rewards stay valid as long as these three stay the
         same. The ends of the levels are left out, since they say nothing about weights: two scales
         that differ only in `low` and `high` have one digest.
-
-        Example:
-            >>> from dataclasses import replace
-            >>> from jaxalign.rewards import fit_scale
-            >>> scale = fit_scale([[0.0], [1.0], [2.0]], ["brevity"])
-            >>> scale.digest == replace(scale, low=[-5.0]).digest
-            True
-            >>> scale.digest == replace(scale, std=2 * scale.std).digest
-            False
         """
         names = json.dumps(list(self.names)).encode()
         # Little-endian float64 whatever the machine: one scale, one digest.
@@ -275,15 +266,6 @@ def load_scale(path: str | Path) -> RewardScale:
 
     Raises:
         InputError: there is none, or it is damaged.
-
-    Example:
-        >>> import json, pathlib, tempfile
-        >>> from jaxalign.rewards.reward_scale import fit_scale, load_scale
-        >>> scale = fit_scale([[0.0], [1.0], [2.0]], ["brevity"])
-        >>> run = pathlib.Path(tempfile.mkdtemp())
-        >>> _ = (run / "scale.json").write_text(json.dumps(scale.to_json()))
-        >>> load_scale(run) == scale
-        True
     """
     path = Path(path).expanduser()
     path = path / SCALE_FILE if path.is_dir() else path

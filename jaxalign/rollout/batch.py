@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 
 from jaxalign.errors import InputError
 from jaxalign.models.chat import text_of
@@ -105,7 +106,7 @@ def token_rewards(reward: TokenReward, completions: CompletionBatch) -> jax.Arra
         >>> token_rewards(brevity, batch).tolist()
         [[-2.0]]
     """
-    values = reward.function(*completions)
+    values = reward.function(*map(jnp.asarray, completions))
     expected = (len(completions.completion_lengths), len(reward.names))
     if values.shape != expected:
         raise InputError(

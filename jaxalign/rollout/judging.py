@@ -178,7 +178,7 @@ class _Sampler:
         def score(drawn: _Drawn) -> jax.Array | NDArray[np.float64]:
             if not self.adapted[which].any():
                 return drawn.logprobs
-            return reference_logprobs(self.model, *drawn.completions, self.sampling)
+            return reference_logprobs(self.model, drawn.completions, self.sampling)
 
         return sample_and_score(sample, score, self.reward)
 

@@ -4,25 +4,13 @@
 is conditioned on preferences. Weights of zero are the reference, the model alone, for every kind.
 """
 
-from typing import Protocol, TypedDict
+from typing import Protocol
 
-import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxalign.models.chat import Chat
-from jaxalign.models.decoder import Adapters
-from jaxalign.models.generate import PolicyMixture
-
-
-class GenerationArguments(TypedDict, total=False):
-    """Keyword arguments of `models.generate` that decide which policy samples each row."""
-
-    adapters: Adapters
-    rows: np.ndarray | None
-    combine: PolicyMixture | None
-    prefix: jax.Array | None
-    prefix_lengths: np.ndarray | None
+from jaxalign.models.generate import GenerationArguments
 
 
 class PolicyBatch(Protocol):

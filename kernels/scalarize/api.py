@@ -34,6 +34,14 @@ def tilt(
 
     Returns:
         log-partition [W, X], expected rewards [W, X, R], KL [W, X] in nats, at least float32.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np
+        >>> from jaxalign.kernels.scalarize import tilt
+        >>> rewards, log_ref = jnp.asarray([[[0.0], [1.0]]]), jnp.log(jnp.asarray([[0.5, 0.5]]))
+        >>> _, expected, kl = tilt(rewards, log_ref, jnp.asarray([[0.0], [2.0]]), beta=1.0)
+        >>> np.float64([expected[:, 0, 0], kl[:, 0]]).round(3).tolist()
+        [[0.5, 0.881], [0.0, 0.328]]
     """
     return BACKENDS[backend].tilt(rewards, log_ref, weights, beta, chunk)
 
@@ -58,6 +66,14 @@ def tilt_means(
 
     Returns:
         mean log-partition [W], mean expected rewards [W, R], mean KL [W].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.kernels.scalarize import tilt_means
+        >>> rewards, log_ref = jnp.ones((3, 2, 1)), jnp.log(jnp.full((3, 2), 0.5))
+        >>> _, expected, _ = tilt_means(rewards, log_ref, jnp.ones((4, 1)), beta=1.0)
+        >>> expected[:, 0].tolist()
+        [1.0, 1.0, 1.0, 1.0]
     """
     return BACKENDS[backend].tilt_means(rewards, log_ref, weights, beta, chunk)
 
@@ -78,5 +94,13 @@ def best_member(
 
     Returns:
         value [U], at least float32, and index [U] int32; [U, M] is never held when chunked.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.kernels.scalarize import best_member
+        >>> weights, values = jnp.asarray([[1.0, 0.0], [0.0, 2.0]]), jnp.asarray([[1.0, 0], [0, 1]])
+        >>> best, member = best_member(weights, values)
+        >>> best.tolist(), member.tolist()
+        ([1.0, 2.0], [0, 1])
     """
     return BACKENDS[backend].best_member(weights, values, chunk)

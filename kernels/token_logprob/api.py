@@ -21,11 +21,11 @@ CHUNK_BYTES = 640 * 2**20
 def token_logprob(
     hidden: jax.Array,
     unembedding: jax.Array,
-    targets: jax.Array,
+    targets: jax.Array | np.ndarray,
     *,
-    temperature: jax.Array | float = 1.0,
+    temperature: jax.Array | np.ndarray | float = 1.0,
     soft_cap: float | None = None,
-    suppressed: jax.Array | None = None,
+    suppressed: jax.Array | np.ndarray | None = None,
     chunk: int | None = None,
     shards: int | None = None,
     backend: Backend = "auto",
@@ -66,6 +66,14 @@ def token_logprob(
 
     Source: the recomputed logits of Wijmans et al. 2025, https://arxiv.org/abs/2411.09009, by
     chunks of tokens instead of blocks; the entropy's gradient is dH/dz_j = -p_j (log p_j + H).
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np
+        >>> from jaxalign.kernels.token_logprob import token_logprob
+        >>> hidden, unembedding = jnp.ones((2, 3)), jnp.zeros((4, 3))
+        >>> logprob, entropy = token_logprob(hidden, unembedding, jnp.asarray([0, 3]))
+        >>> np.exp(np.float64([logprob, entropy])).round(3).tolist()
+        [[0.25, 0.25], [4.0, 4.0]]
     """
     _check(hidden, unembedding, targets, suppressed)
     _check_options(temperature, soft_cap, chunk, backend)
@@ -93,7 +101,12 @@ def token_logprob(
 def default_chunk(vocab: int) -> int:
     """The largest power of two of tokens whose float32 logits fit CHUNK_BYTES (at least 1).
 
-    A power of two divides most batches, so the last chunk repeats nothing.
+    A power of two divides most batches, so that the last chunk repeats nothing.
+
+    Example:
+        >>> from jaxalign.kernels.token_logprob.api import default_chunk
+        >>> default_chunk(49_152)
+        2048
     """
     return 1 << (max(1, CHUNK_BYTES // (4 * vocab)).bit_length() - 1)
 
@@ -116,7 +129,10 @@ def _shards(hidden: jax.Array, shape: tuple[int, ...], shards: int | None) -> in
 
 
 def _check(
-    hidden: jax.Array, unembedding: jax.Array, targets: jax.Array, suppressed: jax.Array | None
+    hidden: jax.Array,
+    unembedding: jax.Array,
+    targets: jax.Array | np.ndarray,
+    suppressed: jax.Array | np.ndarray | None,
 ) -> None:
     if unembedding.ndim != 2 or hidden.ndim < 1 or hidden.shape[-1] != unembedding.shape[1]:
         raise ValueError(
@@ -140,7 +156,10 @@ def _check(
 
 
 def _check_options(
-    temperature: jax.Array | float, soft_cap: float | None, chunk: int | None, backend: str
+    temperature: jax.Array | np.ndarray | float,
+    soft_cap: float | None,
+    chunk: int | None,
+    backend: str,
 ) -> None:
     # An array may be traced, or would wait for the device: only plain numbers are looked at.
     if isinstance(temperature, int | float | np.number) and not 0 < temperature < math.inf:

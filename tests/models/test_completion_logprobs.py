@@ -72,7 +72,7 @@ def test_they_are_those_of_the_drawing(config, soft):
 
 def test_entropies_are_of_the_same_distribution():
     params, answers, _ = drawn_answers(LLAMA)
-    _, entropy = jax.jit(partial(completion_logprobs, LLAMA, drawn=DRAWN))(params, answers)
+    _, entropy = jax.jit(partial(completion_logprobs, LLAMA, distribution=DRAWN))(params, answers)
     states = jax.jit(partial(completion_states, LLAMA))(params, answers)
     logits = np.asarray(families.logits(params, states), np.float64) / 0.7
     for slot in range(7):

@@ -10,8 +10,9 @@ import pytest
 import torch
 from tiny_bert import torch_bert, write_model
 
+from jaxalign import progress
 from jaxalign.errors import InputError
-from jaxalign.models import embed, shown
+from jaxalign.models import embed
 from jaxalign.models.buckets import bucket_length, by_length
 from jaxalign.models.embed import encode, encode_unkept, encode_with_stats, load_encoder
 
@@ -147,10 +148,10 @@ def test_truncation_is_counted_and_said_once(encoder, capsys):
 
 
 def test_progress_shows_on_stderr_only_when_it_takes_long(encoder, capsys, monkeypatch):
-    monkeypatch.setattr(shown, "_AFTER_SECONDS", 1e9)
+    monkeypatch.setattr(progress, "_SHOW_AFTER", 1e9)
     encode(encoder, TEXTS[:2], batch_tokens=16)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(shown, "_AFTER_SECONDS", -1.0)
+    monkeypatch.setattr(progress, "_SHOW_AFTER", -1.0)
     encode(encoder, TEXTS[2:], batch_tokens=16)
     captured = capsys.readouterr()
     assert "encoding texts" in captured.err
@@ -200,9 +201,9 @@ def test_vocabulary_and_tokenizer_file_agree(encoder, model_folder):
 @pytest.mark.parametrize(
     ("file", "content", "match"),
     [
-        ("config.json", "{", "config.json: not JSON"),
-        ("config.json", "[]", "config.json: holds a list"),
-        ("config.json", None, "config.json: cannot be read"),
+        ("config.json", "{", "config.json: is not JSON"),
+        ("config.json", "[]", "config.json: holds a JSON list"),
+        ("config.json", None, "config.json: no such file"),
         ("tokenizer.json", "{}", "tokenizer.json: not a tokenizer"),
         ("vocab.txt", "a\nb\n", "vocab.txt:.*UNK"),
         ("vocab.txt", None, "no tokenizer"),

@@ -253,7 +253,7 @@ def test_broken_folders_are_refused_by_name(tmp_path):
         path.unlink()
     refused("tokenizer cannot be read")
     config.unlink()
-    refused("cannot be read")
+    refused("no such file")
 
 
 def test_offline_says_where_to_put_it(own_cache, monkeypatch):

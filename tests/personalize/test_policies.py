@@ -11,7 +11,7 @@ import pytest
 from jaxalign import palm
 from jaxalign.errors import InputError
 from jaxalign.models import families, lora
-from jaxalign.models.completions import reference_logprobs
+from jaxalign.models.completions import CompletionBatch, reference_logprobs
 from jaxalign.models.generate import generate
 from jaxalign.models.sampling import Sampling
 from jaxalign.personalize.policies import Mixing, Soups, adapter_digest
@@ -85,7 +85,8 @@ def test_what_is_drawn_has_the_probability_of_the_closed_form(kind, weight):
     )  # fmt: skip
     answers, ends = np.asarray(found.tokens), np.asarray(found.lengths)
     own = np.asarray(found.logprobs).sum(axis=1)
-    base = reference_logprobs(model, tokens, lengths, answers, ends, tiny.SETTINGS)
+    batch = CompletionBatch(tokens, lengths, answers, ends)
+    base = reference_logprobs(model, batch, tiny.SETTINGS)
     base = np.asarray(base).sum(axis=1)
     for row, place in enumerate(places):
         ids = tuple(int(i) for i in answers[row, : ends[row]])

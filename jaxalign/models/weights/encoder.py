@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from jax.typing import DTypeLike
 
 from jaxalign.models.encoder import EncoderConfig
+from jaxalign.models.params import Params
 from jaxalign.models.weights.layout import Layout, Leaf
 from jaxalign.models.weights.load import load_params
 from jaxalign.models.weights.safetensors import open_tensors
@@ -16,7 +18,7 @@ _IGNORED = r"(pooler|cls|classifier)\.|embeddings\.(position_ids|token_type_ids)
 _RENAMED = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
 
 
-def load(paths: Sequence[Path], config: EncoderConfig, dtype: Any = "float32") -> dict[str, Any]:
+def load(paths: Sequence[Path], config: EncoderConfig, dtype: DTypeLike = "float32") -> Params:
     """Parameters of an encoder from its safetensors files.
 
     Args:

@@ -5,9 +5,16 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 from jaxalign.errors import InputError
+
+if TYPE_CHECKING:
+    from gguf import GGMLQuantizationType
+
+Scalar: TypeAlias = bool | int | float | str
+Value: TypeAlias = Scalar | list[Scalar]
+Kind = TypeVar("Kind")
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 _VERSIONS = (2, 3)
@@ -28,7 +35,7 @@ class TensorEntry:
     """
 
     shape: tuple[int, ...]
-    kind: Any
+    kind: "GGMLQuantizationType"
     offset: int
     size: int
 
@@ -44,7 +51,7 @@ class Header:
     """
 
     path: Path
-    fields: Mapping[str, Any]
+    fields: Mapping[str, Value]
     tensors: Mapping[str, TensorEntry]
 
     @property
@@ -119,9 +126,9 @@ class Header:
         values = self._field(key, list, "a list of texts")
         if values and not isinstance(values[0], str):  # an array holds one type
             raise self._wrong(key, type(values[0]).__name__, "a list of texts")
-        return values
+        return cast(list[str], values)
 
-    def _field(self, key: str, kind: type, expected: str) -> Any:
+    def _field(self, key: str, kind: type[Kind], expected: str) -> Kind:
         if key not in self.fields:
             raise InputError(
                 f"{self.path}: the metadata lacks {key}; expected {expected}: "
@@ -132,7 +139,7 @@ class Header:
             raise self._wrong(key, value, expected)
         return value
 
-    def _wrong(self, key: str, value: Any, expected: str) -> InputError:
+    def _wrong(self, key: str, value: object, expected: str) -> InputError:
         shown = f"a list of {len(value)}" if isinstance(value, list) else repr(value)
         return InputError(f"{self.path}: {key} is {shown}; expected {expected}.")
 
@@ -179,14 +186,16 @@ def _parse(path: Path, data: mmap.mmap) -> Header:
         what = "big-endian" if version & 0xFFFF == 0 else f"version {version}"
         raise InputError(f"{path}: is {what} GGUF; expected little-endian, version 2 or 3.")
     tensors, pairs = cursor.take("QQ")
-    fields = {}
+    fields: dict[str, Value] = {}
     for _ in range(pairs):
         key = cursor.string()
         fields[key] = cursor.value(*cursor.take("I"))
     return Header(path, fields, _tensor_table(cursor, tensors, fields))
 
 
-def _tensor_table(cursor: "_Cursor", count: int, fields: dict[str, Any]) -> dict[str, TensorEntry]:
+def _tensor_table(
+    cursor: "_Cursor", count: int, fields: Mapping[str, Value]
+) -> dict[str, TensorEntry]:
     rows: dict[str, tuple[tuple[int, ...], int, int]] = {}
     for _ in range(count):
         name = cursor.string()
@@ -238,7 +247,7 @@ class _Cursor:
     def __init__(self, path: Path, data: mmap.mmap, place: int):
         self.path, self.data, self.place = path, data, place
 
-    def take(self, layout: str) -> tuple[Any, ...]:
+    def take(self, layout: str) -> tuple:
         layout = f"<{layout}"
         values = struct.unpack_from(layout, self.data, self.place)
         self.place += struct.calcsize(layout)
@@ -252,7 +261,7 @@ class _Cursor:
         self.place += length
         return raw.decode("utf-8")
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int) -> Value:
         if kind == _STRING:
             return self.string()
         if kind == _ARRAY:

@@ -1,26 +1,35 @@
 """Tensors of files into stacked, sharded parameters, one tensor in memory at a time."""
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding, SingleDeviceSharding
+from jax.typing import DTypeLike
 
 from jaxalign.errors import InputError
+from jaxalign.models.params import Params, put
 from jaxalign.models.weights.layout import Layout, Leaf
 from jaxalign.models.weights.safetensors import Tensors
 
-Tree = dict[str, Any]
+ShapeTree: TypeAlias = Mapping[str, "ShapeTree | jax.ShapeDtypeStruct"]
+ShardingTree: TypeAlias = Mapping[str, "ShardingTree | Sharding"]
+# From the shapes of parameters to where each one goes.
+Shardings: TypeAlias = Callable[[ShapeTree], ShardingTree]
 # Rows turned at once: a block that fits the processor's cache is several times faster.
 _BLOCK = 256
 _ALIGNMENT = 64  # bytes; XLA on a CPU takes such memory as it is
 
 
 def load_params(
-    tensors: Tensors, layout: Layout, dtype: Any = "float32", shardings: Tree | None = None
-) -> Tree:
+    tensors: Tensors,
+    layout: Layout,
+    dtype: DTypeLike = "float32",
+    shardings: ShardingTree | None = None,
+) -> Params:
     """Parameters of a model, from open files straight to where they belong.
 
     Names and shapes are checked before anything is read. Each tensor is then read once, and only
@@ -45,21 +54,21 @@ def load_params(
     names = match_names(tensors, layout)
     _check_copies(tensors, layout, names)
     # Where none are given: the default device, which jax.default_device may have set.
-    default = jax.sharding.SingleDeviceSharding(next(iter(jnp.zeros(()).devices())))
-    params: Tree = {}
+    default: Sharding = SingleDeviceSharding(next(iter(jnp.zeros(()).devices())))
+    params: dict[str, Params | jax.Array] = {}
     # The largest tensors first, while there is least beside them.
     for leaf in sorted(layout.leaves, key=lambda leaf: -np.prod(leaf.shape, dtype=np.int64)):
         if layout.names(leaf)[0] in names:
             sharding = default if shardings is None else _at(shardings, leaf.path)
-            _put(params, leaf.path, _read_leaf(tensors, layout, leaf, names, dtype, sharding))
+            put(params, leaf.path, _read_leaf(tensors, layout, leaf, names, dtype, sharding))
     return params
 
 
-def abstract_params(layout: Layout, dtype: Any = "float32") -> Tree:
+def abstract_params(layout: Layout, dtype: DTypeLike = "float32") -> ShapeTree:
     """Shapes and dtypes of the parameters, as `jax.ShapeDtypeStruct`; optional ones included."""
-    tree: Tree = {}
+    tree: dict[str, ShapeTree | jax.ShapeDtypeStruct] = {}
     for leaf in layout.leaves:
-        _put(tree, leaf.path, jax.ShapeDtypeStruct(layout.shape(leaf), jnp.dtype(dtype)))
+        put(tree, leaf.path, jax.ShapeDtypeStruct(layout.shape(leaf), jnp.dtype(dtype)))
     return tree
 
 
@@ -129,7 +138,7 @@ def _read_leaf(
     leaf: Leaf,
     names: Mapping[str, str],
     dtype: np.dtype,
-    sharding: jax.sharding.Sharding,
+    sharding: Sharding,
 ) -> jax.Array:
     """One parameter: a host buffer for each distinct part, handed over without a copy on a CPU."""
     shape = layout.shape(leaf)
@@ -188,13 +197,12 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def _at(tree: Tree, path: tuple[str, ...]) -> Any:
-    for part in path:
-        tree = tree[part]
-    return tree
-
-
-def _put(tree: Tree, path: tuple[str, ...], value: Any) -> None:
-    for part in path[:-1]:
-        tree = tree.setdefault(part, {})
-    tree[path[-1]] = value
+def _at(tree: ShardingTree, path: tuple[str, ...]) -> Sharding:
+    node: ShardingTree | Sharding = tree
+    for name in path:
+        if isinstance(node, Sharding):
+            raise TypeError(f"shardings end above {'.'.join(path)}")
+        node = node[name]
+    if not isinstance(node, Sharding):
+        raise TypeError(f"shardings hold no sharding at {'.'.join(path)}")
+    return node

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -14,6 +14,13 @@ from jaxalign.errors import InputError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+
+
+class TensorFile(Protocol):
+    """An open file of tensors."""
+
+    def get_tensor(self, name: str, /) -> np.ndarray:
+        """Return a tensor by its name."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Tensors:
 
     source: str
     shapes: Mapping[str, tuple[int, ...]]
-    _files: Mapping[str, Any]
+    _files: Mapping[str, TensorFile]
 
     def read(self, name: str) -> np.ndarray:
         """The tensor of this name, in the dtype of the file."""
@@ -48,7 +55,7 @@ def open_tensors(paths: Sequence[Path]) -> Iterator[Tensors]:
         InputError: for a file that is missing, truncated or not safetensors, or a name held twice.
     """
     with ExitStack() as stack:
-        files: dict[str, Any] = {}
+        files: dict[str, TensorFile] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         for path in paths:
             handle = stack.enter_context(_open(path))
@@ -101,7 +108,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
     return paths
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path) -> safe_open:
     try:
         return safe_open(path, framework="np")
     except (SafetensorError, OSError) as error:

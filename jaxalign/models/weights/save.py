@@ -4,20 +4,23 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jaxalign.errors import InputError
 from jaxalign.files import write_folder_aside
+from jaxalign.models.params import Params
 from jaxalign.models.weights.layout import Layout, Leaf
-from jaxalign.models.weights.load import abstract_params, fill
+from jaxalign.models.weights.load import fill
 from jaxalign.models.weights.safetensors import INDEX, SINGLE
 
 # Weights of a folder, which new ones replace.
 WEIGHTS = "model*.safetensors*"
+Leaves: TypeAlias = Mapping[tuple[str, ...], jax.Array]
 _NAMES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
@@ -38,10 +41,10 @@ class _Entry:
 
 def save_params(
     folder: str | Path,
-    params: Mapping[str, Any],
+    params: Params,
     layout: Layout,
     max_shard_bytes: float = 5e9,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> None:
     """Write parameters as `model.safetensors`, or as shards with their index.
 
@@ -96,7 +99,7 @@ def write_tensors(
 
     Source: https://github.com/huggingface/safetensors (format).
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, dtype, shape, size in headers:
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
@@ -108,14 +111,14 @@ def write_tensors(
         handle.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
 
 
-def _write(handle: IO[bytes], entries: Sequence[_Entry], values: Mapping[Any, Any]) -> None:
+def _write(handle: IO[bytes], entries: Sequence[_Entry], values: Leaves) -> None:
     headers = [
         (entry.name, _NAMES[entry.dtype.name], entry.leaf.shape, entry.size) for entry in entries
     ]
     write_tensors(handle, headers, _contents(entries, values))
 
 
-def _contents(entries: Sequence[_Entry], values: Mapping[Any, Any]) -> Iterator[np.ndarray]:
+def _contents(entries: Sequence[_Entry], values: Leaves) -> Iterator[np.ndarray]:
     held, whole = None, np.empty(0)
     for entry in entries:
         if held != entry.leaf.path:
@@ -142,7 +145,7 @@ def _shards(entries: Sequence[_Entry], most: float) -> list[list[_Entry]]:
     return shards
 
 
-def _dtype(leaf: Leaf, value: Any, dtype: Any) -> np.dtype:
+def _dtype(leaf: Leaf, value: jax.Array, dtype: DTypeLike | None) -> np.dtype:
     found = jnp.dtype(value.dtype if dtype is None else dtype)
     if found.name not in _NAMES:
         raise InputError(
@@ -151,8 +154,8 @@ def _dtype(leaf: Leaf, value: Any, dtype: Any) -> np.dtype:
     return found
 
 
-def _check(values: Mapping[tuple[str, ...], Any], layout: Layout) -> None:
-    expected = _by_path(abstract_params(layout))
+def _check(values: Leaves, layout: Layout) -> None:
+    expected = {leaf.path: layout.shape(leaf) for leaf in layout.leaves}
     optional = layout.optional_paths()
     missing = expected.keys() - values.keys() - optional
     for what, wrong in (("missing", missing), ("not part of it", values.keys() - expected.keys())):
@@ -162,13 +165,13 @@ def _check(values: Mapping[tuple[str, ...], Any], layout: Layout) -> None:
                 "model's config describes."
             )
     for path, value in values.items():
-        if tuple(value.shape) != expected[path].shape:
+        if tuple(value.shape) != expected[path]:
             raise InputError(
                 f"parameter {'.'.join(path)} has shape {list(value.shape)}; the model's config "
-                f"asks for {list(expected[path].shape)}."
+                f"asks for {list(expected[path])}."
             )
 
 
-def _by_path(tree: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+def _by_path(tree: Params) -> Leaves:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {tuple(str(part.key) for part in path): value for path, value in leaves}

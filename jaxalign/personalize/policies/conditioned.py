@@ -13,7 +13,7 @@ from jaxalign.moc.policy import ConditionedPolicy, soft_token
 from jaxalign.moc.preferences import check_simplex, insert_preference_tag
 from jaxalign.models import lora
 from jaxalign.models.chat import Chat
-from jaxalign.models.params import Params
+from jaxalign.models.params import Params, leaf
 from jaxalign.personalize.policies.adapters import Adapter
 from jaxalign.rollout.policies import GenerationArguments
 
@@ -39,7 +39,7 @@ class PreferenceConditionedBatch(NamedTuple):
         if not self.preferences.any(axis=1).all():
             found["rows"] = np.where(adapted, 0, -1).astype(np.int32)
         if self.policy.conditioning == "token":
-            table = self.policy.model.params["embed"]["table"]
+            table = leaf(self.policy.model.params, "embed", "table")
             found["prefix"] = soft_token(self.policy.trained["token"], table, jnp.asarray(rows))
             found["prefix_lengths"] = adapted.astype(np.int32)
         return found
