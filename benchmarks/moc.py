@@ -141,7 +141,7 @@ def _ours(
     import jax.numpy as jnp
 
     from jaxalign.moc.policy import init_policy
-    from jaxalign.moc.step import init_train_state, make_step, make_train
+    from jaxalign.moc.step import init_train_state, make_programs, make_step
     from jaxalign.models.language import LanguageModel
     from jaxalign.rewards.vector import TokenReward
     from jaxalign.train.mesh import make_mesh
@@ -161,7 +161,7 @@ def _ours(
         jax.random.key(1), init_policy(jax.random.key(2), model, names, config).trained, config
     )
     mesh = make_mesh(config.trunk.mesh, jax.devices()[:1])
-    programs = make_train(config, config.trunk.decoder(plain), names, (), mesh)
+    programs = make_programs(config, config.trunk.decoder(plain), names, (), mesh)
     lengths = np.full(len(prompts), prompts.shape[1], np.int32)
     preferences = np.random.default_rng(1).dirichlet(np.ones(count), config.groups)
     batch = {

@@ -89,7 +89,7 @@ def programs_of(arguments: argparse.Namespace, mesh: Any) -> tuple[Any, dict[str
     from jaxalign.config import load_config
     from jaxalign.experiments.moc._run import MocRunConfig
     from jaxalign.moc.policy import init_policy
-    from jaxalign.moc.step import init_train_state, make_train
+    from jaxalign.moc.step import init_train_state, make_programs
     from jaxalign.models import families
     from jaxalign.models.language import LanguageModel
     from jaxalign.rollout import Rollout
@@ -116,7 +116,7 @@ def programs_of(arguments: argparse.Namespace, mesh: Any) -> tuple[Any, dict[str
         return init_train_state(key, init_policy(key, model, names, config).trained, config)
 
     decoder = config.trunk.decoder(plain)
-    programs = make_train(config, decoder, names, (2,), mesh)
+    programs = make_programs(config, decoder, names, (2,), mesh)
     rows, width = config.batch, config.prompt_tokens
     whole_rows = {"tokens": (rows, width), "lengths": (rows,)}
     shapes = {**whole_rows, "plain": (rows, width), "plain_lengths": (rows,)}

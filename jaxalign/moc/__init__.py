@@ -1,7 +1,22 @@
 """MOC: one policy conditioned on a preference over rewards (arXiv 2604.04497), reconstructed.
 
-One language model with one adapter is trained to achieve rewards in the proportions of any
-preference p on the simplex. Read the files in this order:
+One language model with one adapter is trained, by PPO with several objectives, to achieve rewards
+in the proportions of any preference p on the simplex. Words and letters that the files share:
+
+- row: one prompt with its completion; B in a step. [B, M] has M tokens of each completion, [B, T]
+  has T tokens of each prompt.
+- group: the rows of a step under one preference, each of another prompt, unlike the groups of GRPO;
+  G in a step.
+- level: a reward on its `RewardScale`, 0 at the low end and 1 at the high one; the reward as it is
+  where there is no scale. Levels are what a preference is compared with.
+- objective: what the policy is to raise, with a value head and a weight c of its own: the levels of
+  the R rewards, or a single reward that is computed from all of them; K of them.
+- similarity to the preference: minus the squared error between p and the mean levels of a group, or
+  their shares. It has no reward of its own: its advantages are sums of the objectives'.
+- stream: advantages [B, M] with a clipped policy loss of their own; one for each objective, one for
+  the similarity, one for the KL to the reference.
+
+Read the files in this order:
 
 1. `config`: every setting of a run.
 2. `preferences`: how preferences are sampled, written as tags, and read.
@@ -45,7 +60,7 @@ from jaxalign.moc.preferences import (
     sample_preferences,
     strip_preference_tags,
 )
-from jaxalign.moc.step import make_step, make_train
+from jaxalign.moc.step import make_programs, make_step
 
 __all__ = [
     "CombineConfig",
@@ -60,8 +75,8 @@ __all__ = [
     "init_policy",
     "insert_preference_tag",
     "load",
+    "make_programs",
     "make_step",
-    "make_train",
     "min_norm",
     "parse_preference",
     "policy_directions",

@@ -21,8 +21,8 @@ from jaxalign.moc.step import (
     MocTrainState,
     Programs,
     init_train_state,
+    make_programs,
     make_step,
-    make_train,
 )
 from jaxalign.models.chat import stop_ids
 from jaxalign.models.completions import CompletionBatch
@@ -35,7 +35,7 @@ from jaxalign.runs.log import MetricsLog, Tracker
 from jaxalign.train.checkpoint import Checkpoints
 from jaxalign.train.mesh import batch_sharding, make_mesh, param_shardings, state_shardings
 
-_REMEDY = "lower optimiser.rate or epochs, and go on from the last state"
+_REMEDY = "lower optimiser.rate or epochs, and go on from the last checkpoint"
 
 Advance = Callable[[MocTrainState, StepPrompts], tuple[MocTrainState, Metrics]]
 Place = Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
@@ -48,9 +48,14 @@ class MocTrainResult:
 
     Attributes:
         policy: the trained policy.
-        history: metrics of every step: `reward_NAME`, the mean level; `weight_NAME`, the mean
-            weight c of the objective; `error`, the mean squared error to the preference; `kl`,
-            `entropy` and more.
+        history: metrics of every step. Of its completions: `reward_NAME`, the mean level; `error`,
+            the mean squared error between the groups' mean levels and their preferences, whatever
+            the form of the similarity; `kl`, nats of a completion to the reference; `kl_coef`,
+            which the step used; `completion_tokens`; `tokens`. Means over its updates:
+            `weight_NAME`, the weight c of an objective; `loss`, `policy_loss`, `value_loss`,
+            `entropy` and `clip_share`, of a token; `policy_kl`, nats of a completion to the policy
+            that sampled it; `gradient_norm`; `rate`. And `updates`, how many were made, and
+            `first_drift`, mean |ratio - 1| in the first, 0 but for rounding.
         steps: how many were taken.
     """
 
@@ -67,17 +72,18 @@ def train(
     folder: str | Path | None = None,
     progress: Progress | None = None,
 ) -> MocTrainResult:
-    """Train a policy, resuming from the newest state in the folder.
+    """Train a policy, resuming from the newest checkpoint in the folder.
 
-    The result depends neither on interruptions nor on when states are kept.
+    The result depends neither on interruptions nor on when checkpoints are written.
 
     Args:
         policy: from `init_policy` or an earlier run; it is not changed.
-        rewards: of the policy's names. Token rewards make a step one compiled program; text
-            rewards are computed on the host while the device scores the completions.
-        prompts: X texts or chats, without preferences in them.
+        rewards: raw rewards of the policy's names, which `policy.scale` turns into levels. Token
+            rewards make a step one compiled program; text rewards are computed on the host while
+            the device scores the completions.
+        prompts: texts or chats, without preferences in them.
         config: of the run.
-        folder: for metrics.jsonl, and states under state/; None keeps nothing.
+        folder: for metrics.jsonl, and checkpoints under state/; None keeps nothing.
         progress: where progress is shown; None shows nothing.
 
     Returns:
@@ -90,9 +96,9 @@ def train(
     """
     _check(policy, rewards, config)
     say = (progress or Progress(False)).say
-    source = PromptSampler(policy, prompts, config)
-    if source.left_out:
-        say(f"left out {source.left_out} of {len(prompts)} prompts, too long")
+    sampler = PromptSampler(policy, prompts, config)
+    if sampler.left_out:
+        say(f"left out {sampler.left_out} of {len(prompts)} prompts, too long")
     mesh, decoder = make_mesh(config.trunk.mesh), config.trunk.decoder(policy.model.config)
     _check_rows(config, mesh)
     frozen = jax.device_put(
@@ -103,22 +109,24 @@ def train(
         jax.random.key(config.seed), jax.tree.map(np.array, policy.trained), config
     )
     state = jax.device_put(state, state_shardings(state, mesh, decoder))
-    programs = make_train(config, decoder, policy.names, stop_ids(policy.model), mesh, policy.scale)
-    placed = jax.tree.map(lambda leaf: leaf.sharding, state)
+    programs = make_programs(
+        config, decoder, policy.names, stop_ids(policy.model), mesh, policy.scale
+    )
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     place = _placing(mesh)
     if isinstance(rewards, TokenReward):
-        advance = _on_device(programs, rewards, frozen, placed, place)
+        advance = _rewards_on_device(programs, rewards, frozen, shardings, place)
     else:
-        advance = _by_host(programs, rewards, frozen, placed, place, policy.model)
+        advance = _rewards_on_host(programs, rewards, frozen, shardings, place, policy.model)
     folder = None if folder is None else Path(folder)
-    state, history = _loop(state, advance, source, config, policy.names, folder, say)
+    state, history = _loop(state, advance, sampler, config, policy.names, folder, say)
     return MocTrainResult(replace(policy, trained=state.train.params), history, int(state.step))
 
 
 def _loop(
     state: MocTrainState,
     advance: Advance,
-    source: PromptSampler,
+    sampler: PromptSampler,
     config: MocConfig,
     names: tuple[str, ...],
     folder: Path | None,
@@ -126,12 +134,12 @@ def _loop(
 ) -> tuple[MocTrainState, list[dict[str, float]]]:
     """Take the steps, write metrics and checkpoints."""
     with ExitStack() as stack:
-        kept = None
+        checkpoints = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            kept = stack.enter_context(Checkpoints(folder / "state", keep=2))
-            if kept.latest_step() is not None:
-                state = kept.restore(state)
+            checkpoints = stack.enter_context(Checkpoints(folder / "state", keep=2))
+            if checkpoints.latest_step() is not None:
+                state = checkpoints.restore(state)
         first = int(state.step)
         trackers: tuple[Tracker, ...] = ("tensorboard",) if config.tensorboard else ()
         log = MetricsLog(
@@ -139,23 +147,24 @@ def _loop(
         )
         stack.callback(log.close)
         for number in range(first, config.steps):
-            drawn = source.draw(number)
+            drawn = sampler.draw(number)
             try:
                 state, metrics = advance(state, drawn)
             except BaseException:
-                _rescue(state, number, log, kept)
+                _rescue(state, number, log, checkpoints)
                 raise
             done = number + 1
             log.add(done, metrics, check=partial(_check_reward, names, drawn.texts))
-            if kept is not None and (done % config.checkpoint_every == 0 or done == config.steps):
+            due = done % config.checkpoint_every == 0 or done == config.steps
+            if checkpoints is not None and due:
                 log.flush()
-                kept.save(done, state)
+                checkpoints.save(done, state)
         log.flush()
     return state, log.history
 
 
 def _describe(names: tuple[str, ...], entry: Mapping[str, float]) -> str:
-    """Return what a line on the terminal says of a step."""
+    """Return what a line on the terminal says of a step; c are the weights of the objectives."""
     rewards = ", ".join(f"{name} {entry[f'reward_{name}']:.3f}" for name in names)
     weighted = [name for name in (*names, "weighted", "closeness") if f"weight_{name}" in entry]
     weights = " ".join(f"{entry[f'weight_{name}']:.2f}" for name in weighted)
@@ -173,27 +182,29 @@ def _check_reward(
     row = int(values.pop("bad_row"))
     if row >= 0:
         raise InputError(
-            f"step {step}: the reward {', '.join(names)} gave a number that is not finite (row "
-            f"{row}, prompt {prompts[row]!r:.80}); correct the reward, or leave the row out."
+            f"step {step}: one of the rewards {', '.join(names)} is not finite (row {row}, prompt "
+            f"{prompts[row]!r:.80}); correct the reward, or leave the prompt out."
         )
 
 
-def _rescue(state: MocTrainState, step: int, log: MetricsLog, kept: Checkpoints | None) -> None:
-    """Keep the state that a step began with, unless the step has used it up."""
-    gone = any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
-    if kept is None or gone or step == 0 or step in kept.steps():
+def _rescue(
+    state: MocTrainState, step: int, log: MetricsLog, checkpoints: Checkpoints | None
+) -> None:
+    """Save the state that a failed step began with, unless it was donated to the step already."""
+    donated = any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    if checkpoints is None or donated or step == 0 or step in checkpoints.steps():
         return
     log.flush()  # raises first where the state is not finite
-    kept.wait()
-    if step not in kept.steps():
-        kept.save(step, state)
+    checkpoints.wait()
+    if step not in checkpoints.steps():
+        checkpoints.save(step, state)
 
 
-def _on_device(
-    programs: Programs, reward: TokenReward, frozen: Frozen, placed: MocTrainState, place: Place
+def _rewards_on_device(
+    programs: Programs, reward: TokenReward, frozen: Frozen, shardings: MocTrainState, place: Place
 ) -> Advance:
     """Return a step as one program."""
-    step = jax.jit(make_step(programs, reward), donate_argnums=0, out_shardings=(placed, None))
+    step = jax.jit(make_step(programs, reward), donate_argnums=0, out_shardings=(shardings, None))
 
     def advance(state: MocTrainState, drawn: StepPrompts) -> tuple[MocTrainState, Metrics]:
         batch = place(drawn.arrays)
@@ -203,17 +214,17 @@ def _on_device(
     return advance
 
 
-def _by_host(
+def _rewards_on_host(
     programs: Programs,
     reward: TextReward,
     frozen: Frozen,
-    placed: MocTrainState,
+    shardings: MocTrainState,
     place: Place,
     model: LanguageModel,
 ) -> Advance:
     """Return a step as three programs, with the host's rewards between them."""
     sample, score = jax.jit(programs.sample), jax.jit(programs.score)
-    learn = jax.jit(programs.learn, donate_argnums=0, out_shardings=(placed, None))
+    learn = jax.jit(programs.learn, donate_argnums=0, out_shardings=(shardings, None))
 
     def advance(state: MocTrainState, drawn: StepPrompts) -> tuple[MocTrainState, Metrics]:
         batch = place(drawn.arrays)
@@ -275,7 +286,7 @@ def _check(policy: ConditionedPolicy, rewards: TokenReward | TextReward, config:
 
 
 def _shape(lora: LoraConfig) -> LoraConfig:
-    """Return the part of an adapter's config that its parameters depend on."""
+    """Return what an adapter's parameters depend on: its config but for dropout and order."""
     return replace(lora, dropout=0.0, targets=tuple(sorted(lora.targets)))
 
 

@@ -1,7 +1,10 @@
 """The weights of the objectives and of the similarity to the preference in one step of the policy.
 
-Directions are taken at the policy level: vectors of token length instead of gradients, so that one
-backward pass serves any number of objectives.
+Two kinds of direction occur. The similarity has one in the R rewards, in which it rises
+(`similarity_direction`); it turns advantages of the objectives into those of the similarity. What
+`combine` weighs are directions at the policy level, of the loss (`policy_directions`): one number
+for each token instead of one for each parameter, so that one backward pass serves any number of
+objectives.
 """
 
 import math
@@ -18,7 +21,7 @@ Rule = Literal["linear", "minnorm", "two", "blend", "gate", "similarity"]
 Form = Literal["ratio", "distance"]
 
 SMALLEST_TOTAL = 0.05
-"""Least |mean|_1 that the ratio form divides by, in scaled units: below, it is a distance."""
+"""Least |mean|_1 that the ratio form divides by, in levels; below it, shares sum to less than 1."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,14 @@ class CombineConfig:
     Attributes:
         rule: "blend", the default, takes min-norm weights over the objectives, each blended with
             the similarity (PreCo); "linear" weighs the objectives by the preference; "minnorm"
-            takes min-norm weights over the objectives and the similarity; "two" over the
-            preference-weighted objective and the similarity; "gate" follows the similarity alone
-            while its error is above `gate`, then min-norm weights over the objectives;
-            "similarity" follows the similarity alone.
-        form: what is compared with the preference: "ratio", the shares of the mean rewards
-            R / |R|_1; or "distance", the mean rewards R themselves, for targets.
-        strength: lambda, weight of the similarity in "blend" beside an objective's 1, at least 0. 3
-            follows the preference closely; 1 leaves more to the objectives.
+            takes min-norm weights over the objectives and the similarity; "two" takes them over two
+            directions, the preference-weighted objective and the similarity; "gate" follows the
+            similarity alone while its error is above `gate`, then min-norm weights over the
+            objectives; "similarity" follows the similarity alone.
+        form: what is compared with the preference: "ratio", the shares r / |r|_1 of the mean
+            rewards r of a group; or "distance", r itself, for targets.
+        strength: lambda (not GAE's), weight of the similarity in "blend" beside an objective's 1,
+            at least 0. 3 follows the preference closely; 1 leaves more to the objectives.
         strength_last: strength at the end of the training, reached linearly, at least 0; null keeps
             it constant.
         gate: squared error of the similarity below which "gate" turns to the objectives, at least
@@ -67,7 +70,8 @@ class CombineConfig:
 def similarity_error(mean: jax.Array, preference: jax.Array, form: Form) -> jax.Array:
     """Return the mean squared error between a group's mean rewards and its preference.
 
-    mean_i (s_i - p_i)^2 with s = R / |R|_1 in the ratio form, and s = R in the distance form.
+    mean_i (s_i - p_i)^2, with s = r / |r|_1 of the mean rewards r in the ratio form, and s = r in
+    the distance form.
 
     Args:
         mean: [R] mean rewards of the group, in levels.
@@ -84,15 +88,16 @@ def similarity_error(mean: jax.Array, preference: jax.Array, form: Form) -> jax.
         >>> [round(float(similarity_error(mean, preference, f)), 4) for f in ("ratio", "distance")]
         [0.0, 0.09]
     """
-    mean, preference = _exact(mean), _exact(preference)
+    mean, preference = _at_least_float32(mean), _at_least_float32(preference)
     return jnp.mean((_compared(mean, form) - preference) ** 2)
 
 
 def similarity_direction(mean: jax.Array, preference: jax.Array, form: Form) -> jax.Array:
     """Return the direction, in rewards, in which the squared distance to the preference falls.
 
-    Minus the gradient of R times `similarity_error` at the mean; in the distance form
-    -2 (mean - preference). The advantage of the similarity is sum_j direction_j A_j.
+    Minus the gradient of sum_i (s_i - p_i)^2 in the mean rewards, see `similarity_error`; in the
+    distance form -2 (mean - preference). The advantage of the similarity is sum_j direction_j A_j,
+    with advantages A_j of the rewards; `combine` takes directions of another kind.
 
     Args:
         mean: [R] mean rewards of the group, in levels.
@@ -108,7 +113,7 @@ def similarity_direction(mean: jax.Array, preference: jax.Array, form: Form) -> 
         >>> similarity_direction(jnp.array([1.0, 0.5]), jnp.array([0.5, 0.5]), "distance").tolist()
         [-1.0, -0.0]
     """
-    mean, preference = _exact(mean), _exact(preference)
+    mean, preference = _at_least_float32(mean), _at_least_float32(preference)
     return -jax.grad(lambda at: jnp.sum((_compared(at, form) - preference) ** 2))(mean)
 
 
@@ -116,8 +121,8 @@ def similarity_directions(rewards: jax.Array, preference: jax.Array, form: Form)
     """Return `similarity_direction` for each completion of a group, at the mean of the others.
 
     At the mean of all, a completion's own reward would be in its direction: in the distance form
-    that adds -2 |reward - mean|^2 / rows, a price on every reward that is not the mean, and in
-    small groups the policy learns the dullest completion. The leave-one-out estimate has no such
+    that adds -2 |reward - mean|^2 / rows, a penalty on every reward that is not the mean, and in
+    small groups the policy learns the dullest completion. This leave-one-out estimate has no such
     term.
 
     Args:
@@ -141,7 +146,7 @@ def similarity_directions(rewards: jax.Array, preference: jax.Array, form: Form)
     rows = len(rewards)
     if rows < 2:
         raise InputError(f"a group has {rows} row; expected 2 or more, raise the rows of a group.")
-    rewards = _exact(rewards)
+    rewards = _at_least_float32(rewards)
     others = (jnp.sum(rewards, axis=0, keepdims=True) - rewards) / (rows - 1)
     return jax.vmap(similarity_direction, (0, None, None))(others, preference, form)
 
@@ -149,14 +154,15 @@ def similarity_directions(rewards: jax.Array, preference: jax.Array, form: Form)
 def policy_directions(
     ratio: jax.Array, advantages: jax.Array, mask: jax.Array, clip: float
 ) -> jax.Array:
-    """Return the gradient of each objective in the log-probabilities of the tokens.
+    """Return the gradient of each objective's loss in the log-probabilities of the tokens.
 
-    -u A where the ratio u lies in [1 - clip, 1 + clip] and the mask is set, else 0: the gradient of
-    the clipped loss at the policy level, of token length, so that none of |theta| is needed.
+    -u A where the ratio u lies in [1 - clip, 1 + clip] and the mask is set, else 0, also on the
+    side where PPO's clipped loss has a gradient. It points uphill in the loss, and has one number
+    for each token, so that no gradient in the parameters is needed for each objective.
 
     Args:
         ratio: [...] new over old probability of each token.
-        advantages: [R, ...] of each objective and token.
+        advantages: [R, ...] of each objective and token; or of other streams.
         mask: [...] whether a token counts.
         clip: clip range of the ratio.
 
@@ -170,10 +176,10 @@ def policy_directions(
         >>> policy_directions(ratio, advantages, jnp.array([True, True]), clip=0.2).tolist()
         [[-2.0, -0.0]]
     """
-    ratio, advantages = _exact(ratio), _exact(advantages)
-    counts = (jnp.abs(ratio - 1) <= clip) & mask.astype(bool)
-    # The inner `where`: 0 times an infinite ratio is no number.
-    gradient = -jnp.where(counts, ratio, 0)[None] * jnp.where(counts[None], advantages, 0)
+    ratio, advantages = _at_least_float32(ratio), _at_least_float32(advantages)
+    inside = (jnp.abs(ratio - 1) <= clip) & mask.astype(bool)
+    # Both factors are masked: 0 times an infinite ratio would be NaN.
+    gradient = -jnp.where(inside, ratio, 0)[None] * jnp.where(inside[None], advantages, 0)
     return jax.lax.stop_gradient(gradient)
 
 
@@ -188,20 +194,23 @@ def combine(
 ) -> jax.Array:
     """Return the weights of the objectives in the step of one group; `vmap` for more.
 
-    With Gram matrix G of the directions g_i, "minnorm" takes the c on the simplex that minimise
-    |sum_i c_i g_i|^2 = c^T G c. "blend" takes those of the directions
-    (g_i + lambda g_similarity) / (1 + lambda), with lambda the strength.
+    "minnorm" takes the weights c on the simplex that minimise |sum_i c_i g_i|^2 over the directions
+    g_i of the objectives and of the similarity. "blend" takes the minimum over the directions
+    (g_i + lambda g_similarity) / (1 + lambda), with lambda the strength; the weight of objective i
+    is then c_i / (1 + lambda), and that of the similarity is lambda / (1 + lambda). The rules are
+    listed in `CombineConfig`.
 
     Args:
         directions: [R, ...] of the objectives, see `policy_directions`.
-        similarity: [...] direction of the similarity, of the same shape and sign.
+        similarity: [...] `policy_directions` of the similarity's advantages, not
+            `similarity_direction`.
         config: the rule.
         preference: [R] on the simplex; for "linear" and "two".
         error: scalar, `similarity_error` of the group; for "gate".
         progress: share of the training that is done, in [0, 1].
 
     Returns:
-        [R], at least float32, non-negative, sum at most 1; the rest to 1 is the weight of the
+        [R], at least float32, non-negative, sum at most 1; 1 minus the sum is the weight of the
         similarity.
 
     Raises:
@@ -224,29 +233,32 @@ def combine(
     if config.rule == "minnorm":
         return min_norm(gram)[:-1]
     if config.rule == "gate":
-        held = _given(error, "error", config.rule, ())
-        return jnp.where(held > config.gate, 0, min_norm(gram[:-1, :-1]))
+        squared_error = _given(error, "error", config.rule, ())
+        return jnp.where(squared_error > config.gate, 0, min_norm(gram[:-1, :-1]))
     if config.rule == "blend":
         last = config.strength if config.strength_last is None else config.strength_last
         strength = config.strength + jnp.clip(progress, 0, 1) * (last - config.strength)
         each = jnp.eye(objectives, dtype=gram.dtype)
+        # Not divided by 1 + strength: a common factor leaves the minimum where it is.
         mix = jnp.concatenate([each, jnp.full((objectives, 1), strength, gram.dtype)], axis=1)
         return min_norm(_mixed(gram, mix)) / (1 + strength).astype(gram.dtype)
     shares = _given(preference, "preference", config.rule, (objectives,)).astype(gram.dtype)
     if config.rule == "linear":
         return shares
+    # "two": the preference-weighted objective, and the similarity.
     mix = jnp.zeros((2, objectives + 1), gram.dtype).at[0, :-1].set(shares).at[1, -1].set(1)
     return min_norm(_mixed(gram, mix))[0] * shares
 
 
 def _gram(directions: jax.Array, similarity: jax.Array) -> jax.Array:
+    """Gram matrix [R + 1, R + 1] of the objectives' directions and, last, the similarity's."""
     if directions.shape[1:] != similarity.shape:
         raise InputError(
             f"the directions have shape {directions.shape} and the similarity {similarity.shape}; "
             "expected [R, ...] and [...]."
         )
-    flat = _exact(directions).reshape(len(directions), -1)
-    rows = jnp.concatenate([flat, _exact(similarity).reshape(1, -1)])
+    flat = _at_least_float32(directions).reshape(len(directions), -1)
+    rows = jnp.concatenate([flat, _at_least_float32(similarity).reshape(1, -1)])
     # Scaled before the products, so that long or large directions do not overflow them.
     largest = jnp.max(jnp.abs(rows))
     rows = rows / jnp.where(largest > 0, largest, 1)
@@ -266,11 +278,11 @@ def _given(value: jax.Array | None, name: str, rule: str, shape: tuple[int, ...]
 
 
 def _compared(mean: jax.Array, form: Form) -> jax.Array:
+    """What is compared with the preference."""
     if form == "distance":
         return mean
     return mean / jnp.maximum(jnp.sum(jnp.abs(mean)), SMALLEST_TOTAL)
 
 
-def _exact(value: jax.Array) -> jax.Array:
-    """At least float32."""
+def _at_least_float32(value: jax.Array) -> jax.Array:
     return jnp.asarray(value).astype(jnp.promote_types(jnp.asarray(value).dtype, jnp.float32))

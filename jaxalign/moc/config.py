@@ -17,20 +17,22 @@ Conditioning = Literal["tags", "token", "none"]
 
 @dataclass(frozen=True)
 class KLConfig:
-    """Price of the KL to the reference, which is the model without the adapter.
+    """Penalty on the KL to the reference, which is the model without the adapter.
 
     The KL of a completion is the sum over its tokens of log pi - log pi_ref, in nats.
 
     Attributes:
-        coef: KL coefficient, in scaled reward units per nat, at least 0; where it is adaptive, its
-            first value. 0.2 is usual for rewards between 0 and 1; 0 lets a policy degenerate.
+        coef: KL coefficient, at least 0; where it is adaptive, its first value. A nat counts as
+            much as `coef` standard deviations of an objective's advantages, since these are
+            whitened and those of the KL are not. 0.2 is usual; 0 lets a policy degenerate.
         adaptive: raise the coefficient while the KL is above the target, and lower it while the KL
             is below (Ziegler et al.); false keeps it.
         target: mean KL of a completion to aim at, nats, positive. 3 to 6 is usual for 128 tokens.
         horizon: completions over which the coefficient can change by a fifth, positive. Set it to
             about 100 batches or more.
         stop: early stopping, positive: the remaining updates of a step are skipped once the KL to
-            the policy that sampled the completions exceeds `stop` times `target`.
+            the policy that sampled the completions, not to the reference, exceeds `stop` times
+            `target`.
     """
 
     coef: float = 0.2
@@ -64,25 +66,29 @@ class MocConfig:
         epochs: passes over the completions of a step, 1 to 4. More passes reuse a rollout more and
             are stopped earlier by `kl.stop`.
         minibatches: updates in each pass. More of them are more, noisier updates.
-        micro_batches: parts of an update that are computed one after another, each of whole groups.
-            Raise it until the memory suffices; the result is the same but for rounding.
+        micro_batches: parts of an update that are computed one after another (gradient
+            accumulation), each of whole groups. Raise it until the memory suffices; the result is
+            the same but for rounding.
         gamma: discount per token, between 0 and 1. 1 for a reward at the end of a completion.
         lam: lambda of GAE, between 0 and 1. 1 uses returns less values; 0.95 favours tokens near
             the end as long as the values are poor.
         clip: clip range of the policy's ratio (PPO), above 0; 0.1 to 0.3.
-        value_clip: value-function clip range (PPO2), above 0, in scaled reward units.
-        value_coef: weight of the value loss beside the policy loss, at least 0.
+        value_clip: value-function clip range (PPO2), above 0, in levels; the head of the KL counts
+            nats times the KL coefficient.
+        value_coef: weight of the value losses, summed over the heads, beside the policy losses, at
+            least 0.
         value_dropout: share of the hidden states that is dropped before the value heads, at least 0
             and below 1.
-        kl: price of the KL to the reference.
+        kl: penalty on the KL to the reference.
         combine: how the objectives and the similarity to the preference are combined.
         preferences: which preferences are sampled.
         conditioning: how the policy is given the preference: "tags" in the text of the prompt, one
             soft "token" before it, or "none".
         reward: "vector", where every reward is an objective; "weighted", the single objective
             sum_j p_j r_j of plain RLHF; or "closeness", the single objective
-            -mean_j (r_j - p_j)^2, an ablation.
-        trunk: adapter, precision, memory and devices of the model.
+            -mean_j (r_j - p_j)^2, an ablation. A single objective has weight 1, and `combine` is
+            not used.
+        trunk: adapter, precision, memory and devices of the language model.
         optimiser: learning rate, schedule and gradient clipping.
         unstack_layers: copy the layers out of their stack for sampling: faster on a GPU, for as
             much memory again as the model takes.
@@ -160,7 +166,7 @@ class MocConfig:
 
     @property
     def batch(self) -> int:
-        """B, the completions of a step."""
+        """B, the number of completions of a step."""
         return self.groups * self.rows
 
     def sampling(self, stop_ids: tuple[int, ...]) -> Sampling:

@@ -15,7 +15,8 @@ class RolloutScores(NamedTuple):
     """Completions under the policy that sampled them, before it is updated.
 
     Attributes:
-        old_logprobs: [B, M] log-probabilities under the policy, nats.
+        old_logprobs: [B, M] log-probabilities under the policy, nats; with the dropout of the
+            updates, which the sampling was without.
         ref_logprobs: [B, M] log-probabilities under the reference, nats.
         values: [B, M, K + 1] of the value heads: K objectives, and last the KL.
     """
@@ -29,13 +30,14 @@ class Experience(NamedTuple):
     """What the updates of a step learn from.
 
     Attributes:
-        old_logprobs: [B, M] log-probabilities when the completions were sampled.
-        values: [B, M, K + 1] at that time.
+        old_logprobs: [B, M], as in `RolloutScores`.
+        values: [B, M, K + 1], as in `RolloutScores`.
         returns: [B, M, K + 1] targets of the value heads.
-        advantages: [B, M, K] of the objectives, whitened.
+        advantages: [B, M, K] of the objectives, each whitened over the step.
         similarity_advantages: [B, M], centred, in units of the objectives' pooled standard
             deviation.
-        kl_advantages: [B, M], centred, in units of the scaled rewards.
+        kl_advantages: [B, M], centred, in nats times the KL coefficient: not divided by a standard
+            deviation, or the coefficient would have no effect.
     """
 
     old_logprobs: jax.Array
@@ -75,8 +77,7 @@ def group_rewards(rewards: jax.Array, preferences: jax.Array, form: Form) -> Gro
         >>> found.mean.tolist(), found.squared_error.tolist()
         ([[0.5, 0.5]], [0.25])
     """
-    groups, objectives = preferences.shape
-    mean = jnp.mean(rewards.reshape(groups, -1, objectives), axis=1)
+    mean = jnp.mean(rewards.reshape(len(preferences), -1, rewards.shape[1]), axis=1)
     over = (0, 0, None)
     return GroupRewards(
         mean,
@@ -86,7 +87,7 @@ def group_rewards(rewards: jax.Array, preferences: jax.Array, form: Form) -> Gro
 
 
 def similarity_coefficients(rewards: jax.Array, preferences: jax.Array, form: Form) -> jax.Array:
-    """Return the coefficients of the objectives' advantages in the similarity's, per completion.
+    """Return s, by which the similarity's advantage is sum_j s_j A_j, for each completion.
 
     Args:
         rewards: [B, R] in levels; the rows of a group are adjacent.
@@ -94,11 +95,11 @@ def similarity_coefficients(rewards: jax.Array, preferences: jax.Array, form: Fo
         form: of the similarity.
 
     Returns:
-        [B, R], see `jaxalign.moc.similarity_directions`.
+        [B, R], `jaxalign.moc.similarity_directions` of each group.
     """
-    groups, objectives = preferences.shape
+    by_group = rewards.reshape(len(preferences), -1, rewards.shape[1])
     each = jax.vmap(similarity_directions, (0, 0, None))
-    return each(rewards.reshape(groups, -1, objectives), preferences, form).reshape(rewards.shape)
+    return each(by_group, preferences, form).reshape(rewards.shape)
 
 
 def weighted_reward(rewards: jax.Array, preferences: jax.Array) -> jax.Array:
@@ -153,13 +154,15 @@ def compute_experience(
     """Return the advantages of every objective, of the similarity and of the KL.
 
     The reward of an objective is given at the last token of a completion. The KL is a reward at
-    every token, -kl_coef (log pi - log pi_ref). Each of these streams has a value head and GAE
+    every token, -kl_coef (log pi - log pi_ref). Each of these K + 1 has a value head and GAE
     advantages A of its own. With s_j the `coefficients`, the advantage of the similarity is
-    sum_j s_j A_j. Statistics run over all tokens of the step.
+    sum_j s_j (A_j - mean A_j), centred, over the pooled standard deviation of all A_j. The
+    objectives' A_j are whitened, the KL's only centred. Means and deviations run over all tokens
+    of the step, whatever their group.
 
     Args:
         rewards: [B, K] of the objectives.
-        coefficients: [B, K] of the objectives' advantages in the similarity's.
+        coefficients: [B, K], see `similarity_coefficients`; 0 where there is no similarity.
         scores: log-probabilities and values of the completions.
         mask: [B, M] bool, set on the tokens of the completions, which come first.
         kl_coef: scalar, KL coefficient.
@@ -167,7 +170,7 @@ def compute_experience(
         lam: lambda of GAE.
 
     Returns:
-        Experience, at least float32, 0 behind the end of a completion.
+        Experience, at least float32, 0 after the end of a completion.
     """
     last = mask & ~jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
     task = jnp.where(last[:, :, None], rewards[:, None, :], 0)
@@ -176,18 +179,18 @@ def compute_experience(
     by_stream = jax.vmap(gae, (1, 1, None, None, None), 1)
     raw = jax.vmap(by_stream, (0, 0, 0, None, None))(streams, scores.values, mask, gamma, lam)
     returns = jnp.where(mask[:, :, None], raw + scores.values, 0)
-    whitened = jax.vmap(lambda row: whiten(row, mask), 2, 2)
-    centred = jax.vmap(lambda row: whiten(row, mask, divide=False), 2, 2)(raw)
+    whitened = jax.vmap(lambda stream: whiten(stream, mask), 2, 2)
+    centred = jax.vmap(lambda stream: whiten(stream, mask, divide=False), 2, 2)(raw)
     similarity = jnp.sum(coefficients[:, None, :] * centred[:, :, :-1], axis=2)
-    # In the objectives' unit and not its own: near the preference it fades, where whitening would
-    # leave nothing but noise of full strength.
-    inside = jnp.sum(mask) * rewards.shape[1]
-    spread = jnp.sqrt(jnp.sum(centred[:, :, :-1] ** 2) / jnp.maximum(inside - 1, 1)) + _SMALL
+    # Divided by the objectives' standard deviation and not by its own: near the preference it
+    # fades, where whitening would leave nothing but noise of full strength.
+    count = jnp.sum(mask) * rewards.shape[1]
+    pooled_std = jnp.sqrt(jnp.sum(centred[:, :, :-1] ** 2) / jnp.maximum(count - 1, 1)) + _SMALL
     return Experience(
         old_logprobs=scores.old_logprobs,
         values=scores.values,
         returns=returns,
         advantages=whitened(raw[:, :, :-1]),
-        similarity_advantages=whiten(similarity, mask, divide=False) / spread,
+        similarity_advantages=whiten(similarity, mask, divide=False) / pooled_std,
         kl_advantages=centred[:, :, -1],
     )

@@ -27,7 +27,7 @@ class PolicyInfo:
     Attributes:
         names: [R] names of the rewards.
         conditioning: how the policy is given the preference.
-        decimals: that a preference is written with.
+        decimals: how many a preference is written with.
         scale: of the rewards, as `RewardScale.to_json`; None where there is none.
         model: name of the base model.
         model_sha256: digest of the base model's weights.
@@ -73,7 +73,7 @@ def load(
     Args:
         folder: of the policy.
         model: its base model, loaded already; None loads the one that is named in the folder.
-        dtype: that it is loaded in.
+        dtype: in which the base model is loaded.
 
     Raises:
         InputError: a file is missing, damaged or of an older format, or the model is another one.

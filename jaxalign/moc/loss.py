@@ -20,8 +20,8 @@ class Group(NamedTuple):
     Attributes:
         experience: [rows, M, ...] of its completions.
         mask: [rows, M] bool, set on the tokens of the completions.
-        preference: [K] weights of the objectives that the rule "linear" takes.
-        similarity_error: scalar.
+        preference: [K] over the objectives, for the rules "linear" and "two".
+        similarity_error: scalar, for the rule "gate".
     """
 
     experience: Experience
@@ -34,6 +34,8 @@ def objective_weights(
     group: Group, logprobs: jax.Array, config: MocConfig, progress: jax.Array
 ) -> jax.Array:
     """Return the weights c [K] of the objectives of one group, without a gradient.
+
+    They follow the ratio, so that every update has its own. A single objective has weight 1.
 
     Args:
         group: one.
@@ -70,8 +72,8 @@ def group_loss(
     """Return the loss of one group, summed over its tokens.
 
     sum_i c_i L_i + (1 - sum_i c_i) L_similarity + L_kl + value_coef sum_j V_j, with clipped policy
-    losses L and value losses V. Policy losses are linear in their advantages but for the clip, so
-    that all of them share one forward pass.
+    losses L, each clipped by itself, and value losses V of K + 1 heads. All of them are computed
+    from the same log-probabilities and values, so that they share one forward and backward pass.
 
     Args:
         group: one.
@@ -82,7 +84,8 @@ def group_loss(
         progress: share of the training that is done.
 
     Returns:
-        Sums over the tokens, to be divided by `weight`, their number.
+        Sums over the tokens, to be divided by `weight`, their number, as
+        `jaxalign.train.step.gradient` does; the weights c are `weight_0`, `weight_1` and so on.
     """
     experience, mask = group.experience, group.mask
     count = jnp.sum(mask, dtype=logprobs.dtype)
@@ -92,31 +95,32 @@ def group_loss(
         experience.similarity_advantages[:, :, None],
         experience.kl_advantages[:, :, None],
     ]
-    shares = jnp.concatenate(
+    stream_weights = jnp.concatenate(
         [weights, 1 - jnp.sum(weights, keepdims=True), jnp.ones(1, weights.dtype)]
     )
 
-    def one(advantages: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def stream_loss(advantages: jax.Array) -> tuple[jax.Array, jax.Array]:
         return policy_loss(logprobs, experience.old_logprobs, advantages, mask, config.clip)
 
-    losses, clipped = jax.vmap(one, 2)(jnp.concatenate(streams, axis=2))
+    losses, clipped = jax.vmap(stream_loss, 2)(jnp.concatenate(streams, axis=2))
 
-    def head(values: jax.Array, old_values: jax.Array, returns: jax.Array) -> jax.Array:
+    def head_loss(values: jax.Array, old_values: jax.Array, returns: jax.Array) -> jax.Array:
         return value_loss(values, old_values, returns, mask, config.value_clip)[0]
 
-    value = jnp.sum(jax.vmap(head, 2)(values, experience.values, experience.returns))
-    policy = jnp.sum(shares * losses)
-    change = jnp.where(mask, logprobs - experience.old_logprobs, 0)
+    value = jnp.sum(jax.vmap(head_loss, 2)(values, experience.values, experience.returns))
+    policy = jnp.sum(stream_weights * losses)
+    log_ratio = jnp.where(mask, logprobs - experience.old_logprobs, 0)
     sums = {
         "loss": policy + config.value_coef * value,
         "weight": count,
         "policy_loss": policy,
         "value_loss": value,
         "entropy": jnp.sum(entropy),
-        "clip_share": count * jnp.sum(shares * clipped) / jnp.sum(shares),
-        # Never negative, unlike the mean of the change itself.
-        "policy_kl": jnp.sum(jnp.exp(change) - 1 - change),
-        "drift": jnp.sum(jnp.abs(jnp.exp(change) - 1)),
+        # A share of the tokens, times their number, since all sums are divided by it.
+        "clip_share": count * jnp.sum(stream_weights * clipped) / jnp.sum(stream_weights),
+        # The KL estimator k3, never negative, unlike minus the log-ratio itself.
+        "policy_kl": jnp.sum(jnp.exp(log_ratio) - 1 - log_ratio),
+        "drift": jnp.sum(jnp.abs(jnp.exp(log_ratio) - 1)),
     }
     return sums | {f"weight_{number}": count * c for number, c in enumerate(weights)}
 

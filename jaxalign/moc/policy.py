@@ -21,7 +21,6 @@ from jaxalign.rewards.reward_scale import RewardScale
 
 _HIDDEN = 64  # width of the network from a preference to its soft token
 
-
 Layers = dict[str, dict[str, jax.Array]]
 """Dense layers by name, each {"kernel", "bias"}."""
 
@@ -45,14 +44,14 @@ class ConditionedPolicy:
     """A language model with one adapter, conditioned on a preference over R rewards.
 
     Attributes:
-        model: the reference, which the adapter is added to.
+        model: the base model, to which the adapter is added; alone it is the reference of the KL.
         names: [R] names of the rewards that a preference weighs.
         conditioning: how the policy is given the preference: "tags" in the prompt, one soft
             "token" before it, or "none".
         lora: size and place of the adapter.
         trained: what training changes.
-        scale: scale of the rewards, in whose levels preferences and rewards are compared; None
-            where the rewards lie between 0 and 1 as they are.
+        scale: scale of the rewards, whose levels are compared with preferences; None where the
+            rewards lie between 0 and 1 as they are.
         decimals: how many decimals a preference is written with.
     """
 
@@ -92,15 +91,15 @@ def init_policy(
             f"the scale is of {', '.join(scale.names)}, the policy of {', '.join(names)}; expected "
             "the same rewards in the same order."
         )
-    adapter, heads, token = jax.random.split(key, 3)
+    adapter_key, heads_key, token_key = jax.random.split(key, 3)
     values = value_head(len(names) if config.reward == "vector" else 1)
     states = jnp.zeros((1, model.config.width), jnp.float32)
     trained: TrainedParams = {
-        "adapter": lora.init(adapter, config.trunk.lora, model.params),
-        "heads": {"value": values.init(heads, states)["params"]},
+        "adapter": lora.init(adapter_key, config.trunk.lora, model.params),
+        "heads": {"value": values.init(heads_key, states)["params"]},
     }
     if config.conditioning == "token":
-        trained["token"] = _token_params(token, len(names), model.config.width)
+        trained["token"] = _token_params(token_key, len(names), model.config.width)
     decimals = config.preferences.decimals
     return ConditionedPolicy(
         model, tuple(names), config.conditioning, config.trunk.lora, trained, scale, decimals
@@ -108,7 +107,10 @@ def init_policy(
 
 
 def value_head(objectives: int) -> ValueHead:
-    """Return the module of the value heads: K objectives and, last, the KL; 0 at first."""
+    """Return the module of the value heads, one for each of K objectives and, last, the KL.
+
+    Fresh heads give 0.
+    """
     return ValueHead(objectives + 1, scale=0.0)
 
 
@@ -143,7 +145,10 @@ def prompt_token_ids(
 
 
 class ConditionedInputs(TypedDict):
-    """What generation and training read besides the prompts: adapter, and soft tokens or None."""
+    """What generation and training read besides the prompts: adapter, and soft tokens or None.
+
+    The keys are keyword arguments of `jaxalign.models.completions.completion_states`.
+    """
 
     adapters: Params
     prefix: jax.Array | None
@@ -168,7 +173,7 @@ def conditioned_inputs(
 
 
 def soft_token(params: Layers, table: jax.Array, preferences: jax.Array) -> jax.Array:
-    """Return preferences as one embedding each, as long as the model's own on average.
+    """Return preferences as one embedding each, with the mean norm of the model's own embeddings.
 
     Args:
         params: {"inner", "head"}, each {"kernel", "bias"}.
@@ -180,21 +185,22 @@ def soft_token(params: Layers, table: jax.Array, preferences: jax.Array) -> jax.
     """
     inner, head = params["inner"], params["head"]
     wide = inner["kernel"].dtype
-    lengths = jnp.linalg.norm(table.astype(jnp.promote_types(table.dtype, jnp.float32)), axis=1)
-    raised = jnp.matmul(preferences.astype(wide), inner["kernel"], precision="highest")
-    hidden = jnp.tanh(raised + inner["bias"][None, :])
+    norms = jnp.linalg.norm(table.astype(jnp.promote_types(table.dtype, jnp.float32)), axis=1)
+    hidden = jnp.matmul(preferences.astype(wide), inner["kernel"], precision="highest")
+    hidden = jnp.tanh(hidden + inner["bias"][None, :])
     tokens = jnp.matmul(hidden, head["kernel"], precision="highest") + head["bias"][None, :]
     norm = jnp.linalg.norm(tokens, axis=1, keepdims=True)
-    scaled = tokens * (jnp.mean(lengths).astype(wide) / jnp.maximum(norm, 1e-6))
+    scaled = tokens * (jnp.mean(norms).astype(wide) / jnp.maximum(norm, 1e-6))
     return scaled[:, None, :]
 
 
-def _token_params(key: jax.Array, objectives: int, width: int) -> Layers:
+def _token_params(key: jax.Array, rewards: int, width: int) -> Layers:
     first, second = jax.random.split(key)
     return {
         "inner": {
-            # Preferences differ by less than 1: wide enough for tokens that differ at once.
-            "kernel": 2 * jax.random.normal(first, (objectives, _HIDDEN), jnp.float32),
+            # Twice the usual spread: entries of preferences differ by less than 1, and the tokens
+            # of two preferences are to differ from the start.
+            "kernel": 2 * jax.random.normal(first, (rewards, _HIDDEN), jnp.float32),
             "bias": jnp.zeros(_HIDDEN, jnp.float32),
         },
         "head": {

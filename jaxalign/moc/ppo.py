@@ -9,7 +9,7 @@ def gae(
 ) -> jax.Array:
     """Return the GAE advantages of one completion and one stream of rewards; `vmap` for more.
 
-    A_t = sum_k (gamma lam)^k d_{t+k} with d_t = r_t + gamma V_{t+1} - V_t. Behind the end of the
+    A_t = sum_k (gamma lam)^k d_{t+k} with d_t = r_t + gamma V_{t+1} - V_t. After the end of the
     completion everything is 0, the value that the last token bootstraps from included.
 
     Args:
@@ -20,7 +20,7 @@ def gae(
         lam: lambda of GAE; 1 gives the return less the value, 0 the one-step error.
 
     Returns:
-        [M], at least float32, 0 behind the end; added to the values, they are the returns.
+        [M], at least float32, 0 after the end; added to the values, they are the returns.
 
     Source: Schulman et al. (arXiv 1506.02438), equation 16.
 
@@ -31,8 +31,10 @@ def gae(
         >>> gae(rewards, values, jnp.array([True, True, False]), gamma=1.0, lam=1.0).tolist()
         [0.5, 0.5, 0.0]
     """
-    counts = mask.astype(bool)
-    rewards, values = (jnp.where(counts, _exact(given), 0) for given in (rewards, values))
+    inside = mask.astype(bool)
+    rewards, values = (
+        jnp.where(inside, _at_least_float32(given), 0) for given in (rewards, values)
+    )
     following = jnp.concatenate([values[1:], jnp.zeros(1, values.dtype)])
     errors = rewards + gamma * following - values
 
@@ -41,13 +43,13 @@ def gae(
         return advantage, advantage
 
     _, advantages = jax.lax.scan(step, jnp.zeros((), errors.dtype), errors, reverse=True)
-    return jnp.where(counts, advantages, 0)
+    return jnp.where(inside, advantages, 0)
 
 
 def whiten(
     values: jax.Array, mask: jax.Array, shift: bool = True, divide: bool = True
 ) -> jax.Array:
-    """Return the values with mean 0 and variance 1 over the mask.
+    """Return the values with mean 0 and variance 1 over the mask; TRL's `masked_whiten`.
 
     Args:
         values: [...] of any shape; statistics run over all of it.
@@ -65,15 +67,15 @@ def whiten(
         >>> whiten(jnp.array([1.0, 3.0, 9.0]), mask, divide=False).tolist()
         [-1.0, 1.0, 0.0]
     """
-    counts = mask.astype(bool)
-    values = jnp.where(counts, _exact(values), 0)
-    number = jnp.sum(counts.astype(values.dtype))
-    mean = jnp.sum(values) / jnp.maximum(number, 1)
-    centred = jnp.where(counts, values - mean, 0)
+    inside = mask.astype(bool)
+    values = jnp.where(inside, _at_least_float32(values), 0)
+    count = jnp.sum(inside.astype(values.dtype))
+    mean = jnp.sum(values) / jnp.maximum(count, 1)
+    centred = jnp.where(inside, values - mean, 0)
     if divide:
-        variance = jnp.sum(centred**2) / jnp.maximum(number - 1, 1)
+        variance = jnp.sum(centred**2) / jnp.maximum(count - 1, 1)
         centred = centred * jax.lax.rsqrt(variance + 1e-8)
-    return centred if shift else jnp.where(counts, centred + mean, 0)
+    return centred if shift else jnp.where(inside, centred + mean, 0)
 
 
 def policy_loss(
@@ -83,7 +85,7 @@ def policy_loss(
     mask: jax.Array,
     clip: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the clipped policy loss of one objective.
+    """Return the clipped policy loss of one stream of advantages.
 
     max(-u A, -clip(u, 1 - eps, 1 + eps) A) with u = exp(logprobs - old_logprobs).
 
@@ -108,12 +110,14 @@ def policy_loss(
         >>> print(f"{loss:.2f} {clipped:.0f}")
         -1.20 1
     """
-    counts = mask.astype(bool)
+    inside = mask.astype(bool)
     # Masked before the exponential: an infinite ratio would make the gradient NaN.
-    ratio = jnp.exp(jnp.where(counts, _exact(logprobs) - _exact(old_logprobs), 0))
-    advantages = jnp.where(counts, _exact(advantages), 0)
-    free = -ratio * advantages
-    return _larger(free, -jnp.clip(ratio, 1 - clip, 1 + clip) * advantages, counts)
+    log_ratio = _at_least_float32(logprobs) - _at_least_float32(old_logprobs)
+    ratio = jnp.exp(jnp.where(inside, log_ratio, 0))
+    advantages = jnp.where(inside, _at_least_float32(advantages), 0)
+    unclipped = -ratio * advantages
+    clipped = -jnp.clip(ratio, 1 - clip, 1 + clip) * advantages
+    return _sum_of_larger(unclipped, clipped, inside)
 
 
 def value_loss(
@@ -128,7 +132,7 @@ def value_loss(
         old_values: [...] of the head when the completions were sampled.
         returns: [...] targets.
         mask: [...] whether a token counts.
-        clip: eps, the clip range of the value, in scaled reward units.
+        clip: eps, the clip range of the value, in its units.
 
     Returns:
         The loss summed over the tokens, and the share of the tokens at which the clipped side was
@@ -143,12 +147,12 @@ def value_loss(
         >>> value_loss(one, 0 * one, one, one > 0, clip=0.5)[0].item()
         0.125
     """
-    counts = mask.astype(bool)
+    inside = mask.astype(bool)
     values, old_values, returns = (
-        jnp.where(counts, _exact(given), 0) for given in (values, old_values, returns)
+        jnp.where(inside, _at_least_float32(given), 0) for given in (values, old_values, returns)
     )
     near = jnp.clip(values, old_values - clip, old_values + clip)
-    return _larger((values - returns) ** 2 / 2, (near - returns) ** 2 / 2, counts)
+    return _sum_of_larger((values - returns) ** 2 / 2, (near - returns) ** 2 / 2, inside)
 
 
 def adapt_kl_coef(
@@ -172,24 +176,27 @@ def adapt_kl_coef(
     Returns:
         Scalar, at least float32.
 
-    Source: Ziegler et al. (arXiv 1909.08593), section 2.2.
+    Source: Ziegler et al. (arXiv 1909.08593), section 2.2; TRL's `AdaptiveKLController`.
 
     Example:
         >>> from jaxalign.moc.ppo import adapt_kl_coef
         >>> print(f"{adapt_kl_coef(0.2, kl=6.0, target=3.0, horizon=100.0, samples=50):.2f}")
         0.22
     """
-    error = jnp.clip(_exact(kl) / target - 1, -0.2, 0.2)
-    return _exact(kl_coef) * (1 + error * (samples / horizon))
+    error = jnp.clip(_at_least_float32(kl) / target - 1, -0.2, 0.2)
+    return _at_least_float32(kl_coef) * (1 + error * (samples / horizon))
 
 
-def _larger(free: jax.Array, clipped: jax.Array, counts: jax.Array) -> tuple[jax.Array, jax.Array]:
-    number = jnp.maximum(jnp.sum(counts.astype(free.dtype)), 1)
-    chosen = jnp.where(clipped > free, 1, 0).astype(free.dtype)
-    return jnp.sum(jnp.maximum(free, clipped)), jnp.sum(jnp.where(counts, chosen, 0)) / number
+def _sum_of_larger(
+    unclipped: jax.Array, clipped: jax.Array, inside: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The larger of two losses, summed; and the share of the tokens where it is the clipped one."""
+    count = jnp.maximum(jnp.sum(inside.astype(unclipped.dtype)), 1)
+    chosen = jnp.where(clipped > unclipped, 1, 0).astype(unclipped.dtype)
+    total = jnp.sum(jnp.maximum(unclipped, clipped))
+    return total, jnp.sum(jnp.where(inside, chosen, 0)) / count
 
 
-def _exact(value: float | jax.Array) -> jax.Array:
-    """At least float32."""
+def _at_least_float32(value: float | jax.Array) -> jax.Array:
     value = jnp.asarray(value)
     return value.astype(jnp.promote_types(value.dtype, jnp.float32))

@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike
 from jaxalign.data.prompts import HUMAN, Prompt
 from jaxalign.errors import InputError
 
-_TOLERANCE = 0.015  # three thirds of two decimals are .99
-_STREAM = 0x70726566  # other draws of a run with the same seed are not these
+_TOLERANCE = 0.015  # 0.33, 0.33, 0.33 sum to 0.99 and pass
+_SALT = 0x70726566  # "pref": keeps these draws apart from the run's others, of the same seed
 
 
 @dataclass(frozen=True)
@@ -58,18 +58,18 @@ class PreferenceConfig:
 def check_simplex(
     values: ArrayLike, names: Sequence[str] | None = None, what: str = "preference"
 ) -> np.ndarray:
-    """Return preferences that are checked: not negative, and with a sum of 1.
+    """Check that preferences are on the simplex, and return them as an array.
 
     Args:
         values: [..., R].
         names: [R] names of the rewards, None to take any number of them.
-        what: to call it in messages.
+        what: what error messages call the values.
 
     Returns:
-        [..., R] float32; a sum within 0.015 of 1 is divided out.
+        [..., R] float32 that sum to 1; sums within 0.015 of it are accepted and divided out.
 
     Raises:
-        InputError: for anything else.
+        InputError: another number of values, a negative one, or another sum.
     """
     try:
         table = np.asarray(values, np.float64)
@@ -113,12 +113,12 @@ def sample_preferences(
         >>> sorted(found.tolist())
         [[0.0, 1.0], [1.0, 0.0]]
     """
-    held = {preference_tag(names, row, config.decimals) for row in config.held_out}
-    random = np.random.Generator(np.random.PCG64([seed, step, _STREAM]))
+    held_tags = {preference_tag(names, row, config.decimals) for row in config.held_out}
+    random = np.random.Generator(np.random.PCG64([seed, step, _SALT]))
     if config.kind == "dirichlet":
-        return _dirichlet(random, count, names, config, held)
+        return _dirichlet(random, count, names, config, held_tags)
     points = _points(names, config)
-    kept = points[[preference_tag(names, row, config.decimals) not in held for row in points]]
+    kept = points[[preference_tag(names, row, config.decimals) not in held_tags for row in points]]
     if not len(kept):
         raise InputError(f"held_out holds all {len(points)} preferences; leave some to train on.")
     rounds = [random.permutation(len(kept)) for _ in range(-(-count // len(kept)))]
@@ -130,16 +130,17 @@ def _dirichlet(
     count: int,
     names: Sequence[str],
     config: PreferenceConfig,
-    held: set[str],
+    held_tags: set[str],
 ) -> np.ndarray:
-    """Sample and round; what is held out is sampled again."""
+    """Sample, round, and leave out what is held out, until there are `count` preferences."""
     kept: list[np.ndarray] = []
     for _ in range(1000):
         if len(kept) >= count:
             return np.array(kept[:count], np.float32).reshape(count, len(names))
         drawn = random.dirichlet(np.full(len(names), config.alpha), count)
         rounded = _rounded(drawn, 10**config.decimals)
-        kept += [row for row in rounded if preference_tag(names, row, config.decimals) not in held]
+        written = [preference_tag(names, row, config.decimals) for row in rounded]
+        kept += [row for row, tag in zip(rounded, written, strict=True) if tag not in held_tags]
     raise InputError(
         f"held_out leaves almost nothing to draw: {len(kept)} of {1000 * count} draws are not in "
         "it; hold out fewer, or raise decimals."
@@ -151,8 +152,8 @@ def _rounded(values: np.ndarray, units: int) -> np.ndarray:
     shares = values * units
     floor = np.floor(shares)
     missing = units - floor.sum(axis=1, keepdims=True)
-    place = np.argsort(np.argsort(floor - shares, axis=1, kind="stable"), axis=1, kind="stable")
-    return (floor + (place < missing)) / units
+    rank = np.argsort(np.argsort(floor - shares, axis=1, kind="stable"), axis=1, kind="stable")
+    return (floor + (rank < missing)) / units
 
 
 def _points(names: Sequence[str], config: PreferenceConfig) -> np.ndarray:

@@ -13,14 +13,15 @@ from jaxalign.moc.preferences import Prompt, sample_preferences, strip_preferenc
 from jaxalign.models.buckets import bucket_length, padded
 from jaxalign.models.chat import prompt_ids
 
-_STREAM = 0x726F7773  # other draws of a run with the same seed are not these
+_SALT = 0x726F7773  # "rows": keeps these draws apart from the run's others, of the same seed
 
 
 class StepPrompts(NamedTuple):
     """Prompts and preferences of one step.
 
     Attributes:
-        arrays: a batch, as `jaxalign.moc.step.Programs` takes it.
+        arrays: "tokens", "lengths", "plain", "plain_lengths" and "preferences", the batch of
+            `jaxalign.moc.step.Programs`.
         texts: B prompts as text rewards read them, without preference tags.
     """
 
@@ -34,7 +35,8 @@ class PromptSampler:
     Attributes:
         prompts: the prompts that are short enough.
         left_out: how many were too long.
-        width: T, the same for all steps unless a preference takes more tokens than expected.
+        width: T, to which the prompts of a step are padded. It grows, and the step is compiled
+            anew, only where a preference takes more tokens than those that it was chosen for.
     """
 
     def __init__(
@@ -47,15 +49,15 @@ class PromptSampler:
                 without room for prompt and completion.
         """
         self.policy, self.config = policy, config
-        most = min(config.prompt_tokens, self._room())
+        limit = min(config.prompt_tokens, self._room())
         ids = [prompt_ids(policy.model, p, 0, f"prompt {n}") for n, p in enumerate(prompts)]
         longest = np.array([len(row) for row in ids], np.int64)
         if policy.conditioning == "tags":
             longest = np.maximum(longest, self._tagged_lengths(prompts))
-        kept = np.flatnonzero(longest <= most)
+        kept = np.flatnonzero(longest <= limit)
         if not len(kept):
             raise InputError(
-                f"none of {len(ids)} prompts has at most {most} tokens, the preference included; "
+                f"none of {len(ids)} prompts has at most {limit} tokens, the preference included; "
                 "raise prompt_tokens, lower answer_tokens, or give shorter prompts."
             )
         self.prompts = [prompts[int(number)] for number in kept]
@@ -82,7 +84,7 @@ class PromptSampler:
                 self.policy, prompts, np.repeat(preferences, config.rows, axis=0)
             )
         longest = max(map(len, read))
-        if longest > self.width:  # a number was cut into more tokens than those looked at
+        if longest > self.width:  # a tag of more tokens than those of `_tagged_lengths`
             self.width = bucket_length(longest, self._room())
         shape = (config.batch, self.width)
         arrays = {
@@ -109,7 +111,7 @@ class PromptSampler:
         return room
 
     def _tagged_lengths(self, prompts: Sequence[Prompt]) -> np.ndarray:
-        """Return the most tokens of each prompt with a tag of the corners or the centre."""
+        """Return the tokens of each prompt with a tag: the most for the corners and the centre."""
         count = len(self.policy.names)
         points = np.concatenate([np.eye(count), np.full((1, count), 1 / count)])
         return np.max(
@@ -124,14 +126,14 @@ class PromptSampler:
         )
 
     def _rows(self, step: int) -> list[int]:
-        """Return the prompts of a step: every prompt once before any comes again."""
+        """Return indices of the prompts of a step: every prompt once before any comes again."""
         size, total = self.config.batch, len(self.prompts)
         orders: dict[int, np.ndarray] = {}
         rows = []
         for place in range(step * size, (step + 1) * size):
             epoch, number = divmod(place, total)
             if epoch not in orders:
-                seeds = [self.config.seed, epoch, _STREAM]
+                seeds = [self.config.seed, epoch, _SALT]
                 orders[epoch] = np.random.Generator(np.random.PCG64(seeds)).permutation(total)
             rows.append(int(orders[epoch][number]))
         return rows

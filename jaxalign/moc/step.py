@@ -1,12 +1,12 @@
 """One training step as pure functions: sample, score, compute rewards, learn.
 
-Per group of completions under one preference p, with rewards R in levels of the scale:
-
 1. `sample` completions; `score` them under policy and reference; the rewards come from outside.
-2. `learn` turns rewards into advantages: one stream for each objective, one for the similarity of R
-   to p, one for the KL (`experience`).
-3. In each update, `loss` combines the streams with weights c from `combination`, under the clipped
-   loss of `ppo`, with one backward pass.
+2. `learn` turns rewards into levels, and these into streams of advantages (`experience`): one for
+   each objective, one for the similarity of a group's mean levels to its preference, one for the
+   KL.
+3. In each update, `loss` gives each stream the clipped loss of `ppo`, and adds these up with one
+   backward pass: the objectives with weights c from `combination`, the similarity with 1 - sum c,
+   the KL with 1.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -71,7 +71,16 @@ class _ScoreBatch(NamedTuple):
 
 
 class _UpdateBatch(NamedTuple):
-    """What an update reads: rows [B, ...] with their mask [B, M], and groups [G, ...]."""
+    """What an update reads: of rows [B, ...] and of groups [G, ...].
+
+    Attributes:
+        completions: of B rows.
+        experience: of B rows.
+        mask: [B, M] bool, set on the tokens of the completions.
+        preferences: [G, R], for the policy to read.
+        objective_preferences: [G, K], the same over the objectives, for the rules that use it.
+        similarity_error: [G].
+    """
 
     completions: CompletionBatch
     experience: Experience
@@ -85,8 +94,9 @@ class MocTrainState(NamedTuple):
     """All that a step changes.
 
     Attributes:
-        train: parameters {"adapter", "heads", perhaps "token"} and the optimiser's moments.
-        step: [] int32, how many steps were taken.
+        train: parameters {"adapter", "heads", perhaps "token"} and the optimiser's moments; its own
+            `step` counts updates, and its own `key` is the optimiser's.
+        step: [] int32, how many steps were taken, each a rollout and its updates.
         key: random key of the run; each step uses its own fold.
         kl_coef: [] KL coefficient.
     """
@@ -102,8 +112,8 @@ class Programs:
     """The parts of a step, all pure; `make_step` joins them where the rewards are traced.
 
     Batches hold `tokens` [B, T] and `lengths` [B] of the prompts as the policy reads them, `plain`
-    and `plain_lengths` as the reference and the rewards read them, and `preferences` [G, R]; the
-    rows of a group are adjacent.
+    and `plain_lengths` of the same prompts without tags, as the reference and the rewards read
+    them, and `preferences` [G, R]; the rows of a group are adjacent.
 
     Attributes:
         sample: (state, frozen, batch) -> completions.
@@ -126,14 +136,14 @@ def init_train_state(key: jax.Array, trained: TrainedParams, config: MocConfig) 
     """
     init, rest = jax.random.split(key)
     return MocTrainState(
-        optimiser.start(init, trained, config.optimiser),
-        jnp.zeros((), jnp.int32),
-        rest,
-        jnp.asarray(config.kl.coef, jnp.float32),
+        train=optimiser.start(init, trained, config.optimiser),
+        step=jnp.zeros((), jnp.int32),
+        key=rest,
+        kl_coef=jnp.asarray(config.kl.coef, jnp.float32),
     )
 
 
-def make_train(
+def make_programs(
     config: MocConfig,
     decoder: families.Config,
     names: Sequence[str],
@@ -141,7 +151,7 @@ def make_train(
     mesh: Mesh,
     scale: RewardScale | None = None,
 ) -> Programs:
-    """Return the programs of a run.
+    """Return the parts of a step of a run.
 
     Args:
         config: of the run.
@@ -150,6 +160,9 @@ def make_train(
         stop_ids: token ids that end a completion.
         mesh: where parameters and rows are placed.
         scale: scale of the rewards, None where they lie between 0 and 1 as they are.
+
+    Returns:
+        The parts, which hold no parameters; `make_step` joins them.
     """
     run = _Run(config, decoder, tuple(names), stop_ids, mesh, scale)
     return Programs(run.sample, run.score, run.learn)
@@ -163,8 +176,8 @@ def make_step(
     It jits, scans, and vmaps over states (seeds) and batches (preferences).
 
     Args:
-        programs: of the run.
-        reward: traced rewards.
+        programs: from `make_programs`.
+        reward: rewards computed from tokens, in the program.
 
     Returns:
         The step, which returns the new state and metrics.
@@ -197,77 +210,96 @@ class _Run:
 
     @property
     def objectives(self) -> tuple[str, ...]:
+        """[K] names of the objectives."""
         return self.names if self.config.reward == "vector" else (self.config.reward,)
 
     def sample(self, state: MocTrainState, frozen: Frozen, batch: Batch) -> CompletionBatch:
         """Sample one completion of each prompt."""
-        config, rows = self.config, batch_sharding(self.mesh)
-        tokens, lengths = (
-            jax.lax.with_sharding_constraint(batch[name], rows) for name in ("tokens", "lengths")
-        )
+        config, sharding = self.config, batch_sharding(self.mesh)
+        tokens = jax.lax.with_sharding_constraint(batch["tokens"], sharding)
+        lengths = jax.lax.with_sharding_constraint(batch["lengths"], sharding)
         params = self._pinned(frozen)
         conditioned = self._conditioned(state.train.params, params, batch["preferences"])
         settings = config.sampling(self.stop_ids)
-        static, sampled = split_sampling(
-            settings, config.batch, config.batch, self.decoder.vocab_size
+        static, traced = split_sampling(
+            settings, rows=config.batch, padded=config.batch, vocab_size=self.decoder.vocab_size
         )
-        plain = replace(self.decoder, remat=None)
-        spec = DecodeSpec((plain,), 1, config.answer_tokens, static, config.unstack_layers)
-        sampled = jax.tree.map(jnp.asarray, sampled)
+        spec = DecodeSpec(
+            configs=(replace(self.decoder, remat=None),),
+            adapters_per_row=1,
+            slots=config.answer_tokens,
+            sampling=static,
+            unstack_layers=config.unstack_layers,
+        )
         inputs = DecodeInputs(
-            (params,), conditioned["adapters"], None, None, _fold(state, 0), sampled
+            params=(params,),
+            adapters=conditioned["adapters"],
+            rows=None,
+            weights=None,
+            keys=_fold(state, 0),
+            sampling=jax.tree.map(jnp.asarray, traced),
         )
         soft = conditioned["prefix"]
-        firsts = None if soft is None else jnp.full(len(tokens), soft.shape[1], jnp.int32)
-        found = decode(spec, inputs, Prompt(tokens, lengths, soft, firsts))
+        soft_lengths = None if soft is None else jnp.full(len(tokens), soft.shape[1], jnp.int32)
+        found = decode(spec, inputs, Prompt(tokens, lengths, soft, soft_lengths))
         return CompletionBatch(tokens, lengths, found.tokens, found.lengths)
 
     def score(
         self, state: MocTrainState, frozen: Frozen, batch: Batch, completions: CompletionBatch
     ) -> RolloutScores:
-        """Score completions under the policy and the reference, part by part as the update does."""
+        """Score completions under the policy and the reference, part by part as the update does.
+
+        The policy is scored with the dropout masks that every epoch of the updates uses as well, so
+        that the ratio of the first update is 1.
+        """
         parts = self.config.minibatches * self.config.micro_batches
         params = self._pinned(frozen)
-        drawn = sampling_distribution(self.config.sampling(self.stop_ids), self.decoder.vocab_size)
+        distribution = sampling_distribution(
+            self.config.sampling(self.stop_ids), self.decoder.vocab_size
+        )
 
-        def one(place: tuple[jax.Array, _ScoreBatch]) -> RolloutScores:
-            number, part = place
-            # The update's own key: what it drops has been dropped here, and its first ratio is 1.
-            key = self._dropout(state, *jnp.divmod(number, self.config.micro_batches))
-            logprobs, _, values = self._read(
+        def score_part(numbered: tuple[jax.Array, _ScoreBatch]) -> RolloutScores:
+            number, part = numbered
+            key = self._dropout_key(state, *jnp.divmod(number, self.config.micro_batches))
+            logprobs, _, values = self._forward(
                 state.train.params, params, part.completions, part.preferences, key
             )
             reference, _ = completion_logprobs(
-                self.decoder, params, part.plain, drawn, sharding=batch_sharding(self.mesh)
+                self.decoder, params, part.plain, distribution, sharding=batch_sharding(self.mesh)
             )
             return RolloutScores(logprobs, reference, values)
 
         plain = _after_plain_prompts(completions, batch)
         cut = self._cut(_ScoreBatch(completions, plain, batch["preferences"]), parts)
-        found: RolloutScores = jax.lax.map(one, (jnp.arange(parts, dtype=jnp.int32), cut))
+        found: RolloutScores = jax.lax.map(score_part, (jnp.arange(parts, dtype=jnp.int32), cut))
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
 
     def learn(
         self, state: MocTrainState, frozen: Frozen, batch: Batch, rollout: MocRollout
     ) -> tuple[MocTrainState, Metrics]:
-        """Make the updates of a step."""
+        """Compute the experience of a step, make its updates, and adapt the KL coefficient."""
         config, preferences = self.config, batch["preferences"]
         completions, scores, raw = rollout
         mask = completions.mask
         raw = raw.astype(jnp.promote_types(raw.dtype, jnp.float32))
         levels = raw if self.scale is None else self.scale.levels(raw)
         achieved = group_rewards(levels, preferences, config.combine.form)
-        rewards, weights, coefficients = self._objectives(levels, preferences)
+        rewards, objective_preferences, coefficients = self._objectives(levels, preferences)
         experience = compute_experience(
             rewards, coefficients, scores, mask, state.kl_coef, config.gamma, config.lam
         )
         inputs = _UpdateBatch(
-            completions, experience, mask, preferences, weights, achieved.similarity_error
+            completions=completions,
+            experience=experience,
+            mask=mask,
+            preferences=preferences,
+            objective_preferences=objective_preferences,
+            similarity_error=achieved.similarity_error,
         )
         finite = jnp.all(jnp.isfinite(levels))
         train, metrics = self._updates(state, frozen, inputs, finite)
-        change = jnp.where(mask, scores.old_logprobs - scores.ref_logprobs, 0)
-        kl = jnp.mean(jnp.sum(change, axis=1))
+        log_ratio = jnp.where(mask, scores.old_logprobs - scores.ref_logprobs, 0)
+        kl = jnp.mean(jnp.sum(log_ratio, axis=1))
         kl_coef = state.kl_coef
         if config.kl.adaptive:
             kl_coef = adapt_kl_coef(kl_coef, kl, config.kl.target, config.kl.horizon, config.batch)
@@ -304,17 +336,17 @@ class _Run:
     def _updates(
         self, state: MocTrainState, frozen: Frozen, inputs: _UpdateBatch, finite: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        """Make epochs of updates, until the policy is too far from the one that sampled."""
+        """Make epochs of updates, up to the one that finds the policy too far from its start."""
         config = self.config
         micros = self._cut(inputs, config.minibatches, config.micro_batches)
-        total = config.steps * config.epochs * config.minibatches
+        total_updates = config.steps * config.epochs * config.minibatches
         progress = state.step.astype(jnp.float32) / config.steps
 
         def loss(
             params: TrainedParams, frozen: Frozen, micro: Mapping[str, Any], key: jax.Array | None
         ) -> Sums:
             part: _UpdateBatch = micro["parts"]
-            logprobs, entropy, values = self._read(
+            logprobs, entropy, values = self._forward(
                 params, frozen, part.completions, part.preferences, key
             )
             groups = Group(
@@ -322,28 +354,29 @@ class _Run:
             )
             return batch_loss(groups, logprobs, entropy, values, config, progress)
 
-        @jax.jit  # traced once for its shapes and its use
+        @jax.jit  # so that `eval_shape` and `cond` below share one trace
         def updated(train: TrainState, number: jax.Array, micro: Any) -> tuple[TrainState, Metrics]:
             key = jax.random.fold_in(_fold(state, 1), number)
             pinned = self._pinned(frozen)
             grads, means = gradient(loss, train.params, pinned, {"parts": micro}, key)
-            train, more = optimiser.apply(train, grads, config.optimiser, total)
+            train, more = optimiser.apply(train, grads, config.optimiser, total_updates)
             return train, means | more | {"updates": jnp.ones((), jnp.float32)}
 
         def update(
-            carry: tuple[TrainState, jax.Array], place: tuple[jax.Array, _UpdateBatch]
+            carry: tuple[TrainState, jax.Array], numbered: tuple[jax.Array, _UpdateBatch]
         ) -> tuple[tuple[TrainState, jax.Array], Metrics]:
             train, stopped = carry
-            shapes = jax.eval_shape(updated, train, *place)[1]
+            shapes = jax.eval_shape(updated, train, *numbered)[1]
 
-            def kept(train: TrainState, *_: object) -> tuple[TrainState, Metrics]:
+            def skipped(train: TrainState, *_: object) -> tuple[TrainState, Metrics]:
                 return train, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-            train, metrics = jax.lax.cond(stopped, kept, updated, train, *place)
+            train, metrics = jax.lax.cond(stopped, skipped, updated, train, *numbered)
             rows = config.batch // config.minibatches
-            change = metrics["policy_kl"] * metrics["weight"] / rows
-            stopped |= change > config.kl.stop * config.kl.target
-            return (train, stopped), metrics | {"policy_kl": change}
+            # From a mean over tokens to one over completions, in which the target is given.
+            policy_kl = metrics["policy_kl"] * metrics["weight"] / rows
+            stopped |= policy_kl > config.kl.stop * config.kl.target
+            return (train, stopped), metrics | {"policy_kl": policy_kl}
 
         def epoch(
             carry: tuple[TrainState, jax.Array], _: None
@@ -355,7 +388,11 @@ class _Run:
         return train, self._reported(found)
 
     def _reported(self, found: Metrics) -> Metrics:
-        """Means over the updates that were made, of metrics [epochs, minibatches]."""
+        """Means over the updates that were made, of metrics [epochs, minibatches].
+
+        `first_drift`, mean |ratio - 1| in the first update, is 0 but for rounding as long as
+        scoring and updates compute the same.
+        """
         made = jnp.sum(found["updates"])
         means = {name: jnp.sum(value) / jnp.maximum(made, 1) for name, value in found.items()}
         weights = [means.pop(f"weight_{number}") for number in range(len(self.objectives))]
@@ -363,7 +400,7 @@ class _Run:
         del means["weight"], means["drift"]
         return means | named | {"updates": made, "first_drift": found["drift"][0, 0]}
 
-    def _read(
+    def _forward(
         self,
         trained: TrainedParams,
         params: Frozen,
@@ -373,25 +410,27 @@ class _Run:
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Log-probabilities and entropies [B, M] and values [B, M, K + 1] of the policy."""
         config = self.config
-        drop, hide = (None, None) if key is None else jax.random.split(key)
+        adapter_key, values_key = (None, None) if key is None else jax.random.split(key)
         states = completion_states(
             self.decoder,
             params,
             completions,
             **self._conditioned(trained, params, preferences),
             adapter_dropout=config.trunk.lora.dropout,
-            dropout_key=drop,
+            dropout_key=adapter_key,
             sharding=batch_sharding(self.mesh),
         )
-        drawn = sampling_distribution(config.sampling(self.stop_ids), self.decoder.vocab_size)
-        logprobs, entropy = state_logprobs(states, unembedding(params), completions, drawn)
-        seen = states.astype(jnp.promote_types(states.dtype, jnp.float32))
-        if hide is not None and config.value_dropout:
-            kept = 1 - config.value_dropout
-            mask = jax.random.bernoulli(hide, kept, seen.shape)
-            seen = jnp.where(mask, seen / kept, 0)
+        distribution = sampling_distribution(
+            config.sampling(self.stop_ids), self.decoder.vocab_size
+        )
+        logprobs, entropy = state_logprobs(states, unembedding(params), completions, distribution)
+        inputs = states.astype(jnp.promote_types(states.dtype, jnp.float32))
+        if values_key is not None and config.value_dropout:
+            keep_rate = 1 - config.value_dropout
+            keep = jax.random.bernoulli(values_key, keep_rate, inputs.shape)
+            inputs = jnp.where(keep, inputs / keep_rate, 0)
         head = value_head(len(self.objectives))
-        values: Any = head.apply({"params": trained["heads"]["value"]}, seen)
+        values: Any = head.apply({"params": trained["heads"]["value"]}, inputs)
         return logprobs, entropy, values
 
     def _conditioned(
@@ -401,7 +440,7 @@ class _Run:
         return conditioned_inputs(trained, params["embed"]["table"], self.config.trunk.lora, rows)
 
     def _pinned(self, params: Frozen) -> dict[str, Any]:
-        """Whole rows of the tables: see `jaxalign.train.mesh.gathered`."""
+        """The parameters, with whole rows of their tables: see `jaxalign.train.mesh.gathered`."""
         tables = {
             name: {**params[name], "table": gathered(params[name]["table"], self.mesh)}
             for name in ("embed", "unembed")
@@ -409,8 +448,10 @@ class _Run:
         }
         return {**params, **tables}
 
-    def _dropout(self, state: MocTrainState, minibatch: jax.Array, micro: jax.Array) -> jax.Array:
-        """The key that `train.step.gradient` gives a micro-batch."""
+    def _dropout_key(
+        self, state: MocTrainState, minibatch: jax.Array, micro: jax.Array
+    ) -> jax.Array:
+        """The key that `train.step.gradient` gives a micro-batch, the same in every epoch."""
         return jax.random.fold_in(jax.random.fold_in(_fold(state, 1), minibatch), micro)
 
     def _cut(self, tree: Tree, *parts: int) -> Tree:
@@ -418,18 +459,18 @@ class _Run:
         whole = (None,) * len(parts)
         rows = NamedSharding(self.mesh, PartitionSpec(*whole, *batch_sharding(self.mesh).spec))
 
-        def at(leaf: jax.Array) -> jax.Array:
+        def cut_leaf(leaf: jax.Array) -> jax.Array:
             count = len(leaf) // int(np.prod(parts))
             cut = leaf.reshape(*parts, count, *leaf.shape[1:])
             if len(leaf) != self.config.batch:  # groups, which are few and small
                 return cut
             return jax.lax.with_sharding_constraint(cut, rows)
 
-        return jax.tree.map(at, tree)
+        return jax.tree.map(cut_leaf, tree)
 
 
 def _fold(state: MocTrainState, number: int) -> jax.Array:
-    """Return the step's key for one purpose: 0 for sampling, 1 for dropout."""
+    """Return the step's key for one purpose, its number: 0 for sampling, 1 for dropout."""
     return jax.random.fold_in(jax.random.fold_in(state.key, state.step), number)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxalign import moc
 from jaxalign.moc.prompt_sampler import PromptSampler
-from jaxalign.moc.step import init_train_state, make_step, make_train
+from jaxalign.moc.step import init_train_state, make_programs, make_step
 from jaxalign.train.mesh import (
     MeshConfig,
     batch_sharding,
@@ -37,7 +37,7 @@ found = {}
 for name, sizes in MESHES.items():
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
     decoder = config.trunk.decoder(policy.model.config)
-    programs = make_train(config, decoder, world.NAMES, (world.STOP,), mesh)
+    programs = make_programs(config, decoder, world.NAMES, (world.STOP,), mesh)
     state = init_train_state(jax.random.key(0), jax.tree.map(np.array, policy.trained), config)
     state = jax.device_put(state, state_shardings(state, mesh, decoder))
     frozen = jax.device_put(

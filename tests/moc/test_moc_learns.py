@@ -20,7 +20,7 @@ from jaxalign.moc.preferences import (
     lattice,
     sample_preferences,
 )
-from jaxalign.moc.step import init_train_state, make_step, make_train
+from jaxalign.moc.step import init_train_state, make_programs, make_step
 from jaxalign.models import families
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.language import LanguageModel
@@ -140,7 +140,7 @@ def learned(objectives, rule, fronts):
     model, mesh = language_model(vocabulary), make_mesh(own.trunk.mesh)
 
     def programs(config):
-        return make_train(config, model.config, names, (), mesh)
+        return make_programs(config, model.config, names, (), mesh)
 
     def reward(table):
         def function(prompts, lengths, answers, ends):

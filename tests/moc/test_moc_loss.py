@@ -13,7 +13,7 @@ from jaxalign.moc.combination import CombineConfig
 from jaxalign.moc.experience import Experience, RolloutScores
 from jaxalign.moc.loss import Group, batch_loss, group_loss
 from jaxalign.moc.policy import init_policy
-from jaxalign.moc.step import init_train_state, make_train
+from jaxalign.moc.step import init_train_state, make_programs
 from jaxalign.models.completions import CompletionBatch
 from jaxalign.rollout import Rollout
 from jaxalign.train.mesh import MeshConfig, make_mesh
@@ -120,7 +120,7 @@ def update_of(objectives, rule="blend"):
     policy = init_policy(jax.random.key(0), world.language_model(), names, config)
     decoder = replace(config.trunk.decoder(policy.model.config), unroll=True)
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    programs = make_train(config, decoder, names, (world.STOP,), mesh)
+    programs = make_programs(config, decoder, names, (world.STOP,), mesh)
     state = jax.eval_shape(partial(init_train_state, trained=policy.trained, config=config), KEY)
     tokens = jax.ShapeDtypeStruct((config.batch, 16), jnp.int32)
     lengths = jax.ShapeDtypeStruct((config.batch,), jnp.int32)

@@ -19,7 +19,7 @@ import pytest
 from jaxalign import moc
 from jaxalign.errors import InputError
 from jaxalign.moc.prompt_sampler import PromptSampler
-from jaxalign.moc.step import init_train_state, make_step, make_train
+from jaxalign.moc.step import init_train_state, make_programs, make_step
 from jaxalign.models import lora
 from jaxalign.models.chat import generate_texts
 from jaxalign.models.sampling import Sampling
@@ -39,7 +39,7 @@ def small():
     policy = policy_of(config)
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     decoder = config.trunk.decoder(policy.model.config)
-    programs = make_train(config, decoder, world.NAMES, (world.STOP,), mesh)
+    programs = make_programs(config, decoder, world.NAMES, (world.STOP,), mesh)
     return (
         config,
         policy,
