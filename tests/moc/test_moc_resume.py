@@ -163,7 +163,9 @@ def test_a_traced_reward_that_is_no_number_is_named(tmp_path):
         good = world.reward().function(prompts, lengths, answers, ends)
         return jnp.where((rows == 5) & (prompts[5].max() == world.FIRST + 12), jnp.nan, good)
 
-    with pytest.raises(InputError, match=r"step \d+: the reward red, blue gave .*\(row 5, prompt"):
+    with pytest.raises(
+        InputError, match=r"step \d+: one of the rewards red, blue is not .*\(row 5, prompt"
+    ):
         run(tmp_path, TokenReward(world.NAMES, function, "broken"), checkpoint_every=1)
     for path in (tmp_path / "state").iterdir():
         assert path.name.startswith("0000")
