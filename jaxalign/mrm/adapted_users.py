@@ -31,6 +31,8 @@ class UserWeights:
         reward_ids: names and scale of the base rewards, None for learned ones.
 
     Example:
+        >>> import numpy as np
+        >>> from jaxalign.mrm import UserWeights
         >>> users = UserWeights(("ann",), np.array([3]), np.array([0.7]), "", np.ones((1, 2)))
         >>> users.mean.shape, users.cov is None
         ((1, 2), True)
@@ -59,6 +61,8 @@ class UserSupports:
         weight: for each user [P], 1 or, for either order of a tie, 1/2.
 
     Example:
+        >>> import numpy as np
+        >>> from jaxalign.mrm import UserSupports
         >>> rows, weight = (np.ones((3, 2)),), (np.ones(3),)
         >>> users = UserSupports(("ann",), np.array([3]), np.array([0.7]), "", rows, rows, weight)
         >>> users.chosen[0].shape
@@ -107,6 +111,8 @@ def save_users(path: str | Path, users: AdaptedUsers) -> None:
         users: what to write.
 
     Example:
+        >>> import numpy as np
+        >>> from jaxalign.mrm import UserWeights, load_users, save_users
         >>> import tempfile
         >>> path = tempfile.mkdtemp() + "/users.parquet"
         >>> one = UserWeights(("ann",), np.array([3]), np.array([0.7]), "", np.ones((1, 2)))
@@ -155,6 +161,8 @@ def load_users(path: str | Path, model: str | None = None) -> AdaptedUsers:
             another model.
 
     Example:
+        >>> from jaxalign.errors import InputError
+        >>> from jaxalign.mrm import load_users
         >>> try:
         ...     load_users("nowhere.parquet")
         ... except InputError as error:

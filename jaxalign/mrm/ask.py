@@ -39,6 +39,8 @@ class Belief(NamedTuple):
         num_choices: int32, choices so far.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.mrm import Prior, init_belief
         >>> belief = init_belief(Prior(jnp.zeros(2), jnp.eye(2)))
         >>> belief.num_choices.item(), belief.mean.tolist()
         (0, [0.0, 0.0])
@@ -66,6 +68,8 @@ def init_belief(prior: Prior, room: int = ROOM) -> Belief:
         InputError: a prior without spread, from which choices teach nothing.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.mrm import Prior, init_belief
         >>> belief = init_belief(Prior(jnp.zeros(2), jnp.eye(2)), room=4)
         >>> belief.gram.shape, belief.cov.tolist()
         ((4, 4), [[1.0, 0.0], [0.0, 1.0]])
@@ -262,6 +266,9 @@ def next_pair(
         Its number, int32: the first of several alike; -1 if none is left to ask.
 
     Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.mrm import next_pair
         >>> mean, cov = jnp.zeros(2), jnp.diag(jnp.array([4.0, 1.0]))
         >>> pairs = jnp.array([[0.0, 1.0], [1.0, 0.0], [0.5, 0.5]])
         >>> choose = jax.jit(next_pair)
@@ -292,6 +299,9 @@ def information(mean: jax.Array, cov: jax.Array, candidates: jax.Array) -> jax.A
         [P] from 0 to log 2; the same for a pair and its reverse.
 
     Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.mrm import information
         >>> pairs = jnp.array([[0.0, 0.0], [1.0, 0.0], [3.0, 0.0]])
         >>> nats = jax.jit(information)(jnp.zeros(2), jnp.eye(2), pairs)
         >>> [f"{value:.2f}" for value in nats]

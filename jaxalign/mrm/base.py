@@ -95,6 +95,8 @@ def init(key: jax.Array, config: MRMConfig, feature_dim: int) -> Params:
         1/K each, so that the start is the mean of the base rewards.
 
     Example:
+        >>> import jax
+        >>> from jaxalign.mrm import MRMConfig, init
         >>> config = MRMConfig(hidden_sizes=(2,), link="signed")
         >>> params = init(jax.random.key(0), config, feature_dim=5)
         >>> params["base"]["layer0"]["kernel"].shape, params["weight_init"].tolist()
@@ -125,6 +127,8 @@ def base_rewards(params: Params, features: jax.Array, config: MRMConfig | None =
             from the parameters.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.mrm import MRMConfig, base_rewards
         >>> params = {"base": {"layer0": {"kernel": jnp.eye(2)}}, "weight_init": jnp.ones(2)}
         >>> config = MRMConfig(hidden_sizes=(2,), input_scale=0.5)
         >>> base_rewards(params, jnp.array([[2.0, 4.0]]), config).tolist()
@@ -155,6 +159,8 @@ def effective_weights(weights: jax.Array, config: MRMConfig) -> jax.Array:
     """The weights [..., K] that multiply the base rewards: softmax as published, or as they are.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.mrm import MRMConfig, effective_weights
         >>> effective_weights(jnp.zeros(2), MRMConfig(link="softmax")).tolist()
         [0.5, 0.5]
         >>> effective_weights(jnp.array([-1.0, 2.0]), MRMConfig(link="signed")).tolist()
@@ -173,6 +179,8 @@ def score(weights: jax.Array, base: jax.Array, config: MRMConfig | None = None) 
             they are.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.mrm import score
         >>> weights, base = jnp.array([[1.0, -1.0]]), jnp.array([[[3.0, 1.0], [0.0, 2.0]]])
         >>> score(weights, base).tolist()
         [[2.0, -2.0]]

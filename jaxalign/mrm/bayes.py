@@ -22,6 +22,8 @@ class Prior(NamedTuple):
     """What is known of a user before any choice: theta ~ N(mean [E], cov [E, E]).
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.mrm import Prior
         >>> Prior(jnp.zeros(2), jnp.eye(2)).cov.shape
         (2, 2)
     """
@@ -139,6 +141,8 @@ def bradley_terry(
         theta [E].
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.mrm import bradley_terry
         >>> chosen_minus_rejected = jnp.array([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
         >>> theta = bradley_terry(chosen_minus_rejected, jnp.ones(4), l2=0.1)
         >>> bool(theta[1] > theta[0] > 0)
@@ -275,6 +279,8 @@ def fit_prior(differences: jax.Array, mask: jax.Array, config: BayesConfig | Non
         Prior(mean [E], cov [E, E]).
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.mrm import BayesConfig, fit_prior
         >>> likes = jnp.array([[[2.0, 0.0]] * 6, [[-2.0, 0.0]] * 6])  # two users of opposite taste
         >>> prior = fit_prior(likes, jnp.ones((2, 6)), BayesConfig(em_steps=3))
         >>> bool(abs(prior.mean[0]) < 1e-4), bool(prior.cov[0, 0] > prior.cov[1, 1])
@@ -310,6 +316,8 @@ def posterior(
         mean [U, E], cov [U, E, E].
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.mrm import Prior, posterior
         >>> prior = Prior(jnp.zeros(2), jnp.eye(2))
         >>> choices = jnp.array([[[1.0, 0.0], [1.0, 0.0]]])  # one user, two choices
         >>> mean, cov = posterior(prior, choices, jnp.ones((1, 2)))
@@ -340,6 +348,8 @@ def choice_probability(mean: jax.Array, cov: jax.Array, differences: jax.Array) 
         [P] in (0, 1).
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.mrm import choice_probability
         >>> mean, pairs = jnp.array([2.0, 0.0]), jnp.array([[1.0, 0.0], [-1.0, 0.0]])
         >>> [f"{p:.2f}" for p in choice_probability(mean, jnp.zeros((2, 2)), pairs)]
         ['0.88', '0.12']
@@ -367,6 +377,9 @@ def predict(
     Users are handled a chunk at a time, so that no [U, E, E] is held.
 
     Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.mrm import Prior, predict
         >>> prior, pair = Prior(jnp.zeros(1), jnp.eye(1)), jnp.ones((1, 1, 1))
         >>> after = jax.jit(predict)
         >>> before = after(prior, pair, jnp.zeros((1, 1)), pair).item()

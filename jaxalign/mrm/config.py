@@ -39,6 +39,7 @@ class MRMConfig:
             keeps `inner_lr`.
 
     Example:
+        >>> from jaxalign.mrm import MRMConfig
         >>> MRMConfig(hidden_sizes=(8,), link="signed", input_scale=1.0).inner_lr
         0.001
     """
@@ -80,6 +81,7 @@ class BayesConfig:
         em_every: EM iterations between two that validation chooses from, 1 or more.
 
     Example:
+        >>> from jaxalign.mrm import BayesConfig
         >>> BayesConfig(em_steps=12).em_every
         4
     """

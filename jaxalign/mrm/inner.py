@@ -24,6 +24,8 @@ def bradley_terry_loss(margins: jax.Array, mask: jax.Array) -> jax.Array:
         Scalar; 0 for a user without pairs.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.mrm.inner import bradley_terry_loss
         >>> round(float(bradley_terry_loss(jnp.zeros(3), jnp.array([1, 1, 0]))), 4)
         0.6931
     """
@@ -150,6 +152,8 @@ def adapt(
         choices gets `weight_init`.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.mrm import MRMConfig, adapt
         >>> config = MRMConfig(hidden_sizes=(), link="signed", inner_lr=0.1, eval_steps=2)
         >>> params = {"base": {}, "weight_init": jnp.zeros(2)}
         >>> differences = jnp.array([[[1.0, 0.0]], [[0.0, -1.0]]])  # two users, one choice

@@ -70,6 +70,8 @@ class UserModel:
         users: adapted users, if any.
 
     Example:
+        >>> import numpy as np
+        >>> from jaxalign.mrm import UserModel, make_method
         >>> from jaxalign.mrm.reduce import identity
         >>> fitted = {"mean": np.zeros((1, 2)), "cov": np.eye(2)[None], "step": np.ones(1, int)}
         >>> candidate, method = {"em": 0, "adapt": True}, make_method("bayes")
@@ -173,6 +175,8 @@ def save(path: str | Path, model: UserModel) -> str:
         The digest of the file.
 
     Example:
+        >>> import numpy as np
+        >>> from jaxalign.mrm import UserModel, load, make_method, save
         >>> import tempfile
         >>> from jaxalign.mrm.reduce import identity
         >>> fitted = {"mean": np.zeros((1, 2)), "cov": np.eye(2)[None], "step": np.ones(1, int)}
@@ -212,6 +216,8 @@ def load(path: str | Path) -> UserModel:
         InputError: there is none, the run is not finished, or the file is of an older format.
 
     Example:
+        >>> from jaxalign.errors import InputError
+        >>> from jaxalign.mrm import load
         >>> try:
         ...     load("nowhere")
         ... except InputError as error:

@@ -37,6 +37,8 @@ def rpo(
         Scalar, a sum over users as published.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.mrm import rpo
         >>> losses = jnp.array([0.1, 0.2, 0.9])
         >>> round(rpo(losses, tail=0.5, gamma=0.0).item(), 2)  # above the median
         0.9
@@ -80,6 +82,9 @@ def meta_objective(
         The objective, and (losses [U] on the query pairs, adapted raw weights [U, K]).
 
     Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.mrm import MRMConfig, meta_objective
         >>> config = MRMConfig(hidden_sizes=(), link="signed", inner_lr=0.1)
         >>> params = {"base": {}, "weight_init": jnp.zeros(2)}
         >>> chosen, rejected = jnp.ones((1, 2, 2)), jnp.zeros((1, 2, 2))

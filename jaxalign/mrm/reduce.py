@@ -18,6 +18,8 @@ class Projection:
         scale: of the D columns where they are named base rewards; None for learned features.
 
     Example:
+        >>> import numpy as np
+        >>> from jaxalign.mrm.reduce import identity
         >>> identity(2).apply(np.array([[1.0, 2.0]])).tolist()
         [[1.0, 2.0]]
     """
@@ -58,6 +60,8 @@ def fit_projection(features: np.ndarray, max_dims: int, whiten: float) -> Projec
         InputError: all items have the same features.
 
     Example:
+        >>> import numpy as np
+        >>> from jaxalign.mrm.reduce import fit_projection
         >>> points = np.array([[0.0, 0.0], [2.0, 0.0], [4.0, 0.0]])
         >>> fit_projection(points, max_dims=2, whiten=0.0).apply(points)[:, 0].round(2)
         array([-1.22,  0.  ,  1.22], dtype=float32)

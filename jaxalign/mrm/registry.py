@@ -194,6 +194,7 @@ def register(name: str, settings: "DataclassInstance") -> Callable[[_Class], _Cl
         InputError: the name is taken, or is none that a config field can have.
 
     Example:
+        >>> from jaxalign.mrm import METHODS
         >>> METHODS["lore"].cls is METHODS["lore_published"].cls
         True
         >>> METHODS["lore_published"].settings.link
@@ -222,6 +223,7 @@ def make_method(name: str, settings: object = None) -> UserRewardMethod[Any]:
         InputError: there is no such method.
 
     Example:
+        >>> from jaxalign.mrm import make_method
         >>> method = make_method("vpl")
         >>> method.name, "posterior" in method.capabilities
         ('vpl', False)
@@ -246,6 +248,8 @@ def require(method: UserRewardMethod[Any], capability: Capability, what: str) ->
         InputError: the method does not declare the capability.
 
     Example:
+        >>> from jaxalign.errors import InputError
+        >>> from jaxalign.mrm import make_method, require
         >>> require(make_method("bayes"), "posterior", "mrm.init_belief")
         >>> try:
         ...     require(make_method("vpl"), "posterior", "mrm.init_belief")

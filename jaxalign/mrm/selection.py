@@ -18,6 +18,8 @@ def user_mean_nll(probability: np.ndarray, weight: np.ndarray) -> np.ndarray:
         [C] nats.
 
     Example:
+        >>> import numpy as np
+        >>> from jaxalign.mrm.selection import user_mean_nll
         >>> user_mean_nll(np.full((1, 2, 3), 0.5), np.ones((2, 3))).round(4)
         array([0.6931])
     """
@@ -41,6 +43,8 @@ def select(
         users: the validation users.
 
     Example:
+        >>> from jaxalign.mrm.selection import select
+        >>> from jaxalign.mrm.support_query import SupportQueryData
         >>> import jax.numpy as jnp
         >>> from jaxalign.data.batching import Pairs
         >>> from jaxalign.mrm.registry import make_method

@@ -70,6 +70,11 @@ def adapt_users(
         InputError: the method cannot score new items, or features that do not fit.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> import numpy as np
+        >>> from jaxalign.data.features import Features
+        >>> from jaxalign.data.preferences import Preferences
+        >>> from jaxalign.mrm import UserModel, adapt_users
         >>> from jaxalign.mrm.reduce import identity
         >>> from jaxalign.mrm.registry import make_method
         >>> one, none = np.zeros(1, np.int32), np.full(1, -1, np.int32)
@@ -196,6 +201,9 @@ def rank(
         InputError: no texts, a user who was not adapted, or a method that cannot score new items.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> import numpy as np
+        >>> from jaxalign.mrm import UserModel, rank
         >>> from jaxalign.mrm.reduce import identity
         >>> from jaxalign.mrm.registry import make_method
         >>> fitted, candidate = {"theta": jnp.array([[1.0, 0.0]])}, {"ridge": 0}

@@ -160,6 +160,9 @@ def differences(features: jax.Array, pairs: Pairs) -> jax.Array:
     """Return differences [U, P, D] of the items' features or rewards [I, D], chosen minus rejected.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.data.batching import Pairs
+        >>> from jaxalign.mrm.support_query import differences
         >>> rewards = jnp.array([[1.0], [3.0]])
         >>> one = jnp.ones((1, 1), jnp.int32)
         >>> differences(rewards, Pairs(one, 0 * one, one, one)).tolist()

@@ -70,6 +70,7 @@ def method_of(config: MRMRunConfig, name: str) -> UserRewardMethod:
     """Return a method with the settings that a run's config has for it.
 
     Example:
+        >>> from jaxalign.experiments.mrm.config import MRMRunConfig, method_of
         >>> method_of(MRMRunConfig(), "mixture").settings.em_steps
         30
     """

@@ -123,6 +123,7 @@ def detectable_difference(
         InputError: There are fewer than two users, or a probability is out of range.
 
     Example:
+        >>> from jaxalign.experiments.pplug.statistics import detectable_difference
         >>> round(detectable_difference([0.1, 0.3], ["a", "b"]), 3)
         0.28
     """
