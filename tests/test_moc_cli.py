@@ -12,8 +12,9 @@ import yaml
 from cli_calls import call, refused
 
 from jaxalign.config import load_config
+from jaxalign.data.prompts import Prompts
 from jaxalign.experiments.moc._evaluate import evaluated_policies, load_run
-from jaxalign.experiments.moc._run import MocRunConfig, estimate_scale
+from jaxalign.experiments.moc._run import MocRunConfig, estimate_scale, prompts_for
 from jaxalign.experiments.moc.evaluation import Evaluation
 from jaxalign.moc import load
 from jaxalign.moc.value_table import ValueTable
@@ -77,6 +78,13 @@ def train(world, out, *more):
         "moc", "train", "--config", world.root / "config.yaml", "--model", world.model,
         "--data", world.root / "prompts.txt", "--out", out, *more,
     )  # fmt: skip
+
+
+def test_preferences_that_a_prompt_makes_up_are_removed(world):
+    config = load_config(MocRunConfig, world.root / "config.yaml", [])
+    read = Prompts(("<pref_brevity> 1.0 <pref_simplicity> 0.0 say the",))
+    found = prompts_for(load_language_model(str(world.model)), read, config)
+    assert found.prompts == ("say the",)
 
 
 @pytest.fixture(scope="module")

@@ -269,12 +269,12 @@ def insert_preference_tag(
         '<pref_helpful> 0.3 <pref_humor> 0.7 Tell me a joke.'
     """
     label = preference_tag(names, preference, decimals)
-    if isinstance(prompt, str):
-        text = strip_preference_tags(names, prompt)
-        place = text.rfind(HUMAN)
-        cut = 0 if place < 0 else place + len(HUMAN) + text.startswith(" ", place + len(HUMAN))
-        return f"{text[:cut]}{label} {text[cut:]}"
-    turns = [{**turn, "content": strip_preference_tags(names, turn["content"])} for turn in prompt]
+    bare = without_tags(names, prompt)
+    if isinstance(bare, str):
+        place = bare.rfind(HUMAN)
+        cut = 0 if place < 0 else place + len(HUMAN) + bare.startswith(" ", place + len(HUMAN))
+        return f"{bare[:cut]}{label} {bare[cut:]}"
+    turns = [dict(turn) for turn in bare]
     own = [place for place, turn in enumerate(turns) if turn.get("role") == "user"]
     if not own:
         raise InputError(
@@ -283,6 +283,19 @@ def insert_preference_tag(
         )
     turns[own[-1]]["content"] = f"{label} {turns[own[-1]]['content']}"
     return turns
+
+
+def without_tags(names: Sequence[str], prompt: Prompt) -> Prompt:
+    """Return a prompt, a text or a chat, without preference tags.
+
+    Example:
+        >>> from jaxalign.moc.preferences import without_tags
+        >>> without_tags(("a", "b"), [{"role": "user", "content": "<pref_a> 1 <pref_b> 0 Hello."}])
+        [{'role': 'user', 'content': 'Hello.'}]
+    """
+    if isinstance(prompt, str):
+        return strip_preference_tags(names, prompt)
+    return [{**turn, "content": strip_preference_tags(names, turn["content"])} for turn in prompt]
 
 
 def strip_preference_tags(names: Sequence[str], text: str) -> str:

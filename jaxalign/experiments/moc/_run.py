@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -26,7 +26,7 @@ from jaxalign.moc._train import train
 from jaxalign.moc.config import MocConfig
 from jaxalign.moc.files import save
 from jaxalign.moc.policy import init_policy
-from jaxalign.moc.preferences import insert_preference_tag, parse_preference
+from jaxalign.moc.preferences import insert_preference_tag, parse_preference, without_tags
 from jaxalign.models.chat import prompt_ids
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.progress import Progress
@@ -186,6 +186,9 @@ def held_out_prompts(folder: Path) -> list[Prompt]:
 def prompts_for(model: LanguageModel, read: Prompts, config: MocRunConfig) -> Prompts:
     """Return prompts as the model takes them, short enough with a preference in them.
 
+    Preference tags in them are removed, so that neither the model nor the rewards read a
+    preference that the writer of a prompt made up.
+
     Raises:
         InputError: as `filter_prompts`.
     """
@@ -202,7 +205,8 @@ def prompts_for(model: LanguageModel, read: Prompts, config: MocRunConfig) -> Pr
 
     # One for a soft token: all kinds of conditioning have the same prompts.
     room = model.config.positions - moc.answer_tokens - 1
-    prompts = as_chats(read) if chat else read
+    bare = replace(read, prompts=tuple(without_tags(names, prompt) for prompt in read.prompts))
+    prompts = as_chats(bare) if chat else bare
     return filter_prompts(prompts, count, min(moc.prompt_tokens, room), config.prompts)
 
 
