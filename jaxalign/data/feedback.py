@@ -85,17 +85,17 @@ def _of_conversation(
         place = f"{where}, `conversation_history` entry {number}"
         if not isinstance(said, Mapping):
             raise InputError(f"{place}: found {str(said)[:40]}, expected an object.")
-        asked, chosen, rejected = turns.setdefault(_field(said, "turn", int, place), ([], [], []))
+        prompts, chosen, rejected = turns.setdefault(_field(said, "turn", int, place), ([], [], []))
         text = _field(said, "content", str, place)
         if _field(said, "role", str, place) == "user":
-            asked.append(text)
+            prompts.append(text)
         else:
             (chosen if _field(said, "if_chosen", bool, place) else rejected).append(text)
     before: tuple[str, ...] = ()
-    for _, (asked, chosen, rejected) in sorted(turns.items()):
-        if not (asked and chosen and rejected):
+    for _, (prompts, chosen, rejected) in sorted(turns.items()):
+        if not (prompts and chosen and rejected):
             continue
-        before = (*before, asked[0])
+        before = (*before, prompts[0])
         for other in rejected:
             yield _Choice(user, before, chosen[0], other, conversation)
         before = (*before, chosen[0])

@@ -123,10 +123,10 @@ def _articles(path: Path) -> list[_Article]:
     articles = []
     for row, line in zip(rows, lines, strict=True):
         where = f"{path}, line {line}"
-        told = {name: text_of(row, name, where, blank=False) for name in _FIELDS}
-        fields = {name: told[name] for name in ("text", "title", "category")}
-        item = Item(f"{told['user']}-{line}", fields, told["date"])
-        articles.append(_Article(told["user"], item, date_key(told["date"], where)))
+        texts = {name: text_of(row, name, where, blank=False) for name in _FIELDS}
+        fields = {name: texts[name] for name in ("text", "title", "category")}
+        item = Item(f"{texts['user']}-{line}", fields, texts["date"])
+        articles.append(_Article(texts["user"], item, date_key(texts["date"], where)))
     return articles
 
 
@@ -155,14 +155,14 @@ def _without_series(articles: list[_Article]) -> list[_Article]:
     words = [_words(article.item.fields["title"]) for article in articles]
     same = Counter(words)
     ends = [
-        ((one.user, "first", told[:_SERIES_WORDS]), (one.user, "last", told[-_SERIES_WORDS:]))
-        for one, told in zip(articles, words, strict=True)
+        ((one.user, "first", title[:_SERIES_WORDS]), (one.user, "last", title[-_SERIES_WORDS:]))
+        for one, title in zip(articles, words, strict=True)
     ]
     alike = Counter(end for pair in ends for end in pair if len(end[2]) == _SERIES_WORDS)
     return [
         one
-        for one, told, pair in zip(articles, words, ends, strict=True)
-        if same[told] == 1 and max(alike[end] for end in pair) < _SERIES_TITLES
+        for one, title, pair in zip(articles, words, ends, strict=True)
+        if same[title] == 1 and max(alike[end] for end in pair) < _SERIES_TITLES
     ]
 
 

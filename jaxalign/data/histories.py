@@ -208,8 +208,10 @@ def leading_category(histories: Histories, sample: Sample) -> str | None:
         histories: which hold the items.
         sample: whose history it is.
     """
-    told = [histories.items[place].fields.get("category") for place in reversed(sample.profile)]
-    counts = Counter(category for category in told if category)
+    categories = [
+        histories.items[place].fields.get("category") for place in reversed(sample.profile)
+    ]
+    counts = Counter(category for category in categories if category)
     return counts.most_common(1)[0][0] if counts else None
 
 
@@ -258,9 +260,9 @@ class _Table:
             (self.repeated, "items repeated within a history, which were kept once"),
             (self.blank, "items without any text, which were left out"),
         )
-        told = tuple(f"{text}: {count:,}" for count, text in notes if count)
+        remarks = tuple(f"{text}: {count:,}" for count, text in notes if count)
         samples, items = tuple(self.samples), tuple(self.items)
-        return Histories(samples, items, self.task.name, self.source, told)
+        return Histories(samples, items, self.task.name, self.source, remarks)
 
     def _profile(self, history: list[object], where: str, limit: str | None) -> tuple[int, ...]:
         """Places of a history's items, oldest first."""

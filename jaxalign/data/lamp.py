@@ -130,10 +130,10 @@ def item_text(name: str, fields: Mapping[str, str], labels: bool = False) -> str
 
     Source: rucliujn/PPlug @ 6f9f283.
     """
-    told = task(name)
-    words = [fields[field] for field in told.fields]
-    if labels and told.label is not None and told.label not in told.fields:
-        words.append(f"{told.label}: {fields[told.label]}")
+    rules = task(name)
+    words = [fields[field] for field in rules.fields]
+    if labels and rules.label is not None and rules.label not in rules.fields:
+        words.append(f"{rules.label}: {fields[rules.label]}")
     return " ".join(words).strip()
 
 
@@ -185,9 +185,9 @@ def format_question(name: str, words: str) -> str:
         >>> format_question("LaMP_4", "Rain.")
         'Generate a headline for the following article: Rain.'
     """
-    told = task(name)
-    if told.asks is not None and not all(mark in words for mark in told.marks):
-        words = told.asks.format(words)
+    rules = task(name)
+    if rules.asks is not None and not all(mark in words for mark in rules.marks):
+        words = rules.asks.format(words)
     query_text(name, words)  # refuses a question without the marks
     return words
 

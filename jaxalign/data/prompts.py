@@ -275,14 +275,14 @@ def _messages(value: object, where: str) -> _Turns:
 
 def _dialogue(value: object, where: str) -> str | None:
     """All before the last answer; None where nobody says anything before it."""
-    asked, answered, _ = check_text(value, "chosen", where).rpartition(ASSISTANT)
+    dialogue, answered, _ = check_text(value, "chosen", where).rpartition(ASSISTANT)
     if not answered:
         raise InputError(
             f"{where}: `chosen` has no `Assistant:` after a blank line, expected a dialogue; give "
             "`prompt` instead."
         )
-    said = asked.partition(HUMAN)[2].strip()
-    return f"{asked} {ASSISTANT}" if said else None
+    said = dialogue.partition(HUMAN)[2].strip()
+    return f"{dialogue} {ASSISTANT}" if said else None
 
 
 def _post(value: object, where: str) -> str | None:
@@ -310,8 +310,8 @@ def _chat(prompt: Prompt) -> Prompt:
         return ({"role": "user", "content": prompt},)
     turns: list[tuple[str, str]] = []
     for piece in prompt.split(HUMAN)[1:]:
-        asked, *answers = piece.split(ASSISTANT)
-        turns += [("user", asked.strip()), *(("assistant", text.strip()) for text in answers)]
+        question, *answers = piece.split(ASSISTANT)
+        turns += [("user", question.strip()), *(("assistant", text.strip()) for text in answers)]
     while turns[-1][0] == "assistant":
         turns.pop()
     return _thawed(tuple(turns))

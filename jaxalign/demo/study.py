@@ -105,15 +105,15 @@ class Study:
 def design(users: int, prompts: int, seed: int) -> Design:
     """Hold out users and prompts: two thirds of the users train, a tenth validates."""
     rng = np.random.default_rng([seed, 0])
-    order, asked = rng.permutation(users), rng.permutation(prompts)
+    order, prompt_order = rng.permutation(users), rng.permutation(prompts)
     first, second = round(users * 2 / 3), round(users * 2 / 3) + round(users / 10)
     held = max(1, round(HELD_OUT * prompts))
     return Design(
         train=np.sort(order[:first]),
         validation=np.sort(order[first:second]),
         test=np.sort(order[second:]),
-        known=np.sort(asked[held:]),
-        held_out=np.sort(asked[:held]),
+        known=np.sort(prompt_order[held:]),
+        held_out=np.sort(prompt_order[:held]),
     )
 
 
@@ -272,7 +272,7 @@ def project(
 
 
 def expected_accuracy(predicted: np.ndarray, choices: SimulatedChoices) -> np.ndarray:
-    """How often a prediction's favourite is what the user would choose, asked afresh [U].
+    """How often a prediction's favourite is what the user chooses in a new comparison [U].
 
     Args:
         predicted: [U, Q] probability of the chosen answer; one half is half right.

@@ -1,6 +1,6 @@
 """A toy language model, trained in a second: it repeats the word that stands second.
 
-The demo needs a frozen language model without a download. All that the toy can be told about a
+The demo needs a frozen language model without a download. All that the toy can learn about a
 user has to enter as one vector in place of the second word.
 """
 

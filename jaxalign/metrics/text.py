@@ -62,13 +62,13 @@ def summary(
     Returns:
       As `score`.
     """
-    told = lamp.task(task)
-    if told.kind == "rating":
+    rules = lamp.task(task)
+    if rules.kind == "rating":
         error = values["MAE"]
         return {"MAE": float(error.mean()), "RMSE": float(np.sqrt((error**2).mean()))}
     means = {name: float(value.mean()) for name, value in values.items()}
-    if told.kind == "choice":
-        means["f1"] = _macro_f1(told.labels, _stripped(predictions), _stripped(golds))
+    if rules.kind == "choice":
+        means["f1"] = _macro_f1(rules.labels, _stripped(predictions), _stripped(golds))
     return means
 
 
@@ -88,23 +88,23 @@ def sample_scores(task: str, predictions: Sequence[str], golds: Sequence[str]) -
     Raises:
       InputError: as `score`.
     """
-    told = lamp.task(task)
+    rules = lamp.task(task)
     answers, right = _stripped(predictions), _stripped(golds)
     if len(answers) != len(right) or not right:
         raise InputError(
             f"{task}: found {len(answers)} predictions for {len(right)} right answers, expected "
             "one for each of at least one."
         )
-    if told.kind == "choice":
-        if unknown := [gold for gold in right if gold not in told.labels]:
+    if rules.kind == "choice":
+        if unknown := [gold for gold in right if gold not in rules.labels]:
             raise InputError(
-                f"{task}: the right answer {unknown[0]!r} is none of {', '.join(told.labels)}; "
+                f"{task}: the right answer {unknown[0]!r} is none of {', '.join(rules.labels)}; "
                 "check the file of outputs and the task."
             )
         equal = [answer == gold for answer, gold in zip(answers, right, strict=True)]
         return {"accuracy": np.asarray(equal, np.float64)}
-    if told.kind == "rating":
-        return {"MAE": _distances(told, answers, right)}
+    if rules.kind == "rating":
+        return {"MAE": _distances(rules, answers, right)}
     return _rouge(answers, right)
 
 
@@ -133,10 +133,10 @@ def _distances(task: lamp.Task, answers: list[str], right: list[str]) -> Floats:
                 f"{task.name}: the right answer {gold!r} is no number; check the file of outputs "
                 "and the task."
             )
-        told = _number(answer)
-        if told is None:
-            told = low if abs(low - true) > abs(high - true) else high
-        distances[place] = abs(told - true)
+        found = _number(answer)
+        if found is None:
+            found = low if abs(low - true) > abs(high - true) else high
+        distances[place] = abs(found - true)
     return distances
 
 

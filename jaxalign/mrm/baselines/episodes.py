@@ -35,17 +35,20 @@ _ABSENT = -1e30  # not infinity: a row of nothing but padding must not be 0/0
 
 @dataclass(frozen=True)
 class EpisodeConfig:
-    """Training on episodes.
+    """Training on episodes: random cuts of a user's choices into support and query.
 
     Attributes:
-        learning_rate: peak rate of AdamW; 5 % warm-up, then half a cosine.
-        weight_decay: of AdamW, on kernels.
-        users_per_batch: users in a step.
-        epochs: passes over the users.
-        snapshots: moments of training, evenly spaced, that validation may choose from.
-        most_support: a training episode shows 0 to so many choices.
-        most_query: and asks at most so many.
-        query_share: share of a user's groups that an episode asks about.
+        learning_rate: peak learning rate of AdamW, above 0; it warms up over 5 % of the steps and
+            then follows half a cosine.
+        weight_decay: weight decay of AdamW on kernels, at least 0.
+        users_per_batch: users per step, at least 1.
+        epochs: passes over the training users, at least 1; more for small populations.
+        snapshots: parameter snapshots at evenly spaced epochs, at least 1; validation chooses one.
+        most_support: largest number of support choices of a training episode, at least 1; set it
+            to about the number of choices that users will have.
+        most_query: largest number of query choices of a training episode, at least 1; memory grows
+            with it.
+        query_share: share of a user's groups whose choices are the query, between 0 and 1.
     """
 
     learning_rate: float = 2e-3
@@ -113,17 +116,17 @@ def draw(
         group_key, pairs.group, pairs.weight, config.query_share, most_groups
     )
     users, width = pairs.weight.shape
-    most_shown, most_asked = min(config.most_support, width), min(config.most_query, width)
+    most_shown, most_query = min(config.most_support, width), min(config.most_query, width)
     size = jax.random.randint(size_key, (users, 1), 0, most_shown + 1)
     lot = jax.random.uniform(lot_key, (users, width))
     order = jnp.argsort(jnp.where(may_show > 0, lot, 2.0), axis=1)
     shown = jnp.where(jnp.argsort(order, axis=1) < size, may_show, 0)
-    # A user with one group has it on both sides: what is not shown is asked.
-    asked = jnp.where(shown > 0, 0, may_ask)
-    unseen = jnp.argsort(jnp.where(asked > 0, lot, 2.0), axis=1)
+    # A user with one group has it on both sides: what is not support is query.
+    query = jnp.where(shown > 0, 0, may_ask)
+    unseen = jnp.argsort(jnp.where(query > 0, lot, 2.0), axis=1)
     return (
         _columns(pairs._replace(weight=shown), order[:, :most_shown]),
-        _columns(pairs._replace(weight=asked), unseen[:, :most_asked]),
+        _columns(pairs._replace(weight=query), unseen[:, :most_query]),
     )
 
 

@@ -31,10 +31,10 @@ class GPOConfig(EpisodeConfig):
     """Group preference optimisation.
 
     Attributes:
-        width: of the tokens.
-        heads: of the attention; they share the width.
-        feed_forward: hidden width of the feed-forward parts and of the head.
-        layers: of the transformer.
+        width: width of the tokens, a multiple of `heads`.
+        heads: number of attention heads, at least 1.
+        feed_forward: hidden width of the feed-forward layers and of the head, at least 1.
+        layers: number of transformer layers, at least 1; 2 suffice for the data sets tried here.
     """
 
     width: int = 32
@@ -101,7 +101,7 @@ class GPONetwork(nn.Module):
 
 
 def swapped(pairs: Pairs, where: bool | jax.Array) -> Pairs:
-    """Pairs with their two answers in the other order where asked."""
+    """Pairs with their two answers in the other order where `where` is true."""
     return pairs._replace(
         chosen=jnp.where(where, pairs.rejected, pairs.chosen),
         rejected=jnp.where(where, pairs.chosen, pairs.rejected),

@@ -34,14 +34,16 @@ class LoReConfig:
     """Low-rank reward modelling.
 
     Attributes:
-        link: "signed" weights with a mean and a Gaussian prior, or "softmax" as published.
-        ranks: numbers of basis rewards that validation chooses from.
-        steps: of Adam on basis and weights together.
-        learning_rate: its rate.
-        decays: strengths, of the ridge on the basis ("signed"), or of the pull of every basis
-            reward towards one Bradley-Terry model ("softmax"), that validation chooses from.
-        few_shot_rate: rate of the Adam steps that fit a new user's softmax weights.
-        few_shot_steps: how many there are.
+        link: how a user weighs the basis rewards: "signed" weights with a Gaussian prior around
+            their mean, or "softmax" weights on the simplex as published.
+        ranks: numbers of basis rewards that validation chooses from, each at least 1.
+        steps: Adam steps on the basis and the users' weights together, at least 1.
+        learning_rate: learning rate of these steps, above 0.
+        decays: regularisation strengths that validation chooses from, each at least 0: the ridge
+            on the basis ("signed"), or the pull of every basis reward towards one Bradley-Terry
+            model ("softmax").
+        few_shot_rate: learning rate of the Adam steps that fit a new user's softmax weights.
+        few_shot_steps: number of these steps, at least 1.
     """
 
     link: Literal["signed", "softmax"] = "signed"

@@ -30,10 +30,11 @@ class MixtureConfig:
     """Mixture of Bradley-Terry models, by EM.
 
     Attributes:
-        components: numbers of components that validation chooses from.
-        em_steps: EM iterations, each with one step of every component's regression.
-        l2: ridge of every component, on the scale of the differences.
-        clustering_steps: of k-means over users' scores, where EM starts from.
+        components: numbers of mixture components that validation chooses from, each at least 1.
+        em_steps: EM iterations, at least 1, each with one quasi-Newton step per component.
+        l2: ridge on every component, relative to the mean squared feature difference, above 0.
+        clustering_steps: k-means iterations over the users' scores, from which EM starts, at
+            least 1.
     """
 
     components: tuple[int, ...] = (2, 4, 8, 16)

@@ -32,10 +32,11 @@ class NeighboursConfig:
     """Nearest training users.
 
     Attributes:
-        counts: numbers of neighbours that validation chooses from.
-        shares: how far to go from the population towards their mean; 1 is all the way.
-        spread: standard deviation over users that a typical pair's reward is taken to have, when
-            the training users' own weights are fitted.
+        counts: numbers of neighbours that validation chooses from, each at least 1.
+        shares: how far a user's weights move from the population's mean to the neighbours' mean,
+            that validation chooses from; 1 is all the way, more goes beyond it.
+        spread: assumed standard deviation over users of the reward difference of a typical pair,
+            above 0; it regularises the weights that are fitted to each training user.
     """
 
     counts: tuple[int, ...] = (10, 40, 160)

@@ -29,14 +29,15 @@ class PALConfig:
     """Prototypes and ideal points.
 
     Attributes:
-        prototypes: their numbers that validation chooses from.
-        width: of the latent space.
-        steps: of Adam on map, prototypes and user weights together.
-        learning_rate: its rate.
-        decay: of map and prototypes towards zero.
-        few_shot_rate: rate of the Adam steps that fit a new user's weights.
-        few_shot_steps: how many; validation chooses from these, beside none.
-        snapshots: moments of training that validation chooses from.
+        prototypes: numbers of prototypical ideal points that validation chooses from, each at
+            least 1.
+        width: width of the latent space, at least 1.
+        steps: Adam steps on the map, the prototypes and the users' weights together, at least 1.
+        learning_rate: learning rate of these steps, above 0.
+        decay: weight decay of the map and the prototypes, at least 0.
+        few_shot_rate: learning rate of the Adam steps that fit a new user's weights, above 0.
+        few_shot_steps: numbers of these steps that validation chooses from, beside none.
+        snapshots: parameter snapshots at evenly spaced steps, at least 1; validation chooses one.
     """
 
     prototypes: tuple[int, ...] = (2, 4, 8)

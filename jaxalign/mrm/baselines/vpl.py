@@ -28,11 +28,13 @@ class VPLConfig(EpisodeConfig):
     """Variational preference learning.
 
     Attributes:
-        latent: width Z of a user's latent.
-        hidden: width H of the encoder and of the reward network.
-        kl_weight: weight of the divergence in the bound, once annealed; 1 is the bound itself.
-        kl_anneal: share of training over which that weight rises from 0.
-        draws: draws of the latent that a prediction averages over; 0 takes its mean.
+        latent: width Z of a user's latent, at least 1.
+        hidden: hidden width H of the encoder and of the reward network, at least 1.
+        kl_weight: weight of the KL divergence in the evidence lower bound after annealing, at
+            least 0; 1 is the bound itself, less lets the latent carry more of the user.
+        kl_anneal: share of training over which `kl_weight` rises from 0, between 0 and 1.
+        draws: samples of the latent that a prediction averages over, at least 0; 0 uses the mean
+            of the latent.
     """
 
     latent: int = 16
@@ -86,7 +88,7 @@ class VPLNetwork(nn.Module):
 
     def margins(self, table: jax.Array, z: jax.Array, query: Pairs) -> jax.Array:
         """Reward of chosen minus reward of rejected [Q] for a user with latent [Z]."""
-        # Only the first layer is the same for all users; the others run on what is asked.
+        # Only the first layer is the same for all users; the others run on the query items.
         x = self.reward_item(table)[jnp.concatenate([query.chosen, query.rejected])]
         x = self.reward_hidden(nn.leaky_relu(x + self.reward_latent(z)[None, :], 0.2))
         chosen, rejected = jnp.split(self.reward_out(nn.leaky_relu(x, 0.2))[:, 0], 2)
@@ -167,7 +169,7 @@ def probability(
     """
     config = model.config
     mean, log_var = _posterior(model, params, table, support)
-    # The same draws for everybody: predictions do not depend on who else is asked about.
+    # The same draws for everybody: predictions do not depend on the other users of a batch.
     noise = jax.random.normal(
         jax.random.key(0), (max(config.draws, 1), config.latent), mean.dtype
     ) * (config.draws > 0)
