@@ -31,7 +31,7 @@ from jaxalign.models.lora import LoraConfig
 from jaxalign.progress import Progress
 from jaxalign.rewards.vector import TextReward, TokenReward, compute_rewards
 from jaxalign.rollout import completion_texts, sample_and_score
-from jaxalign.runs.log import MetricsLog, Tracker
+from jaxalign.runs.log import MetricsLog
 from jaxalign.train.checkpoint import Checkpoints
 from jaxalign.train.mesh import batch_sharding, make_mesh, param_shardings, state_shardings
 
@@ -141,9 +141,8 @@ def _loop(
             if checkpoints.latest_step() is not None:
                 state = checkpoints.restore(state)
         first = int(state.step)
-        trackers: tuple[Tracker, ...] = ("tensorboard",) if config.tensorboard else ()
         log = MetricsLog(
-            folder, first, config.steps, say, partial(_describe, names), trackers, _REMEDY
+            folder, first, config.steps, say, partial(_describe, names), config.trackers, _REMEDY
         )
         stack.callback(log.close)
         for number in range(first, config.steps):

@@ -9,6 +9,7 @@ from jaxalign.moc.combination import CombineConfig
 from jaxalign.moc.preferences import PreferenceConfig
 from jaxalign.models.lora import LoraConfig
 from jaxalign.models.sampling import Sampling
+from jaxalign.runs.log import Tracker
 from jaxalign.train.optimiser import OptimiserConfig
 from jaxalign.train.trunk import TrunkConfig
 
@@ -95,7 +96,8 @@ class MocConfig:
         seed: random seed of prompts, preferences, completions, new parameters and dropout, at
             least 0.
         checkpoint_every: steps between two checkpoints.
-        tensorboard: write the metrics for TensorBoard as well, beside metrics.jsonl.
+        trackers: where metrics are sent beside metrics.jsonl: "tensorboard", "trackio" or "wandb",
+            each installed separately; empty for nowhere else.
     """
 
     steps: int = 1000
@@ -134,7 +136,7 @@ class MocConfig:
     unstack_layers: bool = False
     seed: int = 0
     checkpoint_every: int = 50
-    tensorboard: bool = False
+    trackers: tuple[Tracker, ...] = ()
 
     def __post_init__(self) -> None:
         # Not `fields(self)`, whose types are texts where annotations are postponed.

@@ -1,6 +1,7 @@
 """The loop around a step: batches in, metrics out, judged, kept, resumed to the same bits."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from jaxalign.errors import InputError
 from jaxalign.models.params import PyTree
-from jaxalign.runs.log import MetricsLog
+from jaxalign.runs.log import MetricsLog, Tracker
 from jaxalign.train.batches import Batches
 from jaxalign.train.checkpoint import Checkpoints, load_state, save_state
 from jaxalign.train.optimiser import OptimiserConfig, TrainState
@@ -32,6 +33,8 @@ class LoopConfig:
         checkpoint_every: steps between two checkpoints, at least 1. A stopped run resumes from the
             last one and loses the steps after it.
         seed: of the order of rows, of fresh parameters and of dropout.
+        trackers: where metrics are sent beside metrics.jsonl: "tensorboard", "trackio" or "wandb",
+            each installed separately; empty for nowhere else.
 
     Example:
         >>> from jaxalign.train.loop import LoopConfig
@@ -45,6 +48,7 @@ class LoopConfig:
     evaluate_every: int = 100
     checkpoint_every: int = 100
     seed: int = 0
+    trackers: tuple[Tracker, ...] = ()
 
     def __post_init__(self) -> None:
         counts = {
@@ -141,9 +145,11 @@ def fit(
         make_step(loss, optimiser, steps), donate_argnums=0, out_shardings=(placed, None)
     )
     judge = None if validation is None else _judge(loss, validation, config, frozen, sharding)
-    with Checkpoints(folder / "state", keep=2) as kept:
+    with ExitStack() as stack:
+        kept = stack.enter_context(Checkpoints(folder / "state", keep=2))
         state = state if kept.latest_step() is None else kept.restore(state)
-        log = MetricsLog(folder, int(state.step), steps, say, _describe)
+        log = MetricsLog(folder, int(state.step), steps, say, _describe, config.trackers)
+        stack.callback(log.close)
         if judge is not None and 0 not in log.validations:
             log.add_validation(0, judge(state.params))
         for number, (width, rows) in _from(batches, int(state.step), config.epochs):

@@ -329,6 +329,15 @@ def test_a_loss_that_is_no_number_stops_the_run(world, tmp_path):
     assert not any(path.name.isdigit() for path in (tmp_path / "state").iterdir())
 
 
+def test_trackers_of_the_config_are_used(world, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    model = load_language_model(str(world / "model"))
+    completions = random_completions(np.random.default_rng(0), [9] * 8)
+    config = settings(loop=LoopConfig(epochs=1, batch_size=8, trackers=("trackio",)))
+    with pytest.raises(InputError, match="trackers names trackio, and trackio is not installed"):
+        sft.train(model, completions, None, config, tmp_path)
+
+
 def test_folders_that_are_taken(world, tmp_path):
     args = str(world / "model"), str(world / "data.jsonl")
     config = settings(loop=LoopConfig(epochs=1, batch_size=64), validation_share=0.0)
