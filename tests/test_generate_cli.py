@@ -117,7 +117,14 @@ def test_bad_input_is_one_sentence(run, world, tmp_path):
     unnamed = write(tmp_path / "unnamed.jsonl", {"prompt": "a"})
     other = write(tmp_path / "other.jsonl", {"prompt": "a", "adapter": "hot"})
     both = ["--adapter", world / "warm", world / "cold"]
+    binary = tmp_path / "binary.jsonl"
+    binary.write_bytes(b"\xff\xfe")
+    number = write(tmp_path / "number.jsonl", {"prompt": "a"}, {"prompt": 3})
+    silent = write(tmp_path / "silent.jsonl", {"messages": [{"role": "user"}]})
     cases = {
+        ("--prompts", binary): ("binary.jsonl", "not UTF-8 text"),
+        ("--prompts", number): ("number.jsonl, line 2", "expected a text as prompt"),
+        ("--prompts", silent): ("silent.jsonl, line 1", "the texts role and content"),
         ("--prompts", broken): ("broken.jsonl, line 2", "prompt or messages"),
         ("--prompts", tmp_path / "none.jsonl"): ("does not exist",),
         ("--prompts", unnamed, *both): ("row 1", "--weights"),

@@ -1,6 +1,7 @@
 """`jaxalign mrm`: the whole way on small made-up choices, and folders and users that do not fit."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -248,3 +249,24 @@ def test_evaluate_without_the_runs_users(world, tmp_path):
     strangers = [{**row, "user": f"x{row['user']}"} for row in world.rows]
     path = write_rows(tmp_path / "strangers.jsonl", strangers)
     refused(call("mrm", "evaluate", "--model", world.run, "--data", path), "test users")
+
+
+@pytest.mark.parametrize("kind", ["damaged", "of another model", "of another program"])
+def test_users_that_cannot_be_read_do_not_stand_in_the_way(world, tmp_path, kind):
+    run = tmp_path / "run"
+    shutil.copytree(world.run, run)
+    users = run / "users.parquet"
+    if kind == "damaged":
+        users.write_bytes(users.read_bytes()[:100])
+    else:
+        meta = {"format": "2", "model": "f" * 64} if kind == "of another model" else {"format": "2"}
+        pq.write_table(pq.read_table(users).replace_schema_metadata(meta), users)
+    texts = ("mrm", "rank", "--model", run, "--texts", world.texts, "--features", world.table)
+    refused(call(*texts, "--user", "user00"), "users.parquet", "adapt")
+    assert call(*texts).code == 0
+    own = ("--user", "user00", "--users", world.run / "users.parquet")
+    assert call(*texts, *own).code == 0
+    assert call("mrm", "evaluate", "--model", run, "--data", world.choices).code == 0
+    data = ("--data", world.choices, "--features", world.table)
+    assert call("mrm", "adapt", "--model", run, *data).code == 0
+    assert users.read_bytes() == (world.run / "users.parquet").read_bytes()

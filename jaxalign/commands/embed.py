@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from jaxalign.commands.parser import Commands, command
+from jaxalign.commands.parser import Commands, check_out, command
 from jaxalign.data.lines import read_lines
 from jaxalign.errors import InputError
 
@@ -27,6 +27,7 @@ def _embed(arguments: argparse.Namespace, _: list[str]) -> None:
         raise InputError("embed takes either --data or --texts")
     if arguments.out.suffix != ".npz":
         raise InputError(f"--out {arguments.out} must end in .npz")
+    check_out(arguments.out, arguments.data, arguments.texts)
     if arguments.texts is not None:
         texts = list(dict.fromkeys(read_lines(arguments.texts)))
         keys = texts

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxalign.commands.parser import Commands, check_drawing, command
+from jaxalign.commands.parser import Commands, check_drawing, check_out, command
 from jaxalign.errors import InputError
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ def _generate(arguments: argparse.Namespace, _: list[str]) -> None:
         top_p=arguments.top_p,
     )
     check_drawing(arguments)
+    check_out(arguments.out, arguments.prompts)
     weights, count = arguments.weights, len(arguments.adapter)
     if weights is not None and len(weights) != count:
         raise InputError(

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from jaxalign.commands.parser import Commands, command, group, takes_config
+from jaxalign.commands.parser import Commands, check_out, command, group, takes_config
 from jaxalign.data.lines import read_lines
 
 
@@ -81,7 +81,8 @@ def _adapt(arguments: argparse.Namespace, _: list[str]) -> None:
     from jaxalign import mrm
     from jaxalign.data import load_features, load_source
 
-    model = mrm.load(arguments.model)
+    check_out(arguments.out, arguments.data, arguments.features)
+    model = mrm.load(arguments.model, with_users=False)
     choices = load_source(arguments.data).choices
     features = load_features(arguments.features) if arguments.features else None
     users = mrm.adapt_users(model, choices, features)
@@ -103,7 +104,8 @@ def _rank(arguments: argparse.Namespace, _: list[str]) -> None:
     from jaxalign import mrm
     from jaxalign.data import load_features, lookup
 
-    model = mrm.load(arguments.model)
+    stored = arguments.user is not None and arguments.users is None
+    model = mrm.load(arguments.model, with_users=stored)
     texts = read_lines(arguments.texts)
     if arguments.users is not None:
         model = replace(model, users=mrm.load_users(arguments.users, model.digest))
@@ -123,6 +125,7 @@ def _evaluate(arguments: argparse.Namespace, _: list[str]) -> None:
     from jaxalign.experiments.mrm import evaluate
     from jaxalign.files import write_json
 
+    check_out(arguments.out, arguments.data)
     judged = evaluate(arguments.model, arguments.data)
     print(json.dumps(judged, indent=1))
     if arguments.out:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxalign.commands.parser import Commands, command, group, takes_config
+from jaxalign.commands.parser import Commands, check_out, command, group, takes_config
 
 if TYPE_CHECKING:
     from jaxalign.palm.candidates import Candidates
@@ -117,6 +117,7 @@ def _certify(arguments: argparse.Namespace, _: list[str]) -> None:
     from jaxalign.files import write_json
     from jaxalign.runs.tables import terminal_table
 
+    check_out(arguments.out, arguments.data)
     portfolio = load_built(arguments.portfolio)
     candidates = _candidates(arguments.data, report.reward_names(portfolio), None)
     held_out = evaluate(portfolio, candidates, arguments.data)
@@ -132,6 +133,7 @@ def _route(arguments: argparse.Namespace, _: list[str]) -> None:
     from jaxalign.experiments.palm import load_built, report, route_users
     from jaxalign.runs.tables import terminal_table
 
+    check_out(arguments.out, arguments.users)
     portfolio = load_built(arguments.portfolio)
     routed = route_users(portfolio, arguments.users, arguments.out, arguments.normalise)
     Console().print(terminal_table(*report.usage_rows(routed.usage)))

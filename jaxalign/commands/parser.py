@@ -3,6 +3,7 @@
 import argparse
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from jaxalign.errors import InputError
@@ -71,6 +72,36 @@ def takes_config(parser: argparse.ArgumentParser, config: str) -> None:
         "--fields", action=Fields, nargs=0, help="list the config's fields and stop"
     )
     parser.set_defaults(takes_config=True)
+
+
+def check_out(out: Path | None, *read: str | Path | None) -> None:
+    """Refuse an `--out` that cannot be written, before any work is done.
+
+    Args:
+        out: file to write; None for standard output.
+        read: files that the command reads, which must not be written over.
+
+    Raises:
+        InputError: `out` is a folder, lies below a file, or is one of the files that are read.
+    """
+    if out is None:
+        return
+    out = out.expanduser()
+    if out.is_dir():
+        raise InputError(
+            f"--out {out} is a folder; expected the name of a file to write: give another --out."
+        )
+    above = next((folder for folder in out.parents if folder.exists()), None)
+    if above is not None and not above.is_dir():
+        raise InputError(f"--out {out} lies below the file {above}: give another --out.")
+    for given in read:
+        if given is not None and out.exists():
+            path = Path(given).expanduser()
+            if path.exists() and path.samefile(out):
+                raise InputError(
+                    f"--out {out} is the file that is read; expected another name: give another "
+                    "--out."
+                )
 
 
 def check_drawing(arguments: argparse.Namespace) -> None:

@@ -5,7 +5,14 @@ import json
 import sys
 from pathlib import Path
 
-from jaxalign.commands.parser import Commands, check_drawing, command, group, takes_config
+from jaxalign.commands.parser import (
+    Commands,
+    check_drawing,
+    check_out,
+    command,
+    group,
+    takes_config,
+)
 from jaxalign.errors import InputError
 
 
@@ -135,6 +142,7 @@ def _generate(arguments: argparse.Namespace, _: list[str]) -> None:
             "give --history with --input"
         )
     check_drawing(arguments)
+    check_out(arguments.out, arguments.requests, arguments.history)
     import jax
 
     from jaxalign.data.histories import load_histories

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from jaxalign.commands.parser import Commands, command, group, takes_config
+from jaxalign.commands.parser import Commands, check_out, command, group, takes_config
 
 
 def add(commands: Commands) -> None:
@@ -57,6 +57,7 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
 def _score(arguments: argparse.Namespace, _: list[str]) -> None:
     from jaxalign.experiments.reward import score_answers
 
+    check_out(arguments.out, arguments.data)
     count, names = score_answers(
         arguments.data, arguments.out, arguments.model, (arguments.rewards or "").split(",")
     )

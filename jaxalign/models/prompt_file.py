@@ -59,8 +59,12 @@ def read_prompts(path: Path) -> list[PromptRow]:
         return [{"prompt": line} for line in read_lines(path)]
     if not path.is_file():
         raise InputError(f"{path} does not exist")
+    try:
+        lines = path.read_text("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error}); convert it") from None
     rows: list[PromptRow] = []
-    for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -72,10 +76,29 @@ def read_prompts(path: Path) -> list[PromptRow]:
                 f"{path}, line {number}: found {line[:60]!r}, expected an object with either "
                 "prompt or messages"
             )
+        if not (_is_chat(row["messages"]) if "messages" in row else isinstance(row["prompt"], str)):
+            raise InputError(
+                f"{path}, line {number}: found {line[:60]!r}, expected a text as prompt, or as "
+                "messages a list of objects with the texts role and content; correct it"
+            )
         rows.append(row)  # type: ignore[arg-type]
     if not rows:
         raise InputError(f"{path} is empty: expected JSON lines with prompt or messages")
     return rows
+
+
+def _is_chat(messages: object) -> bool:
+    """Whether it is a list of messages, each with a role and a text."""
+    return (
+        isinstance(messages, list)
+        and len(messages) > 0
+        and all(
+            isinstance(turn, dict)
+            and isinstance(turn.get("role"), str)
+            and isinstance(turn.get("content"), str)
+            for turn in messages
+        )
+    )
 
 
 def prompt_of(row: PromptRow, chat: bool = False, system: str | None = None) -> str | Chat:

@@ -180,14 +180,18 @@ def load_users(path: str | Path, model: str | None = None) -> AdaptedUsers:
         raise InputError(
             f"{path} is no file of `jaxalign mrm adapt` ({error}): {REMEDY}."
         ) from None
-    meta = {name.decode(): text.decode() for name, text in (table.schema.metadata or {}).items()}
+    meta = {
+        name.decode(errors="replace"): text.decode(errors="replace")
+        for name, text in (table.schema.metadata or {}).items()
+    }
     if meta.get("format") != FORMAT:
         raise InputError(
             f"{path} is no file of `jaxalign mrm adapt`, or of an older version: {REMEDY} anew."
         )
-    if model is not None and meta["model"] != model:
+    own = meta.get("model", "")
+    if model is not None and own != model:
         raise InputError(
-            f"{path} holds users that were adapted with another model ({meta['model'][:12]}, this "
+            f"{path} holds users that were adapted with another model ({own[:12]}, this "
             f"is {model[:12]}): adapt the users again with this model."
         )
     try:

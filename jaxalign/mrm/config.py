@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from jaxalign.errors import InputError
+
 
 @dataclass(frozen=True)
 class MRMConfig:
@@ -167,6 +169,13 @@ class FeatureConfig:
     scale: str = ""
     max_dims: int = 128
     whiten: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.scale and not self.named:
+            raise InputError(
+                f"features.scale is {self.scale!r} and features.named is false; expected a scale "
+                "for named base rewards only: add --features.named true, or leave the scale out."
+            )
 
 
 REGULARISED = MRMConfig(

@@ -207,10 +207,14 @@ def save(path: str | Path, model: UserModel) -> str:
     return save_artifact(Path(path) / MODEL_FILE, KIND, about, arrays)
 
 
-def load(path: str | Path) -> UserModel:
+def load(path: str | Path, with_users: bool = True) -> UserModel:
     """Read a model from the folder of a finished run, or from a folder that holds a model alone.
 
-    Users that `jaxalign mrm adapt` left there as users.parquet come along.
+    Args:
+        path: of the folder.
+        with_users: whether the users that `jaxalign mrm adapt` left there as users.parquet come
+            along. Without them their file is not read, so that users who were adapted with
+            another model can be adapted anew.
 
     Raises:
         InputError: there is none, the run is not finished, or the file is of an older format.
@@ -249,7 +253,9 @@ def load(path: str | Path) -> UserModel:
         digest=stored.digest,
     )
     adapted = folder / USERS_FILE
-    return replace(model, users=load_users(adapted, model.digest)) if adapted.exists() else model
+    if not with_users or not adapted.exists():
+        return model
+    return replace(model, users=load_users(adapted, model.digest))
 
 
 def _method(path: Path, name: str, settings: Mapping[str, object]) -> UserRewardMethod:

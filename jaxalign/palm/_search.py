@@ -50,8 +50,8 @@ def load_state(path: str | Path) -> SearchState:
     Raises:
         InputError: no such file, or of another format.
     """
+    tree = load_arrays(path)
     try:
-        tree = load_arrays(path)
         policies = Policies.from_arrays(tree, "policies")
         return SearchState(tree["weights"], policies, tree["gaps"], bool(tree["done"]))
     except (OSError, KeyError, InputError) as error:

@@ -85,13 +85,19 @@ def read_users(path: str | Path, scale: RewardScale, keep_sum: bool = True) -> I
     source, origin = open_parquet(path), Origin(str(path))
     columns_there = source.schema_arrow.names
     metadata = source.schema_arrow.metadata or {}
+    if metadata.get(b"kind") == b"user choices":
+        raise InputError(
+            f"{path}: found users as their choices, of a method without weights, expected weights "
+            f"on {', '.join(scale.names)}; adapt the users with a method that has weights, such as "
+            "`--select bayes` of `jaxalign mrm train`."
+        )
     listed = "weights" in columns_there and not set(scale.names) & set(columns_there)
     if listed:
         _check_metadata(str(path), metadata, scale)
     else:
         _check_columns(str(path), columns_there, scale.names)
         if b"scale" in metadata:
-            _check_scale([metadata[b"scale"].decode()], scale, origin)
+            _check_scale([metadata[b"scale"].decode(errors="replace")], scale, origin)
     stated = listed or b"scale" in metadata
     wanted = [*(["weights"] if listed else scale.names)]
     wanted += [name for name in ("user", "scale") if name in columns_there]
@@ -141,7 +147,9 @@ def _check_columns(source: str, columns: Sequence[str], names: Sequence[str]) ->
 
 def _check_metadata(source: str, metadata: Mapping[bytes, bytes], scale: RewardScale) -> None:
     """Refuse lists of weights on rewards without names, on other rewards or on another scale."""
-    names, digest = (metadata.get(key, b"").decode() for key in (b"rewards", b"scale"))
+    names, digest = (
+        metadata.get(key, b"").decode(errors="replace") for key in (b"rewards", b"scale")
+    )
     expected = f"weights on {', '.join(scale.names)} on the scale {scale.digest[:_DIGITS]}"
     if not names:
         raise InputError(

@@ -230,8 +230,13 @@ class RewardScale:
         try:
             arrays = [np.asarray(value[name], np.float64) for name in SCALE_ARRAYS]
             return cls(tuple(str(name) for name in value["names"]), *arrays)
-        except (TypeError, ValueError) as error:  # InputError is a ValueError
+        except InputError as error:
             raise InputError(f"{source}: {error}") from None
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{source}: is no scale of rewards ({error}); expected a list of names, and lists "
+                "of numbers for mean, std, low and high: estimate the scale again."
+            ) from None
 
     def __eq__(self, other: object) -> bool:
         """Compare by content; the generated comparison of arrays would raise."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 MARKER, REPORT, STATE = "run.json", "report.json", "state"
+ANOTHER = "give a new folder with --out"
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,15 @@ def open_run_dir(
     run = RunDir(out, kind, digest.hexdigest())
     marker = out / MARKER
     if marker.exists():
-        _refuse_other(run, read_json(marker, "what run the folder holds"), settings, resume)
+        _refuse_other(
+            run, read_json(marker, f"the settings of a run of `{kind}`", ANOTHER), settings, resume
+        )
         return run
     refuse_foreign(out)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out} cannot be created ({error.strerror}): {ANOTHER}.") from None
     write_json(
         marker,
         {

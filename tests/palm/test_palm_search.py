@@ -90,6 +90,10 @@ def test_a_search_goes_on_from_its_file(tmp_path):
     )
     assert len(part.weights) == 5
     assert not part.done
+    (tmp_path / "half").write_bytes((tmp_path / "state.npz").read_bytes()[:100])
+    with pytest.raises(InputError, match=r"half is damaged .* delete it and run again") as caught:
+        palm.load_state(tmp_path / "half")
+    assert str(caught.value).count(str(tmp_path)) == 1
     oracle = Listed(values)
     rest = palm.search(oracle, config, palm.load_state(tmp_path / "state.npz"))
     assert oracle.calls == len(whole.weights) - 5 > 0

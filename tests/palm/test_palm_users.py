@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jaxalign.errors import InputError
+from jaxalign.mrm import UserSupports, save_users
 from jaxalign.palm.users import read_users
 from jaxalign.rewards.reward_scale import RewardScale
 
@@ -77,6 +78,7 @@ def test_users_of_mrm_adapt_state_rewards_and_scale(tmp_path):
         ({"rewards": "y\nx", "scale": SCALE.digest}, "found weights of y, x, expected"),
         ({"rewards": "x\ny", "scale": OTHER.digest}, "found weights on the scale"),
         ({"rewards": "x\ny"}, "state no scale"),
+        ({"rewards": b"\xff", "scale": b"\xff"}, "found weights of"),
     ],
 )
 def test_lists_of_weights_on_other_rewards_or_scales_are_refused(tmp_path, metadata, words):
@@ -125,3 +127,11 @@ def test_wrong_lists_are_named(tmp_path, rows, words):
     with pytest.raises(InputError) as caught:
         weights_of(path)
     assert words in str(caught.value)
+
+
+def test_users_of_a_method_without_weights_are_refused(tmp_path):
+    path = tmp_path / "u.parquet"
+    one = (np.ones((1, 2)),)
+    save_users(path, UserSupports(("ann",), np.ones(1), np.ones(1), "", one, one, (np.ones(1),)))
+    with pytest.raises(InputError, match="found users as their choices, of a method without"):
+        weights_of(path)

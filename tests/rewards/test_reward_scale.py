@@ -81,6 +81,8 @@ def test_there_and_back_through_json():
     ("change", "match"),
     [
         ({"low": None}, "moc.json: expected names"),
+        ({"names": 3}, "moc.json: is no scale of rewards .*; expected a list of names"),
+        ({"mean": "x"}, "moc.json: is no scale of rewards .*: estimate the scale again"),
         (
             {"std": [1.0, 0.0]},
             r"moc.json: the scale's std is \[1\. 0\.\]; expected numbers above 0",

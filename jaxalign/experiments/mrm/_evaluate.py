@@ -32,7 +32,7 @@ def evaluate(folder: str | Path, source: str) -> dict[str, float | str]:
         InputError: no finished run, or none of its test users in the choices.
     """
     folder = Path(folder).expanduser()
-    model, config = load(folder), read_config(folder)
+    model, config = load(folder, with_users=False), read_config(folder)
     split = UserSplit.load(folder / "splits.json")
     opened, given = open_source(config, source)
     choices = opened.choices

@@ -107,7 +107,7 @@ def _on_domain(portfolio: Portfolio, batch: UserBatch, normalise: bool, users: P
     weights = batch.weights
     if normalise and portfolio.config.weights == "simplex":
         total = weights.sum(axis=1, keepdims=True)
-        weights = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
+        weights = np.divide(weights, total, out=weights.copy(), where=total > 0)
     elif normalise:
         weights = weights / np.maximum(np.abs(weights).sum(axis=1, keepdims=True), 1.0)
     try:

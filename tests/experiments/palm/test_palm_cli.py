@@ -189,10 +189,15 @@ def test_weights_off_the_simplex(world, tmp_path):
     once = pq.read_table(tmp_path / "r.parquet")
     assert call(*route, "--users", even).code == 0
     assert pq.read_table(tmp_path / "r.parquet").equals(once)
-    for name, row in (("negative", [0.8, 0.4, -0.2]), ("zero", [0, 0, 0])):
+    for name, row in (
+        ("negative", [0.8, 0.4, -0.2]),
+        ("disliked", [-0.8, 0.4, 0.25]),
+        ("zero", [0, 0, 0]),
+    ):
         users = users_of(tmp_path / f"{name}.parquet", [1, 0, 0], row)
         before = digest(tmp_path)
-        refused(call(*route, "--users", users, "--normalise"), "row 2")
+        said = refused(call(*route, "--users", users, "--normalise"), "row 2")
+        assert name != "disliked" or "[-0.8   0.4   0.25]" in said  # as in the file
         assert digest(tmp_path) == before  # no half-written file, the old one as it was
     users = users_of(tmp_path / "nan.parquet", [1, 0, 0], [np.nan, 0, 1])
     refused(call(*route, "--users", users), "nan.parquet, row 2", "`short`")
