@@ -101,7 +101,7 @@ def interrupted_run(root, moments):
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path):
     write_world(tmp_path, methods=["mrm"], split=SPLIT | {"item_folds": 0})
     finish(start(tmp_path, "whole"))
-    said = interrupted_run(tmp_path, ["state/bt.npz", "state/mrm.epochs/000"])
+    said = interrupted_run(tmp_path, ["state/bt.safetensors", "state/mrm.epochs/000"])
     assert "bt: kept from before" in said
     assert_same(tmp_path / "whole", tmp_path / "stopped")
 
@@ -113,11 +113,11 @@ def test_every_method_seed_and_fold_resumes(tmp_path):
         methods=["bt_per_user", "item_ids", "bayes", "mrm_published", "mrm"],
         fold_methods=["item_ids", "bayes", "mrm"],
         seeds=2,
-        published={"epochs": 20},
+        mrm_published={"epochs": 20},
     )
     finish(start(tmp_path, "whole"))
-    moments = ["run.json", "state/bayes.npz", "state/mrm_published.epochs/002",
-               "state/mrm.epochs/000", "state/mrm.epochs/010", "state/fold00.npz"]  # fmt: skip
+    moments = ["run.json", "state/bayes.safetensors", "state/mrm_published.epochs/002",
+               "state/mrm.epochs/000", "state/mrm.epochs/010", "state/fold00.safetensors"]  # fmt: skip
     said = interrupted_run(tmp_path, moments)
     for name in ("bt", "item_ids", "bayes", "mrm_published", "mrm", "fold00"):
         assert f"{name}: kept from before" in said

@@ -344,8 +344,8 @@ def test_no_network_is_one_sentence(monkeypatch):
 # The whole way ----------------------------------------------------------------------------------
 
 QUICK = {
-    "methods": "mrm_published", "published.epochs": 2, "seeds": 1, "snapshots": 1, "shots": 0,
-    "draws": 50, "features.max_dims": 4,
+    "methods": "mrm_published", "mrm_published.epochs": 2, "mrm_published.snapshots": 1,
+    "seeds": 1, "shots": 0, "draws": 50, "features.max_dims": 4,
 }  # fmt: skip
 
 
