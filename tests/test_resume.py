@@ -116,8 +116,14 @@ def test_every_method_seed_and_fold_resumes(tmp_path):
         mrm_published={"epochs": 20},
     )
     finish(start(tmp_path, "whole"))
-    moments = ["run.json", "state/bayes.safetensors", "state/mrm_published.epochs/002",
-               "state/mrm.epochs/000", "state/mrm.epochs/010", "state/fold00.safetensors"]  # fmt: skip
+    moments = [
+        "run.json",
+        "state/bayes.safetensors",
+        "state/mrm_published.epochs/002",
+        "state/mrm.epochs/000",
+        "state/mrm.epochs/010",
+        "state/fold00.safetensors",
+    ]
     said = interrupted_run(tmp_path, moments)
     for name in ("bt", "item_ids", "bayes", "mrm_published", "mrm", "fold00"):
         assert f"{name}: kept from before" in said
