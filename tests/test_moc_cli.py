@@ -249,6 +249,13 @@ def test_bad_input_is_one_sentence(world, tmp_path):
         call("generate", "--model", world.model, "--prompt", "a", "--preference", "brevity=1"),
         "holds no MOC policy",
     )
+    for folder in (world.run, world.run / "model"):
+        refused(call("generate", "--model", folder, "--prompt", "a"), "add --preference")
+    wrong = tmp_path / "wrong.jsonl"
+    for row in ({"prompt": 3}, {"messages": 3}, {"messages": [{"role": "user"}]}):
+        wrong.write_text(json.dumps(row))
+        prompts = ("generate", "--model", world.run, "--preference", "brevity=1", "--prompts")
+        refused(call(*prompts, wrong), "wrong.jsonl, line 1")
     out = tmp_path / "out"
     refused(train(world, out, "--baseline", "morlhf"), "weight")
     refused(train(world, out, "--weight", "brevity=1"), "baseline")
@@ -262,6 +269,13 @@ def test_bad_input_is_one_sentence(world, tmp_path):
         world.root / "prompts.txt", "--out", out,
     )  # fmt: skip
     refused(result, "humor", "brevity")
+    for rewards, word in (("brevity",), "two or more"), ((*NAMES, "warmth"), "held_out"):
+        bad.write_text(yaml.dump({**CONFIG, "rewards": [{"name": name} for name in rewards]}))
+        result = call(  # before anybody waits for a model
+            "moc", "train", "--config", bad, "--model", tmp_path / "no model", "--data",
+            world.root / "prompts.txt", "--out", out,
+        )  # fmt: skip
+        refused(result, word)
     result = call(  # before anybody waits for a model
         "moc", "train", "--config", world.root / "config.yaml", "--model", tmp_path / "no model",
         "--data", tmp_path / "none.txt", "--out", out,

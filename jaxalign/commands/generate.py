@@ -120,9 +120,16 @@ def _with_adapters(
     prompts: "list[str | Chat]",
 ) -> None:
     """Complete prompts by a model, or by adapters of it."""
+    from jaxalign.moc.files import FILE
     from jaxalign.models.adapter_set import adapter_numbers, load_adapter_set
     from jaxalign.models.language import load_language_model
 
+    folder = Path(arguments.model).expanduser()
+    if any((place / FILE).is_file() for place in (folder, folder / "model")):
+        raise InputError(
+            f"{folder} holds a MOC policy, which needs a preference; found none: add --preference, "
+            "or give its base model"
+        )
     folders, weights = arguments.adapter, arguments.weights
     if arguments.prompts:
         numbers = adapter_numbers(rows, folders, weights is not None, arguments.prompts)

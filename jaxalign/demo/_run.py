@@ -95,7 +95,12 @@ def claim(out: Path) -> None:
             f"{out} is not empty and holds no demo: give a new folder with --out; nothing was "
             "written"
         )
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{out} cannot be created ({error.strerror}): give another folder with --out"
+        ) from None
     # Said at once, so that a demo that was interrupted can be run again in its folder.
     write_json(out / "report.json", {"demo": True, "finished": False})
 

@@ -151,6 +151,8 @@ def test_a_file_is_refused(tiny, tmp_path):
     (tmp_path / "demo").write_text("x")
     with pytest.raises(InputError, match="is a file"):
         demo.run_demo(tmp_path / "demo", show=False)
+    with pytest.raises(InputError, match="cannot be created"):
+        demo.run_demo(tmp_path / "demo" / "below", show=False)
 
 
 def test_a_demo_is_replaced_and_so_is_an_interrupted_one(tmp_path):

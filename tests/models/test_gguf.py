@@ -2,8 +2,10 @@
 
 import os
 import re
+import struct
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -248,6 +250,24 @@ def test_every_shorter_file_is_refused(tiny, tmp_path):
         path.write_bytes(whole[:length])
         with pytest.raises(InputError, match=r"cut\.gguf"):
             read_header(path)
+
+
+def test_a_false_number_of_layers_costs_no_memory(tiny, tmp_path):
+    damaged = bytearray(tiny.read_bytes())
+    key = b"llama.block_count"
+    place = damaged.index(key) + len(key) + 4  # behind the type of the value
+    damaged[place : place + 4] = struct.pack("<I", 300_000)
+    path = tmp_path / "deep.gguf"
+    path.write_bytes(damaged)
+    tracemalloc.start()
+    with (
+        pytest.raises(InputError, match="is missing, of a model of 300000 layers"),
+        open_gguf(path),
+    ):
+        pass
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * 2**20
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])

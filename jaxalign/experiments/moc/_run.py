@@ -26,7 +26,13 @@ from jaxalign.moc._train import train
 from jaxalign.moc.config import MocConfig
 from jaxalign.moc.files import save
 from jaxalign.moc.policy import init_policy
-from jaxalign.moc.preferences import insert_preference_tag, parse_preference, without_tags
+from jaxalign.moc.preferences import (
+    check_simplex,
+    insert_preference_tag,
+    parse_preference,
+    sample_preferences,
+    without_tags,
+)
 from jaxalign.models.chat import prompt_ids
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.progress import Progress
@@ -135,6 +141,7 @@ def run(
     out, progress = Path(out), Progress(show)
     rewards = build_rewards(config.rewards)
     settings = config.training(rewards.names)
+    _check_preferences(settings, rewards.names)
     mesh = make_mesh(settings.trunk.mesh)
     read = load_prompts(source)  # a mistake in it need not wait for the model
     model = load_language_model(
@@ -269,6 +276,18 @@ def _scale(
         ends = scale.low[place], scale.high[place]
         progress.say(f"{reward}: level 0 at {ends[0]:.3g}, level 1 at {ends[1]:.3g}")
     return scale
+
+
+def _check_preferences(settings: MocConfig, names: Sequence[str]) -> None:
+    """Refuse too few rewards, and preferences that are not over them, before any work is done."""
+    if len(names) < 2:
+        raise InputError(
+            f"rewards: found {', '.join(names)} alone; expected two or more to have a preference "
+            "between: add another."
+        )
+    for row in settings.preferences.held_out:
+        check_simplex(row, names, "`moc.preferences.held_out`")
+    sample_preferences(settings.seed, 0, settings.groups, names, settings.preferences)
 
 
 def _part(steps: int) -> int:

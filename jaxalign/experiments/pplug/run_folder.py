@@ -104,6 +104,11 @@ def load_run(folder: str | Path) -> PPlugRun:
     plugs = {}
     for path in sorted((folder / PLUGS).glob(f"*/{REPORT}")):
         report = load_config(TrainingReport, path, [])
+        if report.training not in TRAININGS:
+            raise InputError(
+                f"{path}: `training` is {report.training!r}; expected one of "
+                f"{', '.join(TRAININGS)}: {remedy}."
+            )
         plugs[report.training, report.seed] = path.parent / PLUG
     if not plugs:
         raise InputError(

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -152,12 +153,12 @@ def _require_tensors(header: Header) -> None:
         parts += [f"{part}.bias" for part in ATTENTION]
     if header.architecture == "qwen3":
         parts += [f"{part}.weight" for part in _QK_NORMS]
-    layers = range(header.number("block_count"))
-    wanted = ["token_embd.weight", "output_norm.weight"]
-    wanted += [f"blk.{layer}.{part}" for layer in layers for part in parts]
-    missing = [name for name in wanted if name not in header.tensors]
-    if missing:
-        raise InputError(
-            f"{header.path}: tensor {missing[0]!r} is missing ({len(missing)} of {len(wanted)}): "
-            "convert or download the model again."
-        )
+    # One by one up to the first that is missing: a damaged file may claim billions of layers.
+    layers = header.number("block_count")
+    inner = (f"blk.{layer}.{part}" for layer in range(layers) for part in parts)
+    for name in chain(("token_embd.weight", "output_norm.weight"), inner):
+        if name not in header.tensors:
+            raise InputError(
+                f"{header.path}: tensor {name!r} is missing, of a model of {layers} layers: "
+                "convert or download the model again."
+            )

@@ -424,3 +424,11 @@ def test_settings_that_cannot_be_used_are_refused():
             make()
     config = PPlugRunConfig(trainings=("task", "pplug"), seeds=(0, 1), baseline_seeds=(2,))
     assert config.schedule == (("pplug", 0), ("pplug", 1), ("task", 2))
+
+
+def test_a_training_that_does_not_exist_is_refused(world, tmp_path):
+    shutil.copytree(world.run, tmp_path / "run")
+    path = tmp_path / "run/plugs/pplug-0/report.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "training": "wit"}))
+    result = call("pplug", "generate", "--model", tmp_path / "run", "--input", "a")
+    refused(result, "report.json", "'wit'", "pplug train")
