@@ -70,6 +70,44 @@ def test_frank_wolfe_finds_the_same(gram):
     check(gram, frank_wolfe(jnp.asarray(gram, jnp.float32)), least_value(gram))
 
 
+# Found at random: eight short vectors, the last one opposite to the second and one repeated.
+OPPOSED = np.array(
+    [
+        [
+            1.77111339e-11, -4.61876216e-10, 1.23683833e-11,
+            1.76628252e-11, 1.53958739e-11, 2.35551182e-11,
+        ],
+        [
+            -4.61876216e-10, 1.34136689e-08, -2.62945974e-10,
+            -4.25129663e-10, -4.47122297e-10, -5.96103585e-10,
+        ],
+        [
+            1.23683833e-11, -2.62945974e-10, 1.12326002e-11,
+            1.38799004e-11, 8.76486581e-12, 1.72408369e-11,
+        ],
+        [
+            1.76628252e-11, -4.25129663e-10, 1.38799004e-11,
+            1.85347092e-11, 1.41709888e-11, 2.39620594e-11,
+        ],
+        [
+            1.53958739e-11, -4.47122297e-10, 8.76486581e-12,
+            1.41709888e-11, 1.49040766e-11, 1.98701195e-11,
+        ],
+        [
+            2.35551182e-11, -5.96103585e-10, 1.72408369e-11,
+            2.39620594e-11, 1.98701195e-11, 3.15686997e-11,
+        ],
+    ]
+)  # fmt: skip
+
+
+@pytest.mark.xfail(reason="Frank-Wolfe stalls between opposed vectors, 2.6 times over the bound")
+def test_frank_wolfe_between_opposed_vectors():
+    places, signs = [0, 1, 2, 3, 4, 5, 4, 1], np.array([1, 1, 1, 1, 1, 1, 1, -1.0])
+    gram = OPPOSED[np.ix_(places, places)] * np.outer(signs, signs)
+    check(gram, frank_wolfe(jnp.asarray(gram, jnp.float32)), least_value(gram))
+
+
 @pytest.mark.parametrize("count", [3, 5, 12])
 @pytest.mark.parametrize("shift", [0.0, 1.0])
 def test_matches_a_quadratic_program(count, shift, x64):
