@@ -67,7 +67,7 @@ def _add_generate(actions: Commands) -> None:
         "--model", type=Path, required=True, help="folder of a run, or of one of its plugs"
     )
     question = parser.add_mutually_exclusive_group(required=True)
-    question.add_argument("--input", help="one question, or what is asked about (an article)")
+    question.add_argument("--input", help="text of one question, or the article that it is about")
     question.add_argument(
         "--requests", type=Path, help="JSON lines with user, input and history, one batch"
     )

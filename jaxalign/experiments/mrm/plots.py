@@ -90,7 +90,7 @@ def plot_shots(
     for place, (name, curve) in enumerate(curves.items()):
         points = np.asarray(sorted(curve), np.float64).reshape(-1, 4)
         value, low, high = 100 * points[:, 1:].T
-        # Set side by side: intervals of eight methods on one spot cannot be told apart.
+        # Set side by side: intervals of eight methods on one spot cannot be distinguished.
         x = _shot_position(points[:, 0]) + 0.035 * (place - (len(curves) - 1) / 2)
         draw_curve(axes, x, value, (low, high), name, place)
     axes.set_xticks(_shot_position(np.asarray(shots)), [f"{shot:g}" for shot in shots])
