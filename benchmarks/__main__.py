@@ -6,6 +6,9 @@ import os
 import sys
 from pathlib import Path
 
+from jaxalign.errors import InputError
+from jaxalign.files import check_output
+
 NAMES = (
     "all",
     "report",
@@ -49,10 +52,14 @@ def main() -> int:
         return 2
     arguments = parser.parse_args()
     try:
+        check_output(arguments.out, "folder")
         return int(arguments.run(arguments) or 0)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+    except InputError as error:
+        print(f"{arguments.name}: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

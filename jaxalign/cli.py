@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from jaxalign.commands import demo, embed, generate, moc, mrm, palm, pplug, reward, sft
-from jaxalign.commands.parser import Parser
+from jaxalign.commands.parser import Parser, check_out
 from jaxalign.errors import InputError
 from jaxalign.version import __version__
 
@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _, rest = _parser().parse_known_args(argv, arguments)
         if rest and not getattr(arguments, "takes_config", False):
             raise InputError(f"unknown option {rest[0]!r}: see `jaxalign --help`")
+        check_out(arguments)
         arguments.run(arguments, rest)
     except InputError as error:
         print(f"jaxalign: {error}", file=sys.stderr)

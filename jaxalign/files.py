@@ -8,10 +8,12 @@ import gzip
 import json
 import os
 import shutil
+import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from jaxalign.errors import InputError
 
@@ -30,7 +32,8 @@ def write_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         The temporary path, which does not exist yet.
 
     Raises:
-        InputError: the parent folder cannot be created, or `path` is a folder.
+        InputError: the parent folder cannot be created, `path` is a folder, or the disk refuses
+            the file, such as when it is full.
 
     Example:
         >>> from jaxalign.files import write_aside
@@ -48,9 +51,10 @@ def write_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise InputError(f"{path}: is a folder; expected the name of a file to write.")
     aside = _aside(path)
     try:
-        yield aside
-        _flush(aside)
-        os.replace(aside, path)
+        with _named(path, aside):
+            yield aside
+            _flush(aside)
+            os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -73,7 +77,7 @@ def write_folder_aside(
         The temporary folder, empty.
 
     Raises:
-        InputError: `folder` is a file, or its parent cannot be created.
+        InputError: `folder` is a file, its parent cannot be created, or the disk refuses a file.
     """
     folder = Path(folder).expanduser().absolute()
     if folder.exists() and not folder.is_dir():
@@ -81,17 +85,18 @@ def write_folder_aside(
     _make_parent(folder)
     aside = _aside(folder)
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
     try:
-        yield aside
-        if not folder.exists():
-            os.replace(aside, folder)
-            return
-        for path in folder.glob(stale) if stale else ():
-            if not (aside / path.name).exists():
-                path.unlink()
-        for path in sorted(aside.iterdir(), key=lambda path: (path.name == last, path.name)):
-            os.replace(path, folder / path.name)
+        with _named(folder, aside):
+            aside.mkdir()
+            yield aside
+            if not folder.exists():
+                os.replace(aside, folder)
+                return
+            for path in folder.glob(stale) if stale else ():
+                if not (aside / path.name).exists():
+                    path.unlink()
+            for path in sorted(aside.iterdir(), key=lambda path: (path.name == last, path.name)):
+                os.replace(path, folder / path.name)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -156,6 +161,64 @@ def read_json(
     return content
 
 
+def check_output(
+    path: str | os.PathLike[str],
+    kind: Literal["file", "folder"],
+    read: Iterable[str | os.PathLike[str]] = (),
+    option: str = "--out",
+) -> None:
+    """Refuse an output that cannot be written, before any work is done.
+
+    Nothing stays on the disk. Missing parent folders are no mistake: the functions that write
+    create them.
+
+    Args:
+        path: file or folder that will be written; what it holds already is not looked at.
+        kind: what it will be.
+        read: files and folders that are read, which must not be written over.
+        option: that names it, for messages.
+
+    Raises:
+        InputError: `path` is a folder where a file is written, or the other way round, lies below a
+            file or where nothing may be written, has an impossible name, or is one of `read`.
+
+    Example:
+        >>> from jaxalign.errors import InputError
+        >>> from jaxalign.files import check_output
+        >>> try:
+        ...     check_output("/", "file")
+        ... except InputError as error:
+        ...     print(error)
+        --out / is a folder; expected the name of a file to write: give another --out.
+    """
+    path = Path(path).expanduser()
+    shown, remedy = f"{option} {path}", f"give another {option}"
+    try:
+        exists, _ = path.exists(), _aside(path).exists()  # a name too long for either raises
+        above = next(one for one in (path, *path.absolute().parents) if one.exists())
+    except OSError as error:
+        raise InputError(f"{shown} cannot be written ({error.strerror}): {remedy}.") from None
+    if exists and kind == "file" and path.is_dir():
+        raise InputError(f"{shown} is a folder; expected the name of a file to write: {remedy}.")
+    if exists and kind == "file" and not path.is_file():
+        raise InputError(f"{shown} is a device; expected the name of a file to write: {remedy}.")
+    if exists and kind == "folder" and not path.is_dir():
+        raise InputError(f"{shown} is a file; expected a folder, new or old: {remedy}.")
+    if not exists and not above.is_dir():
+        raise InputError(f"{shown} lies below the file {above}: {remedy}.")
+    for given in (Path(one).expanduser() for one in read) if exists else ():
+        if given.exists() and given.samefile(path):
+            raise InputError(f"{shown} is the {kind} that is read; expected another: {remedy}.")
+    folder = above if above.is_dir() else above.absolute().parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{shown} cannot be written, for nothing can in {folder} ({error.strerror}): {remedy}."
+        ) from None
+
+
 def _make_parent(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,6 +230,19 @@ def _make_parent(path: Path) -> None:
 
 def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+@contextmanager
+def _named(path: Path, aside: Path) -> Iterator[None]:
+    """Name the file that was asked for where writing fails, and not the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None and not str(error.filename).startswith(str(aside)):
+            raise
+        # pyarrow has the name in its message.
+        said = error.strerror if error.filename else str(error).replace(str(aside), str(path))
+        raise InputError(f"{path} cannot be written ({said}): give another place.") from error
 
 
 def _flush(path: Path) -> None:

@@ -89,30 +89,3 @@ def test_texts_keep_characters_that_break_lines_elsewhere(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one\u2028two"}\n', encoding="utf-8")
     assert read_lines(path) == ["one\u2028two"]
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        "reward score --rewards brevity --data READ",
-        "palm route --portfolio none --users READ",
-        "palm certify --portfolio none --data READ",
-        "mrm adapt --model none --data READ",
-        "mrm evaluate --model none --data READ",
-        "generate --model none --prompts READ",
-        "pplug generate --model none --requests READ",
-        "embed --texts READ",
-    ],
-)
-def test_a_file_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, command):
-    read = write_rows(tmp_path / "rows.jsonl", [{"answer": "a"}])
-    words = [str(read) if word == "READ" else word for word in command.split()]
-    ending = ".npz" if words[0] == "embed" else ".jsonl"
-    read = read.rename(tmp_path / f"rows{ending}")
-    words = [str(read) if word.endswith("rows.jsonl") else word for word in words]
-    before = read.read_bytes()
-    (tmp_path / f"folder{ending}").mkdir()
-    refused(call(*words, "--out", read), "is the file that is read")
-    refused(call(*words, "--out", tmp_path / f"folder{ending}"), "is a folder")
-    refused(call(*words, "--out", read / f"out{ending}"), "lies below the file", read)
-    assert read.read_bytes() == before

@@ -3,13 +3,13 @@
 import argparse
 from pathlib import Path
 
-from jaxalign.commands.parser import Commands, command
+from jaxalign.commands.parser import Commands, add_out, command
 
 
 def add(commands: Commands) -> None:
     """Adds the command."""
     parser = command(commands, "demo", _demo, "the whole job on data that ships with the package")
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder of report and plots")
+    add_out(parser, "folder", "folder of report and plots", required=False, default=Path("demo"))
     parser.add_argument("--seed", type=int, default=0, help="of the simulated users")
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from jaxalign.commands.parser import Commands, check_out, command
+from jaxalign.commands.parser import Commands, add_out, command
 from jaxalign.data.lines import read_lines
 from jaxalign.errors import InputError
 
@@ -16,7 +16,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--data", help="preference file, folder or datasets name")
     parser.add_argument("--texts", type=Path, help="a text a line")
-    parser.add_argument("--out", type=Path, required=True, help=".npz to write")
+    add_out(parser, "file", ".npz to write", endings=(".npz",))
 
 
 def _embed(arguments: argparse.Namespace, _: list[str]) -> None:
@@ -25,9 +25,6 @@ def _embed(arguments: argparse.Namespace, _: list[str]) -> None:
 
     if (arguments.data is None) == (arguments.texts is None):
         raise InputError("embed takes either --data or --texts")
-    if arguments.out.suffix != ".npz":
-        raise InputError(f"--out {arguments.out} must end in .npz")
-    check_out(arguments.out, arguments.data, arguments.texts)
     if arguments.texts is not None:
         texts = list(dict.fromkeys(read_lines(arguments.texts)))
         keys = texts

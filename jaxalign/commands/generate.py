@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxalign.commands.parser import Commands, check_drawing, check_out, command
+from jaxalign.commands.parser import Commands, add_out, check_drawing, command
 from jaxalign.errors import InputError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def add(commands: Commands) -> None:
         "--dtype", default="float32", help="of weights and compute: float32 or bfloat16 (float32)"
     )
     option("--batch-size", type=int, default=16, help="prompts completed at once (16)")
-    option("--out", type=Path, help="file of JSON lines to write (standard output)")
+    add_out(parser, "file", "file of JSON lines to write (standard output)", required=False)
     option("--resume", action="store_true", help="go on with an --out that was interrupted")
 
 
@@ -97,7 +97,6 @@ def _generate(arguments: argparse.Namespace, _: list[str]) -> None:
         top_p=arguments.top_p,
     )
     check_drawing(arguments)
-    check_out(arguments.out, arguments.prompts)
     weights, count = arguments.weights, len(arguments.adapter)
     if weights is not None and len(weights) != count:
         raise InputError(

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from jaxalign.commands.parser import Commands, command, group, takes_config
+from jaxalign.commands.parser import Commands, add_out, command, group, takes_config
 
 
 def add(commands: Commands) -> None:
@@ -26,7 +26,7 @@ def _add_train(actions: Commands) -> None:
         "--model", required=True, help="language model: folder, file or Hugging Face name"
     )
     parser.add_argument("--data", required=True, help="prompts: file or Hugging Face dataset")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    add_out(parser, "folder", "folder of the run")
     parser.add_argument(
         "--config", type=Path, required=True, help="YAML file, such as those in configs/moc"
     )
@@ -57,7 +57,7 @@ def _add_evaluate(actions: Commands) -> None:
     parser.add_argument(
         "--data", help="prompts to judge on, instead of those that the run held out"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
+    add_out(parser, "folder", "folder of the report")
     parser.add_argument("--resume", action="store_true", help="continue an unfinished evaluation")
     takes_config(parser, "jaxalign.experiments.moc:MocEvaluateConfig")
 

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from jaxalign.commands.parser import Commands, check_out, command, group, takes_config
+from jaxalign.commands.parser import Commands, add_out, command, group, takes_config
 from jaxalign.data.lines import read_lines
 
 
@@ -28,7 +28,7 @@ def _add_train(actions: Commands) -> None:
     )
     parser.add_argument("--config", type=Path, help="YAML, see configs/mrm")
     parser.add_argument("--data", required=True, help="preference file, folder or datasets name")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    add_out(parser, "folder", "folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
     takes_config(parser, "jaxalign.experiments.mrm.config:MRMRunConfig")
 
@@ -38,7 +38,7 @@ def _add_adapt(actions: Commands) -> None:
     parser.add_argument("--model", type=Path, required=True, help="folder of a run")
     parser.add_argument("--data", required=True, help="preference file of the users")
     parser.add_argument("--features", type=Path, help="features of the items, if not from text")
-    parser.add_argument("--out", type=Path, help="Parquet file (MODEL/users.parquet)")
+    add_out(parser, "file", "Parquet file (MODEL/users.parquet)", required=False)
 
 
 def _add_rank(actions: Commands) -> None:
@@ -57,7 +57,7 @@ def _add_evaluate(actions: Commands) -> None:
     parser = command(actions, "evaluate", _evaluate, "judge a saved model on its own test users")
     parser.add_argument("--model", type=Path, required=True, help="folder of a run")
     parser.add_argument("--data", required=True, help="the choices the run was made from, or more")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    add_out(parser, "file", "JSON file to write", required=False)
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -80,13 +80,14 @@ def _adapt(arguments: argparse.Namespace, _: list[str]) -> None:
 
     from jaxalign import mrm
     from jaxalign.data import load_features, load_source
+    from jaxalign.files import check_output
 
-    check_out(arguments.out, arguments.data, arguments.features)
+    out = arguments.out or arguments.model / "users.parquet"
+    check_output(out, "file")
     model = mrm.load(arguments.model, with_users=False)
     choices = load_source(arguments.data).choices
     features = load_features(arguments.features) if arguments.features else None
     users = mrm.adapt_users(model, choices, features)
-    out = arguments.out or arguments.model / "users.parquet"
     mrm.save_users(out, users)
     known = users.accuracy[np.isfinite(users.accuracy)]
     held_out = f", held-out accuracy {known.mean():.3f} on average" if len(known) else ""
@@ -125,7 +126,6 @@ def _evaluate(arguments: argparse.Namespace, _: list[str]) -> None:
     from jaxalign.experiments.mrm import evaluate
     from jaxalign.files import write_json
 
-    check_out(arguments.out, arguments.data)
     judged = evaluate(arguments.model, arguments.data)
     print(json.dumps(judged, indent=1))
     if arguments.out:

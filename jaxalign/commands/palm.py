@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxalign.commands.parser import Commands, check_out, command, group, takes_config
+from jaxalign.commands.parser import Commands, add_out, command, group, takes_config
 
 if TYPE_CHECKING:
     from jaxalign.palm.candidates import Candidates
@@ -35,9 +35,7 @@ def _add_build(actions: Commands) -> None:
         required=True,
         help="file of candidates (.jsonl or .parquet), or `demo` for the shipped answers",
     )
-    parser.add_argument(
-        "--out", type=Path, required=True, help="new folder for the portfolio and its report"
-    )
+    add_out(parser, "folder", "new folder for the portfolio and its report")
     parser.add_argument("--resume", action="store_true", help="continue an unfinished build")
     parser.add_argument("--confirm", action="store_true", help="build the grid whatever its size")
     takes_config(parser, "jaxalign.palm.config:BuildConfig")
@@ -54,7 +52,7 @@ def _add_certify(actions: Commands) -> None:
         required=True,
         help="file of candidates (.jsonl or .parquet), or `demo` for the shipped answers",
     )
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    add_out(parser, "file", "JSON file to write", required=False)
 
 
 def _add_route(actions: Commands) -> None:
@@ -69,7 +67,7 @@ def _add_route(actions: Commands) -> None:
         required=True,
         help="file of weights: .jsonl or .parquet with one column per reward, or of `mrm adapt`",
     )
-    parser.add_argument("--out", type=Path, required=True, help=".parquet or .jsonl file to write")
+    add_out(parser, "file", ".parquet or .jsonl file to write", endings=(".parquet", ".jsonl"))
     parser.add_argument(
         "--normalise",
         action="store_true",
@@ -117,7 +115,6 @@ def _certify(arguments: argparse.Namespace, _: list[str]) -> None:
     from jaxalign.files import write_json
     from jaxalign.runs.tables import terminal_table
 
-    check_out(arguments.out, arguments.data)
     portfolio = load_built(arguments.portfolio)
     candidates = _candidates(arguments.data, report.reward_names(portfolio), None)
     held_out = evaluate(portfolio, candidates, arguments.data)
@@ -133,7 +130,6 @@ def _route(arguments: argparse.Namespace, _: list[str]) -> None:
     from jaxalign.experiments.palm import load_built, report, route_users
     from jaxalign.runs.tables import terminal_table
 
-    check_out(arguments.out, arguments.users)
     portfolio = load_built(arguments.portfolio)
     routed = route_users(portfolio, arguments.users, arguments.out, arguments.normalise)
     Console().print(terminal_table(*report.usage_rows(routed.usage)))

@@ -4,9 +4,10 @@ import argparse
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from jaxalign.errors import InputError
+from jaxalign.files import check_output
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -74,34 +75,49 @@ def takes_config(parser: argparse.ArgumentParser, config: str) -> None:
     parser.set_defaults(takes_config=True)
 
 
-def check_out(out: Path | None, *read: str | Path | None) -> None:
-    """Refuse an `--out` that cannot be written, before any work is done.
+def add_out(
+    parser: argparse.ArgumentParser,
+    kind: Literal["file", "folder"],
+    text: str,
+    endings: tuple[str, ...] = (),
+    required: bool = True,
+    default: Path | None = None,
+) -> None:
+    """Add `--out`, which `check_out` checks before the command runs.
 
     Args:
-        out: file to write; None for standard output.
-        read: files that the command reads, which must not be written over.
+        parser: of the command.
+        kind: what the command writes there.
+        text: help.
+        endings: that the name of a file may have; empty for any.
+        required: whether it must be given.
+        default: where it is left out.
+    """
+    parser.add_argument("--out", type=Path, required=required, default=default, help=text)
+    parser.set_defaults(out_kind=kind, out_endings=endings)
+
+
+def check_out(arguments: argparse.Namespace) -> None:
+    """Refuse outputs of a command that cannot be written, before it runs.
+
+    Args:
+        arguments: of the command; each of its other paths is read, and not written over.
 
     Raises:
-        InputError: `out` is a folder, lies below a file, or is one of the files that are read.
+        InputError: as `jaxalign.files.check_output`, or --out has another ending than it must.
     """
+    given = vars(arguments)
+    out, store = given.get("out"), given.get("store")
+    if store is not None:
+        check_output(store, "folder", option="--store")
     if out is None:
         return
-    out = out.expanduser()
-    if out.is_dir():
-        raise InputError(
-            f"--out {out} is a folder; expected the name of a file to write: give another --out."
-        )
-    above = next((folder for folder in out.parents if folder.exists()), None)
-    if above is not None and not above.is_dir():
-        raise InputError(f"--out {out} lies below the file {above}: give another --out.")
-    for given in read:
-        if given is not None and out.exists():
-            path = Path(given).expanduser()
-            if path.exists() and path.samefile(out):
-                raise InputError(
-                    f"--out {out} is the file that is read; expected another name: give another "
-                    "--out."
-                )
+    endings = arguments.out_endings
+    if endings and out.suffix not in endings:
+        raise InputError(f"--out {out} must end in {' or '.join(endings)}.")
+    others = [value for name, value in given.items() if name not in ("out", "out_kind")]
+    values = [one for value in others for one in (value if isinstance(value, list) else [value])]
+    check_output(out, arguments.out_kind, [one for one in values if isinstance(one, str | Path)])
 
 
 def check_drawing(arguments: argparse.Namespace) -> None:

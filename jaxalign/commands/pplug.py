@@ -7,8 +7,8 @@ from pathlib import Path
 
 from jaxalign.commands.parser import (
     Commands,
+    add_out,
     check_drawing,
-    check_out,
     command,
     group,
     takes_config,
@@ -36,7 +36,7 @@ def _add_train(actions: Commands) -> None:
     parser.add_argument("--model", required=True, help="language model: folder, file or name")
     parser.add_argument("--encoder", required=True, help="encoder of histories: folder or name")
     parser.add_argument("--data", required=True, help="LaMP's folder, JSON lines, or HuffPost")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    add_out(parser, "folder", "folder of the run")
     parser.add_argument("--config", type=Path, required=True, help="YAML, see configs/pplug")
     parser.add_argument("--store", type=Path, help="folder of item vectors, which runs may share")
     parser.add_argument("--baselines", action="store_true", help="train every baseline too")
@@ -56,7 +56,7 @@ def _add_evaluate(actions: Commands) -> None:
     parser.add_argument("--split", help="validation or test (the config's)")
     parser.add_argument("--data", help="data, where they lie elsewhere now")
     parser.add_argument("--store", type=Path, help="folder of item vectors (the run's)")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
+    add_out(parser, "folder", "folder of the report")
     parser.add_argument("--resume", action="store_true", help="go on with an evaluation")
     parser.set_defaults(takes_config=True)
 
@@ -78,7 +78,7 @@ def _add_generate(actions: Commands) -> None:
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--out", type=Path, help="JSON lines to write (to the terminal)")
+    add_out(parser, "file", "JSON lines to write (to the terminal)", required=False)
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -142,7 +142,6 @@ def _generate(arguments: argparse.Namespace, _: list[str]) -> None:
             "give --history with --input"
         )
     check_drawing(arguments)
-    check_out(arguments.out, arguments.requests, arguments.history)
     import jax
 
     from jaxalign.data.histories import load_histories

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from jaxalign.commands.parser import Commands, check_out, command, group, takes_config
+from jaxalign.commands.parser import Commands, add_out, command, group, takes_config
 
 
 def add(commands: Commands) -> None:
@@ -23,7 +23,7 @@ def _add_train(actions: Commands) -> None:
     )
     parser.add_argument("--model", required=True, help="language model: folder, file or name")
     parser.add_argument("--data", required=True, help="preference file or datasets name")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    add_out(parser, "folder", "folder of the run")
     parser.add_argument("--config", type=Path, help="YAML, see configs/reward")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
     takes_config(parser, "jaxalign.rewards.bradley_terry:RewardConfig")
@@ -37,7 +37,7 @@ def _add_score(actions: Commands) -> None:
         "--rewards", metavar="NAME,...", help="registered rewards, such as brevity,warmth"
     )
     parser.add_argument("--data", required=True, help="`answer` and optionally `prompt` a row")
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines to write")
+    add_out(parser, "file", "JSON lines to write")
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -57,7 +57,6 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
 def _score(arguments: argparse.Namespace, _: list[str]) -> None:
     from jaxalign.experiments.reward import score_answers
 
-    check_out(arguments.out, arguments.data)
     count, names = score_answers(
         arguments.data, arguments.out, arguments.model, (arguments.rewards or "").split(",")
     )

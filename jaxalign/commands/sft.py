@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from jaxalign.commands.parser import Commands, command, takes_config
+from jaxalign.commands.parser import Commands, add_out, command, takes_config
 
 
 def add(commands: Commands) -> None:
@@ -18,7 +18,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--model", required=True, help="folder, file or name")
     parser.add_argument("--data", required=True, help="completions: file or datasets name")
     parser.add_argument("--validation", help="completions to judge by, instead of a share of rows")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    add_out(parser, "folder", "folder of the run")
     parser.add_argument("--config", type=Path, help="YAML, see configs/sft")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
     takes_config(parser, "jaxalign.train.sft:SftConfig")

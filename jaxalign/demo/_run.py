@@ -12,7 +12,7 @@ from jaxalign.demo.portfolio import run_stage
 from jaxalign.demo.statistics import assemble
 from jaxalign.demo.study import DemoData, Study, design, learned_features, run_study, simulate
 from jaxalign.errors import InputError
-from jaxalign.files import write_json
+from jaxalign.files import check_output, write_json
 from jaxalign.progress import Progress
 from jaxalign.rewards.rules import TRAITS
 
@@ -86,8 +86,7 @@ def claim(out: Path) -> None:
     Raises:
         InputError: it is a file, or holds something else.
     """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file, expected a folder: give another one with --out")
+    check_output(out, "folder")
     if out.is_dir() and any(out.iterdir()):
         if _is_demo(out / "report.json"):
             return
@@ -95,12 +94,6 @@ def claim(out: Path) -> None:
             f"{out} is not empty and holds no demo: give a new folder with --out; nothing was "
             "written"
         )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{out} cannot be created ({error.strerror}): give another folder with --out"
-        ) from None
     # Said at once, so that a demo that was interrupted can be run again in its folder.
     write_json(out / "report.json", {"demo": True, "finished": False})
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxalign.errors import InputError
-from jaxalign.files import read_json, write_json
+from jaxalign.files import check_output, read_json, write_json
 from jaxalign.runs.artifact import Arrays, Tree, load_arrays, save_arrays, unflatten
 from jaxalign.version import __version__
 
@@ -138,10 +138,6 @@ def open_run_dir(
         )
         return run
     refuse_foreign(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out} cannot be created ({error.strerror}): {ANOTHER}.") from None
     write_json(
         marker,
         {
@@ -159,13 +155,10 @@ def refuse_foreign(out: Path) -> None:
     """Refuse an output folder that is in use and holds no run, before any work is done.
 
     Raises:
-        InputError: `out` is a file, or a folder with other things in it.
+        InputError: `out` cannot be written, is a file, or a folder with other things in it.
     """
-    if (out / MARKER).exists() or not out.exists():
-        return
-    if not out.is_dir():
-        raise InputError(f"{out} is a file: give a new folder with --out.")
-    if any(out.iterdir()):
+    check_output(out, "folder")
+    if out.exists() and not (out / MARKER).exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty and holds no run: give a new folder with --out.")
 
 

@@ -151,7 +151,7 @@ def test_a_file_is_refused(tiny, tmp_path):
     (tmp_path / "demo").write_text("x")
     with pytest.raises(InputError, match="is a file"):
         demo.run_demo(tmp_path / "demo", show=False)
-    with pytest.raises(InputError, match="cannot be created"):
+    with pytest.raises(InputError, match="lies below the file"):
         demo.run_demo(tmp_path / "demo" / "below", show=False)
 
 

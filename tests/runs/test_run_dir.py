@@ -68,7 +68,7 @@ def test_foreign_folders_are_refused(tmp_path):
         open_run_dir(tmp_path, "count", Config())
     with pytest.raises(InputError, match="is a file"):
         open_run_dir(tmp_path / "file", "count", Config())
-    with pytest.raises(InputError, match=r"cannot be created .*: give a new folder with --out"):
+    with pytest.raises(InputError, match=r"lies below the file .*: give another --out"):
         open_run_dir(tmp_path / "file" / "run", "count", Config())
     (tmp_path / "run.json").write_text("[]")
     with pytest.raises(InputError, match=r"holds a JSON list; .* `count`: give a new folder"):

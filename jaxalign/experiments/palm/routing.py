@@ -59,10 +59,6 @@ def route_users(
         InputError: a file that cannot be read, weights on other rewards or on another scale, or a
             row off the domain.
     """
-    if out.suffix not in (".parquet", ".jsonl"):
-        raise InputError(f"--out {out} must end in .parquet or .jsonl.")
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent} is no folder: make it, or give another --out.")
     if portfolio.scale is None:
         raise InputError(
             "portfolio: found one that does not state the scale of its rewards, expected one of "
