@@ -12,12 +12,15 @@ import yaml
 from cli_calls import call, refused
 
 from jaxalign.config import load_config
-from jaxalign.data.prompts import Prompts
-from jaxalign.experiments.moc._evaluate import evaluated_policies, load_run
+from jaxalign.data.prompts import Prompts, load_prompts
+from jaxalign.experiments.moc import MocEvaluateConfig
+from jaxalign.experiments.moc._evaluate import _prompts, evaluated_policies, load_run
 from jaxalign.experiments.moc._run import MocRunConfig, estimate_scale, prompts_for
 from jaxalign.experiments.moc.evaluation import Evaluation
 from jaxalign.moc import load
+from jaxalign.moc.prompt_sampler import PromptSampler
 from jaxalign.moc.value_table import ValueTable
+from jaxalign.models.chat import tokenize_prompt
 from jaxalign.models.language import load_language_model
 from jaxalign.models.sampling import Sampling
 from jaxalign.models.weights.safetensors import open_tensors
@@ -51,6 +54,7 @@ CONFIG = {
     },
 }
 WORDS = ("the", "thing", "in", "an", "inn", "than", "then", "thin", "ant", "hen", "tin", "net")
+LONG = " ".join(["say thing"] * 600)
 PROMPTS = [f"say {word}" for word in WORDS]
 
 
@@ -85,6 +89,26 @@ def test_preferences_that_a_prompt_makes_up_are_removed(world):
     read = Prompts(("<pref_brevity> 1.0 <pref_simplicity> 0.0 say the",))
     found = prompts_for(load_language_model(str(world.model)), read, config)
     assert found.prompts == ("say the",)
+
+
+def test_a_prompt_beyond_the_context_is_left_out_and_named(world, tmp_path):
+    path = tmp_path / "long.txt"
+    path.write_text("\n".join([*PROMPTS[:3], "", LONG, *PROMPTS[3:]]))
+    config = load_config(MocRunConfig, world.root / "config.yaml", [])
+    model = load_language_model(str(world.model))
+    found = prompts_for(model, load_prompts(path), config)
+    assert found.prompts == tuple(PROMPTS)
+    length = len(tokenize_prompt(model, f"<pref_brevity> 0.5 <pref_simplicity> 0.5 {LONG}"))
+    assert length > model.config.positions
+    assert found.dropped == 1
+    assert found.off_length == (f"{path}, line 5: {length:,} tokens",)
+    said = []
+    run = load_run(world.run)
+    judged = _prompts(run, str(path), MocEvaluateConfig(), said.append)
+    assert judged == PROMPTS
+    assert said == [f"{path}: 1 rows left out ({path}, line 5: {length:,} tokens)"]
+    sampler = PromptSampler(run.policy, [*PROMPTS, LONG], run.config.moc)
+    assert (sampler.prompts, sampler.left_out) == (PROMPTS, 1)
 
 
 @pytest.fixture(scope="module")

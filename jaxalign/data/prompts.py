@@ -63,19 +63,24 @@ class Prompts:
         repeated: rows of the source that held a prompt once more.
         dropped: rows of the source that hold no usable prompt, of its own rules or by length.
         source: what they were read from.
+        places: [X] where each stands in the source, for messages; empty where that is not known.
+        off_length: what was left out by length, a sentence each with its place.
     """
 
     prompts: tuple[Prompt, ...]
     repeated: int = 0
     dropped: int = 0
     source: str = "memory"
+    places: tuple[str, ...] = ()
+    off_length: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "Prompts":
         """Some of them ([M] int), in that order."""
-        return replace(self, prompts=tuple(self.prompts[int(row)] for row in rows))
+        places = tuple(self.places[int(row)] for row in rows) if self.places else ()
+        return replace(self, prompts=tuple(self.prompts[int(row)] for row in rows), places=places)
 
 
 def load_prompts(source: str | Path) -> Prompts:
@@ -100,12 +105,16 @@ def load_prompts(source: str | Path) -> Prompts:
         (Rewards-in-Context), https://arxiv.org/abs/2402.10207.
     """
     found, origin = _read(source)
-    kept = dict.fromkeys(prompt for prompt in found if prompt is not None)
+    kept: dict[str | _Turns, str] = {}
+    for row, prompt in enumerate(found):
+        if prompt is not None:
+            kept.setdefault(prompt, origin.at(row))
     if not kept:
         raise InputError(f"{origin.source}: no row holds a usable prompt, expected at least one.")
     dropped = sum(prompt is None for prompt in found)
     prompts = tuple(_thawed(prompt) for prompt in kept)
-    return Prompts(prompts, len(found) - dropped - len(kept), dropped, origin.source)
+    repeated = len(found) - dropped - len(kept)
+    return Prompts(prompts, repeated, dropped, origin.source, tuple(kept.values()))
 
 
 def as_chats(prompts: Prompts) -> Prompts:
@@ -124,13 +133,13 @@ def filter_prompts(
 
     Args:
         prompts: X of them.
-        count: tokens of a prompt as the model sees it.
+        count: tokens of a prompt as the model sees it, however long it is.
         most: tokens of a prompt.
         config: the other limits.
         seed: of the order in which they are drawn where there is a limit.
 
     Returns:
-        The prompts, in their own order.
+        The prompts, in their own order; the others are counted and named in `off_length`.
 
     Raises:
         InputError: none is left.
@@ -140,19 +149,26 @@ def filter_prompts(
     if config.limit is not None:
         order = _shuffled(len(prompts), seed, 1)
     kept: list[int] = []
-    seen = 0
+    off_length: list[str] = []
     for row in order:
         if config.limit is not None and len(kept) == config.limit:
             break
-        seen += 1
-        if config.min_tokens <= count(prompts.prompts[row]) <= most:
+        length = count(prompts.prompts[row])
+        if config.min_tokens <= length <= most:
             kept.append(int(row))
+        else:
+            place = prompts.places[row] if prompts.places else f"prompt {row + 1}"
+            off_length.append(f"{place}: {length:,} tokens")
     if not kept:
         raise InputError(
             f"{prompts.source}: none of {len(prompts)} prompts has {config.min_tokens} to "
             f"{most} tokens; raise the limit, or check the file."
         )
-    return replace(prompts.take(sorted(kept)), dropped=prompts.dropped + seen - len(kept))
+    return replace(
+        prompts.take(sorted(kept)),
+        dropped=prompts.dropped + len(off_length),
+        off_length=tuple(off_length),
+    )
 
 
 def split_prompts(prompts: Prompts, share: float, seed: int = 0) -> tuple[Prompts, Prompts]:
@@ -249,7 +265,8 @@ def _lines(path: Path) -> tuple[list[str | _Turns | None], Origin]:
         raise InputError(f"{path} does not exist; check the path.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as UTF-8 text ({error}); check it.") from None
-    return [line.strip() for line in lines if line.strip()], Origin(str(path))
+    numbers = [number for number, line in enumerate(lines, 1) if line.strip()]
+    return [lines[number - 1].strip() for number in numbers], Origin(str(path), numbers)
 
 
 def _messages(value: object, where: str) -> _Turns:

@@ -128,20 +128,27 @@ def prompt_token_ids(
         InputError: a prompt that is no text or chat or longer than the context, or preferences off
             the simplex.
     """
+    soft = 1 if policy.conditioning == "token" else 0
+    return [
+        prompt_ids(policy.model, prompt, soft, f"prompt {number}")
+        for number, prompt in enumerate(conditioned_prompts(policy, prompts, preferences))
+    ]
+
+
+def conditioned_prompts(
+    policy: ConditionedPolicy, prompts: Sequence[Prompt], preferences: ArrayLike
+) -> list[Prompt]:
+    """Return the prompts as the policy reads them, as in `prompt_token_ids`, before tokenising."""
     rows = check_simplex(preferences, policy.names)
     if rows.shape != (len(prompts), len(policy.names)):
         raise InputError(
             f"found preferences of shape {rows.shape} for {len(prompts)} prompts; expected "
             f"{(len(prompts), len(policy.names))}, a row for each."
         )
-    soft = 1 if policy.conditioning == "token" else 0
-    ids = []
-    for number, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
-        text = prompt
-        if policy.conditioning == "tags":
-            text = insert_preference_tag(policy.names, row, prompt, policy.decimals)
-        ids.append(prompt_ids(policy.model, text, soft, f"prompt {number}"))
-    return ids
+    if policy.conditioning != "tags":
+        return list(prompts)
+    pairs = zip(prompts, rows, strict=True)
+    return [insert_preference_tag(policy.names, row, one, policy.decimals) for one, row in pairs]
 
 
 class ConditionedInputs(TypedDict):

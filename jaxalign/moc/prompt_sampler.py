@@ -8,10 +8,10 @@ import numpy as np
 from jaxalign.data.prompts import prompt_text
 from jaxalign.errors import InputError
 from jaxalign.moc.config import MocConfig
-from jaxalign.moc.policy import ConditionedPolicy, prompt_token_ids
+from jaxalign.moc.policy import ConditionedPolicy, conditioned_prompts, prompt_token_ids
 from jaxalign.moc.preferences import Prompt, sample_preferences, strip_preference_tags
 from jaxalign.models.buckets import bucket_length, padded
-from jaxalign.models.chat import prompt_ids
+from jaxalign.models.chat import tokenize_prompt
 
 _SALT = 0x726F7773  # "rows": keeps these draws apart from the run's others, of the same seed
 
@@ -50,7 +50,7 @@ class PromptSampler:
         """
         self.policy, self.config = policy, config
         limit = min(config.prompt_tokens, self._room())
-        ids = [prompt_ids(policy.model, p, 0, f"prompt {n}") for n, p in enumerate(prompts)]
+        ids = [tokenize_prompt(policy.model, p, f"prompt {n}") for n, p in enumerate(prompts)]
         longest = np.array([len(row) for row in ids], np.int64)
         if policy.conditioning == "tags":
             longest = np.maximum(longest, self._tagged_lengths(prompts))
@@ -114,16 +114,12 @@ class PromptSampler:
         """Return the tokens of each prompt with a tag: the most for the corners and the centre."""
         count = len(self.policy.names)
         points = np.concatenate([np.eye(count), np.full((1, count), 1 / count)])
-        return np.max(
-            [
-                [
-                    len(row)
-                    for row in prompt_token_ids(self.policy, prompts, np.tile(p, (len(prompts), 1)))
-                ]
-                for p in points.astype(np.float32)
-            ],
-            axis=0,
-        )
+        longest = np.zeros(len(prompts), np.int64)
+        for point in points.astype(np.float32):
+            told = conditioned_prompts(self.policy, prompts, np.tile(point, (len(prompts), 1)))
+            lengths = [len(tokenize_prompt(self.policy.model, prompt)) for prompt in told]
+            longest = np.maximum(longest, lengths)
+        return longest
 
     def _rows(self, step: int) -> list[int]:
         """Return indices of the prompts of a step: every prompt once before any comes again."""

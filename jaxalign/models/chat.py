@@ -122,17 +122,40 @@ def generate_texts(
 def prompt_ids(
     model: "LanguageModel", prompt: str | Chat, reserved: int = 0, name: str = "the prompt"
 ) -> list[int]:
-    """Return the token ids of a prompt, at least one.
+    """Return the token ids of a prompt that the model can answer.
 
     Args:
         model: whose tokenizer and template to use.
-        prompt: a plain text, tokenised with the tokenizer's own special tokens; or a chat, put
-            through the template up to where the completion begins.
+        prompt: as in `tokenize_prompt`.
         reserved: tokens of the context that are needed for other things.
         name: what to call the prompt in messages.
 
     Raises:
         InputError: the prompt is something else, or longer than the context has room for.
+    """
+    ids = tokenize_prompt(model, prompt, name)
+    if len(ids) + reserved > model.config.positions:
+        raise InputError(
+            f"{name} has {len(ids)} tokens, and {reserved} more are reserved for the answer and "
+            f"soft tokens; the context of {model.name} has {model.config.positions}: shorten the "
+            "prompt or lower max_tokens."
+        )
+    return ids
+
+
+def tokenize_prompt(
+    model: "LanguageModel", prompt: str | Chat, name: str = "the prompt"
+) -> list[int]:
+    """Return the token ids of a prompt, at least one, however long it is.
+
+    Args:
+        model: whose tokenizer and template to use.
+        prompt: a plain text, tokenised with the tokenizer's own special tokens; or a chat, put
+            through the template up to where the completion begins.
+        name: what to call the prompt in messages.
+
+    Raises:
+        InputError: the prompt is something else, or the template refuses it.
     """
     tokenizer = model.tokenizer
     if isinstance(prompt, str):
@@ -151,12 +174,6 @@ def prompt_ids(
                 "write some text."
             )
         ids = known[:1]
-    if len(ids) + reserved > model.config.positions:
-        raise InputError(
-            f"{name} has {len(ids)} tokens, and {reserved} more are reserved for the answer and "
-            f"soft tokens; the context of {model.name} has {model.config.positions}: shorten the "
-            "prompt or lower max_tokens."
-        )
     return ids
 
 

@@ -1,7 +1,7 @@
 """A trained policy judged beside its baselines: evaluations, report, plots, value table."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from jaxalign.experiments.moc._run import (
     PROMPTS,
     MocRunConfig,
     held_out_prompts,
+    named_few,
     prompts_for,
 )
 from jaxalign.experiments.moc.evaluation import Evaluation
@@ -165,7 +166,7 @@ def evaluate(
         _check(first, other)
         if other.policy.scale != first.policy.scale:
             progress.say(f"{other.folder} was trained on another scale than {first.folder}")
-    prompts = _prompts(first, data, config)
+    prompts = _prompts(first, data, config, progress.say)
     rewards, scale = build_rewards(first.config.rewards), first.policy.scale
     judged = evaluated_policies(first, beside)
     about = [str(first.folder.resolve()), *(str(other.folder.resolve()) for other in beside)]
@@ -256,11 +257,15 @@ def _check(first: MocRun, other: MocRun) -> None:
             )
 
 
-def _prompts(run: MocRun, data: str | None, config: MocEvaluateConfig) -> Prompts:
+def _prompts(
+    run: MocRun, data: str | None, config: MocEvaluateConfig, say: Callable[[str], None]
+) -> Prompts:
     """Return the prompts to judge on, no more than the limit."""
     if data is not None:
         read = prompts_for(run.policy.model, load_prompts(data), run.config)
         prompts: Sequence[Prompt] = read.prompts
+        if read.dropped:
+            say(f"{data}: {read.dropped:,} rows left out{named_few(read.off_length)}")
     else:
         prompts = held_out_prompts(run.folder)
     if len(prompts) < 2:

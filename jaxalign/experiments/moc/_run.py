@@ -33,7 +33,7 @@ from jaxalign.moc.preferences import (
     sample_preferences,
     without_tags,
 )
-from jaxalign.models.chat import prompt_ids
+from jaxalign.models.chat import tokenize_prompt
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.progress import Progress
 from jaxalign.rewards.reward_scale import RewardScale, fit_scale
@@ -151,12 +151,15 @@ def run(
     train_on, held = split_prompts(found, config.prompts.hold_out_share)
     progress.say(
         f"{len(train_on):,} prompts, {len(held):,} more held out, {found.repeated:,} repeated, "
-        f"{found.dropped:,} left out"
+        f"{found.dropped:,} left out{named_few(found.off_length)}"
     )
     texts = json.dumps([train_on.prompts, held.prompts])
     run_dir = open_run_dir(out, "moc train", config, [], [model.sha256, rewards.id, texts], resume)
     write_text(out / CONFIG, to_yaml(config))
-    write_json(out / PROMPTS, {"source": found.source, "held_out": held.prompts})
+    write_json(
+        out / PROMPTS,
+        {"source": found.source, "held_out": held.prompts, "left_out": found.off_length},
+    )
     scale = _scale(out / SCALE, model, rewards, train_on, config, progress, show)
     fresh = jax.random.fold_in(jax.random.key(settings.seed), 1)
     policy = init_policy(fresh, model, rewards.names, settings, scale)
@@ -207,7 +210,9 @@ def prompts_for(model: LanguageModel, read: Prompts, config: MocRunConfig) -> Pr
 
     def count(prompt: Prompt) -> int:
         return len(
-            prompt_ids(model, insert_preference_tag(names, even, prompt, moc.preferences.decimals))
+            tokenize_prompt(
+                model, insert_preference_tag(names, even, prompt, moc.preferences.decimals)
+            )
         )
 
     # One for a soft token: all kinds of conditioning have the same prompts.
@@ -215,6 +220,12 @@ def prompts_for(model: LanguageModel, read: Prompts, config: MocRunConfig) -> Pr
     bare = replace(read, prompts=tuple(without_tags(names, prompt) for prompt in read.prompts))
     prompts = as_chats(bare) if chat else bare
     return filter_prompts(prompts, count, min(moc.prompt_tokens, room), config.prompts)
+
+
+def named_few(off_length: Sequence[str]) -> str:
+    """Return the first prompts that were left out by length, for a line of progress."""
+    more = f"; and {len(off_length) - 3:,} more" if len(off_length) > 3 else ""
+    return f" ({'; '.join(off_length[:3])}{more})" if off_length else ""
 
 
 def estimate_scale(
