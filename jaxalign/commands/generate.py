@@ -56,6 +56,11 @@ def add(commands: Commands) -> None:
         "preference where rows differ in them",
     )
     option("--chat", action="store_true", help="put prompts through the model's chat template")
+    option(
+        "--chat-template",
+        metavar="NAME",
+        help="name of the chat template, where the tokenizer has several; implies --chat",
+    )
     option("--system", help="system message before every prompt; implies --chat")
     option("--max-tokens", type=int, default=256, help="most tokens of a completion (256)")
     option(
@@ -105,7 +110,8 @@ def _generate(arguments: argparse.Namespace, _: list[str]) -> None:
     rows: list[PromptRow] = [{"prompt": arguments.prompt}]
     if arguments.prompts:
         rows = read_prompts(arguments.prompts)
-    prompts = [prompt_of(row, arguments.chat, arguments.system) for row in rows]
+    chat = arguments.chat or arguments.chat_template is not None
+    prompts = [prompt_of(row, chat, arguments.system) for row in rows]
     if arguments.preference is not None or any("preference" in row for row in rows):
         _with_preferences(arguments, settings, rows, prompts)
     else:
@@ -119,6 +125,7 @@ def _with_adapters(
     prompts: "list[str | Chat]",
 ) -> None:
     """Complete prompts by a model, or by adapters of it."""
+    from jaxalign.data.chat_template import choose_template
     from jaxalign.moc.files import FILE
     from jaxalign.models.adapter_set import adapter_numbers, load_adapter_set
     from jaxalign.models.language import load_language_model
@@ -133,6 +140,8 @@ def _with_adapters(
     if arguments.prompts:
         numbers = adapter_numbers(rows, folders, weights is not None, arguments.prompts)
     model = load_language_model(arguments.model, arguments.dtype)
+    if arguments.chat_template is not None:
+        choose_template(model.tokenizer, arguments.chat_template)
     adapters = load_adapter_set(folders, model.config, weights)
     if arguments.prompts:
         _write(
@@ -165,11 +174,14 @@ def _with_preferences(
             "--preference and --adapter are both given: a policy that is conditioned on "
             "preferences has an adapter of its own; give one of them"
         )
+    from jaxalign.data.chat_template import choose_template
     from jaxalign.experiments.moc._evaluate import policy_folder
     from jaxalign.moc.files import load
     from jaxalign.personalize.policies import Conditioned
 
     policy = load(policy_folder(arguments.model), dtype=arguments.dtype)
+    if arguments.chat_template is not None:
+        choose_template(policy.model.tokenizer, arguments.chat_template)
     preferences = np.array(
         [_preference(arguments, number, row, policy.names) for number, row in enumerate(rows, 1)]
     )

@@ -3,20 +3,22 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
+from jaxalign.data.chat_template import (
+    ChatTokenizer,
+    Message,
+    answer_turn,
+    choose_template,
+)
 from jaxalign.data.columns import read_columns
 from jaxalign.data.files import Origin
 from jaxalign.data.records import check_text, short
 from jaxalign.data.sequences import Sequences
 from jaxalign.errors import InputError
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-Message = Mapping[str, str]
 Segments = list[tuple[str, bool]]  # pieces of one text, and whether they are learned
 
 
@@ -29,10 +31,12 @@ class CompletionConfig:
         overlong: what happens to longer rows: `truncate` cuts off their end, and leaves out those
             whose prompt alone is longer; `refuse` stops with an error.
         turns: the turns of a conversation that are learned: the assistant's `last` turn, or `all`
-            its turns.
+            its turns, which make one row, or a row each where the chat template writes a turn
+            differently once the conversation goes on.
         template: `chat` renders prompt and completion as turns of the user and the assistant;
             `plain` joins them as they are and appends the end-of-text token; `auto` chooses `chat`
-            if the tokenizer has a chat template.
+            if the tokenizer has a chat template; the name of one of the tokenizer's several chat
+            templates renders with that one.
 
     Example:
         >>> from jaxalign.data.completions import CompletionConfig
@@ -43,7 +47,7 @@ class CompletionConfig:
     max_tokens: int = 1024
     overlong: Literal["truncate", "refuse"] = "truncate"
     turns: Literal["last", "all"] = "last"
-    template: Literal["auto", "chat", "plain"] = "auto"
+    template: str = "auto"
 
     def __post_init__(self) -> None:
         if self.max_tokens < 2:
@@ -83,7 +87,7 @@ class Completions:
 
 
 def load_completions(
-    source: str | Path, tokenizer: "PreTrainedTokenizerBase", config: CompletionConfig | None = None
+    source: str | Path, tokenizer: ChatTokenizer, config: CompletionConfig | None = None
 ) -> Completions:
     """Read completions from a file or a Hugging Face data set.
 
@@ -108,28 +112,31 @@ def load_completions(
 
 def completions_from_columns(
     columns: Mapping[str, Sequence[object]],
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: ChatTokenizer,
     config: CompletionConfig,
     origin: Origin | None = None,
 ) -> Completions:
     """`load_completions`, from columns of equal length that are already in memory."""
     origin = origin or Origin("memory")
     segment = _segmenter(columns, tokenizer, config, origin)
-    plain = "messages" not in columns and not is_chat(tokenizer, config.template)
-    count = len(next(iter(columns.values())))
-    texts = [segment(row) for row in range(count)]
+    plain = "messages" not in columns and not choose_template(tokenizer, config.template)
+    texts: list[Segments] = []
+    origins: list[int] = []
+    for row in range(len(next(iter(columns.values())))):
+        texts += (found := segment(row))
+        origins += [row] * len(found)
     tokens, learned = _tokenise(texts, tokenizer, plain)
     lengths = np.array([len(row) for row in tokens])
     limit = config.max_tokens
     overlong = np.flatnonzero(lengths > limit)
     if overlong.size and config.overlong == "refuse":
         raise InputError(
-            f"{origin.at(overlong[0])}: the row has {lengths[overlong[0]]} tokens (and "
+            f"{origin.at(origins[overlong[0]])}: the row has {lengths[overlong[0]]} tokens (and "
             f"{overlong.size - 1} more rows are as long), expected at most {limit}; raise "
             "data.max_tokens, shorten the rows or set data.overlong to truncate."
         )
     # The first token has nothing before it to be predicted from.
-    keep = [row for row in range(count) if any(learned[row][1:limit])]
+    keep = [row for row in range(len(texts)) if any(learned[row][1:limit])]
     if not keep:
         raise InputError(
             f"{origin.source}: no row has a completion within {limit} tokens; raise "
@@ -140,59 +147,18 @@ def completions_from_columns(
         Sequences.of([tokens[row][:limit] for row in keep]),
         np.concatenate([np.asarray(learned[row][:limit], bool) for row in keep]),
         truncated=sum(int(row) in kept for row in overlong),
-        dropped=count - len(keep),
+        dropped=len(texts) - len(keep),
         source=origin.source,
     )
 
 
-def render(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], answer_next: bool, where: str
-) -> str:
-    """A conversation as the tokenizer's chat template writes it.
-
-    Args:
-        tokenizer: of `transformers`.
-        messages: the turns.
-        answer_next: end where the assistant's next turn begins.
-        where: what to call the row in messages.
-
-    Raises:
-        InputError: there is no template, or it refuses these turns.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        raise InputError(
-            f"{where}: the tokenizer has no chat template to write turns with; give `prompt` and "
-            "`completion`, or a model with a template."
-        )
-    from jinja2 import TemplateError
-
-    try:
-        text = tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            tokenize=False,
-            add_generation_prompt=answer_next,
-        )
-    except (TemplateError, TypeError) as error:
-        raise InputError(
-            f"{where}: the chat template refuses these turns ({error}); reorder or remove them."
-        ) from None
-    return str(text)
-
-
-def is_chat(tokenizer: "PreTrainedTokenizerBase", template: str) -> bool:
-    """Whether prompts and answers become turns: `template` says so, or `auto` and the tokenizer."""
-    if template == "auto":
-        return bool(getattr(tokenizer, "chat_template", None))
-    return template == "chat"
-
-
 def _segmenter(
     columns: Mapping[str, Sequence[object]],
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: ChatTokenizer,
     config: CompletionConfig,
     origin: Origin,
-) -> Callable[[int], Segments]:
-    """What cuts one row into learned and other pieces of text."""
+) -> Callable[[int], list[Segments]]:
+    """What cuts one row of the source into rows of learned and other pieces of text."""
     if "messages" in columns:
         if "completion" in columns:
             raise InputError(
@@ -207,14 +173,14 @@ def _segmenter(
             f"{origin.source} has no column `{missing[0]}`, expected `prompt` and `completion`, or "
             "`messages`; rename or add."
         )
-    chat = is_chat(tokenizer, config.template)
+    chat = choose_template(tokenizer, config.template)
 
-    def segment(row: int) -> Segments:
+    def segment(row: int) -> list[Segments]:
         where = origin.at(row)
         prompt = check_text(columns["prompt"][row], "prompt", where, empty=not chat)
         completion = check_text(columns["completion"][row], "completion", where)
         if not chat:
-            return [(prompt, False), (completion, True)]
+            return [[(prompt, False), (completion, True)]]
         turns = [
             {"role": "user", "content": prompt},
             {"role": "assistant", "content": completion},
@@ -226,27 +192,26 @@ def _segmenter(
 
 def _conversation(
     messages: Sequence[Message],
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: ChatTokenizer,
     config: CompletionConfig,
     where: str,
-) -> Segments:
-    """Pieces of a conversation, cut where a generated turn would begin and end."""
+) -> list[Segments]:
+    """Pieces of a conversation, cut where a generated turn begins and ends.
+
+    All learned turns make one row where each prompt goes on from the turn before it, as it has been
+    written. A template that writes earlier turns otherwise, such as without their thoughts, makes
+    a row of each.
+    """
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    whole = render(tokenizer, messages, False, where)
-    segments, done = [], 0
+    rows: list[Segments] = []
     for turn in turns if config.turns == "all" else turns[-1:]:
-        before = render(tokenizer, messages[:turn], True, where)
-        last = turn == len(messages) - 1
-        until = whole if last else render(tokenizer, messages[: turn + 1], False, where)
-        if not (whole.startswith(before) and whole.startswith(until) and len(before) >= done):
-            raise InputError(
-                f"{where}: the chat template writes turn {turn + 1} differently once the "
-                "conversation goes on, so it cannot be learned there; set data.turns to last, or "
-                "end the conversation at that turn."
-            )
-        segments += [(whole[done : len(before)], False), (whole[len(before) : len(until)], True)]
-        done = len(until)
-    return segments
+        prompt, answer = answer_turn(tokenizer, messages[: turn + 1], where)
+        before = "".join(piece for piece, _ in rows[-1]) if rows else None
+        if before is not None and prompt.startswith(before):
+            rows[-1] += [(prompt[len(before) :], False), (answer, True)]
+        else:
+            rows.append([(prompt, False), (answer, True)])
+    return rows
 
 
 def _messages(value: object, where: str) -> list[Message]:
@@ -264,7 +229,11 @@ def _messages(value: object, where: str) -> list[Message]:
         blank_is_fine = turn["role"] != "assistant"
         name = f"messages[{number - 1}].content"
         content = check_text(turn.get("content"), name, where, empty=blank_is_fine)
-        turns.append({"role": turn["role"], "content": content})
+        thought = turn.get("reasoning_content")
+        turns.append(
+            {"role": turn["role"], "content": content}
+            | ({"reasoning_content": thought} if isinstance(thought, str) else {})
+        )
     if turns[-1]["role"] != "assistant":
         raise InputError(
             f"{where}: the last of `messages` is of the {turns[-1]['role']}, expected the "
@@ -274,7 +243,7 @@ def _messages(value: object, where: str) -> list[Message]:
 
 
 def _tokenise(
-    texts: list[Segments], tokenizer: "PreTrainedTokenizerBase", plain: bool
+    texts: list[Segments], tokenizer: ChatTokenizer, plain: bool
 ) -> tuple[list[list[int]], list[list[bool]]]:
     """Tokens of each row and which are learned.
 
@@ -296,6 +265,6 @@ def _tokenise(
     return tokens, learned
 
 
-def _ids(texts: list[str], tokenizer: "PreTrainedTokenizerBase", special: bool) -> list[list[int]]:
+def _ids(texts: list[str], tokenizer: ChatTokenizer, special: bool) -> list[list[int]]:
     found: list[list[int]] = tokenizer(texts, add_special_tokens=special)["input_ids"]
     return found

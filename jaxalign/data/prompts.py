@@ -3,16 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
+from jaxalign.data.chat_template import Message
 from jaxalign.data.columns import read_columns
 from jaxalign.data.files import Origin
 from jaxalign.data.records import check_text
 from jaxalign.errors import InputError
 
-Message = Mapping[str, str]
 Prompt = str | Sequence[Message]
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
@@ -28,7 +27,8 @@ class PromptConfig:
 
     Attributes:
         template: `chat` renders each prompt as turns of a conversation; `plain` takes it as text;
-            `auto` chooses `chat` if the tokenizer has a chat template.
+            `auto` chooses `chat` if the tokenizer has a chat template; the name of one of the
+            tokenizer's several chat templates renders with that one.
         min_tokens: fewest tokens of a prompt, at least 1; shorter ones are left out.
         limit: most prompts, at least 1, drawn at random; null takes all.
         hold_out_share: share of the prompts, in [0, 1), that is held out for evaluation.
@@ -39,7 +39,7 @@ class PromptConfig:
         0.1
     """
 
-    template: Literal["auto", "chat", "plain"] = "auto"
+    template: str = "auto"
     min_tokens: int = 1
     limit: int | None = None
     hold_out_share: float = 0.1

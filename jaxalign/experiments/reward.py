@@ -17,6 +17,7 @@ from jaxalign.rewards.bradley_terry import (
     hold_out,
     load_choices,
     pairwise_accuracy,
+    tokenized_items,
     train,
 )
 from jaxalign.rewards.registry import rule_rewards
@@ -101,8 +102,9 @@ def run(
     table = choices.preferences
     arrays = [table.chosen, table.rejected, table.tie, choices.objective, rows]
     names = [base.sha256, *choices.labels, *table.texts]
+    texts = tokenized_items(base, table, config)
     run_dir = open_run_dir(out, "reward train", config, arrays, names, resume)
-    fitted = train(base, training, held, config, out, progress)
+    fitted = train(base, texts, training, held, config, out, progress)
     model = _finished(base, choices.labels, fitted.params, config, out / "model")
     report: RewardReport = {
         "choices": len(rows),

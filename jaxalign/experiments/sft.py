@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TypedDict
 
 import numpy as np
 
@@ -13,9 +13,6 @@ from jaxalign.progress import Progress
 from jaxalign.runs.run_dir import open_run_dir
 from jaxalign.train.mesh import make_mesh, param_shardings
 from jaxalign.train.sft import SftConfig, train
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 class SftReport(TypedDict):
@@ -73,7 +70,7 @@ def run(
     model = load_language_model(
         name, config.trunk.weights, lambda shapes: param_shardings(shapes, mesh)
     )
-    tokenizer = cast("PreTrainedTokenizerBase", model.tokenizer)
+    tokenizer = model.tokenizer
     completions = load_completions(source, tokenizer, config.data)
     progress.say(
         f"{len(completions):,} rows, {completions.learned.sum():,} tokens to learn, "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
+from jaxalign.data.chat_template import Message, render_chat
 from jaxalign.errors import InputError
 from jaxalign.models.buckets import bucket_length, padded
 from jaxalign.models.decoder import Adapters
@@ -20,7 +21,7 @@ from jaxalign.progress import track
 if TYPE_CHECKING:
     from jaxalign.models.language import LanguageModel
 
-Chat = Sequence[Mapping[str, str]]
+Chat = Sequence[Message]
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>")
 
 
@@ -217,8 +218,6 @@ def check_finite(model: "LanguageModel", logprobs: np.ndarray) -> None:
 
 
 def _templated(model: "LanguageModel", chat: Chat, name: str) -> str:
-    from jinja2 import TemplateError
-
     sound = isinstance(chat, Sequence) and len(chat) > 0
     if not sound or not all(isinstance(turn, Mapping) and "role" in turn for turn in chat):
         raise InputError(
@@ -227,15 +226,7 @@ def _templated(model: "LanguageModel", chat: Chat, name: str) -> str:
         )
     for turn in chat:
         check_text(turn.get("content"), f"a message's content in {name}")
-    if not model.tokenizer.chat_template:
-        raise InputError(f"{model.name} has no chat template: give {name} as a plain text.")
-    try:
-        text: str = model.tokenizer.apply_chat_template(
-            [dict(turn) for turn in chat], tokenize=False, add_generation_prompt=True
-        )
-    except TemplateError as error:
-        raise InputError(f"the chat template of {model.name} refuses {name}: {error}") from error
-    return text
+    return render_chat(model.tokenizer, chat, name, answer_next=True)
 
 
 def _answer(model: "LanguageModel", found: Generated, place: int, prompt_tokens: int) -> Completion:

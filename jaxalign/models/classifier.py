@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.data.chat_template import render_chat
 from jaxalign.errors import InputError
 from jaxalign.models import families
 from jaxalign.models.buckets import by_length, default_tokens, padded
@@ -252,7 +253,18 @@ def tokenize(
     elif tokenizer.chat_template:
         # The template writes the special tokens itself.
         found = encode(
-            [_conversation(tokenizer, *pair) for pair in texts], add_special_tokens=False
+            [
+                render_chat(
+                    tokenizer,
+                    [
+                        {"role": "user", "content": prompt},
+                        {"role": "assistant", "content": answer},
+                    ],
+                    f"texts[{number}]",
+                )
+                for number, (prompt, answer) in enumerate(texts)
+            ],
+            add_special_tokens=False,
         )
     else:
         found = encode(*(list(column) for column in zip(*texts, strict=True)))
@@ -266,11 +278,6 @@ def tokenize(
         check_tokens(row, classifier.config.vocab_size, f"texts[{number}]", classifier.name)
     typed = isinstance(classifier.config, EncoderConfig) and classifier.config.token_types > 1
     return ids, found.get("token_type_ids") if typed else None
-
-
-def _conversation(tokenizer: Tokenizer, prompt: str, answer: str) -> str:
-    turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-    return tokenizer.apply_chat_template(turns, tokenize=False)
 
 
 def _count_truncated(found: TokenizedTexts) -> int:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from jaxalign.data.chat_template import render_chat
 from jaxalign.data.preferences import Conversation
 from jaxalign.errors import InputError
 from jaxalign.models import encoder as bert
@@ -307,7 +308,7 @@ def _as_read(encoder: Encoder, text: str) -> tuple[str, bool]:
         {"role": "assistant" if number % 2 else "user", "content": said}
         for number, said in enumerate(text.turns)
     ]
-    return tokenizer.apply_chat_template(turns, tokenize=False), True
+    return render_chat(tokenizer, turns, f"the text {text[:40]!r}"), True
 
 
 def _tokenize(encoder: Encoder, texts: Sequence[tuple[str, bool]]) -> tuple[list[list[int]], int]:

@@ -1,6 +1,6 @@
 """What models need of a tokenizer of transformers, and checks of what goes in and comes out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -38,7 +38,7 @@ class Tokenizer(Protocol):
     eos_token_id: int | None
     pad_token: str | None
     pad_token_id: int | None
-    chat_template: str | None
+    chat_template: str | dict[str, str] | None
     model_max_length: int
 
     @property
@@ -73,7 +73,7 @@ class Tokenizer(Protocol):
 
     def apply_chat_template(
         self,
-        conversation: Sequence[Mapping[str, str]],
+        conversation: list[dict[str, str]],
         *,
         tokenize: bool = True,
         add_generation_prompt: bool = False,

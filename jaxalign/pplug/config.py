@@ -87,7 +87,8 @@ class TextConfig:
         answer_tokens: Length limit of an answer in tokens, at least 1; longer answers lose their
             end.
         template: `chat` formats the question as a user turn of the model's chat template, `plain`
-            as a line of its own, and `auto` uses `chat` if the tokenizer has a chat template.
+            as a line of its own, `auto` uses `chat` if the tokenizer has a chat template, and the
+            name of one of the tokenizer's several chat templates uses that one.
 
     Example:
         >>> from jaxalign.pplug import TextConfig
@@ -101,7 +102,7 @@ class TextConfig:
     query_prefix: str = QUERY_PREFIX
     prompt_tokens: int = 256
     answer_tokens: int = 128
-    template: Literal["auto", "chat", "plain"] = "auto"
+    template: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("max_items", "prompt_tokens", "answer_tokens"):

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from jaxalign.data.completions import CompletionConfig, completions_from_columns, is_chat
+from jaxalign.data.chat_template import choose_template
+from jaxalign.data.completions import CompletionConfig, completions_from_columns
 from jaxalign.data.files import Origin
 from jaxalign.data.histories import Histories
 from jaxalign.data.sequences import Sequences, pad_flat
@@ -19,9 +19,6 @@ from jaxalign.models.language import LanguageModel
 from jaxalign.models.tokenizer import Tokenizer
 from jaxalign.pplug.config import PersonaConfig, TextConfig
 from jaxalign.pplug.store import HistoryStore, encode_with
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Arrays = dict[str, np.ndarray]
 _SMALLEST, _LARGEST = 16, 512  # buckets of histories; longer ones have multiples of the largest
@@ -148,7 +145,7 @@ def format_prompts(
         ['red', 'green']
     """
     short = [shorten(question, model.tokenizer, text.prompt_tokens) for question in questions]
-    if is_chat(cast("PreTrainedTokenizerBase", model.tokenizer), text.template):
+    if choose_template(model.tokenizer, text.template):
         return [[{"role": "user", "content": question}] for question in short]
     return [question + _LINE for question in short]
 
@@ -198,13 +195,13 @@ def tokenize_samples(
             f"found {len(questions)} prompts for {len(histories)} samples; expected one for each."
         )
     short = [shorten(question, model.tokenizer, text.prompt_tokens) for question in questions]
-    chat = is_chat(cast("PreTrainedTokenizerBase", model.tokenizer), text.template)
+    chat = choose_template(model.tokenizer, text.template)
     found = completions_from_columns(
         {
             "prompt": short if chat else [question + _LINE for question in short],
             "completion": list(histories.outputs),
         },
-        cast("PreTrainedTokenizerBase", model.tokenizer),
+        model.tokenizer,
         CompletionConfig(_ANY_LENGTH, template=text.template),
         Origin(histories.source),
     )

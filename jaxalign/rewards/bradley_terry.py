@@ -230,6 +230,7 @@ def hold_out(
 
 def train(
     base: LanguageModel,
+    texts: Sequences,
     choices: ObjectiveChoices,
     held: ObjectiveChoices | None,
     config: RewardConfig,
@@ -240,6 +241,7 @@ def train(
 
     Args:
         base: the trunk; full training uses up its parameters.
+        texts: of `tokenized_items`, for the items of the table.
         choices: what to learn.
         held: what to judge by, of the same table, None for nothing.
         config: the run.
@@ -262,7 +264,6 @@ def train(
     last = jnp.zeros((1, decoder.width), jnp.float32)
     trained["head"] = dict(head.init(head_key, last)["params"])
     limit = min(config.max_tokens, decoder.positions)
-    texts = tokenised(base, choices.preferences, limit)
     return fit(
         init_train_state(run, trained, config.optimiser, mesh, decoder),
         frozen,
@@ -277,9 +278,14 @@ def train(
     )
 
 
-def tokenised(base: LanguageModel, table: Preferences, limit: int) -> Sequences:
-    """Tokens of every item, as scoring will read them."""
+def tokenized_items(base: LanguageModel, table: Preferences, config: RewardConfig) -> Sequences:
+    """Return the tokens of every item, as scoring will read them.
+
+    Raises:
+        InputError: the chat template refuses an item, or it has no tokens.
+    """
     empty = jnp.zeros((base.config.width, 1), jnp.float32)
+    limit = min(config.max_tokens, base.config.positions)
     reader = replace(reward_model(base, ("reward",), empty, {}), max_length=limit)
     ids: list[list[int]] = [[] for _ in table.items]
     for rows, texts in _inputs(table, np.arange(len(table.items))):

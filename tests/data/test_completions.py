@@ -95,8 +95,12 @@ def test_a_template_that_rewrites_earlier_turns(tmp_path, tokenizer):
     (found,) = texts(tokenizer, load_completions(path, tokenizer))
     assert found[1] == "B<end>\n"
     assert "[x]" not in found[0]
-    with pytest.raises(InputError, match="line 1: the chat template writes turn 3 differently"):
-        load_completions(path, tokenizer, CompletionConfig(turns="all"))
+    first, second = texts(
+        tokenizer, load_completions(path, tokenizer, CompletionConfig(turns="all"))
+    )
+    assert first[0] == "<system>s<end>\n<user>one<end>\n<assistant>[x]A<end>\n"
+    assert first[1] == "[x]A<end>\n"
+    assert second == found
 
 
 def test_parquet_is_read_as_json_lines_are(tmp_path, tokenizer):

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxalign.config import to_yaml
+from jaxalign.data.chat_template import choose_template
 from jaxalign.data.prompts import (
     Prompt,
     PromptConfig,
@@ -202,9 +203,8 @@ def prompts_for(model: LanguageModel, read: Prompts, config: MocRunConfig) -> Pr
     Raises:
         InputError: as `filter_prompts`.
     """
-    template, moc = config.prompts.template, config.moc
-    has_template = bool(model.tokenizer.chat_template)
-    chat = template == "chat" or (template == "auto" and has_template)
+    moc = config.moc
+    chat = choose_template(model.tokenizer, config.prompts.template)
     names = [reward.name for reward in config.rewards]
     even = np.full(len(names), 1 / len(names))
 
