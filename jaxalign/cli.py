@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from jaxalign.commands import demo, embed, generate, moc, mrm, palm, pplug, reward, sft
+from jaxalign.commands import answer, demo, embed, generate, moc, mrm, palm, pplug, reward, sft
 from jaxalign.commands.parser import Parser, check_out
 from jaxalign.errors import InputError
 from jaxalign.version import __version__
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="jaxalign", description="Personalise language models.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"jaxalign {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (demo, embed, mrm, palm, moc, pplug, sft, reward, generate):
+    for module in (demo, embed, mrm, palm, moc, pplug, sft, reward, generate, answer):
         module.add(commands)
     return parser
 

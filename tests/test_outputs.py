@@ -13,6 +13,7 @@ from jaxalign.errors import InputError
 from jaxalign.files import check_output, write_aside, write_folder_aside
 
 FILES = {
+    "answer": "--run none --prompts READ",
     "embed": "--texts READ",
     "generate": "--model none --prompts READ",
     "mrm adapt": "--model none --data READ",

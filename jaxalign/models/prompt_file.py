@@ -28,12 +28,14 @@ class PromptRow(TypedDict, total=False):
         messages: a chat of {"role", "content"}.
         adapter: name of the adapter that answers.
         preference: of the user who asks, as text or as an object of shares.
+        user: who asks, as `jaxalign answer` takes it.
     """
 
     prompt: str
     messages: Chat
     adapter: str
     preference: object
+    user: str
 
 
 def read_prompts(path: Path) -> list[PromptRow]:

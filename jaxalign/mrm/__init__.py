@@ -14,6 +14,7 @@ from jaxalign.mrm.bayes import (
     predict,
 )
 from jaxalign.mrm.config import BayesConfig, MRMConfig
+from jaxalign.mrm.gains import BestOf, Gains, best_of, best_option, expected_gains
 from jaxalign.mrm.hierarchical import HierarchicalBayes
 from jaxalign.mrm.inner import adapt
 from jaxalign.mrm.meta import MetaRewardModel
@@ -34,8 +35,10 @@ __all__ = [
     "METHODS",
     "BayesConfig",
     "Belief",
+    "BestOf",
     "FitReport",
     "FitResult",
+    "Gains",
     "HierarchicalBayes",
     "MRMConfig",
     "MetaRewardModel",
@@ -50,9 +53,12 @@ __all__ = [
     "adapt",
     "adapt_users",
     "base_rewards",
+    "best_of",
+    "best_option",
     "bradley_terry",
     "choice_probability",
     "effective_weights",
+    "expected_gains",
     "fit",
     "fit_prior",
     "information",

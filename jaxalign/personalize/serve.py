@@ -16,6 +16,7 @@ from jaxalign.models.chat import Chat, Completion, generate_texts
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.peft import load_adapter, save_adapter
 from jaxalign.models.sampling import Sampling
+from jaxalign.palm.portfolio import FILE as PORTFOLIO_FILE
 from jaxalign.palm.portfolio import Portfolio
 from jaxalign.palm.portfolio import load as load_portfolio
 from jaxalign.personalize.policies import (
@@ -131,6 +132,21 @@ class AboutPolicies:
     base_sha256: str
     identity: tuple[str, ...]
     fingerprint: str
+
+
+def about_policies(path: str | Path) -> AboutPolicies:
+    """Return what a folder of `Serving.save` states of its policies.
+
+    Raises:
+        InputError: the folder holds no policies.
+    """
+    place = Path(path).expanduser() / FILE
+    if not place.exists() and place.with_name(PORTFOLIO_FILE).exists():
+        raise InputError(
+            f"{path} holds a portfolio of candidates, which answers no new prompt; expected one "
+            "of trained policies: build it with `jaxalign palm build` over adapters or a policy."
+        )
+    return load_artifact(place, "set of policies", AboutPolicies, _REMEDY).about
 
 
 def load(path: str | Path, model: LanguageModel) -> Serving:

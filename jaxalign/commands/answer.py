@@ -1,0 +1,158 @@
+"""`jaxalign answer`."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from jaxalign.commands.parser import Commands, add_out, check_drawing, command
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    parser = command(
+        commands,
+        "answer",
+        _answer,
+        "answer a prompt for one user, as that user's choices say",
+        epilog="The answers come from a model or a file of candidates (the best one for the user "
+        "is chosen), from a portfolio (the best member answers) or from a MOC policy (which is "
+        "given the best preference). With several, the largest expected gain decides.",
+    )
+    option = parser.add_argument
+    option(
+        "--run",
+        dest="user_run",
+        type=Path,
+        required=True,
+        help="folder of the `mrm train` run of the users",
+    )
+    option("--users", type=Path, help="Parquet file of `mrm adapt` (RUN/users.parquet)")
+    option(
+        "--user", help="who asks; left out, or without choices: the taste of the whole population"
+    )
+    prompts = parser.add_mutually_exclusive_group(required=True)
+    prompts.add_argument("--prompt", help="one prompt")
+    prompts.add_argument(
+        "--prompts",
+        type=Path,
+        help="file of prompts: one per line, or JSON lines with prompt or messages, and user where "
+        "rows differ in it",
+    )
+    option("--model", help="language model: folder, file or name; draws the answers to choose from")
+    option(
+        "--candidates",
+        type=Path,
+        help="file of answers to choose from instead: rows of prompt and answer, the plain answer "
+        "of each prompt first",
+    )
+    option("--portfolio", type=Path, help="folder of `palm build` over policies")
+    option("--policy", type=Path, help="folder of `moc train`, after `moc evaluate`")
+    option(
+        "--reward-model",
+        action="append",
+        default=[],
+        help="folder of a reward model that computes the users' named rewards; may be repeated; "
+        "registered rewards need none",
+    )
+    option(
+        "--strategy",
+        choices=("auto", "best_of", "member", "conditioned", "plain"),
+        default="auto",
+        help="how to answer; auto: the one of the largest expected gain (auto)",
+    )
+    option(
+        "--caution",
+        type=float,
+        default=0.0,
+        help="standard deviations of the gain that are taken off before answers are compared, 0 or "
+        "more; 1 to 2 prefers answers that are sure to help (0)",
+    )
+    option(
+        "--least-probability",
+        type=float,
+        default=0.5,
+        help="give the plain answer where the best one is better for the user with a lower "
+        "probability, 0 to 1 (0.5)",
+    )
+    option("--samples", type=int, default=8, help="answers drawn from --model for each prompt (8)")
+    option("--chat", action="store_true", help="put prompts through the model's chat template")
+    option("--system", help="system message before every prompt; implies --chat")
+    option("--max-tokens", type=int, default=256, help="most tokens of an answer (256)")
+    option(
+        "--temperature",
+        type=float,
+        default=0.8,
+        help="divides the logits, above 0; 1 samples from the model (0.8)",
+    )
+    option("--top-k", type=int, help="sample among the k most likely tokens (all)")
+    option(
+        "--top-p",
+        type=float,
+        default=0.95,
+        help="sample among the most likely tokens that together have this probability, above 0 and "
+        "at most 1 (0.95)",
+    )
+    option("--seed", type=int, default=0, help="of the sampling, at least 0 (0)")
+    option("--dtype", default="float32", help="float32 or bfloat16 (float32)")
+    option("--batch-size", type=int, default=16, help="prompts answered at once (16)")
+    add_out(parser, "file", "JSON lines to write (standard output)", required=False)
+
+
+def _answer(arguments: argparse.Namespace, _: list[str]) -> None:
+    import jax
+
+    from jaxalign.experiments.answer import (
+        AnswerSources,
+        answer_users,
+        described,
+        load_strategy,
+        load_user_model,
+        reason,
+    )
+    from jaxalign.files import write_text
+    from jaxalign.models.prompt_file import PromptRow, prompt_of, read_prompts
+    from jaxalign.models.sampling import Sampling
+    from jaxalign.personalize import ServingRule
+
+    check_drawing(arguments)
+    rule = ServingRule(arguments.caution, arguments.least_probability)
+    settings = Sampling(
+        max_tokens=arguments.max_tokens,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+    )
+    sources = AnswerSources(
+        arguments.model,
+        arguments.candidates,
+        arguments.portfolio,
+        arguments.policy,
+        tuple(arguments.reward_model),
+        arguments.samples,
+        settings,
+        arguments.dtype,
+        arguments.batch_size,
+    )
+    rows: list[PromptRow] = [{"prompt": arguments.prompt}]
+    if arguments.prompts:
+        rows = read_prompts(arguments.prompts)
+    prompts = [prompt_of(row, arguments.chat, arguments.system) for row in rows]
+    users = [row.get("user", arguments.user) for row in rows]
+    model = load_user_model(arguments.user_run, arguments.users)
+    strategy = load_strategy(arguments.strategy, sources, model, prompts)
+    answers = answer_users(model, prompts, users, strategy, rule, jax.random.key(arguments.seed))
+    known = [model.users is not None and user in model.users.users for user in users]
+    if arguments.prompt is not None and arguments.out is None:
+        print(answers[0].text)
+        print(reason(answers[0], users[0], known[0]), file=sys.stderr)
+        return
+    parts = zip(prompts, users, known, answers, strict=True)
+    lines = [described(row, *part) for row, part in enumerate(parts)]
+    text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
+    if arguments.out is None:
+        print(text, end="")
+        return
+    write_text(arguments.out, text)
+    plain = sum(answer.strategy == "plain" for answer in answers)
+    print(f"{len(answers)} answers, {plain} of them plain; wrote {arguments.out}", file=sys.stderr)

@@ -1,0 +1,28 @@
+"""Strategies of personal answers, behind one protocol: best of n, members, preferences, plain."""
+
+from jaxalign.personalize.strategies.auto import LargestGain, PlainAnswers
+from jaxalign.personalize.strategies.base import (
+    PersonalAnswer,
+    ServingRule,
+    Strategy,
+    UserRequest,
+)
+from jaxalign.personalize.strategies.best_of import BestOfAnswers
+from jaxalign.personalize.strategies.policies import (
+    BestPolicy,
+    conditioned_strategy,
+    member_strategy,
+)
+
+__all__ = [
+    "BestOfAnswers",
+    "BestPolicy",
+    "LargestGain",
+    "PersonalAnswer",
+    "PlainAnswers",
+    "ServingRule",
+    "Strategy",
+    "UserRequest",
+    "conditioned_strategy",
+    "member_strategy",
+]

@@ -1,0 +1,52 @@
+"""Plain answers, and whichever strategy is expected to gain most for the user."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+
+from jaxalign.personalize.strategies.base import (
+    Draw,
+    PersonalAnswer,
+    ServingRule,
+    Strategy,
+    UserRequest,
+)
+
+
+@dataclass(frozen=True)
+class PlainAnswers:
+    """The answer that anybody gets.
+
+    Attributes:
+        draw: answers, of which the first is given.
+    """
+
+    draw: Draw
+    name = "plain"
+
+    def answer(
+        self, requests: Sequence[UserRequest], rule: ServingRule, key: jax.Array
+    ) -> list[PersonalAnswer]:
+        """Return the first draw for each request."""
+        drawn = self.draw([request.prompt for request in requests], key)
+        return [PersonalAnswer(some[0], self.name, "asked for", 0.0, None, None) for some in drawn]
+
+
+@dataclass(frozen=True)
+class LargestGain:
+    """Every strategy answers, and each user is given the answer of the largest expected gain.
+
+    Attributes:
+        strategies: one or more, the first one is preferred among equals.
+    """
+
+    strategies: tuple[Strategy, ...]
+    name = "auto"
+
+    def answer(
+        self, requests: Sequence[UserRequest], rule: ServingRule, key: jax.Array
+    ) -> list[PersonalAnswer]:
+        """Return the answer of the largest expected gain, the plain one where none is above 0."""
+        each = [strategy.answer(requests, rule, key) for strategy in self.strategies]
+        return [max(some, key=lambda answer: answer.gain) for some in zip(*each, strict=True)]

@@ -1,0 +1,200 @@
+"""Policies of which one answers: members of a portfolio, or one policy given preferences."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import jax
+import numpy as np
+from scipy.special import erf
+
+from jaxalign.errors import InputError
+from jaxalign.moc.policy import ConditionedPolicy
+from jaxalign.moc.value_table import ValueTable
+from jaxalign.models.chat import generate_texts
+from jaxalign.models.language import LanguageModel
+from jaxalign.models.sampling import Sampling
+from jaxalign.mrm.gains import expected_gains
+from jaxalign.personalize.policies import Conditioned, Kind
+from jaxalign.personalize.serve import Serving
+from jaxalign.personalize.strategies.base import (
+    Floats,
+    PersonalAnswer,
+    ServingRule,
+    UserRequest,
+    chosen_answer,
+)
+from jaxalign.personalize.targets import ids
+from jaxalign.personalize.utility import Utility
+from jaxalign.rewards.reward_scale import RewardIds
+
+NEAR_ZERO = 0.01
+"""Share of the population's typical size below which a user's weights have no direction."""
+
+
+@dataclass(frozen=True, eq=False)
+class BestPolicy:
+    """The policy of the largest expected gain answers; the reference is always among them.
+
+    Attributes:
+        name: of the strategy.
+        policies: what makes a policy of A weights.
+        model: the reference.
+        weights: [C, A] of the C policies; zeros, the reference, first.
+        words: [C] what each policy is.
+        values: [C, K] its expected rewards in standard deviations.
+        cost: [C] price of its KL, in logits.
+        population: the population's weights, by which users without a direction are served.
+        settings: how tokens are sampled.
+        batch_size: the most prompts at once.
+    """
+
+    name: str
+    policies: Kind = field(repr=False)
+    model: LanguageModel = field(repr=False)
+    weights: Floats
+    words: tuple[str, ...]
+    values: Floats
+    cost: Floats
+    population: Utility
+    settings: Sampling
+    batch_size: int = 16
+
+    def answer(
+        self, requests: Sequence[UserRequest], rule: ServingRule, key: jax.Array
+    ) -> list[PersonalAnswer]:
+        """Return the answer of each user's best policy, all of a batch in one decode call."""
+        gains = [expected_gains(r.mean, r.cov, self.values, self.cost) for r in requests]
+        everybody = expected_gains(self.population.mean, None, self.values, self.cost)
+        least = NEAR_ZERO * typical_size(self.population)
+        near = [bool(np.abs(request.mean).sum() < least) for request in requests]
+        options = [
+            rule.choose(everybody if small else own) for own, small in zip(gains, near, strict=True)
+        ]
+        weights = self.weights[options]
+        pairs = zip((request.prompt for request in requests), weights, strict=True)
+        completions = generate_texts(
+            self.model,
+            [self.policies.prompt(*pair) for pair in pairs],
+            self.settings,
+            key,
+            **self.policies.stacked(self.weights).arguments(options),
+            batch_size=self.batch_size,
+        )
+        return [
+            chosen_answer(completion.text, self.name, self.words, option, own)
+            for completion, option, own in zip(completions, options, gains, strict=True)
+        ]
+
+
+def typical_size(population: Utility) -> float:
+    """Return the expected sum of the absolute weights of a user drawn from the population.
+
+    Args:
+        population: mean [K] and covariance [K, K] of the users' weights.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.personalize import Utility
+        >>> from jaxalign.personalize.strategies.policies import typical_size
+        >>> from jaxalign.rewards import RewardIds
+        >>> ids = RewardIds(("kind", "brief"), "0" * 64)
+        >>> round(typical_size(Utility([0.0, 3.0], np.diag([1.0, 0.0]), ids)), 3)  # 3 + sqrt(2/pi)
+        3.798
+    """
+    mean = np.asarray(population.mean, np.float64)
+    sd = np.sqrt(np.diagonal(population.cov).astype(np.float64))
+    scaled = np.divide(mean, sd, out=np.full_like(mean, np.inf), where=sd > 0)
+    folded = sd * np.sqrt(2 / np.pi) * np.exp(-(scaled**2) / 2) + mean * erf(scaled / np.sqrt(2))
+    return float(np.where(sd > 0, folded, np.abs(mean)).sum())
+
+
+def member_strategy(
+    serving: Serving, population: Utility, settings: Sampling, batch_size: int = 16
+) -> BestPolicy:
+    """Return the strategy that routes each user to a member of a portfolio.
+
+    A user's value of a member is <w, rewards> less the price of its KL. The price of one nat, in
+    logits, is the one at which the portfolio was built, for weights as large as they are on average
+    in the population: whoever chooses more decisively pays relatively less for KL.
+
+    Args:
+        serving: portfolio, policies and model; its rewards and their scale must be those that the
+            users' weights are on.
+        population: weights of a user of whom nothing is known.
+        settings: how tokens are sampled.
+        batch_size: the most prompts at once.
+
+    Raises:
+        InputError: a portfolio without a scale, on other rewards or on another scale.
+    """
+    portfolio = serving.portfolio
+    scale = portfolio.scale
+    if scale is None:
+        raise InputError(
+            "portfolio: found one that does not state the scale of its rewards, expected one of "
+            "`jaxalign palm build`; build it anew."
+        )
+    population.reward_ids.expect(scale.ids, "portfolio")
+    per_level = scale.weights_on_levels(np.ones(len(scale.names)))
+    levels = Utility(
+        population.mean * per_level,
+        population.cov * np.outer(per_level, per_level),
+        population.reward_ids,
+    )
+    beta = portfolio.beta * typical_size(levels)
+    members = portfolio.members
+    words = ("the reference, member 0", *(f"member {n}" for n in range(1, len(members))))
+    return BestPolicy(
+        "member",
+        serving.policies,
+        serving.model,
+        np.asarray(members.payload["weight"], np.float64),
+        words,
+        scale.standardise_levels(np.asarray(members.rewards, np.float64)),
+        beta * np.asarray(members.kl, np.float64),
+        population,
+        settings,
+        batch_size,
+    )
+
+
+def conditioned_strategy(
+    policy: ConditionedPolicy,
+    table: ValueTable,
+    population: Utility,
+    settings: Sampling,
+    batch_size: int = 16,
+) -> BestPolicy:
+    """Return the strategy that gives a conditioned policy the preference that serves each user.
+
+    Args:
+        policy: conditioned on preferences.
+        table: its value table; the reference, whose standardised rewards are 0, is added.
+        population: weights of a user of whom nothing is known, on the policy's rewards.
+        settings: how tokens are sampled.
+        batch_size: the most prompts at once.
+
+    Raises:
+        InputError: a policy without a scale, or a table or users of other rewards or another scale.
+    """
+    known = ids(policy)
+    known.expect(RewardIds(table.names, table.digest), "value table")
+    population.reward_ids.expect(known, "policy")
+    none = np.zeros((1, len(table.names)))
+    preferences = np.concatenate([none, table.preferences])
+    words = [
+        ", ".join(f"{name}={share:.2g}" for name, share in zip(table.names, row, strict=True))
+        for row in table.preferences
+    ]
+    return BestPolicy(
+        "conditioned",
+        Conditioned(policy, table.preferences),
+        policy.model,
+        preferences,
+        ("the reference", *words),
+        np.concatenate([none, table.achieved_rewards]),
+        np.zeros(len(preferences)),
+        population,
+        settings,
+        batch_size,
+    )

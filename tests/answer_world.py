@@ -1,0 +1,60 @@
+"""Users on named rewards, and what answers them: models in memory, saved without any training."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+
+from jaxalign import mrm
+from jaxalign.mrm.reduce import standardise
+from jaxalign.rewards import fit_scale, rule_rewards
+
+NAMES = ("brevity", "warmth")
+TEXTS = {
+    "How was your day?": (
+        "It was a day.",
+        "Fine.",
+        "My dear friend, thank you so much for asking, I love that you care, it was wonderful!",
+    ),
+    "Tea?": (
+        "There is some tea in the kitchen over there.",
+        "Yes.",
+        "Oh, I would love some, dear!",
+    ),
+}
+USERS = {"brief": (3.0, 0.0), "warm": (-1.0, 3.0), "unsure": (0.0, 0.01)}
+
+
+def scale_of(names=NAMES):
+    texts = [text for some in TEXTS.values() for text in some]
+    raw = rule_rewards(names).function([""] * len(texts), texts)
+    return fit_scale(raw, names, None)
+
+
+def save_run(folder, scale, variance=0.04):
+    """A run of `mrm train` on named rewards with its adapted users; everybody likes brevity."""
+    size = len(scale.names)
+    prior = np.eye(1, size)
+    fitted = {"mean": prior, "cov": np.eye(size)[None], "step": np.ones(1, int)}
+    model = mrm.UserModel(
+        mrm.make_method("bayes"), fitted, {"em": 0, "adapt": True}, np.zeros(size),
+        standardise(scale),
+    )  # fmt: skip
+    digest = mrm.save(folder, model)
+    cov = np.tile(variance * np.eye(size), (len(USERS), 1, 1))
+    cov[list(USERS).index("unsure")] *= 100
+    mean = np.array([(*weights, 0.0)[:size] for weights in USERS.values()])
+    count, accuracy = np.full(len(USERS), 9), np.full(len(USERS), np.nan)
+    users = mrm.UserWeights(tuple(USERS), count, accuracy, digest, mean, cov, scale.ids)
+    mrm.save_users(folder / "users.parquet", users)
+    return folder
+
+
+def build(root):
+    rows = [{"prompt": p, "answer": text} for p, texts in TEXTS.items() for text in texts]
+    candidates = root / "candidates.jsonl"
+    candidates.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scale = scale_of()
+    return SimpleNamespace(
+        root=root, scale=scale, run=save_run(root / "run", scale), candidates=candidates
+    )

@@ -1,0 +1,100 @@
+"""`jaxalign answer`: the best of given or drawn answers for a user, with its reasons."""
+
+import json
+
+import answer_world
+import numpy as np
+import pytest
+from answer_world import NAMES, TEXTS, USERS
+from cli_calls import call, refused, write_rows
+
+from jaxalign.rewards import rule_rewards
+
+PROMPT = "How was your day?"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return answer_world.build(tmp_path_factory.mktemp("answer"))
+
+
+def answer(world, *more, prompt=PROMPT):
+    asked = () if prompt is None else ("--prompt", prompt)
+    given = ("--candidates", world.candidates)
+    return call("answer", "--run", world.run, *given, *asked, *more)
+
+
+def expected(world, user, prompt):
+    """Gains over the first answer, and their standard deviations, from the definitions."""
+    raw = rule_rewards(NAMES).function([""] * 3, list(TEXTS[prompt]))
+    beyond = (raw - raw[0]) / world.scale.std
+    variance = 4.0 if user == "unsure" else 0.04
+    return beyond @ USERS[user], np.sqrt(variance * (beyond**2).sum(1))
+
+
+@pytest.mark.parametrize(("user", "place"), [("brief", 1), ("warm", 2)])
+def test_a_user_is_given_the_answer_that_the_user_likes_best(world, user, place):
+    result = answer(world, "--user", user)
+    assert (result.code, result.out) == (0, f"{TEXTS[PROMPT][place]}\n")
+    gain, sd = (column[place] for column in expected(world, user, PROMPT))
+    assert f"answer {place + 1} of 3 (best_of): gain {gain:.2f} +- {sd:.2f} logits" in result.err
+    assert "not sure" not in result.err
+    assert "population" not in result.err
+
+
+def test_it_says_that_it_is_not_sure_or_does_not_know_the_user(world):
+    result = answer(world, "--user", "unsure")
+    assert "not sure to help" in result.err
+    result = answer(world, "--user", "nobody")
+    assert result.out == f"{TEXTS[PROMPT][1]}\n"  # everybody likes brevity
+    assert "no choices of 'nobody' are known, so the taste of the whole population" in result.err
+    assert "no user was named" in answer(world).err
+
+
+def test_the_plain_answer_where_no_other_is_sure_enough(world):
+    for more in (("--least-probability", 0.99), ("--caution", 5), ("--strategy", "plain")):
+        result = answer(world, "--user", "unsure", *more)
+        assert result.out == f"{TEXTS[PROMPT][0]}\n"
+        assert "the plain answer" in result.err
+
+
+def test_rows_bring_their_own_users(world, tmp_path):
+    rows = [
+        {"prompt": "Tea?", "user": "warm"},
+        {"prompt": "Tea?", "user": "brief"},
+        {"prompt": PROMPT},
+    ]
+    prompts, out = write_rows(tmp_path / "p.jsonl", rows), tmp_path / "out.jsonl"
+    result = answer(world, "--prompts", prompts, "--user", "warm", "--out", out, prompt=None)
+    assert result.code == 0, result.err
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["answer"] for row in found] == [
+        TEXTS["Tea?"][2],
+        TEXTS["Tea?"][1],
+        TEXTS[PROMPT][2],
+    ]
+    assert [row["user"] for row in found] == ["warm", "brief", "warm"]
+    assert [row["row"] for row in found] == [0, 1, 2]
+    gain, sd = expected(world, "warm", "Tea?")
+    assert found[0]["gain"] == pytest.approx(gain[2], rel=1e-4)
+    assert found[0]["gain_sd"] == pytest.approx(sd[2], rel=1e-4)
+    assert found[0]["probability"] > 0.99
+    assert found[0]["why"].startswith("answer 3 of 3 (best_of)")
+
+
+def test_users_of_another_run_and_missing_sources_are_refused(world, tmp_path):
+    other = answer_world.save_run(tmp_path / "other", world.scale, variance=1.0)
+    users = ("--users", other / "users.parquet")
+    assert answer(world, *users).code == 0  # the same population: the same model
+    third = answer_world.save_run(
+        tmp_path / "third", answer_world.scale_of(("brevity", "simplicity"))
+    )
+    refused(answer(world, "--users", third / "users.parquet"), "another model")
+    refused(answer(world, prompt="Why?"), "no answer to the prompt 'Why?'", "--model")
+    refused(
+        call("answer", "--run", world.run, "--prompt", "x"), "--model, --candidates, --portfolio"
+    )
+    refused(answer(world, "--strategy", "member"), "--portfolio")
+    refused(answer(world, "--model", "x"), "--model and --candidates")
+    refused(answer(world, "--least-probability", 2), "expected 0 to 1")
+    refused(call("answer", "--run", tmp_path, "--prompt", "x"), "no trained model")
