@@ -46,7 +46,7 @@ from jaxalign.moc.combination import (
 )
 from jaxalign.moc.config import KLConfig, MocConfig
 from jaxalign.moc.files import load, save
-from jaxalign.moc.min_norm_solver import frank_wolfe, min_norm
+from jaxalign.moc.min_norm_solver import min_norm
 from jaxalign.moc.policy import (
     ConditionedPolicy,
     init_policy,
@@ -71,7 +71,6 @@ __all__ = [
     "PreferenceConfig",
     "combine",
     "evaluation_points",
-    "frank_wolfe",
     "init_policy",
     "insert_preference_tag",
     "load",

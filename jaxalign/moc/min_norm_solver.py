@@ -14,9 +14,10 @@ EXACT_UP_TO = 8
 def min_norm(gram: jax.Array) -> jax.Array:
     """Return the weights c on the simplex of least |sum_i c_i g_i|^2 = c^T G c; `vmap` for more.
 
-    Exact for up to 8 vectors: the minimum lies inside a face of the simplex whose vectors are
-    affinely independent, so every face is solved and the best kept. Beyond, `frank_wolfe`. Of
-    equally good faces the one with more vectors is taken.
+    For up to 8 vectors every face of the simplex is solved and the best kept: the minimum lies
+    inside one whose vectors are affinely independent. Of equally good faces the one with more
+    vectors is taken. Beyond 8 vectors, an active-set method finds the face. Both are exact up to
+    rounding.
 
     Args:
         gram: [R, R], the Gram matrix g_i . g_j.
@@ -35,7 +36,7 @@ def min_norm(gram: jax.Array) -> jax.Array:
         [0.8, 0.2]
     """
     if gram.shape[-1] > EXACT_UP_TO:
-        return frank_wolfe(gram)
+        return _active_set(gram)
     gram = _scaled(gram)
     faces = jnp.asarray(_faces(len(gram)))
     found = jax.vmap(_face_minimum, in_axes=(None, 0))(gram, faces)
@@ -46,45 +47,69 @@ def min_norm(gram: jax.Array) -> jax.Array:
     return found[jnp.argmin(jnp.where(jnp.isfinite(value), value, jnp.inf))]
 
 
-@jax.jit(static_argnames="steps")
-def frank_wolfe(gram: jax.Array, steps: int = 1000) -> jax.Array:
-    """Return the weights of `min_norm` by pairwise Frank-Wolfe steps, for any number of vectors.
+def _active_set(gram: jax.Array) -> jax.Array:
+    """[R] weights of the least norm, by the active-set method for non-negative least squares.
 
-    Every step moves weight from the worst vector that has some to the best one, by line search.
-    Unlike plain Frank-Wolfe steps, pairwise steps converge linearly.
+    The y >= 0 of least y^T (G + 1 1^T) y / 2 - sum(y) is a multiple of the weights: with s the
+    sum of y, G y = (1 - s) 1 + mu, and mu >= 0 vanishes where y does not. A pass either drops a
+    vector that would get a negative weight, or takes in the one of steepest descent. A vector that
+    takes part depends on none of the others that do, so that every system has one solution.
 
-    Args:
-        gram: [R, R], the Gram matrix g_i . g_j.
-        steps: 20 to 50 for each vector leave a gap of a few roundings.
-
-    Returns:
-        [R], at least float32, non-negative, sum 1; equal weights where the matrix is not finite.
-
-    Source: Lacoste-Julien and Jaggi (arXiv 1511.05932), algorithm 2.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from jaxalign.moc import frank_wolfe
-        >>> [round(c, 3) for c in frank_wolfe(jnp.diag(jnp.array([1.0, 4.0]))).tolist()]
-        [0.8, 0.2]
+    Source: Lawson and Hanson, Solving Least Squares Problems (1974), chapter 23, algorithm NNLS.
     """
     gram = _scaled(gram)
-    start = jnp.full(len(gram), 1 / len(gram), gram.dtype)
+    size, dtype = len(gram), gram.dtype
+    least = 8 * jnp.finfo(dtype).eps
+    system = gram + 1
+    identity = jnp.eye(size, dtype=dtype)
 
-    def step(_: int, weights: jax.Array) -> jax.Array:
-        slope = jnp.matmul(gram, weights, precision="highest")
-        best = jnp.argmin(slope)
-        worst = jnp.argmax(jnp.where(weights > 0, slope, -jnp.inf))
-        curvature = gram[best, best] + gram[worst, worst] - 2 * gram[best, worst]
-        curvature = jnp.maximum(curvature, jnp.finfo(gram.dtype).tiny)
-        moved = jnp.minimum((slope[worst] - slope[best]) / curvature, weights[worst])
-        # Set, not subtracted: a corner that is left has weight 0 and not a rounding of it.
-        left = jnp.where(moved < weights[worst], weights[worst] - moved, 0)
-        new = weights.at[worst].set(left).at[best].add(moved)
-        return jnp.where(best == worst, weights, new)
+    def unfinished(state: tuple[jax.Array, ...]) -> jax.Array:
+        return ~state[-1]
 
-    weights = jax.lax.fori_loop(0, steps, step, start)
-    return weights / jnp.sum(weights)
+    def step(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        current, active, banned, passes, _ = state
+        inside = active[:, None] & active[None, :]
+        solved = jnp.linalg.solve(jnp.where(inside, system, identity), active.astype(dtype))
+        solved = jnp.where(jnp.all(jnp.isfinite(solved)), solved, 0)
+        negative = active & (solved <= 0)
+
+        # How far `current` can go towards the solution until a weight is zero, which is dropped.
+        gap = jnp.where(negative, current - solved, 1)
+        share = jnp.where(negative, current / jnp.where(gap > 0, gap, 1), jnp.inf)
+        shrunk = current + jnp.min(share) * (solved - current)
+        kept = active & (share > jnp.min(share)) & (shrunk > 0)
+
+        slope = 1 - jnp.matmul(system, solved, precision="highest")
+        # A vector that rounding drops as soon as it is taken in stays out until another is.
+        open_to = ~active & ~banned & (slope > least)
+        entering = jnp.argmax(jnp.where(open_to, slope, -jnp.inf))
+        grown = active.at[entering].set(True)
+
+        dropping = jnp.any(negative)
+        current = jnp.where(dropping, jnp.where(kept, shrunk, 0), solved)
+        banned = jnp.where(dropping, banned | (active & (current <= 0)), False)
+        active = jnp.where(dropping, kept, jnp.where(jnp.any(open_to), grown, active))
+        done = ~dropping & ~jnp.any(open_to)
+        return current, active, banned, passes + 1, done | (passes >= 8 * size)
+
+    first = jnp.arange(size) == jnp.argmin(jnp.diagonal(gram))
+    nothing = jnp.zeros(size, dtype)
+    state: tuple[jax.Array, ...] = (
+        nothing,
+        first,
+        jnp.zeros(size, bool),
+        jnp.int32(0),
+        jnp.bool_(False),
+    )
+    found = jax.lax.while_loop(unfinished, step, state)[0]
+    found = found / jnp.sum(found)
+    equal = jnp.full(size, 1 / size, dtype)
+    better = _squared_norm(gram, found) < _squared_norm(gram, equal)
+    return jnp.where(better, found, equal)
+
+
+def _squared_norm(gram: jax.Array, weights: jax.Array) -> jax.Array:
+    return jnp.einsum("R,RS,S->", weights, gram, weights, precision="highest")
 
 
 def _scaled(gram: jax.Array) -> jax.Array:
