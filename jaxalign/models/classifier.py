@@ -12,6 +12,7 @@ import numpy as np
 from jaxalign.data.chat_template import render_chat
 from jaxalign.errors import InputError
 from jaxalign.models import families
+from jaxalign.models.adapted import classifier_settings, open_weights
 from jaxalign.models.buckets import by_length, default_tokens, padded
 from jaxalign.models.encoder import EncoderConfig, EncoderModule
 from jaxalign.models.heads import PooledHead, ValueHead, last_token
@@ -29,7 +30,6 @@ from jaxalign.models.resolve import resolve
 from jaxalign.models.tokenizer import TokenizedTexts, Tokenizer, check_tokens, warn_truncated
 from jaxalign.models.weights.classifier import layout
 from jaxalign.models.weights.load import Shardings, abstract_params, load_params
-from jaxalign.models.weights.safetensors import open_tensors
 
 Config = families.Config | EncoderConfig
 _ACCELERATOR_BATCH_TOKENS = 32_768
@@ -72,7 +72,8 @@ def load_classifier(
     """A sequence classifier of transformers: Llama, Mistral, Qwen2, Qwen3, GPT-2, BERT, DistilBERT.
 
     Args:
-        name: a folder, a safetensors file or a name, as `resolve` takes it.
+        name: a folder, a safetensors file or a name, as `resolve` takes it; also the folder of an
+            adapter that TRL or peft trained for the task SEQ_CLS.
         dtype: of parameters and compute; the head computes in at least float32.
         shardings: from the tree of shapes to a tree of shardings alike; None for one device.
         sha256: what the weights must hash to.
@@ -82,11 +83,12 @@ def load_classifier(
     """
     model = resolve(name, sha256)
     source = str(model.folder / "config.json")
-    settings = read_config_json(model.folder / "config.json")
+    settings = classifier_settings(read_config_json(model.folder / "config.json"), model)
     config, labels = read_config(settings, dtype, source)
-    tokenizer, table = load_tokenizer(model.folder), layout(config, len(labels))
+    tokenizer, table = load_tokenizer(model.tokenizer_folder), layout(config, len(labels))
     places = None if shardings is None else shardings(abstract_params(table, dtype))
-    with open_tensors(model.weights) as tensors:
+    pad_id = optional_id(settings, "pad_token_id", source)
+    with open_weights(model, table, dtype) as tensors:
         params = load_params(tensors, table, dtype, places)
     return Classifier(
         config=config,
@@ -95,7 +97,8 @@ def load_classifier(
         labels=labels,
         problem_type=optional_text(settings, "problem_type", source),
         max_length=min(config.positions, int(tokenizer.model_max_length)),
-        pad_id=optional_id(settings, "pad_token_id", source),
+        # The config that the classifier was trained with is not in the folder of an adapter.
+        pad_id=tokenizer.pad_token_id if pad_id is None and model.adapters else pad_id,
         name=name,
         sha256=model.sha256,
     )

@@ -23,6 +23,7 @@ from jaxalign.data.preferences import Conversation
 from jaxalign.errors import InputError
 from jaxalign.models import encoder as bert
 from jaxalign.models import families
+from jaxalign.models.adapted import classifier_settings, open_weights
 from jaxalign.models.buckets import by_length, default_tokens, padded
 from jaxalign.models.classifier import load_classifier
 from jaxalign.models.embed_cache import EmbeddingCache, text_key
@@ -34,6 +35,7 @@ from jaxalign.models.params import Params
 from jaxalign.models.resolve import cache_folder, resolve
 from jaxalign.models.tokenizer import Tokenizer, check_text, check_tokens, warn_truncated
 from jaxalign.models.weights import encoder as weights
+from jaxalign.models.weights.load import load_params
 from jaxalign.progress import track
 
 if TYPE_CHECKING:
@@ -101,7 +103,7 @@ def load_encoder(name: str, dtype: DTypeLike = "float32", sha256: str | None = N
     model = resolve(name, sha256)
     source = model.folder / "config.json"
     gguf = model.weights[0].suffix == ".gguf"
-    found = {} if gguf else read_config_json(source)
+    found = {} if gguf else classifier_settings(read_config_json(source), model)
     if gguf or found.get("model_type") in (*families.FAMILIES, "gpt2"):
         return _load_trunk(name, dtype, sha256, found)
     config = EncoderConfig.from_hf(found, dtype, str(source))
@@ -109,7 +111,7 @@ def load_encoder(name: str, dtype: DTypeLike = "float32", sha256: str | None = N
     source = model.folder / "sentence_bert_config.json"
     settings = read_config_json(source, required=False)
     limit = min(size(settings, "max_seq_length", str(source), config.positions), config.positions)
-    tokenizer = load_tokenizer(model.folder, limit, bool(settings.get("do_lower_case")))
+    tokenizer = load_tokenizer(model.tokenizer_folder, limit, bool(settings.get("do_lower_case")))
     if tokenizer.get_vocab_size() > config.vocab_size:
         raise InputError(
             f"{model.folder}: the tokenizer has {tokenizer.get_vocab_size()} entries, the encoder "
@@ -117,7 +119,9 @@ def load_encoder(name: str, dtype: DTypeLike = "float32", sha256: str | None = N
         )
     parts = [asdict(config), model.sha256, tokenizer.to_str()]
     identity = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    params = weights.load(model.weights, config, dtype)
+    table = weights.layout(config)
+    with open_weights(model, table, dtype) as tensors:
+        params = load_params(tensors, table, dtype)
     return Encoder(
         config, params, tokenizer, pooling, normalise, limit, name, model.sha256, identity
     )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxalign.errors import InputError
 from jaxalign.files import write_folder_aside
 from jaxalign.models import families
+from jaxalign.models.adapted import adapted_settings, open_weights
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.gguf_config import gguf_config
 from jaxalign.models.gguf_tokenizer import gguf_tokenizer
@@ -18,10 +19,9 @@ from jaxalign.models.params import Params, leaf
 from jaxalign.models.resolve import resolve
 from jaxalign.models.tokenizer import Tokenizer
 from jaxalign.models.weights import decoder, gpt2
-from jaxalign.models.weights.gguf import open_gguf
+from jaxalign.models.weights.adapter import CONFIG
 from jaxalign.models.weights.layout import Layout
 from jaxalign.models.weights.load import Shardings, abstract_params, load_params
-from jaxalign.models.weights.safetensors import open_tensors
 from jaxalign.models.weights.save import INDEX, WEIGHTS, save_params
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -59,7 +59,8 @@ def load_language_model(
     """A decoder of any family, from safetensors or GGUF.
 
     Args:
-        name: a folder, a file or a name, as `resolve` takes it.
+        name: a folder, a file or a name, as `resolve` takes it; the folder of a LoRA adapter is
+            its base model with the adapter merged into it.
         dtype: of parameters and compute.
         shardings: from the tree of shapes to a tree of shardings alike; None for one device.
         sha256: what the weights must hash to.
@@ -70,11 +71,17 @@ def load_language_model(
     if dtype not in _DTYPES:
         raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(_DTYPES)}.")
     model = resolve(name, sha256)
+    for folder in model.adapters:
+        _refuse_other_kinds(folder)
     gguf = model.weights[0].suffix == ".gguf"
     source = model.weights[0] if gguf else model.folder / "config.json"
     settings = gguf_config(source) if gguf else read_config_json(source)
-    config = families.config_from_hf(_completed(settings, str(source)), dtype, str(source))
-    tokenizer = gguf_tokenizer(source) if gguf else load_tokenizer(model.folder)
+    completed = adapted_settings(_completed(settings, str(source)), model)
+    config = families.config_from_hf(completed, dtype, str(source))
+    if gguf and model.tokenizer_folder == model.folder:
+        tokenizer = gguf_tokenizer(source)
+    else:
+        tokenizer = load_tokenizer(model.tokenizer_folder)
     if len(tokenizer) > config.vocab_size:
         raise InputError(
             f"{source}: the tokenizer has {len(tokenizer)} entries, the model "
@@ -82,11 +89,29 @@ def load_language_model(
         )
     table = layout(config)
     places = None if shardings is None else shardings(abstract_params(table, dtype))
-    with open_gguf(source) if gguf else open_tensors(model.weights) as tensors:
+    with open_weights(model, table, dtype) as tensors:
         params = load_params(tensors, table, dtype, places)
     source = model.folder / "generation_config.json"
     generation = {} if gguf else read_config_json(source, required=False)
+    if model.adapters:
+        changed = ("vocab_size", "tie_word_embeddings")
+        settings = {**settings, **{key: completed[key] for key in changed if key in completed}}
     return LanguageModel(config, params, tokenizer, settings, name, model.sha256, generation)
+
+
+def _refuse_other_kinds(folder: Path) -> None:
+    """Refuse an adapter that is no language model."""
+    if (folder / "policy.safetensors").is_file():
+        raise InputError(
+            f"{folder} holds a MOC policy, which answers under a preference; found none: add "
+            "--preference to `jaxalign generate`, or give the base model of the policy."
+        )
+    task = read_config_json(folder / CONFIG).get("task_type")
+    if task == "SEQ_CLS" or (folder / "reward.json").is_file():
+        raise InputError(
+            f"{folder} holds a reward model; expected a language model: give the base model that "
+            "the reward model was trained on, or score answers with `jaxalign reward score`."
+        )
 
 
 def save_language_model(

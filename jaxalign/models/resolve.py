@@ -1,4 +1,7 @@
-"""From a model's name to its files: a folder, a file, the caches, the Hub, a package."""
+"""From a model's name to its files: a folder, a file, the caches, the Hub, a package.
+
+The folder of a LoRA adapter names a model too: its base, with the adapter merged into it.
+"""
 
 import functools
 import hashlib
@@ -7,12 +10,15 @@ import os
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jaxalign.errors import InputError
 from jaxalign.files import write_json
+from jaxalign.models.hf_config import JsonObject
 from jaxalign.models.packages import PACKAGES, fetch_package
+from jaxalign.models.weights.adapter import CONFIG, adapter_settings
+from jaxalign.models.weights.adapter import WEIGHTS as ADAPTER
 from jaxalign.models.weights.safetensors import find_weights
 
 ALIASES = {
@@ -30,7 +36,7 @@ KNOWN_SHA256 = {
 }
 _SUFFIXES = (".safetensors", ".gguf")
 _PROBE_SECONDS = 3.0
-_WANTED = ["*.json", "*.txt", "*.jinja", "model*.safetensors", "tokenizer.model"]
+_WANTED = ["*.json", "*.txt", "*.jinja", "model*.safetensors", ADAPTER, "tokenizer.model"]
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model")
 
 
@@ -43,19 +49,30 @@ class ResolvedModel:
         weights: one safetensors file, all shards in the order of their names, or one GGUF file.
         sha256: of the file; of several, over the lines `<sha256>  <file name>`.
         source: folder, file, cache, hub cache, hub or package index.
+        adapters: folders of LoRA adapters to merge into the weights, in this order. `sha256` then
+            covers them too.
     """
 
     folder: Path
     weights: tuple[Path, ...]
     sha256: str
     source: str
+    adapters: tuple[Path, ...] = ()
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The folder that has the tokenizer: of the last adapter that has one, else `folder`."""
+        own = [place for place in self.adapters if _has_tokenizer(place)]
+        return own[-1] if own else self.folder
 
 
 def resolve(name: str, sha256: str | None = None) -> ResolvedModel:
     """The files of a model, fetched where needed.
 
     Looks for a folder, a safetensors or GGUF file, jaxalign's cache, the Hub's cache, then asks
-    the Hub (probed once, for 3 s) and, for the few models that have one, the package index.
+    the Hub (probed once, for 3 s) and, for the few models that have one, the package index. Where
+    that is the folder of a LoRA adapter, its base is found likewise: `base_model_name_or_path` is
+    a path, absolute, from the adapter's folder or from the working directory, or a name.
 
     Args:
         name: a path, or a name on the Hub; `all-MiniLM-L6-v2` and `SmolLM2-135M-Instruct` stand
@@ -66,9 +83,18 @@ def resolve(name: str, sha256: str | None = None) -> ResolvedModel:
         InputError: where there is no such model here and it cannot be fetched, a file is missing,
             or the weights hash to something else.
     """
+    return _resolve(name, sha256, ())
+
+
+def _resolve(name: str, sha256: str | None, above: tuple[Path, ...]) -> ResolvedModel:
+    """As `resolve`; `above` are the adapters whose base the model is."""
     path = Path(name).expanduser()
     if not name.strip():
         raise InputError("the model's name is empty; expected a path or a name like 'owner/model'.")
+    if path.name == ADAPTER and path.is_file():
+        path = path.parent
+    if path.is_dir() and (path / CONFIG).is_file():
+        return _resolve_adapter(path, "folder", sha256, above)
     if path.is_dir():
         return _resolved(path, _find_files(path), "folder", sha256)
     if path.is_file():
@@ -84,11 +110,69 @@ def resolve(name: str, sha256: str | None = None) -> ResolvedModel:
             ".gguf file, or a name on the Hub like 'owner/model'."
         )
     folder, source = _find(name)
+    if (folder / CONFIG).is_file():
+        return _resolve_adapter(folder, source, sha256, above)
     weights = _find_files(folder)
     if sha256 is None and name in PACKAGES:
         pinned = Path(PACKAGES[name].weights).suffix == weights[0].suffix
         sha256 = KNOWN_SHA256[name] if pinned else None
     return _resolved(folder, weights, source, sha256)
+
+
+def stated_name(name: str) -> str:
+    """The name of a model as files state it: a path in full, so that it holds from everywhere.
+
+    Example:
+        >>> from jaxalign.models.resolve import stated_name
+        >>> stated_name("owner/model")
+        'owner/model'
+    """
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name
+
+
+def _resolve_adapter(
+    folder: Path, source: str, sha256: str | None, above: tuple[Path, ...]
+) -> ResolvedModel:
+    """The base of an adapter with the adapter."""
+    config = folder / CONFIG
+    settings = adapter_settings(folder)
+    name = settings.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise InputError(
+            f"{config}: base_model_name_or_path is {name!r}; expected the folder or name of the "
+            "model that the adapter was trained on: write it there."
+        )
+    if folder.resolve() in above:
+        raise InputError(
+            f"{config}: base_model_name_or_path leads back to the adapter itself; expected the "
+            "model that it was trained on: write its folder or name there."
+        )
+    place = folder / Path(name).expanduser()
+    try:
+        found = _resolve(str(place) if place.exists() else name, None, (*above, folder.resolve()))
+    except InputError as error:
+        raise InputError(
+            f"{config}: the base model of the adapter, {name!r}, cannot be used ({error}) Correct "
+            "base_model_name_or_path if the model lies elsewhere."
+        ) from error
+    if not (folder / ADAPTER).is_file():
+        raise InputError(
+            f"{folder}: {ADAPTER} is missing: save the adapter again with safe serialisation."
+        )
+    parts = [found.sha256, hash_weights([folder / ADAPTER]), _meaning(settings)]
+    total = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    _check_hash(folder, total, sha256)
+    return replace(found, sha256=total, source=source, adapters=(*found.adapters, folder))
+
+
+def _meaning(settings: JsonObject) -> str:
+    """The part of an adapter's config that says what the adapter does, as text."""
+    fields = (
+        "r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "rank_pattern",
+        "alpha_pattern", "layers_to_transform", "modules_to_save", "task_type",
+    )  # fmt: skip
+    return json.dumps({name: settings.get(name) for name in fields}, sort_keys=True, default=str)
 
 
 def cache_folder() -> Path:
@@ -145,13 +229,17 @@ def _complete(folder: Path) -> bool:
     """Whether a cached folder has all that a model needs; a download may have stopped half way."""
     if _is_gguf(folder):  # config and tokenizer are in the file
         return True
-    if not (folder / "config.json").is_file():
-        return False
-    if not any((folder / file).is_file() for file in _TOKENIZERS):
+    if (folder / CONFIG).is_file():
+        return (folder / ADAPTER).is_file()
+    if not (folder / "config.json").is_file() or not _has_tokenizer(folder):
         return False
     with suppress(InputError):
         return bool(find_weights(folder))
     return False
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in _TOKENIZERS)
 
 
 def _hub_cached(name: str) -> Path | None:
@@ -160,6 +248,8 @@ def _hub_cached(name: str) -> Path | None:
 
     try:
         found = try_to_load_from_cache(name, "config.json")
+        if not isinstance(found, str):
+            found = try_to_load_from_cache(name, CONFIG)
     except HFValidationError as error:
         raise InputError(
             f"model {name!r} is neither a folder, a file nor a name on the Hub like 'owner/model'."
@@ -204,12 +294,16 @@ def _resolved(
     folder: Path, weights: tuple[Path, ...], source: str, expected: str | None
 ) -> ResolvedModel:
     found = hash_weights(weights)
+    _check_hash(weights[0] if len(weights) == 1 else folder, found, expected)
+    return ResolvedModel(folder, weights, found, source)
+
+
+def _check_hash(place: Path, found: str, expected: str | None) -> None:
     if expected is not None and found != expected.lower():
         raise InputError(
-            f"{weights[0] if len(weights) == 1 else folder}: the weights hash to sha256 {found}, "
-            f"expected {expected.lower()}: delete them and fetch them again."
+            f"{place}: the weights hash to sha256 {found}, expected {expected.lower()}: put "
+            "the right ones there, or delete them and fetch them again."
         )
-    return ResolvedModel(folder, weights, found, source)
 
 
 def hash_weights(paths: Sequence[Path]) -> str:

@@ -13,7 +13,8 @@ from tiny_bert import SIZES, torch_bert, torch_tensors, write_model
 from jaxalign.errors import InputError
 from jaxalign.models.encoder import EncoderConfig, EncoderModule, normalise, pool
 from jaxalign.models.weights import encoder as weights
-from jaxalign.models.weights.safetensors import INDEX, find_weights
+from jaxalign.models.weights.load import load_params
+from jaxalign.models.weights.safetensors import INDEX, find_weights, open_tensors
 
 B, T, V = 5, 12, SIZES["vocab_size"]
 HF = SIZES | {"model_type": "bert", "hidden_act": "gelu", "layer_norm_eps": 1e-12}
@@ -27,9 +28,14 @@ def batch():
     return np.where(mask, rng.integers(5, V, (B, T)), 0), mask
 
 
+def read(paths, config, dtype="float32"):
+    with open_tensors(paths) as tensors:
+        return load_params(tensors, weights.layout(config), dtype)
+
+
 def ours(path, tokens, mask, dtype="float32", **switches):
     config = EncoderConfig.from_hf(HF, dtype)
-    params = weights.load([path], config, dtype)
+    params = read([path], config, dtype)
     config = EncoderConfig(**{**config.__dict__, **switches})
     return jax.jit(EncoderModule(config).apply)({"params": params}, tokens, mask)
 
@@ -70,7 +76,7 @@ def test_switches_change_no_value(model_folder, batch, switches):
 
 def test_gradients_do_not_depend_on_remat(model_folder, batch):
     config = EncoderConfig.from_hf(HF)
-    params = weights.load([model_folder / "model.safetensors"], config)
+    params = read([model_folder / "model.safetensors"], config)
 
     def loss(params, remat):
         hidden = EncoderModule(EncoderConfig(**{**config.__dict__, "remat": remat})).apply(
@@ -107,7 +113,7 @@ def test_order_of_the_batch_changes_nothing(model_folder, batch):
 def test_fresh_parameters_have_the_layout_of_loaded_ones(model_folder, batch):
     config = EncoderConfig.from_hf(HF)
     fresh = EncoderModule(config).init(jax.random.key(0), *batch)["params"]
-    loaded = weights.load([model_folder / "model.safetensors"], config)
+    loaded = read([model_folder / "model.safetensors"], config)
     assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, loaded)
 
 
@@ -161,7 +167,7 @@ def test_other_architectures_are_refused_by_name(change, match):
 
 
 def load(folder):
-    return weights.load(find_weights(folder), EncoderConfig.from_hf(HF))
+    return read(find_weights(folder), EncoderConfig.from_hf(HF))
 
 
 def test_prefix_early_names_heads_and_shards_load_alike(model_folder, tmp_path):
@@ -220,4 +226,4 @@ def test_broken_files_are_refused(model_folder):
 
 def test_float64_without_64_bit_mode_is_refused(model_folder):
     with pytest.raises(InputError, match="jax_enable_x64"):
-        weights.load(find_weights(model_folder), EncoderConfig.from_hf(HF), "float64")
+        read(find_weights(model_folder), EncoderConfig.from_hf(HF), "float64")

@@ -45,10 +45,12 @@ def layout(config: DecoderConfig, labels: int | None = None) -> Layout:
             leaves.append(Leaf((*path, "bias"), f"{name}.bias", (out,)))
     leaves.append(Leaf(("final_norm", "scale"), "model.norm.weight", (D,)))
     copies: tuple[tuple[str, str], ...] = ()
+    ignored = _BUFFERS
     if labels is not None:
+        ignored += r"|lm_head\."  # of a language model that an adapter makes a classifier
         leaves.append(Leaf(("head", "kernel"), "score.weight", (labels, D), transpose=True))
     elif config.tied:
         copies = (("lm_head.weight", table),)
     else:
         leaves.append(Leaf(("unembed", "table"), "lm_head.weight", (V, D)))
-    return Layout(tuple(leaves), config.layers, ("model.",), _BUFFERS, copies=copies)
+    return Layout(tuple(leaves), config.layers, ("model.",), ignored, copies=copies)

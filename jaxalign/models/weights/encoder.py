@@ -1,39 +1,13 @@
-"""BERT weights from safetensors, straight into the stacked layout of `jaxalign.models.encoder`."""
-
-from collections.abc import Sequence
-from pathlib import Path
-
-from jax.typing import DTypeLike
+"""The table of tensors of the BERT family."""
 
 from jaxalign.models.encoder import EncoderConfig
-from jaxalign.models.params import Params
 from jaxalign.models.weights.layout import Layout, Leaf
-from jaxalign.models.weights.load import load_params
-from jaxalign.models.weights.safetensors import open_tensors
 
 _LAYER = "encoder.layer.{layer}."
 # Heads of pre-training and of classifiers, and buffers that older versions saved.
 _IGNORED = r"(pooler|cls|classifier)\.|embeddings\.(position_ids|token_type_ids)$"
 # Early BERT's names of the norms' scale and bias.
 _RENAMED = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
-
-
-def load(paths: Sequence[Path], config: EncoderConfig, dtype: DTypeLike = "float32") -> Params:
-    """Parameters of an encoder from its safetensors files.
-
-    Args:
-        paths: one file, or all shards.
-        config: sizes that the tensors must have.
-        dtype: of the parameters.
-
-    Returns:
-        Nested dicts as `EncoderModule.init(...)["params"]` gives them; layers stacked, [L, ...].
-
-    Raises:
-        InputError: for a broken file, or a tensor that is missing, unknown or of another shape.
-    """
-    with open_tensors(paths) as tensors:
-        return load_params(tensors, layout(config), dtype)
 
 
 def layout(config: EncoderConfig) -> Layout:

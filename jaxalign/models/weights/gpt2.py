@@ -46,10 +46,12 @@ def layout(config: GPT2Config, labels: int | None = None) -> Layout:
             Leaf(("layers", *inner, "bias"), f"{_LAYER}{name}.bias", shape[1:]),
         ]
     copies: tuple[tuple[str, str], ...] = ()
+    ignored = _BUFFERS
     if labels is not None:
+        ignored += r"|lm_head\."  # of a language model that an adapter makes a classifier
         leaves.append(Leaf(("head", "kernel"), "score.weight", (labels, D), transpose=True))
     elif config.tied:
         copies = (("lm_head.weight", table),)
     else:
         leaves.append(Leaf(("unembed", "table"), "lm_head.weight", (V, D)))
-    return Layout(tuple(leaves), config.layers, ("transformer.",), _BUFFERS, copies=copies)
+    return Layout(tuple(leaves), config.layers, ("transformer.",), ignored, copies=copies)

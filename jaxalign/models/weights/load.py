@@ -1,7 +1,7 @@
 """Tensors of files into stacked, sharded parameters, one tensor in memory at a time."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TypeAlias
 
 import jax
@@ -72,8 +72,14 @@ def abstract_params(layout: Layout, dtype: DTypeLike = "float32") -> ShapeTree:
     return tree
 
 
-def match_names(tensors: Tensors, layout: Layout) -> dict[str, str]:
+def match_names(tensors: Tensors, layout: Layout, replaced: Collection[str] = ()) -> dict[str, str]:
     """The file's name of every tensor in the table; optional ones that are missing left out.
+
+    Args:
+        tensors: open files.
+        layout: the family's table.
+        replaced: tensors of the table that come from elsewhere: here they may be missing, or of
+            another shape.
 
     Raises:
         InputError: for a tensor that is missing, held twice, unknown or of another shape.
@@ -83,9 +89,9 @@ def match_names(tensors: Tensors, layout: Layout) -> dict[str, str]:
     names: dict[str, str] = {}
     extra: list[str] = []
     for found in tensors.shapes:
-        known = [name for name in _spellings(found, layout) if name in expected or name in copies]
+        known = [name for name in spellings(found, layout) if name in expected or name in copies]
         if not known:
-            if not any(re.match(layout.ignored, name) for name in _spellings(found, layout)):
+            if not any(re.match(layout.ignored, name) for name in spellings(found, layout)):
                 extra.append(found)
             continue
         if known[0] in names:
@@ -95,7 +101,7 @@ def match_names(tensors: Tensors, layout: Layout) -> dict[str, str]:
             )
         names[known[0]] = found
     needed = [name for name in expected if not re.match(layout.optional, name)]
-    missing = [name for name in needed if name not in names]
+    missing = [name for name in needed if name not in names and name not in replaced]
     for what, wrong in (("missing", missing), ("not part of this model", extra)):
         if wrong:
             more = f" and {len(wrong) - 1} more are" if len(wrong) > 1 else " is"
@@ -104,7 +110,7 @@ def match_names(tensors: Tensors, layout: Layout) -> dict[str, str]:
                 "expected those that config.json describes: check that the two belong together."
             )
     for name, shape in expected.items():
-        if name in names and tensors.shapes[names[name]] != shape:
+        if name in names and name not in replaced and tensors.shapes[names[name]] != shape:
             raise InputError(
                 f"{tensors.source}: tensor {names[name]!r} has shape "
                 f"{list(tensors.shapes[names[name]])}; config.json asks for {list(shape)}: "
@@ -113,7 +119,8 @@ def match_names(tensors: Tensors, layout: Layout) -> dict[str, str]:
     return names
 
 
-def _spellings(name: str, layout: Layout) -> Iterator[str]:
+def spellings(name: str, layout: Layout) -> Iterator[str]:
+    """A file's name of a tensor as it may stand in the table: renamed, with or without prefixes."""
     for pattern, now in layout.renamed:
         name = re.sub(pattern, now, name)
     yield name
