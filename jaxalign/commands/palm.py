@@ -101,6 +101,8 @@ def _build(arguments: argparse.Namespace, rest: list[str]) -> None:
     certificate = report.certificate_rows(built.portfolio.certificate, built.held_out)
     console.print(terminal_table(*certificate))
     console.print(terminal_table(*report.member_rows(built.portfolio)))
+    if fewer := report.selection_sentence(built.portfolio):
+        print(fewer)
     if built.sizes:
         console.print(terminal_table(*report.size_rows(built.sizes)))
         sentence = report.size_sentence(built.sizes)

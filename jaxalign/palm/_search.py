@@ -79,7 +79,7 @@ def search(
         on_call: called with the state after every oracle call.
 
     Returns:
-        SearchState; `done` is False if `max_calls` came first, or if an oracle with an error of
+        SearchState; `done` is False if the limit of calls came first, or if an oracle with an error of
         its own cannot close the gap.
 
     Raises:
@@ -100,7 +100,7 @@ def search(
     for weight in start:
         if not run.known(weight):
             run.solve(weight, np.nan)
-    while len(run.weights) < config.max_calls:
+    while len(run.weights) < config.call_limit:
         weight, gap, done = _next(run, fixed)
         if weight is None:
             return run.state(done)
@@ -110,7 +110,7 @@ def search(
 
 def targets(num_rewards: int, config: PalmConfig) -> Floats | None:
     """The grid [W, R] that must be served, None where tie points take its place."""
-    if config.weights == "signed" or config.targets == "corners":
+    if config.by_ties:
         return None
     return weight_grid(
         num_rewards, config.eps, config.delta, config.grid_limit, config.confirm_grid
@@ -217,12 +217,12 @@ def _full(
     """Every target solved, all at once where the oracle can."""
     _, first = np.unique(np.round(weights, 12), axis=0, return_index=True)
     weights = weights[np.sort(first)]
-    if isinstance(oracle, BatchOracle) and state is None and len(weights) <= config.max_calls:
+    if isinstance(oracle, BatchOracle) and state is None and len(weights) <= config.call_limit:
         policies = stack(oracle.many(weights))
         return SearchState(weights, policies, np.full(len(weights), np.nan), True)
     run = _Run(oracle, config, state, on_call)
     left = [weight for weight in weights if state is None or not run.known(weight)]
-    room = max(config.max_calls - len(run.weights), 0)
+    room = max(config.call_limit - len(run.weights), 0)
     for weight in left[:room]:
         run.solve(weight, np.nan)
     return run.state(len(left) <= room)

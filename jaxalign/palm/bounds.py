@@ -7,12 +7,15 @@ value of the best of a pool of hypothetical policies.
 """
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.spatial import ConvexHull, HalfspaceIntersection, QhullError
 
 from jaxalign.palm.domain import Floats
 
 # Facets whose weights are closer to dependent than this take Qhull's plane instead of their own.
 _CONDITION = 1e10
+# Facets that lie above solved points and have less than this share of the domain are rounding.
+_SLIVER = 1e-9
 
 
 def upper_facets(weights: Floats, values: Floats) -> Floats:
@@ -50,8 +53,9 @@ def upper_facets(weights: Floats, values: Floats) -> Floats:
         # cuts the domain otherwise here and there: mixtures of solved weights are bounds as well.
         hull = ConvexHull(points, qhull_options="QJ")
     lower = (hull.simplices < len(weights)).all(axis=1) & (hull.equations[:, -2] < -1e-12)
-    facets = _through(weights, values, hull.simplices[lower], hull.equations[lower])
-    functions = np.unique(facets, axis=0)
+    vertices = hull.simplices[lower]
+    facets = _through(weights, values, vertices, hull.equations[lower])
+    functions = np.unique(facets[_supporting(facets, weights, values, vertices)], axis=0)
     # A facet that Qhull merged away can leave the bound a rounding too low at its corners.
     missing = np.max(values - np.max(weights @ functions.T, axis=1), initial=0.0)
     return functions + missing * _constant(weights)
@@ -66,6 +70,18 @@ def _through(weights: Floats, values: Floats, vertices: np.ndarray, planes: Floa
     chosen = vertices[sound]
     functions[sound] = np.linalg.solve(weights[chosen], values[chosen][..., None])[..., 0]
     return functions
+
+
+def _supporting(
+    facets: Floats, weights: Floats, values: Floats, vertices: np.ndarray
+) -> NDArray[np.bool_]:
+    """Whether facets [F, D] lie below every solved point, or cover a part of the domain that counts.
+
+    A joggled hull has slivers, whose planes are nearly vertical: far too high away from them.
+    """
+    above = np.max(facets @ weights.T - values[None], axis=1)
+    volume = np.abs(np.linalg.det(weights[vertices]))
+    return (above <= _SLIVER * (1 + np.ptp(values))) | (volume > _SLIVER * volume.sum())
 
 
 def _constant(weights: Floats) -> Floats:

@@ -24,6 +24,9 @@ class SelectionSummary:
     Attributes:
         mode: "cover", the fewest members within the tolerances, or "budget", the best of a size.
         size: number of members chosen.
+        asked: number of members that was asked for, None for a cover. It is above `size` where
+            fewer policies of the pool differ from each other and from the reference.
+        distinct: number of policies of the pool that differ from each other and from the reference.
         optimal: whether no better choice from the pool exists.
         rounds: rounds in which the worst weights were added to the targets.
         seconds: time of the last integer program.
@@ -35,6 +38,8 @@ class SelectionSummary:
 
     mode: Literal["cover", "budget"]
     size: int
+    asked: int | None
+    distinct: int
     optimal: bool
     rounds: int
     seconds: float
@@ -54,6 +59,7 @@ def choose(pool: Floats, reference: Floats, spread: Floats, config: PalmConfig) 
 
     The weights that must be served are first a sample of the domain; then, as long as the exact
     worst case over all weights is worse than what was seen, the weights where it occurs are added.
+    No two members have the same values, and none has those of the reference.
 
     Args:
         pool: [C, D] values of the policies.
@@ -73,6 +79,11 @@ def choose(pool: Floats, reference: Floats, spread: Floats, config: PalmConfig) 
         >>> chosen.members.tolist(), chosen.summary.optimal
         ([2], True)
     """
+    differing = distinct(pool, reference)
+    if not len(differing):  # the reference is as good as any for everyone
+        mode: Literal["cover", "budget"] = "cover" if config.size is None else "budget"
+        return Chosen(differing, SelectionSummary(mode, 0, config.size, 0, True, 0, 0.0, 0.0, 0.0))
+    pool = pool[differing]
     domain = corners(config.weights, len(spread))
     everyone = np.concatenate([pool, reference[None]])
     points = _start(everyone, config, domain)
@@ -86,13 +97,43 @@ def choose(pool: Floats, reference: Floats, spread: Floats, config: PalmConfig) 
         seen = found.worst if isinstance(found, Selection) else 0.0
         if kept is None or isinstance(found, Cover) or gap.value <= max(worst, seen + 1e-9):
             # Out of time, a later round may find a worse budget than an earlier one did.
-            worst, kept = gap.value, Chosen(found.members, _summary(found, gap.value, seen, rounds))
+            summary = _summary(found, gap.value, seen, rounds, config.size, len(pool))
+            worst, kept = gap.value, Chosen(differing[found.members], summary)
         if gap.value <= seen + 1e-9 or rounds == config.refine or time.monotonic() > deadline:
             return kept
         points, rounds = np.concatenate([points, gap.weight[None]]), rounds + 1
 
 
-def _summary(found: Cover | Selection, worst: float, seen: float, rounds: int) -> SelectionSummary:
+def distinct(pool: Floats, reference: Floats) -> Indices:
+    """Return the policies that differ from each other and from the reference, the first of equals.
+
+    Args:
+        pool: [C, D] values of the policies.
+        reference: [D] value of the reference.
+
+    Returns:
+        Indices [c], ascending.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.palm.select import distinct
+        >>> distinct(np.array([[1.0, 0.0], [0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), np.zeros(2))
+        array([0, 3])
+    """
+    everyone = np.concatenate([reference[None], pool])
+    scale = max(float(np.abs(everyone).max()), 1e-12)
+    _, first = np.unique(np.round(everyone / scale, 9) + 0.0, axis=0, return_index=True)
+    return np.sort(first[first > 0]) - 1
+
+
+def _summary(
+    found: Cover | Selection,
+    worst: float,
+    seen: float,
+    rounds: int,
+    asked: int | None,
+    differing: int,
+) -> SelectionSummary:
     size, optimal = len(found.members), bool(found.optimal and worst <= seen + 1e-9)
     if isinstance(found, Cover):
         mode: Literal["cover", "budget"] = "cover"
@@ -100,7 +141,9 @@ def _summary(found: Cover | Selection, worst: float, seen: float, rounds: int) -
     else:
         mode = "budget"
     bound = float(found.lower_bound)
-    return SelectionSummary(mode, size, optimal, rounds, found.seconds, float(worst), bound)
+    return SelectionSummary(
+        mode, size, asked, differing, optimal, rounds, found.seconds, float(worst), bound
+    )
 
 
 def _start(everyone: Floats, config: PalmConfig, domain: Floats) -> Floats:

@@ -11,6 +11,7 @@ from worlds import cover_interval
 from jaxalign import palm
 from jaxalign.errors import InputError
 from jaxalign.palm._cover import reduce
+from jaxalign.palm.select import choose
 
 few = settings(max_examples=40, deadline=None)
 
@@ -69,6 +70,27 @@ def test_budget_is_brute_force(seed, size, with_free):
     assert capped[found.members].min(0).max() == worst
     greedy = palm.best_of_size(losses, size, free, "greedy")
     assert greedy.lower_bound <= worst <= greedy.worst
+
+
+@few
+@given(st.integers(0, 10**6), st.integers(1, 6), st.sampled_from(["simplex", "signed"]))
+def test_no_member_comes_twice(seed, size, weights):
+    """A pool of few policies, each found for many weights, and the reference among them."""
+    rng = np.random.default_rng(seed)
+    kind = rng.random((3, 2)) - (0.5 if weights == "signed" else 0.0)
+    values = np.concatenate([kind, kind[rng.integers(3, size=6)], np.zeros((1, 2))])
+    pool, reference = values, np.zeros(2)
+    if weights == "signed":
+        pool, reference = np.pad(values, [(0, 0), (0, 1)]), np.zeros(3)
+    config = palm.PalmConfig(
+        weights=weights, size=size, targets="corners", criterion=rng.choice(["additive", "share"])
+    )
+    chosen = choose(pool, reference, np.ones(2), config)
+    rows = np.concatenate([reference[None], pool[chosen.members]])
+    assert len(np.unique(rows, axis=0)) == len(rows) <= 1 + min(size, 3)
+    assert (chosen.summary.asked, chosen.summary.distinct) == (size, 3)
+    alone = choose(np.zeros((4, len(reference))), reference, np.ones(2), config)
+    assert len(alone.members) == alone.summary.distinct == 0
 
 
 def test_refusals():

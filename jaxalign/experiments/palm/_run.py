@@ -78,7 +78,7 @@ def run(
     folder = open_run_dir(out, KIND, config, arrays, [*candidates.prompts, scale.digest], resume)
     settings = replace(config.palm, confirm_grid=config.palm.confirm_grid or confirm)
     found = _searched(oracle, settings, folder, say)
-    say("choosing the members")
+    say(f"choosing the members, in at most {settings.time_limit:g} s")
     portfolio = build(oracle, settings, found, scale=scale, chosen_on=first.marks)
     say(f"{len(portfolio.members) - 1} members; certifying on {len(second.prompts)} other prompts")
     judged = portfolio.held_out(evaluator, max(config.draws, 2), config.level)
@@ -164,7 +164,7 @@ def evaluate(portfolio: Portfolio, candidates: Candidates, source: str) -> HeldO
 
 def _show_grid(config: PalmConfig, rewards: int, say: Say, confirm: bool) -> None:
     """Say how many weights the grid has before any work is done, and refuse too many."""
-    if config.weights == "signed" or config.targets == "corners":
+    if config.by_ties:
         say("no grid: the points where policies tie take its place")
         return
     count = grid_size(rewards, config.eps, config.delta)
@@ -192,6 +192,11 @@ def _searched(oracle: ClosedForm, config: PalmConfig, folder: RunDir, say: Say) 
 
     found = search(oracle, config, state, on_call)
     found.save(path)
-    end = "the bounds meet" if found.done else "the bounds do not meet yet"
+    end = "the bounds meet"
+    if not found.done:
+        end = (
+            f"the bounds are {np.nanmax(found.gaps[-1:]):.4f} apart: the certificate against the "
+            "optimum counts that in; more calls (--palm.max_calls) narrow it slowly"
+        )
     say(f"{len(found.weights)} oracle calls, {end}")
     return found

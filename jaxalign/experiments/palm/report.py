@@ -132,6 +132,17 @@ def size_sentence(sizes: Sequence[SizeRow]) -> str:
     return "On other prompts " + ", ".join(parts) + "."
 
 
+def selection_sentence(portfolio: Portfolio) -> str:
+    """Return one sentence on fewer members than were asked for, empty where there are not fewer."""
+    found = portfolio.selection
+    if found is None or found.asked is None or found.distinct >= found.asked:
+        return ""
+    return (
+        f"{found.asked} members were asked for; only {found.distinct} policies of the pool differ "
+        f"from each other and from the reference, so the portfolio has {found.size}."
+    )
+
+
 def markdown(built: BuiltPortfolio, plots: dict[str, str]) -> str:
     """Return the report for people.
 
@@ -159,6 +170,8 @@ def markdown(built: BuiltPortfolio, plots: dict[str, str]) -> str:
         markdown_table(*certificate_rows(certificate, built.held_out)),
         markdown_table(*member_rows(portfolio)),
     ]
+    if fewer := selection_sentence(portfolio):
+        lines += [fewer, ""]
     if portfolio.scale is not None:
         lines += [
             f"Scale of the rewards: `{portfolio.scale.digest}`. Files of users that state a scale "
