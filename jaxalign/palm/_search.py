@@ -79,8 +79,8 @@ def search(
         on_call: called with the state after every oracle call.
 
     Returns:
-        SearchState; `done` is False if the limit of calls came first, or if an oracle with an error of
-        its own cannot close the gap.
+        SearchState; `done` is False if the limit of calls came first, or if an oracle with an error
+        of its own cannot close the gap.
 
     Raises:
         InputError: a grid above its limit, or a state of other rewards.

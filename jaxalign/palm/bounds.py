@@ -75,7 +75,7 @@ def _through(weights: Floats, values: Floats, vertices: np.ndarray, planes: Floa
 def _supporting(
     facets: Floats, weights: Floats, values: Floats, vertices: np.ndarray
 ) -> NDArray[np.bool_]:
-    """Whether facets [F, D] lie below every solved point, or cover a part of the domain that counts.
+    """Whether facets [F, D] lie below every solved point, or cover a part that counts.
 
     A joggled hull has slivers, whose planes are nearly vertical: far too high away from them.
     """

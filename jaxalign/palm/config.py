@@ -30,8 +30,8 @@ class PalmConfig:
             where two or more policies tie as best, which need no grid; signed weights always take
             "corners".
         max_calls: largest number of oracle calls, the start included. null takes 10,000 where there
-            is a grid, and 150 where the points where policies tie take its place: their number grows
-            with a power of the calls, so that 150 calls take about half a minute for 5 signed
+            is a grid, and 150 where the points where policies tie take its place: their number
+            grows with a power of the calls, so that 150 calls take about half a minute for 5 signed
             rewards. The certificate states the gap that is left.
         prune_eps: multiplicative tolerance of the cover, on top of the search's; 0 or more, below
             1. It is used where `size` is None.
