@@ -1,0 +1,195 @@
+"""What one command writes, the next one reads: the chains of commands, as typed, on tiny models."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny_bert
+import tiny_lms
+import yaml
+from cli_calls import call, write_rows
+
+from jaxalign import mrm
+
+WORDS = ("the", "thing", "in", "an", "inn", "than", "then", "thin", "ant", "hen", "tin", "net")
+PROMPTS = [f"say {word}" for word in WORDS]
+REWARDS = ("brevity", "simplicity")
+SMALL = {"lora": {"rank": 2, "alpha": 4.0}, "compute": "float32", "remat": None}
+MOC = {
+    "rewards": [{"name": name} for name in REWARDS],
+    "prompts": {"template": "plain", "hold_out_share": 0.25},
+    "reference_answers": 64,
+    "moc": {
+        "steps": 1, "groups": 2, "rows": 4, "prompt_tokens": 80, "answer_tokens": 8,
+        "temperature": 1.0, "epochs": 1, "micro_batches": 1, "trunk": SMALL,
+        "preferences": {"kind": "grid", "points": 11, "held_out": [[0.3, 0.7]]},
+    },
+}  # fmt: skip
+PPLUG = {
+    "data": {"kind": "jsonl", "test_share": 0.4, "validation_share": 0.2},
+    "pplug": {
+        "text": {"query_prefix": "", "prompt_tokens": 40, "answer_tokens": 6, "template": "plain"},
+        "loop": {"epochs": 1, "batch_size": 4},
+        "weights": "float32", "compute": "float32",
+    },
+}  # fmt: skip
+MRM = {"methods": ["bayes"], "seeds": 1, "draws": 200, "split": {"validation_share": 0.3}}
+
+
+def ran(*words):
+    """Run a command that must succeed; return what it printed."""
+    result = call(*words)
+    assert result.code == 0, result.err
+    return result.out
+
+
+def read_rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A tiny model, an adapter of it by sft, and a reward model: nothing but commands' defaults."""
+    root = tmp_path_factory.mktemp("chains")
+    made = SimpleNamespace(
+        root=root,
+        model=tiny_lms.write(root / "base", "llama"),
+        encoder=tiny_bert.write_model(root / "bert"),
+        prompts=write_rows(root / "prompts.jsonl", [{"prompt": prompt} for prompt in PROMPTS]),
+    )
+    for name, config in (("moc", MOC), ("pplug", PPLUG), ("mrm", MRM)):
+        (root / f"{name}.yaml").write_text(yaml.dump(config))
+    texts = [{"prompt": p, "completion": w} for p, w in zip(PROMPTS, WORDS, strict=True)]
+    completions = write_rows(root / "completions.jsonl", texts)
+    ran("sft", "--model", made.model, "--data", completions, "--out", root / "sft", *FEW)
+    made.adapter = root / "sft" / "model"
+    rows = [
+        {"user": f"u{row}", "prompt": prompt, "chosen": "the the", "rejected": "in"}
+        for row, prompt in enumerate(PROMPTS)
+    ]
+    made.choices = write_rows(root / "choices.jsonl", rows)
+    reward = ("reward", "train", "--model", made.model, "--data", made.choices)
+    ran(*reward, "--out", root / "reward", *FEW)
+    made.reward = root / "reward" / "model"
+    return made
+
+
+FEW = ("--loop.epochs", 1, "--trunk.lora.rank", 2)
+LATER = pytest.mark.xfail(strict=True, raises=AssertionError, reason="the next command lacks it")
+
+
+@LATER
+def test_an_adapter_of_sft_is_fine_tuned_and_asked(world, tmp_path):
+    generate = ("generate", "--prompts", world.prompts, "--max-tokens", 4)
+    ran(*generate, "--model", world.adapter, "--out", tmp_path / "a.jsonl")
+    ran(
+        *generate, "--model", world.model, "--adapter", world.adapter, "--out", tmp_path / "b.jsonl"
+    )
+    assert (tmp_path / "a.jsonl").read_text() == (tmp_path / "b.jsonl").read_text()
+    moc = ("moc", "train", "--config", world.root / "moc.yaml", "--data", world.prompts)
+    ran(*moc, "--model", world.adapter, "--out", tmp_path / "moc")
+    reward = ("reward", "train", "--model", world.adapter, "--data", world.choices)
+    ran(*reward, "--out", tmp_path / "reward", *FEW)
+    people = [
+        {
+            "id": f"{user}", "user": f"u{user}", "input": "say", "output": word,
+            "history": [{"text": f"{word} {letter}"} for letter in "abc"],
+        }
+        for user, word in enumerate(WORDS)
+    ]  # fmt: skip
+    pplug = ("pplug", "train", "--config", world.root / "pplug.yaml", "--encoder", world.encoder)
+    data = write_rows(tmp_path / "people.jsonl", people)
+    ran(*pplug, "--data", data, "--model", world.adapter, "--out", tmp_path / "pplug")
+
+
+@LATER
+def test_an_adapter_is_merged_into_a_whole_model(world, tmp_path):
+    ran("merge", "--model", world.adapter, "--out", tmp_path / "whole")
+    generate = ("generate", "--prompts", world.prompts, "--max-tokens", 4)
+    ran(*generate, "--model", tmp_path / "whole", "--out", tmp_path / "a.jsonl")
+    ran(
+        *generate, "--model", world.model, "--adapter", world.adapter, "--out", tmp_path / "b.jsonl"
+    )
+    texts = [
+        [row["answer"] for row in read_rows(tmp_path / name)] for name in ("a.jsonl", "b.jsonl")
+    ]
+    assert texts[0] == texts[1]
+
+
+@LATER
+def test_a_reward_of_reward_train_is_a_reward_of_moc_train(world, tmp_path):
+    rewards = [
+        {"name": "brevity"},
+        {"name": "liked", "kind": "classifier", "model": str(world.reward)},
+    ]
+    (tmp_path / "moc.yaml").write_text(yaml.dump(MOC | {"rewards": rewards}))
+    moc = ("moc", "train", "--config", tmp_path / "moc.yaml", "--data", world.prompts)
+    ran(*moc, "--model", world.model, "--out", tmp_path / "moc")
+    report = json.loads((tmp_path / "moc" / "report.json").read_text())
+    assert report["rewards"] == ["brevity", "liked"]
+
+
+@pytest.fixture(scope="module")
+def scored(world):
+    """Several drawn answers to each prompt, as generate writes them, scored by two rewards."""
+    root = world.root
+    draw = ("generate", "--model", world.model, "--prompts", world.prompts, "--max-tokens", 8)
+    ran(*draw, "--samples", 4, "--temperature", 1, "--out", root / "drawn.jsonl")
+    score = ("reward", "score", "--rewards", ",".join(REWARDS), "--data", root / "drawn.jsonl")
+    ran(*score, "--out", root / "scores.jsonl")
+    return root / "scores.jsonl"
+
+
+@LATER
+def test_drawn_answers_are_scored_and_make_a_portfolio(scored, tmp_path):
+    assert len(read_rows(scored)) == 4 * len(PROMPTS)
+    ran("palm", "build", "--data", scored, "--out", tmp_path / "portfolio", "--draws", 20)
+    report = json.loads((tmp_path / "portfolio" / "report.json").read_text())
+    assert report["rewards"] == list(REWARDS)
+
+
+@pytest.fixture(scope="module")
+def users(scored, world):
+    """Users who choose among the scored answers by brevity, adapted on named rewards."""
+    rows = [row for row in read_rows(scored) if row["answer"].strip()]
+    rng, made = np.random.default_rng(0), []
+    while len(made) < 12 * 20:
+        one, two = (rows[place] for place in rng.integers(len(rows), size=2))
+        if one["prompt"] != two["prompt"] or one["answer"] == two["answer"]:
+            continue
+        margin = one["rewards"]["brevity"] - two["rewards"]["brevity"]
+        liked, other = (one, two) if rng.logistic() < 5 * margin else (two, one)
+        row = {"user": f"u{len(made) % 12}", "prompt": one["prompt"]}
+        made.append(row | {"chosen": liked["answer"], "rejected": other["answer"]})
+    log = write_rows(world.root / "log.jsonl", made)
+    run = world.root / "users"
+    train = ("mrm", "train", "--config", world.root / "mrm.yaml", "--data", log, "--out", run)
+    ran(*train, "--features.path", scored)
+    ran("mrm", "adapt", "--model", run, "--data", log, "--features", scored)
+    return run
+
+
+@LATER
+def test_scores_are_named_features_of_users(users):
+    found = mrm.load(users)
+    assert found.reward_ids.names == REWARDS
+    assert (found.users.mean[:, 0] > 0).mean() > 0.8
+
+
+@LATER
+def test_users_are_routed_to_a_portfolio_of_their_own_scale(users, scored, tmp_path):
+    build = ("palm", "build", "--data", scored, "--scale_from", users, "--palm.weights", "signed")
+    ran(*build, "--out", tmp_path / "portfolio", "--draws", 20)
+    route = ("palm", "route", "--portfolio", tmp_path / "portfolio", "--normalise")
+    ran(*route, "--users", users / "users.parquet", "--out", tmp_path / "routed.jsonl")
+    assert len(read_rows(tmp_path / "routed.jsonl")) == 12
+
+
+@LATER
+def test_a_user_is_answered_by_the_best_of_several_draws(users, world, scored):
+    common = ("answer", "--run", users, "--user", "u1", "--prompt", PROMPTS[0])
+    said = ran(*common, "--candidates", scored)
+    texts = [row["answer"] for row in read_rows(scored) if row["prompt"] == PROMPTS[0]]
+    assert said.removesuffix("\n") in texts
+    ran(*common, "--model", world.model, "--max-tokens", 8, "--samples", 4)
