@@ -21,9 +21,9 @@ from jaxalign.mrm.registry import Fitted, UserRewardMethod, make_method
 from jaxalign.mrm.selection import select
 from jaxalign.mrm.support_query import (
     SupportQueryData,
-    TrainingChoices,
     TrainingData,
     differences,
+    one_bucket,
 )
 from jaxalign.personalize._project import regress, within
 from jaxalign.train.blas import one_blas_thread
@@ -195,11 +195,10 @@ def run_study(
     The model is chosen by validation users' log-likelihood after SHOTS choices, among the versions
     of the features, the EM iterations, SPREADS and no adaptation; so is the one model for all.
     """
-    training = _pairs(world.fitted)
-    users, width = training.weight.shape
-    choices = TrainingChoices(training, ((np.arange(users), width),))
+    choices = one_bucket(_pairs(world.fitted))
     validation = SupportQueryData(
-        _pairs(world.support["validation"], SHOTS), _pairs(world.query["validation"])
+        one_bucket(_pairs(world.support["validation"], SHOTS)),
+        one_bucket(_pairs(world.query["validation"])),
     )
     one_model, hierarchical = make_method("bt"), make_method("bayes", CONFIG)
     best: dict[str, tuple] = {}

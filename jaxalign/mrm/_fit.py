@@ -98,7 +98,7 @@ def fit(
     adapted, start = (
         predict(method, fitted, candidate, values, validation, known) for known in (True, False)
     )
-    mask = np.asarray(validation.query.weight) > 0
+    mask = validation.query.padded.weight > 0
     snapshot = candidate["snapshot"]
     report = FitReport(
         epoch=round(config.epochs * (snapshot + 1) / config.snapshots),

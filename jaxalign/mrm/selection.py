@@ -7,28 +7,27 @@ from jaxalign.mrm.registry import Candidate, Fitted, UserRewardMethod
 from jaxalign.mrm.support_query import SupportQueryData, without_choices
 
 
-def user_mean_nll(probability: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Return the negative log-likelihood per choice, averaged per user and then over users.
+def user_nll(probability: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Return the negative log-likelihood per choice of each user.
 
     Args:
         probability: [C, U, Q] of the choices that were made.
-        weight: [U, Q] of the choices; users without any do not count.
+        weight: [U, Q] of the choices.
 
     Returns:
-        [C] nats.
+        [C, U] nats, NaN for a user without choices.
 
     Example:
         >>> import numpy as np
-        >>> from jaxalign.mrm.selection import user_mean_nll
-        >>> user_mean_nll(np.full((1, 2, 3), 0.5), np.ones((2, 3))).round(4)
-        array([0.6931])
+        >>> from jaxalign.mrm.selection import user_nll
+        >>> user_nll(np.full((1, 2, 3), 0.5), np.ones((2, 3))).round(4)
+        array([[0.6931, 0.6931]])
     """
     # On the host: NumPy times a JAX array would be float32 on the device.
     weight = np.asarray(weight, np.float64)
     loss = -np.log(np.clip(probability.astype(np.float64), 1e-12, None))
     total = weight.sum(-1)
-    per_user = np.sum(loss * weight, -1) / np.maximum(total, 1)
-    return per_user[..., total > 0].mean(-1)
+    return np.where(total > 0, np.sum(loss * weight, -1) / np.maximum(total, 1), np.nan)
 
 
 def select(
@@ -44,7 +43,7 @@ def select(
 
     Example:
         >>> from jaxalign.mrm.selection import select
-        >>> from jaxalign.mrm.support_query import SupportQueryData
+        >>> from jaxalign.mrm.support_query import SupportQueryData, one_bucket
         >>> import jax.numpy as jnp
         >>> from jaxalign.data.batching import Pairs
         >>> from jaxalign.mrm.registry import make_method
@@ -52,13 +51,17 @@ def select(
         >>> pair = Pairs(one, one + 1, jnp.ones((1, 1)), one)
         >>> fitted = {"theta": jnp.array([[-1.0], [1.0]])}
         >>> items = jnp.array([[1.0], [0.0]])
-        >>> candidate, loss = select(make_method("bt"), fitted, items, SupportQueryData(pair, pair))
+        >>> users = SupportQueryData(one_bucket(pair), one_bucket(pair))
+        >>> candidate, loss = select(make_method("bt"), fitted, items, users)
         >>> candidate, round(loss, 4)
         ({'ridge': 1}, 0.3133)
     """
     candidates = method.candidates(fitted)
-    probability = method.predict(fitted, candidates, features, users.support, users.query)
-    losses = user_mean_nll(probability, users.query.weight)
+    losses = np.empty((len(candidates), users.query.users))
+    for members, support, query in users.parts():
+        probability = method.predict(fitted, candidates, features, support, query)
+        losses[:, members] = user_nll(probability, query.weight)
+    losses = losses[:, np.isfinite(losses[0])].mean(1)
     best = int(np.argmin(losses))
     return candidates[best], float(losses[best])
 
@@ -81,5 +84,10 @@ def predict(
         users: whose choices.
         adapted: whether the support choices are read; without them users are strangers.
     """
-    support = users.support if adapted else without_choices(users.support)
-    return method.predict(fitted, [candidate], features, support, users.query)[0]
+    width = max((part.weight.shape[1] for part in users.query.parts), default=1)
+    probability = np.full((users.query.users, width), 0.5, np.float32)
+    for members, support, query in users.parts():
+        known = support if adapted else without_choices(support)
+        found = method.predict(fitted, [candidate], features, known, query)[0]
+        probability[members, : found.shape[1]] = found
+    return probability

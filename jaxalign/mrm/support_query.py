@@ -1,5 +1,6 @@
 """Choices of users on the device: those of training users, and support and query of the others."""
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -13,36 +14,116 @@ from jaxalign.data.splits import Episodes, episodes, learned_from
 from jaxalign.mrm.config import ChoiceDataConfig, SplitConfig
 from jaxalign.mrm.registry import Inputs
 
+_SLACK = 2**15
+"""Padding, in choices, that a bucket may add: one shape less to compile is worth as much."""
+
+Layout = tuple[tuple[np.ndarray, int], ...]
+"""Buckets of users of about equal length: the numbers of the users, and their padded length."""
+
+
+@dataclass(frozen=True)
+class UserPairs:
+    """Choices of U users, in buckets of about equal length.
+
+    One user of many choices is in a bucket with few others, so that memory is in proportion to the
+    choices and not to the users times the longest of them.
+
+    Attributes:
+        members: for each bucket [B] the numbers of its users; each of 0..U-1 is in one bucket.
+        parts: for each bucket the choices [B, P] of its users, on the host.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.data.batching import Pairs
+        >>> from jaxalign.mrm.support_query import UserPairs
+        >>> few, many = (Pairs(*(np.ones((1, width)),) * 4) for width in (1, 3))
+        >>> choices = UserPairs((np.array([1]), np.array([0])), (few, many))
+        >>> choices.padded.weight.tolist()
+        [[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]]
+    """
+
+    members: tuple[np.ndarray, ...]
+    parts: tuple[Pairs, ...]
+
+    @property
+    def users(self) -> int:
+        """Number of users U."""
+        return sum(map(len, self.members))
+
+    @cached_property
+    def padded(self) -> Pairs:
+        """All choices [U, P], every user padded to the longest."""
+        width = max((part.weight.shape[1] for part in self.parts), default=1)
+        whole = Pairs(*(np.zeros((self.users, width), kind) for kind in _DTYPES))
+        for members, part in zip(self.members, self.parts, strict=True):
+            for array, values in zip(whole, part, strict=True):
+                array[members, : values.shape[1]] = values
+        return whole
+
+    def reweighted(self, weight: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> "UserPairs":
+        """Return the same choices with other weights: a function of members [B], weights [B, P]."""
+        both = zip(self.members, self.parts, strict=True)
+        parts = (
+            part._replace(weight=weight(users, np.asarray(part.weight))) for users, part in both
+        )
+        return UserPairs(self.members, tuple(parts))
+
+
+_DTYPES = (np.int32, np.int32, np.float32, np.int32)
+
+
+def one_bucket(pairs: Pairs) -> UserPairs:
+    """Return choices [U, P] as one bucket."""
+    return UserPairs((np.arange(len(pairs.weight)),), (pairs,))
+
+
+def layout_for(lengths: np.ndarray, slack: int = 0) -> Layout:
+    """Return buckets for users of given lengths: powers of two, shorter ones merged upwards.
+
+    Args:
+        lengths: [U] choices of each user.
+        slack: padding that a merge may add; more means fewer shapes to compile.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.mrm.support_query import layout_for
+        >>> [(users.tolist(), width) for users, width in layout_for(np.array([3, 900, 20, 8]), 100)]
+        [([0, 2, 3], 20), ([1], 900)]
+    """
+    layout: list[tuple[np.ndarray, int]] = []
+    for users in reversed(bucket_users(lengths).values()):
+        width = int(max(lengths[users].max(), 1))
+        if layout and len(users) * (layout[-1][1] - width) <= slack:
+            merged, width = layout.pop()
+            users = np.sort(np.concatenate([merged, users]))
+        layout.append((users, width))
+    return tuple(reversed(layout))
+
+
+def bucketed(choices: Preferences, rows: Sequence[np.ndarray], layout: Layout) -> UserPairs:
+    """Return the named rows of each user in the buckets of a layout."""
+    parts = (pad_pairs(choices, [rows[user] for user in users], width) for users, width in layout)
+    return UserPairs(tuple(users for users, _ in layout), tuple(parts))
+
 
 @dataclass(frozen=True)
 class SupportQueryData:
     """Users to judge: the choices that each is adapted on, and those that each is judged on.
 
     Attributes:
-        support: [U, P].
-        query: [U, Q].
+        support: of U users.
+        query: of the same users in the same buckets.
     """
 
-    support: Pairs
-    query: Pairs
+    support: UserPairs
+    query: UserPairs
 
-
-@dataclass(frozen=True)
-class TrainingChoices:
-    """Choices of the training users.
-
-    Attributes:
-        pairs: [U, P] all users, padded to the longest.
-        layout: for each bucket of users of about equal length, their numbers and their width.
-    """
-
-    pairs: Pairs
-    layout: tuple[tuple[np.ndarray, int], ...]
-
-    @property
-    def buckets(self) -> tuple[Pairs, ...]:
-        """The same choices with less padding, users in buckets."""
-        return tuple(Pairs(*(a[users, :width] for a in self.pairs)) for users, width in self.layout)
+    def parts(self) -> Iterator[tuple[np.ndarray, Pairs, Pairs]]:
+        """Yield the members [B], the support [B, P] and the query [B, Q] of each bucket."""
+        for members, support, query in zip(
+            self.support.members, self.support.parts, self.query.parts, strict=True
+        ):
+            yield members, on_device(support), on_device(query)
 
 
 @dataclass(frozen=True)
@@ -57,17 +138,17 @@ class TrainingData:
 
     features: jax.Array
     encoded: jax.Array
-    choices: TrainingChoices
+    choices: UserPairs
 
-    @property
+    @cached_property
     def pairs(self) -> Pairs:
         """The choices [U, P], padded to the longest user."""
-        return self.choices.pairs
+        return on_device(self.choices.padded)
 
-    @property
+    @cached_property
     def buckets(self) -> tuple[Pairs, ...]:
         """The same choices with less padding, users in buckets."""
-        return self.choices.buckets
+        return tuple(map(on_device, self.choices.parts))
 
     def inputs(self, kind: Inputs) -> jax.Array:
         """Return what an item is to a method [I, D], see `UserRewardMethod.inputs`."""
@@ -78,10 +159,10 @@ class TrainingData:
     @cached_property
     def _one_hot(self) -> jax.Array:
         """One-hot items [I, I]; an item without a training choice is zero: nothing is known."""
-        weight = np.asarray(self.pairs.weight) > 0
         known = np.zeros(self.features.shape[0], np.float32)
-        known[np.asarray(self.pairs.chosen)[weight]] = 1
-        known[np.asarray(self.pairs.rejected)[weight]] = 1
+        for part in self.choices.parts:
+            for items in (part.chosen, part.rejected):
+                known[np.asarray(items)[np.asarray(part.weight) > 0]] = 1
         return jnp.asarray(np.diag(known))
 
 
@@ -96,7 +177,7 @@ def training_choices(
     data: ChoiceDataConfig,
     seed: int,
     known: np.ndarray | None = None,
-) -> TrainingChoices:
+) -> UserPairs:
     """Return the choices that training users are learned from.
 
     Rows that the source holds out (`Preferences.held_out`) are not among them.
@@ -120,9 +201,7 @@ def training_choices(
     ties = 2 if data.ties and bool(choices.tie.any()) else 1
     # Widths of all the choices there are, so that no fold is of another shape and compiled anew.
     lengths = ties * np.minimum(most, [len(user) for user in everything])
-    widest = int(max(lengths.max(), 1))
-    layout = tuple((users, min(width, widest)) for width, users in bucket_users(lengths).items())
-    return TrainingChoices(on_device(pad_pairs(choices, rows, widest)), layout)
+    return bucketed(choices, rows, layout_for(lengths))
 
 
 def cut_episodes(
@@ -145,10 +224,30 @@ def cut_episodes(
 
 
 def support_query(choices: Preferences, cut: Episodes) -> SupportQueryData:
-    """Return the padded arrays of support and query rows."""
-    return SupportQueryData(
-        on_device(pad_pairs(choices, cut.support)), on_device(pad_pairs(choices, cut.query))
+    """Return the arrays of support and query rows."""
+    ties = 1 + int(choices.tie.any())
+    support, query = (np.array([*map(len, rows)], int) for rows in (cut.support, cut.query))
+    return cut_support_query((choices, choices), (cut.support, cut.query), (ties * support, query))
+
+
+def cut_support_query(
+    tables: tuple[Preferences, Preferences],
+    rows: tuple[Sequence[np.ndarray], Sequence[np.ndarray]],
+    lengths: tuple[np.ndarray, np.ndarray],
+) -> SupportQueryData:
+    """Return support and query rows, each of a table of its own, in common buckets.
+
+    Args:
+        tables: of support and of query.
+        rows: of every user, likewise.
+        lengths: [U] bounds on the padded lengths, likewise, that the buckets are cut by.
+    """
+    members = [users for users, _ in layout_for(np.maximum(*lengths), _SLACK)]
+    layouts = (
+        tuple((users, int(max(bound[users].max(), 1))) for users in members) for bound in lengths
     )
+    both = (bucketed(*part) for part in zip(tables, rows, layouts, strict=True))
+    return SupportQueryData(*both)
 
 
 def without_choices(pairs: Pairs) -> Pairs:

@@ -1,7 +1,6 @@
 """The classical baselines against the NumPy reference, and learning users of their own kind."""
 
 import functools
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,9 @@ from jaxalign.mrm.selection import select
 from jaxalign.mrm.support_query import (
     SupportQueryData,
     TrainingData,
+    UserPairs,
     differences,
+    one_bucket,
     without_choices,
 )
 
@@ -303,7 +304,9 @@ CONFIGS = {
 def data_of(items, *buckets):
     """What methods are fitted on, of choices that come in buckets already."""
     items = jnp.asarray(items)
-    return TrainingData(items, items, SimpleNamespace(pairs=buckets[0], buckets=buckets))
+    ends = np.cumsum([len(bucket.weight) for bucket in buckets])
+    members = np.split(np.arange(ends[-1]), ends[:-1])
+    return TrainingData(items, items, UserPairs(tuple(members), tuple(buckets)))
 
 
 def fit(name, items, buckets, seed):
@@ -364,7 +367,7 @@ def test_learns_its_own_kind_of_user(name, seed):
     items, train, validation, test, method, fitted = learned(name, seed)
     accuracies = []
     for way, arrays in (fit("bt", items, [train], 0), (method, fitted)):
-        candidate, _ = select(way, arrays, items, SupportQueryData(*validation))
+        candidate, _ = select(way, arrays, items, SupportQueryData(*map(one_bucket, validation)))
         predicted = way.predict(arrays, [candidate], items, *test)[0]
         accuracies.append(np.mean(predicted > 0.5))
     assert accuracies[1] > accuracies[0] + 0.05, accuracies

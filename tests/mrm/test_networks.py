@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from types import SimpleNamespace
 
 import chex
 import jax
@@ -20,7 +19,12 @@ from jaxalign.mrm.baselines.gpo import GPOConfig, GPONetwork
 from jaxalign.mrm.baselines.vpl import VPLConfig, VPLNetwork
 from jaxalign.mrm.registry import make_method
 from jaxalign.mrm.selection import select
-from jaxalign.mrm.support_query import SupportQueryData, TrainingData, without_choices
+from jaxalign.mrm.support_query import (
+    SupportQueryData,
+    TrainingData,
+    one_bucket,
+    without_choices,
+)
 
 torch.set_num_threads(1)
 ITEMS, WIDTH = 9, 5
@@ -316,8 +320,7 @@ LEARN = {
 
 def data_of(features, pairs):
     """What methods are fitted on."""
-    choices = SimpleNamespace(pairs=pairs, buckets=(pairs,))
-    return TrainingData(features, features, choices)
+    return TrainingData(features, features, one_bucket(pairs))
 
 
 @pytest.mark.slow
@@ -332,7 +335,9 @@ def test_learns_users_in_clusters(name, seed):
     support, query = (columns(pairs, slice(160, 200), s) for s in (slice(0, 8), slice(8, 24)))
     method, one_model = make_method(name, config), make_method("bt")
     fitted = method.fit(training, seed)
-    candidate, _ = select(method, fitted, features, SupportQueryData(support, query))
+    candidate, _ = select(
+        method, fitted, features, SupportQueryData(one_bucket(support), one_bucket(query))
+    )
     assert candidate["adapt"]
     # Other users than those that chose the candidate.
     support, query = (columns(pairs, slice(200, 240), s) for s in (slice(0, 8), slice(8, 24)))

@@ -49,9 +49,9 @@ def real(pairs):
 
 def test_training_reads_no_row_that_is_held_out(choices):
     data = training_choices(choices, choices.users, ChoiceDataConfig(), 0)
-    assert real(data.pairs).max() < 6
-    assert np.asarray(data.pairs.weight).sum() == (~choices.held_out).sum()
-    assert all(real(bucket).max() < 6 for bucket in data.buckets)
+    assert real(data.padded).max() < 6
+    assert np.asarray(data.padded.weight).sum() == (~choices.held_out).sum()
+    assert all(real(bucket).max() < 6 for bucket in data.parts)
 
 
 def test_the_file_of_a_streamed_training_has_no_row_that_is_held_out(choices, tmp_path):
@@ -63,8 +63,8 @@ def test_the_file_of_a_streamed_training_has_no_row_that_is_held_out(choices, tm
 
 def test_users_are_judged_on_held_out_rows_alone(choices):
     users = support_query(choices, cut_episodes(choices, SplitConfig(min_query=1), choices.users))
-    assert real(users.support).max() < 6
-    assert real(users.query).min() >= 6
+    assert real(users.support.padded).max() < 6
+    assert real(users.query.padded).min() >= 6
 
 
 def test_folds_adapt_on_learned_rows_and_judge_on_held_out_ones(choices):
@@ -76,10 +76,10 @@ def test_folds_adapt_on_learned_rows_and_judge_on_held_out_ones(choices):
     for seen in (True, False):
         regime, enough = fold_regime(data, config, split.train, 1, seen=seen)
         assert enough.all()
-        assert real(regime.support).max() < 6
-        assert real(regime.query).min() >= 6
+        assert real(regime.support.padded).max() < 6
+        assert real(regime.query.padded).min() >= 6
         nobody, _ = fold_regime(data, config, split.train, 0, seen=seen)
-        assert not np.asarray(nobody.query.weight).any()
+        assert not nobody.query.padded.weight.any()
 
 
 def test_users_are_adapted_on_learned_rows_and_judged_on_the_others(choices):

@@ -48,10 +48,10 @@ def evaluate(folder: str | Path, source: str) -> dict[str, float | str]:
         predict(model.method, model.fitted, model.candidate, inputs, test, known)
         for known in (True, False)
     )
-    chosen, rejected = np.asarray(test.query.chosen), np.asarray(test.query.rejected)
+    query = test.query.padded
+    chosen, rejected, mask = query.chosen, query.rejected, query.weight > 0
     common = features @ model.baseline
     baseline = np.exp(-np.logaddexp(0, common[rejected] - common[chosen]))
-    mask = np.asarray(test.query.weight) > 0
     judged = users.judge(adapted, unadapted, baseline, mask, chosen, rejected, draws=config.draws)
     return {"method": model.method.name, **judged}
 

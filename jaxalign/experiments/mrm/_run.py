@@ -20,7 +20,7 @@ from jaxalign.experiments.mrm.data import (
     project,
 )
 from jaxalign.experiments.mrm.fits import FittedMethod, KeepStage, fit_method
-from jaxalign.experiments.mrm.folds import judge_new_items
+from jaxalign.experiments.mrm.folds import judge_new_items, usable_folds
 from jaxalign.experiments.mrm.report import write_pages
 from jaxalign.experiments.mrm.statistics import NewUsers, Report, assemble, selected_method
 from jaxalign.files import write_json
@@ -73,6 +73,7 @@ def run(
         split,
     )
     cuts = _cut_users(data, config, say)
+    _say_folds(data, config, say)
     # Only now, when nothing about the choices can be refused any more.
     folder = open_run(config, choices, encoded, projection.scale, out, resume)
     split.save(out / "splits.json")
@@ -83,9 +84,7 @@ def run(
         return folder.stage(name, compute, say)
 
     new_users = _new_users(data, config, cuts, stage, folder, say)
-    folds = (
-        judge_new_items(data, config, new_users.fits, stage) if config.split.item_folds > 1 else {}
-    )
+    folds = judge_new_items(data, config, new_users.fits, stage)
     report = assemble(config, data, new_users, folds)
     save(out, _chosen_model(config, encoded, projection, new_users))
     write_pages(out, report, new_users)
@@ -124,6 +123,25 @@ def _cut_users(
                 "or split.min_query, or give more choices."
             )
     return cuts
+
+
+def _say_folds(data: ExperimentData, config: MRMRunConfig, say: Callable[[str], None]) -> None:
+    """Say which figures on new items are left out because their folds cannot be judged."""
+    count, usable = config.split.item_folds, len(usable_folds(data, config))
+    if count < 2 or usable == count:
+        return
+    prompts = data.choices.prompt
+    by_prompt = bool((prompts >= 0).all())
+    cause = (
+        f"{len(np.unique(prompts)):,} prompts"
+        if by_prompt
+        else f"{len(data.choices.items):,} items"
+    )
+    what = "there are no figures on new items" if not usable else f"figures are of {usable} folds"
+    say(
+        f"{count - usable} of {count} item folds left out, {what}: {cause} are too few to hold "
+        "some of them out from enough users (--split.item_folds 0 asks for no such figures)"
+    )
 
 
 def _new_users(
@@ -166,9 +184,12 @@ def _new_users(
 
 def _first(users: SupportQueryData, shots: int) -> SupportQueryData:
     """The same users with their first `shots` choices only."""
-    weight = users.support.weight
-    early = jnp.cumsum(weight, axis=1) <= shots
-    return replace(users, support=users.support._replace(weight=jnp.where(early, weight, 0)))
+    return replace(
+        users,
+        support=users.support.reweighted(
+            lambda _, weight: np.where(np.cumsum(weight, axis=1) <= shots, weight, 0)
+        ),
+    )
 
 
 def _chosen_model(

@@ -4,16 +4,15 @@ import json
 from dataclasses import dataclass
 from functools import partial
 
-import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.data.batching import pad_pairs
+from jaxalign.data.preferences import Preferences
 from jaxalign.data.splits import learned_from, rows_by_user
 from jaxalign.experiments.mrm.config import MRMRunConfig, method_of
 from jaxalign.experiments.mrm.data import ExperimentData
 from jaxalign.experiments.mrm.fits import FittedMethod, KeepStage, fit_method
 from jaxalign.mrm.registry import Candidate, Fitted
-from jaxalign.mrm.support_query import SupportQueryData, on_device
+from jaxalign.mrm.support_query import SupportQueryData, cut_support_query
 
 REGIMES = ("new_items", "new_users_new_items")
 Predictions = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -51,15 +50,70 @@ def judge_new_items(
         stage: keeps each fold for a resumed run.
     """
     names = ["bt", *(name for name in config.fold_methods if name in fits)]
+    usable = usable_folds(data, config)
     # A fold is judged with the candidates that validation users chose on the fold before it, so
     # that no candidate has seen the fold's items; the first takes those of the known items.
     candidates = {name: fits[name].candidates[0] for name in names}
     folds = []
-    for fold in range(config.split.item_folds):
+    for fold in usable:
         kept = stage(f"fold{fold:02d}", partial(_one_fold, data, config, fold, candidates))
         candidates = json.loads(str(kept["candidates"]))
         folds.append(kept)
-    return {where: _pooled(folds, where, names) for where in REGIMES}
+    regimes = {where: _pooled(folds, where, names) for where in REGIMES if folds}
+    return {where: regime for where, regime in regimes.items() if regime.mask.any()}
+
+
+def usable_folds(data: ExperimentData, config: MRMRunConfig) -> list[int]:
+    """Return the folds that can be judged, which is known before anything is fitted.
+
+    Without a fold's items there must be choices to train on, and a validation user who chooses
+    the candidate; within it there must be a training or test user to judge.
+    """
+    count = config.split.item_folds
+    return [fold for fold in range(count if count > 1 else 0) if _usable(data, config, fold)]
+
+
+def _usable(data: ExperimentData, config: MRMRunConfig, fold: int) -> bool:
+    split = data.split
+    trained = np.concatenate(learned_from(data.choices, split.train))
+    if touching(data, fold)[trained].all():
+        return False
+    return bool(enough_choices(data, config, split.validation, fold, seen=False).any()) and (
+        bool(enough_choices(data, config, split.train, fold, seen=True).any())
+        or bool(enough_choices(data, config, split.test, fold, seen=False).any())
+    )
+
+
+def enough_choices(
+    data: ExperimentData, config: MRMRunConfig, users: tuple[str, ...], fold: int, seen: bool
+) -> np.ndarray:
+    """Return [U] bool: who has choices enough without a fold's items, and one within it."""
+    learned = ~touching(data, fold)
+    if data.choices.held_out is not None:
+        learned &= ~data.choices.held_out
+    most = _most_support(config, seen) or len(learned)
+    known = _count(data.choices, users, learned)
+    return (np.minimum(known, most) >= config.split.min_support) & (
+        _count(data.queries, users, _query_rows(data, fold)) > 0
+    )
+
+
+def _count(table: Preferences, users: tuple[str, ...], rows: np.ndarray) -> np.ndarray:
+    """Number of each user's rows [U] among some of a table, [N] bool."""
+    counts = np.bincount(table.user[rows], minlength=len(table.users))
+    number = dict(zip(table.users, counts.tolist(), strict=True))
+    return np.array([number.get(user, 0) for user in users], int)
+
+
+def _most_support(config: MRMRunConfig, seen: bool) -> int:
+    """Most choices that a user is adapted on, 0 for all."""
+    return config.data.max_pairs if seen else config.split.support_pairs
+
+
+def _query_rows(data: ExperimentData, fold: int) -> np.ndarray:
+    """Rows of the queries [N] bool that a fold may be judged on."""
+    rows = _within(data, fold) & ~data.queries.tie
+    return rows if data.queries.held_out is None else rows & data.queries.held_out
 
 
 def _pooled(folds: list[Fitted], where: str, names: list[str]) -> JudgedRegime:
@@ -93,10 +147,11 @@ def _one_fold(
     validation = judged_only(validation, enough)
     result: Fitted = {"losses": {}}
     for where, (regime, usable) in wheres.items():
+        query = regime.query.padded
         result[where] = {
-            "weight": np.asarray(regime.query.weight) * usable[:, None],
-            "chosen": np.asarray(regime.query.chosen),
-            "rejected": np.asarray(regime.query.rejected),
+            "weight": query.weight * usable[:, None],
+            "chosen": query.chosen,
+            "rejected": query.rejected,
             "adapted": {},
             "unadapted": {},
         }
@@ -128,37 +183,32 @@ def fold_regime(
         The regime of all `users`, and [U] bool: who has enough choices on both sides.
     """
     touched = touching(data, fold)
-    widest = max(config.data.max_pairs or 10**9, 1) if seen else config.split.support_pairs
+    widest = _most_support(config, seen)
     width_of_query = config.split.query_pairs or 64
     support, query = [], []
     table = zip(
         users, learned_from(data.choices, users), rows_by_user(data.queries, users), strict=True
     )
-    within = _within(data, fold) & ~data.queries.tie
-    if data.queries.held_out is not None:
-        within &= data.queries.held_out
+    within = _query_rows(data, fold)
     for user, rows, candidates in table:
         rng = np.random.default_rng([config.split.seed, fold, *user.encode()])
         support.append(rng.permutation(rows[~touched[rows]])[: widest or None])
         query.append(rng.permutation(candidates[within[candidates]])[:width_of_query])
-    least = config.split.min_support
-    enough = np.array([len(s) >= least and len(q) > 0 for s, q in zip(support, query, strict=True)])
-    ties = 2 if bool(data.choices.tie.any()) else 1
-    most = max(map(len, rows_by_user(data.choices, users)))
-    width = ties * min(widest or most, most)
-    return (
-        SupportQueryData(
-            on_device(pad_pairs(data.choices, support, width)),
-            on_device(pad_pairs(data.queries, query, width_of_query)),
-        ),
-        enough,
+    # Bounds that are the same in every fold, so that no fold is of another shape and compiled anew.
+    ties = 1 + int(data.choices.tie.any())
+    most = np.array([*map(len, rows_by_user(data.choices, users))])
+    bounds = (
+        ties * (np.minimum(widest, most) if widest else most),
+        np.full(len(users), width_of_query),
     )
+    regime = cut_support_query((data.choices, data.queries), (support, query), bounds)
+    return regime, enough_choices(data, config, users, fold, seen)
 
 
 def judged_only(regime: SupportQueryData, enough: np.ndarray) -> SupportQueryData:
     """The same regime, with nothing to judge for users who have not `enough` [U]."""
-    weight = jnp.where(jnp.asarray(enough)[:, None], regime.query.weight, 0)
-    return SupportQueryData(regime.support, regime.query._replace(weight=weight))
+    query = regime.query.reweighted(lambda users, weight: weight * enough[users, None])
+    return SupportQueryData(regime.support, query)
 
 
 def touching(data: ExperimentData, fold: int) -> np.ndarray:

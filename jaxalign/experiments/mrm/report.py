@@ -55,7 +55,7 @@ def table_regimes(report: Report) -> list[str]:
 def write_pages(out: Path, report: Report, new_users: NewUsers) -> None:
     """Write plots and report.md."""
     regimes = {r: report[r] for r in table_regimes(report)}
-    mask = np.asarray(new_users.test.query.weight) > 0
+    mask = new_users.test.query.padded.weight > 0
     baseline = new_users.predictions["bt"][0]
     plots.plot_gains(regimes, out / "gains.png")
     curves = {name: [tuple(point) for point in points] for name, points in report["shots"].items()}

@@ -103,9 +103,8 @@ def assemble(
         new_users: predictions on known items.
         folds: predictions on held-out items, pooled over folds; empty without folds.
     """
-    query = new_users.test.query
-    mask = np.asarray(query.weight) > 0
-    items = (np.asarray(query.chosen), np.asarray(query.rejected))
+    query = new_users.test.query.padded
+    mask, items = query.weight > 0, (query.chosen, query.rejected)
     report: Report = {
         "format": 1,
         "version": __version__,
