@@ -72,6 +72,26 @@ def test_resuming_a_finished_run_changes_nothing(world):
     assert [(world.run / name).read_bytes() for name in names] == before
 
 
+@pytest.mark.parametrize("prompts", [1, 2])
+def test_folds_that_cannot_be_cut_are_left_out_before_training(world, tmp_path, prompts):
+    """The prompts are dealt to the folds, so that one or two leave most of them without a row."""
+    rows = [{**row, "prompt": f"p{n % prompts}"} for n, row in enumerate(world.rows)]
+    choices = write_rows(tmp_path / "choices.jsonl", rows)
+    options = ("--features.path", world.table, "--split.item_folds", 3, "--methods", "bayes")
+    result = train(world, choices, tmp_path / "run", *options)
+    assert result.code == 0, result.err
+    said = " ".join(result.err.split())
+    left, kept = (
+        ("3 of 3", []) if prompts == 1 else ("1 of 3", ["new_items", "new_users_new_items"])
+    )
+    assert f"{left} item folds left out" in said
+    assert "split.item_folds 0" in said
+    assert said.index("item folds left out") < said.index(" bt ")
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    assert [name for name in report if name.startswith("new_")] == ["new_users", *kept]
+    assert (tmp_path / "run/model.safetensors").exists()
+
+
 def test_parquet_gives_the_report_of_json_lines(world, tmp_path):
     rows = [{"tie": False, **row} for row in world.rows]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "choices.parquet")

@@ -83,6 +83,36 @@ def test_all_users_with_too_few_choices(world, tmp_path):
     assert not (tmp_path / "run/report.json").exists()
 
 
+UNUSABLE = [
+    ("--seeds 0", "seeds is 0; expected 1 or more"),
+    ("--draws 1", "draws is 1; expected 2 or more"),
+    ("--shots", "shots is []; expected one number or more, each 0 or more"),
+    ("--methods", "methods is empty"),
+    ("--split.query_share 1.5", "query_share is 1.5; expected 0 or more, and 1 or less"),
+    ("--split.min_query 0", "min_query is 0; expected 1 or more"),
+    ("--data.max_pairs -1", "max_pairs is -1; expected 0 or more"),
+    ("--features.max_dims 0", "max_dims is 0; expected 1 or more"),
+    ("--features.whiten nan", "whiten is nan"),
+    ("--bt.ridges", "OneModel ridges is []; expected one number or more, each above 0"),
+    ("--bayes.em_steps 0", "Bayes em_steps is 0; expected 1 or more"),
+    ("--mrm.rates", "MRM rates is []"),
+    ("--mrm.snapshots 0", "MRM snapshots is 0"),
+    ("--gpo.epochs 0", "GPO epochs is 0"),
+    ("--gpo.heads 3", "a multiple of its 3 heads"),
+    ("--vpl.kl_anneal 2", "VPL kl_anneal is 2.0"),
+    ("--lore.ranks", "LoRe ranks is []"),
+    ("--pal.few_shot_steps 0", "PAL few_shot_steps is [0]"),
+    ("--neighbours.counts 0", "Neighbours counts is [0]"),
+    ("--mixture.em_steps 0", "Mixture em_steps is 0"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), UNUSABLE)
+def test_settings_that_nothing_can_be_fitted_with(world, tmp_path, options, words):
+    refused(train(world, world.choices, tmp_path / "run", *options.split()), words)
+    assert not (tmp_path / "run").exists()
+
+
 # Bad features ---------------------------------------------------------------------------------
 
 

@@ -1,9 +1,47 @@
 """Settings of MRM and hierarchical Bayes, and of how choices are read and split."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from jaxalign.errors import InputError
+
+
+def check_range(
+    config: object, names: str, least: float, most: float = math.inf, above: bool = False
+) -> None:
+    """Refuse settings that nothing can be fitted with, before any work is done.
+
+    Args:
+        config: whose fields are checked; a tuple holds one number or more, each in the range.
+        names: of the fields, separated by spaces.
+        least: smallest number.
+        most: largest number.
+        above: whether `least` itself is outside the range.
+
+    Raises:
+        InputError: a number is outside the range, or a tuple is empty.
+
+    Example:
+        >>> from jaxalign.errors import InputError
+        >>> from jaxalign.mrm.config import BayesConfig
+        >>> try:
+        ...     BayesConfig(em_steps=0)
+        ... except InputError as error:
+        ...     print(error)
+        Bayes em_steps is 0; expected 1 or more.
+    """
+    for name in names.split():
+        value = getattr(config, name)
+        values = value if isinstance(value, tuple) else (value,)
+        low = f"above {least:g}" if above else f"{least:g} or more"
+        bounds = low if most == math.inf else f"{low}, and {most:g} or less"
+        inside = (least <= number <= most and not (above and number == least) for number in values)
+        if not values or not all(inside):
+            found = list(values) if isinstance(value, tuple) else value
+            kind = type(config).__name__.removesuffix("Config")
+            each = "one number or more, each " if isinstance(value, tuple) else ""
+            raise InputError(f"{kind} {name} is {found}; expected {each}{bounds}.")
 
 
 @dataclass(frozen=True)
@@ -69,6 +107,13 @@ class MRMConfig:
     snapshots: int = 6
     rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
 
+    def __post_init__(self) -> None:
+        check_range(self, "inner_steps users_per_batch epochs snapshots", 1)
+        check_range(self, "inner_lr outer_lr clip_norm input_scale rates", 0, above=True)
+        check_range(self, "rpo_tail", 0, 1, above=True)
+        check_range(self, "eval_steps l2", 0)
+        check_range(self, "warmup query_share", 0, 1)
+
 
 @dataclass(frozen=True)
 class BayesConfig:
@@ -95,6 +140,10 @@ class BayesConfig:
     user_chunk: int = 128
     em_every: int = 4
 
+    def __post_init__(self) -> None:
+        check_range(self, "em_steps newton_steps user_chunk em_every", 1)
+        check_range(self, "l2", 0, above=True)
+
 
 @dataclass(frozen=True)
 class ChoiceDataConfig:
@@ -115,6 +164,10 @@ class ChoiceDataConfig:
     ties: bool = True
     max_pairs: int = 128
 
+    def __post_init__(self) -> None:
+        check_range(self, "pairs_per_half", 1)
+        check_range(self, "max_pairs margin", 0)
+
 
 @dataclass(frozen=True)
 class SplitConfig:
@@ -129,7 +182,7 @@ class SplitConfig:
         support_pairs: choices that a validation or test user is adapted on, 0 for all.
         query_pairs: choices that such a user is judged on, 0 for all.
         min_support: users with fewer choices to adapt on are dropped and counted.
-        min_query: users with fewer choices to be judged on are dropped and counted.
+        min_query: users with fewer choices to be judged on are dropped and counted, 1 or more.
         item_folds: folds of items for the figures on new items, 2 or more; 0 for no such figures.
     """
 
@@ -142,6 +195,11 @@ class SplitConfig:
     min_support: int = 5
     min_query: int = 5
     item_folds: int = 10
+
+    def __post_init__(self) -> None:
+        check_range(self, "unseen_share validation_share query_share", 0, 1)
+        check_range(self, "support_pairs query_pairs min_support item_folds", 0)
+        check_range(self, "min_query", 1)
 
 
 @dataclass(frozen=True)
@@ -171,6 +229,8 @@ class FeatureConfig:
     whiten: float = 0.5
 
     def __post_init__(self) -> None:
+        check_range(self, "max_dims", 1)
+        check_range(self, "whiten", 0, 1)
         if self.scale and not self.named:
             raise InputError(
                 f"features.scale is {self.scale!r} and features.named is false; expected a scale "

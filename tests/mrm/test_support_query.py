@@ -15,7 +15,14 @@ from jaxalign.experiments.mrm.data import ExperimentData
 from jaxalign.experiments.mrm.folds import fold_regime
 from jaxalign.mrm.config import ChoiceDataConfig, FeatureConfig, SplitConfig
 from jaxalign.mrm.reduce import identity
-from jaxalign.mrm.support_query import cut_episodes, support_query, training_choices
+from jaxalign.mrm.selection import predict, select
+from jaxalign.mrm.support_query import (
+    SupportQueryData,
+    cut_episodes,
+    one_bucket,
+    support_query,
+    training_choices,
+)
 
 USERS, ROWS, ITEMS, WIDTH = 4, 12, 10, 3
 
@@ -103,3 +110,49 @@ def test_users_are_adapted_on_learned_rows_and_judged_on_the_others(choices):
     for user in range(USERS):
         mine = choices.held_out & (choices.user == user)
         assert users.accuracy[user] == pytest.approx((margin[mine] > 0).mean())
+
+
+def heavy_choices(users=40, few=6, many=3000):
+    """Users of a few choices and one of many, the 18th."""
+    rng = np.random.default_rng(0)
+    counts = np.full(users, few)
+    counts[17] = many
+    user = np.repeat(np.arange(users), counts).astype(np.int32)
+    chosen = rng.integers(0, ITEMS, len(user)).astype(np.int32)
+    rejected = ((chosen + rng.integers(1, ITEMS, len(user))) % ITEMS).astype(np.int32)
+    items, names = (tuple(f"{a}{i}" for i in range(n)) for a, n in (("i", ITEMS), ("u", users)))
+    none, no = np.full(len(user), -1, np.int32), np.zeros(len(user), bool)
+    group = np.arange(len(user), dtype=np.int32)
+    return Preferences(names, items, items, user, chosen, rejected, group, none, no)
+
+
+def test_memory_is_in_proportion_to_the_choices_whoever_has_many():
+    choices = heavy_choices(users=400)
+    split = SplitConfig(min_query=1, min_support=1, support_pairs=0, query_pairs=0)
+    cut = cut_episodes(choices, split, choices.users)
+    users = support_query(choices, cut)
+    cells = [sum(part.weight.size for part in side.parts) for side in (users.support, users.query)]
+    assert max(cells) < len(choices)  # each choice is on one side
+    trained = training_choices(choices, choices.users, ChoiceDataConfig(max_pairs=0), 0)
+    assert sum(part.weight.size for part in trained.parts) == len(choices)
+    assert trained.padded.weight.size == 400 * 3000
+
+
+def test_buckets_change_no_prediction_and_no_choice_of_a_candidate():
+    choices = heavy_choices()
+    split = SplitConfig(min_query=1, min_support=1, support_pairs=0, query_pairs=0)
+    users = support_query(choices, cut_episodes(choices, split, choices.users))
+    assert len(users.support.parts) == 2
+    whole = SupportQueryData(one_bucket(users.support.padded), one_bucket(users.query.padded))
+    features = np.random.default_rng(1).standard_normal((ITEMS, WIDTH)).astype(np.float32)
+    method = mrm.make_method("bayes")
+    fitted = method.load(
+        {"mean": np.zeros((2, WIDTH)), "cov": np.stack([np.eye(WIDTH)] * 2), "step": np.arange(2)}
+    )
+    candidate = {"em": 0, "adapt": True}
+    real = users.query.padded.weight > 0
+    one, other = (predict(method, fitted, candidate, features, u) for u in (users, whole))
+    np.testing.assert_allclose(one[real], other[real], rtol=1e-4, atol=1e-5)
+    assert np.abs(one[real] - 0.5).max() > 0.1
+    (_, loss), (_, expected) = (select(method, fitted, features, u) for u in (users, whole))
+    assert loss == pytest.approx(expected, rel=1e-5)

@@ -7,7 +7,8 @@ from typing import Any, Literal, TypeVar, dataclass_transform
 import jaxalign.mrm.baselines
 import jaxalign.mrm.hierarchical
 import jaxalign.mrm.meta  # noqa: F401
-from jaxalign.mrm.config import ChoiceDataConfig, FeatureConfig, SplitConfig
+from jaxalign.errors import InputError
+from jaxalign.mrm.config import ChoiceDataConfig, FeatureConfig, SplitConfig, check_range
 from jaxalign.mrm.registry import METHODS, UserRewardMethod, make_method
 
 _Config = TypeVar("_Config")
@@ -45,13 +46,13 @@ class MRMRunConfig:
         data: how choices are read.
         split: which users train, validate and test, and how their choices are cut.
         features: what the features of an item are.
-        methods: methods that are fitted and judged beside `bt`, one model for all users.
+        methods: one or more that are fitted and judged beside `bt`, one model for all users.
         fold_methods: methods that are fitted again in every item fold.
         select: method to save for `adapt` and `rank`: a name, or "validation" for the one with the
             least validation loss of those that can score new items.
         seeds: fits per method, with different initialisations and orders, 1 or more; the report
             averages over them.
-        shots: numbers of choices at which the accuracy curve is drawn, each 0 or more.
+        shots: numbers of choices at which the accuracy curve is drawn, one or more, each 0 or more.
         draws: draws of the bootstrap, 100 or more for usable intervals.
     """
 
@@ -64,6 +65,13 @@ class MRMRunConfig:
     seeds: int = 3
     shots: tuple[int, ...] = (0, 1, 2, 5, 10, 20)
     draws: int = 2000
+
+    def __post_init__(self) -> None:
+        if not self.methods:
+            raise InputError("methods is empty; expected one or more, such as bayes.")
+        check_range(self, "seeds", 1)
+        check_range(self, "shots", 0)
+        check_range(self, "draws", 2)
 
 
 def method_of(config: MRMRunConfig, name: str) -> UserRewardMethod:

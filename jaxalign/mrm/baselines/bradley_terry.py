@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm import bayes
+from jaxalign.mrm.config import check_range
 from jaxalign.mrm.registry import Candidate, Fitted, WeightsMethod, register
 from jaxalign.mrm.support_query import TrainingData, differences
 from jaxalign.train.blas import one_blas_thread
@@ -26,6 +27,9 @@ class OneModelConfig:
 
     ridges: tuple[float, ...] = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
+    def __post_init__(self) -> None:
+        check_range(self, "ridges", 0, above=True)
+
 
 @dataclass(frozen=True)
 class ModelPerUserConfig:
@@ -36,6 +40,9 @@ class ModelPerUserConfig:
     """
 
     ridges: tuple[float, ...] = (1.0, 0.3, 0.1, 0.03)
+
+    def __post_init__(self) -> None:
+        check_range(self, "ridges", 0, above=True)
 
 
 @functools.partial(jax.jit, static_argnames="ridges")

@@ -22,6 +22,7 @@ from jaxalign.data.batching import Pairs
 from jaxalign.data.splits import redraw
 from jaxalign.errors import InputError
 from jaxalign.mrm.base import Params
+from jaxalign.mrm.config import check_range
 from jaxalign.mrm.registry import Candidate, Fitted, UserRewardMethod
 from jaxalign.mrm.support_query import TrainingData
 
@@ -59,6 +60,12 @@ class EpisodeConfig:
     most_support: int = 20
     most_query: int = 40
     query_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_range(self, "users_per_batch epochs snapshots most_support most_query", 1)
+        check_range(self, "learning_rate", 0, above=True)
+        check_range(self, "weight_decay", 0)
+        check_range(self, "query_share", 0, 1)
 
 
 class Scaling(NamedTuple):

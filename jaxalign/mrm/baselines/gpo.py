@@ -19,8 +19,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.data.batching import Pairs
+from jaxalign.errors import InputError
 from jaxalign.mrm.baselines import episodes
 from jaxalign.mrm.baselines.episodes import EpisodeConfig, EpisodeMethod, Params
+from jaxalign.mrm.config import check_range
 from jaxalign.mrm.registry import register
 
 _norm = functools.partial(nn.LayerNorm, epsilon=1e-5)
@@ -42,6 +44,14 @@ class GPOConfig(EpisodeConfig):
     feed_forward: int = 64
     layers: int = 2
     most_query: int = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "width heads feed_forward layers", 1)
+        if self.width % self.heads:
+            raise InputError(
+                f"GPO width is {self.width}; expected a multiple of its {self.heads} heads."
+            )
 
 
 class _Layer(nn.Module):

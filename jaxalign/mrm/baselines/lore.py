@@ -22,6 +22,7 @@ from jaxalign.mrm import bayes
 from jaxalign.mrm.base import Params
 from jaxalign.mrm.baselines import simplex
 from jaxalign.mrm.baselines.common import Buckets, one_for_all
+from jaxalign.mrm.config import check_range
 from jaxalign.mrm.registry import Candidate, Fitted, WeightsMethod, register
 from jaxalign.mrm.support_query import TrainingData, differences
 from jaxalign.train.blas import one_blas_thread
@@ -53,6 +54,11 @@ class LoReConfig:
     decays: tuple[float, ...] = (1e-3, 1e-4)
     few_shot_rate: float = 0.1
     few_shot_steps: int = 500
+
+    def __post_init__(self) -> None:
+        check_range(self, "ranks steps few_shot_steps", 1)
+        check_range(self, "learning_rate few_shot_rate", 0, above=True)
+        check_range(self, "decays", 0)
 
 
 # 500 steps of rate 0.5 are the authors'; they choose the pull towards one reward, too.

@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm.baselines.common import Buckets, flat, one_for_all
+from jaxalign.mrm.config import check_range
 from jaxalign.mrm.registry import Candidate, Fitted, UserRewardMethod, register
 from jaxalign.mrm.support_query import TrainingData, differences
 from jaxalign.train.blas import one_blas_thread
@@ -41,6 +42,10 @@ class MixtureConfig:
     em_steps: int = 30
     l2: float = 1e-4
     clustering_steps: int = 10
+
+    def __post_init__(self) -> None:
+        check_range(self, "components em_steps clustering_steps", 1)
+        check_range(self, "l2", 0, above=True)
 
 
 class MixtureModel(NamedTuple):

@@ -19,6 +19,7 @@ import numpy as np
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm import bayes
 from jaxalign.mrm.baselines.common import Buckets, one_for_all
+from jaxalign.mrm.config import check_range
 from jaxalign.mrm.registry import Candidate, Fitted, WeightsMethod, register
 from jaxalign.mrm.support_query import TrainingData, differences
 from jaxalign.train.blas import one_blas_thread
@@ -42,6 +43,11 @@ class NeighboursConfig:
     counts: tuple[int, ...] = (10, 40, 160)
     shares: tuple[float, ...] = (0.5, 1.0, 2.0, 3.0)
     spread: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_range(self, "counts", 1)
+        check_range(self, "shares", 0)
+        check_range(self, "spread", 0, above=True)
 
 
 def agreement(thetas: jax.Array, d: jax.Array, weight: jax.Array) -> jax.Array:

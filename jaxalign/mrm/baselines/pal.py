@@ -20,6 +20,7 @@ import numpy as np
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm.baselines import simplex
 from jaxalign.mrm.baselines.common import Buckets
+from jaxalign.mrm.config import check_range
 from jaxalign.mrm.registry import Candidate, Fitted, WeightsMethod, register
 from jaxalign.mrm.support_query import TrainingData
 
@@ -48,6 +49,11 @@ class PALConfig:
     few_shot_rate: float = 0.1
     few_shot_steps: tuple[int, ...] = (1, 2, 4, 10, 30)
     snapshots: int = 5
+
+    def __post_init__(self) -> None:
+        check_range(self, "prototypes width steps snapshots few_shot_steps", 1)
+        check_range(self, "learning_rate few_shot_rate", 0, above=True)
+        check_range(self, "decay", 0)
 
 
 def rewards(params: simplex.Params, features: jax.Array) -> jax.Array:

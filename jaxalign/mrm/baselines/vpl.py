@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm.baselines import episodes
 from jaxalign.mrm.baselines.episodes import EpisodeConfig, EpisodeMethod, Params
+from jaxalign.mrm.config import check_range
 from jaxalign.mrm.registry import register
 
 
@@ -42,6 +43,12 @@ class VPLConfig(EpisodeConfig):
     kl_weight: float = 0.003
     kl_anneal: float = 0.5
     draws: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "latent hidden", 1)
+        check_range(self, "kl_weight draws", 0)
+        check_range(self, "kl_anneal", 0, 1)
 
 
 class VPLNetwork(nn.Module):
