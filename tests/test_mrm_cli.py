@@ -290,3 +290,29 @@ def test_users_that_cannot_be_read_do_not_stand_in_the_way(world, tmp_path, kind
     data = ("--data", world.choices, "--features", world.table)
     assert call("mrm", "adapt", "--model", run, *data).code == 0
     assert users.read_bytes() == (world.run / "users.parquet").read_bytes()
+
+
+def test_scores_of_rewards_are_features_by_their_names(world, tmp_path):
+    """As the same numbers in a feature file, whatever the order of the columns at adaptation."""
+    names = ("kind", "short", "wise")
+    rows = [
+        {"answer": answer(item), "rewards": dict(zip(names, map(float, row), strict=False))}
+        for item, row in enumerate(world.features)
+    ]
+    scores = write_rows(tmp_path / "scores.jsonl", rows)
+    turned = [row | {"rewards": dict(reversed(row["rewards"].items()))} for row in rows]
+    turned = write_rows(tmp_path / "turned.jsonl", turned)
+    named = write_features(tmp_path / "named.npz", world.features[:, :3], names=np.array(names))
+    found = []
+    for number, (path, given) in enumerate(((scores, turned), (named, named))):
+        out = tmp_path / f"run{number}"
+        result = train(world, world.choices, out, "--features.path", path, "--methods", "bayes")
+        assert result.code == 0, result.err
+        adapt = ("mrm", "adapt", "--model", out, "--data", world.choices, "--features", given)
+        assert call(*adapt).code == 0
+        found.append(mrm.load(out).users)
+    assert found[0].reward_ids == found[1].reward_ids
+    assert found[0].reward_ids.names == names
+    np.testing.assert_array_equal(found[0].mean, found[1].mean)
+    fewer = write_rows(tmp_path / "few.jsonl", [r | {"rewards": {"kind": 1.0}} for r in rows])
+    refused(call(*adapt[:-1], fewer), "has the columns kind; expected kind, short, wise")

@@ -214,7 +214,7 @@ def test_bad_yaml(world, tmp_path, text, words):
         (["--bogus"], ["--bogus", "does not exist"]),
         (["stray"], ["stray"]),
         (["--methods", "bogus"], ["methods", "bogus"]),
-        (["--features.scale", "runs/palm"], ["features.scale", "--features.named true"]),
+        (["--features.scale", "runs/palm"], ["features.scale", "--features.path SCORES"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
     ],
 )

@@ -37,7 +37,9 @@ def _add_adapt(actions: Commands) -> None:
     parser = command(actions, "adapt", _adapt, "users' weights from their choices, as Parquet")
     parser.add_argument("--model", type=Path, required=True, help="folder of a run")
     parser.add_argument("--data", required=True, help="preference file of the users")
-    parser.add_argument("--features", type=Path, help="features of the items, if not from text")
+    parser.add_argument(
+        "--features", type=Path, help="features or scores of the items, if not from text"
+    )
     add_out(parser, "file", "Parquet file (MODEL/users.parquet)", required=False)
 
 
@@ -49,7 +51,9 @@ def _add_rank(actions: Commands) -> None:
         "--texts", type=Path, required=True, help="an answer a line, or .jsonl with `text`"
     )
     parser.add_argument("--users", type=Path, help="Parquet file of adapt (MODEL/users.parquet)")
-    parser.add_argument("--features", type=Path, help="features of the answers, ids = the texts")
+    parser.add_argument(
+        "--features", type=Path, help="features or scores of the answers, by their texts"
+    )
     parser.add_argument("--json", action="store_true", help="JSON lines instead of a table")
 
 
@@ -103,14 +107,16 @@ def _rank(arguments: argparse.Namespace, _: list[str]) -> None:
     from dataclasses import asdict, replace
 
     from jaxalign import mrm
-    from jaxalign.data import load_features, lookup
+    from jaxalign.data import load_features
 
     stored = arguments.user is not None and arguments.users is None
     model = mrm.load(arguments.model, with_users=stored)
     texts = read_lines(arguments.texts)
     if arguments.users is not None:
         model = replace(model, users=mrm.load_users(arguments.users, model.digest))
-    features = lookup(load_features(arguments.features), texts) if arguments.features else None
+    features = None
+    if arguments.features:
+        features = mrm.item_features(model, texts, texts, load_features(arguments.features))
     ranked = mrm.rank(model, arguments.user, texts, features)
     if arguments.json:
         for entry in ranked:

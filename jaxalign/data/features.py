@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxalign.data.columns import read_columns
+from jaxalign.data.preferences import Conversation
 from jaxalign.errors import InputError
 from jaxalign.files import write_aside
 
@@ -36,6 +38,8 @@ def load_features(path: str | Path) -> Features:
             the UTF-8 bytes of a JSON list); .safetensors with the tensor `features`, and `ids` and
             `names` as JSON lists in its metadata; or .npy. For .npy, and for .safetensors without
             ids, the ids are in `<stem>.ids.json` (a JSON list) or `<stem>.ids.txt` (one a line).
+            Or .jsonl (.gz) of `jaxalign reward score`: the rewards of each answer, with their
+            names; an answer is looked up by its text, with its prompt where rewards read that.
 
     Returns:
         The features; whole numbers become float32, floating-point types stay.
@@ -44,9 +48,14 @@ def load_features(path: str | Path) -> Features:
         InputError: a file or key is missing, ids repeat, or the sizes disagree.
     """
     path = Path(path)
+    if path.name.endswith((".jsonl", ".jsonl.gz")):
+        return _read_scores(path)
     readers = {".npy": _read_npy, ".npz": _read_npz, ".safetensors": _read_safetensors}
     if path.suffix not in readers:
-        raise InputError(f"{path} is not a feature file; expected .npy, .npz or .safetensors.")
+        raise InputError(
+            f"{path} is not a feature file; expected .npy, .npz or .safetensors, or .jsonl of "
+            "`jaxalign reward score`."
+        )
     if not path.exists():
         raise InputError(f"{path} does not exist; check the path.")
     values, ids, names = readers[path.suffix](path)
@@ -79,12 +88,39 @@ def save_features(path: str | Path, features: Features) -> None:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
-def lookup(features: Features, items: Sequence[str]) -> np.ndarray:
+def columns_named(features: Features, names: Sequence[str], source: str | Path) -> Features:
+    """Return features with the columns of some names, in their order.
+
+    Args:
+        features: with names of their columns, or without, in which case they are returned as they
+            are.
+        names: of the columns that are wanted.
+        source: what the features were read from, for messages.
+
+    Raises:
+        InputError: a column is missing.
+    """
+    if features.names is None or features.names == tuple(names):
+        return features
+    missing = [name for name in names if name not in features.names]
+    if missing:
+        raise InputError(
+            f"{source} has the columns {', '.join(features.names)}; expected {', '.join(names)}: "
+            f"add {', '.join(missing)}."
+        )
+    order = [features.names.index(name) for name in names]
+    return Features(features.ids, features.values[:, order], tuple(names))
+
+
+def lookup(
+    features: Features, items: Sequence[str], texts: Sequence[str] | None = None
+) -> np.ndarray:
     """Gather the feature row of every item.
 
     Args:
         features: rows by id.
         items: ids, in any order, repeats allowed.
+        texts: of the same items with their prompts, which are looked up before the ids.
 
     Returns:
         [len(items), E] in the order of `items`.
@@ -99,7 +135,10 @@ def lookup(features: Features, items: Sequence[str]) -> np.ndarray:
         [[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]]
     """
     row_of = {key: row for row, key in enumerate(features.ids)}
-    rows = np.array([row_of.get(item, -1) for item in items], np.int64)
+    found = [row_of.get(item, -1) for item in items]
+    if texts is not None:
+        found = [row_of.get(text, row) for text, row in zip(texts, found, strict=True)]
+    rows = np.array(found, np.int64)
     if (rows < 0).any():
         missing = list(dict.fromkeys(items[i] for i in np.flatnonzero(rows < 0).tolist()))
         first = ", ".join(repr(key[:60]) for key in missing[:3])
@@ -124,6 +163,46 @@ def first_bad_row(values: np.ndarray) -> int | None:
         if not good.all():
             return start + int(np.argmin(good))
     return None
+
+
+def _read_scores(path: Path) -> Features:
+    """The rewards of answers, by the texts of answers and by those of prompt and answer."""
+    columns, origin = read_columns(path, ("prompt", "answer", "rewards"))
+    answers, scores = columns.get("answer", []), columns.get("rewards", [])
+    if not answers or not scores:
+        raise InputError(
+            f"{path} holds no scores, expected rows with `answer` and `rewards`; write it with "
+            "`jaxalign reward score`."
+        )
+    prompts = columns.get("prompt", [None] * len(answers))
+    names = tuple(scores[0]) if isinstance(scores[0], dict) else ()
+    values = np.empty((len(scores), len(names)), np.float32)
+    row_of: dict[str, int] = {}
+    several: set[str] = set()
+    for row, (prompt, answer, found) in enumerate(zip(prompts, answers, scores, strict=True)):
+        if not isinstance(answer, str) or not isinstance(found, dict) or set(found) != set(names):
+            raise InputError(
+                f"{origin.at(row)}: found the answer {answer!r:.40} with rewards {found!r:.80}, "
+                f"expected a text and numbers for {', '.join(names) or 'each reward'}; write the "
+                "file with `jaxalign reward score`."
+            )
+        numbers = [found[name] for name in names]
+        if not all(isinstance(one, int | float) and np.isfinite(one) for one in numbers):
+            raise InputError(
+                f"{origin.at(row)}: `rewards` is {found!r:.80}, expected finite numbers; correct "
+                "the row."
+            )
+        values[row] = numbers
+        key = answer if prompt is None else Conversation((str(prompt), answer))
+        if not np.array_equal(values[row_of.setdefault(key, row)], values[row]):
+            raise InputError(
+                f"{origin.at(row)}: found the rewards {found!r:.80} for an answer that has others "
+                f"in {origin.place(row_of[key])}, expected one row for each; remove one of them."
+            )
+        if not np.array_equal(values[row_of.setdefault(answer, row)], values[row]):
+            several.add(answer)
+    kept = [key for key in row_of if key not in several]
+    return Features(tuple(kept), values[[row_of[key] for key in kept]], names)
 
 
 _Read = tuple[np.ndarray, list[str] | None, Sequence[str] | None]

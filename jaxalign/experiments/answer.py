@@ -251,14 +251,13 @@ def _named_rewards(names: Sequence[str], reward_models: Sequence[str]) -> TextRe
     return concatenate_rewards(*parts, *([rule_rewards(missing)] if missing else []))
 
 
-def _population(model: UserModel, what: str, names: Sequence[str]) -> Utility:
+def _population(model: UserModel, folder: Path, names: Sequence[str]) -> Utility:
     """The population's utility on named rewards."""
     if model.reward_ids is None:
         raise InputError(
-            f"the users' weights are on learned features, and {what} is on the rewards "
+            f"the users' weights are on learned features, and {folder} is on the rewards "
             f"{', '.join(names)}; expected weights on these: train the user model on their scores "
-            "(`jaxalign mrm train --features.path SCORES --features.named true --features.scale "
-            "FOLDER`)."
+            f"(`jaxalign mrm train --features.path SCORES --features.scale {folder}`)."
         )
     mean, cov = model.population()
     return Utility(mean, np.zeros((len(mean),) * 2) if cov is None else cov, model.reward_ids)
@@ -271,7 +270,7 @@ def _member(
     base = _language_model(about.base, sources.dtype, loaded)
     serving = serve.load(folder, base)
     names = serving.portfolio.scale.names if serving.portfolio.scale else ()
-    population = _population(model, f"the portfolio {folder}", names)
+    population = _population(model, folder, names)
     return member_strategy(serving, population, sources.settings, sources.batch_size)
 
 
@@ -280,7 +279,7 @@ def _conditioned(
 ) -> Strategy:
     place = policy_folder(folder)
     table = ValueTable.load(place)
-    population = _population(model, f"the policy {folder}", table.names)
+    population = _population(model, folder, table.names)
     policy = moc.load(place, dtype=sources.dtype)
     return conditioned_strategy(policy, table, population, sources.settings, sources.batch_size)
 

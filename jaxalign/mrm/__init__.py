@@ -28,7 +28,7 @@ from jaxalign.mrm.registry import (
     register,
     require,
 )
-from jaxalign.mrm.serving import Ranked, adapt_users, rank
+from jaxalign.mrm.serving import Ranked, adapt_users, item_features, rank
 from jaxalign.mrm.support_query import TrainingData
 
 __all__ = [
@@ -64,6 +64,7 @@ __all__ = [
     "information",
     "init",
     "init_belief",
+    "item_features",
     "load",
     "load_users",
     "make_method",

@@ -87,7 +87,7 @@ def fit(
     """
     config, split, data = config or REGULARISED, split or SplitConfig(), data or ChoiceDataConfig()
     if isinstance(features, Features):
-        features = lookup(features, preferences.items)
+        features = lookup(features, preferences.items, preferences.texts)
     roles = split_users(preferences.users, split.seed, 0.0, split.validation_share)
     values = jnp.asarray(features)
     choices = training_choices(preferences, roles.train, data, split.seed)

@@ -209,9 +209,10 @@ class FeatureConfig:
     Attributes:
         model: encoder of texts, a name or folder, where no feature file is given.
         pooling: "mean", "cls" or "last"; "auto" takes what the model was trained with.
-        path: feature file (.npz, .npy, .safetensors) to read instead of encoding texts.
+        path: feature file (.npz, .npy, .safetensors), or scores of `jaxalign reward score`
+            (.jsonl), to read instead of encoding texts.
         named: whether the columns of the feature file are named base rewards: they are
-            standardised, kept apart and never rotated.
+            standardised, kept apart and never rotated; null: where the file names its columns.
         scale: folder of another run, such as `jaxalign palm build`, or its scale.json, whose scale
             the named rewards are put on, so that weights are in that run's units; empty: estimated
             on the items of the run.
@@ -223,7 +224,7 @@ class FeatureConfig:
     model: str = "sentence-transformers/all-MiniLM-L6-v2"
     pooling: Literal["auto", "mean", "cls", "last"] = "auto"
     path: str = ""
-    named: bool = False
+    named: bool | None = None
     scale: str = ""
     max_dims: int = 128
     whiten: float = 0.5
@@ -231,10 +232,15 @@ class FeatureConfig:
     def __post_init__(self) -> None:
         check_range(self, "max_dims", 1)
         check_range(self, "whiten", 0, 1)
-        if self.scale and not self.named:
+        if self.scale and (self.named is False or not self.path):
             raise InputError(
-                f"features.scale is {self.scale!r} and features.named is false; expected a scale "
-                "for named base rewards only: add --features.named true, or leave the scale out."
+                f"features.scale is {self.scale!r} without named base rewards; expected them in a "
+                "file: add --features.path SCORES, or leave the scale out."
+            )
+        if self.named and not self.path:
+            raise InputError(
+                "features.named is true and features.path is empty; expected a file whose columns "
+                "have names: add --features.path SCORES."
             )
 
 

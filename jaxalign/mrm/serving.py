@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxalign.data import Features, Preferences, lookup
 from jaxalign.data.batching import Pairs, pad_pairs
+from jaxalign.data.features import columns_named
 from jaxalign.data.splits import learned_from, rows_by_user
 from jaxalign.errors import InputError
 from jaxalign.mrm.adapted_users import AdaptedUsers, UserSupports, UserWeights, place_of
@@ -42,10 +43,17 @@ def encode_texts(model: UserModel, texts: Sequence[str]) -> np.ndarray:
 def item_features(
     model: UserModel, keys: Sequence[str], texts: Sequence[str], features: Features | None
 ) -> np.ndarray:
-    """Return features [N, E] of items: looked up by key where given, else encoded from text."""
-    if features is not None:
-        return lookup(features, list(keys))
-    return encode_texts(model, texts)
+    """Return features [N, E] of items: looked up where given, else encoded from text.
+
+    Raises:
+        InputError: an item without features, features of other named rewards than the model's, or
+            as `encode_texts`.
+    """
+    if features is None:
+        return encode_texts(model, texts)
+    if model.projection.scale is not None:
+        features = columns_named(features, model.projection.scale.names, "the feature file")
+    return lookup(features, list(keys), texts)
 
 
 def adapt_users(

@@ -27,8 +27,8 @@ BATCH = 2**20
 # Hexadecimal digits of a digest that messages show, and that a file written by hand may state.
 _DIGITS = 12
 _ONE_SCALE = (
-    "train the user model on the portfolio's scale (`jaxalign mrm train --features.named true "
-    "--features.scale PORTFOLIO/scale.json`), or build the portfolio on the model's scale "
+    "train the user model on the portfolio's scale (`jaxalign mrm train --features.path SCORES "
+    "--features.scale PORTFOLIO`), or build the portfolio on the model's scale "
     "(`jaxalign palm build --scale_from RUN`)"
 )
 

@@ -42,7 +42,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError("no space left")
 
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(InputError, match="no space"):
         data.save_features(path, data.Features(IDS, VALUES + 1))
     monkeypatch.undo()
     same(data.load_features(path))
@@ -126,3 +126,43 @@ def test_bad_files_are_named(tmp_path):
     refused(
         lambda: data.save_features(tmp_path / "k.npy", data.Features(IDS, VALUES)), "end in .npz"
     )
+
+
+def score_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_scores_are_named_features_by_answer_and_by_prompt_and_answer(tmp_path):
+    rows = [
+        {"prompt": "p", "answer": "a", "rewards": {"kind": 1.0, "short": 2}},
+        {"prompt": "q", "answer": "a", "rewards": {"short": 5.0, "kind": 3.0}},
+        {"prompt": "q", "answer": "b", "rewards": {"kind": 4.0, "short": 6.0}},
+    ]
+    found = data.load_features(score_rows(tmp_path / "s.jsonl", rows))
+    assert found.names == ("kind", "short")
+    # The answer "a" is worth something else to each prompt: it is known with its prompt alone.
+    assert set(found.ids) == {"p\n\na", "q\n\na", "q\n\nb", "b"}
+    texts = ["q\n\na", "p\n\na", "r\n\nb"]
+    got = data.lookup(found, ["a", "a", "b"], texts)
+    assert got.tolist() == [[3, 5], [1, 2], [4, 6]]
+    with pytest.raises(InputError, match="no features"):
+        data.lookup(found, ["a"])
+    plain = [{key: row[key] for key in ("answer", "rewards")} for row in rows[::2]]
+    assert data.load_features(score_rows(tmp_path / "t.jsonl", plain)).ids == ("a", "b")
+
+
+def test_scores_that_cannot_be_used_are_refused_by_line(tmp_path):
+    good = {"answer": "a", "rewards": {"kind": 1.0}}
+    for bad, words in (
+        ({"answer": "a", "rewards": {"kind": 2.0}}, "has others in line 1"),
+        ({"answer": "b", "rewards": {"wit": 2.0}}, "numbers for kind"),
+        ({"answer": "b", "rewards": {"kind": "x"}}, "finite numbers"),
+        ({"answer": "b", "rewards": {"kind": float("nan")}}, "finite numbers"),
+        ({"answer": "b"}, "numbers for kind"),
+    ):
+        path = score_rows(tmp_path / "s.jsonl", [good, bad])
+        with pytest.raises(InputError, match=f"s.jsonl, line 2: .*{words}"):
+            data.load_features(path)
+    with pytest.raises(InputError, match="holds no scores"):
+        data.load_features(score_rows(tmp_path / "t.jsonl", [{"answer": "a", "text": "b"}]))

@@ -15,6 +15,7 @@ from jaxalign.data import (
     load_source,
     lookup,
 )
+from jaxalign.data.features import columns_named
 from jaxalign.data.sources import recognise
 from jaxalign.data.splits import UserSplit, item_folds
 from jaxalign.errors import InputError
@@ -87,12 +88,15 @@ def encode_items(config: MRMRunConfig, choices: Preferences, given: Features | N
     if wanted.path:
         given = load_features(wanted.path)
     if given is not None:
-        if wanted.named and given.names is None:
+        if given.names is None and (wanted.named or wanted.scale):
             raise InputError(
                 f"{wanted.path} has no `names` of its columns, which named rewards need"
             )
-        names = given.names if wanted.named else None
-        return Encoded(np.asarray(lookup(given, choices.items), np.float32), names, "")
+        if wanted.scale:
+            given = columns_named(given, load_scale(wanted.scale).names, wanted.path)
+        names = None if wanted.named is False else given.names
+        values = lookup(given, choices.items, choices.texts)
+        return Encoded(np.asarray(values, np.float32), names, "")
     from jaxalign.models.embed import encode, load_encoder
 
     encoder = load_encoder(wanted.model)
@@ -121,13 +125,7 @@ def project(config: MRMRunConfig, encoded: Encoded) -> Projection:
         return fit_projection(encoded.values, features.max_dims, features.whiten)
     if not features.scale:
         return standardise(fit_scale(encoded.values, encoded.names, None))
-    scale = load_scale(features.scale)
-    if scale.names != encoded.names:
-        raise InputError(
-            f"{features.scale}: holds the scale of {', '.join(scale.names)}; expected that of the "
-            f"feature file's columns, {', '.join(encoded.names)}, in this order."
-        )
-    return standardise(scale)
+    return standardise(load_scale(features.scale))
 
 
 def open_run(
