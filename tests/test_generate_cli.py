@@ -13,11 +13,12 @@ from jaxalign.models import LoraConfig, load_language_model, lora, save_adapter
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A tiny model and two adapters that change what it says."""
+    """A tiny model and two adapters, of other matrices, that change what it says."""
     root = tmp_path_factory.mktemp("generate")
     model = load_language_model(str(tiny_lms.write(root / "model", "llama")))
-    settings = LoraConfig(rank=2, alpha=4.0, targets=("query", "up"))
-    for number, folder in enumerate(("warm", "cold")):
+    made = {"warm": LoraConfig(2, 4.0, targets=("query", "up")),
+            "cold": LoraConfig(3, 6.0, targets=("down", "query"))}  # fmt: skip
+    for number, (folder, settings) in enumerate(made.items()):
         tree = lora.init(jax.random.key(number), settings, model.params)
         draw = np.random.default_rng(number).standard_normal
         tree = {

@@ -8,6 +8,7 @@ from jaxalign.models.resolve import ResolvedModel
 from jaxalign.models.weights.adapter import CONFIG, TABLES, add_adapter, saved_rows
 from jaxalign.models.weights.gguf import open_gguf
 from jaxalign.models.weights.layout import Layout
+from jaxalign.models.weights.quantised import refuse_quantised
 from jaxalign.models.weights.safetensors import Tensors, open_tensors
 from jaxalign.progress import stderr_console
 
@@ -36,6 +37,20 @@ def open_weights(model: ResolvedModel, layout: Layout, dtype: str) -> Iterator[T
             text = f"The LoRA adapter {folder} is merged into its base model {base}."
             stderr_console().print(text, markup=False, soft_wrap=True)
         yield tensors
+
+
+def read_settings(model: ResolvedModel) -> JsonObject:
+    """The config.json of a model with safetensors; empty for GGUF, which has its own.
+
+    Raises:
+        InputError: the file is missing or broken, or the weights are quantised.
+    """
+    if model.weights[0].suffix == ".gguf":
+        return {}
+    source = model.folder / "config.json"
+    settings = read_config_json(source)
+    refuse_quantised(settings, str(source))
+    return settings
 
 
 def adapted_settings(settings: JsonObject, model: ResolvedModel) -> JsonObject:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxalign.data.chat_template import render_chat
 from jaxalign.errors import InputError
 from jaxalign.models import families
-from jaxalign.models.adapted import classifier_settings, open_weights
+from jaxalign.models.adapted import classifier_settings, open_weights, read_settings
 from jaxalign.models.buckets import by_length, default_tokens, padded
 from jaxalign.models.encoder import EncoderConfig, EncoderModule
 from jaxalign.models.heads import PooledHead, ValueHead, last_token
@@ -21,7 +21,6 @@ from jaxalign.models.hf_config import (
     first_architecture,
     optional_id,
     optional_text,
-    read_config_json,
     size,
 )
 from jaxalign.models.language import load_tokenizer
@@ -83,7 +82,12 @@ def load_classifier(
     """
     model = resolve(name, sha256)
     source = str(model.folder / "config.json")
-    settings = classifier_settings(read_config_json(model.folder / "config.json"), model)
+    if model.weights[0].suffix == ".gguf":
+        raise InputError(
+            f"{model.weights[0]}: a GGUF file holds a language model; expected a classifier or a "
+            "reward model: give its folder with config.json and safetensors."
+        )
+    settings = classifier_settings(read_settings(model), model)
     config, labels = read_config(settings, dtype, source)
     tokenizer, table = load_tokenizer(model.tokenizer_folder), layout(config, len(labels))
     places = None if shardings is None else shardings(abstract_params(table, dtype))

@@ -23,7 +23,7 @@ from jaxalign.data.preferences import Conversation
 from jaxalign.errors import InputError
 from jaxalign.models import encoder as bert
 from jaxalign.models import families
-from jaxalign.models.adapted import classifier_settings, open_weights
+from jaxalign.models.adapted import classifier_settings, open_weights, read_settings
 from jaxalign.models.buckets import by_length, default_tokens, padded
 from jaxalign.models.classifier import load_classifier
 from jaxalign.models.embed_cache import EmbeddingCache, text_key
@@ -103,7 +103,7 @@ def load_encoder(name: str, dtype: DTypeLike = "float32", sha256: str | None = N
     model = resolve(name, sha256)
     source = model.folder / "config.json"
     gguf = model.weights[0].suffix == ".gguf"
-    found = {} if gguf else classifier_settings(read_config_json(source), model)
+    found = classifier_settings(read_settings(model), model)
     if gguf or found.get("model_type") in (*families.FAMILIES, "gpt2"):
         return _load_trunk(name, dtype, sha256, found)
     config = EncoderConfig.from_hf(found, dtype, str(source))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxalign.errors import InputError
 from jaxalign.files import write_folder_aside
 from jaxalign.models import families
-from jaxalign.models.adapted import adapted_settings, open_weights
+from jaxalign.models.adapted import adapted_settings, open_weights, read_settings
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.gguf_config import gguf_config
 from jaxalign.models.gguf_tokenizer import gguf_tokenizer
@@ -75,7 +75,7 @@ def load_language_model(
         _refuse_other_kinds(folder)
     gguf = model.weights[0].suffix == ".gguf"
     source = model.weights[0] if gguf else model.folder / "config.json"
-    settings = gguf_config(source) if gguf else read_config_json(source)
+    settings = gguf_config(source) if gguf else read_settings(model)
     completed = adapted_settings(_completed(settings, str(source)), model)
     config = families.config_from_hf(completed, dtype, str(source))
     if gguf and model.tokenizer_folder == model.folder:

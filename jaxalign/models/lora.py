@@ -110,40 +110,39 @@ def scaled(adapter: Params, config: LoraConfig) -> Params:
 def stack(adapters: Sequence[Params]) -> Params:
     """Stack many scaled adapters into one tree: leaves [L, A, in, r] and [L, A, r, out].
 
-    Ranks may differ: smaller ones are padded with zeros, which changes nothing.
+    Ranks may differ: smaller ones are padded with zeros, which changes nothing. Matrices may
+    differ too: those that an adapter leaves alone have factors of zeros.
 
     Args:
-        adapters: A scaled adapters of the same matrices.
+        adapters: A scaled adapters of one model.
 
     Raises:
-        InputError: they adapt different matrices, or there is none.
+        InputError: there is none.
 
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from jaxalign.models import lora
-        >>> def adapter(rank):
-        ...     return {"up": {"a": jnp.ones((2, 8, rank)), "b": jnp.ones((2, rank, 16))}}
-        >>> jax.tree.map(jnp.shape, lora.stack([adapter(4), adapter(3)]))
-        {'up': {'a': (2, 2, 8, 4), 'b': (2, 2, 4, 16)}}
+        >>> def adapter(name, rank):
+        ...     return {name: {"a": jnp.ones((2, 8, rank)), "b": jnp.ones((2, rank, 16))}}
+        >>> stack = lora.stack([adapter("up", 4), adapter("up", 3), adapter("gate", 1)])
+        >>> stack["up"]["a"].shape, stack["gate"]["b"].shape
+        ((2, 3, 8, 4), (2, 3, 1, 16))
     """
     if not adapters:
         raise InputError("found no adapter to stack; expected at least one.")
-    for number, adapter in enumerate(adapters):
-        if str(jax.tree.structure(adapter)) != str(jax.tree.structure(adapters[0])):
-            raise InputError(
-                f"adapter {number} adapts other matrices than adapter 0: stack adapters with the "
-                "same targets only."
-            )
-
-    def joined(*pairs: Mapping[str, jax.Array]) -> Params:
-        rank = max(pair["a"].shape[-1] for pair in pairs)
-        return {
-            "a": jnp.stack([_padded(pair["a"], 2, rank) for pair in pairs], axis=1),
-            "b": jnp.stack([_padded(pair["b"], 1, rank) for pair in pairs], axis=1),
+    found = [adapted_pairs(adapter) for adapter in adapters]
+    tree: dict[str, Params | jax.Array] = {}
+    for path in dict.fromkeys(path for pairs in found for path in pairs):
+        like = next(pairs[path] for pairs in found if path in pairs)
+        none = {"a": jnp.zeros_like(like["a"][..., :1]), "b": jnp.zeros_like(like["b"][:, :1])}
+        own = [pairs.get(path, none) for pairs in found]
+        rank = max(pair["a"].shape[-1] for pair in own)
+        joined = {
+            "a": jnp.stack([_padded(pair["a"], 2, rank) for pair in own], axis=1),
+            "b": jnp.stack([_padded(pair["b"], 1, rank) for pair in own], axis=1),
         }
-
-    result: Params = jax.tree.map(joined, *adapters, is_leaf=is_pair)
-    return result
+        put(tree, path, joined)
+    return tree
 
 
 def merge(params: Params, adapter: Params, sign: int = 1) -> Params:
@@ -214,6 +213,25 @@ def delta(inputs: jax.Array, pair: Params, rows: jax.Array | None = None) -> jax
 def is_pair(node: object) -> TypeGuard[Mapping[str, jax.Array]]:
     """Whether a node of a tree is one matrix's {"a", "b"}."""
     return isinstance(node, Mapping) and node.keys() == {"a", "b"}
+
+
+def adapted_pairs(
+    adapter: Params, path: tuple[str, ...] = ()
+) -> dict[tuple[str, ...], Mapping[str, jax.Array]]:
+    """Return the factors of each matrix of an adapter, by its path.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.models import lora
+        >>> pair = {"a": jnp.ones((2, 8, 1)), "b": jnp.ones((2, 1, 8))}
+        >>> list(lora.adapted_pairs({"attention": {"query": pair}}))
+        [('attention', 'query')]
+    """
+    found: dict[tuple[str, ...], Mapping[str, jax.Array]] = {}
+    for name in adapter:
+        node = subtree(adapter, name)
+        found |= {(*path, name): node} if is_pair(node) else adapted_pairs(node, (*path, name))
+    return found
 
 
 def _kernels(layers: Params, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], jax.Array]:

@@ -14,8 +14,8 @@ from jaxalign.errors import InputError
 from jaxalign.files import write_folder_aside
 from jaxalign.models.families import Config
 from jaxalign.models.language import layout
-from jaxalign.models.lora import LoraConfig, is_pair
-from jaxalign.models.params import Params, put, subtree
+from jaxalign.models.lora import LoraConfig, adapted_pairs
+from jaxalign.models.params import Params, put
 from jaxalign.models.resolve import stated_name
 from jaxalign.models.weights.adapter import (
     CONFIG,
@@ -98,7 +98,7 @@ def save_adapter(
     Raises:
         InputError: for an adapter that does not fit the model.
     """
-    pairs = _pairs(adapter)
+    pairs = adapted_pairs(adapter)
     leaves = layered_matrices(layout(model_config))
     unknown = pairs.keys() - leaves.keys()
     if unknown:
@@ -174,14 +174,6 @@ def _read(
                 factors[part][module.layer, : value.shape[0], : value.shape[1]] = value
         put(tree, path[1:-1], {part: jnp.asarray(value) for part, value in factors.items()})
     return tree
-
-
-def _pairs(tree: Params, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Pair]:
-    found: dict[tuple[str, ...], Pair] = {}
-    for name in tree:
-        node = subtree(tree, name)
-        found |= {(*path, name): node} if is_pair(node) else _pairs(node, (*path, name))
-    return found
 
 
 def _short_names(

@@ -192,10 +192,12 @@ def test_cached_decoding_equals_full_passes(name):
 
 @cache
 def adapters(name, count):
+    """Each of a rank and of matrices of its own."""
     _, params = ours(name)
+    targets = (lora.LoraConfig.targets, ("query", "down"), ("up",))
     draw, made = np.random.default_rng(0).normal, []
     for number in range(count):
-        settings = lora.LoraConfig(rank=2 + number, alpha=8.0)
+        settings = lora.LoraConfig(2 + number, alpha=8.0, targets=targets[number])
         shapes = jax.eval_shape(lambda s=settings: lora.init(jax.random.key(0), s, params))
         tree = jax.tree.map(lambda x: (0.2 * draw(size=x.shape)).astype(np.float32), shapes)
         made.append(jax.jit(lambda tree, s=settings: lora.scaled(tree, s))(tree))

@@ -36,10 +36,10 @@ def language_model():
 
 @cache
 def adapters():
-    """Of different ranks and scales; `b` is not zero, as if they had been trained."""
+    """Of different ranks, scales and matrices; `b` is not zero, as if they had been trained."""
     made = []
-    for seed, (rank, alpha) in enumerate([(2, 3.0), (3, 5.0)]):
-        config = lora.LoraConfig(rank, alpha, targets=("query", "out", "up"))
+    for seed, (rank, alpha, third) in enumerate([(2, 3.0, "up"), (3, 5.0, "gate")]):
+        config = lora.LoraConfig(rank, alpha, targets=("query", "out", third))
         tree = lora.init(jax.random.key(seed), config, language_model().params)
         rng = np.random.default_rng(seed)
         tree = jax.tree.map(lambda x, r=rng: x + r.normal(0, 0.7, x.shape).astype("f"), tree)

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxalign.errors import InputError
 from jaxalign.models.params import Params, put
 from jaxalign.models.weights.layout import Layout, Leaf
+from jaxalign.models.weights.quantised import refuse_quantised_tensors
 from jaxalign.models.weights.safetensors import Tensors
 
 ShapeTree: TypeAlias = Mapping[str, "ShapeTree | jax.ShapeDtypeStruct"]
@@ -100,6 +101,7 @@ def match_names(tensors: Tensors, layout: Layout, replaced: Collection[str] = ()
                 "parameter; expected one of them: save the model again."
             )
         names[known[0]] = found
+    refuse_quantised_tensors(extra, tensors.source)
     needed = [name for name in expected if not re.match(layout.optional, name)]
     missing = [name for name in needed if name not in names and name not in replaced]
     for what, wrong in (("missing", missing), ("not part of this model", extra)):
@@ -161,7 +163,7 @@ def _read_leaf(
         if not jnp.issubdtype(value.dtype, jnp.floating):
             raise InputError(
                 f"{tensors.source}: tensor {names[name]!r} holds {value.dtype.name}; expected "
-                "floating point numbers: use a checkpoint that is not quantised."
+                "floating point numbers: take a checkpoint that is not quantised, or a GGUF file."
             )
         value = value.T if leaf.transpose else value
         for bounds, buffer in buffers.items():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -14,6 +15,9 @@ from jaxalign.errors import InputError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+# What safetensors does not read into NumPy arrays.
+_FLOAT8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
+_READ = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
 
 
 class TensorFile(Protocol):
@@ -62,9 +66,33 @@ def open_tensors(paths: Sequence[Path]) -> Iterator[Tensors]:
             for name in handle.keys():  # noqa: SIM118  (a handle is no mapping)
                 if name in files:
                     raise InputError(f"{path}: tensor {name!r} is also in another shard.")
-                files[name] = handle
-                shapes[name] = tuple(handle.get_slice(name).get_shape())
+                described = handle.get_slice(name)
+                shapes[name] = tuple(described.get_shape())
+                kind = described.get_dtype()
+                files[name] = handle if kind in _READ else _Float8(path, kind)
         yield Tensors(_title(paths), shapes, files)
+
+
+@dataclass(frozen=True)
+class _Float8:
+    """A file whose tensors of 8-bit floating point numbers are read."""
+
+    path: Path
+    kind: str
+
+    def get_tensor(self, name: str) -> np.ndarray:
+        if self.kind not in _FLOAT8:
+            raise InputError(
+                f"{self.path}: tensor {name!r} holds {self.kind}, which is not read; expected "
+                "floating point numbers of 8 bits or more: take a checkpoint that is not quantised."
+            )
+        with self.path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            entry = json.loads(file.read(size))[name]
+            start, end = entry["data_offsets"]
+            file.seek(8 + size + start)
+            raw = np.frombuffer(file.read(end - start), _FLOAT8[self.kind])
+        return raw.reshape(entry["shape"])
 
 
 def find_weights(folder: Path) -> tuple[Path, ...]:

@@ -23,8 +23,8 @@ class Soups(AdapterPolicies):
     decode costs one pass whatever A. Weights of any sign or sum will do.
 
     Attributes:
-        adapters: A times its config and tree, not scaled, as `load_adapter` returns them; they
-            adapt the same matrices, their ranks may differ.
+        adapters: A times its config and tree, not scaled, as `load_adapter` returns them; their
+            matrices and ranks may differ.
 
     Source: Rame et al. 2023, https://arxiv.org/abs/2306.04488.
     """
