@@ -6,24 +6,28 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from types import FrameType
+from typing import NoReturn
 
 from jaxalign.commands import answer, demo, embed, generate, moc, mrm, palm, pplug, reward, sft
 from jaxalign.commands.parser import Parser, check_out
 from jaxalign.errors import InputError
 from jaxalign.version import __version__
 
+_SIGNALS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 when it worked, 2 for a user's mistake, 130 when interrupted."""
+    """Run a command; 0 when it worked, 2 for a user's mistake, 128 + N when stopped by signal N."""
     # Before BLAS loads: its threads inside XLA's make batched small solves a hundred times slower.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found"
     arguments = argparse.Namespace()
     try:
-        if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, functools.partial(_stop, arguments))
+        for number, usual in _SIGNALS.items() if argv is None else ():
+            if signal.getsignal(number) is usual:
+                signal.signal(number, functools.partial(_stop, arguments))
         _, rest = _parser().parse_known_args(argv, arguments)
         if rest and not getattr(arguments, "takes_config", False):
             raise InputError(f"unknown option {rest[0]!r}: see `jaxalign --help`")
@@ -46,13 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _stop(arguments: argparse.Namespace, *_: Any) -> NoReturn:
-    """End the process at Ctrl-C: files are whole or absent at any moment.
+def _stop(arguments: argparse.Namespace, number: int, _: FrameType | None) -> NoReturn:
+    """End the process at Ctrl-C or SIGTERM: files are whole or absent at any moment.
 
+    Loops of training hold the signal back until their state is written, see `jaxalign.runs.stop`.
     Raised as an exception, a Ctrl-C is lost where libraries catch all or run callbacks.
     """
     os.write(2, f"{_stopped(arguments)}\n".encode())
-    os._exit(130)
+    os._exit(128 + number)
 
 
 def _stopped(arguments: argparse.Namespace) -> str:

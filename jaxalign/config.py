@@ -26,6 +26,9 @@ from pydantic import TypeAdapter, ValidationError
 from jaxalign.errors import InputError
 
 Config = TypeVar("Config")
+Value = TypeVar("Value")
+ON_RESUME = "on_resume"
+"""Key of the metadata of `on_resume`."""
 
 # PyYAML speaks YAML 1.1, where 1e-3 is text and 2026-01-01 a date; here they are number and text.
 _FLOAT = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+")
@@ -71,6 +74,40 @@ def load_config(cls: type[Config], path: str | Path | None, overrides: Sequence[
             f"{path}: found a value that no field holds ({error}), expected text, numbers, "
             "true/false, lists and keys; correct the file."
         ) from None
+
+
+def on_resume(rule: Literal["any", "more"], default: Value) -> Value:
+    """Declare a field of a config that a resumed run may change; all others must stay.
+
+    Args:
+        rule: "more" lets a number grow, such as the steps of a longer run; "any" is for fields that
+            change no result.
+        default: of the field.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from jaxalign.config import on_resume, resume_rules
+        >>> @dataclass(frozen=True)
+        ... class Config:
+        ...     steps: int = on_resume("more", 60)
+        ...     seed: int = 0
+        >>> resume_rules(Config())
+        {'steps': 'more'}
+    """
+    field: Value = dataclasses.field(default=default, metadata={ON_RESUME: rule})
+    return field
+
+
+def resume_rules(config: object, prefix: str = "") -> dict[str, str]:
+    """Return the rule of each field that `on_resume` declares in a config, by dotted key."""
+    rules: dict[str, str] = {}
+    if not dataclasses.is_dataclass(config):
+        return rules
+    for field in dataclasses.fields(config):
+        if ON_RESUME in field.metadata:
+            rules[prefix + field.name] = field.metadata[ON_RESUME]
+        rules |= resume_rules(getattr(config, field.name), f"{prefix}{field.name}.")
+    return rules
 
 
 def to_yaml(config: object) -> str:

@@ -72,12 +72,12 @@ def interrupt(process, moment, timeout=300):
         process.kill()
 
 
-def stop(process, moment):
-    """Send SIGINT: exit code 130 and one line."""
-    process.send_signal(signal.SIGINT)
+def stop(process, moment, number=signal.SIGINT):
+    """Send a signal: exit code 128 + its number, and one line."""
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, f"at {moment}: {err}"
-    said = [line for line in err.splitlines() if line.startswith("jaxalign: ")]
+    assert process.returncode == 128 + number, f"at {moment}: {err}"
+    said = [line for line in err.splitlines() if line.startswith("jaxalign: stopped")]
     assert said in (STOPPED, [STOPPED[0][:18]]), err
     for word in ("Traceback", "Exception", "KeyboardInterrupt"):
         assert word not in err, err
@@ -130,10 +130,13 @@ def test_every_method_seed_and_fold_resumes(tmp_path):
     assert_same(tmp_path / "whole", tmp_path / "stopped")
 
 
-@pytest.mark.parametrize("seconds", [0.1, 0.5, 1.0, 2.0])
-def test_ctrl_c_while_libraries_load(tmp_path, seconds):
+@pytest.mark.parametrize(
+    ("seconds", "number"),
+    [(0.1, signal.SIGINT), (0.5, signal.SIGINT), (1.0, signal.SIGTERM), (2.0, signal.SIGINT)],
+)
+def test_ctrl_c_while_libraries_load(tmp_path, seconds, number):
     write_world(tmp_path)
     process = start(tmp_path, "stopped")
     assert process.stdout.readline() == "ready\n"
     time.sleep(seconds)
-    stop(process, f"{seconds} s")
+    stop(process, f"{seconds} s", number)

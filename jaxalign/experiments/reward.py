@@ -31,7 +31,7 @@ from jaxalign.rewards.reward_model import (
     score,
 )
 from jaxalign.rewards.vector import compute_rewards
-from jaxalign.runs.run_dir import open_run_dir
+from jaxalign.runs.run_dir import Identity, open_run_dir
 from jaxalign.train.mesh import make_mesh, param_shardings
 from jaxalign.train.trunk import TrainableParams
 
@@ -101,9 +101,12 @@ def run(
     )
     table = choices.preferences
     arrays = [table.chosen, table.rejected, table.tie, choices.objective, rows]
-    names = [base.sha256, *choices.labels, *table.texts]
     texts = tokenized_items(base, table, config)
-    run_dir = open_run_dir(out, "reward train", config, arrays, names, resume)
+    identity: dict[str, Identity] = {
+        "model": base.sha256,
+        "choices": [*arrays, *choices.labels, *table.texts],
+    }
+    run_dir = open_run_dir(out, "reward train", config, identity, resume)
     fitted = train(base, texts, training, held, config, out, progress)
     model = _finished(base, choices.labels, fitted.params, config, out / "model")
     report: RewardReport = {

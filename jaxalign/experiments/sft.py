@@ -81,7 +81,7 @@ def run(
     else:
         held = completions, load_completions(validation, tokenizer, config.data)
     arrays = [array for part in held if part for array in (part.sequences.tokens, part.learned)]
-    run_dir = open_run_dir(out, "sft", config, arrays, [model.sha256], resume)
+    run_dir = open_run_dir(out, "sft", config, {"model": model.sha256, "data": arrays}, resume)
     fitted = train(model, *held, config, out, progress)
     if config.trunk.method == "full":
         save_language_model(out / "model", replace(model, params=fitted.params["model"]))

@@ -32,6 +32,7 @@ from jaxalign.progress import Progress
 from jaxalign.rewards.vector import TextReward, TokenReward, compute_rewards
 from jaxalign.rollout import completion_texts, sample_and_score
 from jaxalign.runs.log import MetricsLog
+from jaxalign.runs.stop import stop_request
 from jaxalign.train.checkpoint import Checkpoints
 from jaxalign.train.mesh import batch_sharding, make_mesh, param_shardings, state_shardings
 
@@ -74,7 +75,8 @@ def train(
 ) -> MocTrainResult:
     """Train a policy, resuming from the newest checkpoint in the folder.
 
-    The result depends neither on interruptions nor on when checkpoints are written.
+    The result depends neither on interruptions nor on when checkpoints are written. At Ctrl-C and
+    SIGTERM the state is written before the run is left.
 
     Args:
         policy: from `init_policy` or an earlier run; it is not changed.
@@ -93,6 +95,7 @@ def train(
         InputError: rewards or a config that do not fit the policy, no usable prompt, a mesh that
             does not fit, a reward that fails (with the row; the state before is on disk), or
             metrics that are not finite.
+        KeyboardInterrupt: at Ctrl-C, when the state is written.
     """
     _check(policy, rewards, config)
     say = (progress or Progress(False)).say
@@ -134,6 +137,7 @@ def _loop(
 ) -> tuple[MocTrainState, list[dict[str, float]]]:
     """Take the steps, write metrics and checkpoints."""
     with ExitStack() as stack:
+        stop = stack.enter_context(stop_request())
         checkpoints = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -154,10 +158,12 @@ def _loop(
                 raise
             done = number + 1
             log.add(done, metrics, check=partial(_check_reward, names, drawn.texts))
-            due = done % config.checkpoint_every == 0 or done == config.steps
+            due = stop.asked or done % config.checkpoint_every == 0 or done == config.steps
             if checkpoints is not None and due:
                 log.flush()
                 checkpoints.save(done, state)
+            if stop.asked:
+                break
         log.flush()
     return state, log.history
 

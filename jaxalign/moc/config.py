@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, get_type_hints
 
+from jaxalign.config import on_resume
 from jaxalign.errors import InputError
 from jaxalign.moc.combination import CombineConfig
 from jaxalign.moc.preferences import PreferenceConfig
@@ -55,7 +56,8 @@ class MocConfig:
     A step samples `groups` x `rows` completions, then makes `epochs` x `minibatches` updates.
 
     Attributes:
-        steps: training steps, each a rollout and its updates.
+        steps: training steps, each a rollout and its updates. More of them, with --resume, make a
+            run longer, finished or not.
         groups: preferences sampled for each step; a multiple of minibatches x micro_batches.
         rows: completions for each preference, each of another prompt; 2 or more for every rule but
             "linear". 8 estimates a group's mean reward well.
@@ -100,7 +102,7 @@ class MocConfig:
             each installed separately; empty for nowhere else.
     """
 
-    steps: int = 1000
+    steps: int = on_resume("more", 1000)
     groups: int = 8
     rows: int = 8
     prompt_tokens: int = 256
@@ -135,8 +137,8 @@ class MocConfig:
     )
     unstack_layers: bool = False
     seed: int = 0
-    checkpoint_every: int = 50
-    trackers: tuple[Tracker, ...] = ()
+    checkpoint_every: int = on_resume("any", 50)
+    trackers: tuple[Tracker, ...] = on_resume("any", ())
 
     def __post_init__(self) -> None:
         # Not `fields(self)`, whose types are texts where annotations are postponed.

@@ -23,6 +23,7 @@ from jaxalign.mrm import train
 from jaxalign.mrm.base import Params, is_linear
 from jaxalign.mrm.config import MRMConfig
 from jaxalign.runs import open_run_dir
+from jaxalign.runs.stop import stop_request
 from jaxalign.train.checkpoint import Checkpoints
 
 
@@ -122,7 +123,8 @@ def fit_stream(
     if folder is not None:
         about = StreamRun(len(choices.rows), choices.width, plan, config)
         run = open_run_dir(folder, "mrm stream", about, resume=True)
-    with Checkpoints(run.state, keep=2) if run else nullcontext() as kept:
+    states = Checkpoints(run.state, keep=2) if run else nullcontext()
+    with stop_request() as stop, states as kept:
         latest = kept.latest_step() if kept else None
         if kept and latest is not None:
             done, carried = latest, kept.restore(carried)
@@ -137,8 +139,10 @@ def fit_stream(
                 loss = float(carried[1][epoch])
                 _check(loss, config)
                 say(f"epoch {epoch + 1} of {config.epochs}, query loss {loss:.4f}")
-            if kept and (done == total or done % max(len(plan) // 10, 1) == 0):
+            if kept and (stop.asked or done == total or done % max(len(plan) // 10, 1) == 0):
                 kept.save(done, carried)
+            if stop.asked:
+                break
     state, losses = carried
     return StreamResult(jax.device_get(state.params), np.asarray(losses), read)
 

@@ -16,6 +16,7 @@ from jaxalign.errors import InputError
 from jaxalign.mrm.base import Params, init, is_linear
 from jaxalign.mrm.config import MRMConfig
 from jaxalign.mrm.objective import Batch, meta_objective
+from jaxalign.runs.stop import stop_request
 from jaxalign.train.checkpoint import load_state, save_state
 
 Sweep = dict[str, jax.Array]
@@ -271,14 +272,15 @@ def fit_mrm(
     for index, span in enumerate(spans):
         path = checkpoint and checkpoint / f"{index:03d}"
         shape = (states, jnp.zeros((len(seeds), span)))
-        if path and path.exists():
-            saved = load_state(path, shape)
-        else:
-            saved = run_epochs(states, table, pairs, config, span, most_groups)
-            if path:
-                save_state(path, saved)
-            loss = float(saved[1][:, -1].mean())
-            say(f"  epoch {sum(spans[: index + 1])} of {config.epochs}, query loss {loss:.4f}")
+        with stop_request():
+            if path and path.exists():
+                saved = load_state(path, shape)
+            else:
+                saved = run_epochs(states, table, pairs, config, span, most_groups)
+                if path:
+                    save_state(path, saved)
+                loss = float(saved[1][:, -1].mean())
+                say(f"  epoch {sum(spans[: index + 1])} of {config.epochs}, query loss {loss:.4f}")
         states = saved[0]
         kept.append(jax.device_get(states.params))
         losses.append(np.asarray(saved[1]))

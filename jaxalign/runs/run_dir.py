@@ -6,13 +6,14 @@ written last of all: a folder without it holds an unfinished run.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxalign.config import resume_rules
 from jaxalign.errors import InputError
 from jaxalign.files import check_output, read_json, write_json
 from jaxalign.runs.artifact import Arrays, Tree, load_arrays, save_arrays, unflatten
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 MARKER, REPORT, STATE = "run.json", "report.json", "state"
 ANOTHER = "give a new folder with --out"
+_LISTED = 3  # differences to another run that a message names
+
+Identity = str | np.ndarray | Sequence[str | np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,15 @@ class RunDir:
     Attributes:
         path: of the folder.
         kind: of the run, such as "mrm train".
-        fingerprint: sha256 over all that decides the result, in hexadecimal.
+        fingerprint: sha256 over all that decides the result but the fields that a resumed run may
+            change, in hexadecimal.
+        changes: a sentence for each field that this resumed run has changed.
     """
 
     path: Path
     kind: str
     fingerprint: str
+    changes: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -86,18 +93,21 @@ def open_run_dir(
     out: str | Path,
     kind: str,
     config: "DataclassInstance",
-    arrays: Iterable[np.ndarray] = (),
-    names: Iterable[str] = (),
+    identity: Mapping[str, Identity] | None = None,
     resume: bool = False,
 ) -> RunDir:
     """Open a new folder for a run, or the folder of the same run to resume it.
+
+    A run is the same if its kind, version, settings and `identity` are. Fields of the settings that
+    `jaxalign.config.on_resume` declares may have changed; a finished run that is resumed with other
+    ones is unfinished again.
 
     Args:
         out: the folder; missing parents are created.
         kind: of the run, such as "sft".
         config: the settings, all that decide the result.
-        arrays: the data, all that decide the result.
-        names: what else decides it, such as the digest of a model.
+        identity: what else decides it, by the name that messages call it: the data, the digest of a
+            model; texts, arrays, or lists of them.
         resume: whether an existing folder of the same run may be continued.
 
     Returns:
@@ -116,39 +126,74 @@ def open_run_dir(
         ... class Config:
         ...     steps: int = 3
         >>> out = tempfile.mkdtemp()
-        >>> run = open_run_dir(out, "count", Config())
+        >>> run = open_run_dir(out, "count", Config(), {"data": np.arange(3)})
         >>> run.stage("sum", lambda: {"total": np.arange(4).sum()})["total"].item()
         6
         >>> run.finish({"total": 6})
-        >>> open_run_dir(out, "count", Config(), resume=True).finished
+        >>> open_run_dir(out, "count", Config(), {"data": np.arange(3)}, resume=True).finished
         True
     """
-    out = Path(out).expanduser()
-    settings = asdict(config)
-    text = json.dumps([kind, __version__, settings, list(names)], sort_keys=True)
-    digest = hashlib.sha256(text.encode())
-    for array in arrays:
-        digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    run = RunDir(out, kind, digest.hexdigest())
-    marker = out / MARKER
-    if marker.exists():
-        _refuse_other(
-            run, read_json(marker, f"the settings of a run of `{kind}`", ANOTHER), settings, resume
-        )
-        return run
-    refuse_foreign(out)
-    write_json(
-        marker,
-        {
-            "format": 2,
-            "kind": kind,
-            "version": __version__,
-            "fingerprint": run.fingerprint,
-            "config": settings,
-        },
-    )
+    out, settings = Path(out).expanduser(), asdict(config)
+    digests = {name: _digest(value) for name, value in (identity or {}).items()}
+    marker = {
+        "format": 3,
+        "kind": kind,
+        "version": __version__,
+        "fingerprint": _fingerprint(kind, config, digests),
+        "config": settings,
+        "identity": digests,
+    }
+    found = check_run_dir(out, kind, config, resume, digests)
+    changes = () if found is None else tuple(_changed(found, settings, resume_rules(config)))
+    run = RunDir(out, kind, str(marker["fingerprint"]), changes)
+    if found is None or changes:
+        write_json(out / MARKER, marker)
+    if changes:
+        (out / REPORT).unlink(missing_ok=True)
     return run
+
+
+def check_run_dir(
+    out: Path,
+    kind: str,
+    config: "DataclassInstance",
+    resume: bool,
+    digests: Mapping[str, str] | None = None,
+) -> dict[str, object] | None:
+    """Refuse a folder that `open_run_dir` would refuse, as far as that is known by now.
+
+    Args:
+        out: the folder.
+        kind: of the run.
+        config: its settings.
+        resume: whether an existing folder of the same run may be continued.
+        digests: of what else decides the result; None as long as that has not been read.
+
+    Returns:
+        What the folder's run.json holds; None for a new folder.
+
+    Raises:
+        InputError: as `open_run_dir`.
+    """
+    refuse_foreign(out)
+    if not (out / MARKER).exists():
+        return None
+    found = read_json(out / MARKER, f"the settings of a run of `{kind}`", ANOTHER)
+    if found.get("kind") != kind:
+        raise InputError(
+            f"{out} holds a run of `{found.get('kind')}`; expected one of `{kind}`: {ANOTHER}."
+        )
+    differences = _differences(found, config, digests)
+    if differences:
+        listed = "; ".join(differences[:_LISTED])
+        more = f"; and {len(differences) - _LISTED} more" if len(differences) > _LISTED else ""
+        raise InputError(f"{out} holds another run ({listed}{more}): {ANOTHER}.")
+    if not resume:
+        state = "a finished run" if (out / REPORT).exists() else "an unfinished run"
+        raise InputError(
+            f"{out} holds {state} of the same settings: add --resume to go on, or {ANOTHER}."
+        )
+    return found
 
 
 def refuse_foreign(out: Path) -> None:
@@ -159,7 +204,7 @@ def refuse_foreign(out: Path) -> None:
     """
     check_output(out, "folder")
     if out.exists() and not (out / MARKER).exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty and holds no run: give a new folder with --out.")
+        raise InputError(f"{out} is not empty and holds no run: {ANOTHER}.")
 
 
 def finished_report(folder: str | Path, kind: str, remedy: str) -> dict[str, object]:
@@ -184,36 +229,69 @@ def finished_report(folder: str | Path, kind: str, remedy: str) -> dict[str, obj
     return read_json(folder / REPORT, "the report of a run", remedy)
 
 
-def _refuse_other(
-    run: RunDir, found: dict[str, object], settings: dict[str, object], resume: bool
-) -> None:
-    if found.get("kind") != run.kind:
-        raise InputError(
-            f"{run.path} holds a run of `{found.get('kind')}`; expected one of `{run.kind}`: give "
-            "a new folder with --out."
-        )
-    if found.get("fingerprint") != run.fingerprint:
-        raise InputError(
-            f"{run.path} holds another run ({_difference(found, settings)}): give a new folder "
-            "with --out."
-        )
-    if not resume:
-        state = "a finished run" if run.finished else "an unfinished run"
-        raise InputError(
-            f"{run.path} holds {state} of the same settings: add --resume to go on, or give a new "
-            "folder with --out."
-        )
+def _digest(value: Identity) -> str:
+    """The sha256 of a text, an array, or a list of them."""
+    digest = hashlib.sha256()
+    for part in (value,) if isinstance(value, str | np.ndarray) else value:
+        if isinstance(part, str):
+            digest.update(f"{len(part)} {part}".encode("utf-8", "surrogatepass"))
+        else:
+            digest.update(f"{part.dtype} {part.shape}".encode())
+            digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
 
 
-def _difference(found: dict[str, object], settings: object) -> str:
-    """Name what differs: the version, the first setting, or else the data."""
+def _fingerprint(kind: str, config: "DataclassInstance", digests: Mapping[str, str]) -> str:
+    fixed = _leaves(asdict(config))
+    for name in resume_rules(config):
+        fixed.pop(name, None)
+    text = json.dumps([kind, __version__, fixed, dict(digests)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _differences(
+    found: Mapping[str, object], config: "DataclassInstance", digests: Mapping[str, str] | None
+) -> list[str]:
+    """Name all that makes another run of it: the version, settings, and what else decides it."""
     if found.get("version") != __version__:
-        return f"made by version {found.get('version')}, this is {__version__}"
-    old, new = _leaves(found.get("config")), _leaves(json.loads(json.dumps(settings)))
-    for name in (*new, *old):
-        if old.get(name) != new.get(name):
-            return f"{name} was {old.get(name)}, now it is {new.get(name)}"
-    return "other data or another model, with the same settings"
+        return [f"made by version {found.get('version')}, this is {__version__}"]
+    rules = resume_rules(config)
+    named = []
+    for name, old, new in _unlike(found.get("config"), asdict(config)):
+        if name not in rules:
+            named.append(f"{name} was {old}, now it is {new}")
+        elif rules[name] == "more" and not _grows(old, new):
+            named.append(f"{name} was {old}, now it is {new}; a run can only be made longer")
+    if digests is None:
+        return named
+    kept = found.get("identity")
+    before = kept if isinstance(kept, dict) else {}
+    named += [
+        f"not the same {name} as before"
+        for name in sorted({*before, *digests})
+        if before.get(name) != digests.get(name)
+    ]
+    return named
+
+
+def _changed(
+    found: Mapping[str, object], settings: dict[str, object], rules: Mapping[str, str]
+) -> Iterator[str]:
+    for name, old, new in _unlike(found.get("config"), settings):
+        if name in rules:
+            yield f"{name} was {old}, now it is {new}"
+
+
+def _unlike(old: object, new: object) -> Iterator[tuple[str, object, object]]:
+    """The settings that differ: dotted name, old and new value."""
+    before, after = _leaves(old), _leaves(json.loads(json.dumps(new)))
+    for name in dict.fromkeys((*after, *before)):
+        if before.get(name) != after.get(name):
+            yield name, before.get(name), after.get(name)
+
+
+def _grows(old: object, new: object) -> bool:
+    return isinstance(old, int | float) and isinstance(new, int | float) and new > old
 
 
 def _leaves(value: object, prefix: str = "") -> dict[str, object]:

@@ -8,9 +8,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from jaxalign.config import on_resume
 from jaxalign.errors import InputError
 from jaxalign.models.params import PyTree
 from jaxalign.runs.log import MetricsLog, Tracker
+from jaxalign.runs.stop import stop_request
 from jaxalign.train.batches import Batches
 from jaxalign.train.checkpoint import Checkpoints, load_state, save_state
 from jaxalign.train.optimiser import OptimiserConfig, TrainState
@@ -25,7 +27,8 @@ class LoopConfig:
     """Length of a training run, its batches, and when it validates and writes checkpoints.
 
     Attributes:
-        epochs: passes over the training rows, at least 1. 1 to 3 is usual for fine-tuning.
+        epochs: passes over the training rows, at least 1. 1 to 3 is usual for fine-tuning. More
+            of them, with --resume, make a run longer, finished or not.
         batch_size: rows of one update, at least 1.
         micro_batches: parts of a batch that are computed one after another, at least 1 and a
             divisor of batch_size. Raise it if memory runs out: the update stays the same.
@@ -42,13 +45,13 @@ class LoopConfig:
         100
     """
 
-    epochs: int = 3
+    epochs: int = on_resume("more", 3)
     batch_size: int = 32
     micro_batches: int = 1
     evaluate_every: int = 100
-    checkpoint_every: int = 100
+    checkpoint_every: int = on_resume("any", 100)
     seed: int = 0
-    trackers: tuple[Tracker, ...] = ()
+    trackers: tuple[Tracker, ...] = on_resume("any", ())
 
     def __post_init__(self) -> None:
         counts = {
@@ -116,7 +119,7 @@ def fit(
     """Train to the last step, going on from the newest state in the folder.
 
     The result depends on neither the interruptions nor when states are kept. Each width of batch
-    is compiled once.
+    is compiled once. At Ctrl-C and SIGTERM the state is kept before the run is left.
 
     Args:
         state: before the first step; given up.
@@ -135,6 +138,7 @@ def fit(
 
     Raises:
         InputError: when the loss stops being finite; the last state kept is from before.
+        KeyboardInterrupt: at Ctrl-C, when the state is kept.
     """
     (folder / "state").mkdir(parents=True, exist_ok=True)
     _check_rows(config, sharding)
@@ -146,6 +150,7 @@ def fit(
     )
     judge = None if validation is None else _judge(loss, validation, config, frozen, sharding)
     with ExitStack() as stack:
+        stop = stack.enter_context(stop_request())
         kept = stack.enter_context(Checkpoints(folder / "state", keep=2))
         state = state if kept.latest_step() is None else kept.restore(state)
         log = MetricsLog(folder, int(state.step), steps, say, _describe, config.trackers)
@@ -163,9 +168,11 @@ def fit(
                 log.add_validation(done, judge(state.params))
                 if log.best_step() == done:
                     save_state(folder / "state" / "best", state.params)
-            if done % config.checkpoint_every == 0 or done == steps:
+            if stop.asked or done % config.checkpoint_every == 0 or done == steps:
                 log.flush()
                 kept.save(done, state)
+            if stop.asked:
+                break
     if judge is None:
         return LoopResult(state.params, steps, {}, {}, steps)
     best = log.best_step()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,28 @@ def test_a_stopped_run_ends_with_the_same_bits(whole, tmp_path, stop, monkeypatc
     with pytest.raises(Stop):
         run(tmp_path)
     monkeypatch.setattr(MetricsLog, "add", real)
+    same_run(whole, run(tmp_path), tmp_path)
+
+
+def test_ctrl_c_writes_the_state_before_it_leaves(whole, tmp_path, monkeypatch, capfd):
+    real = MetricsLog.add
+
+    def add(self, step, *rest, **checks):
+        real(self, step, *rest, **checks)
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(MetricsLog, "add", add)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, checkpoint_every=100)
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["00000003"]
+    assert "stopping when the state is written" in capfd.readouterr().err
+    monkeypatch.setattr(MetricsLog, "add", real)
+    same_run(whole, run(tmp_path, checkpoint_every=100), tmp_path)
+
+
+def test_a_longer_run_is_the_run_of_that_length(whole, tmp_path):
+    assert run(tmp_path, steps=3).steps == 3
     same_run(whole, run(tmp_path), tmp_path)
 
 

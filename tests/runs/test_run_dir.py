@@ -5,23 +5,30 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from jaxalign.config import on_resume
 from jaxalign.errors import InputError
+from jaxalign.files import read_json
 from jaxalign.runs import finished_report, open_run_dir
 
 
 @dataclass(frozen=True)
 class Loop:
-    steps: int = 3
+    steps: int = on_resume("more", 3)
+    batch: int = 2
 
 
 @dataclass(frozen=True)
 class Config:
     rate: float = 0.5
     loop: Loop = field(default_factory=Loop)
+    every: int = on_resume("any", 10)
+
+
+DATA = {"data": np.arange(3), "model": "abc"}
 
 
 def test_a_run_is_finished_by_its_report(tmp_path):
-    run = open_run_dir(tmp_path / "new" / "run", "count", Config(), [np.arange(3)], ["model"])
+    run = open_run_dir(tmp_path / "new" / "run", "count", Config(), DATA)
     assert not run.finished
     with pytest.raises(InputError, match="holds an unfinished run: finish it with --resume first"):
         finished_report(run.path, "count", "run `count`")
@@ -37,29 +44,60 @@ def test_a_run_is_finished_by_its_report(tmp_path):
 
 
 def test_the_same_run_goes_on_when_asked_to(tmp_path):
-    arrays = [np.arange(3)]
-    open_run_dir(tmp_path, "count", Config(), arrays)
+    open_run_dir(tmp_path, "count", Config(), DATA)
     with pytest.raises(InputError, match="holds an unfinished run of the same settings"):
-        open_run_dir(tmp_path, "count", Config(), arrays)
-    open_run_dir(tmp_path, "count", Config(), arrays, resume=True).finish({})
+        open_run_dir(tmp_path, "count", Config(), DATA)
+    open_run_dir(tmp_path, "count", Config(), DATA, resume=True).finish({})
     with pytest.raises(InputError, match="holds a finished run of the same settings"):
-        open_run_dir(tmp_path, "count", Config(), arrays)
+        open_run_dir(tmp_path, "count", Config(), DATA)
 
 
 @pytest.mark.parametrize(
-    ("kind", "config", "arrays", "names", "said"),
+    ("kind", "config", "identity", "said"),
     [
-        ("sum", Config(), [np.arange(3)], [], "holds a run of `count`; expected one of `sum`"),
-        ("count", Config(loop=Loop(4)), [np.arange(3)], [], r"loop\.steps was 3, now it is 4"),
-        ("count", Config(), [np.arange(4)], [], "other data or another model"),
-        ("count", Config(), [np.arange(3.0)], [], "other data or another model"),
-        ("count", Config(), [np.arange(3)], ["model"], "other data or another model"),
+        ("sum", Config(), DATA, "holds a run of `count`; expected one of `sum`"),
+        ("count", Config(loop=Loop(batch=4)), DATA, r"loop\.batch was 2, now it is 4\)"),
+        (
+            "count",
+            Config(0.25, Loop(2, 4)),
+            {"data": np.arange(4), "model": "ab"},
+            r"rate was 0\.5, now it is 0\.25; loop\.steps was 3, now it is 2; a run can only be "
+            r"made longer; loop\.batch was 2, now it is 4; and 2 more\)",
+        ),
+        ("count", Config(), DATA | {"data": np.arange(4)}, r"run \(not the same data as before\)"),
+        ("count", Config(), DATA | {"data": np.arange(3.0)}, "not the same data as before"),
+        ("count", Config(), DATA | {"model": "ab"}, "not the same model as before"),
+        ("count", Config(), {"data": np.arange(3)}, "not the same model as before"),
+        ("count", Config(), DATA | {"more": ["a"]}, "not the same more as before"),
     ],
 )
-def test_another_run_is_refused(tmp_path, kind, config, arrays, names, said):
-    open_run_dir(tmp_path, "count", Config(), [np.arange(3)])
+def test_another_run_is_refused_by_all_that_differs(tmp_path, kind, config, identity, said):
+    open_run_dir(tmp_path, "count", Config(), DATA)
     with pytest.raises(InputError, match=said):
-        open_run_dir(tmp_path, kind, config, arrays, names, resume=True)
+        open_run_dir(tmp_path, kind, config, identity, resume=True)
+
+
+def test_lists_of_texts_are_not_their_sum(tmp_path):
+    open_run_dir(tmp_path, "count", Config(), {"data": ["ab", "c"]})
+    with pytest.raises(InputError, match="not the same data"):
+        open_run_dir(tmp_path, "count", Config(), {"data": ["a", "bc"]}, resume=True)
+
+
+def test_fields_that_may_change_make_a_finished_run_unfinished(tmp_path):
+    first = open_run_dir(tmp_path, "count", Config(), DATA)
+    first.finish({})
+    longer = open_run_dir(tmp_path, "count", Config(loop=Loop(5), every=4), DATA, resume=True)
+    assert longer.changes == ("loop.steps was 3, now it is 5", "every was 10, now it is 4")
+    assert longer.fingerprint == first.fingerprint
+    assert not longer.finished
+    kept = read_json(tmp_path / "run.json")["config"]
+    assert (kept["loop"], kept["every"]) == ({"steps": 5, "batch": 2}, 4)
+    with pytest.raises(InputError, match="steps was 5, now it is 3; a run can only be made longer"):
+        open_run_dir(tmp_path, "count", Config(), DATA, resume=True)
+    longer.finish({})
+    assert open_run_dir(
+        tmp_path, "count", Config(loop=Loop(5), every=4), DATA, resume=True
+    ).finished
 
 
 def test_foreign_folders_are_refused(tmp_path):

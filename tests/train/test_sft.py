@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -177,26 +178,28 @@ def test_a_stopped_run_ends_with_the_same_bits(world, tmp_path, method, monkeypa
     config = settings(trunk=TrunkConfig(method=method, lora=dropped))
     args = config, str(world / "model"), str(world / "data.jsonl")
     report = run(*args, tmp_path / "whole", show=False)
-    stops = (2, 5)
+    stops = {2: Stop, 5: KeyboardInterrupt}
 
-    def stop_after(limit):
+    def stop_after(limit, kind):
         calls = []
 
         def judged_step(*inner):
             calls.append(1)
-            if len(calls) > limit:
+            if len(calls) > limit and kind is Stop:
                 raise Stop
-            return real(*inner)
+            real(*inner)
+            if len(calls) == limit and kind is not Stop:
+                signal.raise_signal(signal.SIGINT)
 
         return judged_step
 
     from jaxalign.runs.log import TIMING, MetricsLog
 
     real = MetricsLog.add
-    for number, limit in enumerate(stops):
-        monkeypatch.setattr(MetricsLog, "add", stop_after(limit))
-        with pytest.raises(Stop):
-            run(*args, tmp_path / "stopped", resume=number > 0, show=False)
+    for limit, kind in stops.items():
+        monkeypatch.setattr(MetricsLog, "add", stop_after(limit, kind))
+        with pytest.raises(kind):
+            run(*args, tmp_path / "stopped", resume=kind is not Stop, show=False)
     monkeypatch.setattr(MetricsLog, "add", real)
     again = run(*args, tmp_path / "stopped", resume=True, show=False)
     assert again == report

@@ -33,7 +33,7 @@ from jaxalign.moc.preferences import evaluation_points, parse_preference, prefer
 from jaxalign.models.language import LanguageModel
 from jaxalign.progress import Progress
 from jaxalign.rewards.spec import build_rewards
-from jaxalign.runs.run_dir import finished_report, open_run_dir
+from jaxalign.runs.run_dir import Identity, finished_report, open_run_dir
 
 Floats = NDArray[np.float32]
 
@@ -169,8 +169,15 @@ def evaluate(
     prompts = _prompts(first, data, config, progress.say)
     rewards, scale = build_rewards(first.config.rewards), first.policy.scale
     judged = evaluated_policies(first, beside)
-    about = [str(first.folder.resolve()), *(str(other.folder.resolve()) for other in beside)]
-    run = open_run_dir(out, "moc evaluate", config, [], [*about, rewards.id, repr(prompts)], resume)
+    runs = [first, *beside]
+    trained = [np.asarray(leaf) for one in runs for leaf in jax.tree.leaves(one.policy.trained)]
+    identity: dict[str, Identity] = {
+        "policies": [*(str(one.folder.resolve()) for one in runs), *trained],
+        "model": first.policy.model.sha256,
+        "rewards": rewards.id,
+        "prompts": repr(prompts),
+    }
+    run = open_run_dir(out, "moc evaluate", config, identity, resume)
     (out / "evaluations").mkdir(exist_ok=True)
     found = []
     for one in judged:

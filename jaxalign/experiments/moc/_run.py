@@ -41,7 +41,7 @@ from jaxalign.rewards.reward_scale import RewardScale, fit_scale
 from jaxalign.rewards.spec import RewardSpec, build_rewards, known_levels
 from jaxalign.rewards.vector import TextReward
 from jaxalign.rollout import ReferencePolicy, rollout_policies
-from jaxalign.runs.run_dir import open_run_dir
+from jaxalign.runs.run_dir import Identity, open_run_dir
 from jaxalign.train.mesh import make_mesh, param_shardings
 
 POLICY, CONFIG, PROMPTS, SCALE = "model", "config.yaml", "prompts.json", "scale.json"
@@ -154,8 +154,12 @@ def run(
         f"{len(train_on):,} prompts, {len(held):,} more held out, {found.repeated:,} repeated, "
         f"{found.dropped:,} left out{named_few(found.off_length)}"
     )
-    texts = json.dumps([train_on.prompts, held.prompts])
-    run_dir = open_run_dir(out, "moc train", config, [], [model.sha256, rewards.id, texts], resume)
+    identity: dict[str, Identity] = {
+        "model": model.sha256,
+        "rewards": rewards.id,
+        "prompts": json.dumps([train_on.prompts, held.prompts]),
+    }
+    run_dir = open_run_dir(out, "moc train", config, identity, resume)
     write_text(out / CONFIG, to_yaml(config))
     write_json(
         out / PROMPTS,

@@ -25,7 +25,7 @@ from jaxalign.mrm.model import RUN_KIND
 from jaxalign.mrm.reduce import Projection, fit_projection, standardise
 from jaxalign.mrm.support_query import TrainingData, training_choices
 from jaxalign.rewards.reward_scale import RewardScale, fit_scale, load_scale
-from jaxalign.runs import RunDir, open_run_dir
+from jaxalign.runs.run_dir import Identity, RunDir, open_run_dir
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,9 @@ def open_run(
     arrays = [choices.user, choices.chosen, choices.rejected, choices.tie, choices.group]
     if choices.held_out is not None:
         arrays.append(choices.held_out)
-    strings = ("\0".join(some) for some in (choices.users, choices.items, choices.texts))
-    names = [*strings, *(encoded.names or ()), encoded.encoder_sha256]
-    names += [] if scale is None else [scale.digest]
-    return open_run_dir(out, RUN_KIND, config, [*arrays, encoded.values], names, resume)
+    identity: dict[str, Identity] = {
+        "choices": [*arrays, *choices.users, *choices.items, *choices.texts],
+        "features": [encoded.values, *(encoded.names or ()), encoded.encoder_sha256],
+        "scale of rewards": "" if scale is None else scale.digest,
+    }
+    return open_run_dir(out, RUN_KIND, config, identity, resume)

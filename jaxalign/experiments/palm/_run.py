@@ -34,7 +34,7 @@ from jaxalign.palm.config import BuildConfig
 from jaxalign.palm.portfolio import load
 from jaxalign.progress import Progress
 from jaxalign.rewards.reward_scale import SCALE_FILE, load_scale
-from jaxalign.runs.run_dir import RunDir, finished_report, open_run_dir
+from jaxalign.runs.run_dir import Identity, RunDir, finished_report, open_run_dir
 from jaxalign.version import __version__
 
 KIND = "palm build"
@@ -74,8 +74,11 @@ def run(
     units = load_scale(config.scale_from) if config.scale_from else None
     scale = candidate_scale(first, config.scale, config.clip, config.reward_range, units)
     oracle, evaluator = (candidate_oracle(part, scale, config.beta) for part in (first, second))
-    arrays = [candidates.rewards, candidates.log_ref]
-    folder = open_run_dir(out, KIND, config, arrays, [*candidates.prompts, scale.digest], resume)
+    identity: dict[str, Identity] = {
+        "candidates": [candidates.rewards, candidates.log_ref, *candidates.prompts],
+        "scale of rewards": scale.digest,
+    }
+    folder = open_run_dir(out, KIND, config, identity, resume)
     settings = replace(config.palm, confirm_grid=config.palm.confirm_grid or confirm)
     found = _searched(oracle, settings, folder, say)
     say(f"choosing the members, in at most {settings.time_limit:g} s")

@@ -43,7 +43,7 @@ from jaxalign.pplug.retrieval import Places, Retriever, build_questions, retriev
 from jaxalign.pplug.rows import format_prompts
 from jaxalign.pplug.store import HistoryStore, history_store
 from jaxalign.progress import Progress
-from jaxalign.runs.run_dir import open_run_dir
+from jaxalign.runs.run_dir import Identity, open_run_dir
 
 UNTRAINED = "zero-shot"
 PREDICTIONS, LOSSES, PAGE = "predictions", "losses", "report.md"
@@ -123,8 +123,13 @@ def evaluate(
         _ = samples.outputs  # raises an error that names the sample without an output
     model = load_language_model(trained.sources.model, config.pplug.weights)
     encoder = load_encoder(trained.sources.encoder)
-    names = [trained.fingerprint, data_digest(samples), model.sha256, encoder.identity]
-    run = open_run_dir(out, "pplug evaluate", config.evaluate, [], names, resume)
+    identity: dict[str, Identity] = {
+        "run": [trained.fingerprint, f"{config.pplug.loop.epochs} epochs"],
+        "data": data_digest(samples),
+        "model": model.sha256,
+        "encoder": encoder.identity,
+    }
+    run = open_run_dir(out, "pplug evaluate", config.evaluate, identity, resume)
     progress.say(f"{len(samples):,} samples of {len(set(samples.users)):,} users")
     with history_store(store or trained.store, encoder) as opened:
         evaluator = _Evaluator(trained, config, model, encoder, opened, samples, out, show)

@@ -38,7 +38,7 @@ from jaxalign.pplug.retrieval import Retriever, build_questions, retrieve_items
 from jaxalign.pplug.rows import encoder_config
 from jaxalign.pplug.store import HistoryStore, history_store
 from jaxalign.progress import Progress
-from jaxalign.runs.run_dir import REPORT, open_run_dir
+from jaxalign.runs.run_dir import REPORT, Identity, open_run_dir
 from jaxalign.train.mesh import make_mesh, param_shardings
 
 
@@ -109,8 +109,12 @@ def run(
     with ExitStack() as stack:
         if store is not None:  # refuse a foreign store before anything is written
             stack.enter_context(history_store(store, reader))
-        names = [language.sha256, reader.identity, data_digest(learn), data_digest(held)]
-        folder = open_run_dir(out, KIND, _fingerprinted(config), [], names, resume)
+        identity: dict[str, Identity] = {
+            "model": language.sha256,
+            "encoder": reader.identity,
+            "data": [data_digest(learn), data_digest(held)],
+        }
+        folder = open_run_dir(out, KIND, _fingerprinted(config), identity, resume)
         opened = stack.enter_context(history_store(store or out / STORE, reader))
         write_text(out / CONFIG, to_yaml(config))
         sources = RunSources(

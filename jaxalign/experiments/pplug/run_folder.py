@@ -96,10 +96,10 @@ def load_run(folder: str | Path) -> PPlugRun:
     folder = Path(folder).expanduser()
     remedy = "train it with `jaxalign pplug train`"
     marker = read_json(folder / MARKER, "the folder of a PPlug run", remedy)
-    if marker.get("kind") != KIND or marker.get("format") != 2:
+    if marker.get("kind") != KIND or marker.get("format") != 3:
         raise InputError(
             f"{folder} holds a run of `{marker.get('kind')}`, format {marker.get('format')}; "
-            f"expected one of `{KIND}`, format 2: {remedy}."
+            f"expected one of `{KIND}`, format 3: {remedy}."
         )
     plugs = {}
     for path in sorted((folder / PLUGS).glob(f"*/{REPORT}")):
