@@ -10,7 +10,7 @@ from cli_calls import call, refused, write_rows
 from mrm_cli_world import ITEMS, answer, make_choices
 
 import jaxalign
-from jaxalign.data.lines import read_lines
+from jaxalign.data.tables import read_texts
 from jaxalign.models import embed
 
 
@@ -88,4 +88,4 @@ def test_bad_command_lines(tmp_path, monkeypatch, arguments, word):
 def test_texts_keep_characters_that_break_lines_elsewhere(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one\u2028two"}\n', encoding="utf-8")
-    assert read_lines(path) == ["one\u2028two"]
+    assert read_texts(path) == ["one\u2028two"]

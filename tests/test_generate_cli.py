@@ -124,8 +124,8 @@ def test_bad_input_is_one_sentence(run, world, tmp_path):
     silent = write(tmp_path / "silent.jsonl", {"messages": [{"role": "user"}]})
     cases = {
         ("--prompts", binary): ("binary.jsonl", "not UTF-8 text"),
-        ("--prompts", number): ("number.jsonl, line 2", "expected a text as prompt"),
-        ("--prompts", silent): ("silent.jsonl, line 1", "the texts role and content"),
+        ("--prompts", number): ("number.jsonl, line 2", "`prompt` is 3 (int), expected text"),
+        ("--prompts", silent): ("silent.jsonl, line 1", "`messages[0].content` is missing"),
         ("--prompts", broken): ("broken.jsonl, line 2", "prompt or messages"),
         ("--prompts", tmp_path / "none.jsonl"): ("does not exist",),
         ("--prompts", unnamed, *both): ("row 1", "--weights"),

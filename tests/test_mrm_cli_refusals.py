@@ -35,7 +35,7 @@ def broken_files(rows):
             [f"line {len(lines) + 1}", "`chosen` and `rejected`"],
         ),
         "both orders": (f"{text}\n{json.dumps(swapped)}", ["line 1", f"line {len(lines) + 1}"]),
-        "number for text": (f'{text}\n{{"user": 3, "chosen": "a", "rejected": "b"}}', ["`user`"]),
+        "number for text": (f'{text}\n{{"user": 3.5, "chosen": "a", "rejected": "b"}}', ["`user`"]),
         "empty": ("", ["empty"]),
         "blank": ("\n\n", ["empty"]),
         "one user": ("\n".join(lines[:CHOICES]), ["users"]),

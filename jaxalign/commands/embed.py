@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from jaxalign.commands.parser import Commands, add_out, command
-from jaxalign.data.lines import read_lines
+from jaxalign.data.tables import read_texts
 from jaxalign.errors import InputError
 
 
@@ -26,7 +26,7 @@ def _embed(arguments: argparse.Namespace, _: list[str]) -> None:
     if (arguments.data is None) == (arguments.texts is None):
         raise InputError("embed takes either --data or --texts")
     if arguments.texts is not None:
-        texts = list(dict.fromkeys(read_lines(arguments.texts)))
+        texts = list(dict.fromkeys(read_texts(arguments.texts)))
         keys = texts
     else:
         choices = load_source(arguments.data).choices

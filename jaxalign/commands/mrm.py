@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from jaxalign.commands.parser import Commands, add_out, command, group, takes_config
-from jaxalign.data.lines import read_lines
+from jaxalign.data.tables import read_texts
 
 
 def add(commands: Commands) -> None:
@@ -111,7 +111,7 @@ def _rank(arguments: argparse.Namespace, _: list[str]) -> None:
 
     stored = arguments.user is not None and arguments.users is None
     model = mrm.load(arguments.model, with_users=stored)
-    texts = read_lines(arguments.texts)
+    texts = read_texts(arguments.texts)
     if arguments.users is not None:
         model = replace(model, users=mrm.load_users(arguments.users, model.digest))
     features = None

@@ -1,57 +1,175 @@
-"""Named columns of a file or a data set, as plain Python values."""
+"""Named columns as arrays, every value checked."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
-from jaxalign.data import files
-from jaxalign.data.files import Origin
-from jaxalign.errors import InputError
+from jaxalign.data.values import RowError, as_number, check_identifier, check_number, check_text
+
+Column: TypeAlias = Sequence[object] | np.ndarray | pa.Array | pa.ChunkedArray
+"""The values of a column."""
 
 
-def read_columns(
-    source: str | Path, names: Sequence[str]
-) -> tuple[dict[str, list[object]], Origin]:
-    """Read those of the named columns that are there.
+@dataclass(frozen=True)
+class Origin:
+    """Where rows came from, so that a message can point at one of them.
+
+    Attributes:
+        source: file or data set.
+        lines: [N] line of each row; None counts rows.
+        start: number of the first row, from 0.
+        typed: whether numbers are numbers; in CSV every value is text.
+    """
+
+    source: str
+    lines: Sequence[int] | np.ndarray | None = None
+    start: int = 0
+    typed: bool = True
+
+    def place(self, row: int) -> str:
+        """Return a row as its reader would count it: a line of a text file, or a row from 1."""
+        return f"row {self.start + row + 1}" if self.lines is None else f"line {self.lines[row]}"
+
+    def at(self, row: int) -> str:
+        """Return source and place of a row."""
+        return f"{self.source}, {self.place(row)}"
+
+
+def text_column(name: str, values: Column, origin: Origin) -> pa.LargeStringArray:
+    """Return a column of texts.
 
     Args:
-        source: a path ending in .jsonl, .json (one object a line; .gz too) or .parquet, or the name
-            of a Hugging Face data set, as `jaxalign.data.load` takes it.
-        names: of the columns that are wanted.
+        name: of the column, for messages.
+        values: N of them.
+        origin: where they came from, for messages.
 
     Returns:
-        Name -> values [N], None where a JSON row lacks one; a column that no row has is absent.
-        And where the rows came from, for messages.
+        [N], null where there is no value. Blank texts are let through; `require_values` refuses
+        both.
 
     Raises:
-        InputError: the source cannot be found or read, or holds no rows.
+        RowError: a value is something else, or no valid Unicode.
     """
-    path, name = Path(source), str(source)
-    if name.endswith(files.JSON_ENDINGS):
-        rows, lines = files.read_json_lines(path)
-        present = [wanted for wanted in names if any(wanted in row for row in rows)]
-        return {wanted: [row.get(wanted) for row in rows] for wanted in present}, Origin(
-            name, lines
+    return _strings(name, values, origin, numbers=False)
+
+
+def identifier_column(name: str, values: Column, origin: Origin) -> pa.LargeStringArray:
+    """Return a column of ids: as `text_column`, and whole numbers become text."""
+    return _strings(name, values, origin, numbers=True)
+
+
+def require_values(
+    name: str, column: pa.LargeStringArray, origin: Origin, *, blank: bool = False
+) -> None:
+    """Refuse a column of texts with a gap, or with a blank text unless `blank` lets it through.
+
+    Raises:
+        RowError: naming the first such row, and how many there are.
+    """
+    bad = column.is_null()
+    if not blank:
+        length = pc.binary_length(pc.utf8_trim_whitespace(column))
+        bad = pc.or_(bad, pc.equal(length, 0).fill_null(True))
+    if (rows := np.flatnonzero(bad.to_numpy(zero_copy_only=False))).size:
+        found = "missing" if column[int(rows[0])].as_py() is None else "empty"
+        these = "the row" if rows.size == 1 else f"the {rows.size} such rows"
+        raise RowError(
+            f"{origin.at(rows[0])}: `{name}` is {found}, expected text; fill in or remove {these}.",
+            f"`{name}` is {found}",
         )
-    if name.endswith(".parquet"):
-        columns = _parquet(path, names)
+
+
+def number_column(
+    name: str, values: Column, origin: Origin, allowed: Sequence[float] = ()
+) -> np.ndarray:
+    """Return a column of finite numbers as float64 [N].
+
+    Args:
+        name: of the column, for messages.
+        values: N of them.
+        origin: where they came from, for messages.
+        allowed: other values that are let through, such as -inf.
+
+    Raises:
+        RowError: a value is missing, NaN, infinite or no number.
+    """
+    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    if isinstance(array, pa.Array) and is_numeric(array, origin):
+        found = np.asarray(array.cast(pa.float64()).to_numpy(zero_copy_only=False))
+    elif isinstance(array, np.ndarray) and array.dtype.kind in "iuf":
+        found = array.astype(np.float64)
     else:
-        table = files.read_dataset(source)
-        columns = {wanted: table[wanted].to_pylist() for wanted in names if wanted in table}
-    if columns and not len(next(iter(columns.values()))):
-        raise InputError(f"{name} has no rows, expected at least one.")
-    return columns, Origin(name)
+        found = np.array([as_number(value, origin.typed) for value in as_list(array)], np.float64)
+    bad = ~np.isfinite(found)
+    for value in allowed:
+        bad &= found != value
+    if bad.any():
+        row = int(np.argmax(bad))
+        check_number(as_list(array[row : row + 1])[0], name, origin.at(row), typed=origin.typed)
+    return found
 
 
-def _parquet(path: Path, names: Sequence[str]) -> dict[str, list[object]]:
-    if not path.exists():
-        raise InputError(f"{path} does not exist; check the path.")
+def is_numeric(values: Column, origin: Origin) -> bool:
+    """Return whether every value that is there is a number, and at least one is."""
+    if isinstance(values, pa.ChunkedArray | pa.Array) and not pa.types.is_null(values.type):
+        kind = values.type
+        if pa.types.is_floating(kind) or pa.types.is_integer(kind):
+            return True
+    there = [value for value in as_list(values) if value is not None]
+    return bool(there) and all(_is_number(value, origin.typed) for value in there)
+
+
+def _is_number(value: object, typed: bool) -> bool:
+    if typed:
+        return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return not np.isnan(as_number(value, typed))
+
+
+def as_list(values: Column) -> list[object]:
+    """Return a column as Python values."""
+    return values.to_pylist() if isinstance(values, pa.Array | pa.ChunkedArray) else list(values)
+
+
+def _strings(name: str, values: Column, origin: Origin, numbers: bool) -> pa.LargeStringArray:
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    if isinstance(values, pa.Array):
+        kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+        text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+        whole = numbers and pa.types.is_integer(kind)
+        if whole or pa.types.is_null(kind) or any(test(kind) for test in text):
+            return values.cast(kind).cast(pa.large_string())
+    listed = as_list(values)
     try:
-        wanted = [name for name in pq.read_schema(path).names if name in names]
-        table = pq.read_table(path, columns=wanted, partitioning=None)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"{path} is not a readable Parquet file: {reason}.") from None
-    return {name: table[name].to_pylist() for name in wanted}
+        return pa.array(listed, type=pa.large_string())
+    except (pa.ArrowException, TypeError, UnicodeError):
+        if numbers and (found := _whole_numbers(listed)) is not None:
+            return found
+        return pa.array(_one_by_one(name, listed, origin, numbers), type=pa.large_string())
+
+
+def _whole_numbers(values: Sequence[object]) -> pa.LargeStringArray | None:
+    try:
+        column = pa.array(values)
+    except (pa.ArrowException, TypeError, OverflowError, UnicodeError):
+        return None
+    return column.cast(pa.large_string()) if pa.types.is_integer(column.type) else None
+
+
+def _one_by_one(
+    name: str, values: Iterable[object], origin: Origin, numbers: bool
+) -> list[str | None]:
+    """The slow way, once something in the column is known not to be text."""
+    texts: list[str | None] = []
+    for row, value in enumerate(values):
+        if value is None:
+            texts.append(None)
+        elif numbers and not isinstance(value, str):
+            texts.append(check_identifier(value, name, origin.at(row)))
+        else:
+            texts.append(check_text(value, name, origin.at(row), blank=True))
+    return texts

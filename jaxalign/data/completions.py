@@ -13,12 +13,14 @@ from jaxalign.data.chat_template import (
     answer_turn,
     choose_template,
 )
-from jaxalign.data.columns import read_columns
-from jaxalign.data.files import Origin
-from jaxalign.data.records import check_text, short
+from jaxalign.data.columns import Origin, as_list
+from jaxalign.data.messages import check_messages
 from jaxalign.data.sequences import Sequences
+from jaxalign.data.tables import read_table
+from jaxalign.data.values import check_text
 from jaxalign.errors import InputError
 
+_COLUMNS = ("prompt", "completion", "messages")
 Segments = list[tuple[str, bool]]  # pieces of one text, and whether they are learned
 
 
@@ -92,9 +94,8 @@ def load_completions(
     """Read completions from a file or a Hugging Face data set.
 
     Args:
-        source: a path ending in .jsonl, .json (one object a line; .gz too) or .parquet, or the
-            name of a data set, as `jaxalign.data.load` takes it. Columns: `prompt` and
-            `completion`; or `messages`, a list of {"role", "content"} that ends with the
+        source: a file or data set as `jaxalign.data.tables.read_rows` takes it. Columns: `prompt`
+            and `completion`; or `messages`, a list of {"role", "content"} that ends with the
             assistant.
         tokenizer: of `transformers`, with a chat template where turns are to be rendered.
         config: limits and choices.
@@ -106,8 +107,9 @@ def load_completions(
         InputError: the source cannot be read, a row cannot be used, is over-long where that is
             refused, or nothing is left.
     """
-    columns, origin = read_columns(source, ("prompt", "completion", "messages"))
-    return completions_from_columns(columns, tokenizer, config or CompletionConfig(), origin)
+    table = read_table(source, _COLUMNS)
+    columns = {name: as_list(values) for name, values in table.columns.items() if name in _COLUMNS}
+    return completions_from_columns(columns, tokenizer, config or CompletionConfig(), table.origin)
 
 
 def completions_from_columns(
@@ -177,7 +179,7 @@ def _segmenter(
 
     def segment(row: int) -> list[Segments]:
         where = origin.at(row)
-        prompt = check_text(columns["prompt"][row], "prompt", where, empty=not chat)
+        prompt = check_text(columns["prompt"][row], "prompt", where, blank=not chat)
         completion = check_text(columns["completion"][row], "completion", where)
         if not chat:
             return [[(prompt, False), (completion, True)]]
@@ -214,26 +216,8 @@ def _conversation(
     return rows
 
 
-def _messages(value: object, where: str) -> list[Message]:
-    if not isinstance(value, list | tuple) or not value:
-        raise InputError(
-            f"{where}: `messages` is {short(value)}, expected a list of turns; correct the row."
-        )
-    turns: list[Message] = []
-    for number, turn in enumerate(value, 1):
-        if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
-            raise InputError(
-                f"{where}: turn {number} of `messages` is {short(turn)}, expected an object with "
-                "`role` and `content`; correct the row."
-            )
-        blank_is_fine = turn["role"] != "assistant"
-        name = f"messages[{number - 1}].content"
-        content = check_text(turn.get("content"), name, where, empty=blank_is_fine)
-        thought = turn.get("reasoning_content")
-        turns.append(
-            {"role": turn["role"], "content": content}
-            | ({"reasoning_content": thought} if isinstance(thought, str) else {})
-        )
+def _messages(value: object, where: str) -> tuple[Message, ...]:
+    turns = check_messages(value, "messages", where)
     if turns[-1]["role"] != "assistant":
         raise InputError(
             f"{where}: the last of `messages` is of the {turns[-1]['role']}, expected the "

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from jaxalign.data import files
 from jaxalign.data.files import encode, later_reversals
 from jaxalign.data.preferences import ChoiceSource, Conversation, Preferences
+from jaxalign.data.tables import read_rows
+from jaxalign.data.values import first_line
 from jaxalign.errors import InputError
 
 PRISM = "HannahRoseKirk/prism-alignment"
@@ -237,25 +236,7 @@ def _rows(
                 f"{folder} has no {stem}.jsonl or {stem}.parquet; check the folder, or give "
                 f"{PRISM if config == 'conversations' else REDDIT} to load it from the Hub."
             )
-        yield from _from_file(file)
-
-
-def _from_file(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
-    if path.suffix != ".parquet":
-        rows, lines = files.read_json_lines(path)
-        for line, row in zip(lines, rows, strict=True):
-            yield f"{path}, line {line}", row
-        return
-    try:
-        table = pq.read_table(path, partitioning=None)
-    except (pa.ArrowException, OSError) as error:
-        first = (str(error).splitlines() or ["no message"])[0]
-        raise InputError(f"{path} is not a readable Parquet file: {first}.") from None
-    number = 0
-    for batch in table.to_batches(max_chunksize=4096):
-        for row in batch.to_pylist():
-            number += 1
-            yield f"{path}, row {number}", row
+        yield from ((row.where, row.values) for row in read_rows(file))
 
 
 def _from_hub(name: str, config: str, split: str) -> Iterable[Mapping[str, object]]:
@@ -273,8 +254,7 @@ def _from_hub(name: str, config: str, split: str) -> Iterable[Mapping[str, objec
             )
             return rows
         except Exception as error:  # loaders raise what they like
-            line = (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
-            reasons.append(f"{type(error).__name__}: {line}")
+            reasons.append(f"{type(error).__name__}: {first_line(error)}")
     raise InputError(
         f"{name} ({config}, split {split}) cannot be loaded from the Hub ({reasons[0]}); check the "
         "network, or download its files and give their folder."

@@ -1,58 +1,36 @@
 """Preference files and data sets, read and checked into one table."""
 
-import codecs
-import gzip
-import json
-import re
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from jaxalign.data.columns import (
+    Column,
+    Origin,
+    as_list,
+    identifier_column,
+    require_values,
+    text_column,
+)
 from jaxalign.data.preferences import Conversation, Preferences
+from jaxalign.data.tables import read_table
+from jaxalign.data.values import check_flag
 from jaxalign.errors import InputError
 
 REQUIRED = ("user", "chosen", "rejected")
 OPTIONAL = ("prompt", "group", "time", "tie")
-JSON_ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
-DATASET = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+){0,2})(:(?P<split>[\w.\-+\[\]%:]+))?")
-
-
-Column: TypeAlias = Sequence[object] | np.ndarray | pa.Array | pa.ChunkedArray
-"""The values of a column."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where rows came from, so that a message can point at one of them."""
-
-    source: str
-    lines: Sequence[int] | np.ndarray | None = None
-
-    def place(self, row: int) -> str:
-        """The row as its reader would count it: a line of a text file, or a row from 1."""
-        return f"row {row + 1}" if self.lines is None else f"line {self.lines[row]}"
-
-    def at(self, row: int) -> str:
-        """Source and place of one row."""
-        return f"{self.source}, {self.place(row)}"
 
 
 def load(source: str | Path) -> Preferences:
     """Read choices from a file or a Hugging Face data set.
 
     Args:
-        source: a path ending in .jsonl, .json (one object a line; .gz too) or .parquet, or the
-            name of a data set: `name`, `name:split` or `name/config:split`, where a name may hold
-            its owner (`owner/name`) and the split is `train` unless given. Columns: `user`,
-            `chosen`, `rejected` and optionally `prompt`, `group`, `tie`; `time` may be there and
-            is not kept, as rows keep the order of the source.
+        source: a file or data set as `jaxalign.data.tables.read_rows` takes it. Columns: `user`
+            (text or a whole number), `chosen`, `rejected` and optionally `prompt`, `group`, `tie`;
+            `time` may be there and is not kept, as rows keep the order of the source.
 
     Returns:
         The table of choices; see `from_columns` for how items and groups are formed.
@@ -69,21 +47,13 @@ def load(source: str | Path) -> Preferences:
         >>> load(path).texts
         ('Hi\\n\\nYes', 'Hi\\n\\nGo')
     """
-    path, name = Path(source), str(source)
-    if name.endswith(JSON_ENDINGS):
-        columns, lines = _json_columns(path)
-        return from_columns(columns, name, lines)
-    if name.endswith(".parquet"):
-        return from_columns(_read_parquet(path), name)
-    if path.is_dir():
-        raise InputError(f"{name} is a folder, expected a .jsonl or .parquet file; name the file.")
-    return from_columns(read_dataset(source), name)
+    table = read_table(source, REQUIRED + OPTIONAL)
+    return from_columns(table.columns, table.origin)
 
 
 def from_columns(
     columns: Mapping[str, Column],
-    source: str = "memory",
-    lines: Sequence[int] | np.ndarray | None = None,
+    origin: Origin | str = "memory",
 ) -> Preferences:
     """Build the table of choices from columns of equal length, checking every row.
 
@@ -94,8 +64,7 @@ def from_columns(
     Args:
         columns: `user`, `chosen`, `rejected` and optionally `prompt`, `group` (text or whole
             number) and `tie` (bool; a tie has no winner), each [N]: lists, NumPy or Arrow arrays.
-        source: what the columns were read from, for messages.
-        lines: [N] line number of each row, for messages; without it rows are counted from 1.
+        origin: what the columns were read from, for messages.
 
     Returns:
         The table, rows in the order given.
@@ -111,14 +80,15 @@ def from_columns(
         >>> table.items, table.chosen.tolist(), table.rejected.tolist()
         (('a', 'b', 'c'), [0, 1], [1, 2])
     """
-    origin = Origin(source, lines)
+    origin = Origin(origin) if isinstance(origin, str) else origin
+    source = origin.source
     if missing := [name for name in REQUIRED if name not in columns]:
         found = ", ".join(f"`{name}`" for name in columns) or "none"
         raise InputError(f"{source} has no column {_ticks(missing)}; found {found}; rename or add.")
     present = {name: columns[name] for name in (*REQUIRED, *OPTIONAL) if name in columns}
     _check_lengths({name: len(values) for name, values in present.items()}, source)
     user_text, chosen_text, rejected_text = (
-        _required_text(name, present[name], origin) for name in REQUIRED
+        _required(name, present[name], origin) for name in REQUIRED
     )
     count = len(user_text)
     user, users = encode(user_text)
@@ -180,12 +150,6 @@ def later_reversals(
     return rows, first[code[rows]]
 
 
-def read_json_lines(path: Path) -> tuple[list[dict[str, object]], np.ndarray]:
-    """Read one JSON object a line (.gz too): the rows and the line number of each, from 1."""
-    lines, rows = zip(*_json_lines(path), strict=True)
-    return list(rows), np.asarray(lines)
-
-
 def encode(values: Column) -> tuple[np.ndarray, tuple[str, ...]]:
     """Number distinct texts in order of first appearance: codes [N] int32 (-1 for none), texts.
 
@@ -209,207 +173,27 @@ def _encode_numbers(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return coded.indices.to_numpy().astype(np.int32), coded.dictionary.to_numpy()
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    """Line number and object of every line that is not blank, at least one."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    number, count = 0, 0
-    try:
-        # Bytes, because a text reader would also break lines inside strings (U+2028 and others).
-        with opener(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if number == 1:
-                    line = line.removeprefix(codecs.BOM_UTF8)
-                if line and not line.isspace():
-                    yield number, _json_object(line, path, number)
-                    count += 1
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; check the path.") from None
-    except (OSError, EOFError, zlib.error) as error:
-        reason = f"after line {number}" if number else "from its start"
-        raise InputError(f"{path} cannot be read {reason}: {error}; restore the file.") from None
-    if not count:
-        raise InputError(f"{path} is empty, expected one JSON object a line.")
-
-
-def _json_object(line: bytes, path: Path, number: int) -> dict[str, object]:
-    try:
-        row = json.loads(line.decode())
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path}, line {number}: not readable as JSON ({error}), expected one object; correct "
-            "the line."
-        ) from None
-    if not isinstance(row, dict):
-        raise InputError(
-            f"{path}, line {number}: found a JSON {type(row).__name__}, expected one object a "
-            "line; write one choice a line."
-        )
-    return row
-
-
-def _json_columns(path: Path) -> tuple[dict[str, Sequence[object]], list[int]]:
-    """Columns by name, None where a row lacks one, and line numbers.
-
-    Straight into columns: a million rows kept as dicts cost more in garbage collection than in
-    parsing. Unused columns are named, for a message on missing ones, and left empty.
-    """
-    kept: dict[str, list[object]] = {name: [] for name in REQUIRED + OPTIONAL}
-    found: dict[str, object] = {}
-    lines = []
-    for number, row in _json_lines(path):
-        lines.append(number)
-        found.update(row)
-        for name, column in kept.items():
-            column.append(row.get(name))
-    return {name: kept.get(name, ()) for name in found}, lines
-
-
-def _read_parquet(path: Path) -> "dict[str, Column]":
-    if not path.exists():
-        raise InputError(f"{path} does not exist; check the path.")
-    try:
-        names = pq.read_schema(path).names
-        wanted = [name for name in names if name in REQUIRED + OPTIONAL]
-        # Unused columns may be large; their names still appear in a message on missing ones.
-        table = pq.read_table(path, columns=wanted, partitioning=None)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} is not a readable Parquet file: {_first_line(error)}.") from None
-    return {name: table[name] if name in table.column_names else () for name in names}
-
-
-def read_dataset(source: str | Path) -> dict[str, pa.ChunkedArray]:
-    """Columns of a `datasets` name, `owner/name` or `owner/name:split`.
-
-    Raises:
-        InputError: it is no such name, or cannot be loaded.
-    """
-    import datasets  # slow to import, and only this source needs it
-
-    match = None if Path(source).exists() else DATASET.fullmatch(str(source))
-    if match is None or isinstance(source, Path):
-        raise InputError(
-            f"{source} is neither a file ending in .jsonl, .json or .parquet nor the name of a "
-            "data set; check the path, or convert the file to JSON lines."
-        )
-    split = match["split"] or "train"
-    last: Exception | None = None
-    for name, config in _readings(match["name"]):
-        try:
-            table = datasets.load_dataset(name, config, split=split).with_format("arrow")[:]
-            return {name: table[name] for name in table.column_names}
-        except datasets.exceptions.DatasetNotFoundError as error:
-            last = error
-        except Exception as error:
-            # Loaders raise what they like; whatever it was, the user named the data set.
-            last = error
-            break
-    raise InputError(
-        f"{source} is no file here and cannot be loaded as a data set with split `{split}` "
-        f"({type(last).__name__}: {_first_line(last)}); check path, name, split and network, or "
-        "download it and name the .jsonl or .parquet file."
-    )
-
-
-def _readings(name: str) -> list[tuple[str, str | None]]:
-    """Owner/name/config, owner/name or name: `a/b` may also be a name and its config."""
-    parts = name.split("/")
-    if len(parts) == 3:
-        return [("/".join(parts[:2]), parts[2])]
-    return [(name, None)] + ([(parts[0], parts[1])] if len(parts) == 2 else [])
-
-
-def _required_text(name: str, values: Column, origin: Origin) -> pa.Array:
-    column = _text_column(name, values, origin)
-    blank = pc.equal(pc.binary_length(pc.utf8_trim_whitespace(column)), 0).fill_null(True)
-    if (bad := np.flatnonzero(blank.to_numpy(zero_copy_only=False))).size:
-        found = "missing" if column[int(bad[0])].as_py() is None else "empty"
-        raise InputError(
-            f"{origin.at(bad[0])}: `{name}` is {found}, expected text; fill in or remove "
-            f"{_rows(bad.size)}."
-        )
+def _required(name: str, values: Column, origin: Origin) -> pa.LargeStringArray:
+    column = (identifier_column if name == "user" else text_column)(name, values, origin)
+    require_values(name, column, origin)
     return column
 
 
 def _optional_codes(
-    name: str, values: "Column | None", count: int, origin: Origin
+    name: str, values: Column | None, count: int, origin: Origin
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Codes [N] and texts of a column that may be absent or have gaps (-1); empty is a gap."""
     if values is None:
         return np.full(count, -1, np.int32), ()
-    column = _text_column(name, values, origin, numbers=name == "group")
+    column = (identifier_column if name == "group" else text_column)(name, values, origin)
     return encode(pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.large_string()), column))
 
 
-def _text_column(name: str, values: Column, origin: Origin, numbers: bool = False) -> pa.Array:
-    if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
-    if isinstance(values, pa.Array):
-        kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
-        text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-        if pa.types.is_null(kind) or any(test(kind) for test in text):
-            return values.cast(kind).cast(pa.large_string())
-        if numbers and pa.types.is_integer(kind):
-            return values.cast(kind).cast(pa.large_string())
-        values = values.to_pylist()
-    values = list(values)
-    try:
-        return pa.array(values, type=pa.large_string())
-    except (pa.ArrowException, TypeError, UnicodeError):
-        if numbers and (whole := _whole_numbers(values)) is not None:
-            return whole
-        return pa.array(_texts(name, values, origin, numbers), type=pa.large_string())
-
-
-def _whole_numbers(values: Sequence[object]) -> pa.Array | None:
-    try:
-        column = pa.array(values)
-    except (pa.ArrowException, TypeError, OverflowError, UnicodeError):
-        return None
-    return column.cast(pa.large_string()) if pa.types.is_integer(column.type) else None
-
-
-def _texts(name: str, values: Iterable[object], origin: Origin, numbers: bool) -> list[str | None]:
-    """The slow way, one value at a time, once something in the column is known not to be text."""
-    texts: list[str | None] = []
-    for row, value in enumerate(values):
-        if numbers and isinstance(value, int | np.integer) and not isinstance(value, bool):
-            value = str(value)
-        if value is not None and not isinstance(value, str):
-            expected = "text or a whole number" if numbers else "text"
-            raise InputError(
-                f"{origin.at(row)}: `{name}` is {_short(value)} ({type(value).__name__}), expected "
-                f"{expected}; correct the row."
-            )
-        if value is not None and not _encodable(value):
-            raise InputError(
-                f"{origin.at(row)}: `{name}` holds half of a surrogate pair, expected valid "
-                "Unicode; correct the row."
-            )
-        texts.append(value)
-    return texts
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeError:
-        return False
-    return True
-
-
-def _tie_column(values: "Column | None", count: int, origin: Origin) -> np.ndarray:
-    if values is None:
-        return np.zeros(count, bool)
-    if isinstance(values, pa.Array | pa.ChunkedArray):
-        values = values.to_pylist()
+def _tie_column(values: Column | None, count: int, origin: Origin) -> np.ndarray:
     tie = np.zeros(count, bool)
-    for row, value in enumerate(values):
-        if value is not None and not isinstance(value, bool | np.bool_):
-            raise InputError(
-                f"{origin.at(row)}: `tie` is {_short(value)}, expected true or false; correct the "
-                "row."
-            )
-        tie[row] = bool(value)
+    for row, value in enumerate([] if values is None else as_list(values)):
+        if value is not None:
+            tie[row] = check_flag(value, "tie", origin.at(row), typed=origin.typed)
     return tie
 
 
@@ -441,12 +225,3 @@ def _rows(count: int) -> str:
 
 def _ticks(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _first_line(error: Exception | None) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")

@@ -5,10 +5,10 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxalign.data.files import read_json_lines
+from jaxalign.data.dates import date_key
 from jaxalign.data.histories import Histories, Item, Sample
 from jaxalign.data.lamp import HEADLINE_PROMPT
-from jaxalign.data.records import date_key, text_of
+from jaxalign.data.tables import read_rows
 from jaxalign.errors import InputError
 
 _FILE = "articles.jsonl.gz"
@@ -119,14 +119,12 @@ class _Article:
 
 
 def _articles(path: Path) -> list[_Article]:
-    rows, lines = read_json_lines(path)
     articles = []
-    for row, line in zip(rows, lines, strict=True):
-        where = f"{path}, line {line}"
-        texts = {name: text_of(row, name, where, blank=False) for name in _FIELDS}
+    for row in read_rows(path):
+        texts = {name: row.text(name) for name in _FIELDS}
         fields = {name: texts[name] for name in ("text", "title", "category")}
-        item = Item(f"{texts['user']}-{line}", fields, texts["date"])
-        articles.append(_Article(texts["user"], item, date_key(texts["date"], where)))
+        item = Item(f"{texts['user']}-{row.place}", fields, texts["date"])
+        articles.append(_Article(texts["user"], item, date_key(texts["date"], row.where)))
     return articles
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from jaxalign.data import lamp
-from jaxalign.data.files import read_json_lines
-from jaxalign.data.records import date_key, identity, read_array, short, text_of
+from jaxalign.data.dates import date_key
+from jaxalign.data.tables import read_rows
+from jaxalign.data.values import field_identifier, field_text, short
 from jaxalign.errors import InputError
 
 
@@ -154,15 +155,14 @@ def load_lamp(
             f"{questions} names no task; give the file of outputs too, or the task, such as LaMP_4."
         )
     table = _Table(lamp.task(task), str(questions))
-    for place, row in enumerate(read_array(Path(questions))):
-        where = f"{questions}, element {place + 1}"
-        name = identity(row, where)
+    for row in read_rows(Path(questions)):
+        where, name = row.where, row.identifier("id")
         if answers is not None and name not in answers:
             raise InputError(
                 f"{where}: id {name!r} has no answer in {outputs}, expected one for every "
                 "question; check that the two files belong together."
             )
-        table.add(row, name, where, None if answers is None else answers[name], "profile")
+        table.add(row.values, name, where, None if answers is None else answers[name], "profile")
     if spare := [name for name in answers or () if name not in table.ids]:
         raise InputError(
             f"{outputs} answers id {spare[0]!r}, which is no question in {questions} ({len(spare)} "
@@ -188,16 +188,14 @@ def load_histories(path: str | Path, task: str = "text") -> Histories:
         InputError: the file cannot be read, a line or item lacks a field, ids repeat, dates cannot
             be read, are there for some items of a history only, or lie after the question's.
     """
-    rows, lines = read_json_lines(Path(path))
     table = _Table(lamp.task(task), str(path))
-    for row, line in zip(rows, lines, strict=True):
-        where = f"{path}, line {line}"
-        name = identity(row, where) if row.get("id") is not None else str(line)
-        output = row.get("output")
-        if output is not None:
-            output = text_of(row, "output", where, numbers=True)
-        identity(row, where, "user")
-        table.add(row, name, where, output, "history")
+    for row in read_rows(Path(path)):
+        name = row.identifier("id") if row.has("id") else str(row.place)
+        output = None
+        if row.has("output"):
+            output = field_text(row.values, "output", row.where, numbers=True)
+        row.identifier("user")
+        table.add(row.values, name, row.where, output, "history")
     return table.histories()
 
 
@@ -233,7 +231,7 @@ class _Table:
                 f"{where}: id {name!r} comes twice, expected unique ids; remove one of the two."
             )
         self.ids.add(name)
-        question = text_of(row, "input", where, blank=False)
+        question = field_text(row, "input", where, blank=False)
         try:
             lamp.query_text(self.task.name, question)
             lamp.retrieval_query(self.task.name, question)
@@ -245,10 +243,12 @@ class _Table:
                 f"{where}: `{field}` is {'missing' if history is None else short(history)}, "
                 "expected a list of items, empty for a new user; correct it."
             )
-        user = name if _optional(row, "user") is None else identity(row, where, "user")
+        user = name if _optional(row, "user") is None else field_identifier(row, "user", where)
         date = _date(row, where)
         profile = self._profile(history, f"{where}, {field}", date)
-        category = None if _optional(row, "category") is None else text_of(row, "category", where)
+        category = (
+            None if _optional(row, "category") is None else field_text(row, "category", where)
+        )
         self.samples.append(Sample(name, user, question, output, profile, category, date))
 
     def histories(self) -> Histories:
@@ -316,15 +316,19 @@ class _Table:
             entry = {"text": entry}
         wanted = dict.fromkeys((*self.task.fields, self.task.label or self.task.fields[0]))
         fields = {
-            name: text_of(entry, name, where, numbers=name == self.task.label) for name in wanted
+            name: field_text(entry, name, where, numbers=name == self.task.label) for name in wanted
         }
         if _optional(entry, "category") is not None:
-            fields["category"] = text_of(entry, "category", where)
+            fields["category"] = field_text(entry, "category", where)
         if not lamp.item_text(self.task.name, fields):
             return None
         date = _date(entry, where)
         content = (date, *fields.items())
-        name = _digest(content) if _optional(entry, "id") is None else identity(entry, where)
+        name = (
+            _digest(content)
+            if _optional(entry, "id") is None
+            else field_identifier(entry, "id", where)
+        )
         place = self.places.setdefault((name, content), len(self.items))
         if place == len(self.items):
             self.items.append(Item(name, fields, date))
@@ -336,7 +340,7 @@ def _optional(row: object, field: str) -> object:
 
 
 def _date(row: object, where: str) -> str | None:
-    return None if _optional(row, "date") is None else text_of(row, "date", where, numbers=True)
+    return None if _optional(row, "date") is None else field_text(row, "date", where, numbers=True)
 
 
 def _digest(content: tuple[object, ...]) -> str:

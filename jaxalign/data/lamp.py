@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from jaxalign.data.records import identity, short, text_of
+from jaxalign.data.values import field_identifier, field_text, short
 from jaxalign.errors import InputError
 from jaxalign.files import read_json, write_json
 
@@ -241,10 +241,10 @@ def read_answers(path: str | Path) -> tuple[str, dict[str, str]]:
     answers: dict[str, str] = {}
     for place, row in enumerate(rows):
         where = f"{path}, golds[{place}]"
-        name = identity(row, where)
+        name = field_identifier(row, "id", where)
         if name in answers:
             raise InputError(f"{where}: id {name!r} comes twice, expected unique ids; remove one.")
-        answers[name] = text_of(row, "output", where, numbers=True)
+        answers[name] = field_text(row, "output", where, numbers=True)
     return task(found).name, answers
 
 

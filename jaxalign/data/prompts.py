@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from jaxalign.data.chat_template import Message
-from jaxalign.data.columns import read_columns
-from jaxalign.data.files import Origin
-from jaxalign.data.records import check_text
+from jaxalign.data.messages import check_messages
+from jaxalign.data.tables import Row, read_rows
+from jaxalign.data.values import RowError, short
 from jaxalign.errors import InputError
 
 Prompt = str | Sequence[Message]
@@ -87,12 +87,12 @@ def load_prompts(source: str | Path) -> Prompts:
     """Read prompts from a file or a Hugging Face data set.
 
     Args:
-        source: a path ending in .txt (a prompt a line), .jsonl, .json (one object a line; .gz
-            too) or .parquet, or the name of a data set, as `jaxalign.data.load` takes it. The
-            columns decide: `prompt`, a text; or `messages`, a conversation, of which turns of the
-            assistant at the end are left off; or `chosen`, a dialogue "Human: .. Assistant: .."
-            such as Anthropic/hh-rlhf holds, of which the last answer is left off; or `info` with
-            a `post` to summarise, as openai/summarize_from_feedback/comparisons has it.
+        source: a file or data set as `jaxalign.data.tables.read_rows` takes it; a .txt file has a
+            prompt per line. The columns of the first row decide: `prompt`, a text; or `messages`, a
+            conversation, of which turns of the assistant at the end are left off; or `chosen`, a
+            dialogue "Human: .. Assistant: .." such as Anthropic/hh-rlhf holds, of which the last
+            answer is left off; or `info` with a `post` to summarise, as
+            openai/summarize_from_feedback/comparisons has it.
 
     Returns:
         The distinct prompts, in the order of the source.
@@ -104,17 +104,17 @@ def load_prompts(source: str | Path) -> Prompts:
     Source: the two data sets become prompts as in the code of Yang et al. 2024
         (Rewards-in-Context), https://arxiv.org/abs/2402.10207.
     """
-    found, origin = _read(source)
+    found = _read(source)
     kept: dict[str | _Turns, str] = {}
-    for row, prompt in enumerate(found):
+    for where, prompt in found:
         if prompt is not None:
-            kept.setdefault(prompt, origin.at(row))
+            kept.setdefault(prompt, where)
     if not kept:
-        raise InputError(f"{origin.source}: no row holds a usable prompt, expected at least one.")
-    dropped = sum(prompt is None for prompt in found)
+        raise InputError(f"{source}: no row holds a usable prompt, expected at least one.")
+    dropped = sum(prompt is None for _, prompt in found)
     prompts = tuple(_thawed(prompt) for prompt in kept)
     repeated = len(found) - dropped - len(kept)
-    return Prompts(prompts, repeated, dropped, origin.source, tuple(kept.values()))
+    return Prompts(prompts, repeated, dropped, str(source), tuple(kept.values()))
 
 
 def as_chats(prompts: Prompts) -> Prompts:
@@ -237,76 +237,67 @@ def _shuffled(count: int, seed: int, stream: int) -> np.ndarray:
 _Turns = tuple[tuple[str, str], ...]
 
 
-def _read(source: str | Path) -> tuple[list[str | _Turns | None], Origin]:
-    """A prompt or None for each row."""
-    if str(source).endswith(".txt"):
-        return _lines(Path(source))
-    columns, origin = read_columns(source, ("prompt", "messages", "chosen", "info"))
-    readers: dict[str, Callable[[object, str], str | _Turns | None]] = {
-        "prompt": lambda value, where: check_text(value, "prompt", where),
-        "messages": _messages,
+def _read(source: str | Path) -> list[tuple[str, str | _Turns | None]]:
+    """Where each row stands, and its prompt or None; the columns of the first row decide."""
+    readers: dict[str, Callable[[Row], str | _Turns | None]] = {
+        "prompt": _prompt,
+        "messages": lambda row: _turns(row, "messages"),
         "chosen": _dialogue,
         "info": _post,
     }
-    for name, reader in readers.items():
-        if name in columns:
-            values = enumerate(columns[name])
-            return [reader(value, origin.at(row)) for row, value in values], origin
-    raise InputError(
-        f"{origin.source} has no column of prompts, expected `prompt` or `messages` (or `chosen` "
-        "dialogues, or `info` with posts to summarise); rename or add."
-    )
+    found: list[tuple[str, str | _Turns | None]] = []
+    reader = None
+    for row in read_rows(source, "prompt"):
+        if reader is None:
+            reader = next((readers[name] for name in readers if name in row.values), None)
+        if reader is None:
+            raise InputError(
+                f"{row.where}: found no column of prompts, expected `prompt` or `messages` (or "
+                "`chosen` dialogues, or `info` with posts to summarise); rename or add."
+            )
+        found.append((row.where, reader(row)))
+    return found
 
 
-def _lines(path: Path) -> tuple[list[str | _Turns | None], Origin]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; check the path.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as UTF-8 text ({error}); check it.") from None
-    numbers = [number for number, line in enumerate(lines, 1) if line.strip()]
-    return [lines[number - 1].strip() for number in numbers], Origin(str(path), numbers)
-
-
-def _messages(value: object, where: str) -> _Turns:
-    if not isinstance(value, list | tuple) or not all(
-        isinstance(turn, Mapping) and isinstance(turn.get("role"), str) for turn in value
-    ):
-        raise InputError(
-            f"{where}: `messages` is {value!r:.40}, expected a list of objects with `role` and "
-            "`content`; correct the row."
-        )
-    turns = list(value)
+def _turns(row: Row, name: str) -> _Turns:
+    """A conversation up to its last turn of the user."""
+    turns = list(check_messages(row.values.get(name), name, row.where))
     while turns and turns[-1]["role"] == "assistant":
         turns.pop()
-    if not turns or turns[-1]["role"] != "user":
-        raise InputError(
-            f"{where}: `messages` holds no turn of the user to answer; add one, or remove the row."
+    if not turns or turns[-1]["role"] != "user" or not turns[-1]["content"].strip():
+        raise RowError(
+            f"{row.where}: `{name}` holds no turn of the user to answer; add one, or remove the "
+            "row.",
+            f"`{name}` holds no turn of the user to answer",
         )
-    return tuple(
-        (turn["role"], check_text(turn.get("content"), f"messages[{number}].content", where))
-        for number, turn in enumerate(turns)
-    )
+    return tuple((turn["role"], turn["content"]) for turn in turns)
 
 
-def _dialogue(value: object, where: str) -> str | None:
+def _prompt(row: Row) -> str | _Turns:
+    if isinstance(row.values.get("prompt"), list | tuple):
+        return _turns(row, "prompt")
+    return row.text("prompt")
+
+
+def _dialogue(row: Row) -> str | None:
     """All before the last answer; None where nobody says anything before it."""
-    dialogue, answered, _ = check_text(value, "chosen", where).rpartition(ASSISTANT)
+    dialogue, answered, _ = row.text("chosen").rpartition(ASSISTANT)
     if not answered:
         raise InputError(
-            f"{where}: `chosen` has no `Assistant:` after a blank line, expected a dialogue; give "
-            "`prompt` instead."
+            f"{row.where}: `chosen` has no `Assistant:` after a blank line, expected a dialogue; "
+            "give `prompt` instead."
         )
     said = dialogue.partition(HUMAN)[2].strip()
     return f"{dialogue} {ASSISTANT}" if said else None
 
 
-def _post(value: object, where: str) -> str | None:
+def _post(row: Row) -> str | None:
     """An instruction to summarise; None for rows without a post, or one of unusual length."""
+    value = row.values.get("info")
     if not isinstance(value, Mapping):
         raise InputError(
-            f"{where}: `info` is {value!r:.40}, expected an object with `post`; correct the row."
+            f"{row.where}: `info` is {short(value)}, expected an object with `post`; correct the "
+            "row."
         )
     post = value.get("post")
     usable = isinstance(post, str) and _POST[0] < len(post) < _POST[1]

@@ -1,16 +1,14 @@
 """Public data sets of people's choices, recognised by their files."""
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
 
 from jaxalign.data import feedback, files
 from jaxalign.data.feedback import prism, reddit
 from jaxalign.data.preferences import ChoiceSource, Preferences
+from jaxalign.data.tables import Row, read_rows, read_table
 from jaxalign.errors import InputError
 
 _JESTER = ("jokes.jsonl", "ratings.csv.gz")
@@ -129,13 +127,10 @@ def ukpconvarg1(
     folder = Path(folder)
     path = _part(folder, "judgments.jsonl.gz")
     arguments = _read_texts(_part(folder, "arguments.jsonl.gz"), ("title", "text"))
-    votes, lines = files.read_json_lines(path)
-    if not ties:
-        strict = [i for i, vote in enumerate(votes) if vote.get("label") != "equal"]
-        votes, lines = [votes[i] for i in strict], lines[strict]
-    columns = {name: _texts_of(votes, lines, name, path) for name in _VOTE_FIELDS}
+    votes = [row for row in read_rows(path) if ties or row.values.get("label") != "equal"]
+    columns = {name: [vote.text(name) for vote in votes] for name in _VOTE_FIELDS}
     label = np.asarray(columns["label"])
-    pair = _argument_pairs(columns, {key: i for i, key in enumerate(arguments)}, path, lines)
+    pair = _argument_pairs(columns, {key: i for i, key in enumerate(arguments)}, votes)
     chosen = np.where(label == "a2", pair[1], pair[0]).astype(np.int32)
     rejected = np.where(label == "a2", pair[0], pair[1]).astype(np.int32)
     user, users = files.encode(columns["user"])
@@ -190,39 +185,27 @@ def _part(folder: Path, name: str) -> Path:
 
 def _read_texts(path: Path, fields: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     """Fields of each row by its `id`, in file order."""
-    rows, lines = files.read_json_lines(path)
-    ids, *columns = (_texts_of(rows, lines, name, path) for name in ("id", *fields))
+    rows = [*read_rows(path)]
+    ids, *columns = ([row.text(name) for row in rows] for name in ("id", *fields))
     by_id = dict(zip(ids, zip(*columns, strict=True), strict=True))
     if len(by_id) < len(rows):
         raise InputError(f"{path} has {len(rows)} rows with {len(by_id)} ids, expected unique ids.")
     return by_id
 
 
-def _texts_of(rows: list[dict[str, object]], lines: np.ndarray, name: str, path: Path) -> list[str]:
-    texts = []
-    for line, row in zip(lines, rows, strict=True):
-        value = row.get(name)
-        if not isinstance(value, str) or not value:
-            raise InputError(
-                f"{path}, line {line}: `{name}` is {json.dumps(value)[:40]}, expected text."
-            )
-        texts.append(value)
-    return texts
-
-
 def _argument_pairs(
-    columns: dict[str, list[str]], index: dict[str, int], path: Path, lines: np.ndarray
+    columns: dict[str, list[str]], index: dict[str, int], votes: Sequence[Row]
 ) -> np.ndarray:
     """The two arguments of every vote, [2, N]."""
-    pairs = np.empty((2, len(lines)), np.int32)
+    pairs = np.empty((2, len(votes)), np.int32)
     for row, topic in enumerate(columns["topic"]):
         keys = [f"{topic}/{columns[side][row]}" for side in ("a1", "a2")]
         if unknown := [key for key in keys if key not in index]:
-            raise InputError(f"{path}, line {lines[row]}: {unknown[0]!r} is no known argument.")
+            raise InputError(f"{votes[row].where}: {unknown[0]!r} is no known argument.")
         pairs[:, row] = [index[key] for key in keys]
     if (bad := np.flatnonzero(~np.isin(columns["label"], ("a1", "a2", "equal")))).size:
         raise InputError(
-            f"{path}, line {lines[bad[0]]}: `label` is {columns['label'][bad[0]]!r}, expected a1, "
+            f"{votes[bad[0]].where}: `label` is {columns['label'][bad[0]]!r}, expected a1, "
             "a2 or equal."
         )
     return pairs
@@ -230,23 +213,13 @@ def _argument_pairs(
 
 def _read_ratings(path: Path, jokes: tuple[str, ...]) -> tuple[tuple[str, ...], np.ndarray]:
     """Users, sorted, and their ratings [users, jokes], NaN where there is none."""
-    kinds = {"user": pa.string(), "joke": pa.string(), "rating": pa.float64()}
-    options = pyarrow.csv.ConvertOptions(column_types=kinds, include_columns=list(kinds))
-    try:
-        table = pyarrow.csv.read_csv(path, convert_options=options)
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise InputError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}); expected CSV with the columns "
-            "user, joke and rating (a number)."
-        ) from None
-    rating = table["rating"].to_numpy()
-    user, users = files.encode(table["user"])
-    joke, names = files.encode(table["joke"])
+    table = read_table(path, ("user", "joke", "rating"))
+    rating = table.numbers("rating")
+    user, users = files.encode(table.identifiers("user"))
+    joke, names = files.encode(table.identifiers("joke"))
     known = {name: i for i, name in enumerate(jokes)}
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"{path} rates {unknown[0]!r}, which is not an id in jokes.jsonl.")
-    if not rating.size or not np.isfinite(rating).all():
-        raise InputError(f"{path} has no rows or an empty rating, expected one number a row.")
     order = np.argsort(users)
     ratings = np.full((len(users), len(jokes)), np.nan)
     column = np.array([known[name] for name in names])[joke]

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxalign import moc, mrm
-from jaxalign.data.columns import read_columns
+from jaxalign.data.tables import read_rows
 from jaxalign.errors import InputError
 from jaxalign.experiments.moc._evaluate import policy_folder
 from jaxalign.moc.value_table import ValueTable
@@ -198,18 +198,9 @@ def _draws(
 
 def _candidates(path: Path, prompts: Sequence[str | Chat]) -> Draw:
     """Answers of a file, by the text of their prompts."""
-    columns, origin = read_columns(path, ("prompt", "answer"))
     answers: dict[str, list[str]] = {}
-    for name in ("prompt", "answer"):
-        if name not in columns:
-            raise InputError(f"{path} has no column `{name}`; rename or add it.")
-    rows = zip(columns["prompt"], columns["answer"], strict=True)
-    for row, (prompt, text) in enumerate(rows):
-        if not isinstance(prompt, str) or not isinstance(text, str):
-            raise InputError(
-                f"{origin.at(row)}: found {(prompt, text)!r:.60}, expected texts; correct the row."
-            )
-        answers.setdefault(prompt, []).append(text)
+    for row in read_rows(path):
+        answers.setdefault(row.text("prompt"), []).append(row.text("answer", blank=True))
     for prompt in prompts:
         if not isinstance(prompt, str) or prompt not in answers:
             raise InputError(

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from jaxalign.data.columns import read_columns
-from jaxalign.data.files import Origin
-from jaxalign.errors import InputError
+from jaxalign.data.tables import read_table
 from jaxalign.files import write_text
 from jaxalign.models.classifier import Classifier
 from jaxalign.models.language import LanguageModel, load_language_model
@@ -159,36 +157,21 @@ def score_answers(
     Raises:
         InputError: a bad row or model, or a name that no reward has.
     """
-    found, origin = read_columns(source, ("prompt", "answer"))
-    if "answer" not in found:
-        raise InputError(f"{source} has no column `answer`, expected text to score; add.")
-    columns = {name: _texts(name, values, origin) for name, values in found.items()}
+    table = read_table(source, ("prompt", "answer"))
+    present = [name for name in ("prompt", "answer") if name in table.columns or name == "answer"]
+    columns = {name: table.texts(name, blank=True).to_pylist() for name in present}
     prompts, answers = columns.get("prompt"), columns["answer"]
     if model is None:
         reward = rule_rewards(rewards)
-        names, table = (
-            reward.names,
-            compute_rewards(reward, prompts or [""] * len(answers), answers),
-        )
+        names = reward.names
+        found = compute_rewards(reward, prompts or [""] * len(answers), answers)
     else:
         loaded = load_reward_model(model)
-        names, table = loaded.labels, score(loaded, prompts, answers)
+        names, found = loaded.labels, score(loaded, prompts, answers)
     lines = [
         {name: column[row] for name, column in columns.items()}
         | {"rewards": dict(zip(names, map(float, values), strict=True))}
-        for row, values in enumerate(table)
+        for row, values in enumerate(found)
     ]
     write_text(out, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines))
     return len(lines), names
-
-
-def _texts(name: str, values: Sequence[object], origin: Origin) -> list[str]:
-    texts = []
-    for row, value in enumerate(values):
-        if not isinstance(value, str):
-            raise InputError(
-                f"{origin.at(row)}: `{name}` is {value!r:.40}, expected text; fill in or remove "
-                "the row."
-            )
-        texts.append(value)
-    return texts

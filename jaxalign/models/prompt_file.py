@@ -9,7 +9,8 @@ from typing import TypedDict
 
 import jax
 
-from jaxalign.data.lines import read_lines
+from jaxalign.data.messages import check_messages, is_messages
+from jaxalign.data.tables import Row, read_rows
 from jaxalign.errors import InputError
 from jaxalign.files import write_aside
 from jaxalign.models.chat import Chat, Completion, generate_texts
@@ -39,10 +40,11 @@ class PromptRow(TypedDict, total=False):
 
 
 def read_prompts(path: Path) -> list[PromptRow]:
-    """Read a prompt file: one JSON object per line (.jsonl), or one prompt per line.
+    """Read a prompt file.
 
     Args:
-        path: of the file. An object has `prompt` or `messages`, and perhaps more.
+        path: of a file as `jaxalign.data.tables.read_rows` takes it. A row has `prompt`, a text or
+            a conversation, or `messages`, and perhaps more; a .txt file has a prompt per line.
 
     Raises:
         InputError: there is no such file, it has no rows, or a row is something else; the message
@@ -57,50 +59,28 @@ def read_prompts(path: Path) -> list[PromptRow]:
         >>> read_prompts(path)
         [{'prompt': 'Hello.'}]
     """
-    if path.suffix != ".jsonl":
-        return [{"prompt": line} for line in read_lines(path)]
-    if not path.is_file():
-        raise InputError(f"{path} does not exist")
-    try:
-        lines = path.read_text("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error}); convert it") from None
-    rows: list[PromptRow] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number}: not JSON ({error.msg}); correct it") from None
-        if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
-            raise InputError(
-                f"{path}, line {number}: found {line[:60]!r}, expected an object with either "
-                "prompt or messages"
-            )
-        if not (_is_chat(row["messages"]) if "messages" in row else isinstance(row["prompt"], str)):
-            raise InputError(
-                f"{path}, line {number}: found {line[:60]!r}, expected a text as prompt, or as "
-                "messages a list of objects with the texts role and content; correct it"
-            )
-        rows.append(row)  # type: ignore[arg-type]
-    if not rows:
-        raise InputError(f"{path} is empty: expected JSON lines with prompt or messages")
-    return rows
+    return [_prompt_row(row) for row in read_rows(path, "prompt")]
 
 
-def _is_chat(messages: object) -> bool:
-    """Whether it is a list of messages, each with a role and a text."""
-    return (
-        isinstance(messages, list)
-        and len(messages) > 0
-        and all(
-            isinstance(turn, dict)
-            and isinstance(turn.get("role"), str)
-            and isinstance(turn.get("content"), str)
-            for turn in messages
+def _prompt_row(row: Row) -> PromptRow:
+    if row.has("prompt") == row.has("messages"):
+        names = ", ".join(f"`{name}`" for name in row.values) or "nothing"
+        raise InputError(
+            f"{row.where}: found {names}, expected either prompt or messages; correct the row."
         )
-    )
+    name = "messages" if row.has("messages") else "prompt"
+    found = PromptRow()
+    if name == "messages" or is_messages(row.values[name]):
+        found["messages"] = check_messages(row.values[name], name, row.where)
+    else:
+        found["prompt"] = row.text("prompt", blank=True)
+    if row.has("adapter"):
+        found["adapter"] = row.text("adapter")
+    if row.has("user"):
+        found["user"] = row.identifier("user")
+    if row.has("preference"):
+        found["preference"] = row.values["preference"]
+    return found
 
 
 def prompt_of(row: PromptRow, chat: bool = False, system: str | None = None) -> str | Chat:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxalign.data.files import Origin, encode
+from jaxalign.data.columns import Origin
+from jaxalign.data.files import encode
+from jaxalign.data.values import short
 from jaxalign.errors import InputError
-from jaxalign.palm._columns import short
 from jaxalign.palm.domain import Floats
 
 

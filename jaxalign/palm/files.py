@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxalign.data.files import Origin
+from jaxalign.data.columns import Origin
+from jaxalign.data.tables import read_table
 from jaxalign.errors import InputError
-from jaxalign.palm._columns import is_numeric, read_columns, read_numbers, read_texts
 from jaxalign.palm.candidates import Candidates, from_rows
 from jaxalign.palm.domain import Floats
 
@@ -22,8 +22,8 @@ def read_candidates(
     """Read sampled answers with their rewards, one row per candidate.
 
     Args:
-        path: .jsonl, .json (an object per line; .gz too) or .parquet, with `prompt` (an id or a
-            text), `answer`, a numeric column per reward and optionally `log_ref` in nats.
+        path: a file as `jaxalign.data.tables.read_rows` takes it, with `prompt` (an id or a text),
+            `answer`, a numeric column per reward and optionally `log_ref` in nats.
         names: columns of the rewards, in order; empty for all numeric ones.
         reward_range: lowest and highest reward that is accepted, None for any.
 
@@ -36,24 +36,21 @@ def read_candidates(
             range or the same for all, a prompt with fewer than 2 answers, or log_ref that does not
             sum to 1 over a prompt.
     """
-    columns, origin = read_columns(Path(path))
-    for name in ("prompt", "answer", *names):
-        if name not in columns:
-            found = ", ".join(f"`{column}`" for column in columns) or "none"
-            raise InputError(f"{path} has no column `{name}`; found {found}; rename or add it.")
+    table = read_table(Path(path))
+    table.require(("prompt", "answer", *names))
     rewards = tuple(names) or tuple(
-        name for name, values in columns.items() if name not in _NOT_REWARDS and is_numeric(values)
+        name for name in table.columns if name not in _NOT_REWARDS and table.is_numeric(name)
     )
     if not rewards:
         raise InputError(f"{path} has no numeric column, expected one per reward; add one.")
     if len(set(rewards)) < len(rewards) or set(rewards) & set(_NOT_REWARDS):
         raise InputError(f"rewards: found {', '.join(rewards)}, expected columns of rewards, once.")
-    values = np.stack([read_numbers(name, columns[name], origin) for name in rewards], axis=1)
-    log_ref = read_numbers("log_ref", columns["log_ref"], origin) if "log_ref" in columns else None
-    _check_rewards(values, rewards, reward_range, origin)
-    return from_rows(
-        read_texts("prompt", columns["prompt"], origin), values, rewards, log_ref, origin
-    )
+    values = np.stack([table.numbers(name) for name in rewards], axis=1)
+    # An answer that the reference never gives has -inf.
+    log_ref = table.numbers("log_ref", (-np.inf,)) if "log_ref" in table.columns else None
+    _check_rewards(values, rewards, reward_range, table.origin)
+    prompts = table.identifiers("prompt").to_pylist()
+    return from_rows(prompts, values, rewards, log_ref, table.origin)
 
 
 def _check_rewards(

@@ -7,22 +7,14 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from jaxalign.data.files import JSON_ENDINGS, Origin
+from jaxalign.data.columns import Column, Origin
+from jaxalign.data.tables import Table, read_metadata, read_tables
+from jaxalign.data.values import short
 from jaxalign.errors import InputError
-from jaxalign.palm._columns import (
-    Column,
-    first_line,
-    is_numeric,
-    open_parquet,
-    read_columns,
-    read_numbers,
-    read_texts,
-    short,
-)
 from jaxalign.palm.domain import Floats
 from jaxalign.rewards.reward_scale import RewardScale
 
-# Users read from a Parquet file, routed and written at a time.
+# Users read, routed and written at a time.
 BATCH = 2**20
 # Hexadecimal digits of a digest that messages show, and that a file written by hand may state.
 _DIGITS = 12
@@ -39,18 +31,18 @@ class UserBatch(NamedTuple):
     Attributes:
         ids: [n] ids of the users, None for a file without them.
         weights: [n, R] weights on the levels of the portfolio's rewards.
-        start: number of the first row, from 0.
+        origin: where the rows came from, for messages.
     """
 
     ids: pa.Array | None
     weights: Floats
-    start: int
+    origin: Origin
 
 
 def read_users(path: str | Path, scale: RewardScale, keep_sum: bool = True) -> Iterator[UserBatch]:
     """Read users' weights, a batch at a time.
 
-    A file comes in one of two layouts. Written by hand: JSON lines or Parquet with one column per
+    A file comes in one of two layouts. Written by hand, in any format: one column per
     reward, by name, and optionally `user` and `scale`. Without `scale`, weights are taken to be in
     the portfolio's own units: per level of each reward, level 0 to 1 being the range that the
     portfolio was built on. With it (the digest of the scale, or its first 12 digits or more),
@@ -59,7 +51,7 @@ def read_users(path: str | Path, scale: RewardScale, keep_sum: bool = True) -> I
     file's metadata state as `rewards`, on the scale that they state as `scale`.
 
     Args:
-        path: .parquet, .jsonl or .json (an object per line; .gz too).
+        path: a file as `jaxalign.data.tables.read_rows` takes it.
         scale: scale of the portfolio's rewards.
         keep_sum: whether a conversion keeps the sum of each user's absolute weights, as on the
             simplex, where their size says nothing.
@@ -72,51 +64,37 @@ def read_users(path: str | Path, scale: RewardScale, keep_sum: bool = True) -> I
             named or not those of the scale, or weights on another scale.
     """
     path = Path(path)
-    if path.name.endswith(JSON_ENDINGS):
-        columns, origin = read_columns(path)
-        _check_columns(str(path), list(columns), scale.names)
-        weights = np.stack([read_numbers(n, columns[n], origin) for n in scale.names], axis=1)
-        ids = pa.array([str(user) for user in columns["user"]]) if "user" in columns else None
-        if "scale" in columns:
-            _check_scale(read_texts("scale", columns["scale"], origin), scale, origin)
-            weights = _on_levels(weights, scale, keep_sum)
-        yield UserBatch(ids, weights, 0)
-        return
-    source, origin = open_parquet(path), Origin(str(path))
-    columns_there = source.schema_arrow.names
-    metadata = source.schema_arrow.metadata or {}
+    metadata = read_metadata(path)
     if metadata.get(b"kind") == b"user choices":
         raise InputError(
             f"{path}: found users as their choices, of a method without weights, expected weights "
             f"on {', '.join(scale.names)}; adapt the users with a method that has weights, such as "
             "`--select bayes` of `jaxalign mrm train`."
         )
-    listed = "weights" in columns_there and not set(scale.names) & set(columns_there)
-    if listed:
-        _check_metadata(str(path), metadata, scale)
+    for table in read_tables(path, ("user", "scale", "weights", *scale.names), BATCH):
+        yield _batch(table, metadata, scale, keep_sum)
+
+
+def _batch(
+    table: Table, metadata: Mapping[bytes, bytes], scale: RewardScale, keep_sum: bool
+) -> UserBatch:
+    """Weights of some users, on the levels of the portfolio's rewards."""
+    columns, origin = table.columns, table.origin
+    stated = b"scale" in metadata or "scale" in columns
+    listed = isinstance(columns.get("weights"), pa.Array | pa.ChunkedArray)
+    if listed and not set(scale.names) & set(columns):
+        _check_metadata(origin.source, metadata, scale)
+        weights, stated = _lists(columns["weights"], len(scale.names), origin), True
     else:
-        _check_columns(str(path), columns_there, scale.names)
+        _check_columns(origin.source, list(columns), scale.names)
         if b"scale" in metadata:
             _check_scale([metadata[b"scale"].decode(errors="replace")], scale, origin)
-    stated = listed or b"scale" in metadata
-    wanted = [*(["weights"] if listed else scale.names)]
-    wanted += [name for name in ("user", "scale") if name in columns_there]
-    start = 0
-    try:
-        for batch in source.iter_batches(BATCH, columns=wanted):
-            if listed:
-                weights = _lists(batch["weights"], len(scale.names), origin, start)
-            else:
-                numbers = [read_numbers(n, batch[n], origin, start) for n in scale.names]
-                weights = np.stack(numbers, axis=1)
-            if "scale" in wanted:
-                _check_scale(read_texts("scale", batch["scale"], origin), scale, origin)
-            if stated or "scale" in wanted:
-                weights = _on_levels(weights, scale, keep_sum)
-            yield UserBatch(batch["user"] if "user" in wanted else None, weights, start)
-            start += batch.num_rows
-    except pa.ArrowException as error:
-        raise InputError(f"{path} is not a readable Parquet file: {first_line(error)}.") from None
+        weights = np.stack([table.numbers(name) for name in scale.names], axis=1)
+    if "scale" in columns:
+        _check_scale(table.texts("scale").to_pylist(), scale, origin)
+    if stated:
+        weights = _on_levels(weights, scale, keep_sum)
+    return UserBatch(table.identifiers("user") if "user" in columns else None, weights, origin)
 
 
 def _on_levels(weights: Floats, scale: RewardScale, keep_sum: bool) -> Floats:
@@ -180,8 +158,9 @@ def _check_scale(stated: Sequence[str], scale: RewardScale, origin: Origin) -> N
             )
 
 
-def _lists(values: Column, size: int, origin: Origin, start: int) -> Floats:
+def _lists(values: Column, size: int, origin: Origin) -> Floats:
     """A column of lists of numbers as float64 [n, size]."""
+    values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     if not isinstance(values, pa.Array) or not any(
         test(values.type)
         for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
@@ -195,10 +174,9 @@ def _lists(values: Column, size: int, origin: Origin, start: int) -> Floats:
     if wrong.any():
         row = int(np.argmax(wrong))
         raise InputError(
-            f"{origin.at(start + row)}: `weights` is {short(values[row].as_py())}, expected {size} "
-            "numbers."
+            f"{origin.at(row)}: `weights` is {short(values[row].as_py())}, expected {size} numbers."
         )
     flat = values.flatten()
-    if not is_numeric(flat):
+    if not (pa.types.is_floating(flat.type) or pa.types.is_integer(flat.type)):
         raise InputError(f"{origin.source}: `weights` holds {values.type}, expected numbers.")
     return np.asarray(flat.cast(pa.float64()).to_numpy(zero_copy_only=False)).reshape(-1, size)

@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 
 from jaxalign.data.chat_template import choose_template
+from jaxalign.data.columns import Origin
 from jaxalign.data.completions import CompletionConfig, completions_from_columns
-from jaxalign.data.files import Origin
 from jaxalign.data.histories import Histories
 from jaxalign.data.sequences import Sequences, pad_flat
 from jaxalign.errors import InputError

@@ -11,9 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxalign.data import Preferences, load
-from jaxalign.data.columns import read_columns
 from jaxalign.data.files import encode
 from jaxalign.data.sequences import Sequences
+from jaxalign.data.tables import read_table
 from jaxalign.errors import InputError
 from jaxalign.models import families
 from jaxalign.models.classifier import Classifier, classify, tokenize
@@ -105,16 +105,10 @@ def load_choices(source: str) -> ObjectiveChoices:
         InputError: the source cannot be read, or only some rows have an objective.
     """
     preferences = load(source)
-    columns, origin = read_columns(source, ("objective",))
-    if "objective" not in columns:
+    table = read_table(source, ("objective",))
+    if "objective" not in table.columns:
         return ObjectiveChoices(preferences, np.zeros(len(preferences), np.int32), ("reward",))
-    for row, value in enumerate(columns["objective"]):
-        if not isinstance(value, str) or not value.strip():
-            raise InputError(
-                f"{origin.at(row)}: `objective` is {value!r}, expected text as in other rows; fill "
-                "in or remove the row."
-            )
-    objective, labels = encode(columns["objective"])
+    objective, labels = encode(table.texts("objective"))
     return ObjectiveChoices(preferences, objective, labels)
 
 

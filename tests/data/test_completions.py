@@ -136,14 +136,14 @@ GOOD = {"prompt": "p", "completion": "c"}
     ("rows", "message"),
     [
         ([GOOD, {"prompt": "p"}], "line 2: `completion` is missing, expected text"),
-        ([GOOD, {"prompt": 3, "completion": "c"}], "line 2: `prompt` is 3, expected text"),
-        ([{"prompt": "p", "completion": " \n"}], "line 1: `completion` is ' "),
+        ([GOOD, {"prompt": 3, "completion": "c"}], r"line 2: `prompt` is 3 \(int\), expected text"),
+        ([{"prompt": "p", "completion": " \n"}], "line 1: `completion` is empty"),
         ([{"prompt": "p", "completion": "\ud800"}], "line 1: `completion` holds half"),
         ([{"question": "p"}], "no column `prompt`, expected `prompt` and `completion`, or"),
         ([GOOD | TALK], "has `messages` and `completion`, expected one of the two"),
         ([{"messages": "text"}], "line 1: `messages` is 'text', expected a list of turns"),
         ([{"messages": []}], "line 1: `messages` is"),
-        ([{"messages": [{"role": 1, "content": "x"}]}], "turn 1 of `messages` is"),
+        ([{"messages": [{"role": 1, "content": "x"}]}], r"`messages\[0\]` is"),
         ([turns(("user", "u"), ("assistant", " "))], r"`messages\[1\].content` is"),
         ([TALK, turns(("user", "u"))], "line 2: the last of `messages` is of the user"),
         ([turns(("tool", "t"), ("assistant", "a"))], "the chat template refuses these turns"),
@@ -168,7 +168,7 @@ def test_bad_sources(tmp_path, tokenizer):
         with pytest.raises(InputError, match="does not exist"):
             load_completions(tmp_path / name, tokenizer)
     with pytest.raises(InputError, match="neither a file"):
-        load_completions(tmp_path / "d.csv", tokenizer)
+        load_completions(tmp_path / "d.yaml", tokenizer)
     with pytest.raises(InputError, match="max_tokens is 1"):
         CompletionConfig(max_tokens=1)
 

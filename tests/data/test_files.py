@@ -120,7 +120,7 @@ def test_many_rows():
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        ({"user": 5}, ("line 2", "`user` is 5 (int)", "expected text")),
+        ({"user": 5.0}, ("line 2", "`user` is 5.0 (float)", "expected text or a whole number")),
         ({"user": ""}, ("line 2", "`user` is empty")),
         ({"chosen": "  "}, ("line 2", "`chosen` is empty")),
         ({"rejected": None}, ("line 2", "`rejected` is missing")),
@@ -150,9 +150,9 @@ def test_blank_lines_count_and_parquet_counts_rows(tmp_path):
     )
     refused(tmp_path / "b.parquet", "row 2", "`chosen` is empty")
     pq.write_table(
-        pa.table({"user": [1], "chosen": ["a"], "rejected": ["b"]}), tmp_path / "c.parquet"
+        pa.table({"user": [1.5], "chosen": ["a"], "rejected": ["b"]}), tmp_path / "c.parquet"
     )
-    refused(tmp_path / "c.parquet", "row 1", "`user` is 1 (int)")
+    refused(tmp_path / "c.parquet", "row 1", "`user` is 1.5 (float)")
 
 
 def test_a_tie_may_come_in_any_order_and_equal_texts_may_not(tmp_path):
@@ -173,8 +173,8 @@ def test_a_tie_may_come_in_any_order_and_equal_texts_may_not(tmp_path):
         ("", ("is empty",)),
         ("\n\n", ("is empty",)),
         ('{"user": "u"\n', ("line 1", "not readable as JSON")),
-        ('{"user": "u"}\n\xff', ("line 2", "not readable as JSON")),
-        ("[1, 2]\n", ("line 1", "found a JSON list")),
+        ('{"user": "u"}\n\xff', ("line 2", "not UTF-8 text")),
+        ("[1, 2]\n", ("row 1", "found a JSON int")),
         (
             '{"user": "u", "winner": "a", "rejected": "b"}',
             ("no column `chosen`", "`user`, `winner`, `rejected`"),
@@ -191,7 +191,7 @@ def test_files_that_are_not_there_or_not_readable(tmp_path):
     refused(tmp_path / "no.jsonl", "no.jsonl does not exist")
     refused(tmp_path / "no.parquet", "no.parquet does not exist")
     refused(tmp_path, "is a folder")
-    refused(tmp_path / "a.csv", "neither a file ending in .jsonl")
+    refused(tmp_path / "a.yaml", "neither a file ending in .jsonl")
     refused(str(tmp_path / "b c"), "neither a file ending in .jsonl")
     (tmp_path / "a.parquet").write_bytes(b"no")
     refused(tmp_path / "a.parquet", "not a readable Parquet file")

@@ -203,10 +203,10 @@ def test_folders_kinds_and_options_that_cannot_be_used(tmp_path, jokes):
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("user,joke\nu,j1\n", ("rating", "expected CSV")),
-        ("user,joke,rating\nu,j1,good\n", ("good", "a number")),
+        ("user,joke\nu,j1\n", ("no column `rating`",)),
+        ("user,joke,rating\nu,j1,good\n", ("line 2", "good", "a finite number")),
         ("user,joke,rating\nu,j99,1\n", ("'j99'", "jokes.jsonl")),
-        ("user,joke,rating\nu,j1,\n", ("empty rating",)),
+        ("user,joke,rating\nu,j1,\n", ("line 2: `rating` is missing",)),
         ("user,joke,rating\nu,j1,1\nu,j1,2\n", ("2 ratings of 1", "each once")),
     ],
 )
@@ -220,7 +220,7 @@ def test_bad_ratings_are_named(jokes, text, parts):
     [
         ({"label": "a3"}, ("line 1", "`label` is 'a3'")),
         ({"a1": "9"}, ("line 1", "'a-yes/9' is no known argument")),
-        ({"user": None}, ("line 1", "`user` is null")),
+        ({"user": None}, ("line 1", "`user` is missing")),
     ],
 )
 def test_bad_votes_are_named(arguments, change, parts):

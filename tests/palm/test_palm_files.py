@@ -63,8 +63,8 @@ def test_log_ref_is_taken_as_given(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "options", "words"),
     [
-        (changed(2, x=float("nan")), {}, "3: `x` is nan, expected a finite number"),
-        (changed(1, y=None), {}, "2: `y` is None"),
+        (changed(2, x=float("nan")), {}, "3: `x` is nan (float), expected a finite number"),
+        (changed(1, y=None), {}, "2: `y` is missing"),
         (changed(3, x=1.5), {"reward_range": (0.0, 1.0)}, "4: `x` is 1.5, expected 0 to 1"),
         ([row | {"x": 2.0} for row in ROWS], {}, "`x` is 2 in every row"),
         (ROWS[:2] + ROWS[3:], {}, "1: found 1 answer to prompt 'p', expected at least 2"),
@@ -72,7 +72,7 @@ def test_log_ref_is_taken_as_given(tmp_path):
         (ROWS, {"names": ["x", "x"]}, "expected columns of rewards, once"),
         ([{"prompt": "p", "answer": "a"}], {}, "no numeric column"),
         ([{"answer": "a", "x": 1.0}], {}, "no column `prompt`"),
-        (changed(0, prompt=""), {}, "1: `prompt` is ''"),
+        (changed(0, prompt=""), {}, "1: `prompt` is empty"),
     ],
 )
 def test_wrong_rows_are_named(tmp_path, ending, rows, options, words):
@@ -90,7 +90,8 @@ def test_files_that_are_none(tmp_path):
         ("none.jsonl", "does not exist"),
         ("none.parquet", "does not exist"),
         ("bad.parquet", "not a readable Parquet file"),
-        ("c.csv", "ends in neither"),
+        ("c.csv", "is empty"),
+        ("c.yaml", "neither a file"),
     ):
         with pytest.raises(InputError, match=words):
             read_candidates(tmp_path / name)

@@ -44,9 +44,9 @@ def weights_of(path, scale=SCALE, **options):
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 def test_users_by_name(tmp_path, ending):
     path = written(tmp_path / f"u.{ending}", named())
-    ((ids, weights, start),) = read_users(path, SCALE)
+    ((ids, weights, origin),) = read_users(path, SCALE)
     assert ids.to_pylist() == [f"u{i}" for i in range(7)]
-    assert start == 0
+    assert origin.start == 0
     np.testing.assert_allclose(weights, USERS, rtol=1e-12)
 
 
@@ -95,8 +95,8 @@ def test_lists_of_weights_on_other_rewards_or_scales_are_refused(tmp_path, metad
     [
         ([{"x": 1.0}], "no column `y`; found `x`"),
         ([{"x": 1.0, "weights": [0.5, 0.5]}], "no column `y`"),
-        ([{"x": 1.0, "y": 0.0}, {"x": None, "y": 1.0}], "2: `x` is None"),
-        ([{"x": 1.0, "y": 0.0, "scale": ""}], "`scale` is ''"),
+        ([{"x": 1.0, "y": 0.0}, {"x": None, "y": 1.0}], "2: `x` is missing"),
+        ([{"x": 1.0, "y": 0.0, "scale": ""}], "`scale` is empty"),
     ],
 )
 def test_wrong_users_are_named(tmp_path, ending, rows, words):

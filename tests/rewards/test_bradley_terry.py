@@ -194,7 +194,7 @@ def test_bad_input(base, tmp_path):
     row = {"user": "u", "chosen": "a", "rejected": "b", "objective": "x"}
     rows = [row, row | {"objective": None}]
     path.write_text("".join(json.dumps(each) + "\n" for each in rows))
-    with pytest.raises(InputError, match="line 2: `objective` is None, expected text"):
+    with pytest.raises(InputError, match="line 2: `objective` is missing, expected text"):
         bt.load_choices(str(path))
     with pytest.raises(InputError, match="hold_out_share is 1"):
         bt.RewardConfig(hold_out_share=1.0)

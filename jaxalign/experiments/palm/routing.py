@@ -93,7 +93,7 @@ def _route(
     regret = np.maximum(bound - value, 0.0)
     ids = batch.ids
     if ids is None:
-        ids = pa.array(np.arange(batch.start, batch.start + len(value)))
+        ids = pa.array(np.arange(batch.origin.start, batch.origin.start + len(value)))
     columns = [ids.cast(pa.string()), member, value.astype("f4"), regret.astype("f4")]
     return pa.table(columns, schema=_SCHEMA), regret
 
@@ -112,7 +112,7 @@ def _on_domain(portfolio: Portfolio, batch: UserBatch, normalise: bool, users: P
         message = str(error)
         row = message.removeprefix("weights, row ").partition(":")[0]
         if row.isdigit():
-            message = f"row {batch.start + int(row) + 1}:{message.partition(':')[2]}"
+            message = f"{batch.origin.place(int(row))}:{message.partition(':')[2]}"
         more = "" if normalise else " Or add --normalise."
         raise InputError(f"{users}, {message}{more}") from None
 

@@ -8,9 +8,10 @@ import jax
 
 from jaxalign.config import load_config
 from jaxalign.data import lamp
-from jaxalign.data.files import read_json_lines
+from jaxalign.data.dates import date_key
 from jaxalign.data.histories import Histories, Item, Sample
-from jaxalign.data.records import date_key, identity, text_of
+from jaxalign.data.tables import read_rows
+from jaxalign.data.values import field_text
 from jaxalign.errors import InputError
 from jaxalign.experiments.pplug.baselines import TRAININGS
 from jaxalign.experiments.pplug.run_folder import PLUG, PLUGS, PPlugRun, TrainingReport, load_run
@@ -63,23 +64,25 @@ def read_history(path: str | Path | None, task: str, question: str) -> Histories
         InputError: The file or the question cannot be used.
     """
     spec, question = lamp.task(task), lamp.format_question(task, question)
-    items, keys = [], []
+    items: list[Item] = []
+    keys: list[tuple[int, ...]] = []
     if path is not None and not _blank(Path(path)):
-        rows, lines = read_json_lines(Path(path))
-        for row, line in zip(rows, lines, strict=True):
-            where = f"{path}, line {line}"
+        for row in read_rows(Path(path)):
             names = dict.fromkeys((*spec.fields, spec.label or spec.fields[0]))
-            fields = {name: text_of(row, name, where, numbers=name == spec.label) for name in names}
-            date = row.get("date")
-            if (date is None) != (rows[0].get("date") is None):
+            fields = {
+                name: field_text(row.values, name, row.where, numbers=name == spec.label)
+                for name in names
+            }
+            if items and row.has("date") != bool(keys):
                 raise InputError(
-                    f"{where}: `date` is {'missing' if date is None else 'there'} and not so in "
-                    "the first line, expected all or none; fill it in or leave it out."
+                    f"{row.where}: `date` is {'missing' if keys else 'there'} and not so in the "
+                    "first row, expected all or none; fill it in or leave it out."
                 )
-            if date is not None:
-                date = text_of(row, "date", where, numbers=True)
-                keys.append(date_key(date, where))
-            name = str(line) if row.get("id") is None else identity(row, where)
+            date = None
+            if row.has("date"):
+                date = field_text(row.values, "date", row.where, numbers=True)
+                keys.append(date_key(date, row.where))
+            name = row.identifier("id") if row.has("id") else str(row.place)
             items.append(Item(name, fields, date))
     order = sorted(range(len(items)), key=keys.__getitem__) if keys else range(len(items))
     sample = Sample("1", "user", question, None, tuple(order))

@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from jaxalign.data.dates import date_key
 from jaxalign.data.histories import Histories, leading_category
-from jaxalign.data.records import date_key
 from jaxalign.errors import InputError
 from jaxalign.pplug.config import PersonaConfig
 from jaxalign.pplug.retrieval import Retriever

@@ -1,0 +1,76 @@
+"""Conversations as data: lists of messages, checked turn by turn."""
+
+from collections.abc import Mapping
+
+from jaxalign.data.chat_template import Message
+from jaxalign.data.values import RowError, check_text, short
+
+_TEXT = "text"  # the type of a content part, and the key of what it says
+
+
+def check_messages(value: object, name: str, where: str) -> tuple[Message, ...]:
+    """Return a conversation.
+
+    Args:
+        value: of a row: a list of objects with `role` and `content`, which is a text or a list of
+            parts {"type": "text", "text": ...}, joined without anything between them.
+            `reasoning_content`, the thought before an answer, is kept; other fields are not.
+        name: of its column, for messages.
+        where: file and row, for messages.
+
+    Returns:
+        At least one turn. Contents are text; only those of the assistant may not be blank.
+
+    Raises:
+        RowError: it is something else, or a part holds an image or another thing that is no text.
+
+    Example:
+        >>> from jaxalign.data.messages import check_messages
+        >>> parts = [{"type": "text", "text": "Hi"}, {"type": "text", "text": "!"}]
+        >>> check_messages([{"role": "user", "content": parts}], "messages", "a.jsonl, line 1")
+        ({'role': 'user', 'content': 'Hi!'},)
+    """
+    if not isinstance(value, list | tuple) or not value:
+        found = "missing" if value is None else short(value)
+        raise RowError(
+            f"{where}: `{name}` is {found}, expected a list of turns with `role` and `content`; "
+            "correct or remove the row.",
+            f"`{name}` is no list of turns",
+        )
+    return tuple(_turn(turn, f"{name}[{place}]", where) for place, turn in enumerate(value))
+
+
+def is_messages(value: object) -> bool:
+    """Return whether a value has the form of a conversation: a list that begins with an object."""
+    return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Mapping)
+
+
+def _turn(turn: object, name: str, where: str) -> Message:
+    if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
+        raise RowError(
+            f"{where}: `{name}` is {short(turn)}, expected an object with the texts `role` and "
+            "`content`; correct the row.",
+            "a turn is no object with `role` and `content`",
+        )
+    content = turn.get("content")
+    if isinstance(content, list | tuple):
+        content = "".join(_part(part, name, where) for part in content)
+    blank = turn["role"] != "assistant"
+    found = {"role": turn["role"]}
+    found["content"] = check_text(content, f"{name}.content", where, blank=blank)
+    if isinstance(thought := turn.get("reasoning_content"), str):
+        found["reasoning_content"] = thought
+    return found
+
+
+def _part(part: object, name: str, where: str) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if isinstance(part, Mapping) and kind in (_TEXT, None) and isinstance(part.get(_TEXT), str):
+        return str(part[_TEXT])
+    found = f"a part of type {kind!r}" if kind != _TEXT and kind is not None else short(part)
+    raise RowError(
+        f"{where}: `{name}.content` has {found}, expected parts of text only; remove the row.",
+        "a content part is no text",
+    )
