@@ -1,14 +1,15 @@
 """Feature rows of items: read, written and looked up by id."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from jaxalign.data.columns import read_columns
 from jaxalign.data.preferences import Conversation
+from jaxalign.data.tables import read_rows
+from jaxalign.data.values import check_number, short
 from jaxalign.errors import InputError
 from jaxalign.files import write_aside
 
@@ -167,40 +168,33 @@ def first_bad_row(values: np.ndarray) -> int | None:
 
 def _read_scores(path: Path) -> Features:
     """The rewards of answers, by the texts of answers and by those of prompt and answer."""
-    columns, origin = read_columns(path, ("prompt", "answer", "rewards"))
-    answers, scores = columns.get("answer", []), columns.get("rewards", [])
-    if not answers or not scores:
-        raise InputError(
-            f"{path} holds no scores, expected rows with `answer` and `rewards`; write it with "
-            "`jaxalign reward score`."
-        )
-    prompts = columns.get("prompt", [None] * len(answers))
-    names = tuple(scores[0]) if isinstance(scores[0], dict) else ()
-    values = np.empty((len(scores), len(names)), np.float32)
+    names: tuple[str, ...] = ()
+    scores: list[list[float]] = []
     row_of: dict[str, int] = {}
+    places: list[str] = []
     several: set[str] = set()
-    for row, (prompt, answer, found) in enumerate(zip(prompts, answers, scores, strict=True)):
-        if not isinstance(answer, str) or not isinstance(found, dict) or set(found) != set(names):
+    for row, entry in enumerate(read_rows(path)):
+        found = entry.values.get("rewards")
+        if not isinstance(found, Mapping) or (names and set(found) != set(names)):
             raise InputError(
-                f"{origin.at(row)}: found the answer {answer!r:.40} with rewards {found!r:.80}, "
-                f"expected a text and numbers for {', '.join(names) or 'each reward'}; write the "
-                "file with `jaxalign reward score`."
+                f"{entry.where}: `rewards` is {short(found)}, expected a number for "
+                f"{', '.join(names) or 'each reward, by name'}; write the file with `jaxalign "
+                "reward score`."
             )
-        numbers = [found[name] for name in names]
-        if not all(isinstance(one, int | float) and np.isfinite(one) for one in numbers):
+        names = names or tuple(found)
+        places.append(f"{entry.unit} {entry.place}")
+        scores.append([check_number(found[name], f"rewards.{name}", entry.where) for name in names])
+        answer = entry.text("answer", blank=True)
+        key = Conversation((entry.text("prompt"), answer)) if entry.has("prompt") else answer
+        first = row_of.setdefault(key, row)
+        if scores[first] != scores[row]:
             raise InputError(
-                f"{origin.at(row)}: `rewards` is {found!r:.80}, expected finite numbers; correct "
-                "the row."
+                f"{entry.where}: found the rewards {short(found)} for an answer that has others in "
+                f"{places[first]}, expected one row for each; remove one of them."
             )
-        values[row] = numbers
-        key = answer if prompt is None else Conversation((str(prompt), answer))
-        if not np.array_equal(values[row_of.setdefault(key, row)], values[row]):
-            raise InputError(
-                f"{origin.at(row)}: found the rewards {found!r:.80} for an answer that has others "
-                f"in {origin.place(row_of[key])}, expected one row for each; remove one of them."
-            )
-        if not np.array_equal(values[row_of.setdefault(answer, row)], values[row]):
+        if scores[row_of.setdefault(answer, row)] != scores[row]:
             several.add(answer)
+    values = np.asarray(scores, np.float32)
     kept = [key for key in row_of if key not in several]
     return Features(tuple(kept), values[[row_of[key] for key in kept]], names)
 

@@ -168,7 +168,7 @@ def test_bad_sources(tmp_path, tokenizer):
         with pytest.raises(InputError, match="does not exist"):
             load_completions(tmp_path / name, tokenizer)
     with pytest.raises(InputError, match="neither a file"):
-        load_completions(tmp_path / "d.yaml", tokenizer)
+        load_completions(str(tmp_path / "d.yaml"), tokenizer)
     with pytest.raises(InputError, match="max_tokens is 1"):
         CompletionConfig(max_tokens=1)
 

@@ -156,13 +156,13 @@ def test_scores_that_cannot_be_used_are_refused_by_line(tmp_path):
     good = {"answer": "a", "rewards": {"kind": 1.0}}
     for bad, words in (
         ({"answer": "a", "rewards": {"kind": 2.0}}, "has others in line 1"),
-        ({"answer": "b", "rewards": {"wit": 2.0}}, "numbers for kind"),
-        ({"answer": "b", "rewards": {"kind": "x"}}, "finite numbers"),
-        ({"answer": "b", "rewards": {"kind": float("nan")}}, "finite numbers"),
-        ({"answer": "b"}, "numbers for kind"),
+        ({"answer": "b", "rewards": {"wit": 2.0}}, "a number for kind"),
+        ({"answer": "b", "rewards": {"kind": "x"}}, "a finite number"),
+        ({"answer": "b", "rewards": {"kind": float("nan")}}, "a finite number"),
+        ({"answer": "b"}, "a number for kind"),
     ):
         path = score_rows(tmp_path / "s.jsonl", [good, bad])
         with pytest.raises(InputError, match=f"s.jsonl, line 2: .*{words}"):
             data.load_features(path)
-    with pytest.raises(InputError, match="holds no scores"):
+    with pytest.raises(InputError, match="`rewards` is"):
         data.load_features(score_rows(tmp_path / "t.jsonl", [{"answer": "a", "text": "b"}]))

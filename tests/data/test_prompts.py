@@ -111,21 +111,21 @@ def test_a_data_set_by_name(monkeypatch):
 
 def test_wrong_rows_are_named(tmp_path):
     path = tmp_path / "p.jsonl"
-    refused("line 2: `prompt` is missing .*, expected text", path, '{"prompt": "a"}\n{"x": 1}\n')
+    refused("line 2: `prompt` is missing .*expected text", path, '{"prompt": "a"}\n{"x": 1}\n')
     refused("line 1: `prompt` is empty, expected text", path, '{"prompt": " "}\n')
     refused("line 1: `prompt` is 3", path, '{"prompt": 3}\n')
     refused("half of a surrogate", path, '{"prompt": "\\ud800"}\n')
-    refused("has no column of prompts", path, '{"text": "a"}\n')
+    refused("line 1: found no column of prompts", path, '{"text": "a"}\n')
     refused("line 1: `messages` is 'a'", path, '{"messages": "a"}\n')
     refused("no turn of the user", path, '{"messages": [{"role": "system", "content": "a"}]}\n')
     refused(r"messages\[0\].content` is missing", path, '{"messages": [{"role": "user"}]}\n')
     refused("`chosen` has no `Assistant:`", path, '{"chosen": "a"}\n')
     refused("`info` is 'a'", path, '{"info": "a"}\n')
     refused("no row holds a usable prompt", path, '{"info": {"post": "short"}}\n')
-    refused("no row holds", tmp_path / "p.txt", "\n \n")
+    refused("is empty", tmp_path / "p.txt", "\n \n")
     refused("does not exist", tmp_path / "away.txt")
     (tmp_path / "p.txt").write_bytes(b"\xff\xfe\x00")
-    refused("cannot be read as UTF-8", tmp_path / "p.txt")
+    refused("line 1: not UTF-8 text", tmp_path / "p.txt")
 
 
 def many(count):
