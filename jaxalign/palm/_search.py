@@ -198,7 +198,7 @@ def _next(run: _Run, fixed: Floats | None) -> tuple[Floats | None, float, bool]:
     lower, upper = np.max(points @ known.T, axis=1), np.max(points @ functions.T, axis=1)
     eps, delta = config.tolerance
     over = upper - eps * np.maximum(upper, 0) - delta - lower
-    open_targets = over > 1e-12
+    open_targets = over > 1e-12 * np.abs(lower).max()
     if not open_targets.any():
         return None, 0.0, True
     for index in np.argsort(lower - upper, kind="stable"):

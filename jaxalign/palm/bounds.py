@@ -42,6 +42,9 @@ def upper_facets(weights: Floats, values: Floats) -> Floats:
     size = weights.shape[1]
     if size == 1:
         return np.array([[values.min()]])
+    # Qhull's precision is that of the largest coordinate: values are as large as weights.
+    scale = float(np.abs(values).max()) or 1.0
+    values = values / scale
     # A point far above the middle gives the hull full dimension and touches no lower facet.
     height = values.max() + 1 + np.ptp(values)
     apex = np.append(weights[:, :-1].mean(axis=0), height)
@@ -58,7 +61,7 @@ def upper_facets(weights: Floats, values: Floats) -> Floats:
     functions = np.unique(facets[_supporting(facets, weights, values, vertices)], axis=0)
     # A facet that Qhull merged away can leave the bound a rounding too low at its corners.
     missing = np.max(values - np.max(weights @ functions.T, axis=1), initial=0.0)
-    return functions + missing * _constant(weights)
+    return (functions + missing * _constant(weights)) * scale
 
 
 def _through(weights: Floats, values: Floats, vertices: np.ndarray, planes: Floats) -> Floats:
@@ -114,6 +117,7 @@ def tie_points(policies: Floats, corners: Floats) -> Floats:
     """
     if corners.shape[1] == 1:
         return corners
+    policies = policies / (float(np.abs(policies @ corners.T).max()) or 1.0)
     design = np.column_stack([corners[:, :-1], np.ones(len(corners))])
     last = np.linalg.lstsq(design, corners[:, -1])[0]
     slopes = policies[:, :-1] + policies[:, -1:] * last[None, :-1]

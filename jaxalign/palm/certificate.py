@@ -262,7 +262,7 @@ def held_out(
 
 def _max_t(centred: Floats, error: Floats, draws: int, level: float, seed: int) -> float:
     """Quantile of the largest studentised deviation of a resampled mean, rows [n, X] centred."""
-    varies = error > 1e-12
+    varies = error > 1e-12 * error.max()
     if not varies.any():
         return 0.0
     scaled = (centred[varies] / error[varies, None]).astype(np.float32)

@@ -75,7 +75,7 @@ class ClosedForm:
         # Rounding of the sweep (its agreement with float64), carried like any oracle's error.
         self.error: tuple[float, float] | None = (
             0.0,
-            0.0 if self.rewards.dtype == jnp.float64 else 1e-5,
+            0.0 if self.rewards.dtype == jnp.float64 else 1e-5 * float(jnp.abs(self.rewards).max()),
         )
         self.fingerprint = fingerprint
         self.reference = self.many(np.zeros((1, self.num_rewards)))[0]
@@ -116,7 +116,7 @@ class ClosedForm:
         share = mass / len(mass)
         mean = np.einsum("XC,XCR->R", share, rewards)
         spread = np.sqrt(np.einsum("XC,XCR->R", share, (rewards - mean[None, None]) ** 2))
-        flat = spread <= 1e-6 * np.maximum(np.abs(mean), 1e-6)
+        flat = spread <= 1e-6 * np.abs(mean)
         if flat.any():
             raise InputError(
                 f"{self.names[int(np.argmax(flat))]}: found the same reward for every candidate, "

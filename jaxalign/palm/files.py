@@ -67,7 +67,7 @@ def _check_rewards(
             f"{origin.at(row)}: `{names[column]}` is {values[row, column]:g}, expected {low:g} to "
             f"{high:g}; normalise it, or state its range with --reward_range."
         )
-    flat = np.ptp(values, axis=0) <= 1e-9 * np.maximum(np.abs(values).max(axis=0), 1e-9)
+    flat = np.ptp(values, axis=0) <= 1e-9 * np.abs(values).max(axis=0)
     if flat.any():
         name = names[int(np.argmax(flat))]
         raise InputError(

@@ -78,7 +78,8 @@ def worst_gap(
         pooled = (1 - eps) * pooled - delta
     if kind != "multiplicative":
         return worst_ratio(pooled, chosen, np.ones_like(pooled), corner)
-    lowest = -_solve(-chosen, np.ones(len(corner)), None).value
+    height = float(np.abs(chosen).max()) or 1.0
+    lowest = -_solve(-chosen / height, np.ones(len(corner)), None).value * height
     if lowest < 0:
         raise InputError(
             f"members: found a best value of {lowest:.4g} for some weights, expected 0 or more "
@@ -106,6 +107,11 @@ def _at_corners(
         if not np.isfinite(array).all():
             raise InputError(f"{name}: found NaN or infinity, expected finite values.")
     corner = np.eye(arrays[0].shape[1]) if corners is None else np.asarray(corners, np.float64)
+    if corner.ndim != 2 or corner.shape[1] != arrays[0].shape[1] or not np.isfinite(corner).all():
+        raise InputError(
+            f"corners: found shape {corner.shape} or values that are not finite, expected finite "
+            f"weights [N, {arrays[0].shape[1]}]; `palm.corners` gives them."
+        )
     return corner, arrays[0] @ corner.T, arrays[1] @ corner.T
 
 
@@ -133,6 +139,9 @@ def worst_ratio(
         Gap(value, weight [D]); value -inf where no mixture has a positive unit.
     """
     rows = (pooled if pooled.ndim == 3 else pooled[:, None, :]) - chosen[None]
+    # The solver's tolerances are absolute: gaps and units are measured in their own largest.
+    height, width = (float(np.abs(x).max()) or 1.0 for x in (rows, unit))
+    rows, unit, cap = rows / height, unit / width, None if cap is None else cap / width
     bounds = np.min(_bounds(rows, unit[:, None, :]), axis=1)
     best = Gap(-np.inf, corner.mean(axis=0))
     while bounds.max() > best.value:
@@ -145,7 +154,7 @@ def worst_ratio(
             best = Gap(program.value, mixture @ corner)
         if program.dual.any():
             bounds = np.minimum(bounds, _bounds(np.tensordot(rows, program.dual, (1, 0)), unit))
-    return best
+    return best._replace(value=best.value * height / width)
 
 
 def _bounds(gains: Floats, unit: Floats) -> Floats:

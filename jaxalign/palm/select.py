@@ -88,6 +88,8 @@ def choose(pool: Floats, reference: Floats, spread: Floats, config: PalmConfig) 
     everyone = np.concatenate([pool, reference[None]])
     points = _start(everyone, config, domain)
     deadline = time.monotonic() + config.time_limit
+    # Covers measure in units of reward, the others in spreads or shares.
+    rounding = 1e-9 * (float(np.abs(everyone @ domain.T).max()) if config.size is None else 1.0)
     kept: Chosen | None = None
     worst, rounds = np.inf, 0
     while True:
@@ -95,11 +97,12 @@ def choose(pool: Floats, reference: Floats, spread: Floats, config: PalmConfig) 
         found = _on_points(points, pool, reference, spread, config, limit)
         gap = _worst(everyone, found.members, pool, reference, spread, domain, config)
         seen = found.worst if isinstance(found, Selection) else 0.0
-        if kept is None or isinstance(found, Cover) or gap.value <= max(worst, seen + 1e-9):
+        if kept is None or isinstance(found, Cover) or gap.value <= max(worst, seen + rounding):
             # Out of time, a later round may find a worse budget than an earlier one did.
-            summary = _summary(found, gap.value, seen, rounds, config.size, len(pool))
+            optimal = bool(found.optimal and gap.value <= seen + rounding)
+            summary = _summary(found, gap.value, optimal, rounds, config.size, len(pool))
             worst, kept = gap.value, Chosen(differing[found.members], summary)
-        if gap.value <= seen + 1e-9 or rounds == config.refine or time.monotonic() > deadline:
+        if gap.value <= seen + rounding or rounds == config.refine or time.monotonic() > deadline:
             return kept
         points, rounds = np.concatenate([points, gap.weight[None]]), rounds + 1
 
@@ -121,7 +124,7 @@ def distinct(pool: Floats, reference: Floats) -> Indices:
         array([0, 3])
     """
     everyone = np.concatenate([reference[None], pool])
-    scale = max(float(np.abs(everyone).max()), 1e-12)
+    scale = float(np.abs(everyone).max()) or 1.0
     _, first = np.unique(np.round(everyone / scale, 9) + 0.0, axis=0, return_index=True)
     return np.sort(first[first > 0]) - 1
 
@@ -129,12 +132,12 @@ def distinct(pool: Floats, reference: Floats) -> Indices:
 def _summary(
     found: Cover | Selection,
     worst: float,
-    seen: float,
+    optimal: bool,
     rounds: int,
     asked: int | None,
     differing: int,
 ) -> SelectionSummary:
-    size, optimal = len(found.members), bool(found.optimal and worst <= seen + 1e-9)
+    size = len(found.members)
     if isinstance(found, Cover):
         mode: Literal["cover", "budget"] = "cover"
         worst = max(worst, 0.0)
@@ -167,7 +170,8 @@ def _on_points(
     best = np.maximum(values.max(axis=1), free)
     loss, free_loss = (best[:, None] - values).T, best - free
     if config.size is None:
-        allowed = config.prune_eps * np.maximum(best, 0) + config.prune_delta + 1e-12
+        rounding = 1e-12 * np.abs(best).max()
+        allowed = config.prune_eps * np.maximum(best, 0) + config.prune_delta + rounding
         needed = free_loss > allowed
         if not needed.any():
             return Cover(np.zeros(0, np.intp), 0, 0.0)

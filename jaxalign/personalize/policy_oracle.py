@@ -111,7 +111,7 @@ class AnswerOracle:
         nothing = np.zeros(policies.size)
         drawn = self._sampled(nothing[None])[0].rewards
         self.spread = drawn.std(axis=(0, 1))
-        flat = self.spread <= 1e-6 * np.maximum(np.abs(drawn.mean(axis=(0, 1))), 1e-6)
+        flat = self.spread <= 1e-6 * np.abs(drawn.mean(axis=(0, 1)))
         if flat.any():
             raise InputError(
                 f"{self.names[int(np.argmax(flat))]}: found the same reward for all completions of "

@@ -1,0 +1,58 @@
+"""Rewards in any unit: the same portfolio and, in units of the spread, the same certificate."""
+
+import chex
+import numpy as np
+import pytest
+
+from jaxalign import palm
+from jaxalign.errors import InputError
+
+SCALES = (1e-8, 1e-4, 1e8)
+
+
+def portfolio(scale, price, size):
+    """A portfolio of rewards in units of `scale`, with a price of KL of `price` spreads."""
+    rewards = np.random.default_rng(0).normal(size=(4, 6, 3)) * scale
+    oracle = palm.ClosedForm(rewards, None, beta=price * scale, reward_range=None)
+    tolerance = 0.02 * scale / max(price, 1)
+    config = palm.PalmConfig(
+        targets="corners", stop_eps=0, stop_delta=tolerance, prune_eps=0,
+        prune_delta=5 * tolerance, size=size,
+    )  # fmt: skip
+    return palm.build(oracle, config)
+
+
+@pytest.mark.parametrize("size", [2, None], ids=["budget", "cover"])
+@pytest.mark.parametrize("price", [0.5, 100.0])
+def test_a_portfolio_depends_on_no_unit(price, size, x64):
+    expected = portfolio(1.0, price, size)
+    for scale in SCALES:
+        found = portfolio(scale, price, size)
+        assert found.calls == expected.calls
+        assert found.selection.optimal == expected.selection.optimal
+        chex.assert_trees_all_close(
+            found.members.payload["weight"], expected.members.payload["weight"], atol=1e-9
+        )
+        ours, theirs = found.certificate.pool, expected.certificate.pool
+        assert ours.additive.value == pytest.approx(theirs.additive.value * scale, rel=1e-6)
+        for name in ("additive_sd", "share_lost"):
+            gap = getattr(ours, name)
+            assert gap.value == pytest.approx(getattr(theirs, name).value, rel=1e-6), (name, scale)
+
+
+@pytest.mark.parametrize("scale", [1.0, *SCALES])
+def test_the_worst_weight_attains_the_gap(scale, x64):
+    found = portfolio(scale, 1.0, 2)
+    gap = found.certificate.pool.additive_sd
+    lost = (found.pool_values @ gap.weight).max() - (found.values @ gap.weight).max()
+    assert lost / (np.abs(gap.weight) @ found.spread) == pytest.approx(gap.value, rel=1e-7)
+    # And no weight of a fine sample is worse.
+    weights = np.random.default_rng(1).dirichlet(np.ones(3), 20_000)
+    lost = (weights @ found.pool_values.T).max(1) - (weights @ found.values.T).max(1)
+    assert (lost / (weights @ found.spread)).max() <= gap.value * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("corners", [np.full((2, 2), np.nan), np.eye(3), np.ones(2)])
+def test_corners_that_are_none_are_refused(corners):
+    with pytest.raises(InputError, match=r"corners: found shape .*`palm.corners` gives them"):
+        palm.worst_gap([[1.0, 0.0], [0.0, 1.0]], [[0.5, 0.5]], corners=corners)
