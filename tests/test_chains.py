@@ -19,7 +19,7 @@ SMALL = {"lora": {"rank": 2, "alpha": 4.0}, "compute": "float32", "remat": None}
 MOC = {
     "rewards": [{"name": name} for name in REWARDS],
     "prompts": {"template": "plain", "hold_out_share": 0.25},
-    "reference_answers": 64,
+    "reference_answers": 256,
     "moc": {
         "steps": 1, "groups": 2, "rows": 4, "prompt_tokens": 80, "answer_tokens": 8,
         "temperature": 1.0, "epochs": 1, "micro_batches": 1, "trunk": SMALL,

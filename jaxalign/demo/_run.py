@@ -20,6 +20,28 @@ FEWEST_USERS = 30
 POPULATIONS = ("friendly", "misspecified")
 
 
+def write_files(out: str | Path, users: int = 600, seed: int = 0) -> list[str]:
+    """Write the shipped answers and simulated choices among them as files, and train nothing.
+
+    Args:
+        out: folder of choices.jsonl, answers.jsonl and answers.txt, as `run_demo` writes them.
+        users: simulated users.
+        seed: of people and choices.
+
+    Returns:
+        Names of the files.
+
+    Raises:
+        InputError: as `run_demo`.
+    """
+    _check(users, seed)
+    claim(Path(out))
+    answers = read_answers()
+    plan = design(users, len(answers.prompts), seed)
+    world = simulate(draw_people("friendly", users, seed), answers, plan, seed)
+    return pages.write_data(Path(out), answers, plan, world)
+
+
 def run_demo(
     out: str | Path = Path("demo"), users: int = 600, seed: int = 0, show: bool = True
 ) -> dict[str, Any]:
@@ -29,8 +51,8 @@ def run_demo(
     judged on prompts that nobody chose on before, by named and by learned rewards.
 
     Args:
-        out: folder of report.md, report.json, plots, choices.jsonl and answers.txt. One that holds
-            an earlier demo is written over.
+        out: folder of report.md, report.json, plots, choices.jsonl, answers.jsonl and answers.txt.
+            One that holds an earlier demo is written over.
         users: simulated users, of whom two thirds are training users.
         seed: of people, choices and splits.
         show: progress on standard error and the result on standard output.
@@ -42,10 +64,7 @@ def run_demo(
         InputError: the folder holds something else, or users or seed make no sense.
     """
     out = Path(out)
-    if users < FEWEST_USERS:
-        raise InputError(f"users is {users}, expected at least {FEWEST_USERS}: give more users")
-    if seed < 0:
-        raise InputError(f"seed is {seed}, expected 0 or more: give another seed")
+    _check(users, seed)
     claim(out)
     say = Progress(show).say
     answers = read_answers()
@@ -78,6 +97,13 @@ def run_demo(
     if show:
         pages.show(report, out, written)
     return report
+
+
+def _check(users: int, seed: int) -> None:
+    if users < FEWEST_USERS:
+        raise InputError(f"users is {users}, expected at least {FEWEST_USERS}: give more users")
+    if seed < 0:
+        raise InputError(f"seed is {seed}, expected 0 or more: give another seed")
 
 
 def claim(out: Path) -> None:

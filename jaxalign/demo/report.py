@@ -42,21 +42,30 @@ def write(
     stage: PortfolioStage,
 ) -> list[str]:
     """Write all files to `out`, report.json last, and return their names."""
-    lines = (json.dumps(row, ensure_ascii=False) for row in choice_rows(answers, plan, worlds))
-    write_text(out / "choices.jsonl", "\n".join(lines) + "\n")
-    texts = [t for t, p in zip(answers.texts, answers.prompt, strict=True) if p == plan.held_out[0]]
-    write_text(out / "answers.txt", "\n".join(map(_flat, texts)) + "\n")
+    data = write_data(out, answers, plan, worlds["friendly"])
     images = plots.draw(out, report, plan, worlds, studies, stage)
     write_text(out / "report.md", markdown(report, answers.prompts[plan.held_out[0]], out))
     write_json(out / "report.json", report)
-    return ["report.md", "report.json", *images, "choices.jsonl", "answers.txt"]
+    return ["report.md", "report.json", *images, *data]
 
 
-def choice_rows(
-    answers: DemoAnswers, plan: Design, worlds: dict[str, DemoData]
-) -> Iterator[dict[str, str]]:
-    """Yield the friendly population's choices as rows of a preference file."""
-    world = worlds["friendly"]
+def write_data(out: Path, answers: DemoAnswers, plan: Design, world: DemoData) -> list[str]:
+    """Write the users' choices and the answers as files for other commands; return their names."""
+    asked = [(answers.prompts[p], t) for p, t in zip(answers.prompt, answers.texts, strict=True)]
+    rows = ({"prompt": prompt, "answer": text} for prompt, text in asked)
+    shown = (text for prompt, text in asked if prompt == answers.prompts[plan.held_out[0]])
+    files = {
+        "choices.jsonl": (_json(row) for row in choice_rows(answers, plan, world)),
+        "answers.jsonl": (_json(row) for row in rows),
+        "answers.txt": map(_flat, shown),
+    }
+    for name, lines in files.items():
+        write_text(out / name, "\n".join(lines) + "\n")
+    return list(files)
+
+
+def choice_rows(answers: DemoAnswers, plan: Design, world: DemoData) -> Iterator[dict[str, str]]:
+    """Yield a population's choices as rows of a preference file."""
     made: list[tuple[np.ndarray, SimulatedChoices]] = [(plan.train, world.fitted)]
     for role, users in (("validation", plan.validation), ("test", plan.test)):
         made += [(users, world.support[role]), (users, world.query[role])]
@@ -71,6 +80,10 @@ def choice_rows(
                     "prompt": answers.prompts[prompt],
                     "group": answers.ids[prompt],
                 }
+
+
+def _json(row: dict[str, str]) -> str:
+    return json.dumps(row, ensure_ascii=False)
 
 
 def _flat(text: str) -> str:

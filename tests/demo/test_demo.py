@@ -120,6 +120,18 @@ def test_a_run_leaves_report_plots_and_choices_and_says_so(tiny, tmp_path, capsy
     choices = files.load(out / "choices.jsonl")
     assert len(choices.users) == 45
     assert len((out / "answers.txt").read_text().splitlines()) == 6
+    data = tmp_path / "data"
+    assert demo.write_files(data, users=45, seed=0) == [
+        "choices.jsonl",
+        "answers.jsonl",
+        "answers.txt",
+    ]
+    for name in ("choices.jsonl", "answers.jsonl", "answers.txt"):
+        assert (data / name).read_text() == (out / name).read_text()
+    answers = [json.loads(line) for line in (data / "answers.jsonl").read_text().splitlines()]
+    made = tiny_answers()
+    assert [row["answer"] for row in answers] == list(made.texts)
+    assert [row["prompt"] for row in answers] == [made.prompts[i] for i in made.prompt]
 
 
 @pytest.mark.slow
