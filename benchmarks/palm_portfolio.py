@@ -41,8 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
     seeds: list[list[dict[str, Any]]] = []
     for seed in arguments.seeds:
         first, second = split_prompts(candidates, config.certify_share, seed)
-        scale = candidate_scale(first, config.scale, config.clip)
-        oracle, evaluator = (candidate_oracle(part, scale, config.beta) for part in (first, second))
+        scale = candidate_scale(first, config)
+        oracle, evaluator = (
+            candidate_oracle(part, scale, config.price) for part in (first, second)
+        )
         judged = compare_sizes(
             oracle,
             evaluator,
@@ -61,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
             "machine": harness.machine(),
             "rewards": list(config.rewards),
             "prompts": {"chosen_on": len(first.prompts), "certified_on": len(second.prompts)},
-            "beta": config.beta,
+            "beta": config.price,
             "floor_sd": settings.floor,
             "seeds": arguments.seeds[: len(seeds)],
             "smallest_under_5_percent": {

@@ -33,7 +33,19 @@ def _add_build(actions: Commands) -> None:
     parser.add_argument(
         "--data",
         required=True,
-        help="file of candidates (.jsonl or .parquet), or `demo` for the shipped answers",
+        help="file of candidates (answers with their rewards), or `demo` for the shipped answers; "
+        "with --policies, prompts that the policies answer",
+    )
+    parser.add_argument(
+        "--policies",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="folders of LoRA adapters, or of one MOC policy: choose among these, their soups or "
+        "mixtures, in place of candidates",
+    )
+    parser.add_argument(
+        "--model", help="base model of --policies (the one that their folders name)"
     )
     add_out(parser, "folder", "new folder for the portfolio and its report")
     parser.add_argument("--resume", action="store_true", help="continue an unfinished build")
@@ -50,7 +62,8 @@ def _add_certify(actions: Commands) -> None:
     parser.add_argument(
         "--data",
         required=True,
-        help="file of candidates (.jsonl or .parquet), or `demo` for the shipped answers",
+        help="file of candidates, or `demo` for the shipped answers; prompts for a portfolio of "
+        "trained policies, which answer them",
     )
     add_out(parser, "file", "JSON file to write", required=False)
 
@@ -79,28 +92,38 @@ def _build(arguments: argparse.Namespace, rest: list[str]) -> None:
     from rich.console import Console
 
     from jaxalign.config import load_config
-    from jaxalign.experiments.palm import report, run
+    from jaxalign.experiments.palm import report, run, run_policies
     from jaxalign.palm.config import BuildConfig
     from jaxalign.rewards.reward_scale import load_scale
     from jaxalign.runs.tables import terminal_table
 
     config = load_config(BuildConfig, arguments.config, rest)
-    names = config.rewards
-    if config.scale_from and not names:
-        names = load_scale(config.scale_from).names
-    candidates = _candidates(arguments.data, names, config.checked_range)
-    built = run(
-        config,
-        candidates,
-        Path(arguments.data).name,
-        arguments.out,
-        resume=arguments.resume,
-        confirm=arguments.confirm,
-    )
+    if arguments.policies:
+        built = run_policies(
+            config,
+            arguments.policies,
+            arguments.model,
+            arguments.data,
+            arguments.out,
+            resume=arguments.resume,
+        )
+    else:
+        names = config.rewards
+        if config.scale_from and not names:
+            names = load_scale(config.scale_from).names
+        candidates = _candidates(arguments.data, names, config.checked_range)
+        built = run(
+            config,
+            candidates,
+            Path(arguments.data).name,
+            arguments.out,
+            resume=arguments.resume,
+            confirm=arguments.confirm,
+        )
     console = Console()
     certificate = report.certificate_rows(built.portfolio.certificate, built.held_out)
     console.print(terminal_table(*certificate))
-    console.print(terminal_table(*report.member_rows(built.portfolio)))
+    console.print(terminal_table(*report.member_rows(built)))
     if fewer := report.selection_sentence(built.portfolio):
         print(fewer)
     if built.sizes:
@@ -113,13 +136,17 @@ def _build(arguments: argparse.Namespace, rest: list[str]) -> None:
 def _certify(arguments: argparse.Namespace, _: list[str]) -> None:
     from rich.console import Console
 
-    from jaxalign.experiments.palm import evaluate, load_built, report
+    from jaxalign.experiments.palm import certify_policies, evaluate, load_built, report
     from jaxalign.files import write_json
+    from jaxalign.personalize.serve import FILE
     from jaxalign.runs.tables import terminal_table
 
     portfolio = load_built(arguments.portfolio)
-    candidates = _candidates(arguments.data, report.reward_names(portfolio), None)
-    held_out = evaluate(portfolio, candidates, arguments.data)
+    if (arguments.portfolio / FILE).is_file():
+        held_out = certify_policies(arguments.portfolio, arguments.data)
+    else:
+        candidates = _candidates(arguments.data, report.reward_names(portfolio), None)
+        held_out = evaluate(portfolio, candidates, arguments.data)
     Console().print(terminal_table(*report.certificate_rows(None, held_out)))
     if arguments.out:
         write_json(arguments.out, held_out.as_dict())

@@ -1,7 +1,7 @@
 """A small portfolio of policies for every preference, certified: PALM (arXiv 2604.04144)."""
 
 from jaxalign.palm._cover import Cover, Selection, best_of_size, cover
-from jaxalign.palm._search import SearchState, load_state, search
+from jaxalign.palm._search import SearchState, known_pool, load_state, search
 from jaxalign.palm._sweep import Sweep, best_member, prompt_outcomes, sweep, tilted_log_probs
 from jaxalign.palm.baselines import Baseline, baseline, baseline_weights
 from jaxalign.palm.bounds import tie_points, upper_facets
@@ -20,7 +20,7 @@ from jaxalign.palm.oracle import (
     SampledOracle,
     stack,
 )
-from jaxalign.palm.portfolio import Portfolio, Usage, assemble, build, load, usage
+from jaxalign.palm.portfolio import Portfolio, Usage, assemble, build, load, select_members, usage
 from jaxalign.palm.select import SelectionSummary
 
 __all__ = [
@@ -57,11 +57,13 @@ __all__ = [
     "grid_size",
     "guarantee",
     "held_out",
+    "known_pool",
     "load",
     "load_state",
     "prompt_outcomes",
     "report",
     "search",
+    "select_members",
     "stack",
     "sweep",
     "tie_points",

@@ -10,6 +10,7 @@ from jaxalign.errors import InputError
 from jaxalign.palm.bounds import tie_points, upper_facets
 from jaxalign.palm.config import PalmConfig
 from jaxalign.palm.domain import Floats, coordinates, corners, extend
+from jaxalign.palm.gaps import worst_gap
 from jaxalign.palm.grid import weight_grid
 from jaxalign.palm.oracle import BatchOracle, Oracle, OraclePolicy, Policies, stack
 from jaxalign.runs.artifact import load_arrays, save_arrays
@@ -106,6 +107,28 @@ def search(
             return run.state(done)
         run.solve(weight, gap)
     return run.state(_next(run, fixed)[2])
+
+
+def known_pool(oracle: Oracle, config: PalmConfig, policies: Policies) -> SearchState:
+    """Return a pool of given policies, none of which has to be searched for.
+
+    Args:
+        oracle: the oracle whose policies they are.
+        config: the domain of the users' weights.
+        policies: all that there are.
+
+    Returns:
+        SearchState; the weight of a policy is the one at which it is furthest ahead of the others
+        and of the reference, or the least behind.
+    """
+    values = known_values(oracle, config, policies)
+    domain = corners(config.weights, oracle.num_rewards)
+    weights = [
+        worst_gap(values[[place]], np.delete(values, place, axis=0), corners=domain).weight
+        for place in range(1, len(values))
+    ]
+    kept = np.stack(weights)[:, : oracle.num_rewards]
+    return SearchState(kept, policies, np.full(len(policies), np.nan), True)
 
 
 def targets(num_rewards: int, config: PalmConfig) -> Floats | None:

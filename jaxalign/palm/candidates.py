@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxalign.data.columns import Origin
 from jaxalign.data.files import encode
+from jaxalign.data.prompts import Prompt, prompt_text
 from jaxalign.data.values import short
 from jaxalign.errors import InputError
 from jaxalign.palm.domain import Floats
@@ -37,7 +38,7 @@ class Candidates:
     @property
     def marks(self) -> tuple[str, ...]:
         """A short hash of every prompt, to know it again without keeping its text."""
-        return tuple(hashlib.sha256(text.encode()).hexdigest()[:16] for text in self.prompts)
+        return prompt_marks(self.prompts)
 
     @property
     def digest(self) -> str:
@@ -46,6 +47,18 @@ class Candidates:
         for array in (self.rewards, self.log_ref):
             found.update(np.ascontiguousarray(array).tobytes())
         return found.hexdigest()
+
+
+def prompt_marks(prompts: Sequence[Prompt]) -> tuple[str, ...]:
+    """Return a short hash of every prompt, to know it again without keeping its text.
+
+    Example:
+        >>> from jaxalign.palm.candidates import prompt_marks
+        >>> prompt_marks(["Hi"]) == prompt_marks([[{"role": "user", "content": "Hi"}]])
+        True
+    """
+    texts = (prompt_text(prompt) for prompt in prompts)
+    return tuple(hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts)
 
 
 def from_rows(

@@ -10,10 +10,10 @@ from numpy.typing import ArrayLike
 from jaxalign.errors import InputError
 from jaxalign.palm._sweep import prompt_outcomes, sweep
 from jaxalign.palm.candidates import Candidates
-from jaxalign.palm.config import ScaleKind
+from jaxalign.palm.config import BuildConfig
 from jaxalign.palm.domain import Floats
 from jaxalign.palm.oracle import OraclePolicy, Policies
-from jaxalign.rewards.reward_scale import RewardScale, fit_scale
+from jaxalign.rewards.reward_scale import RewardScale, fit_scale, load_scale
 
 # Weights solved at once by the closed form, so that one shape is compiled.
 _BATCH = 64
@@ -152,32 +152,42 @@ class ClosedForm:
         return np.asarray(expected, np.float64), np.asarray(kl, np.float64)
 
 
-def candidate_scale(
-    candidates: Candidates,
-    kind: ScaleKind,
-    clip: float = 3.0,
-    reward_range: tuple[float, float] | None = None,
-    units: RewardScale | None = None,
-) -> RewardScale:
+def candidate_scale(candidates: Candidates, config: BuildConfig) -> RewardScale:
     """Return the scale whose levels a portfolio over candidates is built on.
 
     Args:
         candidates: candidates of the prompts that members are chosen on.
-        kind: what becomes levels 0 and 1. "standard": `clip` standard deviations below and above
-            the mean, the same for all rewards, so that weights mean what they mean on standardised
-            rewards; "range": the ends of `reward_range`; "none": 0 and 1.
-        clip: standard deviations of "standard".
-        reward_range: raw values of "range".
-        units: scale whose mean and standard deviation are used, so that weights which were learned
-            on it mean the same here; None for those of the candidates.
-
-    Returns:
-        RewardScale; its digest is that of `units` where these are given.
+        config: `scale`, `clip`, `reward_range` and `scale_from`.
 
     Raises:
-        InputError: a reward that is the same for all candidates, or `units` of other rewards.
+        InputError: as `level_scale`.
     """
-    rows, names = candidates.rewards[candidates.log_ref > -np.inf], candidates.names
+    return level_scale(candidates.rewards[candidates.log_ref > -np.inf], candidates.names, config)
+
+
+def level_scale(
+    rows: Floats, names: tuple[str, ...], config: BuildConfig, units: RewardScale | None = None
+) -> RewardScale:
+    """Return the scale whose levels a portfolio is built on.
+
+    Args:
+        rows: [N, R] raw rewards of the reference's answers.
+        names: [R] of the rewards.
+        config: `scale` says what becomes levels 0 and 1. "standard": `clip` standard deviations
+            below and above the mean, the same for all rewards, so that weights mean what they mean
+            on standardised rewards; "range": the ends of `reward_range`; "none": 0 and 1. Mean and
+            standard deviation are those of `scale_from` where it is given, so that weights that
+            were learned on it mean the same here.
+        units: scale whose mean and standard deviation are taken without `scale_from`; None for
+            those of the rows.
+
+    Returns:
+        RewardScale; its digest is that of `scale_from` or `units` where there is one.
+
+    Raises:
+        InputError: a reward that is the same in all rows, or `scale_from` of other rewards.
+    """
+    units = load_scale(config.scale_from) if config.scale_from else units
     if units is not None and units.names != names:
         raise InputError(
             f"scale_from: found a scale of the rewards {', '.join(units.names)}, expected "
@@ -185,11 +195,11 @@ def candidate_scale(
             "scale of these rewards."
         )
     fitted = units or fit_scale(rows, names, quantiles=None)
-    if kind == "standard":
-        low, high = fitted.mean - clip * fitted.std, fitted.mean + clip * fitted.std
+    if config.scale == "standard":
+        low, high = fitted.mean - config.clip * fitted.std, fitted.mean + config.clip * fitted.std
     else:
-        ends = reward_range if kind == "range" and reward_range else (0.0, 1.0)
-        low, high = (np.full(len(names), end) for end in ends)
+        stated = config.reward_range if config.scale == "range" else None
+        low, high = (np.full(len(names), end) for end in stated or (0.0, 1.0))
     return replace(fitted, low=low, high=high)
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from jaxalign.errors import InputError
+from jaxalign.palm.policy_pool import PolicyPoolConfig
 
 WeightKind = Literal["simplex", "signed"]
 Criterion = Literal["additive", "share"]
@@ -133,11 +134,13 @@ def check_tolerances(eps: float, delta: float) -> None:
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """How a portfolio is built from candidates, judged on other prompts and compared.
+    """How a portfolio is built from candidates or trained policies, judged and compared.
 
     Attributes:
-        rewards: columns of the rewards, in order; empty for those of `scale_from`, or else for all
-            numeric columns (for the demo: brevity, positivity, simplicity).
+        rewards: names of the rewards, in order: columns of the candidates, or registered rewards of
+            the answers of trained policies. Empty for those of `scale_from`, or else for the column
+            `rewards` of objects or all columns of numbers (for the demo: brevity, positivity,
+            simplicity).
         scale: what a reward of 0 and of 1 means: "standard" takes `clip` standard deviations below
             and above the mean, the same for all rewards; "range" takes `reward_range`; "none" takes
             rewards as they are, already between 0 and 1.
@@ -148,9 +151,10 @@ class BuildConfig:
             0 and 1 unless given for "none", any otherwise.
         clip: standard deviations on either side of the mean for scale "standard", above 0; 3 cuts
             off 1 % of a heavy-tailed reward, and the report states how much was cut off.
-        beta: price of one nat of KL from the reference, in units of the scaled reward, above 0;
-            smaller values allow policies further from the reference. With scale "standard" and
-            clip 3, 0.1 is 0.6 standard deviations.
+        beta: price of one nat of KL from the reference, in units of the scaled reward; smaller
+            values allow policies further from the reference. With scale "standard" and clip 3, 0.1
+            is 0.6 standard deviations. null takes 0.1 for candidates, which need one above 0, and
+            0 for trained policies, whose training has paid for their KL.
         certify_share: share of the prompts, between 0 and 1, on which nothing is chosen and the
             portfolio is certified.
         seed: seed of the split of the prompts, 0 or more.
@@ -161,6 +165,7 @@ class BuildConfig:
         compare_draws: draws of random and k-center weights that are averaged.
         compare_seconds: seconds at most for choosing the members of one size.
         palm: tolerances or size, search and selection.
+        policies: for `--policies`: which policies are made of the folders, and how they answer.
 
     Example:
         >>> from jaxalign.palm.config import BuildConfig
@@ -173,7 +178,7 @@ class BuildConfig:
     scale_from: str = ""
     reward_range: tuple[float, float] | None = None
     clip: float = 3.0
-    beta: float = 0.1
+    beta: float | None = None
     certify_share: float = 0.5
     seed: int = 0
     draws: int = 1000
@@ -182,9 +187,12 @@ class BuildConfig:
     compare_draws: int = 5
     compare_seconds: float = 2.0
     palm: PalmConfig = field(default_factory=PalmConfig)
+    policies: PolicyPoolConfig = field(default_factory=PolicyPoolConfig)
 
     def __post_init__(self) -> None:
-        for name in ("beta", "clip", "compare_seconds", "compare_draws"):
+        if self.beta is not None and not self.beta >= 0:
+            raise InputError(f"beta: found {self.beta}, expected 0 or more; correct it.")
+        for name in ("clip", "compare_seconds", "compare_draws"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name}: found {getattr(self, name)}, expected above 0.")
         for name in ("seed", "draws", "compare"):
@@ -206,6 +214,11 @@ class BuildConfig:
                 f"reward_range: found {low:g} to {high:g}, expected it within 0 to 1 for scale: "
                 "none; take scale: range."
             )
+
+    @property
+    def price(self) -> float:
+        """Price of one nat of KL where the portfolio is built from candidates."""
+        return 0.1 if self.beta is None else self.beta
 
     @property
     def checked_range(self) -> tuple[float, float] | None:

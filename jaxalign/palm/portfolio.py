@@ -252,6 +252,27 @@ def build(
         True
     """
     found = search(oracle, config, state, on_call)
+    return select_members(oracle, config, found, scale, chosen_on)
+
+
+def select_members(
+    oracle: Oracle,
+    config: PalmConfig,
+    found: SearchState,
+    scale: RewardScale | None = None,
+    chosen_on: Iterable[str] = (),
+) -> Portfolio:
+    """Return the portfolio of the members to keep of policies that are known.
+
+    Args:
+        oracle: the oracle whose policies they are.
+        config: tolerances or size, selection.
+        found: the policies, as of `search` or `known_pool`.
+        scale, chosen_on: as in `build`.
+
+    Returns:
+        Portfolio, the reference as member 0.
+    """
     known = known_values(oracle, config, found.policies)
     chosen = choose(known[1:], known[0], oracle.spread, config)
     portfolio = assemble(oracle, config, found, found.policies.take(chosen.members), chosen)

@@ -19,6 +19,7 @@ from jaxalign.models.sampling import Sampling
 from jaxalign.palm.domain import Floats
 from jaxalign.palm.oracle import OraclePolicy, Policies
 from jaxalign.personalize.policies import Conditioned, Kind, identity
+from jaxalign.rewards.reward_scale import RewardScale
 from jaxalign.rewards.vector import TextReward
 from jaxalign.rollout import check_untruncated, rollout_policies
 from jaxalign.runs.artifact import load_arrays, save_arrays
@@ -36,10 +37,10 @@ class Sampled(NamedTuple):
 class AnswerOracle:
     """Policies of one kind as PALM's oracle.
 
-    Soups and mixtures take a user's weights as those of the adapters. A kind with finitely many
-    policies (separate ones, and the preferences of a conditioned one) has each of them evaluated
-    once, and a user's weights select the best of them after the price of KL: a user's weights are
-    not a preference that a policy can be given.
+    With finitely many options (a grid of soups or mixtures, separate policies, the preferences of a
+    conditioned one) each of them is evaluated once, and a user's weights select the best of them
+    after the price of KL: a user's weights are not a preference that a policy can be given. Without
+    options, soups and mixtures take a user's weights as those of the adapters.
 
     A policy is evaluated on n completions of each prompt. Its reward is their mean, and its KL the
     mean of log pi - log pi_ref, both under the sampling settings, where the reference reads the
@@ -54,7 +55,7 @@ class AnswerOracle:
         samples: n.
     """
 
-    error = None
+    error: tuple[float, float] | None = None
 
     def __init__(
         self,
@@ -67,9 +68,12 @@ class AnswerOracle:
         key: jax.Array,
         *,
         samples: int = 8,
+        options: ArrayLike | None = None,
+        scale: RewardScale | None = None,
         reward_range: tuple[float, float] | None = (0.0, 1.0),
         batch_size: int = 64,
         cache: str | Path | None = None,
+        progress: bool = False,
     ) -> None:
         """Check everything, and evaluate the reference.
 
@@ -82,9 +86,13 @@ class AnswerOracle:
             settings: how completions are sampled; the model's own stop ids are added.
             key: random key.
             samples: n, completions of each prompt; at least 2.
+            options: [C, A] weights of the policies that there are; None for those of the kind.
+            scale: scale of the rewards, whose levels the oracle's rewards are; None for the rewards
+                as they are.
             reward_range: what every reward must lie in, None for any.
             batch_size: the most completions that are decoded at once.
             cache: folder where evaluated weights are kept and looked up, None for memory only.
+            progress: show a bar on standard error for each batch of policies.
 
         Raises:
             InputError: fewer than 2 prompts or completions, settings under which the KL is infinite
@@ -103,13 +111,15 @@ class AnswerOracle:
         self.prompts, self.names, self.range = list(prompts), reward.names, reward_range
         self.settings, self.samples, self.beta = with_stops(model, settings), samples, float(beta)
         self.num_rewards, self.batch_size = len(self.names), batch_size
+        self.scale, self.progress = scale, progress
+        self.options = policies.options if options is None else np.asarray(options, np.float64)
         self.cache = None if cache is None else Path(cache)
         self._check_rewards()
         self.key = key
         self.fingerprint = self._fingerprint()
         self._known: dict[bytes, Sampled] = {}
         nothing = np.zeros(policies.size)
-        drawn = self._sampled(nothing[None])[0].rewards
+        drawn = self.rewards_of(nothing[None])[0]
         self.spread = drawn.std(axis=(0, 1))
         flat = self.spread <= 1e-6 * np.abs(drawn.mean(axis=(0, 1)))
         if flat.any():
@@ -129,30 +139,40 @@ class AnswerOracle:
         Raises:
             InputError: adapters that are not one for each reward, or a reward out of its range.
         """
-        weights, options = np.asarray(weights, np.float64), self.policies.options
-        if options is not None:
-            found = zip(options, self._sampled(options), strict=True)
-            known = [self._policy(option, sampled) for option, sampled in found]
+        weights = np.asarray(weights, np.float64)
+        if self.options is not None:
+            known = self.policies_of(self.options)
             return [max(known, key=partial(self._worth, weight)) for weight in weights]
         if self.policies.size != self.num_rewards:
             raise InputError(
                 f"found {self.policies.size} adapters and {self.num_rewards} rewards, "
                 "expected an adapter for each reward, in their order."
             )
+        return self.policies_of(weights)
+
+    def policies_of(self, weights: Floats) -> list[OraclePolicy]:
+        """Return the policies of weights [W, A], in their order."""
         found = zip(weights, self._sampled(weights), strict=True)
         return [self._policy(weight, sampled) for weight, sampled in found]
+
+    def rewards_of(self, weights: Floats) -> Floats:
+        """Return the rewards [W, X, n, R] of the completions of policies of weights [W, A]."""
+        return np.stack([self._levels(sampled.rewards) for sampled in self._sampled(weights)])
+
+    def _levels(self, rewards: Floats) -> Floats:
+        return rewards if self.scale is None else self.scale.levels(rewards)
 
     def _worth(self, weight: Floats, policy: OraclePolicy) -> float:
         return float(weight @ policy.rewards - self.beta * policy.kl)
 
     def outcomes(self, policies: Policies) -> tuple[Floats, Floats]:
         """Return expected rewards [n, X, R] and KL [n, X] of policies made here or elsewhere."""
-        found = self._sampled(np.asarray(policies.payload["weight"], np.float64))
-        rewards = np.stack([sampled.rewards.mean(axis=1) for sampled in found])
+        weights = np.asarray(policies.payload["weight"], np.float64)
+        rewards, found = self.rewards_of(weights).mean(axis=2), self._sampled(weights)
         return rewards, np.stack([sampled.log_ratio.mean(axis=1) for sampled in found])
 
     def _policy(self, weight: Floats, sampled: Sampled) -> OraclePolicy:
-        rewards, kl = sampled.rewards, sampled.log_ratio
+        rewards, kl = self._levels(sampled.rewards), sampled.log_ratio
         payload = {
             "weight": weight.copy(),
             "stderr": standard_error(rewards),
@@ -197,7 +217,9 @@ class AnswerOracle:
         todo = list(new.values())
         for start in range(0, len(todo), size):
             group = todo[start : start + size]
-            for weight, sampled in zip(group, self._draw(np.stack(group), size), strict=True):
+            title = f"policy {start + 1} of {len(todo)}, answering {len(self.prompts)} prompts"
+            found = self._draw(np.stack(group), size, title)
+            for weight, sampled in zip(group, found, strict=True):
                 self._known[weight.tobytes()] = sampled
                 if self.cache is not None:
                     path = self._path(self.cache, weight)
@@ -227,13 +249,13 @@ class AnswerOracle:
         self._known[weight.tobytes()] = sampled
         return True
 
-    def _draw(self, weights: Floats, size: int) -> list[Sampled]:
+    def _draw(self, weights: Floats, size: int, title: str) -> list[Sampled]:
         """Completions of W <= size weights, sampled and scored."""
         # Filled up with the last weight: one shape is compiled.
         filled = np.concatenate([weights, np.repeat(weights[-1:], size - len(weights), axis=0)])
         found = rollout_policies(
             self.model, self.policies, filled, self.prompts, self.reward, self.settings, self.key,
-            samples=self.samples, batch_size=self.batch_size, progress=False,
+            samples=self.samples, batch_size=self.batch_size, title=title, progress=self.progress,
         )  # fmt: skip
         rewards = found.rewards[: len(weights)].astype(np.float64)
         self._check_range(rewards, found.texts)

@@ -15,6 +15,7 @@ from jaxalign.errors import InputError
 from jaxalign.models.chat import Chat, Completion, generate_texts
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.peft import load_adapter, save_adapter
+from jaxalign.models.resolve import stated_name
 from jaxalign.models.sampling import Sampling
 from jaxalign.palm.portfolio import FILE as PORTFOLIO_FILE
 from jaxalign.palm.portfolio import Portfolio
@@ -59,11 +60,13 @@ class Serving:
         portfolio: portfolio whose payload holds the members' `weight` [M, A].
         policies: what makes a policy of A weights.
         model: the reference policy.
+        names: [A] what each weight is of, for people; empty where nobody named them.
     """
 
     portfolio: Portfolio
     policies: Kind = field(repr=False)
     model: LanguageModel = field(repr=False)
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         shape = np.shape(self.portfolio.members.payload.get("weight", ()))
@@ -104,10 +107,11 @@ class Serving:
                 save_adapter(place, tree, config, model.name, model.config)
         about = AboutPolicies(
             policies.kind,
-            model.name,
+            stated_name(model.name),
             model.sha256,
             tuple(identity(policies)),
             self.portfolio.fingerprint,
+            self.names,
         )
         options = policies.options
         arrays = {} if options is None else {"options": np.asarray(options)}
@@ -125,6 +129,7 @@ class AboutPolicies:
         base_sha256: digest of the base model's weights.
         identity: what identifies each policy, as from `policies.identity`.
         fingerprint: digest of the data that the portfolio was built on.
+        names: [A] what each of a member's weights is of: an adapter, or a reward.
     """
 
     kind: str
@@ -132,6 +137,7 @@ class AboutPolicies:
     base_sha256: str
     identity: tuple[str, ...]
     fingerprint: str
+    names: tuple[str, ...] = ()
 
 
 def about_policies(path: str | Path) -> AboutPolicies:
@@ -176,7 +182,7 @@ def load(path: str | Path, model: LanguageModel) -> Serving:
     portfolio = load_portfolio(folder)
     if portfolio.fingerprint != about.fingerprint:
         raise InputError(f"{folder}: portfolio and {FILE} are of different builds: {_REMEDY}.")
-    return Serving(portfolio, policies, model)
+    return Serving(portfolio, policies, model, about.names)
 
 
 def _policies(

@@ -10,6 +10,7 @@ import pytest
 
 from jaxalign.errors import InputError
 from jaxalign.palm.closed_form import candidate_oracle, candidate_scale
+from jaxalign.palm.config import BuildConfig
 from jaxalign.palm.files import read_candidates
 
 ROWS = [
@@ -99,15 +100,15 @@ def test_files_that_are_none(tmp_path):
 
 def test_the_standard_scale_is_one_map_for_all_rewards(tmp_path):
     found = read_candidates(written(tmp_path / "c.jsonl", ROWS))
-    standard = candidate_scale(found, "standard", clip=3.0)
+    standard = candidate_scale(found, BuildConfig())
     levels = standard.levels(found.rewards)[found.log_ref > -np.inf]
     np.testing.assert_allclose(levels.mean(axis=0), 0.5, rtol=1e-12)
     np.testing.assert_allclose(levels.std(axis=0), 1 / 6, rtol=1e-12)
     outlier = candidate_oracle(replace(found, rewards=(found.rewards - 0.5) * 1e3), standard, 0.1)
     assert (float(outlier.rewards.max()), float(outlier.rewards.min())) == (1, 0)  # clipped
-    stated = candidate_scale(found, "range", reward_range=(-1.0, 3.0))
+    stated = candidate_scale(found, BuildConfig(scale="range", reward_range=(-1.0, 3.0)))
     np.testing.assert_allclose(stated.levels(np.array([-1.0, 3.0])), [0, 1])
-    same = candidate_scale(found, "none")
+    same = candidate_scale(found, BuildConfig(scale="none"))
     np.testing.assert_array_equal(same.levels(found.rewards), found.rewards)
     assert len({standard, stated, same}) == 3
     # The ends say nothing about weights: one set of samples, one digest.

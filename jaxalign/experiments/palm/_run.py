@@ -1,13 +1,13 @@
 """From candidates to a certified portfolio in a folder: resumable call by call."""
 
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from jaxalign.errors import InputError
-from jaxalign.experiments.palm.report import write_report
+from jaxalign.experiments.palm.report import reward_names, write_report
 from jaxalign.experiments.palm.statistics import (
     BuiltPortfolio,
     SizeRow,
@@ -19,21 +19,23 @@ from jaxalign.experiments.palm.statistics import (
 from jaxalign.files import write_json
 from jaxalign.palm import (
     ClosedForm,
+    Evaluator,
     HeldOut,
+    Oracle,
     PalmConfig,
     Portfolio,
     SearchState,
-    build,
     grid_size,
     load_state,
     search,
+    select_members,
 )
 from jaxalign.palm.candidates import Candidates, split_prompts, unseen
 from jaxalign.palm.closed_form import candidate_oracle, candidate_scale
 from jaxalign.palm.config import BuildConfig
 from jaxalign.palm.portfolio import load
 from jaxalign.progress import Progress
-from jaxalign.rewards.reward_scale import SCALE_FILE, load_scale
+from jaxalign.rewards.reward_scale import SCALE_FILE, RewardScale
 from jaxalign.runs.run_dir import Identity, RunDir, finished_report, open_run_dir
 from jaxalign.version import __version__
 
@@ -71,9 +73,8 @@ def run(
     say = Progress().say
     _show_grid(config.palm, len(candidates.names), say, confirm)
     first, second = split_prompts(candidates, config.certify_share, config.seed)
-    units = load_scale(config.scale_from) if config.scale_from else None
-    scale = candidate_scale(first, config.scale, config.clip, config.reward_range, units)
-    oracle, evaluator = (candidate_oracle(part, scale, config.beta) for part in (first, second))
+    scale = candidate_scale(first, config)
+    oracle, evaluator = (candidate_oracle(part, scale, config.price) for part in (first, second))
     identity: dict[str, Identity] = {
         "candidates": [candidates.rewards, candidates.log_ref, *candidates.prompts],
         "scale of rewards": scale.digest,
@@ -81,47 +82,97 @@ def run(
     folder = open_run_dir(out, KIND, config, identity, resume)
     settings = replace(config.palm, confirm_grid=config.palm.confirm_grid or confirm)
     found = _searched(oracle, settings, folder, say)
-    say(f"choosing the members, in at most {settings.time_limit:g} s")
-    portfolio = build(oracle, settings, found, scale=scale, chosen_on=first.marks)
-    say(f"{len(portfolio.members) - 1} members; certifying on {len(second.prompts)} other prompts")
-    judged = portfolio.held_out(evaluator, max(config.draws, 2), config.level)
+    config = replace(config, palm=settings)
+    built = judge(Judged(oracle, evaluator, found, scale, first.marks), config, source, say)
+    write_built(folder, config, built, {"clipped": clipped_share(first, scale)})
+    return built
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """The policies of a build, on the prompts to choose on and on others.
+
+    Attributes:
+        oracle: on the prompts that the members are chosen on.
+        evaluator: on the others.
+        found: the policies.
+        scale: of the rewards, whose levels the oracle's are.
+        marks: hashes of the prompts that the members are chosen on.
+    """
+
+    oracle: Oracle
+    evaluator: Evaluator
+    found: SearchState
+    scale: RewardScale
+    marks: tuple[str, ...]
+
+
+def judge(judged: Judged, config: BuildConfig, source: str, say: Say) -> BuiltPortfolio:
+    """Choose the members, certify them on other prompts, and compare sizes.
+
+    Args:
+        judged: the policies.
+        config: of the build.
+        source: name of the data, for the report.
+        say: called with one line on what is being done.
+    """
+    oracle, evaluator, found = judged.oracle, judged.evaluator, judged.found
+    say(f"choosing the members, in at most {config.palm.time_limit:g} s")
+    portfolio = select_members(oracle, config.palm, found, judged.scale, judged.marks)
+    say(f"{len(portfolio.members) - 1} members; certifying on other prompts")
+    held_out = portfolio.held_out(evaluator, max(config.draws, 2), config.level)
     sizes: list[SizeRow] = []
     if config.compare:
-        hurried = replace(settings, time_limit=config.compare_seconds)
+        hurried = replace(config.palm, time_limit=config.compare_seconds)
+        most = min(config.compare, len(found.policies))
         sizes = compare_sizes(
-            oracle, evaluator, hurried, found, config.compare, config.compare_draws, config.draws,
+            oracle, evaluator, hurried, found, most, config.compare_draws, config.draws,
             config.level, say,
         )  # fmt: skip
-    built = BuiltPortfolio(portfolio, judged, sizes, source, len(first.prompts))
+    return BuiltPortfolio(portfolio, held_out, sizes, source, len(judged.marks))
+
+
+def write_built(
+    folder: RunDir, config: BuildConfig, built: BuiltPortfolio, more: Mapping[str, object]
+) -> None:
+    """Write a portfolio, its scale, and the report last.
+
+    Args:
+        folder: of the build.
+        config: of the build.
+        built: what it came to.
+        more: further entries of report.json.
+    """
+    portfolio, scale = built.portfolio, built.portfolio.scale
     portfolio.save(folder.path)
-    write_json(folder.path / SCALE_FILE, scale.to_json())
+    if scale is not None:
+        write_json(folder.path / SCALE_FILE, scale.to_json())
     write_report(folder.path, built)
     folder.finish(
         {
             "format": 2,
             "version": __version__,
-            "source": source,
+            "source": built.source,
             "config": asdict(config),
-            "rewards": list(scale.names),
-            "scale": scale.digest,
-            "prompts": {"chosen_on": len(first.prompts), "certified_on": len(second.prompts)},
-            "clipped": clipped_share(first, scale),
-            "members": described_members(portfolio),
+            "rewards": list(reward_names(portfolio)),
+            "scale": None if scale is None else scale.digest,
+            "prompts": {"chosen_on": built.chosen_on, "certified_on": built.held_out.prompts},
+            **more,
+            "members": described_members(built),
             "selection": {
                 "calls": portfolio.calls,
                 "search_done": portfolio.search_done,
                 **(asdict(portfolio.selection) if portfolio.selection else {}),
             },
             "certificate": portfolio.certificate.as_dict(),
-            "held_out": judged.as_dict(),
-            "sizes": sizes,
+            "held_out": built.held_out.as_dict(),
+            "sizes": built.sizes,
             "smallest_under_5_percent": {
-                "share_lost": smallest(sizes, "share_lost"),
-                "mean_lost": smallest(sizes, "mean_lost"),
+                "share_lost": smallest(built.sizes, "share_lost"),
+                "mean_lost": smallest(built.sizes, "mean_lost"),
             },
         }
     )
-    return built
 
 
 def load_built(folder: str | Path) -> Portfolio:

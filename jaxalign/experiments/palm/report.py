@@ -82,16 +82,18 @@ def certificate_rows(certificate: Certificate | None, held_out: HeldOut) -> tupl
     return ["worst user", *header], rows
 
 
-def member_rows(portfolio: Portfolio) -> tuple[list[str], Rows]:
+def member_rows(built: BuiltPortfolio) -> tuple[list[str], Rows]:
     """Return header and rows of the members, the reference first."""
+    portfolio = built.portfolio
     names, members = reward_names(portfolio), portfolio.members
+    of = built.weight_names or names
     rows = []
     for number in range(len(members)):
         weight = members.payload["weight"][number] if number else ()
-        cells = [f"{value:.3f}" for value in weight] or [""] * len(names)
+        cells = [f"{value:.3f}" for value in weight] or [""] * len(of)
         values = [f"{value:.3f}" for value in members.rewards[number]]
         rows.append([str(number), *cells, *values, f"{members.kl[number]:.3f}"])
-    return ["member", *[f"w {name}" for name in names], *names, "KL"], rows
+    return ["member", *[f"w {name}" for name in of], *names, "KL"], rows
 
 
 def size_rows(sizes: Sequence[SizeRow]) -> tuple[list[str], Rows]:
@@ -168,7 +170,7 @@ def markdown(built: BuiltPortfolio, plots: dict[str, str]) -> str:
         "Member 0 is the reference.",
         "",
         markdown_table(*certificate_rows(certificate, built.held_out)),
-        markdown_table(*member_rows(portfolio)),
+        markdown_table(*member_rows(built)),
     ]
     if fewer := selection_sentence(portfolio):
         lines += [fewer, ""]

@@ -54,6 +54,8 @@ class BuiltPortfolio:
         sizes: the comparison with other weights, by size; empty for none.
         source: name of the data.
         chosen_on: number of prompts that the members were chosen on.
+        weight_names: what each weight of a trained policy is of; None where a member's weights are
+            those of the rewards that it is the optimum for.
     """
 
     portfolio: Portfolio
@@ -61,6 +63,7 @@ class BuiltPortfolio:
     sizes: list[SizeRow]
     source: str
     chosen_on: int
+    weight_names: tuple[str, ...] | None = None
 
 
 def compare_sizes(
@@ -141,17 +144,22 @@ def smallest(rows: Sequence[SizeRow], measure: Measure = "share_lost") -> int | 
     return good[0] if good else None
 
 
-def described_members(portfolio: Portfolio) -> list[dict[str, object]]:
-    """Return every member with its weight, expected rewards and KL, the reference first."""
-    members = portfolio.members
-    return [
-        {
-            "weight": members.payload["weight"][i].tolist() if i else None,
-            "rewards": members.rewards[i].tolist(),
-            "kl": float(members.kl[i]),
-        }
-        for i in range(len(members))
-    ]
+def described_members(built: BuiltPortfolio) -> list[dict[str, object]]:
+    """Return every member with its weight, expected rewards and KL, the reference first.
+
+    Weights are those of the rewards that a member is the optimum for; of a trained policy, those of
+    the adapters or the preference that make it.
+    """
+    members, names = built.portfolio.members, built.weight_names
+    described: list[dict[str, object]] = []
+    for place in range(len(members)):
+        weight = members.payload["weight"][place].tolist() if place else None
+        one: dict[str, object] = {"weight": weight}
+        if names is not None and weight is not None:
+            one["made_of"] = dict(zip(names, weight, strict=True))
+        one |= {"rewards": members.rewards[place].tolist(), "kl": float(members.kl[place])}
+        described.append(one)
+    return described
 
 
 def clipped_share(candidates: Candidates, scale: RewardScale) -> dict[str, float]:

@@ -144,7 +144,7 @@ def unfinished(folder):
     refused(call("palm", "certify", "--portfolio", folder, "--data", "demo"), "unfinished run")
 
 
-@pytest.mark.parametrize("last", ["build", "write_json", "write_report"])
+@pytest.mark.parametrize("last", ["select_members", "write_json", "write_report"])
 def test_a_stopped_build_is_unfinished_and_goes_on(world, tmp_path, monkeypatch, last):
     """Stopped before the portfolio, or when it is written but not all of the report."""
     build = ("palm", "build", "--data", world / "candidates.jsonl", *QUICK)
@@ -161,7 +161,7 @@ def test_a_stopped_build_is_unfinished_and_goes_on(world, tmp_path, monkeypatch,
     assert (stopped.code, len(calls)) == (130, 1)
     assert "--resume" in stopped.err
     assert not (tmp_path / "part" / "report.json").exists()
-    assert (tmp_path / "part" / "portfolio.safetensors").exists() == (last != "build")
+    assert (tmp_path / "part" / "portfolio.safetensors").exists() == (last != "select_members")
     refused(call(*build, "--out", tmp_path / "part"), "unfinished run", "--resume")
     unfinished(tmp_path / "part")
     again = call(*build, "--out", tmp_path / "part", "--resume")

@@ -1,0 +1,184 @@
+"""The folders of `palm build --policies`: adapters or a MOC policy, base model and rewards."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import comb
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxalign import moc
+from jaxalign.config import load_config
+from jaxalign.data.chat_template import choose_template
+from jaxalign.data.prompts import Prompt, Prompts, as_chats, filter_prompts, load_prompts
+from jaxalign.errors import InputError
+from jaxalign.experiments.moc._evaluate import policy_folder
+from jaxalign.experiments.moc._run import CONFIG, MocRunConfig
+from jaxalign.moc.preferences import evaluation_points
+from jaxalign.models.chat import tokenize_prompt
+from jaxalign.models.hf_config import read_config_json
+from jaxalign.models.language import LanguageModel, load_language_model
+from jaxalign.models.peft import load_adapter
+from jaxalign.models.resolve import stated_name
+from jaxalign.palm.baselines import das_dennis
+from jaxalign.palm.config import BuildConfig
+from jaxalign.palm.policy_pool import PolicyPoolConfig
+from jaxalign.personalize.policies import Conditioned, Kind, Mixing, Separate, Soups
+from jaxalign.rewards.reward_scale import RewardScale
+from jaxalign.rewards.spec import RewardSpec
+
+ADAPTER, MOC = "adapter_config.json", "policy.safetensors"
+_MADE_OF: dict[str, type[Soups | Mixing | Separate]] = {
+    "soups": Soups,
+    "mixing": Mixing,
+    "separate": Separate,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class PolicyPool:
+    """The policies that a portfolio is chosen from.
+
+    Attributes:
+        model: the reference, and what the policies adapt.
+        policies: what makes a policy of A weights.
+        options: [C, A] weights of the C policies.
+        names: [A] what a weight is of: an adapter's folder, or a reward.
+        rewards: of the answers.
+        scale: of a MOC policy's rewards, None for other policies.
+    """
+
+    model: LanguageModel
+    policies: Kind
+    options: NDArray[np.float64]
+    names: tuple[str, ...]
+    rewards: tuple[RewardSpec, ...]
+    scale: RewardScale | None
+
+
+def load_pool(folders: Sequence[Path], base: str | None, config: BuildConfig) -> PolicyPool:
+    """Read the folders of `--policies`.
+
+    Args:
+        folders: of adapters in the format of peft, or the one folder of a MOC policy or its run.
+        base: base model; None for the one that the first folder names.
+        config: of the build.
+
+    Raises:
+        InputError: a folder that is neither, adapters of different matrices or another model, or no
+            rewards.
+    """
+    places = [_policy_place(folder) for folder in folders]
+    conditioned = [place for place in places if (place / MOC).is_file()]
+    kind = config.policies.kind
+    if conditioned and len(places) > 1:
+        raise InputError(
+            f"--policies: found the MOC policy {conditioned[0]} among {len(places)} folders, "
+            "expected it alone, since it is many policies by itself: build a portfolio of each."
+        )
+    if bool(conditioned) != (kind == "conditioned") and kind != "auto":
+        found = "a MOC policy" if conditioned else f"{len(places)} adapters"
+        raise InputError(
+            f"policies.kind: found {kind} for {found}, expected "
+            f"{'conditioned' if conditioned else 'soups, mixing or separate'}, or auto."
+        )
+    if conditioned:
+        return _of_moc(folders[0], places[0], base, config)
+    rewards = _rewards(config, ())
+    name = base or _base_of(places[0])
+    model = load_language_model(name, config.policies.dtype)
+    adapters = tuple(load_adapter(place, model.config) for place in places)
+    policies = _MADE_OF["soups" if kind == "auto" else kind](adapters)
+    options = np.eye(len(adapters)) if kind == "separate" else _grid(len(adapters), config.policies)
+    return PolicyPool(model, policies, options, _names(folders), rewards, None)
+
+
+def load_prompts_for(model: LanguageModel, source: str, config: PolicyPoolConfig) -> Prompts:
+    """Return the prompts of a source as a model takes them, with room for the answers.
+
+    Raises:
+        InputError: a source that cannot be read, or without usable prompts.
+    """
+    read = load_prompts(source)
+    chat = choose_template(model.tokenizer, config.prompts.template)
+    prompts = as_chats(read) if chat else read
+    room = model.config.positions - config.max_tokens - 1
+
+    def count(prompt: Prompt) -> int:
+        return len(tokenize_prompt(model, prompt))
+
+    return filter_prompts(prompts, count, room, config.prompts)
+
+
+def _policy_place(folder: Path) -> Path:
+    """The folder of an adapter or a MOC policy, which may be that of the run it lies in."""
+    folder = folder.expanduser()
+    for place in (folder, folder / "model"):
+        if (place / MOC).is_file() or (place / ADAPTER).is_file():
+            return place
+    if any((place / "config.json").is_file() for place in (folder, folder / "model")):
+        raise InputError(
+            f"{folder} holds a whole model, expected a LoRA adapter: a portfolio keeps one base "
+            "model and what its members add to it; fine-tune with --trunk.method lora."
+        )
+    raise InputError(
+        f"{folder} holds neither a LoRA adapter ({ADAPTER}) nor a MOC policy ({MOC}); give the "
+        "output folder of `jaxalign sft` or `jaxalign moc train`, or one that peft wrote."
+    )
+
+
+def _base_of(adapter: Path) -> str:
+    """The base model that an adapter names, a path in full."""
+    source = adapter / ADAPTER
+    name = read_config_json(source).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{source} names no base model; add --model.")
+    beside = adapter / Path(name).expanduser()
+    return str(beside.resolve()) if beside.exists() else name
+
+
+def _of_moc(given: Path, place: Path, base: str | None, config: BuildConfig) -> PolicyPool:
+    run = given.expanduser() / CONFIG
+    run = run if run.is_file() else place.parent / CONFIG
+    own = load_config(MocRunConfig, run, []).rewards if run.is_file() else ()
+    rewards = _rewards(config, own)
+    dtype = config.policies.dtype
+    model = load_language_model(base, dtype) if base else None
+    policy = moc.load(policy_folder(place), model, dtype)
+    options = evaluation_points(len(policy.names)).astype(np.float64).round(7)
+    return PolicyPool(
+        policy.model, Conditioned(policy, options), options, policy.names, rewards, policy.scale
+    )
+
+
+def _rewards(config: BuildConfig, own: Sequence[RewardSpec]) -> tuple[RewardSpec, ...]:
+    """The rewards of the answers, with paths in full."""
+    found = config.policies.rewards or tuple(map(RewardSpec, config.rewards)) or tuple(own)
+    if not found:
+        raise InputError(
+            "rewards: found none for the answers of the policies, expected names of registered "
+            "rewards (--rewards brevity warmth), or `policies: {rewards: [...]}` in a --config, "
+            "as for `jaxalign moc train`."
+        )
+    return tuple(
+        spec if spec.model is None else replace(spec, model=stated_name(spec.model))
+        for spec in found
+    )
+
+
+def _grid(size: int, config: PolicyPoolConfig) -> NDArray[np.float64]:
+    """Weights [C, A] on the simplex in even steps."""
+    return das_dennis(size, comb(config.steps + size - 1, size - 1))
+
+
+def _names(folders: Sequence[Path]) -> tuple[str, ...]:
+    """Short names of the folders, the whole path where two are alike."""
+    short = [
+        folder.resolve().parent.name if folder.name == "model" else folder.resolve().name
+        for folder in folders
+    ]
+    return tuple(
+        name if short.count(name) == 1 else str(folder)
+        for name, folder in zip(short, folders, strict=True)
+    )

@@ -1,0 +1,195 @@
+"""From trained policies to a certified portfolio in a folder: resumable policy by policy."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxalign.config import load_config, to_yaml
+from jaxalign.data.prompts import Prompt, prompt_text
+from jaxalign.errors import InputError
+from jaxalign.experiments.palm._run import KIND, Judged, judge, write_built
+from jaxalign.experiments.palm.policies import PolicyPool, load_pool, load_prompts_for
+from jaxalign.experiments.palm.statistics import BuiltPortfolio
+from jaxalign.files import write_text
+from jaxalign.models.language import load_language_model
+from jaxalign.models.sampling import Sampling
+from jaxalign.palm import HeldOut, known_pool, stack
+from jaxalign.palm.candidates import prompt_marks
+from jaxalign.palm.closed_form import level_scale
+from jaxalign.palm.config import BuildConfig
+from jaxalign.personalize import serve
+from jaxalign.personalize.policies import identity
+from jaxalign.personalize.policy_oracle import AnswerOracle
+from jaxalign.progress import Progress
+from jaxalign.rewards.reward_scale import RewardScale
+from jaxalign.rewards.spec import build_rewards
+from jaxalign.rewards.vector import TextReward
+from jaxalign.runs.run_dir import Identity, open_run_dir
+
+CONFIG = "config.yaml"
+_VALUES = "values"
+
+
+class _Sampler(NamedTuple):
+    """What the answers of a pool of policies depend on, besides the prompts."""
+
+    pool: PolicyPool
+    reward: TextReward
+    config: BuildConfig
+    cache: Path
+
+    def on(self, prompts: Sequence[Prompt], scale: RewardScale | None = None) -> AnswerOracle:
+        """The policies on some prompts; answers that are in the cache are not drawn again."""
+        settings = self.config.policies
+        return AnswerOracle(
+            self.pool.model,
+            self.pool.policies,
+            prompts,
+            self.reward,
+            self.config.beta or 0.0,
+            Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature),
+            jax.random.key(self.config.seed),
+            samples=settings.samples,
+            options=self.pool.options,
+            scale=scale,
+            reward_range=self.config.checked_range if scale is None else None,
+            batch_size=settings.batch_size,
+            cache=self.cache,
+            progress=True,
+        )
+
+
+def run_policies(
+    config: BuildConfig,
+    folders: Sequence[Path],
+    base: str | None,
+    source: str,
+    out: Path,
+    resume: bool = False,
+) -> BuiltPortfolio:
+    """Sample trained policies, choose few of them, certify them on other prompts, and write all.
+
+    Args:
+        config: settings of the build.
+        folders: of adapters, or the one of a MOC policy.
+        base: base model; None for the one that the first folder names.
+        source: prompts, as `load_prompts` takes them.
+        out: folder of the portfolio and its policies, scale.json, config.yaml, report and plots;
+            state/values holds the answers' rewards, policy by policy.
+        resume: whether an unfinished build of the same settings may be continued.
+
+    Returns:
+        BuiltPortfolio.
+
+    Raises:
+        InputError: folders, prompts or rewards that cannot be used, or a folder that holds
+            something else.
+    """
+    say = Progress().say
+    pool = load_pool(folders, base, config)
+    config = replace(
+        config,
+        rewards=tuple(spec.name for spec in pool.rewards),
+        policies=replace(config.policies, rewards=pool.rewards),
+    )
+    reward = build_rewards(pool.rewards)
+    prompts = load_prompts_for(pool.model, source, config.policies)
+    first, second = _split(prompts.prompts, config, prompts.source)
+    texts = [prompt_text(prompt) for prompt in prompts.prompts]
+    about: dict[str, Identity] = {
+        "base model": pool.model.sha256,
+        "policies": identity(pool.policies),
+        "weights of the policies": pool.options,
+        "rewards": reward.id,
+        "prompts": texts,
+    }
+    run = open_run_dir(out, KIND, config, about, resume)
+    write_text(run.path / CONFIG, to_yaml(config))
+    say(
+        f"{len(pool.options)} policies ({pool.policies.kind} of {', '.join(pool.names)}), "
+        f"{len(texts)} prompts, {config.policies.samples} answers each"
+    )
+    sampler = _Sampler(pool, reward, config, run.state / _VALUES)
+    plain = sampler.on(first).rewards_of(np.zeros((1, pool.policies.size)))
+    scale = level_scale(plain.reshape(-1, len(reward.names)), reward.names, config, pool.scale)
+    oracle = sampler.on(first, scale)
+    policies = stack(oracle.policies_of(pool.options))
+    say(f"answers to {len(second)} other prompts, to certify on")
+    evaluator = sampler.on(second, scale)
+    evaluator.outcomes(policies)
+    found = known_pool(oracle, config.palm, policies)
+    judged = Judged(oracle, evaluator, found, scale, prompt_marks(first))
+    built = replace(judge(judged, config, source, say), weight_names=pool.names)
+    serve.Serving(built.portfolio, pool.policies, pool.model, pool.names).save(run.path)
+    write_built(run, config, built, {"policies": _described(pool, folders)})
+    return built
+
+
+def certify_policies(folder: Path, source: str) -> HeldOut:
+    """Return the worst gaps of a portfolio of trained policies on prompts of a file.
+
+    Prompts that the members were chosen on are left out. The answers are kept in the portfolio's
+    folder, so that a certificate that was interrupted is continued.
+
+    Args:
+        folder: output folder of a build over policies.
+        source: prompts, as `load_prompts` takes them.
+
+    Raises:
+        InputError: fewer than 2 other prompts, or as `serve.load`.
+    """
+    about = serve.about_policies(folder)
+    config = load_config(BuildConfig, folder / CONFIG, [])
+    model = load_language_model(about.base, config.policies.dtype)
+    serving = serve.load(folder, model)
+    portfolio = serving.portfolio
+    known = set(portfolio.chosen_on)
+    read = load_prompts_for(model, source, config.policies).prompts
+    marks = prompt_marks(read)
+    other = [prompt for prompt, mark in zip(read, marks, strict=True) if mark not in known]
+    if len(other) < 2:
+        raise InputError(
+            f"{source}: found {len(other)} prompts that the portfolio was not chosen on, expected "
+            "at least 2; give other prompts."
+        )
+    options = np.asarray(portfolio.pool.payload["weight"], np.float64)
+    pool = PolicyPool(
+        model, serving.policies, options, about.names, config.policies.rewards, portfolio.scale
+    )
+    reward = build_rewards(pool.rewards)
+    sampler = _Sampler(pool, reward, config, folder / "state" / _VALUES)
+    return portfolio.held_out(
+        sampler.on(other, portfolio.scale), max(config.draws, 2), config.level
+    )
+
+
+def _split(
+    prompts: Sequence[Prompt], config: BuildConfig, source: str
+) -> tuple[list[Prompt], list[Prompt]]:
+    """The prompts to choose on, and two or more to certify on."""
+    held = max(2, round(config.certify_share * len(prompts)))
+    if len(prompts) - held < 2:
+        raise InputError(
+            f"{source}: found {len(prompts)} prompts, expected at least 4, to choose on two and "
+            "certify on two or more; add prompts."
+        )
+    order = np.random.default_rng(config.seed).permutation(len(prompts))
+    parts = np.sort(order[held:]), np.sort(order[:held])
+    first, second = ([prompts[int(row)] for row in part] for part in parts)
+    return first, second
+
+
+def _described(pool: PolicyPool, folders: Sequence[Path]) -> dict[str, object]:
+    """The policies, for report.json."""
+    return {
+        "kind": pool.policies.kind,
+        "base": pool.model.name,
+        "folders": [str(folder) for folder in folders],
+        "names": list(pool.names),
+        "digests": identity(pool.policies),
+        "pool": pool.options.tolist(),
+    }

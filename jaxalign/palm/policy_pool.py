@@ -1,0 +1,61 @@
+"""Which trained policies a portfolio is chosen from, and how they are sampled."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jaxalign.data.prompts import PromptConfig
+from jaxalign.errors import InputError
+from jaxalign.rewards.spec import RewardSpec
+
+PoolKind = Literal["auto", "separate", "soups", "mixing", "conditioned"]
+
+
+@dataclass(frozen=True)
+class PolicyPoolConfig:
+    """Which policies are made of the folders of `--policies`, and how their answers are sampled.
+
+    Attributes:
+        kind: what is made of several adapters. `soups`: models with weighted sums of the adapters,
+            the adapters themselves among them; `mixing`: adapters that draw each token together,
+            which costs a pass per adapter; `separate`: the adapters and nothing between them.
+            `auto` takes `soups` for adapters, and `conditioned` for the folder of a MOC policy.
+        steps: steps between two adapters on the grid of weights, 1 or more. 4 gives 0, 0.25, 0.5,
+            0.75 and 1: 15 policies for 3 adapters. A MOC policy is taken under the preferences that
+            `moc evaluate` reports: 11 for two rewards, 13 for three.
+        rewards: the rewards of the answers, as in a config of `moc train`. Empty for the registered
+            rewards that `rewards` of the build names, or else for those of a MOC policy's run.
+        prompts: which prompts of the source are used; `hold_out_share` is not used here.
+        samples: answers drawn to each prompt by each policy, 2 or more; the certificate states what
+            more of them would narrow.
+        max_tokens: most tokens of an answer, 1 or more.
+        temperature: divides the logits, above 0; 1 samples from the policies as they are.
+        dtype: of parameters and compute.
+        batch_size: answers sampled at once, 1 or more; lower it if memory runs out.
+
+    Example:
+        >>> from jaxalign.palm.policy_pool import PolicyPoolConfig
+        >>> PolicyPoolConfig(steps=2).samples
+        8
+    """
+
+    kind: PoolKind = "auto"
+    steps: int = 4
+    rewards: tuple[RewardSpec, ...] = ()
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    samples: int = 8
+    max_tokens: int = 128
+    temperature: float = 1.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("samples", 2), ("max_tokens", 1), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise InputError(
+                    f"{name}: found {getattr(self, name)}, expected {least} or more; correct it."
+                )
+        if not self.temperature > 0:
+            raise InputError(
+                f"temperature: found {self.temperature}, expected above 0; a policy is judged by "
+                "answers that it draws."
+            )
