@@ -92,7 +92,7 @@ def test_files_that_are_none(tmp_path):
         ("none.parquet", "does not exist"),
         ("bad.parquet", "not a readable Parquet file"),
         ("c.csv", "is empty"),
-        ("c.yaml", "neither a file"),
+        ("c.yaml", "does not exist"),
     ):
         with pytest.raises(InputError, match=words):
             read_candidates(tmp_path / name)
