@@ -57,7 +57,8 @@ class ClosedForm:
             InputError: shapes that do not fit, NaN, a reward outside its range or constant, fewer
                 than 2 candidates, log_ref that does not sum to 1, or beta not above 0.
         """
-        self.rewards = jnp.asarray(rewards)
+        given = jnp.asarray(rewards)
+        self.rewards = given.astype(jnp.promote_types(given.dtype, jnp.float32))
         if self.rewards.ndim != 3 or self.rewards.shape[1] < 2 or 0 in self.rewards.shape:
             raise InputError(
                 f"rewards: found shape {self.rewards.shape}, expected [prompts, candidates, "

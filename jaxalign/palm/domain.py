@@ -6,6 +6,7 @@ the L1 ball they are (R, -beta KL), the last weight fixed at 1. Whatever the dom
 values at its corners [N] turn every question over the domain into one over a simplex.
 """
 
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -83,6 +84,8 @@ def extend(kind: WeightKind, weights: ArrayLike) -> Floats:
 def check_weights(kind: WeightKind, weights: ArrayLike, num_rewards: int) -> Floats:
     """Return the weights as float64 after a look at every row.
 
+    The sums may be off by 1e-4, or by the rounding of the weights' own dtype.
+
     Args:
         kind: "simplex" or "signed".
         weights: [U, R].
@@ -100,16 +103,20 @@ def check_weights(kind: WeightKind, weights: ArrayLike, num_rewards: int) -> Flo
         array([[1. , 0. ],
                [0.5, 0.5]])
     """
-    weights = np.asarray(weights, np.float64)
+    given = np.asarray(weights)
+    slack = _SLACK
+    if jnp.issubdtype(given.dtype, jnp.floating):
+        slack = max(slack, num_rewards * float(jnp.finfo(given.dtype).eps) / 2)
+    weights = given.astype(np.float64)
     if weights.ndim != 2 or weights.shape[1] != num_rewards:
         raise InputError(
             f"weights: found shape {weights.shape}, expected one row of {num_rewards} per user."
         )
     if kind == "simplex":
-        wrong = (weights < -_SLACK).any(axis=1) | (np.abs(weights.sum(axis=1) - 1) > _SLACK)
+        wrong = (weights < -slack).any(axis=1) | (np.abs(weights.sum(axis=1) - 1) > slack)
         expected = "entries of 0 or more that sum to 1; divide by the sum, or build with signed"
     else:
-        wrong = np.abs(weights).sum(axis=1) > 1 + _SLACK
+        wrong = np.abs(weights).sum(axis=1) > 1 + slack
         expected = "absolute values that sum to at most 1; divide by their sum, which sets the KL"
     wrong |= ~np.isfinite(weights).all(axis=1)
     if wrong.any():

@@ -1,6 +1,7 @@
 """Rewards in any unit: the same portfolio and, in units of the spread, the same certificate."""
 
 import chex
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -26,7 +27,7 @@ def portfolio(scale, price, size):
 @pytest.mark.parametrize("price", [0.5, 100.0])
 def test_a_portfolio_depends_on_no_unit(price, size, x64):
     expected = portfolio(1.0, price, size)
-    for scale in SCALES:
+    for scale in SCALES if size else SCALES[:1]:
         found = portfolio(scale, price, size)
         assert found.calls == expected.calls
         assert found.selection.optimal == expected.selection.optimal
@@ -56,3 +57,24 @@ def test_the_worst_weight_attains_the_gap(scale, x64):
 def test_corners_that_are_none_are_refused(corners):
     with pytest.raises(InputError, match=r"corners: found shape .*`palm.corners` gives them"):
         palm.worst_gap([[1.0, 0.0], [0.0, 1.0]], [[0.5, 0.5]], corners=corners)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int32, jnp.bfloat16, np.float16, np.float32])
+def test_zeros_and_ones_are_rewards_of_every_dtype(dtype):
+    rewards = np.random.default_rng(2).integers(2, size=(5, 6, 2))
+    expected = palm.ClosedForm(rewards.astype(np.float32), None, 0.1)
+    oracle = palm.ClosedForm(rewards.astype(dtype), None, 0.1)
+    assert oracle.rewards.dtype == jnp.float32
+    weight = np.array([0.25, 0.75])
+    np.testing.assert_allclose(oracle(weight).rewards, expected(weight).rewards, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float32])
+def test_weights_of_every_float_are_routed(dtype):
+    built = portfolio(1.0, 1.0, 2)
+    weights = np.random.default_rng(3).dirichlet(np.ones(3), 50)
+    _, expected = built.route(weights)
+    _, member = built.route(jnp.asarray(weights, dtype))
+    assert (np.asarray(member) == np.asarray(expected)).mean() >= 0.9
+    with pytest.raises(InputError, match=r"weights, row 0: found .* sum to 1"):
+        built.route(jnp.asarray([[0.5, 0.5, 0.1]], dtype))
