@@ -178,6 +178,50 @@ def test_another_run_is_refused(world):
     assert sorted(path.name for path in world.run.iterdir()) == before
 
 
+def test_a_finished_run_is_made_longer(world, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(world.run, out)
+    refused(train(world, out, "--moc.steps", 2, "--resume"), "steps was 3, now it is 2")
+    assert (out / "report.json").exists()
+    result = train(world, out, "--moc.steps", 4, "--resume")
+    assert result.code == 0, result.err
+    said = " ".join(result.err.split())
+    assert "moc.steps was 3, now it is 4" in said
+    assert "the rate is constant, so the result is that of a run of this length" in said
+    assert "resumed at step 3 of 4" in said
+    assert json.loads((out / "report.json").read_text())["steps"] == 4
+    judged = tmp_path / "judged"
+    shutil.copytree(world.judged, judged)
+    judge = ("moc", "evaluate", "--model", out, "--out", judged, "--resume", "--draws", 20)
+    refused(call(*judge), "another run (not the same policies as before)")
+
+
+def test_an_edited_scale_is_refused(world, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(world.run, out)
+    path = out / "scale.json"
+    scale = json.loads(path.read_text())
+    assert scale == load(world.run / "model").scale.to_json()
+    path.write_text(json.dumps(scale | {"high": [value + 1 for value in scale["high"]]}))
+    refused(train(world, out, "--resume"), "scale.json: holds another scale than the run estimated")
+    path.unlink()
+    result = train(world, out, "--resume")
+    assert result.code == 0, result.err
+    assert json.loads(path.read_text()) == scale
+
+
+def test_devices_are_said_and_recorded(world):
+    devices = json.loads((world.run / "report.json").read_text())["devices"]
+    assert devices == {
+        "platform": "cpu",
+        "kind": jax.devices()[0].device_kind,
+        "count": jax.device_count(),
+        "processes": 1,
+        "mesh": {"data": jax.device_count(), "fsdp": 1, "tensor": 1},
+    }
+    assert f"{jax.device_count()} x cpu (cpu), mesh data" in " ".join(world.trained.err.split())
+
+
 def test_evaluate_judges_all_preferences(world):
     report = json.loads((world.judged / "report.json").read_text())
     (one,) = report["policies"].values()

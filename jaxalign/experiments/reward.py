@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TypedDict
 
 from jaxalign.data.tables import read_table
+from jaxalign.experiments.training_run import start_training
 from jaxalign.files import write_text
 from jaxalign.models.classifier import Classifier
-from jaxalign.models.language import LanguageModel, load_language_model
-from jaxalign.progress import Progress
+from jaxalign.models.language import LanguageModel
 from jaxalign.rewards.bradley_terry import (
     RewardConfig,
     hold_out,
@@ -29,8 +29,8 @@ from jaxalign.rewards.reward_model import (
     score,
 )
 from jaxalign.rewards.vector import compute_rewards
-from jaxalign.runs.run_dir import Identity, open_run_dir
-from jaxalign.train.mesh import make_mesh, param_shardings
+from jaxalign.runs.run_dir import Identity
+from jaxalign.train.mesh import DeviceReport
 from jaxalign.train.trunk import TrainableParams
 
 
@@ -47,6 +47,7 @@ class RewardReport(TypedDict):
         validation_before: loss in nats and accuracy before the first step.
         validation: the same at the best step.
         accuracy: share of the held-out choices, by head and of `all`, that the model ranks right.
+        devices: what the model was trained on.
     """
 
     choices: int
@@ -58,6 +59,7 @@ class RewardReport(TypedDict):
     validation_before: dict[str, float]
     validation: dict[str, float]
     accuracy: dict[str, float]
+    devices: DeviceReport
 
 
 def run(
@@ -76,7 +78,7 @@ def run(
         source: choices, as `load_choices` takes them.
         out: folder: model/ (a sequence classifier, or a PEFT folder with a head), report.json,
             metrics.jsonl, state/.
-        resume: go on with an unfinished run in `out`.
+        resume: go on with an unfinished run in `out`, or make a run longer.
         show: progress on standard error.
 
     Returns:
@@ -85,11 +87,9 @@ def run(
     Raises:
         InputError: a bad model, choice, setting or folder.
     """
-    out, progress = Path(out), Progress(show)
-    mesh = make_mesh(config.trunk.mesh)
-    base = load_language_model(
-        name, config.trunk.weights, lambda shapes: param_shardings(shapes, mesh)
-    )
+    started = start_training(out, "reward train", config, config.trunk.mesh, resume, show)
+    out, progress = started.out, started.progress
+    base = started.load_model(name, config.trunk.weights)
     choices = load_choices(source)
     rows, kept = hold_out(choices, config.hold_out, config.hold_out_share, config.loop.seed)
     training, held = choices.take(rows), choices.take(kept) if len(kept) else None
@@ -104,7 +104,7 @@ def run(
         "model": base.sha256,
         "choices": [*arrays, *choices.labels, *table.texts],
     }
-    run_dir = open_run_dir(out, "reward train", config, identity, resume)
+    run_dir = started.open(identity, config.optimiser)
     fitted = train(base, texts, training, held, config, out, progress)
     model = _finished(base, choices.labels, fitted.params, config, out / "model")
     report: RewardReport = {
@@ -117,6 +117,7 @@ def run(
         "validation_before": fitted.validation_before,
         "validation": fitted.validation,
         "accuracy": {} if held is None else pairwise_accuracy(model, held),
+        "devices": started.devices,
     }
     run_dir.finish(report)
     return report

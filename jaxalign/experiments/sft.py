@@ -7,11 +7,10 @@ from typing import TypedDict
 import numpy as np
 
 from jaxalign.data.completions import Completions, load_completions
-from jaxalign.models.language import load_language_model, save_language_model
+from jaxalign.experiments.training_run import start_training
+from jaxalign.models.language import save_language_model
 from jaxalign.models.peft import save_adapter
-from jaxalign.progress import Progress
-from jaxalign.runs.run_dir import open_run_dir
-from jaxalign.train.mesh import make_mesh, param_shardings
+from jaxalign.train.mesh import DeviceReport
 from jaxalign.train.sft import SftConfig, train
 
 
@@ -27,6 +26,7 @@ class SftReport(TypedDict):
         best_step: the step that the model is of.
         validation_before: loss in nats per token before the first step; empty without validation.
         validation: the same at the best step.
+        devices: what the model was trained on.
     """
 
     rows: int
@@ -37,6 +37,7 @@ class SftReport(TypedDict):
     best_step: int
     validation_before: dict[str, float]
     validation: dict[str, float]
+    devices: DeviceReport
 
 
 def run(
@@ -56,7 +57,7 @@ def run(
         source: completions, as `load_completions` takes them.
         out: folder: model/ (a Hugging Face or PEFT folder), report.json, metrics.jsonl, state/.
         validation: completions to judge by, in place of a share of the rows.
-        resume: go on with an unfinished run in `out`.
+        resume: go on with an unfinished run in `out`, or make a run longer.
         show: progress on standard error.
 
     Returns:
@@ -65,11 +66,9 @@ def run(
     Raises:
         InputError: a bad model, row, setting or folder.
     """
-    out, progress = Path(out), Progress(show)
-    mesh = make_mesh(config.trunk.mesh)
-    model = load_language_model(
-        name, config.trunk.weights, lambda shapes: param_shardings(shapes, mesh)
-    )
+    started = start_training(out, "sft", config, config.trunk.mesh, resume, show)
+    out, progress = started.out, started.progress
+    model = started.load_model(name, config.trunk.weights)
     tokenizer = model.tokenizer
     completions = load_completions(source, tokenizer, config.data)
     progress.say(
@@ -81,7 +80,7 @@ def run(
     else:
         held = completions, load_completions(validation, tokenizer, config.data)
     arrays = [array for part in held if part for array in (part.sequences.tokens, part.learned)]
-    run_dir = open_run_dir(out, "sft", config, {"model": model.sha256, "data": arrays}, resume)
+    run_dir = started.open({"model": model.sha256, "data": arrays}, config.optimiser)
     fitted = train(model, *held, config, out, progress)
     if config.trunk.method == "full":
         save_language_model(out / "model", replace(model, params=fitted.params["model"]))
@@ -97,6 +96,7 @@ def run(
         "best_step": fitted.best_step,
         "validation_before": fitted.validation_before,
         "validation": fitted.validation,
+        "devices": started.devices,
     }
     run_dir.finish(report)
     return report

@@ -7,7 +7,7 @@ written last of all: a folder without it holds an unfinished run.
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,13 +38,13 @@ class RunDir:
         kind: of the run, such as "mrm train".
         fingerprint: sha256 over all that decides the result but the fields that a resumed run may
             change, in hexadecimal.
-        changes: a sentence for each field that this resumed run has changed.
+        changes: the fields that this resumed run has changed, with what they were and are.
     """
 
     path: Path
     kind: str
     fingerprint: str
-    changes: tuple[str, ...] = ()
+    changes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -144,7 +144,9 @@ def open_run_dir(
         "identity": digests,
     }
     found = check_run_dir(out, kind, config, resume, digests)
-    changes = () if found is None else tuple(_changed(found, settings, resume_rules(config)))
+    rules = resume_rules(config)
+    unlike = () if found is None else _unlike(found.get("config"), settings)
+    changes = {name: f"was {old}, now it is {new}" for name, old, new in unlike if name in rules}
     run = RunDir(out, kind, str(marker["fingerprint"]), changes)
     if found is None or changes:
         write_json(out / MARKER, marker)
@@ -272,14 +274,6 @@ def _differences(
         if before.get(name) != digests.get(name)
     ]
     return named
-
-
-def _changed(
-    found: Mapping[str, object], settings: dict[str, object], rules: Mapping[str, str]
-) -> Iterator[str]:
-    for name, old, new in _unlike(found.get("config"), settings):
-        if name in rules:
-            yield f"{name} was {old}, now it is {new}"
 
 
 def _unlike(old: object, new: object) -> Iterator[tuple[str, object, object]]:

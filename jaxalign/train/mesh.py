@@ -14,6 +14,7 @@ looked up in, by `gathered(table, mesh)`.
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -87,6 +88,36 @@ class MeshConfig:
                 f"mesh of data {self.data}, fsdp {self.fsdp}, tensor {self.tensor}; expected "
                 "positive sizes, at most one of them -1 for the rest of the devices."
             )
+
+
+class DeviceReport(TypedDict):
+    """What a run was computed on.
+
+    Attributes:
+        platform: cpu, gpu or tpu.
+        kind: of a device, as its maker calls it.
+        count: number of devices.
+        processes: number of processes that they belong to.
+        mesh: size of each axis.
+    """
+
+    platform: str
+    kind: str
+    count: int
+    processes: int
+    mesh: dict[str, int]
+
+
+def device_report(mesh: Mesh) -> DeviceReport:
+    """Return what a mesh is made of."""
+    first = mesh.devices.flat[0]
+    return {
+        "platform": first.platform,
+        "kind": first.device_kind,
+        "count": mesh.size,
+        "processes": jax.process_count(),
+        "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
+    }
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

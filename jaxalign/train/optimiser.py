@@ -114,6 +114,17 @@ def rate_at(config: OptimiserConfig, steps: int, step: jax.Array) -> jax.Array:
     return config.rate * jnp.where(count < rising, (count + 1) / max(rising, 1), falling)
 
 
+def lengthened(config: OptimiserConfig) -> str:
+    """Return what making a run longer changes, in one sentence for people."""
+    if config.schedule == "constant" and not config.warmup:
+        return "the rate is constant, so the result is that of a run of this length from the start"
+    return (
+        f"the warm-up and the {config.schedule} schedule now span the longer run, and the steps "
+        "taken so far keep the rates of the shorter one: the result is not that of a run of this "
+        "length from the start"
+    )
+
+
 def decayed(params: PyTree) -> PyTree:
     """Return a tree of bools: which leaves weight decay acts on.
 

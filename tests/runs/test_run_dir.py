@@ -87,7 +87,10 @@ def test_fields_that_may_change_make_a_finished_run_unfinished(tmp_path):
     first = open_run_dir(tmp_path, "count", Config(), DATA)
     first.finish({})
     longer = open_run_dir(tmp_path, "count", Config(loop=Loop(5), every=4), DATA, resume=True)
-    assert longer.changes == ("loop.steps was 3, now it is 5", "every was 10, now it is 4")
+    assert longer.changes == {
+        "loop.steps": "was 3, now it is 5",
+        "every": "was 10, now it is 4",
+    }
     assert longer.fingerprint == first.fingerprint
     assert not longer.finished
     kept = read_json(tmp_path / "run.json")["config"]

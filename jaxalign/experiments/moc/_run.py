@@ -22,6 +22,7 @@ from jaxalign.data.prompts import (
 )
 from jaxalign.errors import InputError
 from jaxalign.experiments.moc import baselines
+from jaxalign.experiments.training_run import start_training
 from jaxalign.files import read_json, write_json, write_text
 from jaxalign.moc._train import train
 from jaxalign.moc.config import MocConfig
@@ -35,16 +36,17 @@ from jaxalign.moc.preferences import (
     without_tags,
 )
 from jaxalign.models.chat import tokenize_prompt
-from jaxalign.models.language import LanguageModel, load_language_model
+from jaxalign.models.language import LanguageModel
 from jaxalign.progress import Progress
-from jaxalign.rewards.reward_scale import RewardScale, fit_scale
+from jaxalign.rewards.reward_scale import SCALE_ARRAYS, SCALE_FILE, RewardScale, fit_scale
 from jaxalign.rewards.spec import RewardSpec, build_rewards, known_levels
 from jaxalign.rewards.vector import TextReward
 from jaxalign.rollout import ReferencePolicy, rollout_policies
-from jaxalign.runs.run_dir import Identity, open_run_dir
-from jaxalign.train.mesh import make_mesh, param_shardings
+from jaxalign.runs.artifact import Tree
+from jaxalign.runs.run_dir import Identity, RunDir
+from jaxalign.train.mesh import DeviceReport
 
-POLICY, CONFIG, PROMPTS, SCALE = "model", "config.yaml", "prompts.json", "scale.json"
+POLICY, CONFIG, PROMPTS = "model", "config.yaml", "prompts.json"
 _SCALE_STREAM = 0x7363616C  # other draws of a run are not these
 _SCALE_BATCH = 32
 
@@ -61,6 +63,7 @@ class TrainReport(TypedDict):
     steps: int
     first: dict[str, float]
     last: dict[str, float]
+    devices: DeviceReport
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def run(
         source: source of the prompts, as `load_prompts` takes it.
         out: folder: model/ (the policy, as `jaxalign.moc.save` writes it), config.yaml,
             prompts.json (those held out), scale.json, metrics.jsonl, state/, report.json.
-        resume: continue an unfinished run in `out`.
+        resume: continue an unfinished run in `out`, or make a run longer.
         show: progress on standard error.
 
     Returns:
@@ -139,15 +142,13 @@ def run(
     Raises:
         InputError: a bad model, reward, prompt, setting or folder.
     """
-    out, progress = Path(out), Progress(show)
+    started = start_training(out, "moc train", config, config.moc.trunk.mesh, resume, show)
+    out, progress = started.out, started.progress
     rewards = build_rewards(config.rewards)
     settings = config.training(rewards.names)
     _check_preferences(settings, rewards.names)
-    mesh = make_mesh(settings.trunk.mesh)
     read = load_prompts(source)  # a mistake in it need not wait for the model
-    model = load_language_model(
-        name, settings.trunk.weights, lambda shapes: param_shardings(shapes, mesh)
-    )
+    model = started.load_model(name, settings.trunk.weights)
     found = prompts_for(model, read, config)
     train_on, held = split_prompts(found, config.prompts.hold_out_share)
     progress.say(
@@ -159,13 +160,13 @@ def run(
         "rewards": rewards.id,
         "prompts": json.dumps([train_on.prompts, held.prompts]),
     }
-    run_dir = open_run_dir(out, "moc train", config, identity, resume)
+    run_dir = started.open(identity, settings.optimiser)
     write_text(out / CONFIG, to_yaml(config))
     write_json(
         out / PROMPTS,
         {"source": found.source, "held_out": held.prompts, "left_out": found.off_length},
     )
-    scale = _scale(out / SCALE, model, rewards, train_on, config, progress, show)
+    scale = _scale(run_dir, model, rewards, train_on, config, progress)
     fresh = jax.random.fold_in(jax.random.key(settings.seed), 1)
     policy = init_policy(fresh, model, rewards.names, settings, scale)
     trained = train(policy, rewards, train_on.prompts, settings, out, progress)
@@ -180,6 +181,7 @@ def run(
         "steps": trained.steps,
         "first": _means(trained.history[: _part(trained.steps)]),
         "last": _means(trained.history[-_part(trained.steps) :]),
+        "devices": started.devices,
     }
     run_dir.finish(report)
     return report
@@ -273,20 +275,38 @@ def estimate_scale(
 
 
 def _scale(
-    path: Path,
+    run: RunDir,
     model: LanguageModel,
     rewards: TextReward,
     prompts: Prompts,
     config: MocRunConfig,
     progress: Progress,
-    show: bool,
 ) -> RewardScale:
-    """Return the scale of a run: the one estimated before an interruption, or a new one."""
-    if path.exists():
-        return RewardScale.from_json(read_json(path, "the scale of the rewards"), str(path))
-    progress.say(f"estimating the scale of the rewards on {config.reference_answers} completions")
-    scale = estimate_scale(model, rewards, prompts.prompts, config, show)
+    """Return the scale of a run: the one estimated before an interruption, or a new one.
+
+    Raises:
+        InputError: scale.json is not the scale that the run estimated.
+    """
+    path = run.path / SCALE_FILE
+
+    def estimate() -> Tree:
+        scale = estimate_scale(model, rewards, prompts.prompts, config, progress.show)
+        return {name: getattr(scale, name) for name in SCALE_ARRAYS}
+
+    kept = (run.state / "scale.safetensors").exists()
+    if not kept:
+        count = config.reference_answers
+        progress.say(f"estimating the scale of the rewards on {count} completions")
+    arrays = run.stage("scale", estimate)
+    scale = RewardScale(rewards.names, *(np.asarray(arrays[name]) for name in SCALE_ARRAYS))
+    if path.exists() and kept and RewardScale.from_json(read_json(path), str(path)) != scale:
+        raise InputError(
+            f"{path}: holds another scale than the run estimated, so it has been changed; expected "
+            "the run's own: remove the file, and it is written again."
+        )
     write_json(path, scale.to_json())
+    if kept:
+        return scale
     for place, reward in enumerate(scale.names):
         ends = scale.low[place], scale.high[place]
         progress.say(f"{reward}: level 0 at {ends[0]:.3g}, level 1 at {ends[1]:.3g}")

@@ -3,7 +3,6 @@
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from shutil import rmtree
 
 import jax
 
@@ -28,9 +27,10 @@ from jaxalign.experiments.pplug.run_folder import (
     RunSources,
     TrainingReport,
 )
+from jaxalign.experiments.training_run import start_training
 from jaxalign.files import write_json, write_text
 from jaxalign.models.embed import Encoder, load_encoder
-from jaxalign.models.language import LanguageModel, load_language_model
+from jaxalign.models.language import LanguageModel
 from jaxalign.pplug._train import train
 from jaxalign.pplug.files import save
 from jaxalign.pplug.model import init_plug
@@ -38,8 +38,8 @@ from jaxalign.pplug.retrieval import Retriever, build_questions, retrieve_items
 from jaxalign.pplug.rows import encoder_config
 from jaxalign.pplug.store import HistoryStore, history_store
 from jaxalign.progress import Progress
-from jaxalign.runs.run_dir import REPORT, Identity, open_run_dir
-from jaxalign.train.mesh import make_mesh, param_shardings
+from jaxalign.runs.run_dir import REPORT, Identity
+from jaxalign.train.mesh import DeviceReport
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class RunReport:
         validation_samples: Number of samples of the validation loss.
         notes: Remarks about the data.
         trainings: The report of each training by the name of its folder.
+        devices: What the plugs were trained on.
     """
 
     task: str
@@ -60,6 +61,7 @@ class RunReport:
     validation_samples: int
     notes: tuple[str, ...]
     trainings: dict[str, TrainingReport]
+    devices: DeviceReport
 
 
 def run(
@@ -83,10 +85,10 @@ def run(
         encoder: Name of the history encoder, as in `load_encoder`.
         source: Path of the data, in the format `config.data.kind`.
         out: Folder of the run: plugs/<training>-<seed>/ (plug.safetensors as `jaxalign.pplug.save`
-            writes it, report.json, metrics.jsonl, and state/ until it is finished), history/ (the
-            store), config.yaml, sources.json, and report.json, which is written last.
+            writes it, report.json, metrics.jsonl and state/), history/ (the store), config.yaml,
+            sources.json, and report.json, which is written last.
         store: Folder of a store to use instead of history/; several runs can share one.
-        resume: Continue an unfinished run in `out`, or add trainings to a finished one.
+        resume: Continue an unfinished run in `out`, make a run longer, or add trainings to it.
         show: Show progress on standard error.
 
     Returns:
@@ -96,14 +98,12 @@ def run(
         InputError: The data, a model, a setting or a folder cannot be used, or the store belongs
             to another encoder.
     """
-    out, progress = Path(out), Progress(show)
+    started = start_training(out, KIND, _fingerprinted(config), config.pplug.mesh, resume, show)
+    out, progress = started.out, started.progress
     learn, held = _read(config.data, source, progress)
     for name, seed in config.schedule:  # refuse before hours of training, not after
         _training_histories(name, learn, held, seed)
-    mesh = make_mesh(config.pplug.mesh)
-    language = load_language_model(
-        model, config.pplug.weights, lambda shapes: param_shardings(shapes, mesh)
-    )
+    language = started.load_model(model, config.pplug.weights)
     reader = load_encoder(encoder)
     encoder_config(reader)
     with ExitStack() as stack:
@@ -114,7 +114,8 @@ def run(
             "encoder": reader.identity,
             "data": [data_digest(learn), data_digest(held)],
         }
-        folder = open_run_dir(out, KIND, _fingerprinted(config), identity, resume)
+        folder = started.open(identity, config.pplug.optimiser)
+        _reopen_shorter(out, config.pplug.loop.epochs)
         opened = stack.enter_context(history_store(store or out / STORE, reader))
         write_text(out / CONFIG, to_yaml(config))
         sources = RunSources(
@@ -140,6 +141,7 @@ def run(
         validation_samples=0 if held is None else len(held),
         notes=learn.notes,
         trainings=reports,
+        devices=started.devices,
     )
     folder.finish(asdict(report))
     return report
@@ -193,7 +195,6 @@ class _Trainer:
             config=config,
         )
         write_json(place / REPORT, asdict(report))
-        rmtree(place / "state")  # checkpoints serve unfinished trainings only
         return report
 
     def _prompts(
@@ -215,6 +216,16 @@ class _Trainer:
             )
             self.questions[retriever, part] = build_questions(histories, chosen, text, self.model)
         return self.questions[retriever, part]
+
+
+def _reopen_shorter(out: Path, epochs: int) -> None:
+    """Make finished trainings of fewer epochs unfinished again: they go on from their last state.
+
+    Where the asked ones leave some out, such as baselines, these are unfinished until asked for.
+    """
+    for path in (out / PLUGS).glob(f"*/{REPORT}"):
+        if load_config(TrainingReport, path, []).config.loop.epochs != epochs:
+            path.unlink()
 
 
 def _read(

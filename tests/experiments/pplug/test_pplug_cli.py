@@ -119,6 +119,7 @@ def test_train_leaves_a_plug_and_a_report(world):
         "plug.safetensors",
         "metrics.jsonl",
         "report.json",
+        "state",
     }
     plug = pplug.load(place / "plug.safetensors")
     assert sum(leaf.size for leaf in jax.tree.leaves(plug.trained)) == one["parameters"]
@@ -219,6 +220,23 @@ def test_a_stopped_run_goes_on_to_the_same_plug(world, tmp_path, monkeypatch):
     assert "resumed at step" in result.err
     path = "plugs/pplug-0/plug.safetensors"
     assert (out / path).read_bytes() == (world.run / path).read_bytes()
+
+
+def test_a_run_is_made_longer_from_its_last_state(world, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(world.run, out)
+    before = json.loads((out / "report.json").read_text())["trainings"]["pplug-0"]
+    result = train(world, out, "--resume", "--pplug.loop.epochs", 3)
+    assert result.code == 0, result.err
+    assert "pplug.loop.epochs was 2, now it is 3" in result.err
+    assert "of a run of this length from the start" in " ".join(result.err.split())
+    assert f"resumed at step {before['steps']} of" in result.err
+    after = json.loads((out / "report.json").read_text())["trainings"]["pplug-0"]
+    assert after["steps"] == before["steps"] * 3 // 2
+    refused(train(world, out, "--resume"), "epochs was 3, now it is 2; a run can only be made")
+    judge = ("pplug", "evaluate", "--model", out, "--out", tmp_path / "judged", "--resume")
+    shutil.copytree(world.judged, tmp_path / "judged")
+    refused(call(*judge), "another run (not the same run as before")
 
 
 @pytest.mark.slow
