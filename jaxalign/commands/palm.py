@@ -175,9 +175,10 @@ def _candidates(
 ) -> "Candidates":
     """Candidates of a file, or of the answers that ship with the package."""
     from jaxalign.palm.files import read_candidates
+    from jaxalign.progress import Progress
 
     if data != DEMO:
-        return read_candidates(data, names, reward_range)
+        return read_candidates(data, names, reward_range, Progress().say)
     return demo_candidates(names)
 
 
@@ -206,4 +207,5 @@ def demo_candidates(names: tuple[str, ...]) -> "Candidates":
             )
     answers = read_answers()
     columns = answers.traits[:, [traits.index(name) for name in names]].astype("float64")
-    return from_rows([answers.prompts[i] for i in answers.prompt], columns, names)
+    prompts = [answers.prompts[i] for i in answers.prompt]
+    return from_rows(prompts, columns, names, answers=answers.texts)

@@ -19,7 +19,6 @@ from jaxalign.data.columns import (
     Column,
     Origin,
     identifier_column,
-    is_numeric,
     number_column,
     require_values,
     text_column,
@@ -156,10 +155,6 @@ class Table:
             InputError: there is no such column, or a value is missing or something else.
         """
         return number_column(name, self._column(name), self.origin, allowed)
-
-    def is_numeric(self, name: str) -> bool:
-        """Return whether every value of a column that is there is a number."""
-        return is_numeric(self._column(name), self.origin)
 
     def require(self, names: Sequence[str]) -> None:
         """Refuse a table that lacks one of the columns.

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jaxalign.data.columns import Origin
 from jaxalign.data.files import encode
@@ -23,17 +24,20 @@ class Candidates:
         prompts: [X] texts or ids.
         rewards: [X, C, R] float64, 0 where a candidate is absent.
         log_ref: [X, C] in nats, -inf where absent; each prompt's probabilities sum to 1.
+        answers: [X, C] texts, empty where absent; None where they are not known.
     """
 
     names: tuple[str, ...]
     prompts: tuple[str, ...]
     rewards: Floats
     log_ref: Floats
+    answers: NDArray[np.object_] | None = None
 
     def take(self, prompts: np.ndarray) -> "Candidates":
         """Return the candidates of some prompts."""
         chosen = tuple(self.prompts[i] for i in prompts)
-        return Candidates(self.names, chosen, self.rewards[prompts], self.log_ref[prompts])
+        answers = None if self.answers is None else self.answers[prompts]
+        return Candidates(self.names, chosen, self.rewards[prompts], self.log_ref[prompts], answers)
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -67,29 +71,32 @@ def from_rows(
     names: Sequence[str],
     log_ref: Floats | None = None,
     origin: Origin | None = None,
+    answers: Sequence[str] | None = None,
 ) -> Candidates:
     """Return candidates from rows, [N] each.
 
-    Args:
-        prompts: [N] whose answer a row is.
-        rewards: [N, R], finite.
-        names: [R].
-        log_ref: [N] in nats, None for 1 / n each.
-        origin: where the rows came from, for messages.
+        Args:
+            prompts: [N] whose answer a row is.
+            rewards: [N, R], finite.
+            names: [R].
+            log_ref: [N] in nats, None for 1 / n each.
+            origin: where the rows came from, for messages.
+            answers: [N] texts, None where they are not known.
 
-    Returns:
-        Candidates.
+        Returns:
+            Candidates.
 
-    Raises:
-        InputError: a prompt with fewer than 2 answers, or log_ref that does not sum to 1.
+        Raises:
+            InputError: a prompt with fewer than 2 answers, or log_ref that does not sum to 1.
 
-    Example:
-        >>> import numpy as np
-        >>> from jaxalign.palm.candidates import from_rows
-        >>> rewards = np.array([[0.2], [0.9], [0.4], [0.1]])
-        >>> found = from_rows(["p", "p", "q", "q"], rewards, ["brevity"])
-        >>> found.prompts, found.rewards[..., 0].tolist()
-        (('p', 'q'), [[0.2, 0.9], [0.4, 0.1]])
+        Example:
+            >>> import numpy as np
+    from numpy.typing import NDArray
+            >>> from jaxalign.palm.candidates import from_rows
+            >>> rewards = np.array([[0.2], [0.9], [0.4], [0.1]])
+            >>> found = from_rows(["p", "p", "q", "q"], rewards, ["brevity"])
+            >>> found.prompts, found.rewards[..., 0].tolist()
+            (('p', 'q'), [[0.2, 0.9], [0.4, 0.1]])
     """
     origin = origin or Origin("memory")
     code, texts = encode(list(prompts))
@@ -116,7 +123,11 @@ def from_rows(
             f"that sum to {mass[worst]:.4g}, expected 1; leave the column out for answers drawn "
             "from the reference."
         )
-    return Candidates(tuple(names), texts, table, logs)
+    said = None
+    if answers is not None:
+        said = np.full(logs.shape, "", object)
+        said[code[order], place] = np.asarray(answers, object)[order]
+    return Candidates(tuple(names), texts, table, logs, said)
 
 
 def split_prompts(candidates: Candidates, share: float, seed: int) -> tuple[Candidates, Candidates]:

@@ -1,31 +1,37 @@
-"""Files of candidates, JSON lines or Parquet, every row checked."""
+"""Files of candidates, every row checked."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from jaxalign.data.columns import Origin
-from jaxalign.data.tables import read_table
+from jaxalign.data.columns import Origin, as_list
+from jaxalign.data.messages import check_messages, is_messages
+from jaxalign.data.prompts import prompt_text
+from jaxalign.data.tables import Table, read_table
 from jaxalign.errors import InputError
 from jaxalign.palm.candidates import Candidates, from_rows
 from jaxalign.palm.domain import Floats
+from jaxalign.palm.reward_columns import reward_columns
 
-_NOT_REWARDS = ("prompt", "answer", "log_ref")
+_ANSWERS = ("answer", "completion")
 
 
 def read_candidates(
     path: str | Path,
     names: Sequence[str] = (),
     reward_range: tuple[float, float] | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Candidates:
     """Read sampled answers with their rewards, one row per candidate.
 
     Args:
-        path: a file as `jaxalign.data.tables.read_rows` takes it, with `prompt` (an id or a text),
-            `answer`, a numeric column per reward and optionally `log_ref` in nats.
-        names: columns of the rewards, in order; empty for all numeric ones.
+        path: a file as `jaxalign.data.tables.read_rows` takes it, with `prompt` (an id, a text or a
+            conversation), `answer` or `completion`, the rewards as `reward_columns` takes them, and
+            optionally `log_ref` in nats.
+        names: names of the rewards, in order; empty for those that the file has.
         reward_range: lowest and highest reward that is accepted, None for any.
+        say: called with a line on each reward that is taken, and one on what is left out.
 
     Returns:
         Candidates, prompts in order of first appearance. Without `log_ref` the n answers of a
@@ -37,20 +43,30 @@ def read_candidates(
             sum to 1 over a prompt.
     """
     table = read_table(Path(path))
-    table.require(("prompt", "answer", *names))
-    rewards = tuple(names) or tuple(
-        name for name in table.columns if name not in _NOT_REWARDS and table.is_numeric(name)
-    )
-    if not rewards:
-        raise InputError(f"{path} has no numeric column, expected one per reward; add one.")
-    if len(set(rewards)) < len(rewards) or set(rewards) & set(_NOT_REWARDS):
-        raise InputError(f"rewards: found {', '.join(rewards)}, expected columns of rewards, once.")
-    values = np.stack([table.numbers(name) for name in rewards], axis=1)
+    table.require(["prompt"])
+    answer = next((name for name in _ANSWERS if name in table.columns), _ANSWERS[0])
+    table.require([answer])
+    found = reward_columns(table, names)
+    for name, values in zip(found.names, found.values.T, strict=True):
+        say(f"reward `{name}`: {values.min():.6g} to {values.max():.6g}, {len(values):,} values")
+    if found.left_out:
+        say(f"no rewards: {', '.join(found.left_out)}")
     # An answer that the reference never gives has -inf.
     log_ref = table.numbers("log_ref", (-np.inf,)) if "log_ref" in table.columns else None
-    _check_rewards(values, rewards, reward_range, table.origin)
-    prompts = table.identifiers("prompt").to_pylist()
-    return from_rows(prompts, values, rewards, log_ref, table.origin)
+    _check_rewards(found.values, found.names, reward_range, table.origin)
+    answers = table.texts(answer, blank=True).to_pylist()
+    return from_rows(_prompts(table), found.values, found.names, log_ref, table.origin, answers)
+
+
+def _prompts(table: Table) -> list[str]:
+    """The prompts as rewards read them."""
+    values = as_list(table.columns["prompt"])
+    if not any(is_messages(value) for value in values):
+        return [str(prompt) for prompt in table.identifiers("prompt").to_pylist()]
+    where = table.origin.at
+    return [
+        prompt_text(check_messages(value, "prompt", where(row))) for row, value in enumerate(values)
+    ]
 
 
 def _check_rewards(

@@ -1,5 +1,6 @@
 """Candidates in files: read as they are, and every wrong row named."""
 
+import csv
 import json
 from dataclasses import replace
 
@@ -23,6 +24,12 @@ ROWS = [
 
 
 def written(path, rows):
+    if path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        return path
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
     else:
@@ -71,7 +78,7 @@ def test_log_ref_is_taken_as_given(tmp_path):
         (ROWS[:2] + ROWS[3:], {}, "1: found 1 answer to prompt 'p', expected at least 2"),
         (ROWS, {"names": ["z"]}, "no column `z`; found `prompt`"),
         (ROWS, {"names": ["x", "x"]}, "expected columns of rewards, once"),
-        ([{"prompt": "p", "answer": "a"}], {}, "no numeric column"),
+        ([{"prompt": "p", "answer": "a"}], {}, "has no rewards"),
         ([{"answer": "a", "x": 1.0}], {}, "no column `prompt`"),
         (changed(0, prompt=""), {}, "1: `prompt` is empty"),
     ],
@@ -113,3 +120,120 @@ def test_the_standard_scale_is_one_map_for_all_rewards(tmp_path):
     assert len({standard, stated, same}) == 3
     # The ends say nothing about weights: one set of samples, one digest.
     assert len({standard.digest, stated.digest, same.digest}) == 1
+
+
+SCORED = [{key: row[key] for key in ("prompt", "answer", "x", "y")} for row in ROWS]
+
+
+def columns_of(**more):
+    rows = [row | {name: values[place] for name, values in more.items()}
+            for place, row in enumerate(SCORED)]  # fmt: skip
+    return rows
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet", "csv"])
+def test_rewards_in_objects_as_reward_score_writes_them(tmp_path, ending):
+    """Whatever stands beside the objects is no reward: numbers of generate, ids, times."""
+    plain = read_candidates(written(tmp_path / f"flat.{ending}", SCORED))
+    assert plain.names == ("x", "y")
+    rows = [
+        {"prompt": row["prompt"], "answer": row["answer"], "row": place, "sample": place % 2,
+         "tokens": 7 + place, "logprob": -1.5 - place, "stopped": True,
+         "rewards": {"x": row["x"], "y": row["y"]}}
+        for place, row in enumerate(SCORED)
+    ]  # fmt: skip
+    if ending == "csv":
+        rows = [row | {"rewards": json.dumps(row["rewards"])} for row in rows]
+    said = []
+    found = read_candidates(written(tmp_path / f"s.{ending}", rows), say=said.append)
+    assert (found.names, found.prompts) == (plain.names, plain.prompts)
+    np.testing.assert_array_equal(found.rewards, plain.rewards)
+    assert found.answers.tolist() == [["a", "c", ""], ["b", "d", "e"]]
+    assert said == [
+        "reward `x`: 0 to 1, 5 values",
+        "reward `y`: 0 to 1, 5 values",
+        "no rewards: row, sample, tokens, logprob, stopped",
+    ]
+    one = read_candidates(tmp_path / f"s.{ending}", ["y"])
+    np.testing.assert_array_equal(one.rewards[..., 0], plain.rewards[..., 1])
+    both = read_candidates(tmp_path / f"s.{ending}", ["tokens", "x"])
+    np.testing.assert_array_equal(both.rewards[0, :2], [[7, 0.5], [9, 0.0]])
+    renamed = [
+        {"completion" if name == "answer" else name: value for name, value in row.items()}
+        for row in rows
+    ]
+    assert read_candidates(written(tmp_path / f"c.{ending}", renamed)).names == plain.names
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet", "csv"])
+def test_true_and_false_count_as_1_and_0(tmp_path, ending):
+    rows = columns_of(good=[True, False, False, True, True])
+    found = read_candidates(written(tmp_path / f"c.{ending}", rows))
+    assert found.names == ("x", "y", "good")
+    np.testing.assert_array_equal(found.rewards[0, :2, 2], [1, 0])
+    np.testing.assert_array_equal(found.rewards[1, :, 2], [0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        (["0.5", 0.2, 0.1, 0.4, 0.3], "line 1: `kind` is '0.5' (text), where 4 rows hold numbers"),
+        ([0.5, 0.2, "n/a", 0.4, 0.3], "line 3: `kind` is 'n/a' (text), where 4 rows hold numbers"),
+        ([True, 0.2, 0.1, 0.4, 0.3], "line 1: `kind` is True (true or false), where 4 rows"),
+        ([0.5, 0.2, 0.1, {}, 0.3], "line 4: `kind` is {} (objects)"),
+    ],
+)
+def test_a_column_of_numbers_and_other_things_is_refused(tmp_path, column, words):
+    """A reward whose first row held text was dropped without a word."""
+    path = written(tmp_path / "c.jsonl", columns_of(kind=column))
+    with pytest.raises(InputError) as caught:
+        read_candidates(path)
+    assert words in str(caught.value)
+    assert "--rewards" in str(caught.value)
+    assert read_candidates(path, ["x", "y"]).names == ("x", "y")
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "why"),
+    [
+        ("index", [0, 1, 2, 3, 4], "0 to 4, growing from row to row"),
+        ("anything", [3, 7, 8, 20, 21], "3 to 21, growing from row to row"),
+        ("at", [1700000003, 1700000001, 1700000002, 1700000000, 1700000004], "seconds of a clock"),
+        ("at", [1.7e12, 1.6e12, 1.71e12, 1.5e12, 1.7e12], "seconds of a clock"),
+        ("ID", [3, 1, 2, 0, 4], "by its name no reward"),
+        ("sample", [0, 0, 1, 1, 2], "by its name no reward"),
+        ("prompt_tokens", [9, 8, 7, 9, 8], "by its name no reward"),
+        ("created_at", [2.5, 1.5, 3.5, 1.0, 2.0], "by its name no reward"),
+        ("logprob", [-2.5, -1.5, -3.5, -1.0, -2.0], "by its name no reward"),
+    ],
+)
+def test_numbers_that_are_probably_no_rewards_are_asked_about(tmp_path, name, column, why):
+    """Row numbers and clocks were certified as rewards."""
+    path = written(tmp_path / "c.jsonl", columns_of(**{name: column}))
+    with pytest.raises(InputError) as caught:
+        read_candidates(path)
+    assert f"`{name}` (" in str(caught.value)
+    assert why in str(caught.value)
+    assert "such as --rewards x y." in str(caught.value)
+    said = []
+    assert read_candidates(path, ["x", "y"], say=said.append).names == ("x", "y")
+    assert said[-1] == f"no rewards: {name}"
+    assert read_candidates(path, ["x", name]).names == ("x", name)
+
+
+def test_objects_that_differ_and_prompts_that_are_conversations(tmp_path):
+    rows = [{"prompt": r["prompt"], "answer": r["answer"], "rewards": {"x": r["x"], "y": r["y"]}}
+            for r in SCORED]  # fmt: skip
+    for change, words in (
+        ({"x": 1.0}, "line 3: `rewards` is {'x': 1.0}, expected an object of x, y"),
+        (None, "line 3: `rewards` is None, expected an object of x, y"),
+        ({"x": 1.0, "y": None}, "line 3: `y` is missing"),
+        ({"x": 1.0, "y": "a"}, "line 3: `y` is 'a' (text), where 4 rows hold numbers"),
+    ):
+        bad = [dict(row) for row in rows]
+        bad[2]["rewards"] = change
+        with pytest.raises(InputError) as caught:
+            read_candidates(written(tmp_path / "bad.jsonl", bad))
+        assert words in str(caught.value)
+    chats = [row | {"prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
+    assert read_candidates(written(tmp_path / "chats.jsonl", chats)).prompts == ("p", "q")
