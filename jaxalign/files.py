@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxalign.errors import InputError
+from jaxalign.recognise import instead
 
 
 @contextmanager
@@ -146,8 +147,10 @@ def read_json(
         raw = path.read_bytes()
         raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
         content = json.loads(raw.decode("utf-8-sig"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; expected {expected}: {remedy}.") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(
+            f"{path}: no such file{instead(path.parent)}; expected {expected}: {remedy}."
+        ) from None
     except OSError as error:
         raise InputError(
             f"{path}: cannot be read ({error.strerror or error}); expected {expected}: {remedy}."
@@ -237,6 +240,8 @@ def _named(path: Path, aside: Path) -> Iterator[None]:
     """Name the file that was asked for where writing fails, and not the temporary one."""
     try:
         yield
+    except InputError as error:  # of a file or folder written inside of this one
+        raise InputError(str(error).replace(str(aside), str(path))) from error
     except OSError as error:
         if error.filename is not None and not str(error.filename).startswith(str(aside)):
             raise

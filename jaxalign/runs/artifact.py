@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxalign.errors import InputError
 from jaxalign.files import write_aside
+from jaxalign.recognise import instead
 
 if TYPE_CHECKING:
     import jax
@@ -108,11 +109,14 @@ def load_artifact(
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise InputError(f"{path}: no such file; expected a {kind}: {remedy}.")
+        raise InputError(
+            f"{path}: no such file{instead(path.parent)}; expected a {kind}: {remedy}."
+        )
     flat, stated = _read(path, f"a {kind}: {remedy}")
     if "kind" not in stated:
         raise InputError(
-            f"{path}: holds tensors and no artifact of jaxalign; expected a {kind}: {remedy}."
+            f"{path}: holds tensors and no artifact of jaxalign{instead(path.parent)}; expected a "
+            f"{kind}: {remedy}."
         )
     if stated["kind"] != kind:
         raise InputError(f"{path}: holds a {stated['kind']}; expected a {kind}: {remedy}.")

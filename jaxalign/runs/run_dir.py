@@ -16,6 +16,7 @@ import numpy as np
 from jaxalign.config import resume_rules
 from jaxalign.errors import InputError
 from jaxalign.files import check_output, read_json, write_json
+from jaxalign.recognise import recognise
 from jaxalign.runs.artifact import Arrays, Tree, load_arrays, save_arrays, unflatten
 from jaxalign.version import __version__
 
@@ -224,10 +225,12 @@ def finished_report(folder: str | Path, kind: str, remedy: str) -> dict[str, obj
     found = read_json(folder / MARKER, f"the folder of a run ({kind})", remedy)
     if found.get("kind") != kind:
         raise InputError(
-            f"{folder} holds a run of `{found.get('kind')}`; expected one of `{kind}`: {remedy}."
+            f"{folder} holds {recognise(folder)}; expected a run of `{kind}`: {remedy}."
         )
     if not (folder / REPORT).exists():
-        raise InputError(f"{folder} holds an unfinished run: finish it with --resume first.")
+        raise InputError(
+            f"{folder} holds an unfinished run of `{kind}`: finish it with --resume first."
+        )
     return read_json(folder / REPORT, "the report of a run", remedy)
 
 

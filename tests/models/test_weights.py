@@ -200,7 +200,7 @@ def test_a_save_that_fails_leaves_the_old_model(tmp_path, monkeypatch):
         whole(*args)
 
     monkeypatch.setattr(saving, "write_tensors", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(InputError, match=r"model cannot be written \(No space left"):
         save_language_model(folder, model, max_shard_bytes=2e4)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

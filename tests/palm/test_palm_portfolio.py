@@ -99,9 +99,9 @@ def test_what_is_damaged_or_of_another_kind_is_refused(built, tmp_path):
     with pytest.raises(InputError, match="digest does not fit its content"):
         palm.load(path.parent)
     save_arrays(path, {"solved": portfolio.solved})
-    with pytest.raises(InputError, match="no artifact of jaxalign; expected a portfolio"):
+    with pytest.raises(InputError, match=r"no artifact of jaxalign.*; expected a portfolio"):
         palm.load(path.parent)
-    with pytest.raises(InputError, match=r"no such file; expected a portfolio.*palm build"):
+    with pytest.raises(InputError, match=r"no such file.*; expected a portfolio.*palm build"):
         palm.load(tmp_path)
 
 

@@ -30,13 +30,13 @@ DATA = {"data": np.arange(3), "model": "abc"}
 def test_a_run_is_finished_by_its_report(tmp_path):
     run = open_run_dir(tmp_path / "new" / "run", "count", Config(), DATA)
     assert not run.finished
-    with pytest.raises(InputError, match="holds an unfinished run: finish it with --resume first"):
+    with pytest.raises(InputError, match="holds an unfinished run of `count`: finish it with"):
         finished_report(run.path, "count", "run `count`")
     run.finish({"total": 3})
     assert run.finished
     assert finished_report(run.path, "count", "run `count`") == {"total": 3}
     with pytest.raises(
-        InputError, match="holds a run of `count`; expected one of `sft`: run `sft`"
+        InputError, match="holds a run of `count`; expected a run of `sft`: run `sft`"
     ):
         finished_report(run.path, "sft", "run `sft`")
     with pytest.raises(InputError, match="no such file; expected the folder of a run"):

@@ -32,6 +32,7 @@ from jaxalign.moc.policy import ConditionedPolicy
 from jaxalign.moc.preferences import evaluation_points, parse_preference, preference_tag
 from jaxalign.models.language import LanguageModel
 from jaxalign.progress import Progress
+from jaxalign.recognise import instead
 from jaxalign.rewards.spec import build_rewards
 from jaxalign.runs.run_dir import Identity, finished_report, open_run_dir
 
@@ -94,8 +95,8 @@ def policy_folder(folder: str | Path) -> Path:
         if (place / FILE).is_file():
             return place
     raise InputError(
-        f"{folder} holds no MOC policy ({FILE}): give the folder of a finished `jaxalign moc "
-        "train`; a policy of an older format has to be trained again."
+        f"{folder} holds no MOC policy ({FILE}){instead(folder)}: give the folder of a finished "
+        "`jaxalign moc train`; a policy of an older format has to be trained again."
     )
 
 

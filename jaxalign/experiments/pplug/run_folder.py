@@ -10,6 +10,7 @@ from jaxalign.experiments.pplug.baselines import TRAININGS
 from jaxalign.experiments.pplug.config import PPlugRunConfig
 from jaxalign.files import read_json
 from jaxalign.pplug.config import PPlugConfig
+from jaxalign.recognise import recognise
 from jaxalign.runs.run_dir import MARKER, REPORT
 
 CONFIG, SOURCES = "config.yaml", "sources.json"
@@ -98,8 +99,8 @@ def load_run(folder: str | Path) -> PPlugRun:
     marker = read_json(folder / MARKER, "the folder of a PPlug run", remedy)
     if marker.get("kind") != KIND or marker.get("format") != 3:
         raise InputError(
-            f"{folder} holds a run of `{marker.get('kind')}`, format {marker.get('format')}; "
-            f"expected one of `{KIND}`, format 3: {remedy}."
+            f"{folder} holds {recognise(folder)} (format {marker.get('format')}); expected a run "
+            f"of `{KIND}`, format 3: {remedy}."
         )
     plugs = {}
     for path in sorted((folder / PLUGS).glob(f"*/{REPORT}")):

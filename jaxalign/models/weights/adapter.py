@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import InputError
-from jaxalign.models.hf_config import JsonObject, read_config_json, real, section, size
+from jaxalign.files import read_json
+from jaxalign.models.hf_config import JsonObject, real, section, size
 from jaxalign.models.lora import LoraConfig
 from jaxalign.models.weights.layout import Layout, Leaf
 from jaxalign.models.weights.load import match_names, spellings
@@ -82,7 +83,9 @@ def adapter_settings(folder: Path) -> dict[str, object]:
         InputError: the file is missing or broken, or names another kind of adapter.
     """
     source = folder / CONFIG
-    settings = read_config_json(source)
+    settings = read_json(
+        source, "the folder of a LoRA adapter", "give one that `jaxalign sft` or peft wrote"
+    )
     for name, allowed in _PLAIN.items():
         found = settings.get(name, allowed[0])
         if found not in allowed:

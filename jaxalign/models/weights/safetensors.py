@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxalign.errors import InputError
+from jaxalign.recognise import instead
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -114,8 +115,8 @@ def find_weights(folder: Path) -> tuple[Path, ...]:
         return (found[0],)
     what = "several safetensors files and no index" if found else "no safetensors file"
     raise InputError(
-        f"{folder}: found {what}; expected {SINGLE} or {INDEX} with its shards: "
-        "save the model again with safe serialisation."
+        f"{folder}: found {what}{instead(folder)}; expected a model with {SINGLE}, or {INDEX} and "
+        "its shards: save the model again with safe serialisation."
     )
 
 
