@@ -43,7 +43,12 @@ class Progress:
 
 
 def track(
-    title: str, batches: Iterable[Batch], total: int, count: Callable[[Batch], int], show: bool
+    title: str,
+    batches: Iterable[Batch],
+    total: int,
+    count: Callable[[Batch], int],
+    show: bool,
+    note: Callable[[], str] = lambda: "",
 ) -> Iterator[Batch]:
     """Yield batches, with a progress bar on standard error once they have taken 3 s.
 
@@ -53,6 +58,7 @@ def track(
         total: the sum of `count` over all batches.
         count: how much of the total a batch is.
         show: False shows no bar.
+        note: what stands behind the bar, such as a rate; called after every batch.
 
     Yields:
         The batches.
@@ -62,16 +68,16 @@ def track(
         >>> sum(sum(batch) for batch in track("adding", [[1, 2], [3]], 3, len, show=False))
         6
     """
-    from rich.progress import MofNCompleteColumn, TimeRemainingColumn
+    from rich.progress import MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
     columns = (*Bars.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Bars(*columns, console=stderr_console())
-    task, start, visible = bar.add_task(title, total=total), time.monotonic(), False
+    bar = Bars(*columns, TextColumn("{task.fields[note]}"), console=stderr_console())
+    task, start, visible = bar.add_task(title, total=total, note=""), time.monotonic(), False
     try:
         for batch in batches:
             yield batch
-            bar.advance(task, count(batch))
+            bar.update(task, advance=count(batch), note=note())
             if show and not visible and time.monotonic() - start > _SHOW_AFTER:
                 bar.start()
                 visible = True

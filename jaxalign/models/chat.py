@@ -1,6 +1,6 @@
 """Prompts in and completions out as text, through a model's tokenizer and chat template."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -90,13 +90,59 @@ def generate_texts(
         prompt_ids(model, prompt, settings.max_tokens + int(soft[row]), f"prompt {row}")
         for row, prompt in enumerate(prompts)
     ]
-    settings = with_stops(model, settings)
     keys = jax.vmap(partial(jax.random.fold_in, key))(np.arange(len(ids)))
-    answers: dict[int, Completion] = {}
+    completions: dict[int, Completion] = {}
+    batches = complete_tokens(
+        model,
+        ids,
+        settings,
+        keys,
+        adapters=adapters,
+        rows=rows,
+        combine=combine,
+        prefix=prefix,
+        prefix_lengths=prefix_lengths,
+        batch_size=batch_size,
+    )
+    for batch in track("answering", batches, len(ids), len, progress):
+        completions |= batch
+    return [completions[row] for row in range(len(ids))]
+
+
+def complete_tokens(
+    model: "LanguageModel",
+    ids: Sequence[Sequence[int]],
+    settings: Sampling,
+    keys: jax.Array,
+    *,
+    adapters: Adapters = None,
+    rows: Sequence[int] | Array | None = None,
+    combine: PolicyMixture | None = None,
+    prefix: Array | None = None,
+    prefix_lengths: Array | None = None,
+    batch_size: int = 16,
+) -> Iterator[dict[int, Completion]]:
+    """Yield batches of completions of prompts that are tokens, by the number of the prompt.
+
+    Args:
+        model: from `load_language_model`.
+        ids: X prompts, of `prompt_ids`.
+        settings: how tokens are sampled; the model's own stop ids are added to these.
+        keys: [X] random keys. A completion depends on its prompt and key, not on the batch.
+        adapters, rows, combine, prefix, prefix_lengths: as in `generate`, for all X prompts.
+        batch_size: most prompts at once.
+
+    Yields:
+        Completions, those of the longest prompts first.
+
+    Raises:
+        InputError: the model's logits are not finite.
+    """
+    settings = with_stops(model, settings)
     # The longest come first: a machine too small fails at once.
     order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
-    batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
-    for batch in track("answering", batches, len(order), len, progress):
+    for first in range(0, len(order), batch_size):
+        batch = order[first : first + batch_size]
         # A last batch that is not full is filled up: one compilation fewer.
         filled = batch + batch[-1:] * (min(batch_size, len(ids)) - len(batch))
         found = generate(
@@ -115,9 +161,7 @@ def generate_texts(
             ),
         )
         host: Generated = jax.device_get(found)
-        for place, row in enumerate(batch):
-            answers[row] = _answer(model, host, place, len(ids[row]))
-    return [answers[row] for row in range(len(ids))]
+        yield {row: _answer(model, host, n, len(ids[row])) for n, row in enumerate(batch)}
 
 
 def prompt_ids(

@@ -8,15 +8,18 @@ from jaxalign.runs.artifact import (
     save_artifact,
 )
 from jaxalign.runs.log import MetricsLog
+from jaxalign.runs.row_file import RowFile, open_row_file
 from jaxalign.runs.run_dir import RunDir, finished_report, open_run_dir
 
 __all__ = [
     "Artifact",
     "MetricsLog",
+    "RowFile",
     "RunDir",
     "finished_report",
     "load_arrays",
     "load_artifact",
+    "open_row_file",
     "open_run_dir",
     "save_arrays",
     "save_artifact",

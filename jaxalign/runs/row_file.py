@@ -1,0 +1,137 @@
+"""A file of JSON lines that is written a part at a time, by a run that may stop at any moment."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxalign.errors import InputError
+from jaxalign.files import read_json, write_aside
+from jaxalign.runs.run_dir import MARKER, REPORT, RunDir, open_run_dir
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_ROWS = "rows.jsonl"
+
+
+@dataclass(frozen=True)
+class RowFile:
+    """An output file whose rows stand in the folder of a run beside it until all are there.
+
+    Attributes:
+        path: of the file.
+        run: which run writes it; its folder stays, so that the file is known again.
+    """
+
+    path: Path
+    run: RunDir
+
+    @property
+    def finished(self) -> bool:
+        """Whether the file is whole."""
+        return self.run.finished
+
+    def kept(self, span: int) -> int:
+        """Return how many rows a stopped run has left, and cut off what follows them.
+
+        Args:
+            span: rows are kept in whole spans of so many: what was computed together stays so.
+        """
+        part = self.run.path / _ROWS
+        if not part.exists():
+            return 0
+        lines = part.read_bytes().split(b"\n")[:-1]  # what follows the last line feed was cut off
+        whole = len(lines) // span * span
+        os.truncate(part, sum(len(line) + 1 for line in lines[:whole]))
+        return whole
+
+    def append(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """Write rows that are not lost from now on."""
+        lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+        with (self.run.path / _ROWS).open("ab") as file:
+            file.write(lines.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self) -> None:
+        """Give the file its name: call it after the last row."""
+        part = self.run.path / _ROWS
+        with write_aside(self.path) as aside:
+            shutil.copyfile(part, aside)
+        self.run.finish({"sha256": _digest(part)})
+        part.unlink()
+
+
+def open_row_file(
+    path: str | Path,
+    kind: str,
+    config: "DataclassInstance",
+    identity: Mapping[str, str | Iterable[str]],
+    resume: bool = False,
+) -> RowFile:
+    """Open an output file of JSON lines to write it anew, or to go on with it.
+
+    Args:
+        path: of the file; a finished one is replaced unless `resume` is set.
+        kind: of the run, such as "generate".
+        config: the settings, all that decide the rows.
+        identity: what else decides them, by the name that messages call it.
+        resume: go on with the rows that a stopped run of the same kind and settings has left, and
+            leave a file alone that such a run has finished.
+
+    Raises:
+        InputError: a stopped run of the file is another one, or `resume` is not set; or `resume` is
+            set, and nothing says what the file was made from.
+
+    Example:
+        >>> import tempfile
+        >>> from dataclasses import dataclass
+        >>> from pathlib import Path
+        >>> from jaxalign.runs import open_row_file
+        >>> @dataclass(frozen=True)
+        ... class Config:
+        ...     seed: int = 0
+        >>> path = Path(tempfile.mkdtemp()) / "rows.jsonl"
+        >>> file = open_row_file(path, "count", Config(), {"data": "a text"})
+        >>> file.append([{"row": 0}, {"row": 1}, {"row": 2}])
+        >>> file = open_row_file(path, "count", Config(), {"data": "a text"}, resume=True)
+        >>> file.kept(span=2)
+        2
+        >>> file.finish()
+        >>> path.read_text().splitlines()
+        ['{"row": 0}', '{"row": 1}']
+    """
+    path = Path(path).expanduser()
+    folder = path.with_name(f".{path.name}.run")
+    whole = (folder / REPORT).exists() and _is_whole(path, folder)
+    stopped = (folder / MARKER).exists() and not (folder / REPORT).exists()
+    if resume and path.exists() and not (whole or stopped):
+        raise InputError(
+            f"--out {path} is there, and no run beside it has written what it holds: leave "
+            "--resume out to write it anew, or give another --out."
+        )
+    if folder.exists() and not stopped and not (resume and whole):
+        shutil.rmtree(folder)
+    names = [f"{name} {text}" for name, value in identity.items() for text in _texts(value)]
+    return RowFile(path, open_run_dir(folder, kind, config, [], names, resume))
+
+
+def _texts(value: str | Iterable[str]) -> Iterable[str]:
+    return (value,) if isinstance(value, str) else value
+
+
+def _is_whole(path: Path, folder: Path) -> bool:
+    """Whether the file is still what the run has written."""
+    return path.is_file() and read_json(folder / REPORT).get("sha256") == _digest(path)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
