@@ -59,7 +59,7 @@ def test_one_prompt_and_a_file_say_the_same(run, tmp_path):
     code, lines, _ = run("--prompts", path)
     assert code == 0
     first, second = (json.loads(line) for line in lines.splitlines())
-    assert first["text"] == said.removesuffix("\n")
+    assert first["completion"] == said.removesuffix("\n")
     assert (first["row"], second["row"]) == (0, 1)
     assert 1 <= first["tokens"] <= 6
     assert first["logprob"] < 0
@@ -69,7 +69,7 @@ def test_each_row_has_its_adapter(run, world, tmp_path):
     adapters = ["--adapter", world / "warm", world / "cold"]
     rows = [{"prompt": "hello", "adapter": name} for name in ("warm", "cold")]
     _, lines, _ = run("--prompts", write(tmp_path / "p.jsonl", *rows), *adapters)
-    together = [json.loads(line)["text"] for line in lines.splitlines()]
+    together = [json.loads(line)["completion"] for line in lines.splitlines()]
     alone = []
     for name in ("warm", "cold"):
         code, said, _ = run("--prompt", "hello", "--adapter", world / name)
@@ -93,23 +93,37 @@ def test_a_chat_goes_through_the_template(run, tmp_path):
     _, lines, _ = run("--prompts", write(tmp_path / "p.jsonl", *rows))
     code, said, _ = run("--prompt", "hello", "--chat")
     assert code == 0
-    assert json.loads(lines)["text"] == said.removesuffix("\n")
+    assert json.loads(lines)["completion"] == said.removesuffix("\n")
     assert json.loads(lines)["prompt_tokens"] > 5
     assert run("--prompt", "hello", "--system", "be kind")[0] == 0
 
 
-def test_an_interrupted_file_goes_on_to_the_same_bytes(run, tmp_path):
-    rows = [{"prompt": f"say {number}"} for number in range(12)]
-    path = write(tmp_path / "p.jsonl", *rows)
-    options = ["--prompts", path, "--batch-size", 1, "--temperature", 1]
-    assert run(*options, "--out", tmp_path / "whole.jsonl")[0] == 0
-    whole = (tmp_path / "whole.jsonl").read_text()
-    part = tmp_path / ".again.jsonl.part"
-    part.write_text("".join(whole.splitlines(keepends=True)[:10]) + '{"row": 10, "te')
-    assert run(*options, "--out", tmp_path / "again.jsonl", "--resume")[0] == 0
-    assert (tmp_path / "again.jsonl").read_text() == whole
-    assert not part.exists()
-    assert len(rows_of(tmp_path / "whole.jsonl")) == 12
+def test_samples_are_rows_with_all_that_their_prompt_has(run, world, tmp_path):
+    adapters = ["--adapter", world / "warm", world / "cold"]
+    turns = [{"role": "user", "content": "hello"}]
+    path = write(
+        tmp_path / "p.jsonl",
+        {"prompt": "hello", "user": 7, "adapter": "warm", "tokens": "own"},
+        {"messages": turns, "adapter": str(world / "cold")},
+    )
+    out = tmp_path / "new" / "answers.jsonl"
+    options = ["--prompts", path, *adapters, "--temperature", 1, "--seed", 3]
+    assert run(*options, "--samples", 3, "--out", out)[0] == 0
+    found = rows_of(out)
+    assert [(row["row"], row["sample"]) for row in found] == [
+        (r, s) for r in (0, 1) for s in range(3)
+    ]
+    assert [row["prompt"] for row in found] == ["hello"] * 3 + [turns] * 3
+    assert [row["adapter"] for row in found] == ["warm"] * 3 + ["cold"] * 3
+    assert [row.get("user") for row in found] == [7] * 3 + [None] * 3
+    assert len({row["completion"] for row in found[:3]}) > 1
+    assert all(isinstance(row["tokens"], int) for row in found)
+    # The first sample is what one sample is, in a file of any batch size and on the terminal.
+    _, lines, _ = run(*options, "--batch-size", 1)
+    firsts = [json.loads(line) for line in lines.splitlines()]
+    assert [row["completion"] for row in firsts] == [row["completion"] for row in found[::3]]
+    warm = ["--adapter", world / "warm", "--temperature", 1, "--seed", 3]
+    assert run("--prompt", "hello", *warm)[1] == found[0]["completion"] + "\n"
 
 
 def test_bad_input_is_one_sentence(run, world, tmp_path):
@@ -117,6 +131,7 @@ def test_bad_input_is_one_sentence(run, world, tmp_path):
     broken.write_text('{"prompt": "a"}\n{"text": "b"}\n')
     unnamed = write(tmp_path / "unnamed.jsonl", {"prompt": "a"})
     other = write(tmp_path / "other.jsonl", {"prompt": "a", "adapter": "hot"})
+    late = write(tmp_path / "late.jsonl", *[{"prompt": "a"}] * 20, {"prompt": "word " * 400})
     both = ["--adapter", world / "warm", world / "cold"]
     binary = tmp_path / "binary.jsonl"
     binary.write_bytes(b"\xff\xfe")
@@ -128,7 +143,11 @@ def test_bad_input_is_one_sentence(run, world, tmp_path):
         ("--prompts", silent): ("silent.jsonl, line 1", "`messages[0].content` is missing"),
         ("--prompts", broken): ("broken.jsonl, line 2", "prompt or messages"),
         ("--prompts", tmp_path / "none.jsonl"): ("does not exist",),
-        ("--prompts", unnamed, *both): ("row 1", "--weights"),
+        ("--prompts", unnamed, *both): ("unnamed.jsonl, line 1: no adapter", "--weights"),
+        ("--prompts", late, *both, "--weights", 1, 1): ("late.jsonl, line 21 has", "context"),
+        ("--prompt", "a", "--resume"): ("--out",),
+        ("--prompt", "a", "--samples", 2): ("temperature",),
+        ("--prompt", "a", "--samples", 0, "--temperature", 1): ("samples is 0",),
         ("--prompts", other, *both): ("'hot'", "warm, cold"),
         ("--prompt", "a", "--adapter", tmp_path): ("adapter_config.json",),
         ("--prompt", "a", "--weights", 1): ("--weights has 1",),

@@ -102,6 +102,7 @@ def add(commands: Commands) -> None:
 def _answer(arguments: argparse.Namespace, _: list[str]) -> None:
     import jax
 
+    from jaxalign.data.prompt_rows import PromptRow, as_prompt, read_prompt_rows
     from jaxalign.experiments.answer import (
         AnswerSources,
         answer_users,
@@ -111,7 +112,6 @@ def _answer(arguments: argparse.Namespace, _: list[str]) -> None:
         reason,
     )
     from jaxalign.files import write_text
-    from jaxalign.models.prompt_file import PromptRow, prompt_of, read_prompts
     from jaxalign.models.sampling import Sampling
     from jaxalign.personalize import ServingRule
 
@@ -134,11 +134,11 @@ def _answer(arguments: argparse.Namespace, _: list[str]) -> None:
         arguments.dtype,
         arguments.batch_size,
     )
-    rows: list[PromptRow] = [{"prompt": arguments.prompt}]
+    rows = [PromptRow(arguments.prompt)]
     if arguments.prompts:
-        rows = read_prompts(arguments.prompts)
-    prompts = [prompt_of(row, arguments.chat, arguments.system) for row in rows]
-    users = [row.get("user", arguments.user) for row in rows]
+        rows = read_prompt_rows(arguments.prompts)
+    prompts = [as_prompt(row, arguments.chat, arguments.system) for row in rows]
+    users = [row.columns.get("user", arguments.user) for row in rows]
     model = load_user_model(arguments.user_run, arguments.users)
     strategy = load_strategy(arguments.strategy, sources, model, prompts)
     answers = answer_users(model, prompts, users, strategy, rule, jax.random.key(arguments.seed))

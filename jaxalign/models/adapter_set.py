@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxalign.data.prompt_rows import PromptRow
 from jaxalign.errors import InputError
 from jaxalign.models import lora
 from jaxalign.models.families import Config
 from jaxalign.models.generate import GenerationArguments, PolicyMixture
 from jaxalign.models.params import Params
 from jaxalign.models.peft import load_adapter
-from jaxalign.models.prompt_file import PromptRow
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,38 +61,37 @@ def load_adapter_set(
     return AdapterSet(stack, None if weights is None else tuple(weights))
 
 
-def adapter_numbers(
-    rows: Sequence[PromptRow], folders: Sequence[Path], mixed: bool, source: Path
-) -> list[int]:
+def adapter_numbers(rows: Sequence[PromptRow], folders: Sequence[Path], mixed: bool) -> list[int]:
     """Return the number of each row's adapter, -1 for none.
 
     Args:
         rows: of a prompt file; a row names its adapter by folder or by the folder's last part.
         folders: of the adapters.
         mixed: whether all adapters answer together, so that no row has to name one.
-        source: the prompt file, for messages.
 
     Raises:
         InputError: a row names no adapter although there are several, or an unknown one.
 
     Example:
         >>> from pathlib import Path
+        >>> from jaxalign.data.prompt_rows import PromptRow
         >>> from jaxalign.models.adapter_set import adapter_numbers
-        >>> adapter_numbers([{"adapter": "b"}], [Path("x/a"), Path("x/b")], False, Path("p.jsonl"))
+        >>> row = PromptRow("Hello.", "p.jsonl, line 1", {"adapter": "b"})
+        >>> adapter_numbers([row], [Path("x/a"), Path("x/b")], mixed=False)
         [1]
     """
     names = {str(path): number for number, path in enumerate(folders)}
     names |= {path.name: number for number, path in enumerate(folders)}
     numbers = []
-    for place, row in enumerate(rows, 1):
-        name = row.get("adapter")
+    for row in rows:
+        name = row.columns.get("adapter")
         if name is None and len(folders) > 1 and not mixed:
             raise InputError(
-                f"{source}, row {place}: no adapter named, and there are {len(folders)}: add an "
-                "`adapter` to each row, or mix by --weights"
+                f"{row.where}: no adapter named, and there are {len(folders)}: add an `adapter` to "
+                "each row, or mix by --weights."
             )
         if name is not None and name not in names:
             known = ", ".join(path.name for path in folders) or "none: give --adapter"
-            raise InputError(f"{source}, row {place}: adapter {name!r} is not among {known}")
-        numbers.append(names[name] if name is not None else len(folders) - 1)
+            raise InputError(f"{row.where}: adapter {name!r} is not among {known}.")
+        numbers.append(names[str(name)] if name is not None else len(folders) - 1)
     return numbers

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from jaxalign.errors import InputError
 from jaxalign.files import read_json, write_aside
-from jaxalign.runs.run_dir import MARKER, REPORT, RunDir, open_run_dir
+from jaxalign.runs.run_dir import MARKER, REPORT, Identity, RunDir, open_run_dir
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -54,7 +52,7 @@ class RowFile:
 
     def append(self, rows: Iterable[Mapping[str, object]]) -> None:
         """Write rows that are not lost from now on."""
-        lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+        lines = "".join(f"{json.dumps(row, ensure_ascii=False, default=str)}\n" for row in rows)
         with (self.run.path / _ROWS).open("ab") as file:
             file.write(lines.encode())
             file.flush()
@@ -73,7 +71,7 @@ def open_row_file(
     path: str | Path,
     kind: str,
     config: "DataclassInstance",
-    identity: Mapping[str, str | Iterable[str]],
+    identity: Mapping[str, Identity],
     resume: bool = False,
 ) -> RowFile:
     """Open an output file of JSON lines to write it anew, or to go on with it.
@@ -119,12 +117,7 @@ def open_row_file(
         )
     if folder.exists() and not stopped and not (resume and whole):
         shutil.rmtree(folder)
-    names = [f"{name} {text}" for name, value in identity.items() for text in _texts(value)]
-    return RowFile(path, open_run_dir(folder, kind, config, [], names, resume))
-
-
-def _texts(value: str | Iterable[str]) -> Iterable[str]:
-    return (value,) if isinstance(value, str) else value
+    return RowFile(path, open_run_dir(folder, kind, config, identity, resume))
 
 
 def _is_whole(path: Path, folder: Path) -> bool:

@@ -1,0 +1,340 @@
+"""Completions of a file of prompts, into a file of JSON lines or onto the terminal."""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.data.chat_template import choose_template
+from jaxalign.data.prompt_rows import PromptRow
+from jaxalign.errors import InputError
+from jaxalign.experiments.moc._evaluate import policy_folder
+from jaxalign.moc import files as moc_files
+from jaxalign.moc.preferences import parse_preference
+from jaxalign.models.adapter_set import adapter_numbers, load_adapter_set
+from jaxalign.models.chat import Chat, Completion, complete_tokens, prompt_ids
+from jaxalign.models.generate import GenerationArguments
+from jaxalign.models.language import LanguageModel, load_language_model
+from jaxalign.models.sampling import Sampling
+from jaxalign.personalize.policies import Conditioned
+from jaxalign.progress import track
+from jaxalign.runs.run_dir import Identity
+from jaxalign.runs.row_file import RowFile, open_row_file
+
+KIND = "generate"
+_SPAN = 8  # batches between two writes of the output
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """How prompts are completed.
+
+    Attributes:
+        sampling: how tokens are sampled.
+        samples: completions of each prompt, at least 1; above 1, with a temperature above 0.
+        seed: of the sampling, at least 0.
+    """
+
+    sampling: Sampling
+    samples: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise InputError(f"samples is {self.samples}; expected at least 1.")
+        if self.samples > 1 and not self.sampling.temperature:
+            raise InputError(
+                f"{self.samples} samples at temperature 0 are one and the same: give a temperature "
+                "above 0, such as 1."
+            )
+
+
+class RowPolicies(NamedTuple):
+    """A model, and the policy on it that completes each of X rows.
+
+    Attributes:
+        model: whose tokenizer, parameters and context are used.
+        prompts: [X] as the policies read them.
+        routes: [X] what chose the policy of each row, such as {"adapter": "warm"}.
+        arguments: from B row numbers to the arguments of `generate` for these rows.
+        soft_tokens: before each prompt.
+        digest: of all that the policies add to the model.
+    """
+
+    model: LanguageModel
+    prompts: Sequence[str | Chat]
+    routes: Sequence[Mapping[str, object]]
+    arguments: Callable[[Sequence[int]], GenerationArguments]
+    soft_tokens: int
+    digest: str
+
+
+class Generated(NamedTuple):
+    """What a call of `complete_rows` did.
+
+    Attributes:
+        completions: in the whole file.
+        new: that this call sampled.
+        tokens: of the new completions.
+        seconds: that they took, compilation included.
+    """
+
+    completions: int
+    new: int
+    tokens: int
+    seconds: float
+
+
+def adapter_policies(
+    name: str,
+    rows: Sequence[PromptRow],
+    prompts: Sequence[str | Chat],
+    folders: Sequence[Path] = (),
+    weights: Sequence[float] | None = None,
+    *,
+    dtype: str = "float32",
+    chat_template: str | None = None,
+) -> RowPolicies:
+    """Return a model as the policy of all rows, or one of its adapters for each row.
+
+    Args:
+        name: of the model.
+        rows: X of a prompt file; `adapter` in a row names the adapter that answers.
+        prompts: [X] of `as_prompt`.
+        folders: of the adapters.
+        weights: that mix all adapters token by token, one each; None where one answers.
+        dtype: of weights and compute.
+        chat_template: name of one of the tokenizer's chat templates; None for its default.
+
+    Raises:
+        InputError: a model, an adapter or a row that cannot be used.
+    """
+    folder = Path(name).expanduser()
+    if any((place / moc_files.FILE).is_file() for place in (folder, folder / "model")):
+        raise InputError(
+            f"{folder} holds a MOC policy, which needs a preference; found none: add --preference, "
+            "or give its base model."
+        )
+    numbers = adapter_numbers(rows, folders, weights is not None)
+    model = _model(load_language_model(name, dtype), chat_template)
+    adapters = load_adapter_set(folders, model.config, weights)
+    one = weights is None and len(folders) > 0
+    return RowPolicies(
+        model,
+        prompts,
+        [{"adapter": folders[number].name} if one else {} for number in numbers],
+        lambda chosen: adapters.arguments([numbers[row] for row in chosen]),
+        0,
+        _digest(adapters.stack, adapters.weights),
+    )
+
+
+def preference_policies(
+    name: str,
+    rows: Sequence[PromptRow],
+    prompts: Sequence[str | Chat],
+    preference: str | None = None,
+    *,
+    dtype: str = "float32",
+    chat_template: str | None = None,
+) -> RowPolicies:
+    """Return a MOC policy under the preference of each row.
+
+    Args:
+        name: folder of the policy, or of the run that trained it.
+        rows: X of a prompt file; `preference` in a row is that row's.
+        prompts: [X] of `as_prompt`.
+        preference: of the rows without one.
+        dtype: of weights and compute.
+        chat_template: name of one of the tokenizer's chat templates; None for its default.
+
+    Raises:
+        InputError: the folder holds no policy, or a row has no preference over its rewards.
+    """
+    policy = moc_files.load(policy_folder(name), dtype=dtype)
+    model = _model(policy.model, chat_template)
+    routes, table = [], []
+    for row in rows:
+        own = row.columns.get("preference", preference)
+        routes.append({"preference": own})
+        table.append(_preference(own, policy.names, row.where))
+    preferences = np.array(table)
+    policies = Conditioned(policy, np.eye(len(policy.names)))
+    return RowPolicies(
+        model,
+        [policies.prompt(*pair) for pair in zip(prompts, preferences, strict=True)],
+        routes,
+        policies.stacked(preferences).arguments,
+        policies.prefix_tokens,
+        _digest(policy.trained, None),
+    )
+
+
+def complete_rows(
+    policies: RowPolicies,
+    rows: Sequence[PromptRow],
+    config: GenerateConfig,
+    *,
+    batch_size: int = 16,
+    out: Path | None = None,
+    resume: bool = False,
+    show: bool = True,
+) -> Generated:
+    """Write completions of prompts as JSON lines: `samples` of the first row, of the second, ...
+
+    A line has `row` and `sample`, both from 0; `prompt`, `completion`; what else the row of the
+    prompt has, such as its user; what chose its policy; and about the completion `tokens`,
+    `prompt_tokens`, `logprob` in nats, and whether it `stopped` by itself.
+
+    Args:
+        policies: of each row.
+        rows: X of them.
+        config: how they are completed. A completion depends on the seed, the number of its row and
+            of its sample, and the prompt.
+        batch_size: most prompts at once.
+        out: file to write; None for standard output.
+        resume: go on with the rows that a stopped run has left. The file has the same bytes as one
+            that was written without interruption.
+        show: a progress bar on standard error.
+
+    Raises:
+        InputError: a prompt is too long or cannot be read, or `out` is of another run.
+    """
+    reserved = config.sampling.max_tokens + policies.soft_tokens
+    ids = [
+        prompt_ids(policies.model, prompt, reserved, row.where)
+        for prompt, row in zip(policies.prompts, rows, strict=True)
+    ]
+    total, file = len(ids) * config.samples, None
+    if out is not None:
+        file = open_row_file(out, KIND, config, _identity(policies, rows, ids), resume)
+        if file.finished:
+            return Generated(total, 0, 0, 0.0)
+    first = 0 if file is None else file.kept(_SPAN * batch_size)
+    start, tokens = time.monotonic(), 0
+
+    def rate() -> str:
+        return f"{tokens / (time.monotonic() - start):,.0f} tokens/s"
+
+    spans = _spans(policies, rows, ids, config, batch_size, range(first, total), file)
+    for batch in track("answering", spans, total - first, len, show, rate):
+        tokens += sum(len(completion.tokens) for completion in batch.values())
+    if file is not None:
+        file.finish()
+    return Generated(total, total - first, tokens, time.monotonic() - start)
+
+
+def _spans(
+    policies: RowPolicies,
+    rows: Sequence[PromptRow],
+    ids: Sequence[Sequence[int]],
+    config: GenerateConfig,
+    batch_size: int,
+    places: range,
+    file: RowFile | None,
+) -> Iterator[dict[int, Completion]]:
+    """Yield batches of completions, and write them once there are some."""
+    for first in range(places.start, places.stop, _SPAN * batch_size):
+        here = range(first, min(first + _SPAN * batch_size, places.stop))
+        chosen = [place // config.samples for place in here]
+        found: dict[int, Completion] = {}
+        for batch in complete_tokens(
+            policies.model,
+            [ids[row] for row in chosen],
+            config.sampling,
+            _keys(config, here),
+            batch_size=batch_size,
+            **policies.arguments(chosen),
+        ):
+            found |= batch
+            yield batch
+        lines = [
+            _line(
+                row, place % config.samples, rows[row], policies.routes[row], found[place - first]
+            )
+            for place, row in zip(here, chosen, strict=True)
+        ]
+        if file is not None:
+            file.append(lines)
+        else:
+            sys.stdout.writelines(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
+            sys.stdout.flush()
+
+
+def _line(
+    number: int, sample: int, row: PromptRow, route: Mapping[str, object], found: Completion
+) -> dict[str, object]:
+    own = {"row": number, "sample": sample, "prompt": row.prompt, "completion": found.text}
+    about = {
+        "tokens": len(found.tokens),
+        "prompt_tokens": found.prompt_tokens,
+        "logprob": round(float(found.logprobs.sum()), 6),
+        "stopped": found.stopped,
+    }
+    return {**own, **row.columns, **route, **about, **own}
+
+
+def row_key(seed: int, row: int | jax.Array) -> jax.Array:
+    """Return the random key of a row; folded with the number of a sample, it is the sample's."""
+    return jax.random.fold_in(jax.random.key(seed), row)
+
+
+def _keys(config: GenerateConfig, places: range) -> jax.Array:
+    numbers = jnp.asarray(places)
+    keys = jax.vmap(partial(row_key, config.seed))(numbers // config.samples)
+    return jax.vmap(jax.random.fold_in)(keys, numbers % config.samples)
+
+
+def _identity(
+    policies: RowPolicies, rows: Sequence[PromptRow], ids: Sequence[Sequence[int]]
+) -> dict[str, Identity]:
+    """What decides the lines besides the settings, by the name that messages call it."""
+    parts = zip(ids, rows, policies.routes, strict=True)
+    return {
+        "model": policies.model.sha256,
+        "dtype": str(policies.model.config.dtype),
+        "adapter or policy": policies.digest,
+        "prompts": [
+            json.dumps([own, row.prompt, row.columns, route], default=str)
+            for own, row, route in parts
+        ],
+    }
+
+
+def _model(model: LanguageModel, chat_template: str | None) -> LanguageModel:
+    if chat_template is not None:
+        choose_template(model.tokenizer, chat_template)
+    return model
+
+
+def _digest(tree: object, weights: Sequence[float] | None) -> str:
+    digest = hashlib.sha256(repr(weights).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{path} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _preference(found: object, names: tuple[str, ...], where: str) -> np.ndarray:
+    """The preference [R] of a row."""
+    if isinstance(found, dict):
+        found = ",".join(f"{name}={share}" for name, share in found.items())
+    if not isinstance(found, str):
+        raise InputError(
+            f"{where}: found the preference {found!r}, expected text such as {names[0]}=1; add one "
+            "to each row, or --preference for those without."
+        )
+    try:
+        return parse_preference(found, names)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
