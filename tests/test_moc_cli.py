@@ -295,7 +295,7 @@ def test_generate_tells_each_row_its_preference(world, tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = call(*options, "--prompts", path, "--preference", preferences[0])
     assert result.code == 0, result.err
-    assert [json.loads(line)["text"] for line in result.out.splitlines()] == [
+    assert [json.loads(line)["completion"] for line in result.out.splitlines()] == [
         answer.text for answer in told
     ]
     # What is told changes the answer's probabilities: the policy reads it.

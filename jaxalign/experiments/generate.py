@@ -78,7 +78,7 @@ class RowPolicies(NamedTuple):
     digest: str
 
 
-class Generated(NamedTuple):
+class GenerateSummary(NamedTuple):
     """What a call of `complete_rows` did.
 
     Attributes:
@@ -188,7 +188,7 @@ def complete_rows(
     out: Path | None = None,
     resume: bool = False,
     show: bool = True,
-) -> Generated:
+) -> GenerateSummary:
     """Write completions of prompts as JSON lines: `samples` of the first row, of the second, ...
 
     A line has `row` and `sample`, both from 0; `prompt`, `completion`; what else the row of the
@@ -218,7 +218,7 @@ def complete_rows(
     if out is not None:
         file = open_row_file(out, KIND, config, _identity(policies, rows, ids), resume)
         if file.finished:
-            return Generated(total, 0, 0, 0.0)
+            return GenerateSummary(total, 0, 0, 0.0)
     first = 0 if file is None else file.kept(_SPAN * batch_size)
     start, tokens = time.monotonic(), 0
 
@@ -230,7 +230,7 @@ def complete_rows(
         tokens += sum(len(completion.tokens) for completion in batch.values())
     if file is not None:
         file.finish()
-    return Generated(total, total - first, tokens, time.monotonic() - start)
+    return GenerateSummary(total, total - first, tokens, time.monotonic() - start)
 
 
 def _spans(

@@ -387,7 +387,7 @@ def test_texts_that_cannot_be_answered_are_refused(model):
     with pytest.raises(InputError, match="prompt 0 is not valid Unicode"):
         ask(["\ud800"])
     bare = SimpleNamespace(**{**vars(model), "tokenizer": SimpleNamespace(chat_template=None)})
-    with pytest.raises(InputError, match="tiny has no chat template"):
+    with pytest.raises(InputError, match="prompt 0: the tokenizer has no chat template"):
         generate_texts(bare, [[{"role": "user", "content": "x"}]], Sampling(), KEY)
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, model.params)
     broken = SimpleNamespace(**{**vars(model), "params": broken})
