@@ -115,7 +115,7 @@ def test_samples_are_rows_with_all_that_their_prompt_has(run, world, tmp_path):
     ]
     assert [row["prompt"] for row in found] == ["hello"] * 3 + [turns] * 3
     assert [row["adapter"] for row in found] == ["warm"] * 3 + ["cold"] * 3
-    assert [row.get("user") for row in found] == [7] * 3 + [None] * 3
+    assert [row.get("user") for row in found] == ["7"] * 3 + [None] * 3
     assert len({row["completion"] for row in found[:3]}) > 1
     assert all(isinstance(row["tokens"], int) for row in found)
     # The first sample is what one sample is, in a file of any batch size and on the terminal.

@@ -138,7 +138,7 @@ def _answer(arguments: argparse.Namespace, _: list[str]) -> None:
     if arguments.prompts:
         rows = read_prompt_rows(arguments.prompts)
     prompts = [as_prompt(row, arguments.chat, arguments.system) for row in rows]
-    users = [row.columns.get("user", arguments.user) for row in rows]
+    users = [row.user(arguments.user) for row in rows]
     model = load_user_model(arguments.user_run, arguments.users)
     strategy = load_strategy(arguments.strategy, sources, model, prompts)
     answers = answer_users(model, prompts, users, strategy, rule, jax.random.key(arguments.seed))

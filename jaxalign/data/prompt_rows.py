@@ -24,6 +24,11 @@ class PromptRow:
     where: str = "the prompt"
     columns: Mapping[str, object] = field(default_factory=dict)
 
+    def user(self, default: str | None = None) -> str | None:
+        """Return who asks, or the default where the row does not say."""
+        found = self.columns.get("user", default)
+        return found if found is None else str(found)
+
 
 def read_prompt_rows(path: Path) -> list[PromptRow]:
     """Read a prompt file.

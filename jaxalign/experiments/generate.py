@@ -27,8 +27,8 @@ from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.sampling import Sampling
 from jaxalign.personalize.policies import Conditioned
 from jaxalign.progress import track
-from jaxalign.runs.run_dir import Identity
 from jaxalign.runs.row_file import RowFile, open_row_file
+from jaxalign.runs.run_dir import Identity
 
 KIND = "generate"
 _SPAN = 8  # batches between two writes of the output
