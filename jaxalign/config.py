@@ -40,7 +40,8 @@ def load_config(cls: type[Config], path: str | Path | None, overrides: Sequence[
 
     Args:
         cls: a frozen dataclass, whose fields may be such dataclasses.
-        path: a YAML file with some or all of the keys; None for the defaults alone.
+        path: a YAML file with some or all of the keys, or the name of a config that ships with the
+            package, such as moc/smollm2_traits; None for the defaults alone.
         overrides: words of a command line: `--mrm.inner_lr 0.1`, `--mrm.inner-lr=0.1`,
             `--mrm.hidden_sizes 64 2`.
 
@@ -60,7 +61,7 @@ def load_config(cls: type[Config], path: str | Path | None, overrides: Sequence[
     leaves = {leaf.key: leaf for leaf in _leaves(cls)}
     document = _defaults(leaves.values())
     if path is not None:
-        document = _merged(document, _read(Path(path)), leaves)
+        document = _merged(document, _read(find_config(path)), leaves)
     options = _options(overrides, leaves)
     for key, values in options.items():
         _put(document, key, _parsed(leaves[key], values))
@@ -74,6 +75,37 @@ def load_config(cls: type[Config], path: str | Path | None, overrides: Sequence[
             f"{path}: found a value that no field holds ({error}), expected text, numbers, "
             "true/false, lists and keys; correct the file."
         ) from None
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Return the configs that ship with the package, by name: folder and file without its ending.
+
+    Example:
+        >>> from jaxalign.config import shipped_configs
+        >>> "moc/smollm2_traits" in shipped_configs()
+        True
+    """
+    folder = Path(__file__).parent / "configs"
+    found = sorted(folder.glob("*/*.yaml"))
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
+
+
+def find_config(path: str | Path) -> Path:
+    """Return the file of a config: the one that is named, or else the shipped one of that name.
+
+    Raises:
+        InputError: there is neither.
+    """
+    path, shipped = Path(path).expanduser(), shipped_configs()
+    name = path.with_suffix("").as_posix() if path.suffix == ".yaml" else path.as_posix()
+    if path.exists() or name.removeprefix("configs/") in shipped:
+        return path if path.exists() else shipped[name.removeprefix("configs/")]
+    near = get_close_matches(name, shipped, 1, 0.8)
+    listed = f"a name such as {near[0]}" if near else f"one of {', '.join(shipped)}"
+    raise InputError(
+        f"{path} does not exist, expected a YAML file, or {listed}, which ship with the package; "
+        "check the path."
+    )
 
 
 def on_resume(rule: Literal["any", "more"], default: Value) -> Value:
@@ -136,15 +168,24 @@ def describe(cls: type) -> str:
         >>> describe(MeshConfig).splitlines()[0]
         '  --data int (-1)'
     """
+    return _described(cls, "--")
+
+
+def _described(cls: type, dashes: str) -> str:
     lines = []
     for leaf in _leaves(cls):
         default = "required" if leaf.default is MISSING else _shown(leaf.default)
-        lines.append(f"  --{leaf.key} {_type_name(leaf.type)} ({default})")
+        lines.append(f"  {dashes}{leaf.key} {_type_name(leaf.type)} ({default})")
         if leaf.help:
             indent = " " * 6
             lines.append(
                 textwrap.fill(leaf.help, 96, initial_indent=indent, subsequent_indent=indent)
             )
+        for entry in get_args(leaf.type):
+            if not (isinstance(entry, type) and dataclasses.is_dataclass(entry)):
+                continue
+            lines.append(f"      Each entry of `{leaf.key}`, in the YAML file, has:")
+            lines.append(textwrap.indent(_described(entry, ""), " " * 6))
     return "\n".join(lines)
 
 
@@ -266,8 +307,6 @@ for _class in (_Loader, _Dumper):
 def _read(path: Path) -> dict[str, object]:
     try:
         document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist, expected a YAML file; check the path.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as a YAML file ({error}); check it.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -24,6 +24,15 @@ def test_help(arguments):
     assert len(result.out) > 100
 
 
+def test_fields_of_entries_are_listed():
+    result = call("moc", "train", "--fields")
+    lines = [line.strip() for line in result.out.splitlines()]
+    assert "Each entry of `rewards`, in the YAML file, has:" in lines
+    place = lines.index("function str|None (None)")
+    assert lines[place + 1].startswith("for kind `python`: `module:function`")
+    assert "kind rule|classifier|python (rule)" in lines
+
+
 def test_version():
     result = call("--version")
     assert (result.code, result.err) == (0, "")

@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from jaxalign.config import load_config
+from jaxalign.config import load_config, shipped_configs
+from jaxalign.errors import InputError
 from jaxalign.experiments.moc import MocRunConfig
 from jaxalign.experiments.mrm import MRMRunConfig
 from jaxalign.experiments.pplug.config import PPlugRunConfig
 from jaxalign.palm.config import BuildConfig
 from jaxalign.pplug.config import PPlugConfig
 from jaxalign.rewards.bradley_terry import RewardConfig
+from jaxalign.rewards.spec import build_rewards
+from jaxalign.rewards.vector import compute_rewards
 from jaxalign.train.sft import SftConfig
 
 ROOT = Path(__file__).resolve().parents[1] / "configs"
@@ -28,6 +31,35 @@ COMMANDS = {
 
 def test_every_folder_has_its_command():
     assert {path.name for path in ROOT.iterdir()} == COMMANDS.keys()
+
+
+def test_shipped_configs_are_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert set(shipped_configs()) == {
+        f"{path.parent.name}/{path.stem}" for path in ROOT.glob("*/*.yaml")
+    }
+    by_path = load_config(MocRunConfig, ROOT / "moc/smollm2_traits.yaml", [])
+    for name in (
+        "moc/smollm2_traits",
+        "moc/smollm2_traits.yaml",
+        "configs/moc/smollm2_traits.yaml",
+    ):
+        assert load_config(MocRunConfig, name, []) == by_path
+    with pytest.raises(InputError, match=r"moc/nope does not exist, .* or one of"):
+        load_config(MocRunConfig, "moc/nope", [])
+    with pytest.raises(InputError, match="a name such as sft/lora, which ship with the package"):
+        load_config(SftConfig, "sft/loar", [])
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft/lora").write_text("validation_share: 0.5")
+    assert load_config(SftConfig, "sft/lora", []).validation_share == 0.5
+
+
+def test_a_shipped_config_uses_a_reward_of_ones_own(monkeypatch):
+    monkeypatch.chdir(ROOT.parent)
+    config = load_config(MocRunConfig, "moc/own_reward", [])
+    reward = build_rewards(config.rewards)
+    assert (reward.names, config.rewards[0].kind) == (("questions", "brevity"), "python")
+    assert compute_rewards(reward, ["a"] * 2, ["Why? How?", "So."])[:, 0].tolist() == [2, 0]
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("*/*.yaml")), ids=lambda path: path.stem)

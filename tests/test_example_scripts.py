@@ -28,6 +28,10 @@ def test_every_script_has_a_test():
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
 
+def test_script_own_rewards(printed):
+    assert printed("own_rewards") == "[1.0] [0.29]\n"
+
+
 def test_script_new_user(printed):
     population, user, weights = printed("new_user").splitlines()
     mean, spread = (numbers(part) for part in user.split(":")[1].split("+-"))

@@ -47,14 +47,16 @@ def test_version_is_that_of_the_install():
     assert jaxalign.__version__ == importlib.metadata.version("jaxalign")
 
 
-def test_kernels_is_a_relative_symlink():
+def test_kernels_and_configs_are_relative_symlinks():
+    assert os.readlink(ROOT / "jaxalign/configs") == "../configs"
     assert os.readlink(ROOT / "jaxalign/kernels") == "../kernels"
     assert jaxalign.kernels.__name__ == "jaxalign.kernels"
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git checkout")
-def test_git_holds_kernels_as_a_symlink():
-    listed = run("git", "ls-files", "--stage", "jaxalign/kernels", cwd=ROOT)
+@pytest.mark.parametrize("name", ["kernels", "configs"])
+def test_git_holds_a_symlink(name):
+    listed = run("git", "ls-files", "--stage", f"jaxalign/{name}", cwd=ROOT)
     assert listed.startswith("120000 ")
 
 
@@ -63,7 +65,7 @@ def source(tmp_path):
     """A copy of what a build reads, so that nothing is left in the checkout."""
     copy = tmp_path / "source"
     ignore = shutil.ignore_patterns("__pycache__", "*.part")
-    for name in ("jaxalign", "kernels"):
+    for name in ("jaxalign", "kernels", "configs"):
         shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=ignore)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy / name)
@@ -84,6 +86,12 @@ def check(package: Path) -> None:
     """The package folder holds what the source tree holds."""
     assert modules(package) == modules(ROOT / "jaxalign")
     assert (package / "py.typed").is_file()
+    configs = [
+        {path.relative_to(folder) for path in (folder / "configs").glob("*/*.yaml")}
+        for folder in (package, ROOT / "jaxalign")
+    ]
+    assert configs[0] == configs[1]
+    assert len(configs[0]) > 20
     assert (package / DATA).is_file() == (ROOT / "jaxalign" / DATA).is_file()
 
 

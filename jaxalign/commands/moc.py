@@ -28,7 +28,10 @@ def _add_train(actions: Commands) -> None:
     parser.add_argument("--data", required=True, help="prompts: file or Hugging Face dataset")
     add_out(parser, "folder", "folder of the run")
     parser.add_argument(
-        "--config", type=Path, required=True, help="YAML file, such as those in configs/moc"
+        "--config",
+        type=Path,
+        required=True,
+        help="YAML file, or a shipped config such as moc/smollm2_traits",
     )
     parser.add_argument("--resume", action="store_true", help="continue an unfinished run")
     takes_config(parser, "jaxalign.experiments.moc:MocRunConfig")

@@ -26,7 +26,7 @@ def _add_train(actions: Commands) -> None:
         text,
         epilog="Any field of the config can be set: --bayes.em_steps 12",
     )
-    parser.add_argument("--config", type=Path, help="YAML, see configs/mrm")
+    parser.add_argument("--config", type=Path, help="YAML, or a shipped one such as mrm/compare")
     parser.add_argument("--data", required=True, help="preference file, folder or datasets name")
     add_out(parser, "folder", "folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")

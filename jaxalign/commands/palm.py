@@ -29,7 +29,7 @@ def _add_build(actions: Commands) -> None:
         text,
         epilog="Any field of the config can be set: --palm.size 5",
     )
-    parser.add_argument("--config", type=Path, help="YAML file with settings; see configs/palm")
+    parser.add_argument("--config", type=Path, help="YAML, or a shipped one such as palm/demo")
     parser.add_argument(
         "--data",
         required=True,

@@ -37,7 +37,9 @@ def _add_train(actions: Commands) -> None:
     parser.add_argument("--encoder", required=True, help="encoder of histories: folder or name")
     parser.add_argument("--data", required=True, help="LaMP's folder, JSON lines, or HuffPost")
     add_out(parser, "folder", "folder of the run")
-    parser.add_argument("--config", type=Path, required=True, help="YAML, see configs/pplug")
+    parser.add_argument(
+        "--config", type=Path, required=True, help="YAML, or one such as pplug/lamp_1"
+    )
     parser.add_argument("--store", type=Path, help="folder of item vectors, which runs may share")
     parser.add_argument("--baselines", action="store_true", help="train every baseline too")
     parser.add_argument("--resume", action="store_true", help="go on with a run, or add to it")

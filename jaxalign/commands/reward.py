@@ -24,7 +24,7 @@ def _add_train(actions: Commands) -> None:
     parser.add_argument("--model", required=True, help="language model: folder, file or name")
     parser.add_argument("--data", required=True, help="preference file or datasets name")
     add_out(parser, "folder", "folder of the run")
-    parser.add_argument("--config", type=Path, help="YAML, see configs/reward")
+    parser.add_argument("--config", type=Path, help="YAML, or a shipped one such as reward/lora")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
     takes_config(parser, "jaxalign.rewards.bradley_terry:RewardConfig")
 

@@ -19,7 +19,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--data", required=True, help="completions: file or datasets name")
     parser.add_argument("--validation", help="completions to judge by, instead of a share of rows")
     add_out(parser, "folder", "folder of the run")
-    parser.add_argument("--config", type=Path, help="YAML, see configs/sft")
+    parser.add_argument("--config", type=Path, help="YAML, or a shipped one such as sft/lora")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
     takes_config(parser, "jaxalign.train.sft:SftConfig")
 

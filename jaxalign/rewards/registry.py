@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from jaxalign.errors import InputError
-from jaxalign.rewards.vector import TextFunction, TextReward, check_reward_names
+from jaxalign.rewards.vector import TextFunction, TextReward, check_reward_names, side_by_side
 
 Function = TypeVar("Function", bound=TextFunction)
 _REGISTERED: dict[str, TextFunction] = {}
@@ -96,9 +96,11 @@ def rule_rewards(names: Sequence[str]) -> TextReward:
     for name in names:
         check_registered(name)
     functions = [_REGISTERED[name] for name in names]
+    # Side by side, each is refused by its own name; a lone one has no column to stand beside.
+    apart = [TextReward((name,), one, name) for name, one in zip(names, functions, strict=True)]
 
     def function(prompts: list[str], answers: list[str]) -> np.ndarray:
-        return np.stack([np.asarray(one(prompts, answers)) for one in functions], axis=1)
+        return side_by_side(apart, prompts, answers)
 
     versions = "".join(map(_version, functions))
     return TextReward(tuple(names), function, f"rules:{','.join(names)}{versions}")

@@ -1,6 +1,7 @@
 """Reward models that were trained here: scores of answers, and folders in and out."""
 
 import copy
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -96,7 +97,11 @@ def reward_model(
 def adapted_model(base: LanguageModel, labels: Sequence[str], adapted: Adapted) -> Classifier:
     """The reward model of a base and what was added to it; the adapter is merged."""
     trunk = lora.merge(base.params, lora.scaled(adapted.adapter, adapted.config))
-    return reward_model(base, labels, adapted.head, trunk)
+    digest = hashlib.sha256(base.sha256.encode())
+    for part in jax.tree.leaves([adapted.adapter, adapted.head]):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    made = reward_model(base, labels, adapted.head, trunk)
+    return replace(made, sha256=digest.hexdigest())
 
 
 def save_whole(folder: str | Path, model: Classifier, hf_config: Mapping[str, object]) -> None:

@@ -117,7 +117,7 @@ class RewardScale:
             if not high > low:
                 raise InputError(
                     f"the reward {name} has level 0 at {low:g} and level 1 at {high:g}; expected "
-                    "the second above the first: give its range, or more varied samples."
+                    "the second above the first: state its `levels`, or use more varied samples."
                 )
 
     @property

@@ -9,8 +9,9 @@ from types import ModuleType
 from typing import Literal
 
 from jaxalign.errors import InputError
-from jaxalign.models.classifier import Classifier, load_classifier
+from jaxalign.models.classifier import Classifier
 from jaxalign.rewards.registry import check_registered, file_digest, rule_rewards
+from jaxalign.rewards.reward_model import load_reward_model
 from jaxalign.rewards.vector import TextReward, classifier_reward, concatenate_rewards
 
 _OF_CLASSIFIERS = ("model", "label", "pair", "template", "between", "dtype", "batch_tokens")
@@ -25,8 +26,9 @@ class RewardSpec:
             is registered: brevity, positivity, simplicity, warmth, structure, or one of your own.
         kind: `rule` is a registered function of the text; `classifier` is a logit of a sequence
             classifier; `python` is a function of your own, given by `function`.
-        model: for kind `classifier`: its folder, file or Hub name.
-        label: for kind `classifier`: the number of the logit, from 0.
+        model: for kind `classifier`: its folder, file or Hub name; also the folder `model` of a run
+            of `jaxalign reward train`.
+        label: for kind `classifier`: the number of the logit, or of the head, from 0.
         pair: for kind `classifier`: true classifies prompt and answer, joined as the tokenizer
             joins a pair; false classifies the answer alone.
         template: for kind `classifier`: text to classify instead, with {prompt} and {answer} in
@@ -126,7 +128,7 @@ def _build_one(spec: RewardSpec, loaded: dict[tuple[str, str], Classifier]) -> T
         case RewardSpec(kind="classifier", model=str() as model):
             key = (model, spec.dtype)
             if key not in loaded:
-                loaded[key] = load_classifier(*key)
+                loaded[key] = load_reward_model(*key)
             return classifier_reward(
                 loaded[key],
                 spec.name,
@@ -158,7 +160,7 @@ def _imported(name: str, module: str) -> ModuleType:
     sys.path.append(here)  # the command's own path does not hold the working directory
     try:
         return importlib.import_module(module)
-    except Exception as error:  # importing runs the user's code
+    except (Exception, SystemExit) as error:  # importing runs the user's code
         raise InputError(
             f"the reward {name}: {module} cannot be imported ({type(error).__name__}: {error}); "
             "correct it, or run where it lies."

@@ -84,10 +84,16 @@ def concatenate_rewards(*rewards: TextReward) -> TextReward:
         return rewards[0]
 
     def function(prompts: list[str], answers: list[str]) -> np.ndarray:
-        columns = [_columns(reward, prompts, answers) for reward in rewards]
-        return np.concatenate(columns, axis=1)
+        return side_by_side(rewards, prompts, answers)
 
     return TextReward(names, function, "+".join(reward.id for reward in rewards))
+
+
+def side_by_side(
+    rewards: Sequence[TextReward], prompts: list[str], answers: list[str]
+) -> np.ndarray:
+    """Return the columns [B, R] of several rewards; one that fails is known by its own name."""
+    return np.concatenate([_columns(reward, prompts, answers) for reward in rewards], axis=1)
 
 
 def classifier_reward(
@@ -237,10 +243,10 @@ def _called(reward: TextReward, prompts: list[str], answers: list[str]) -> np.nd
     if not answers:
         return np.zeros((0, len(reward.names)), np.float32)
     try:
-        values = reward.function(prompts, answers)
+        values = reward.function(list(prompts), list(answers))  # it may change its lists
     except _Faulty:
         raise
-    except Exception as error:  # a reward is the user's code and raises what it likes
+    except (Exception, SystemExit) as error:  # a reward is the user's code and raises what it likes
         said = f"{type(error).__name__}: {error}".removesuffix(": ")
         raise _Faulty(reward.names, -1, f"raised {said}") from error
     return _table(reward.names, values, len(answers))

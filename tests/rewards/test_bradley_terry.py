@@ -13,9 +13,12 @@ from transformers import AutoModelForSequenceClassification
 
 from jaxalign.errors import InputError
 from jaxalign.experiments.reward import run
+from jaxalign.models.language import load_language_model
 from jaxalign.models.lora import LoraConfig
 from jaxalign.rewards import bradley_terry as bt
 from jaxalign.rewards.reward_model import load_reward_model, score
+from jaxalign.rewards.spec import RewardSpec, build_rewards
+from jaxalign.rewards.vector import compute_rewards
 from jaxalign.train.loop import LoopConfig
 from jaxalign.train.optimiser import OptimiserConfig
 from jaxalign.train.trunk import TrunkConfig
@@ -136,6 +139,11 @@ def test_one_head_with_an_adapter_and_its_folder(base, tmp_path):
     assert sorted(p.name for p in (out / "model").iterdir()) == [
         "adapter_config.json", "adapter_model.safetensors", "head.safetensors", "reward.json"
     ]  # fmt: skip
+    # A reward model is a reward of a config, known by what was trained and not by its base.
+    reward = build_rewards([RewardSpec("liked", "classifier", model=str(out / "model"))])
+    np.testing.assert_array_equal(compute_rewards(reward, ["say b"] * 2, ["cdaef", "cdbef"]), ones)
+    assert model.sha256[:16] in reward.id
+    assert model.sha256 != load_language_model(base).sha256
     # Gone on with, a finished run is what it was.
     assert run(config, base, source, out, resume=True, show=False) == report
 

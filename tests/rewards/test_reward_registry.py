@@ -68,7 +68,7 @@ def test_the_command_scores_by_a_reward_added_by_the_recipe(recipe, tmp_path):
 
 def test_a_reward_at_fault_is_named(registered):
     register_reward("short")(lambda prompts, answers: [1.0])
-    with pytest.raises(InputError, match=r"the reward short gave shape \(1, 1\)"):
+    with pytest.raises(InputError, match=r"the reward short gave shape \(1,\) where \(2, 1\)"):
         compute_rewards(rule_rewards(["short"]), ["a", "b"], ["c", "d"])
 
 

@@ -106,7 +106,7 @@ def test_what_cannot_be_scaled_is_refused():
     with pytest.raises(InputError, match="'humor' is constant"):
         fit_scale(rare, NAMES)
     rare[0, 1] = 1  # not constant, yet most answers are alike
-    with pytest.raises(InputError, match=r"humor has level 0 at 0 and level 1 at 0.*range"):
+    with pytest.raises(InputError, match=r"humor has level 0 at 0 and level 1 at 0.*`levels`"):
         fit_scale(rare, NAMES)
     assert fit_scale(rare, NAMES, ranges={"humor": (0, 1)}).high[1] == 1
     with pytest.raises(InputError, match="not finite"):

@@ -49,7 +49,7 @@ def stand_ins(monkeypatch):
     """Classifiers of random logits, and what was asked for."""
     asked, seen = [], []
 
-    def load_classifier(name, dtype):
+    def load_reward_model(name, dtype):
         asked.append((name, dtype))
         config = SimpleNamespace(dtype=dtype)
         return Classifier(config, {}, None, ("no", "yes"), None, 8, None, name, f"sha of {name}")
@@ -58,7 +58,7 @@ def stand_ins(monkeypatch):
         seen.append((model.name, list(texts)))
         return np.tile(np.arange(2, dtype=np.float32), (len(texts), 1))
 
-    monkeypatch.setattr(module, "load_classifier", load_classifier)
+    monkeypatch.setattr(module, "load_reward_model", load_reward_model)
     monkeypatch.setattr("jaxalign.rewards.vector.classify", classify)
     return asked, seen
 
@@ -133,10 +133,12 @@ def test_wrong_configs_are_refused(tmp_path, text, match):
 def test_functions_that_cannot_be_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken_reward.py").write_text("1 / 0\n")
+    (tmp_path / "leaving_reward.py").write_text("raise SystemExit(3)\n")
     for place, match in [
         ("no_colon", "expected module:function"),
         ("not_there_at_all:f", "not_there_at_all cannot be imported"),
         ("broken_reward:f", "cannot be imported .ZeroDivisionError"),
+        ("leaving_reward:f", r"the reward r: leaving_reward cannot be imported .SystemExit: 3"),
         ("json:nothing", "json has no function 'nothing'"),
     ]:
         with pytest.raises(InputError, match=match):

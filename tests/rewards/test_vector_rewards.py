@@ -16,6 +16,7 @@ from jaxalign.errors import InputError
 from jaxalign.models.classifier import load_classifier, read_config
 from jaxalign.models.weights.classifier import layout
 from jaxalign.models.weights.load import abstract_params
+from jaxalign.rewards import registry
 from jaxalign.rewards.registry import rule_rewards
 from jaxalign.rewards.rules import TRAITS
 from jaxalign.rewards.vector import (
@@ -306,6 +307,38 @@ def test_one_reward_may_give_a_vector():
     )
     assert found.tolist() == [[1], [2]]
     assert found.dtype == np.float32
+
+
+def test_a_reward_that_leaves_the_process_is_named_with_its_row():
+    def function(prompts, answers):
+        if "b" in answers:
+            raise SystemExit(1)
+        return [0.0] * len(answers)
+
+    with pytest.raises(InputError, match=r"the reward r raised SystemExit: 1 \(row 7, "):
+        compute_rewards(TextReward(("r",), function, "r"), ["p", "q"], ["a", "b"], first_row=6)
+
+
+def test_a_reward_may_change_the_lists_that_it_is_given():
+    def function(prompts, answers):
+        found = [float(len(answer)) for answer in answers]
+        answers.clear()
+        prompts.clear()
+        return found
+
+    prompts, answers = ["p", "q"], ["a", "bb"]
+    both = concatenate_rewards(*(TextReward((name,), function, name) for name in "rs"))
+    assert compute_rewards(both, prompts, answers).tolist() == [[1, 1], [2, 2]]
+    assert (prompts, answers) == (["p", "q"], ["a", "bb"])
+
+
+def test_registered_rewards_are_refused_by_their_own_names(monkeypatch):
+    def short(prompts, answers):
+        return [0.0]
+
+    monkeypatch.setitem(registry._REGISTERED, "short", short)
+    with pytest.raises(InputError, match=r"the reward short gave shape \(1,\) where \(2, 1\)"):
+        compute_rewards(rule_rewards(["brevity", "short"]), ["p", "q"], ["a", "b"])
 
 
 def test_an_interruption_is_no_fault_of_the_reward():
