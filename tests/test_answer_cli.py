@@ -37,7 +37,8 @@ def test_a_user_is_given_the_answer_that_the_user_likes_best(world, user, place)
     result = answer(world, "--user", user)
     assert (result.code, result.out) == (0, f"{TEXTS[PROMPT][place]}\n")
     gain, sd = (column[place] for column in expected(world, user, PROMPT))
-    assert f"answer {place + 1} of 3 (best_of): gain {gain:.2f} +- {sd:.2f} logits" in result.err
+    assert f"answer {place + 1} of 3 (best_of), better than the plain answer" in result.err
+    assert f"(gain {gain:.2f} +- {sd:.2f} logits)" in result.err
     assert "not sure" not in result.err
     assert "population" not in result.err
 

@@ -286,18 +286,19 @@ def reason(answer: PersonalAnswer, user: str | None, known: bool) -> str:
     Example:
         >>> from jaxalign.experiments.answer import reason
         >>> from jaxalign.personalize import PersonalAnswer
-        >>> reason(PersonalAnswer("Hi.", "member", "member 2", 1.5, 1.0, 0.933), "ann", True)
-        'member 2 (member): gain 1.50 +- 1.00 logits, better than plain with probability 0.93'
+        >>> found = PersonalAnswer("Hi.", "member", "member 2", 1.5, 1.0, 0.933)
+        >>> reason(found, "ann", True)
+        'member 2 (member), better than the plain answer with probability 0.93 (gain 1.50 ...'
     """
     if answer.strategy == "plain":
         words = f"the plain answer ({answer.choice}): no other one is likely enough to be better"
     else:
-        words = f"{answer.choice} ({answer.strategy}): gain {answer.gain:.2f}"
+        words = f"{answer.choice} ({answer.strategy}), "
         if answer.sd is None or answer.probability is None:
-            words += " logits; the user model states no uncertainty"
+            words += f"gain {answer.gain:.2f} logits over the plain answer, how sure is not known"
         else:
-            words += f" +- {answer.sd:.2f} logits, better than plain with probability "
-            words += f"{answer.probability:.2f}"
+            words += f"better than the plain answer with probability {answer.probability:.2f}"
+            words += f" (gain {answer.gain:.2f} +- {answer.sd:.2f} logits)"
             words += "" if answer.probability >= SURE else ": not sure to help"
     if known:
         return words
