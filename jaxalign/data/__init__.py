@@ -7,7 +7,8 @@ from jaxalign.data.feedback import prism, reddit
 from jaxalign.data.files import from_columns, load
 from jaxalign.data.headlines import huffpost
 from jaxalign.data.histories import Histories, Item, Sample, load_histories, load_lamp
-from jaxalign.data.preferences import ChoiceSource, Conversation, Preferences
+from jaxalign.data.messages import Conversation
+from jaxalign.data.preferences import ChoiceSource, Preferences
 from jaxalign.data.sources import jester, load_source, ukpconvarg1
 from jaxalign.data.torch_files import read_pt
 

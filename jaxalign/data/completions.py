@@ -14,7 +14,7 @@ from jaxalign.data.chat_template import (
     choose_template,
 )
 from jaxalign.data.columns import Origin, as_list
-from jaxalign.data.messages import check_messages
+from jaxalign.data.messages import as_messages, check_messages, has_messages, is_messages
 from jaxalign.data.sequences import Sequences
 from jaxalign.data.tables import read_table
 from jaxalign.data.values import check_text
@@ -95,8 +95,8 @@ def load_completions(
 
     Args:
         source: a file or data set as `jaxalign.data.tables.read_rows` takes it. Columns: `prompt`
-            and `completion`; or `messages`, a list of {"role", "content"} that ends with the
-            assistant.
+            and `completion`, texts or lists of messages; or `messages`, a list of {"role",
+            "content"} that ends with the assistant.
         tokenizer: of `transformers`, with a chat template where turns are to be rendered.
         config: limits and choices.
 
@@ -120,8 +120,9 @@ def completions_from_columns(
 ) -> Completions:
     """`load_completions`, from columns of equal length that are already in memory."""
     origin = origin or Origin("memory")
-    segment = _segmenter(columns, tokenizer, config, origin)
-    plain = "messages" not in columns and not choose_template(tokenizer, config.template)
+    chat = choose_template(tokenizer, config.template)
+    plain = not (chat or any(map(has_messages, columns.values())) or "messages" in columns)
+    segment = _segmenter(columns, tokenizer, config, origin, plain)
     texts: list[Segments] = []
     origins: list[int] = []
     for row in range(len(next(iter(columns.values())))):
@@ -159,6 +160,7 @@ def _segmenter(
     tokenizer: ChatTokenizer,
     config: CompletionConfig,
     origin: Origin,
+    plain: bool,
 ) -> Callable[[int], list[Segments]]:
     """What cuts one row of the source into rows of learned and other pieces of text."""
     if "messages" in columns:
@@ -167,27 +169,21 @@ def _segmenter(
                 f"{origin.source} has `messages` and `completion`, expected one of the two: remove "
                 "a column."
             )
-        return lambda row: _conversation(
-            _messages(columns["messages"][row], origin.at(row)), tokenizer, config, origin.at(row)
-        )
-    if missing := [name for name in ("prompt", "completion") if name not in columns]:
+        names = ["messages"]
+    else:
+        names = ["prompt", "completion"]
+    if missing := [name for name in names if name not in columns]:
         raise InputError(
             f"{origin.source} has no column `{missing[0]}`, expected `prompt` and `completion`, or "
             "`messages`; rename or add."
         )
-    chat = choose_template(tokenizer, config.template)
 
     def segment(row: int) -> list[Segments]:
-        where = origin.at(row)
-        prompt = check_text(columns["prompt"][row], "prompt", where, blank=not chat)
-        completion = check_text(columns["completion"][row], "completion", where)
-        if not chat:
-            return [[(prompt, False), (completion, True)]]
-        turns = [
-            {"role": "user", "content": prompt},
-            {"role": "assistant", "content": completion},
-        ]
-        return _conversation(turns, tokenizer, config, where)
+        where, values = origin.at(row), [columns[name][row] for name in names]
+        if not plain:
+            return _conversation(_talk(values, names, where), tokenizer, config, where)
+        prompt = check_text(values[0], "prompt", where, blank=True)
+        return [[(prompt, False), (check_text(values[1], "completion", where), True)]]
 
     return segment
 
@@ -216,11 +212,18 @@ def _conversation(
     return rows
 
 
-def _messages(value: object, where: str) -> tuple[Message, ...]:
-    turns = check_messages(value, "messages", where)
+def _talk(values: Sequence[object], names: Sequence[str], where: str) -> tuple[Message, ...]:
+    """The conversation of a row, of `messages` or of `prompt` and `completion`."""
+    turns: tuple[Message, ...] = ()
+    for name, value in zip(names, values, strict=True):
+        if is_messages(value) or name == "messages":
+            turns += check_messages(value, name, where)
+        else:
+            role = "user" if name == "prompt" else "assistant"
+            turns += as_messages(check_text(value, name, where), role)
     if turns[-1]["role"] != "assistant":
         raise InputError(
-            f"{where}: the last of `messages` is of the {turns[-1]['role']}, expected the "
+            f"{where}: the last of `{names[-1]}` is of the {turns[-1]['role']}, expected the "
             "assistant; remove what follows its last turn."
         )
     return turns

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxalign.data.preferences import Conversation
+from jaxalign.data.messages import Conversation
 from jaxalign.data.tables import read_rows
 from jaxalign.data.values import check_number, short
 from jaxalign.errors import InputError

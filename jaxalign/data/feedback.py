@@ -13,7 +13,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from jaxalign.data.files import encode, later_reversals
-from jaxalign.data.preferences import ChoiceSource, Conversation, Preferences
+from jaxalign.data.messages import Conversation
+from jaxalign.data.preferences import ChoiceSource, Preferences
 from jaxalign.data.tables import read_rows
 from jaxalign.data.values import first_line
 from jaxalign.errors import InputError

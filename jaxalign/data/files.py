@@ -1,12 +1,13 @@
 """Preference files and data sets, read and checked into one table."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jaxalign.data.choices import flatten_conversations
 from jaxalign.data.columns import (
     Column,
     Origin,
@@ -15,8 +16,9 @@ from jaxalign.data.columns import (
     require_values,
     text_column,
 )
-from jaxalign.data.preferences import Conversation, Preferences
-from jaxalign.data.tables import read_table
+from jaxalign.data.messages import Conversation, as_messages
+from jaxalign.data.preferences import Preferences
+from jaxalign.data.tables import Table, read_table
 from jaxalign.data.values import check_flag
 from jaxalign.errors import InputError
 
@@ -24,13 +26,16 @@ REQUIRED = ("user", "chosen", "rejected")
 OPTIONAL = ("prompt", "group", "time", "tie")
 
 
-def load(source: str | Path) -> Preferences:
+def load(source: str | Path, require_user: bool = True) -> Preferences:
     """Read choices from a file or a Hugging Face data set.
 
     Args:
         source: a file or data set as `jaxalign.data.tables.read_rows` takes it. Columns: `user`
             (text or a whole number), `chosen`, `rejected` and optionally `prompt`, `group`, `tie`;
-            `time` may be there and is not kept, as rows keep the order of the source.
+            `time` may be there and is not kept, as rows keep the order of the source. Prompts and
+            answers are texts, or conversations as lists of messages; without `prompt`, the turns
+            that `chosen` and `rejected` have in common are the prompt.
+        require_user: whether there has to be a `user`.
 
     Returns:
         The table of choices; see `from_columns` for how items and groups are formed.
@@ -48,12 +53,11 @@ def load(source: str | Path) -> Preferences:
         ('Hi\\n\\nYes', 'Hi\\n\\nGo')
     """
     table = read_table(source, REQUIRED + OPTIONAL)
-    return from_columns(table.columns, table.origin)
+    return from_columns(table.columns, table.origin, require_user)
 
 
 def from_columns(
-    columns: Mapping[str, Column],
-    origin: Origin | str = "memory",
+    columns: Mapping[str, Column], origin: Origin | str = "memory", require_user: bool = True
 ) -> Preferences:
     """Build the table of choices from columns of equal length, checking every row.
 
@@ -65,6 +69,7 @@ def from_columns(
         columns: `user`, `chosen`, `rejected` and optionally `prompt`, `group` (text or whole
             number) and `tie` (bool; a tie has no winner), each [N]: lists, NumPy or Arrow arrays.
         origin: what the columns were read from, for messages.
+        require_user: whether there has to be a `user`; otherwise rows may all be of one, `anyone`.
 
     Returns:
         The table, rows in the order given.
@@ -82,10 +87,11 @@ def from_columns(
     """
     origin = Origin(origin) if isinstance(origin, str) else origin
     source = origin.source
-    if missing := [name for name in REQUIRED if name not in columns]:
-        found = ", ".join(f"`{name}`" for name in columns) or "none"
-        raise InputError(f"{source} has no column {_ticks(missing)}; found {found}; rename or add.")
+    Table(columns, origin).require(REQUIRED if require_user else REQUIRED[1:])
     present = {name: columns[name] for name in (*REQUIRED, *OPTIONAL) if name in columns}
+    present = flatten_conversations(present, origin)
+    if "user" not in present:
+        present["user"] = pa.repeat("anyone", len(present["chosen"]))
     _check_lengths({name: len(values) for name, values in present.items()}, source)
     user_text, chosen_text, rejected_text = (
         _required(name, present[name], origin) for name in REQUIRED
@@ -105,8 +111,9 @@ def from_columns(
     item, keys = _encode_numbers(key)
     under, text = np.divmod(keys, len(answers))
     items = tuple(answers[i] for i in text)
+    talks = _conversations(present)
     texts = tuple(
-        Conversation((prompts[p - 1], key)) if p else key
+        _joined(talks, prompts[p - 1], key) if p else talks.get(key, key)
         for p, key in zip(under, items, strict=True)
     )
     tie = _tie_column(present.get("tie"), count, origin)
@@ -173,6 +180,27 @@ def _encode_numbers(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return coded.indices.to_numpy().astype(np.int32), coded.dictionary.to_numpy()
 
 
+def _conversations(columns: Mapping[str, Column]) -> dict[str, Conversation]:
+    """Texts that know their turns, by their text."""
+    found: dict[str, Conversation] = {}
+    for name in ("prompt", "chosen", "rejected"):
+        if isinstance(column := columns.get(name), list):
+            found |= {str(value): value for value in column if isinstance(value, Conversation)}
+    return found
+
+
+def _joined(talks: Mapping[str, Conversation], prompt: str, answer: str) -> Conversation:
+    """A prompt and an answer to it."""
+    if prompt not in talks and answer not in talks:
+        return Conversation((prompt, answer))
+    turns = (
+        *as_messages(talks.get(prompt, prompt), "user"),
+        *as_messages(talks.get(answer, answer), "assistant"),
+    )
+    roles, said = zip(*((turn["role"], turn["content"]) for turn in turns), strict=True)
+    return Conversation(said, roles)
+
+
 def _required(name: str, values: Column, origin: Origin) -> pa.LargeStringArray:
     column = (identifier_column if name == "user" else text_column)(name, values, origin)
     require_values(name, column, origin)
@@ -221,7 +249,3 @@ def _refuse_reversals(
 
 def _rows(count: int) -> str:
     return "the row" if count == 1 else f"the {count} such rows"
-
-
-def _ticks(names: Iterable[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)

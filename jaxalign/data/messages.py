@@ -1,11 +1,67 @@
 """Conversations as data: lists of messages, checked turn by turn."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
 
 from jaxalign.data.chat_template import Message
+from jaxalign.data.columns import Column, as_list
 from jaxalign.data.values import RowError, check_text, short
 
 _TEXT = "text"  # the type of a content part, and the key of what it says
+
+
+class Conversation(str):
+    """A text that knows its turns; as text, what was said, in order, with blank lines between.
+
+    That text is what encoders read, what items are known by and what features are looked up by.
+    Language models read the turns, in their own chat template.
+
+    Attributes:
+        turns: what was said.
+        roles: who said it; empty where the user and the assistant speak by turns.
+
+    Example:
+        >>> from jaxalign.data import Conversation
+        >>> text = Conversation(("Hi", "Hello"))
+        >>> text == "Hi\\n\\nHello", text.turns
+        (True, ('Hi', 'Hello'))
+        >>> text.messages[1]
+        {'role': 'assistant', 'content': 'Hello'}
+    """
+
+    turns: tuple[str, ...]
+    roles: tuple[str, ...] = ()
+
+    def __new__(cls, turns: tuple[str, ...], roles: tuple[str, ...] = ()) -> "Conversation":
+        """The turns as one text."""
+        text = super().__new__(cls, "\n\n".join(turns))
+        text.turns = turns
+        if roles:
+            text.roles = roles
+        return text
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The turns as messages with `role` and `content`."""
+        roles = self.roles or ("user", "assistant") * len(self.turns)
+        pairs = zip(roles, self.turns, strict=False)
+        return tuple({"role": role, "content": said} for role, said in pairs)
+
+
+def as_messages(text: str, role: str) -> tuple[Message, ...]:
+    """Return the turns of a conversation, or another text as one turn of that role."""
+    if isinstance(text, Conversation):
+        return text.messages
+    return ({"role": role, "content": text},)
+
+
+def as_text(messages: Sequence[Message], role: str) -> str:
+    """Return messages as one value: the content of a lone one of that role, else a conversation."""
+    if len(messages) == 1 and messages[0]["role"] == role:
+        return messages[0]["content"]
+    roles, turns = zip(*((turn["role"], turn["content"]) for turn in messages), strict=True)
+    return Conversation(turns, roles)
 
 
 def check_messages(value: object, name: str, where: str) -> tuple[Message, ...]:
@@ -43,6 +99,13 @@ def check_messages(value: object, name: str, where: str) -> tuple[Message, ...]:
 def is_messages(value: object) -> bool:
     """Return whether a value has the form of a conversation: a list that begins with an object."""
     return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Mapping)
+
+
+def has_messages(column: Column) -> bool:
+    """Return whether a column holds a conversation."""
+    if isinstance(column, pa.Array | pa.ChunkedArray) and not pa.types.is_nested(column.type):
+        return False
+    return any(map(is_messages, as_list(column)))
 
 
 def _turn(turn: object, name: str, where: str) -> Message:

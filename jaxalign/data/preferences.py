@@ -5,28 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 
 
-class Conversation(str):
-    """A text that knows its turns: the user's first, the answer last, blank lines between them.
-
-    Attributes:
-        turns: what was said, the user and the assistant by turns.
-
-    Example:
-        >>> from jaxalign.data import Conversation
-        >>> text = Conversation(("Hi", "Hello"))
-        >>> text == "Hi\\n\\nHello", text.turns
-        (True, ('Hi', 'Hello'))
-    """
-
-    turns: tuple[str, ...]
-
-    def __new__(cls, turns: tuple[str, ...]) -> "Conversation":
-        """The turns as one text."""
-        text = super().__new__(cls, "\n\n".join(turns))
-        text.turns = turns
-        return text
-
-
 @dataclass(frozen=True)
 class Preferences:
     """Choices of users between items, one row a choice, strings held once.

@@ -6,8 +6,8 @@ and nowhere else, and whatever cannot be used is refused with its line or row.
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -18,13 +18,16 @@ import pyarrow as pa
 from jaxalign.data.columns import (
     Column,
     Origin,
+    as_list,
     identifier_column,
     number_column,
     require_values,
     text_column,
 )
 from jaxalign.data.hub import is_dataset_name, read_dataset
+from jaxalign.data.messages import as_text, check_messages, has_messages, is_messages
 from jaxalign.data.parsers import (
+    BytesFile,
     Parsed,
     csv_rows,
     is_array,
@@ -138,6 +141,25 @@ class Table:
         require_values(name, found, self.origin, blank=blank)
         return found
 
+    def conversations(self, name: str, role: str) -> list[str]:
+        """Return a column of texts [N], which may be empty, or of conversations.
+
+        Args:
+            name: of the column.
+            role: whose lone turn is a text like any other; see `messages.as_text`.
+
+        Raises:
+            InputError: there is no such column, or a value is missing or something else.
+        """
+        if not has_messages(self._column(name)):
+            return self.texts(name, blank=True).to_pylist()
+        return [
+            as_text(check_messages(value, name, self.origin.at(row)), role)
+            if is_messages(value)
+            else check_text(value, name, self.origin.at(row), blank=True)
+            for row, value in enumerate(as_list(self._column(name)))
+        ]
+
     def identifiers(self, name: str) -> pa.LargeStringArray:
         """Return a column of ids [N]: texts, or whole numbers as their text.
 
@@ -234,19 +256,15 @@ def read_each(source: str | Path, line_column: str | None = None) -> Iterator[Ro
     Raises:
         InputError: there is no such file or data set, or nothing in it can be read.
     """
-    name, count = str(source), 0
-    try:
-        with ExitStack() as opened:
-            parsed, unit, typed = _parser(source, line_column, opened)
-            for place, values in parsed:
-                count += 1
-                if isinstance(values, RowError):
-                    yield values
-                else:
-                    yield Row(values, name, place, unit, typed)
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-        raise _unreadable(name, error, count) from None
-    if not count:
+    name, empty = str(source), True
+    with _opened(source, line_column) as (parsed, unit, typed):
+        for place, values in parsed:
+            empty = False
+            if isinstance(values, RowError):
+                yield values
+            else:
+                yield Row(values, name, place, unit, typed)
+    if empty:
         raise InputError(f"{name} is empty, expected at least one row.")
 
 
@@ -289,10 +307,14 @@ def read_tables(
         kept = {n: c if names is None or n in names else () for n, c in found.items()}
         yield Table(kept, Origin(str(source)))
     else:
-        rows, start = read_rows(source), 0
-        while (table := _collected(islice(rows, size), str(source), names, start)) is not None:
-            yield table
-            start += size or 0
+        with _opened(source, None) as (parsed, unit, typed):
+            origin, empty = Origin(str(source), typed=typed), True
+            while table := _collected(islice(parsed, size), names, origin, unit == "line"):
+                empty = False
+                yield table
+                origin = replace(origin, start=origin.start + (size or 0))
+        if empty:
+            raise InputError(f"{source} is empty, expected at least one row.")
 
 
 def read_metadata(path: Path) -> Mapping[bytes, bytes]:
@@ -322,51 +344,63 @@ def _kind(source: str | Path) -> str:
     )
 
 
-def _parser(
-    source: str | Path, line_column: str | None, opened: ExitStack
-) -> tuple[Iterator[Parsed], str, bool]:
+@contextmanager
+def _opened(
+    source: str | Path, line_column: str | None
+) -> Iterator[tuple[Iterator[Parsed], str, bool]]:
     """Rows of a source, what they are counted in, and whether their values have types."""
     kind, path = _kind(source), Path(source)
-    if kind == "data set":
-        batches = pa.table(read_dataset(str(source))).to_batches(_BATCH)
-        return enumerate((row for batch in batches for row in batch.to_pylist()), 1), "row", True
-    if kind == "parquet":
-        return parquet_rows(open_parquet(path)), "row", True
-    file = opened.enter_context(open_bytes(path))
+    try:
+        if kind == "data set":
+            batches = pa.table(read_dataset(str(source))).to_batches(_BATCH)
+            yield enumerate((row for b in batches for row in b.to_pylist()), 1), "row", True
+        elif kind == "parquet":
+            yield parquet_rows(open_parquet(path)), "row", True
+        else:
+            with open_bytes(path) as file:
+                yield _text_format(kind, file, str(source), line_column)
+    except FileNotFoundError:
+        raise InputError(f"{source} does not exist; check the path.") from None
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        raise InputError(f"{source} cannot be read ({first_line(error)}); restore it.") from None
+
+
+def _text_format(
+    kind: str, file: BytesFile, name: str, line_column: str | None
+) -> tuple[Iterator[Parsed], str, bool]:
     if kind == "csv":
-        return csv_rows(file, str(source)), "line", False
+        return csv_rows(file, name), "line", False
     if kind == "txt":
         if line_column is None:
             raise InputError(
-                f"{source} holds lines of text, expected columns; give a file ending in "
+                f"{name} holds lines of text, expected columns; give a file ending in "
                 f"{', '.join(_ENDINGS[:-1])}."
             )
-        return text_rows(file, str(source), line_column), "line", True
-    array = is_array(file)
-    return json_rows(file, str(source)), "row" if array else "line", True
+        return text_rows(file, name, line_column), "line", True
+    return json_rows(file, name), "row" if is_array(file) else "line", True
 
 
 def _collected(
-    rows: Iterator[Row], source: str, names: Sequence[str] | None, start: int
+    rows: Iterator[Parsed], names: Sequence[str] | None, origin: Origin, lines: bool
 ) -> Table | None:
     """Columns of rows, straight from each row: a million dicts cost more than their parsing."""
     kept: dict[str, list[object]] = {name: [] for name in names or ()}
     found: dict[str, object] = {}
     places: list[int] = []
-    row = None
-    for row in rows:
-        places.append(row.place)
-        found.update(row.values)
+    for place, values in rows:
+        if isinstance(values, RowError):
+            raise values
+        places.append(place)
+        found.update(values)
         if names is None and len(kept) < len(found):
             for name in found:
                 kept.setdefault(name, [None] * (len(places) - 1))
         for name, column in kept.items():
-            column.append(row.values.get(name))
-    if row is None:
+            column.append(values.get(name))
+    if not places:
         return None
-    lines = np.asarray(places) if row.unit == "line" else None
-    origin = Origin(source, lines, start, row.typed)
-    return Table({name: kept.get(name, ()) for name in found}, origin)
+    columns = {name: kept.get(name, ()) for name in found}
+    return Table(columns, replace(origin, lines=np.asarray(places)) if lines else origin)
 
 
 def _parquet_tables(path: Path, names: Sequence[str] | None, size: int | None) -> Iterator[Table]:
@@ -384,10 +418,3 @@ def _parquet_tables(path: Path, names: Sequence[str] | None, size: int | None) -
             start += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is not a readable Parquet file: {first_line(error)}.") from None
-
-
-def _unreadable(name: str, error: Exception, count: int) -> InputError:
-    if isinstance(error, FileNotFoundError):
-        return InputError(f"{name} does not exist; check the path.")
-    place = f"after row {count}" if count else "from its start"
-    return InputError(f"{name} cannot be read {place}: {first_line(error)}; restore the file.")

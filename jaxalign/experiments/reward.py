@@ -147,7 +147,8 @@ def score_answers(
     """Write the rewards of answers as JSON lines: `answer`, `prompt` if given, and `rewards`.
 
     Args:
-        source: rows with `answer` and, in every row or none, `prompt`: a file or data set.
+        source: rows with `answer` and, in every row or none, `prompt`: a file or data set. Each is
+            a text, or a conversation as a list of messages, which is written as text.
         out: file to write.
         model: folder of a reward model, or a name; None takes `rewards`.
         rewards: names of registered rewards.
@@ -159,8 +160,9 @@ def score_answers(
         InputError: a bad row or model, or a name that no reward has.
     """
     table = read_table(source, ("prompt", "answer"))
-    present = [name for name in ("prompt", "answer") if name in table.columns or name == "answer"]
-    columns = {name: table.texts(name, blank=True).to_pylist() for name in present}
+    columns = {"answer": table.conversations("answer", "assistant")}
+    if "prompt" in table.columns:
+        columns = {"prompt": table.conversations("prompt", "user")} | columns
     prompts, answers = columns.get("prompt"), columns["answer"]
     if model is None:
         reward = rule_rewards(rewards)

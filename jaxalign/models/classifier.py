@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data.chat_template import render_chat
+from jaxalign.data.messages import Conversation, as_messages
 from jaxalign.errors import InputError
 from jaxalign.models import families
 from jaxalign.models.adapted import classifier_settings, open_weights, read_settings
@@ -141,7 +142,8 @@ def classify(
 ) -> np.ndarray:
     """Return the logits of texts, or of completions of prompts.
 
-    A pair becomes a conversation if the tokenizer has a chat template; otherwise its two texts are
+    Pairs, of which either part may be a `Conversation`, and lone conversations are written in the
+    chat template if the tokenizer has one; otherwise they are texts, and the two of a pair are
     joined as the tokenizer joins pairs. Texts above the model's limit are truncated on the right,
     and a line on standard error says how many. Rows are sorted into batches by length.
 
@@ -256,26 +258,22 @@ def tokenize(
         return [], None
     tokenizer = classifier.tokenizer
     encode = partial(tokenizer, truncation=True, max_length=classifier.max_length)
-    if not paired:
-        found = encode(list(map(str, texts)))
-    elif tokenizer.chat_template:
+    if tokenizer.chat_template and (paired or all(isinstance(t, Conversation) for t in texts)):
         # The template writes the special tokens itself.
+        chats = [
+            (*as_messages(text[0], "user"), *as_messages(text[1], "assistant"))
+            if isinstance(text, tuple)
+            else as_messages(text, "user")
+            for text in texts
+        ]
         found = encode(
-            [
-                render_chat(
-                    tokenizer,
-                    [
-                        {"role": "user", "content": prompt},
-                        {"role": "assistant", "content": answer},
-                    ],
-                    f"texts[{number}]",
-                )
-                for number, (prompt, answer) in enumerate(texts)
-            ],
+            [render_chat(tokenizer, chat, f"texts[{number}]") for number, chat in enumerate(chats)],
             add_special_tokens=False,
         )
-    else:
+    elif paired:
         found = encode(*(list(column) for column in zip(*texts, strict=True)))
+    else:
+        found = encode(list(map(str, texts)))
     warn_truncated(_count_truncated(found), len(texts), classifier.max_length, classifier.name)
     ids = found["input_ids"]
     for number, row in enumerate(ids):

@@ -19,7 +19,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jaxalign.data.chat_template import render_chat
-from jaxalign.data.preferences import Conversation
+from jaxalign.data.messages import Conversation
 from jaxalign.errors import InputError
 from jaxalign.models import encoder as bert
 from jaxalign.models import families
@@ -308,11 +308,7 @@ def _as_read(encoder: Encoder, text: str) -> tuple[str, bool]:
     tokenizer = cast(Tokenizer, encoder.tokenizer)
     if not tokenizer.chat_template:
         return text, False
-    turns = [
-        {"role": "assistant" if number % 2 else "user", "content": said}
-        for number, said in enumerate(text.turns)
-    ]
-    return render_chat(tokenizer, turns, f"the text {text[:40]!r}"), True
+    return render_chat(tokenizer, text.messages, f"the text {text[:40]!r}"), True
 
 
 def _tokenize(encoder: Encoder, texts: Sequence[tuple[str, bool]]) -> tuple[list[list[int]], int]:

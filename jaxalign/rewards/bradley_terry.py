@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from jaxalign.data import Preferences, load
 from jaxalign.data.files import encode
+from jaxalign.data.messages import Conversation
 from jaxalign.data.sequences import Sequences
 from jaxalign.data.tables import read_table
 from jaxalign.errors import InputError
@@ -104,7 +105,7 @@ def load_choices(source: str) -> ObjectiveChoices:
     Raises:
         InputError: the source cannot be read, or only some rows have an objective.
     """
-    preferences = load(source)
+    preferences = load(source, require_user=False)
     table = read_table(source, ("objective",))
     if "objective" not in table.columns:
         return ObjectiveChoices(preferences, np.zeros(len(preferences), np.int32), ("reward",))
@@ -317,20 +318,20 @@ def pairwise_accuracy(model: Classifier, choices: ObjectiveChoices) -> dict[str,
 
 
 def _inputs(table: Preferences, items: np.ndarray) -> list[tuple[np.ndarray, Texts]]:
-    """Items with a prompt as pairs, the others as texts."""
-    prompts = [_prompt(table.items[item], table.texts[item]) for item in items]
-    with_prompt = np.array([prompt is not None for prompt in prompts], bool)
-    pairs = [
-        (prompt, table.items[item])
-        for prompt, item in zip(prompts, items, strict=True)
-        if prompt is not None
-    ]
-    lone = [table.texts[item] for item in items[~with_prompt]]
-    inputs: list[tuple[np.ndarray, Texts]] = [
-        (items[with_prompt], pairs),
-        (items[~with_prompt], lone),
-    ]
-    return [(rows, texts) for rows, texts in inputs if texts]
+    """Items with a prompt as pairs, conversations of their own form, and the others as texts."""
+    talks: dict[int, str] = {}
+    pairs: dict[int, tuple[str, str]] = {}
+    lone: dict[int, str] = {}
+    for item in items.tolist():
+        text, prompt = table.texts[item], _prompt(table.items[item], table.texts[item])
+        if isinstance(text, Conversation) and text.roles:
+            talks[item] = text
+        elif prompt is not None:
+            pairs[item] = (prompt, table.items[item])
+        else:
+            lone[item] = text
+    parts = [(np.array([*part], int), [*part.values()]) for part in (talks, pairs, lone)]
+    return [(rows, texts) for rows, texts in parts if texts]
 
 
 def _prompt(answer: str, text: str) -> str | None:

@@ -187,3 +187,28 @@ def test_padded_rows_hold_what_went_in(rows, data):
         assert length == (len(expected) if row >= 0 else 1)
     with pytest.raises(ValueError, match="more than the width"):
         Sequences.of([[1, 2, 3]]).padded(np.array([0]), 2)
+
+
+def test_prompt_and_completion_may_be_conversations(tmp_path, tokenizer):
+    tokenizer.chat_template = CHAT
+    user, answer = turns(("user", "hi"))["messages"], turns(("assistant", "ho"))["messages"]
+    forms = [
+        {"messages": [*user, *answer]},
+        {"prompt": user, "completion": answer},
+        {"prompt": user, "completion": "ho"},
+        {"prompt": "hi", "completion": answer},
+    ]
+    for template in ("auto", "plain"):
+        found = [
+            load_completions(
+                write(tmp_path / "a.jsonl", [form]), tokenizer, CompletionConfig(template=template)
+            )
+            for form in forms
+        ]
+        for other in found[1:]:
+            np.testing.assert_array_equal(other.sequences.tokens, found[0].sequences.tokens)
+            np.testing.assert_array_equal(other.learned, found[0].learned)
+    with pytest.raises(InputError, match="line 1: the last of `completion` is of the user"):
+        load_completions(
+            write(tmp_path / "a.jsonl", [{"prompt": user, "completion": user}]), tokenizer
+        )

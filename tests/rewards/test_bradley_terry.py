@@ -213,3 +213,27 @@ def test_bad_input(base, tmp_path):
     (folder / "reward.json").write_text(json.dumps({"format": 9}))
     with pytest.raises(InputError, match="format 9; this version reads 1"):
         load_reward_model(folder)
+
+
+def test_conversations_are_trained_on_and_scored_as_plain_rows(base, tmp_path):
+    model = load_language_model(base)
+
+    def said(*turns):
+        return [{"role": role, "content": content} for role, content in turns]
+
+    before = [("user", "a"), ("assistant", "b"), ("user", "c")]
+    plain = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    talk = {
+        side: said(("user", "q"), ("assistant", plain[side])) for side in ("chosen", "rejected")
+    }
+    long = {side: said(*before, ("assistant", plain[side])) for side in ("chosen", "rejected")}
+    found = []
+    for number, row in enumerate((plain, talk, long)):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text(json.dumps(row) + "\n")
+        table = bt.load_choices(str(path)).preferences
+        found.append(bt.tokenized_items(model, table, bt.RewardConfig()))
+    np.testing.assert_array_equal(found[0].tokens, found[1].tokens)
+    expected = model.tokenizer.apply_chat_template(long["chosen"], tokenize=True)
+    expected = getattr(expected, "input_ids", expected)
+    assert found[2].tokens[: found[2].starts[1]].tolist() == list(expected)
