@@ -9,7 +9,19 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-from jaxalign.commands import answer, demo, embed, generate, moc, mrm, palm, pplug, reward, sft
+from jaxalign.commands import (
+    answer,
+    demo,
+    embed,
+    generate,
+    import_feedback,
+    moc,
+    mrm,
+    palm,
+    pplug,
+    reward,
+    sft,
+)
 from jaxalign.commands.parser import Parser, check_out
 from jaxalign.errors import InputError
 from jaxalign.version import __version__
@@ -69,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="jaxalign", description="Personalise language models.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"jaxalign {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (demo, embed, mrm, palm, moc, pplug, sft, reward, generate, answer):
+    for module in (
+        demo, import_feedback, embed, mrm, palm, moc, pplug, sft, reward, generate, answer,
+    ):  # fmt: skip
         module.add(commands)
     return parser
 

@@ -1,0 +1,108 @@
+"""Langfuse's scores, joined with the traces that they are of."""
+
+import math
+from collections.abc import Iterator, Mapping
+
+from jaxalign.data.importers.registry import (
+    ImportOptions,
+    child,
+    refuse,
+    register_format,
+    seconds,
+)
+from jaxalign.data.importers.rows import Imported, RatingRow, Skipped, Text, plain, said
+from jaxalign.data.messages import check_messages, is_messages
+from jaxalign.data.tables import Row
+from jaxalign.data.values import RowError, as_number, check_identifier, short
+
+_TRUTH = (0.0, 1.0)
+
+
+def _is_score(values: Mapping[str, object]) -> bool:
+    return said(values, "traceId", "name", "value")
+
+
+def _is_trace(values: Mapping[str, object]) -> bool:
+    return said(values, "id", "input", "output")
+
+
+@register_format(
+    "langfuse",
+    "Langfuse scores and traces, in one file or two",
+    lambda values: _is_score(values) or (_is_trace(values) and "sessionId" in values),
+)
+def read_langfuse(rows: Iterator[Row], options: ImportOptions) -> Iterator[Imported | RowError]:
+    """Read scores: each is a rating of the output of its trace.
+
+    The user is the trace's; of an annotation, `authorUserId`. A boolean lies on the scale [0, 1];
+    the scale of numbers is not in the export. Categories are skipped.
+    """
+    scores: list[Row] = []
+    traces: dict[str, Row] = {}
+    for row in rows:
+        try:
+            if _is_score(row.values):
+                row.identifier("traceId")
+                scores.append(row)
+            elif _is_trace(row.values):
+                traces[row.identifier("id")] = row
+            else:
+                yield RowError(
+                    f"{row.where}: found the fields {', '.join(list(row.values)[:8])}, expected a "
+                    "score (`traceId`, `name`, `value`) or a trace (`id`, `input`, `output`); "
+                    "remove the row.",
+                    "neither a score nor a trace",
+                )
+        except RowError as error:
+            yield error
+    for score in scores:
+        try:
+            yield from _rating(score, traces.get(score.identifier("traceId")), options)
+        except RowError as error:
+            yield error
+
+
+def _rating(score: Row, trace: Row | None, options: ImportOptions) -> Iterator[Imported]:
+    name = score.identifier("name")
+    if options.score not in (None, name):
+        yield Skipped(f"the score is {name}", score.where)
+    elif trace is None:
+        yield Skipped("no trace has the score's traceId", score.where)
+    elif score.values.get("dataType") == "CATEGORICAL":
+        yield Skipped("the score is a category", score.where)
+    else:
+        value = score.values["value"]
+        rating = float(value) if isinstance(value, bool) else as_number(value)
+        if math.isnan(rating):
+            raise refuse(score, "value", short(value), "a number")
+        own = _TRUTH if score.values.get("dataType") == "BOOLEAN" else None
+        prompt = trace.values.get("input")
+        yield RatingRow(
+            user=_user(score, trace, options),
+            prompt=None if prompt is None else _said(trace, "input", "user"),
+            answer=_said(trace, "output", "assistant"),
+            rating=rating,
+            scale=options.scale_of(score, rating, own),
+            time=seconds(score.values.get("timestamp")),
+            group=trace.identifier("sessionId") if trace.has("sessionId") else None,
+            source=score.identifier("id") if score.has("id") else None,
+        )
+
+
+def _user(score: Row, trace: Row, options: ImportOptions) -> str:
+    if score.has("authorUserId") and options.user is None and options.user_column is None:
+        return check_identifier(score.values["authorUserId"], "authorUserId", score.where)
+    return options.user_of(trace, "userId")
+
+
+def _said(trace: Row, name: str, role: str) -> Text:
+    """A text, messages, or an object that holds either."""
+    value = trace.values.get(name)
+    for key in ("messages", "content", "text"):
+        if isinstance(value, Mapping) and (held := child(value, key)) is not None:
+            value = held
+    if is_messages(value):
+        return plain(check_messages(value, name, trace.where), role)
+    if isinstance(value, str) and value.strip():
+        return value
+    raise refuse(trace, name, short(value), "a text, or messages")

@@ -1,0 +1,188 @@
+"""Exports of open-webui: feedback with thumbs, and chats with answers that were regenerated."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, TypedDict
+
+from jaxalign.data.chat_template import Message
+from jaxalign.data.importers.registry import (
+    ImportOptions,
+    child,
+    each_row,
+    refuse,
+    register_format,
+    seconds,
+    sequence,
+)
+from jaxalign.data.importers.rows import (
+    ChoiceRow,
+    Imported,
+    RatingRow,
+    Skipped,
+    Text,
+    plain,
+    said,
+)
+from jaxalign.data.tables import Row
+from jaxalign.data.values import RowError, as_number, check_text, short
+
+Node = Mapping[str, object]
+
+
+class _Base(TypedDict):
+    """What choices and ratings have in common."""
+
+    user: str
+    prompt: Text | None
+    group: str | None
+    time: float | str | None
+    source: str | None
+
+
+class _Thumb(NamedTuple):
+    """A rated answer: its id, its text and whether it was good."""
+
+    key: str
+    answer: str
+    good: bool
+
+
+def _is_feedback(values: Mapping[str, object]) -> bool:
+    return said(values, "user_id", "data", "meta") and child(values, "data", "rating") is not None
+
+
+def _is_chat(values: Mapping[str, object]) -> bool:
+    return isinstance(child(values, "chat", "history", "messages"), Mapping)
+
+
+@register_format("open-webui", "open-webui feedback export", _is_feedback)
+def read_feedback(rows: Iterator[Row], options: ImportOptions) -> Iterator[Imported | RowError]:
+    """Read thumbs, and choices between answers to the same message.
+
+    A thumb is a rating of -1 or 1; where the user gave a grade from 1 to 10 as well, that grade
+    is the rating. Of two answers to one message, one with a thumb up is chosen over one with a
+    thumb down. In the arena, a rated answer wins or loses against the others shown beside it, and
+    is no rating: the user compared.
+    """
+    thumbs: dict[tuple[str, str, str], list[_Thumb]] = defaultdict(list)
+    first: dict[tuple[str, str, str], Imported] = {}
+    for row in rows:
+        try:
+            yield from _feedback(row, options, thumbs, first)
+        except RowError as error:
+            yield error
+    for place, rated in thumbs.items():
+        base = first[place]
+        for better in (one for one in rated if one.good):
+            for worse in (one for one in rated if not one.good):
+                if isinstance(base, RatingRow) and better.answer != worse.answer:
+                    yield ChoiceRow(
+                        user=base.user, prompt=base.prompt, time=base.time, group=base.group,
+                        source=better.key, chosen=better.answer, rejected=worse.answer,
+                    )  # fmt: skip
+
+
+def _feedback(
+    row: Row,
+    options: ImportOptions,
+    thumbs: dict[tuple[str, str, str], list[_Thumb]],
+    first: dict[tuple[str, str, str], Imported],
+) -> Iterator[Imported]:
+    data, meta = row.values["data"], row.values["meta"]
+    thumb = as_number(child(data, "rating"))
+    if thumb not in (-1, 1):
+        raise refuse(row, "data.rating", short(child(data, "rating")), "-1 or 1")
+    user, chat = options.user_of(row, "user_id"), str(child(meta, "chat_id") or "")
+    messages = child(row.values, "snapshot", "chat", "chat", "history", "messages")
+    key = child(meta, "message_id")
+    node = child(messages, key) if isinstance(key, str) else None
+    if not isinstance(messages, Mapping) or not isinstance(node, Mapping):
+        yield Skipped("the snapshot does not hold the rated message", row.where)
+        return
+    answer = check_text(node.get("content"), "content of the rated message", row.where)
+    parent = node.get("parentId")
+    siblings = [
+        other
+        for other in messages.values()
+        if isinstance(other, Mapping)
+        and other is not node
+        and parent is not None
+        and other.get("parentId") == parent
+        and isinstance(other.get("content"), str)
+        and other["content"] not in ("", answer)
+    ]
+    base: _Base = {
+        "user": user, "prompt": _prompt(messages, parent), "group": chat or None,
+        "time": seconds(row.values.get("created_at")),
+        "source": row.identifier("id") if row.has("id") else None,
+    }  # fmt: skip
+    if child(meta, "arena") and siblings:
+        for other in siblings:
+            pair = (answer, str(other["content"]))
+            chosen, rejected = pair if thumb > 0 else pair[::-1]
+            yield ChoiceRow(chosen=chosen, rejected=rejected, **base)
+        return
+    grade = as_number(child(data, "details", "rating"))
+    graded = 1 <= grade <= 10
+    rating = RatingRow(
+        answer=answer, rating=grade if graded else thumb, scale=(1, 10) if graded else (-1, 1),
+        **base,
+    )  # fmt: skip
+    yield rating
+    if isinstance(parent, str):
+        place = (user, chat, parent)
+        first.setdefault(place, rating)
+        thumbs[place].append(_Thumb(str(base["source"] or key), answer, thumb > 0))
+
+
+@register_format("open-webui-chats", "open-webui chat export", _is_chat)
+@each_row
+def read_chats(row: Row, options: ImportOptions) -> Iterator[Imported]:
+    """Read choices that users made without stating them.
+
+    An answer that was regenerated, and not continued, loses to each sibling that was continued.
+    """
+    history = child(row.values, "chat", "history", "messages")
+    if not isinstance(history, Mapping):
+        raise refuse(row, "chat.history.messages", "missing", "an object of messages")
+    answers: dict[str, list[Node]] = defaultdict(list)
+    for node in history.values():
+        if isinstance(node, Mapping) and node.get("role") == "assistant":
+            answers[str(node.get("parentId"))].append(node)
+    found = False
+    for parent, siblings in answers.items():
+        continued = [node for node in siblings if sequence(node.get("childrenIds"))]
+        left = [node for node in siblings if not sequence(node.get("childrenIds"))]
+        for better in continued:
+            for worse in left:
+                texts = [node.get("content") for node in (better, worse)]
+                if texts[0] == texts[1] or not all(isinstance(t, str) and t.strip() for t in texts):
+                    continue
+                found = True
+                yield ChoiceRow(
+                    user=options.user_of(row, "user_id"),
+                    prompt=_prompt(history, parent),
+                    chosen=check_text(texts[0], "content", row.where),
+                    rejected=check_text(texts[1], "content", row.where),
+                    implicit=True,
+                    time=seconds(better.get("timestamp")),
+                    group=row.identifier("id") if row.has("id") else None,
+                )
+    if not found:
+        yield Skipped("no answer of the chat was regenerated and left", row.where)
+
+
+def _prompt(messages: Node, key: object) -> Text | None:
+    """The conversation up to a message, from its parents."""
+    turns: list[Message] = []
+    seen: set[str] = set()
+    while isinstance(key, str) and key not in seen:
+        seen.add(key)
+        node = messages.get(key)
+        if not isinstance(node, Mapping):
+            break
+        role, content = node.get("role"), node.get("content")
+        if isinstance(role, str) and isinstance(content, str):
+            turns.append({"role": role, "content": content})
+        key = node.get("parentId")
+    return plain(turns[::-1], "user") if turns else None
