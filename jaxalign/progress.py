@@ -38,8 +38,25 @@ class Progress:
     def say(self, text: str) -> None:
         """Print one line."""
         if self.show:
+            from rich.text import Text
+
+            # A text of its own: brackets in it, such as those of a prompt, are no markup.
             seconds = time.monotonic() - self._start
-            stderr_console().print(f"[dim]{seconds:6.1f} s[/dim]  {text}")
+            stderr_console().print(Text.assemble((f"{seconds:6.1f} s", "dim"), f"  {text}"))
+
+
+def duration(seconds: float) -> str:
+    """Return a time to wait in one or two units.
+
+    Example:
+        >>> from jaxalign.progress import duration
+        >>> duration(41.6), duration(125), duration(8000)
+        ('42 s', '2 min', '2 h 13 min')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def track(

@@ -219,7 +219,12 @@ def test_devices_are_said_and_recorded(world):
         "processes": 1,
         "mesh": {"data": jax.device_count(), "fsdp": 1, "tensor": 1},
     }
-    assert f"{jax.device_count()} x cpu (cpu), mesh data" in " ".join(world.trained.err.split())
+    said = " ".join(world.trained.err.split())
+    for name in ("the sampling of completions", "their log-probabilities", "the updates"):
+        assert said.count(f"compiling {name}") == 1
+    assert said.count("step 1, preference -> level: brevity") == 2
+    assert "step 2, preference -> level" not in said
+    assert f"{jax.device_count()} x cpu (cpu), mesh data" in said
 
 
 def test_evaluate_judges_all_preferences(world):

@@ -75,6 +75,8 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     for name in report["rewards"]:
         before, after = (part[f"reward_{name}"] for part in (first, last))
         print(f"  {name:20s} level {before:.3f} in the first steps, {after:.3f} in the last")
+    if report["kl_above"]:
+        print(f"in {report['kl_above']} steps the KL was more than twice its target")
     print(
         f"{report['steps']} steps; error to the preference {first['error']:.4f} in the first, "
         f"{last['error']:.4f} in the last; KL {last['kl']:.2f} nats; wrote {arguments.out}/model"

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxalign.errors import InputError
 from jaxalign.moc.config import MocConfig
+from jaxalign.moc.monitor import KLWatch, sample_lines
 from jaxalign.moc.policy import ConditionedPolicy
 from jaxalign.moc.preferences import Prompt
 from jaxalign.moc.prompt_sampler import PromptSampler, StepPrompts
@@ -33,6 +34,7 @@ from jaxalign.rewards.vector import TextReward, TokenReward, compute_rewards
 from jaxalign.rollout import completion_texts, sample_and_score
 from jaxalign.runs.log import MetricsLog
 from jaxalign.runs.stop import stop_request
+from jaxalign.train.announce import announce
 from jaxalign.train.checkpoint import Checkpoints
 from jaxalign.train.mesh import batch_sharding, make_mesh, param_shardings, state_shardings
 
@@ -118,9 +120,12 @@ def train(
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     place = _placing(mesh)
     if isinstance(rewards, TokenReward):
-        advance = _rewards_on_device(programs, rewards, frozen, shardings, place)
+        advance = _rewards_on_device(programs, rewards, frozen, shardings, place, say)
     else:
-        advance = _rewards_on_host(programs, rewards, frozen, shardings, place, policy.model)
+        show = partial(_show_samples, policy, config.samples_every, say)
+        advance = _rewards_on_host(
+            programs, rewards, frozen, shardings, place, policy.model, say, show
+        )
     folder = None if folder is None else Path(folder)
     state, history = _loop(state, advance, sampler, config, policy.names, folder, say)
     return MocTrainResult(replace(policy, trained=state.train.params), history, int(state.step))
@@ -149,6 +154,7 @@ def _loop(
             folder, first, config.steps, say, partial(_describe, names), config.trackers, _REMEDY
         )
         stack.callback(log.close)
+        watch = KLWatch(config.kl, config.batch, say)
         for number in range(first, config.steps):
             drawn = sampler.draw(number)
             try:
@@ -157,7 +163,7 @@ def _loop(
                 _rescue(state, number, log, checkpoints)
                 raise
             done = number + 1
-            log.add(done, metrics, check=partial(_check_reward, names, drawn.texts))
+            log.add(done, metrics, check=partial(_check_step, names, drawn.texts, watch))
             due = stop.asked or done % config.checkpoint_every == 0 or done == config.steps
             if checkpoints is not None and due:
                 log.flush()
@@ -180,10 +186,15 @@ def _describe(names: tuple[str, ...], entry: Mapping[str, float]) -> str:
     )
 
 
-def _check_reward(
-    names: tuple[str, ...], prompts: Sequence[str], step: int, values: dict[str, float]
+def _check_step(
+    names: tuple[str, ...],
+    prompts: Sequence[str],
+    watch: KLWatch,
+    step: int,
+    values: dict[str, float],
 ) -> None:
-    """Refuse a step in which a reward was not finite, and name the row."""
+    """Refuse a step in which a reward was not finite, and name the row; look at its KL."""
+    watch.look(step, values["kl"], values["kl_coef"])
     row = int(values.pop("bad_row"))
     if row >= 0:
         raise InputError(
@@ -205,11 +216,37 @@ def _rescue(
         checkpoints.save(step, state)
 
 
+def _show_samples(
+    policy: ConditionedPolicy,
+    every: int | None,
+    say: Callable[[str], None],
+    step: int,
+    drawn: StepPrompts,
+    answers: Sequence[str],
+    raw: np.ndarray,
+) -> None:
+    """Show completions of the first step, and then of one in every few."""
+    if every is None or (step > 1 and step % every):
+        return
+    levels = raw if policy.scale is None else policy.scale.levels(raw)
+    for line in sample_lines(step, drawn, answers, levels, policy.names):
+        say(line)
+
+
 def _rewards_on_device(
-    programs: Programs, reward: TokenReward, frozen: Frozen, shardings: MocTrainState, place: Place
+    programs: Programs,
+    reward: TokenReward,
+    frozen: Frozen,
+    shardings: MocTrainState,
+    place: Place,
+    say: Callable[[str], None],
 ) -> Advance:
     """Return a step as one program."""
-    step = jax.jit(make_step(programs, reward), donate_argnums=0, out_shardings=(shardings, None))
+    step = announce(
+        "the step",
+        jax.jit(make_step(programs, reward), donate_argnums=0, out_shardings=(shardings, None)),
+        say,
+    )
 
     def advance(state: MocTrainState, drawn: StepPrompts) -> tuple[MocTrainState, Metrics]:
         batch = place(drawn.arrays)
@@ -226,17 +263,26 @@ def _rewards_on_host(
     shardings: MocTrainState,
     place: Place,
     model: LanguageModel,
+    say: Callable[[str], None],
+    show: Callable[[int, StepPrompts, Sequence[str], np.ndarray], None],
 ) -> Advance:
     """Return a step as three programs, with the host's rewards between them."""
-    sample, score = jax.jit(programs.sample), jax.jit(programs.score)
-    learn = jax.jit(programs.learn, donate_argnums=0, out_shardings=(shardings, None))
+    sample = announce("the sampling of completions", jax.jit(programs.sample), say)
+    score = announce("their log-probabilities", jax.jit(programs.score), say)
+    learn = announce(
+        "the updates",
+        jax.jit(programs.learn, donate_argnums=0, out_shardings=(shardings, None)),
+        say,
+    )
 
     def advance(state: MocTrainState, drawn: StepPrompts) -> tuple[MocTrainState, Metrics]:
         batch = place(drawn.arrays)
 
         def rewards(completions: CompletionBatch) -> jax.Array:
             texts = completion_texts(model, completions)
-            return place({"raw": compute_rewards(reward, drawn.texts, texts)})["raw"]
+            raw = compute_rewards(reward, drawn.texts, texts)
+            show(int(state.step) + 1, drawn, texts, raw)
+            return place({"raw": raw})["raw"]
 
         def guarded(program: Callable[..., Result], *arguments: object) -> Result:
             with jax.transfer_guard("disallow"):

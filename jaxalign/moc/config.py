@@ -98,6 +98,8 @@ class MocConfig:
         seed: random seed of prompts, preferences, completions, new parameters and dropout, at
             least 0.
         checkpoint_every: steps between two checkpoints.
+        samples_every: steps between two looks at sampled completions on the terminal, with their
+            preferences and levels, for rewards of text; null shows none.
         trackers: where metrics are sent beside metrics.jsonl: "tensorboard", "trackio" or "wandb",
             each installed separately; empty for nowhere else.
     """
@@ -138,12 +140,15 @@ class MocConfig:
     unstack_layers: bool = False
     seed: int = 0
     checkpoint_every: int = on_resume("any", 50)
+    samples_every: int | None = on_resume("any", 10)
     trackers: tuple[Tracker, ...] = on_resume("any", ())
 
     def __post_init__(self) -> None:
         # Not `fields(self)`, whose types are texts where annotations are postponed.
         for name in (name for name, kind in get_type_hints(MocConfig).items() if kind is int):
             _check_least(name, getattr(self, name), 0 if name == "seed" else 1)
+        if self.samples_every is not None:
+            _check_least("samples_every", self.samples_every, 1)
         for name in ("temperature", "clip", "value_clip"):
             _check_above(name, getattr(self, name))
         _check_least("value_coef", self.value_coef, 0.0)

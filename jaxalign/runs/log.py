@@ -3,7 +3,9 @@
 import importlib
 import json
 import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
@@ -12,6 +14,7 @@ import jax
 
 from jaxalign.errors import InputError
 from jaxalign.files import write_text
+from jaxalign.progress import duration
 
 FILE = "metrics.jsonl"
 TIMING = ("seconds", "tokens_per_second", "peak_gib")
@@ -21,6 +24,7 @@ Tracker = Literal["tensorboard", "trackio", "wandb"]
 _VALIDATION = "validation_"
 _REMEDY = "lower optimiser.rate, or raise optimiser.warmup, and start again in a new folder"
 _LINE_EVERY = 5.0  # seconds between two lines on the terminal
+_RECENT = 20  # steps whose seconds tell how long the rest takes
 
 Check = Callable[[int, dict[str, float]], None]
 _Waiting = tuple[int, int | None, Mapping[str, jax.typing.ArrayLike], Check | None]
@@ -79,6 +83,8 @@ class MetricsLog:
         )
         self._waiting: _Waiting | None = None
         self._last = self._said = time.monotonic()
+        self._recent: deque[float] = deque(maxlen=_RECENT)  # seconds of the last steps
+        self._first = step + 1
         if step:
             say(f"resumed at step {step} of {steps}")
 
@@ -152,6 +158,8 @@ class MetricsLog:
             values["tokens"] = tokens
         now = time.monotonic()
         seconds, self._last = max(now - self._last, 1e-9), now
+        if step > self._first:  # the first one compiles
+            self._recent.append(seconds)
         entry = {"step": step, **values}
         self.history.append(dict(entry))
         entry |= {"seconds": round(seconds, 4)}
@@ -162,7 +170,15 @@ class MetricsLog:
         self._line(entry)
         if now - self._said > _LINE_EVERY or step == self._steps:
             self._said = now
-            self._say(f"step {step} of {self._steps}: {self._describe(entry)}")
+            left = self._left(step)
+            self._say(f"step {step} of {self._steps}: {self._describe(entry)}{left}")
+
+    def _left(self, step: int) -> str:
+        """Return what a line says of the time that is left, by the median of the last steps."""
+        if not self._recent or step >= self._steps:
+            return ""
+        left = statistics.median(self._recent) * (self._steps - step)
+        return f", about {duration(left)} left"
 
     def _line(self, entry: dict[str, float]) -> None:
         if self._path is not None:

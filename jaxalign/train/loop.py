@@ -13,6 +13,7 @@ from jaxalign.errors import InputError
 from jaxalign.models.params import PyTree
 from jaxalign.runs.log import MetricsLog, Tracker
 from jaxalign.runs.stop import stop_request
+from jaxalign.train.announce import announce
 from jaxalign.train.batches import Batches
 from jaxalign.train.checkpoint import Checkpoints, load_state, save_state
 from jaxalign.train.optimiser import OptimiserConfig, TrainState
@@ -145,10 +146,12 @@ def fit(
     batches = Batches(train.lengths, config.batch_size, config.seed, widest=train.widest)
     steps = config.epochs * len(batches)
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = jax.jit(
-        make_step(loss, optimiser, steps), donate_argnums=0, out_shardings=(placed, None)
+    step = announce(
+        "the training step",
+        jax.jit(make_step(loss, optimiser, steps), donate_argnums=0, out_shardings=(placed, None)),
+        say,
     )
-    judge = None if validation is None else _judge(loss, validation, config, frozen, sharding)
+    judge = None if validation is None else _judge(loss, validation, config, frozen, sharding, say)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_request())
         kept = stack.enter_context(Checkpoints(folder / "state", keep=2))
@@ -193,7 +196,8 @@ def evaluate(
     sharding: jax.sharding.NamedSharding | None = None,
 ) -> dict[str, float]:
     """Means of a loss over all rows, without dropout."""
-    return _judge(loss, rows, LoopConfig(batch_size=batch_size), frozen, sharding)(params)
+    config = LoopConfig(batch_size=batch_size)
+    return _judge(loss, rows, config, frozen, sharding, lambda text: None)(params)
 
 
 def _judge(
@@ -202,9 +206,10 @@ def _judge(
     config: LoopConfig,
     frozen: PyTree,
     sharding: jax.sharding.NamedSharding | None,
+    say: Callable[[str], None],
 ) -> Callable[[PyTree], dict[str, float]]:
     planned = Batches(rows.lengths, config.batch_size, widest=rows.widest).in_order()
-    sums_of = jax.jit(make_judge(loss))
+    sums_of = announce("the validation", jax.jit(make_judge(loss)), say)
 
     def judge(params: PyTree) -> dict[str, float]:
         parts = []

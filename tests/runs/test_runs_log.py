@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxalign.errors import InputError
+from jaxalign.runs import log as log_module
 from jaxalign.runs.log import FILE, TIMING, MetricsLog
 
 
@@ -38,6 +39,21 @@ def test_steps_are_written_one_late(tmp_path):
     ]
     assert log.history == [line for line in plain if "loss" in line]
     assert said == ["step 2 of 3: validation loss 0.1250", "step 3 of 3: loss 2.0"]
+
+
+def test_lines_say_how_much_time_is_left(tmp_path, monkeypatch):
+    clock, said = iter([0.0, 60.0, 70.0, 75.0, 90.0]), []
+    monkeypatch.setattr(log_module.time, "monotonic", lambda: next(clock))
+    log = MetricsLog(tmp_path, 0, 400, said.append, lambda entry: f"loss {entry['loss']}")
+    for step in range(1, 5):
+        log.add(step, {"loss": step})
+    log.flush()
+    # The first step compiles and tells nothing; then 10 s, the median of 10 and 5, and of all.
+    assert said == [
+        "step 1 of 400: loss 1.0",
+        "step 2 of 400: loss 2.0, about 66 min left",
+        "step 4 of 400: loss 4.0, about 66 min left",
+    ]
 
 
 def test_a_resumed_run_drops_what_lies_behind_its_state(tmp_path):

@@ -27,6 +27,7 @@ from jaxalign.files import read_json, write_json, write_text
 from jaxalign.moc._train import train
 from jaxalign.moc.config import MocConfig
 from jaxalign.moc.files import save
+from jaxalign.moc.monitor import KL_FACTOR
 from jaxalign.moc.policy import init_policy
 from jaxalign.moc.preferences import (
     check_simplex,
@@ -52,7 +53,11 @@ _SCALE_BATCH = 32
 
 
 class TrainReport(TypedDict):
-    """The content of report.json; `first` and `last` are means over a tenth of the steps."""
+    """The content of report.json.
+
+    `first` and `last` are means over a tenth of the steps, and `kl_above` counts the steps whose KL
+    was more than twice its target.
+    """
 
     format: int
     rewards: list[str]
@@ -63,6 +68,7 @@ class TrainReport(TypedDict):
     steps: int
     first: dict[str, float]
     last: dict[str, float]
+    kl_above: int
     devices: DeviceReport
 
 
@@ -181,6 +187,7 @@ def run(
         "steps": trained.steps,
         "first": _means(trained.history[: _part(trained.steps)]),
         "last": _means(trained.history[-_part(trained.steps) :]),
+        "kl_above": sum(step["kl"] > KL_FACTOR * settings.kl.target for step in trained.history),
         "devices": started.devices,
     }
     run_dir.finish(report)

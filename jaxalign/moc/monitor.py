@@ -1,0 +1,90 @@
+"""What a run of MOC shows of itself: completions, and a KL that runs away from its target."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from jaxalign.moc.config import KLConfig
+from jaxalign.moc.prompt_sampler import StepPrompts
+
+KL_FACTOR = 2.0
+"""How many times its target the KL may be before it counts as having run away."""
+_PATIENCE = 5  # steps in a row before the first warning; each further one waits twice as long
+_SHOWN = 160  # characters of a prompt or completion
+
+
+def sample_lines(
+    step: int,
+    drawn: StepPrompts,
+    answers: Sequence[str],
+    rewards: np.ndarray,
+    names: Sequence[str],
+) -> list[str]:
+    """Return lines that show a completion of the first and of the last group of a step.
+
+    Args:
+        step: its number.
+        drawn: prompts [B] and preferences [G, R] of the step.
+        answers: [B] completions.
+        rewards: [B, R] rewards, as levels where there is a scale.
+        names: [R] of the rewards.
+    """
+    preferences = drawn.arrays["preferences"]
+    size = len(answers) // len(preferences)
+    lines = []
+    for group in sorted({0, len(preferences) - 1}):
+        row = group * size
+        reached = ", ".join(
+            f"{name} {share:.2f} -> {reward:.2f}"
+            for name, share, reward in zip(names, preferences[group], rewards[row], strict=True)
+        )
+        lines.append(
+            f"step {step}, preference -> level: {reached}; prompt {_short(drawn.texts[row])}; "
+            f"completion {_short(answers[row])}"
+        )
+    return lines
+
+
+class KLWatch:
+    """Warns while the KL to the reference stays far above its target."""
+
+    def __init__(self, config: KLConfig, batch: int, say: Callable[[str], None]) -> None:
+        """Start to watch.
+
+        Args:
+            config: target and coefficient.
+            batch: completions of a step.
+            say: called with a warning.
+        """
+        self._config, self._batch, self._say = config, batch, say
+        self._above, self._next = 0, _PATIENCE
+
+    def look(self, step: int, kl: float, coef: float) -> None:
+        """Take the KL of a step, and warn where it has been too high for several steps.
+
+        Args:
+            step: its number.
+            kl: nats of a completion to the reference.
+            coef: the KL coefficient that the step used.
+        """
+        target = self._config.target
+        self._above = self._above + 1 if kl > KL_FACTOR * target else 0
+        if not self._above:
+            self._next = _PATIENCE
+        if self._above < self._next:
+            return
+        self._next *= 2
+        remedy = f"lower moc.kl.horizon to about {100 * self._batch:,}"
+        if not self._config.adaptive:
+            remedy = "set moc.kl.adaptive to true"
+        self._say(
+            f"warning: step {step}: the KL is {kl:.1f} nats, and for {self._above} steps it has "
+            f"been more than {KL_FACTOR:g} times its target of {target:g}: the policy drifts away "
+            f"from the reference. Raise moc.kl.coef ({coef:.3g} now), {remedy}, or lower "
+            "moc.optimiser.rate, in a new folder"
+        )
+
+
+def _short(text: str) -> str:
+    shown = repr(text)
+    return shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 4]}...'"
