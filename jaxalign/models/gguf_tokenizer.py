@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast
 
 from jaxalign.errors import InputError
+from jaxalign.models.gguf_sentencepiece import sentencepiece_backend
 from jaxalign.models.tokenizer import Tokenizer
 from jaxalign.models.weights.gguf_header import Header, read_header
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 _CONTROL, _USER_DEFINED = 3, 4
 _SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+_SPM = "llama"  # as llama.cpp calls SentencePiece
+_IDS = {"bos": 1, "eos": 2, "unk": 0}  # of SentencePiece, where the file is silent
+_BESIDE = "put the model's own tokenizer.json beside the file, which is then read in its place"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -46,7 +50,7 @@ def gguf_tokenizer(path: Path) -> Tokenizer:
 
     Raises:
         InputError: for a file that is not whole or has no tokenizer, and for tokenizers other than
-            the byte-level BPE of GPT-2, SmolLM, Llama 3 and Qwen2.
+            SentencePiece's and the byte-level BPE of GPT-2, SmolLM, Llama 3 and Qwen2.
 
     Source: llama.cpp, src/llama-vocab.cpp (cuts by `tokenizer.ggml.pre`), and the tokenizer.json
     of those models.
@@ -55,17 +59,25 @@ def gguf_tokenizer(path: Path) -> Tokenizer:
 
     header = read_header(path)
     kind = header.text("tokenizer.ggml.model")
-    if kind != "gpt2":
-        raise InputError(
-            f"{path}: tokenizer.ggml.model is {kind!r}; expected 'gpt2' (byte-level BPE): load "
-            "the tokenizer from the model's own folder."
-        )
     tokens = header.texts("tokenizer.ggml.tokens")
+    types = _token_types(header, len(tokens))
     special = {
-        f"{name}_token": _special(header, f"tokenizer.ggml.{key}_token_id", tokens)
+        f"{name}_token": _special(header, key, tokens, _IDS.get(name) if kind == _SPM else None)
         for name, key in _SPECIAL.items()
     }
-    backend = _backend(header, tokens)
+    if len(set(tokens)) != len(tokens):
+        twice = next(token for index, token in enumerate(tokens) if token in tokens[:index])
+        raise InputError(f"{path}: tokenizer.ggml.tokens holds {twice!r} twice.")
+    if kind == _SPM:
+        backend = sentencepiece_backend(header, tokens, types, special["unk_token"] or tokens[0])
+    elif kind == "gpt2":
+        backend = _backend(header, tokens)
+    else:
+        raise InputError(
+            f"{path}: tokenizer.ggml.model is {kind!r}; expected 'gpt2' (byte-level BPE) or "
+            f"'{_SPM}' (SentencePiece): {_BESIDE}."
+        )
+    _add_tokens(backend, tokens, types)
     _frame(header, backend, special)
     named = {name: token for name, token in special.items() if token is not None}
     options = cast(_Options, named)
@@ -80,14 +92,19 @@ def gguf_tokenizer(path: Path) -> Tokenizer:
     return cast(Tokenizer, tokenizer)
 
 
+def reads_tokenizer(path: Path) -> bool:
+    """Whether the tokenizer in a GGUF file is of a kind that `gguf_tokenizer` builds."""
+    fields = read_header(path).fields
+    known = fields.get("tokenizer.ggml.pre", "default") in _GPT2 + _SMOLLM + _LLAMA3 + _QWEN2
+    kind = fields.get("tokenizer.ggml.model")
+    return kind == _SPM or (kind == "gpt2" and known)
+
+
 def _backend(header: Header, tokens: list[str]) -> "tokenizers.Tokenizer":
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     pre = header.fields.get("tokenizer.ggml.pre", "default")
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    if len(vocabulary) != len(tokens):
-        twice = next(token for index, token in enumerate(tokens) if vocabulary[token] != index)
-        raise InputError(f"{header.path}: tokenizer.ggml.tokens holds {twice!r} twice.")
     merges = _merges(header)
     try:
         # Llama 3 takes a whole word of the vocabulary as it is, whatever the merges say.
@@ -102,13 +119,19 @@ def _backend(header: Header, tokens: list[str]) -> "tokenizers.Tokenizer":
     backend.decoder = decoders.ByteLevel()
     if pre in _QWEN2:
         backend.normalizer = normalizers.NFC()
+    return backend
+
+
+def _add_tokens(backend: "tokenizers.Tokenizer", tokens: list[str], types: list[int]) -> None:
+    """Let the tokens of control and those defined by users stand whole, whatever is around them."""
+    from tokenizers import AddedToken
+
     added = [
-        AddedToken(tokens[index], normalized=False, special=kind == _CONTROL)
-        for index, kind in enumerate(_token_types(header, len(tokens)))
+        AddedToken(token, normalized=False, special=kind == _CONTROL)
+        for token, kind in zip(tokens, types, strict=True)
         if kind in (_CONTROL, _USER_DEFINED)
     ]
     backend.add_tokens(added)
-    return backend
 
 
 def _merges(header: Header) -> list[tuple[str, str]]:
@@ -135,8 +158,7 @@ def _cuts(path: Path, pre: object) -> "list[PreTokenizer]":
     if pre not in _LLAMA3 + _QWEN2:
         expected = ", ".join(_GPT2 + _SMOLLM + _LLAMA3 + _QWEN2)
         raise InputError(
-            f"{path}: tokenizer.ggml.pre is {pre!r}; expected one of {expected}: load the "
-            "tokenizer from the model's own folder."
+            f"{path}: tokenizer.ggml.pre is {pre!r}; expected one of {expected}: {_BESIDE}."
         )
     digits = r"\p{N}{1,3}" if pre in _LLAMA3 else r"\p{N}"
     pattern = Regex("|".join((_CONTRACTIONS, _WORDS, digits, _REST)))
@@ -157,8 +179,10 @@ def _frame(header: Header, backend: "tokenizers.Tokenizer", special: dict[str, s
     """The post-processor: bos before and eos behind a text, where the file wants them."""
     from tokenizers import processors
 
-    # Without a word in the file, llama.cpp gives Llama 3 its bos and the others none.
-    default = header.fields.get("tokenizer.ggml.pre") in _LLAMA3
+    # Without a word in the file, llama.cpp gives Llama 2 and 3 their bos and the others none.
+    default = header.fields.get("tokenizer.ggml.pre") in _LLAMA3 or (
+        header.fields.get("tokenizer.ggml.model") == _SPM
+    )
     wanted = {
         "bos_token": header.fields.get("tokenizer.ggml.add_bos_token", default),
         "eos_token": header.fields.get("tokenizer.ggml.add_eos_token", False),
@@ -192,8 +216,11 @@ def _frame(header: Header, backend: "tokenizers.Tokenizer", special: dict[str, s
     )
 
 
-def _special(header: Header, key: str, tokens: list[str]) -> str | None:
-    index = header.fields.get(key)
+def _special(
+    header: Header, name: str, tokens: list[str], default: int | None = None
+) -> str | None:
+    key = f"tokenizer.ggml.{name}_token_id"
+    index = header.fields.get(key, default)
     if index is None:
         return None
     if not isinstance(index, int) or not 0 <= index < len(tokens):

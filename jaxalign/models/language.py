@@ -13,7 +13,7 @@ from jaxalign.models import families
 from jaxalign.models.adapted import adapted_settings, open_weights, read_settings
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.gguf_config import gguf_config
-from jaxalign.models.gguf_tokenizer import gguf_tokenizer
+from jaxalign.models.gguf_tokenizer import gguf_tokenizer, reads_tokenizer
 from jaxalign.models.hf_config import JsonObject, first_architecture, read_config_json
 from jaxalign.models.params import Params, leaf
 from jaxalign.models.resolve import ResolvedModel, resolve
@@ -77,10 +77,13 @@ def load_language_model(
     _refuse_other_kinds(model, settings)
     completed = adapted_settings(_completed(settings, str(source)), model)
     config = families.config_from_hf(completed, dtype, str(source))
-    if gguf and model.tokenizer_folder == model.folder:
-        tokenizer = gguf_tokenizer(source)
-    else:
-        tokenizer = load_tokenizer(model.tokenizer_folder)
+    # A file beside a GGUF model is read where the model's own tokenizer cannot be.
+    own = (
+        gguf
+        and model.tokenizer_folder == model.folder
+        and (reads_tokenizer(source) or not (model.folder / "tokenizer.json").is_file())
+    )
+    tokenizer = gguf_tokenizer(source) if own else load_tokenizer(model.tokenizer_folder)
     if len(tokenizer) > config.vocab_size:
         raise InputError(
             f"{source}: the tokenizer has {len(tokenizer)} entries, the model "

@@ -99,6 +99,7 @@ def write_gguf(
     pre: str = "smollm",
     drop: tuple[str, ...] = (),
     extra: dict[str, np.ndarray] | None = None,
+    pieces: dict[str, tuple[float, int]] | None = None,
     **fields,
 ) -> dict[str, np.ndarray]:
     """A random model; returns its tensors by Hugging Face's names, quantised and back.
@@ -107,12 +108,16 @@ def write_gguf(
         kind: of the matrices; vectors stay float32.
         drop: metadata keys and GGUF tensors to leave out.
         extra: more GGUF tensors.
+        pieces: score and type of each token of a SentencePiece tokenizer, in place of the usual.
         fields: more metadata of the architecture, `__` for a dot; a value replaces the usual one.
     """
     rng = np.random.default_rng(3)
     writer = GGUFWriter(path, architecture)
     _write_fields(writer, architecture, drop, fields)
-    _write_tokenizer(writer, pre, drop)
+    if pieces is None:
+        _write_tokenizer(writer, pre, drop)
+    else:
+        _write_pieces(writer, pieces, drop)
     tensors = {}
     for name, (inner, shape) in named_shapes(architecture, tied).items():
         values = rng.normal(size=shape).astype(np.float32)
@@ -178,3 +183,13 @@ def _write_tokenizer(writer, pre, drop) -> None:
     for key, write in parts.items():
         if key not in drop:
             write()
+
+
+def _write_pieces(writer, pieces, drop) -> None:
+    filler = len(TOKENS) - len(pieces)
+    scores, types = (list(column) for column in zip(*pieces.values(), strict=True))
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([*pieces, *(f"filler{number}" for number in range(filler))])
+    if "tokenizer.ggml.scores" not in drop:
+        writer.add_token_scores([*scores, *[-1e4] * filler])
+    writer.add_token_types([*types, *[5] * filler])  # unused
