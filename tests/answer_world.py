@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+from few_states import posterior_users
 
 from jaxalign import mrm
 from jaxalign.mrm.reduce import standardise
@@ -44,9 +45,8 @@ def save_run(folder, scale, variance=0.04):
     cov = np.tile(variance * np.eye(size), (len(USERS), 1, 1))
     cov[list(USERS).index("unsure")] *= 100
     mean = np.array([(*weights, 0.0)[:size] for weights in USERS.values()])
-    count, accuracy = np.full(len(USERS), 9), np.full(len(USERS), np.nan)
-    users = mrm.UserWeights(tuple(USERS), count, accuracy, digest, mean, cov, scale.ids)
-    mrm.save_users(folder / "users.parquet", users)
+    users = posterior_users(digest, np.eye(size), USERS, mean, cov, scale.ids)
+    users.save(folder / "users.sqlite")
     return folder
 
 

@@ -85,12 +85,12 @@ def test_rows_bring_their_own_users(world, tmp_path):
 
 def test_users_of_another_run_and_missing_sources_are_refused(world, tmp_path):
     other = answer_world.save_run(tmp_path / "other", world.scale, variance=1.0)
-    users = ("--users", other / "users.parquet")
+    users = ("--users", other / "users.sqlite")
     assert answer(world, *users).code == 0  # the same population: the same model
     third = answer_world.save_run(
         tmp_path / "third", answer_world.scale_of(("brevity", "simplicity"))
     )
-    refused(answer(world, "--users", third / "users.parquet"), "another model")
+    refused(answer(world, "--users", third / "users.sqlite"), "another model")
     refused(answer(world, prompt="Why?"), "no answer to the prompt 'Why?'", "--model")
     refused(
         call("answer", "--run", world.run, "--prompt", "x"), "--model, --candidates, --portfolio"

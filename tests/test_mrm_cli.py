@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pyarrow as pa
@@ -102,21 +104,47 @@ def test_parquet_gives_the_report_of_json_lines(world, tmp_path):
     assert report == {name: value for name, value in world.report.items() if name != "source"}
 
 
-def test_adapt_writes_a_row_a_user(world):
-    table = pq.read_table(world.run / "users.parquet")
-    assert table.column_names == [
-        "user", "weights", "covariance", "choices", "held_out_accuracy"
-    ]  # fmt: skip
-    assert table["user"].to_pylist() == [f"user{number:02d}" for number in range(USERS)]
-    counts = dict(zip(table["user"].to_pylist(), table["choices"].to_pylist(), strict=True))
-    assert counts["user00"] == CHOICES
-    assert counts["user03"] == 3
-    weights = np.array(table["weights"].to_pylist())
-    assert np.isfinite(weights).all()
-    accuracy = np.array(table["held_out_accuracy"].to_pylist(), float)
+def test_adapt_keeps_every_user(world):
+    users = mrm.open_users(world.run / "users.sqlite", mrm.load(world.run).digest)
+    assert sorted(users.names()) == [f"user{number:02d}" for number in range(USERS)]
+    assert (users.get("user00").choices, users.get("user03").choices) == (CHOICES, 3)
+    found = list(users)
+    assert all(np.isfinite(user.weights).all() for user in found)
+    accuracy = [user.accuracy for user in found]
     assert np.nanmin(accuracy) >= 0
     assert np.nanmax(accuracy) <= 1
-    assert f"{USERS} users, held-out accuracy" in world.adapted.out
+    assert f"{USERS} users, held-out accuracy {np.nanmean(accuracy):.3f}" in world.adapted.out
+
+
+def test_choices_that_come_in_two_files_give_the_users_of_all_of_them(world, tmp_path):
+    """Each user's rows are halved; some users are in one half only."""
+    parts = [[row for n, row in enumerate(world.rows) if n % 2 == k] for k in (0, 1)]
+    parts[1] = [row for row in parts[1] if row["user"] != "user05"]
+    parts[0] = [row for row in parts[0] if row["user"] != "user06"]
+    files = [write_rows(tmp_path / f"{k}.jsonl", rows) for k, rows in enumerate(parts)]
+    whole = write_rows(tmp_path / "whole.jsonl", [*parts[0], *parts[1]])
+    common = ("mrm", "adapt", "--model", world.run, "--features", world.table, "--out")
+    out, all_at_once = tmp_path / "users.sqlite", tmp_path / "all.sqlite"
+    refused(call(*common, out, "--data", files[0], "--update"), "users.sqlite does not exist")
+    assert call(*common, out, "--data", files[0]).code == 0
+    before = out.read_bytes()
+    result = call(*common, out, "--data", files[1], "--update")
+    assert result.code == 0, result.err
+    assert call(*common, all_at_once, "--data", whole).code == 0
+    model = mrm.load(world.run)
+    one, other = (mrm.open_users(path) for path in (out, all_at_once))
+    assert sorted(one.names()) == sorted(other.names())
+    for name in one.names():
+        ours, theirs = one.get(name), other.get(name)
+        assert ours.choices == theirs.choices
+        np.testing.assert_allclose(ours.weights, theirs.weights, rtol=1e-4, atol=1e-5)
+        if "posterior" in model.method.capabilities:
+            cov, same = (mrm.weights_of(model, mrm.read_state(model, r))[1] for r in (ours, theirs))
+            np.testing.assert_allclose(cov, same, rtol=1e-4, atol=1e-5)
+    # The same choices are not counted twice.
+    after = out.read_bytes()
+    refused(call(*common, out, "--data", files[1], "--update"), "has these choices already")
+    assert out.read_bytes() == after != before
 
 
 def test_evaluate_gives_the_figures_of_the_report(world, tmp_path):
@@ -159,9 +187,9 @@ def test_users_rank_differently(world):
 
 def test_rank_reads_json_lines_and_other_users(world, tmp_path):
     texts = write_rows(tmp_path / "answers.jsonl", [{"text": answer(i)} for i in range(5)])
-    (tmp_path / "users.parquet").write_bytes((world.run / "users.parquet").read_bytes())
+    (tmp_path / "users.sqlite").write_bytes((world.run / "users.sqlite").read_bytes())
     given = ("--user", "user00", "--features", world.table, "--json")
-    other = rank(world, *given, "--users", tmp_path / "users.parquet", texts=texts)
+    other = rank(world, *given, "--users", tmp_path / "users.sqlite", texts=texts)
     assert other.code == 0, other.err
     assert other.out == rank(world, *given).out
 
@@ -177,9 +205,9 @@ def test_named_rewards(world, tmp_path):
     assert ids.names == tuple(names.tolist())
     result = call("mrm", "adapt", "--model", out, "--data", world.choices, "--features", path)
     assert result.code == 0, result.err
-    metadata = pq.read_schema(out / "users.parquet").metadata
-    assert metadata[b"rewards"].decode().split("\n") == names.tolist()
-    assert metadata[b"scale"].decode() == ids.digest == load_scale(out).digest
+    about = mrm.open_users(out / "users.sqlite").about
+    assert about.rewards == tuple(names.tolist())
+    assert about.scale == ids.digest == load_scale(out).digest
     # The weights of another run, on the scale of this one: the items differ, the units do not.
     moved = write_features(tmp_path / "moved.npz", 3 * world.features + 1, names=names)
     options = ("--features.path", moved, *options[2:], "--features.scale", out)
@@ -226,20 +254,33 @@ def test_an_unknown_user(world):
     assert digest(world.run) == before
 
 
+def spoil(source, path, **stated):
+    """A copy of a file of users that states other things."""
+    path.write_bytes(source.read_bytes())
+    with closing(sqlite3.connect(path)) as database, database:
+        old = json.loads(database.execute("SELECT value FROM about").fetchone()[0])
+        old["about"] |= {name: stated.pop(name) for name in ("model",) if name in stated}
+        database.execute("UPDATE about SET value = ?", (json.dumps(old | stated),))
+
+
 def test_users_of_another_model(world, tmp_path):
-    path = tmp_path / "users.parquet"
+    path, own = tmp_path / "users.sqlite", world.run / "users.sqlite"
     given = ("--user", "user00", "--features", world.table, "--users", path)
-    refused(rank(world, *given), "users.parquet", "does not exist")
-    path.write_text("not Parquet")
-    refused(rank(world, *given), "users.parquet")
-    table = pa.table({"user": ["user00"], "weights": [[1.0]]})
-    pq.write_table(table, path)
-    refused(rank(world, *given), "users.parquet", "older version", "adapt")
-    pq.write_table(table.replace_schema_metadata({"format": "2", "model": "f" * 64}), path)
+    refused(rank(world, *given), "users.sqlite", "does not exist")
+    path.write_text("not SQLite")
+    refused(rank(world, *given), "users.sqlite", "no file of `jaxalign mrm adapt`")
+    with closing(sqlite3.connect(tmp_path / "other.sqlite")) as database, database:
+        database.execute("CREATE TABLE other (x)")
+    refused(rank(world, *given[:-1], tmp_path / "other.sqlite"), "no such table: about", "adapt")
+    spoil(own, path, format=2)
+    refused(rank(world, *given), "users.sqlite", "format 2", "adapt")
+    spoil(own, path, kind="embeddings")
+    refused(rank(world, *given), "users.sqlite", "holds embeddings", "adapt")
+    spoil(own, path, model="f" * 64)
     refused(rank(world, *given), "another model", "ffffffffffff")
-    own = mrm.load(world.run).digest
-    damaged = table.replace_schema_metadata({"format": "2", "model": own, "kind": "user weights"})
-    pq.write_table(damaged, path)
+    path.write_bytes(own.read_bytes())
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE users SET weights = x'00'")
     refused(rank(world, *given), "damaged", "adapt")
 
 
@@ -273,23 +314,23 @@ def test_evaluate_without_the_runs_users(world, tmp_path):
 
 @pytest.mark.parametrize("kind", ["damaged", "of another model", "of another program"])
 def test_users_that_cannot_be_read_do_not_stand_in_the_way(world, tmp_path, kind):
-    run = tmp_path / "run"
+    run, own = tmp_path / "run", world.run / "users.sqlite"
     shutil.copytree(world.run, run)
-    users = run / "users.parquet"
+    users = run / "users.sqlite"
     if kind == "damaged":
         users.write_bytes(users.read_bytes()[:100])
+    elif kind == "of another model":
+        spoil(own, users, model="f" * 64)
     else:
-        meta = {"format": "2", "model": "f" * 64} if kind == "of another model" else {"format": "2"}
-        pq.write_table(pq.read_table(users).replace_schema_metadata(meta), users)
+        spoil(own, users, kind="embeddings")
     texts = ("mrm", "rank", "--model", run, "--texts", world.texts, "--features", world.table)
-    refused(call(*texts, "--user", "user00"), "users.parquet", "adapt")
+    refused(call(*texts, "--user", "user00"), "users.sqlite", "adapt")
     assert call(*texts).code == 0
-    own = ("--user", "user00", "--users", world.run / "users.parquet")
-    assert call(*texts, *own).code == 0
+    assert call(*texts, "--user", "user00", "--users", own).code == 0
     assert call("mrm", "evaluate", "--model", run, "--data", world.choices).code == 0
     data = ("--data", world.choices, "--features", world.table)
     assert call("mrm", "adapt", "--model", run, *data).code == 0
-    assert users.read_bytes() == (world.run / "users.parquet").read_bytes()
+    assert users.read_bytes() == own.read_bytes()
 
 
 def test_scores_of_rewards_are_features_by_their_names(world, tmp_path):
@@ -311,8 +352,10 @@ def test_scores_of_rewards_are_features_by_their_names(world, tmp_path):
         adapt = ("mrm", "adapt", "--model", out, "--data", world.choices, "--features", given)
         assert call(*adapt).code == 0
         found.append(mrm.load(out).users)
-    assert found[0].reward_ids == found[1].reward_ids
-    assert found[0].reward_ids.names == names
-    np.testing.assert_array_equal(found[0].mean, found[1].mean)
+    assert found[0].about.scale == found[1].about.scale
+    assert found[0].about.rewards == names
+    for one, other in zip(*found, strict=True):
+        assert one.user == other.user
+        np.testing.assert_array_equal(one.weights, other.weights)
     fewer = write_rows(tmp_path / "few.jsonl", [r | {"rewards": {"kind": 1.0}} for r in rows])
     refused(call(*adapt[:-1], fewer), "has the columns kind; expected kind, short, wise")

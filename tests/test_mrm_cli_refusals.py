@@ -160,7 +160,7 @@ def test_features_of_another_width(world, tmp_path):
     path = write_features(tmp_path / "narrow.npz", world.features[:, :4])
     before = digest(world.run)
     words = ("4 wide", str(WIDTH))
-    out = tmp_path / "users.parquet"
+    out = tmp_path / "users.sqlite"
     given = ("--features", path)
     refused(
         call("mrm", "adapt", "--model", world.run, "--data", world.choices, *given, "--out", out),

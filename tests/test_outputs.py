@@ -105,9 +105,9 @@ def test_a_store_that_cannot_be_written_is_refused(tmp_path):
 
 def test_the_file_beside_a_model_is_checked_where_out_is_left_out(tmp_path):
     read = write_rows(tmp_path / "rows.jsonl", [{"answer": "a"}])
-    (tmp_path / "users.parquet").mkdir()
+    (tmp_path / "users.sqlite").mkdir()
     result = call("mrm", "adapt", "--model", tmp_path, "--data", read)
-    refused(result, "users.parquet is a folder; expected the name of a file")
+    refused(result, "users.sqlite is a folder; expected the name of a file")
 
 
 @pytest.mark.parametrize("where", ["new/deep/scores.jsonl", "scores.jsonl"])

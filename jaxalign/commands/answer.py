@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
         required=True,
         help="folder of the `mrm train` run of the users",
     )
-    option("--users", type=Path, help="Parquet file of `mrm adapt` (RUN/users.parquet)")
+    option("--users", type=Path, help="file of `mrm adapt` (RUN/users.sqlite)")
     option(
         "--user", help="who asks; left out, or without choices: the taste of the whole population"
     )
@@ -113,6 +113,7 @@ def _answer(arguments: argparse.Namespace, _: list[str]) -> None:
     )
     from jaxalign.files import write_text
     from jaxalign.models.sampling import Sampling
+    from jaxalign.mrm.adapted_users import find_state
     from jaxalign.personalize import ServingRule
 
     check_drawing(arguments)
@@ -142,7 +143,7 @@ def _answer(arguments: argparse.Namespace, _: list[str]) -> None:
     model = load_user_model(arguments.user_run, arguments.users)
     strategy = load_strategy(arguments.strategy, sources, model, prompts)
     answers = answer_users(model, prompts, users, strategy, rule, jax.random.key(arguments.seed))
-    known = [model.users is not None and user in model.users.users for user in users]
+    known = [find_state(model, user) is not None for user in users]
     if arguments.prompt is not None and arguments.out is None:
         print(answers[0].text)
         print(reason(answers[0], users[0], known[0]), file=sys.stderr)

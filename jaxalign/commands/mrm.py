@@ -34,13 +34,23 @@ def _add_train(actions: Commands) -> None:
 
 
 def _add_adapt(actions: Commands) -> None:
-    parser = command(actions, "adapt", _adapt, "users' weights from their choices, as Parquet")
+    parser = command(actions, "adapt", _adapt, "users from their choices, in one file")
     parser.add_argument("--model", type=Path, required=True, help="folder of a run")
     parser.add_argument("--data", required=True, help="preference file of the users")
     parser.add_argument(
         "--features", type=Path, help="features or scores of the items, if not from text"
     )
-    add_out(parser, "file", "Parquet file (MODEL/users.parquet)", required=False)
+    parser.add_argument(
+        "--update",
+        action="store_true",
+        help="add these choices to users who are in the file already, as if all had come together",
+    )
+    parser.add_argument(
+        "--skip-accuracy",
+        action="store_true",
+        help="do not measure each user's held-out accuracy, which takes most of the time",
+    )
+    add_out(parser, "file", "file of the users (MODEL/users.sqlite)", required=False)
 
 
 def _add_rank(actions: Commands) -> None:
@@ -50,7 +60,8 @@ def _add_rank(actions: Commands) -> None:
     parser.add_argument(
         "--texts", type=Path, required=True, help="an answer a line, or .jsonl with `text`"
     )
-    parser.add_argument("--users", type=Path, help="Parquet file of adapt (MODEL/users.parquet)")
+    parser.add_argument("--prompt", help="what the answers are to, where the choices had prompts")
+    parser.add_argument("--users", type=Path, help="file of adapt (MODEL/users.sqlite)")
     parser.add_argument(
         "--features", type=Path, help="features or scores of the answers, by their texts"
     )
@@ -80,22 +91,22 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _adapt(arguments: argparse.Namespace, _: list[str]) -> None:
-    import numpy as np
-
     from jaxalign import mrm
     from jaxalign.data import load_features, load_source
     from jaxalign.files import check_output
 
-    out = arguments.out or arguments.model / "users.parquet"
+    out = arguments.out or arguments.model / mrm.USERS_FILE
     check_output(out, "file")
     model = mrm.load(arguments.model, with_users=False)
+    if arguments.update:
+        mrm.open_users(out, model.digest).close()
     choices = load_source(arguments.data).choices
     features = load_features(arguments.features) if arguments.features else None
-    users = mrm.adapt_users(model, choices, features)
-    mrm.save_users(out, users)
-    known = users.accuracy[np.isfinite(users.accuracy)]
-    held_out = f", held-out accuracy {known.mean():.3f} on average" if len(known) else ""
-    print(f"{len(users.users)} users{held_out}; wrote {out}")
+    accuracy = not arguments.skip_accuracy
+    users = mrm.adapt_users(model, choices, features, out, arguments.update, accuracy, True)
+    mean = users.mean_accuracy()
+    held_out = "" if mean is None else f", held-out accuracy {mean:.3f} on average"
+    print(f"{len(users):,} users{held_out}; wrote {out}")
     name, able = model.method.name, model.method.capabilities
     if "weights" not in able:
         print(f"{name} declares no weights: the file keeps each user's choices instead")
@@ -113,11 +124,11 @@ def _rank(arguments: argparse.Namespace, _: list[str]) -> None:
     model = mrm.load(arguments.model, with_users=stored)
     texts = read_texts(arguments.texts)
     if arguments.users is not None:
-        model = replace(model, users=mrm.load_users(arguments.users, model.digest))
+        model = replace(model, users=mrm.open_users(arguments.users, model.digest))
     features = None
     if arguments.features:
         features = mrm.item_features(model, texts, texts, load_features(arguments.features))
-    ranked = mrm.rank(model, arguments.user, texts, features)
+    ranked = mrm.rank(model, arguments.user, texts, features, arguments.prompt)
     if arguments.json:
         for entry in ranked:
             print(json.dumps(asdict(entry), ensure_ascii=False))

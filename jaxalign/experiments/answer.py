@@ -17,7 +17,7 @@ from jaxalign.models.chat import Chat, generate_texts
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.sampling import Sampling
 from jaxalign.mrm import UserModel
-from jaxalign.mrm.gains import weights_of
+from jaxalign.mrm.adapted_users import find_state, weights_of
 from jaxalign.mrm.serving import encode_texts
 from jaxalign.personalize import serve
 from jaxalign.personalize.strategies import (
@@ -90,14 +90,14 @@ def load_user_model(run: str | Path, users: str | Path | None = None) -> UserMod
 
     Args:
         run: folder of the run.
-        users: Parquet file of `jaxalign mrm adapt`; None for users.parquet of the run, if any.
+        users: file of `jaxalign mrm adapt`; None for users.sqlite of the run, if any.
 
     Raises:
         InputError: no such run or file, users of another run, or a method without weights.
     """
     model = mrm.load(run, with_users=users is None)
     mrm.require(model.method, "weights", "jaxalign answer")
-    return model if users is None else replace(model, users=mrm.load_users(users, model.digest))
+    return model if users is None else replace(model, users=mrm.open_users(users, model.digest))
 
 
 def answer_users(
@@ -121,10 +121,7 @@ def answer_users(
     Returns:
         B answers, in order.
     """
-    known = set(model.users.users) if model.users else set()
-    weights = {
-        user: weights_of(model, user if user in known else None) for user in dict.fromkeys(users)
-    }
+    weights = {user: weights_of(model, find_state(model, user)) for user in dict.fromkeys(users)}
     requests = [
         UserRequest(prompt, *weights[user]) for prompt, user in zip(prompts, users, strict=True)
     ]

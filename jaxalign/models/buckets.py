@@ -36,8 +36,9 @@ def by_length(
     """Yield the rows of each batch with its padded shape (B, T), longest first.
 
     T alone decides B, so that there is one compilation per bucket. Places that a bucket leaves free
-    are filled with the next shorter texts, so that only the last batch has empty rows. The longest
-    texts come first, so that a machine with too little memory fails at once.
+    are filled with the next shorter texts, so that only the last batch has empty rows: it has the
+    next power of two, so that few short texts cost little. The longest texts come first, so that a
+    machine with too little memory fails at once.
 
     Args:
         lengths: tokens of each text.
@@ -47,14 +48,15 @@ def by_length(
     Example:
         >>> from jaxalign.models.buckets import by_length
         >>> list(by_length([5, 30, 12], limit=64, batch_tokens=64))
-        [([1, 2], (2, 32)), ([0], (4, 16))]
+        [([1, 2], (2, 32)), ([0], (1, 16))]
     """
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     start = 0
     while start < len(order):
         width = bucket_length(lengths[order[start]], limit)
         size = max(1, batch_tokens // width)
-        yield order[start : start + size], (size, width)
+        rows = order[start : start + size]
+        yield rows, (min(size, 1 << (len(rows) - 1).bit_length()), width)
         start += size
 
 

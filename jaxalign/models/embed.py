@@ -206,13 +206,15 @@ def encode_with_stats(
     return result, EncodeStats(len(absent), len(distinct) - len(absent), truncated)
 
 
-def encode_unkept(encoder: Encoder, texts: Sequence[str], progress: bool = True) -> np.ndarray:
-    """What `encode` gives in the model's own pooling, for a caller who keeps the vectors.
+def encode_unkept(
+    encoder: Encoder, texts: Sequence[str], progress: bool = True, pooling: Pooling | None = None
+) -> np.ndarray:
+    """What `encode` gives, for a caller who keeps the vectors or needs them once.
 
     Nothing is looked up or kept, and a text that comes twice is encoded twice.
 
     Args:
-        encoder, texts, progress: as in `encode`.
+        encoder, texts, progress, pooling: as in `encode`.
 
     Returns:
         [N, E] float32.
@@ -220,10 +222,11 @@ def encode_unkept(encoder: Encoder, texts: Sequence[str], progress: bool = True)
     Raises:
         InputError: as in `encode`.
     """
-    _check_arguments(texts, encoder.pooling, None)
+    pooling = encoder.pooling if pooling is None else pooling
+    _check_arguments(texts, pooling, None)
     ids, _ = _tokenize(encoder, [_as_read(encoder, text) for text in texts])
     result = np.empty((len(ids), encoder.config.width), np.float32)
-    options = (encoder.pooling, encoder.normalise, None, progress)
+    options = (pooling, encoder.normalise, None, progress)
     for rows, done in _batches(encoder, ids, *options):
         result[rows] = done
     return result

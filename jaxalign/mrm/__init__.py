@@ -2,7 +2,8 @@
 
 from jaxalign.mrm import baselines as baselines
 from jaxalign.mrm._fit import FitReport, FitResult, fit
-from jaxalign.mrm.adapted_users import UserSupports, UserWeights, load_users, save_users
+from jaxalign.mrm.adapted_users import UserState, read_state, user_state, weights_of
+from jaxalign.mrm.adapting import adapt_users
 from jaxalign.mrm.ask import Belief, information, init_belief, next_pair, update_belief
 from jaxalign.mrm.base import base_rewards, effective_weights, init, score
 from jaxalign.mrm.bayes import (
@@ -18,21 +19,25 @@ from jaxalign.mrm.gains import BestOf, Gains, best_of, best_option, expected_gai
 from jaxalign.mrm.hierarchical import HierarchicalBayes
 from jaxalign.mrm.inner import adapt
 from jaxalign.mrm.meta import MetaRewardModel
-from jaxalign.mrm.model import UserModel, load, save
+from jaxalign.mrm.model import USERS_FILE, UserModel, load, save
 from jaxalign.mrm.objective import meta_objective, rpo
 from jaxalign.mrm.registry import (
     METHODS,
+    PosteriorMethod,
     UserRewardMethod,
     WeightsMethod,
     make_method,
     register,
     require,
 )
-from jaxalign.mrm.serving import Ranked, adapt_users, item_features, rank
+from jaxalign.mrm.serving import Ranked, item_features, rank
+from jaxalign.mrm.sites import Sites, posterior_cov
 from jaxalign.mrm.support_query import TrainingData
+from jaxalign.runs.user_store import open_users
 
 __all__ = [
     "METHODS",
+    "USERS_FILE",
     "BayesConfig",
     "Belief",
     "BestOf",
@@ -42,13 +47,14 @@ __all__ = [
     "HierarchicalBayes",
     "MRMConfig",
     "MetaRewardModel",
+    "PosteriorMethod",
     "Prior",
     "Ranked",
+    "Sites",
     "TrainingData",
     "UserModel",
     "UserRewardMethod",
-    "UserSupports",
-    "UserWeights",
+    "UserState",
     "WeightsMethod",
     "adapt",
     "adapt_users",
@@ -66,18 +72,21 @@ __all__ = [
     "init_belief",
     "item_features",
     "load",
-    "load_users",
     "make_method",
     "meta_objective",
     "next_pair",
+    "open_users",
     "posterior",
+    "posterior_cov",
     "predict",
     "rank",
+    "read_state",
     "register",
     "require",
     "rpo",
     "save",
-    "save_users",
     "score",
     "update_belief",
+    "user_state",
+    "weights_of",
 ]

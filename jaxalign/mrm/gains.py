@@ -8,10 +8,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr
 
 from jaxalign.errors import InputError
-from jaxalign.mrm.adapted_users import UserWeights, place_of
+from jaxalign.mrm.adapted_users import user_state, weights_of
 from jaxalign.mrm.model import UserModel
 from jaxalign.mrm.registry import require
-from jaxalign.mrm.serving import encode_texts
+from jaxalign.mrm.serving import encode_answers
 
 Floats = NDArray[np.float64]
 
@@ -96,26 +96,6 @@ def best_option(gains: Gains, k: float = 0.0, least_probability: float = 0.0) ->
     return best if sure else 0
 
 
-def weights_of(model: UserModel, user: str | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the mean [K] and covariance [K, K] (or None) of the weights of a user.
-
-    Args:
-        model: with `users` where a user is named.
-        user: whose; None for the population's.
-
-    Raises:
-        InputError: a user who was not adapted, or a method without weights.
-    """
-    require(model.method, "weights", "a personal answer")
-    if user is None:
-        return model.population()
-    place = place_of(model.users, user)
-    if not isinstance(model.users, UserWeights):
-        return model.population()
-    users = model.users
-    return users.mean[place], None if users.cov is None else users.cov[place]
-
-
 class BestOf(NamedTuple):
     """The candidate that is given to a user.
 
@@ -173,7 +153,9 @@ def best_of(
     """
     if not candidates:
         raise InputError("candidates: found none, expected one answer or more.")
-    values = encode_texts(model, candidates) if features is None else features
-    gains = expected_gains(*weights_of(model, user), model.base(values))
+    require(model.method, "weights", "a personal answer")
+    state = None if user is None else user_state(model, user)
+    values = encode_answers(model, candidates) if features is None else features
+    gains = expected_gains(*weights_of(model, state), model.base(values))
     position = best_option(gains, k, least_probability)
     return BestOf(position, candidates[position], gains)

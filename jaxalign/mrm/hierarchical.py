@@ -13,10 +13,11 @@ from jaxalign.mrm.config import BayesConfig
 from jaxalign.mrm.registry import (
     Candidate,
     Fitted,
+    PosteriorMethod,
     UserRewardMethod,
-    WeightsMethod,
     register,
 )
+from jaxalign.mrm.sites import Sites
 from jaxalign.mrm.support_query import TrainingData, differences
 from jaxalign.train.blas import one_blas_thread
 
@@ -28,7 +29,17 @@ def _em(features: jax.Array, buckets: tuple[Pairs, ...], config: BayesConfig) ->
 
 
 _probability = jax.jit(bayes.predict)
-_posterior = jax.jit(bayes.posterior, static_argnames="steps")
+
+
+@jax.jit
+def _posterior(
+    prior: bayes.Prior, differences: jax.Array, weight: jax.Array
+) -> tuple[jax.Array, Sites]:
+    """Posterior means [U, D] and the sites [U, P] that they follow from, at the mode."""
+    mean, _ = bayes.posterior(prior, differences, weight)
+    margin = jnp.einsum("UPD,UD->UP", differences, mean)
+    precision = weight * jax.nn.sigmoid(margin) * jax.nn.sigmoid(-margin)
+    return mean, Sites(precision, precision * margin + weight * jax.nn.sigmoid(-margin))
 
 
 @one_blas_thread
@@ -90,7 +101,7 @@ def _prior(fitted: Fitted, candidate: Candidate) -> bayes.Prior:
 
 
 @register("bayes", BayesConfig())
-class HierarchicalBayes(_PriorMethod, WeightsMethod[BayesConfig]):
+class HierarchicalBayes(_PriorMethod, PosteriorMethod[BayesConfig]):
     """Hierarchical Bradley-Terry on features: the one method that knows how sure it is."""
 
     capabilities = frozenset({"new_items", "weights", "posterior", "streaming"})
@@ -100,13 +111,17 @@ class HierarchicalBayes(_PriorMethod, WeightsMethod[BayesConfig]):
         place = [candidate["em"]]
         return {name: leaf[place] for name, leaf in fitted.items()}, {**candidate, "em": 0}
 
+    def prior(self, fitted: Fitted, candidate: Candidate) -> bayes.Prior:
+        """Return the population that users come from."""
+        return _prior(fitted, candidate)
+
     @one_blas_thread
     def infer(
         self, fitted: Fitted, candidate: Candidate, differences: jax.Array, mask: jax.Array
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """Return the posterior mean and covariance of every user."""
+    ) -> tuple[jax.Array, Sites]:
+        """Return the posterior mean of every user, and the sites of the choices."""
         weight = mask if candidate["adapt"] else jnp.zeros_like(mask)
-        return _posterior(_prior(fitted, candidate), differences, weight)
+        return jax.block_until_ready(_posterior(_prior(fitted, candidate), differences, weight))
 
 
 @register("item_ids", BayesConfig())

@@ -94,16 +94,19 @@ class MetaRewardModel(WeightsMethod[MRMConfig]):
 
     def base(self, fitted: Fitted, candidate: Candidate, features: jax.Array) -> jax.Array:
         """Return the base rewards [..., K] that the network gives."""
-        return base_rewards(_params(fitted, candidate), features, self.settings)
+        return _base_rewards(_params(fitted, candidate), features, self.settings)
 
     def infer(
         self, fitted: Fitted, candidate: Candidate, differences: jax.Array, mask: jax.Array
-    ) -> tuple[jax.Array, jax.Array | None]:
+    ) -> tuple[jax.Array, None]:
         """Return users' weights after the inner loop."""
         params = _params(fitted, candidate)
         rates = jnp.full((candidate["steps"],), candidate["rate"], jnp.float32)
         path = adapt_path(params, differences, mask, self.settings, rates, "torch")
         return effective_weights(path[:, -1], self.settings), None
+
+
+_base_rewards = jax.jit(base_rewards, static_argnames="config")
 
 
 def _params(fitted: Fitted, candidate: Candidate) -> Params:

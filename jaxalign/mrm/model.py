@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import jax
@@ -10,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import InputError
-from jaxalign.mrm.adapted_users import AdaptedUsers, load_users
 from jaxalign.mrm.bayes import Prior
 from jaxalign.mrm.config import FeatureConfig
 from jaxalign.mrm.reduce import Projection
@@ -18,18 +18,21 @@ from jaxalign.mrm.registry import (
     METHODS,
     Candidate,
     Fitted,
+    PosteriorMethod,
     UserRewardMethod,
     WeightsMethod,
     make_method,
     require,
 )
+from jaxalign.mrm.sites import Sites
 from jaxalign.recognise import instead
 from jaxalign.rewards.reward_scale import RewardIds, RewardScale
 from jaxalign.runs import finished_report, load_artifact, save_artifact
 from jaxalign.runs.artifact import subtree
+from jaxalign.runs.user_store import UserStore, open_users
 
 KIND, RUN_KIND = "user model", "mrm train"
-MODEL_FILE, USERS_FILE = "model.safetensors", "users.parquet"
+MODEL_FILE, USERS_FILE = "model.safetensors", "users.sqlite"
 REMEDY = "train it with `jaxalign mrm train`"
 
 
@@ -68,7 +71,7 @@ class UserModel:
         features: how texts become features.
         encoder_sha256: digest of the encoder's weights, empty for given features.
         digest: of the model's file, empty for a model that has not been saved.
-        users: adapted users, if any.
+        users: adapted users, if any, read one by one.
 
     Example:
         >>> import numpy as np
@@ -89,7 +92,7 @@ class UserModel:
     features: FeatureConfig = field(default_factory=FeatureConfig)
     encoder_sha256: str = ""
     digest: str = ""
-    users: AdaptedUsers | None = None
+    users: UserStore | None = None
 
     @property
     def reward_ids(self) -> RewardIds | None:
@@ -117,9 +120,15 @@ class UserModel:
         Raises:
             InputError: the method does not represent users by weights.
         """
+        return self._population
+
+    @cached_property
+    def _population(self) -> tuple[np.ndarray, np.ndarray | None]:
         size = self.base(np.zeros((1, self.projection.matrix.shape[0]))).shape[-1]
-        mean, cov = infer(self, np.zeros((1, 1, size), np.float32), np.zeros((1, 1), np.float32))
-        return mean[0], None if cov is None else cov[0]
+        mean, _ = infer(self, np.zeros((1, 1, size), np.float32), np.zeros((1, 1), np.float32))
+        if not isinstance(self.method, PosteriorMethod):
+            return mean[0], None
+        return mean[0], np.asarray(self.method.prior(self.fitted, self.candidate).cov)
 
     def prior(self) -> Prior:
         """Return the population as the prior that `init_belief` and `next_pair` start from.
@@ -128,10 +137,9 @@ class UserModel:
             InputError: the method infers no posterior.
         """
         require(self.method, "posterior", "a prior for mrm.init_belief and mrm.next_pair")
-        mean, cov = self.population()
-        if cov is None:
-            raise InputError(f"{self.method.name} declares a posterior but infers no covariance.")
-        return Prior(jnp.asarray(mean), jnp.asarray(cov))
+        if not isinstance(self.method, PosteriorMethod):
+            raise InputError(f"{self.method.name} declares a posterior but is no PosteriorMethod.")
+        return self.method.prior(self.fitted, self.candidate)
 
 
 def weights_method(model: UserModel, what: str) -> WeightsMethod:
@@ -148,8 +156,8 @@ def weights_method(model: UserModel, what: str) -> WeightsMethod:
 
 def infer(
     model: UserModel, differences: np.ndarray, mask: np.ndarray
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return users' weights and their covariance from their choices.
+) -> tuple[np.ndarray, Sites | None]:
+    """Return users' weights, and the sites of their choices, from their choices.
 
     Args:
         model: whose method represents users by weights.
@@ -157,12 +165,12 @@ def infer(
         mask: [U, P] bool or weights; a user without choices gets the population's weights.
 
     Returns:
-        mean [U, K], cov [U, K, K], or None where the method has no posterior.
+        mean [U, K], and sites [U, P], or None where the method has no posterior.
     """
     method = weights_method(model, "mrm.adapt_users")
     pairs, weight = jnp.asarray(differences), jnp.asarray(mask, jnp.float32)
-    mean, cov = method.infer(model.fitted, model.candidate, pairs, weight)
-    return np.asarray(mean), None if cov is None else np.asarray(cov)
+    mean, sites = method.infer(model.fitted, model.candidate, pairs, weight)
+    return np.asarray(mean), None if sites is None else Sites(*map(np.asarray, sites))
 
 
 def save(path: str | Path, model: UserModel) -> str:
@@ -213,7 +221,7 @@ def load(path: str | Path, with_users: bool = True) -> UserModel:
 
     Args:
         path: of the folder.
-        with_users: whether the users that `jaxalign mrm adapt` left there as users.parquet come
+        with_users: whether the users that `jaxalign mrm adapt` left there as users.sqlite come
             along. Without them their file is not read, so that users who were adapted with
             another model can be adapted anew.
 
@@ -256,7 +264,7 @@ def load(path: str | Path, with_users: bool = True) -> UserModel:
     adapted = folder / USERS_FILE
     if not with_users or not adapted.exists():
         return model
-    return replace(model, users=load_users(adapted, model.digest))
+    return replace(model, users=open_users(adapted, model.digest))
 
 
 def _method(path: Path, name: str, settings: Mapping[str, object]) -> UserRewardMethod:

@@ -17,6 +17,8 @@ import numpy as np
 
 from jaxalign.data.batching import Pairs
 from jaxalign.errors import InputError
+from jaxalign.mrm.bayes import Prior
+from jaxalign.mrm.sites import Sites
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -149,8 +151,8 @@ class WeightsMethod(UserRewardMethod[Settings]):
     @abstractmethod
     def infer(
         self, fitted: Fitted, candidate: Candidate, differences: jax.Array, mask: jax.Array
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """Return users' weights, and their covariance where the method has one.
+    ) -> tuple[jax.Array, Sites | None]:
+        """Return users' weights, and where the method has a posterior the sites of the choices.
 
         Args:
             fitted: as from `load`.
@@ -159,8 +161,19 @@ class WeightsMethod(UserRewardMethod[Settings]):
             mask: [U, P] weights of the choices; users without any get the population's weights.
 
         Returns:
-            mean [U, K], and cov [U, K, K] or None.
+            mean [U, K], and sites [U, P], weighted by `mask`, or None. With `prior` they give the
+            covariance of a user's weights, see `sites.posterior_cov`.
         """
+
+
+class PosteriorMethod(WeightsMethod[Settings]):
+    """A method that infers a normal posterior of a user's weights."""
+
+    capabilities: ClassVar[frozenset[Capability]] = frozenset({"new_items", "weights", "posterior"})
+
+    @abstractmethod
+    def prior(self, fitted: Fitted, candidate: Candidate) -> Prior:
+        """Return the posterior of a user without choices."""
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from jaxalign.data.columns import Column, Origin
+from jaxalign.data.columns import Origin
 from jaxalign.data.tables import Table, read_metadata, read_tables
 from jaxalign.data.values import short
 from jaxalign.errors import InputError
 from jaxalign.palm.domain import Floats
 from jaxalign.rewards.reward_scale import RewardScale
+from jaxalign.runs.user_store import ADAPTED, AboutUsers, open_users
 
 # Users read, routed and written at a time.
 BATCH = 2**20
@@ -47,8 +48,7 @@ def read_users(path: str | Path, scale: RewardScale, keep_sum: bool = True) -> I
     the portfolio's own units: per level of each reward, level 0 to 1 being the range that the
     portfolio was built on. With it (the digest of the scale, or its first 12 digits or more),
     weights are per standard deviation of the rewards, and are converted to levels.
-    Written by `jaxalign mrm adapt`: Parquet with a column `weights` of lists, in the order that the
-    file's metadata state as `rewards`, on the scale that they state as `scale`.
+    Written by `jaxalign mrm adapt`: .sqlite, which names the rewards and their scale.
 
     Args:
         path: a file as `jaxalign.data.tables.read_rows` takes it.
@@ -64,13 +64,10 @@ def read_users(path: str | Path, scale: RewardScale, keep_sum: bool = True) -> I
             named or not those of the scale, or weights on another scale.
     """
     path = Path(path)
+    if path.suffix == ADAPTED:
+        yield from _adapted(path, scale, keep_sum)
+        return
     metadata = read_metadata(path)
-    if metadata.get(b"kind") == b"user choices":
-        raise InputError(
-            f"{path}: found users as their choices, of a method without weights, expected weights "
-            f"on {', '.join(scale.names)}; adapt the users with a method that has weights, such as "
-            "`--select bayes` of `jaxalign mrm train`."
-        )
     for table in read_tables(path, ("user", "scale", "weights", *scale.names), BATCH):
         yield _batch(table, metadata, scale, keep_sum)
 
@@ -80,21 +77,32 @@ def _batch(
 ) -> UserBatch:
     """Weights of some users, on the levels of the portfolio's rewards."""
     columns, origin = table.columns, table.origin
+    _check_columns(origin.source, list(columns), scale.names)
     stated = b"scale" in metadata or "scale" in columns
-    listed = isinstance(columns.get("weights"), pa.Array | pa.ChunkedArray)
-    if listed and not set(scale.names) & set(columns):
-        _check_metadata(origin.source, metadata, scale)
-        weights, stated = _lists(columns["weights"], len(scale.names), origin), True
-    else:
-        _check_columns(origin.source, list(columns), scale.names)
-        if b"scale" in metadata:
-            _check_scale([metadata[b"scale"].decode(errors="replace")], scale, origin)
-        weights = np.stack([table.numbers(name) for name in scale.names], axis=1)
+    if b"scale" in metadata:
+        _check_scale([metadata[b"scale"].decode(errors="replace")], scale, origin)
+    weights = np.stack([table.numbers(name) for name in scale.names], axis=1)
     if "scale" in columns:
         _check_scale(table.texts("scale").to_pylist(), scale, origin)
     if stated:
         weights = _on_levels(weights, scale, keep_sum)
     return UserBatch(table.identifiers("user") if "user" in columns else None, weights, origin)
+
+
+def _adapted(path: Path, scale: RewardScale, keep_sum: bool) -> Iterator[UserBatch]:
+    """Weights of the users of `jaxalign mrm adapt`."""
+    users = open_users(path)
+    about, origin = users.about, Origin(str(path))
+    if not about.weights:
+        raise InputError(
+            f"{path}: found users as their choices, of a method without weights, expected weights "
+            f"on {', '.join(scale.names)}; adapt the users with a method that has weights, such as "
+            "`--select bayes` of `jaxalign mrm train`."
+        )
+    _check_rewards(str(path), about, scale)
+    for ids, weights in users.weights(BATCH):
+        found = _on_levels(weights.astype(np.float64), scale, keep_sum)
+        yield UserBatch(pa.array(ids), found, origin)
 
 
 def _on_levels(weights: Floats, scale: RewardScale, keep_sum: bool) -> Floats:
@@ -123,28 +131,20 @@ def _check_columns(source: str, columns: Sequence[str], names: Sequence[str]) ->
     )
 
 
-def _check_metadata(source: str, metadata: Mapping[bytes, bytes], scale: RewardScale) -> None:
-    """Refuse lists of weights on rewards without names, on other rewards or on another scale."""
-    names, digest = (
-        metadata.get(key, b"").decode(errors="replace") for key in (b"rewards", b"scale")
-    )
+def _check_rewards(source: str, about: AboutUsers, scale: RewardScale) -> None:
+    """Refuse weights on rewards without names, on other rewards or on another scale."""
     expected = f"weights on {', '.join(scale.names)} on the scale {scale.digest[:_DIGITS]}"
-    if not names:
+    if not about.rewards:
         raise InputError(
             f"{source}: found weights on rewards without names, as of learned rewards, expected "
             f"{expected}; {_ONE_SCALE}."
         )
-    if tuple(names.split("\n")) != scale.names:
+    if about.rewards != scale.names:
         raise InputError(
-            f"{source}: found weights of {names.replace(chr(10), ', ')}, expected {expected}; "
+            f"{source}: found weights of {', '.join(about.rewards)}, expected {expected}; "
             f"{_ONE_SCALE}."
         )
-    if not digest:
-        raise InputError(
-            f"{source}: found weights that state no scale, expected {expected}; write the file "
-            "again with `jaxalign mrm adapt`."
-        )
-    _check_scale([digest], scale, Origin(source))
+    _check_scale([about.scale], scale, Origin(source))
 
 
 def _check_scale(stated: Sequence[str], scale: RewardScale, origin: Origin) -> None:
@@ -156,27 +156,3 @@ def _check_scale(stated: Sequence[str], scale: RewardScale, origin: Origin) -> N
                 f"{place}: found weights on the scale {short(digest[:_DIGITS])}, expected "
                 f"{scale.digest[:_DIGITS]!r}, that of the portfolio's rewards; {_ONE_SCALE}."
             )
-
-
-def _lists(values: Column, size: int, origin: Origin) -> Floats:
-    """A column of lists of numbers as float64 [n, size]."""
-    values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-    if not isinstance(values, pa.Array) or not any(
-        test(values.type)
-        for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    ):
-        raise InputError(f"{origin.source}: `weights` is no column of lists; expected {size} each.")
-    wrong = np.asarray(values.is_null())
-    if pa.types.is_fixed_size_list(values.type):
-        wrong = wrong | (values.type.list_size != size)
-    else:
-        wrong = wrong | (np.asarray(values.value_lengths().fill_null(-1)) != size)
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise InputError(
-            f"{origin.at(row)}: `weights` is {short(values[row].as_py())}, expected {size} numbers."
-        )
-    flat = values.flatten()
-    if not (pa.types.is_floating(flat.type) or pa.types.is_integer(flat.type)):
-        raise InputError(f"{origin.source}: `weights` holds {values.type}, expected numbers.")
-    return np.asarray(flat.cast(pa.float64()).to_numpy(zero_copy_only=False)).reshape(-1, size)

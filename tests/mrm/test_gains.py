@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from few_states import posterior_users
 
 from jaxalign import mrm
 from jaxalign.errors import InputError
@@ -45,7 +46,7 @@ def test_caution_prefers_what_is_sure_and_then_the_plain_answer():
 def test_best_of_is_the_answer_of_the_largest_posterior_mean():
     fitted = {"mean": MEAN[None], "cov": COV[None], "step": np.ones(1, int)}
     method = mrm.make_method("bayes")
-    users = mrm.UserWeights(("ann",), np.ones(1), np.ones(1), "", -3 * MEAN[None], 0.1 * COV[None])
+    users = posterior_users("", COV, ["ann"], -3 * MEAN[None], 0.1 * COV[None])
     model = mrm.UserModel(
         method, fitted, {"em": 0, "adapt": True}, np.zeros(3), identity(3), users=users
     )

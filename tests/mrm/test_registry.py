@@ -42,8 +42,8 @@ judged = experiment.evaluate("run", "choices.jsonl")
 model = mrm.load("run")
 choices, features = load_source("choices.jsonl").choices, load_features("features.npz")
 users = mrm.adapt_users(model, choices, features)
-mrm.save_users("users.parquet", users)
-model = dataclasses.replace(model, users=mrm.load_users("users.parquet", model.digest))
+users.save("users.sqlite")
+model = dataclasses.replace(model, users=mrm.open_users("users.sqlite", model.digest))
 texts = ["answer 1", "answer 2", "answer 3"]
 ranked = {
     str(user): [r.position for r in mrm.rank(model, user, texts, lookup(features, texts))]
@@ -54,7 +54,7 @@ assert main(["mrm", "adapt", "--model", "run", "--data", "choices.jsonl",
 print(json.dumps({
     "report": report, "judged": judged, "method": model.method.name, "ranked": ranked,
     "candidate": model.candidate, "shares": model.method.settings.shares,
-    "accuracy": users.accuracy.tolist(),
+    "accuracy": [user.accuracy for user in users],
 }))
 """
 
@@ -183,9 +183,9 @@ def test_a_saved_method_predicts_adapts_and_ranks_as_the_fitted_one(name, fitted
     other = method.predict(learned, [candidate], data.features, pairs, swapped)[0]
     np.testing.assert_allclose(predicted[0] + other, 1, rtol=0, atol=1e-5)
     users = mrm.adapt_users(loaded, choices, table)
-    mrm.save_users(tmp_path / "users.parquet", users)
+    users.save(tmp_path / "users.sqlite")
     loaded = mrm.load(tmp_path)
-    assert isinstance(loaded.users, mrm.UserWeights) == ("weights" in method.capabilities)
+    assert bool(loaded.users.about.weights) == ("weights" in method.capabilities)
     texts = [f"answer {item}" for item in range(4)]
     values = lookup(table, texts)
     for user in (None, choices.users[0], choices.users[1]):
@@ -197,9 +197,8 @@ def test_a_saved_method_predicts_adapts_and_ranks_as_the_fitted_one(name, fitted
     if "weights" in method.capabilities:
         place = choices.users.index(choices.users[1])
         base = loaded.base(np.asarray(data.features))
-        margin = (base[data.pairs.chosen[place]] - base[data.pairs.rejected[place]]) @ users.mean[
-            place
-        ]
+        mean = users.get(choices.users[1]).weights
+        margin = (base[data.pairs.chosen[place]] - base[data.pairs.rejected[place]]) @ mean
         both = method.predict(learned, [candidate], data.features, data.pairs, data.pairs)[0]
         strict = np.abs(margin) > 1e-3
         np.testing.assert_array_equal((margin > 0)[strict], (both[place] > 0.5)[strict])

@@ -100,16 +100,17 @@ def test_users_are_adapted_on_learned_rows_and_judged_on_the_others(choices):
     )  # fmt: skip
     table = Features(choices.items, values)
     users = mrm.adapt_users(model, choices, table)
-    assert users.choices.tolist() == [8] * USERS
+    assert [user.choices for user in users] == [8] * USERS
     known = choices.take(~choices.held_out)
     again = mrm.adapt_users(model, dataclasses.replace(known, held_out=None), table)
-    np.testing.assert_allclose(users.mean, again.mean, rtol=1e-5, atol=1e-6)
+    mean, other = (np.stack([user.weights for user in some]) for some in (users, again))
+    np.testing.assert_allclose(mean, other, rtol=1e-5, atol=1e-6)
     margin = np.einsum(
-        "ne,ne->n", values[choices.chosen] - values[choices.rejected], users.mean[choices.user]
+        "ne,ne->n", values[choices.chosen] - values[choices.rejected], mean[choices.user]
     )
     for user in range(USERS):
         mine = choices.held_out & (choices.user == user)
-        assert users.accuracy[user] == pytest.approx((margin[mine] > 0).mean())
+        assert users.get(f"u{user}").accuracy == pytest.approx((margin[mine] > 0).mean())
 
 
 def heavy_choices(users=40, few=6, many=3000):

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jaxalign.errors import InputError
-from jaxalign.mrm import UserSupports, save_users
 from jaxalign.palm.users import read_users
 from jaxalign.rewards.reward_scale import RewardScale
+from jaxalign.runs.user_store import AboutUsers, UserRecord, create_users
 
 USERS = np.random.default_rng(0).dirichlet(np.ones(2), 7)
 # Levels 6 standard deviations wide, as `palm build` makes them, and of unequal width.
@@ -65,28 +65,37 @@ def test_a_stated_scale_says_that_weights_are_per_standard_deviation(tmp_path, e
             weights_of(path)
 
 
+def users_file(path, rewards=("x", "y"), scale=SCALE.digest, size=2):
+    users = create_users(AboutUsers("", "bayes", size, 1, rewards, scale))
+    rows = np.ones((1, 1))
+    users.put(
+        UserRecord(f"u{n}", 1, np.nan, weights[:size], rows) for n, weights in enumerate(USERS)
+    )
+    users.save(path)
+    return path
+
+
 def test_users_of_mrm_adapt_state_rewards_and_scale(tmp_path):
-    path = written(tmp_path / "u.parquet", adapted(), rewards="x\ny", scale=SCALE.digest)
-    np.testing.assert_allclose(weights_of(path), USERS, rtol=1e-12)
+    path = users_file(tmp_path / "u.sqlite")
+    np.testing.assert_allclose(weights_of(path), USERS, rtol=1e-6)
+    batch = next(read_users(path, SCALE))
+    assert batch.ids.to_pylist() == [f"u{n}" for n in range(len(USERS))]
 
 
 @pytest.mark.parametrize(
-    ("metadata", "words"),
+    ("stated", "words"),
     [
-        ({}, "found weights on rewards without names, as of learned rewards, expected"),
-        ({"scale": SCALE.digest}, "found weights on rewards without names"),
-        ({"rewards": "y\nx", "scale": SCALE.digest}, "found weights of y, x, expected"),
-        ({"rewards": "x\ny", "scale": OTHER.digest}, "found weights on the scale"),
-        ({"rewards": "x\ny"}, "state no scale"),
-        ({"rewards": b"\xff", "scale": b"\xff"}, "found weights of"),
+        ({"rewards": (), "scale": ""}, "found weights on rewards without names, as of learned"),
+        ({"rewards": ("y", "x")}, "found weights of y, x, expected"),
+        ({"scale": OTHER.digest}, "found weights on the scale"),
+        ({"size": 0}, "found users as their choices, of a method without"),
     ],
 )
-def test_lists_of_weights_on_other_rewards_or_scales_are_refused(tmp_path, metadata, words):
-    path = written(tmp_path / "u.parquet", adapted(), **metadata)
+def test_users_of_other_rewards_or_scales_are_refused(tmp_path, stated, words):
+    path = users_file(tmp_path / "u.sqlite", **stated)
     with pytest.raises(InputError, match=words) as caught:
         weights_of(path)
     assert str(path) in str(caught.value)
-    assert SCALE.digest[:12] in str(caught.value)
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
@@ -127,11 +136,3 @@ def test_wrong_lists_are_named(tmp_path, rows, words):
     with pytest.raises(InputError) as caught:
         weights_of(path)
     assert words in str(caught.value)
-
-
-def test_users_of_a_method_without_weights_are_refused(tmp_path):
-    path = tmp_path / "u.parquet"
-    one = (np.ones((1, 2)),)
-    save_users(path, UserSupports(("ann",), np.ones(1), np.ones(1), "", one, one, (np.ones(1),)))
-    with pytest.raises(InputError, match="found users as their choices, of a method without"):
-        weights_of(path)

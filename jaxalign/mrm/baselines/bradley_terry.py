@@ -102,7 +102,7 @@ class OneModelForAll(WeightsMethod[OneModelConfig]):
 
     def infer(
         self, fitted: Fitted, candidate: Candidate, differences: jax.Array, mask: jax.Array
-    ) -> tuple[jax.Array, jax.Array | None]:
+    ) -> tuple[jax.Array, None]:
         """Return the common weights for every user."""
         theta = fitted["theta"][candidate["ridge"]]
         return jnp.broadcast_to(theta, (differences.shape[0], theta.shape[0])), None
@@ -134,7 +134,7 @@ class OneModelPerUser(WeightsMethod[ModelPerUserConfig]):
     @one_blas_thread
     def infer(
         self, fitted: Fitted, candidate: Candidate, differences: jax.Array, mask: jax.Array
-    ) -> tuple[jax.Array, jax.Array | None]:
+    ) -> tuple[jax.Array, None]:
         """Return each user's own weights; zeros for a user without choices."""
         return _weights_per_user(candidate["l2"], differences, mask), None
 

@@ -295,7 +295,7 @@ class LoRe(WeightsMethod[LoReConfig]):
     @one_blas_thread
     def infer(
         self, fitted: Fitted, candidate: Candidate, differences: jax.Array, mask: jax.Array
-    ) -> tuple[jax.Array, jax.Array | None]:
+    ) -> tuple[jax.Array, None]:
         """Return users' weights: the MAP of signed ones, few-shot steps for those of a simplex."""
         params = self._params(fitted, candidate)
         if self.settings.link == "signed":

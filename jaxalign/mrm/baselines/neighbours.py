@@ -223,7 +223,7 @@ class NearestNeighbours(WeightsMethod[NeighboursConfig]):
     @one_blas_thread
     def infer(
         self, fitted: Fitted, candidate: Candidate, differences: jax.Array, mask: jax.Array
-    ) -> tuple[jax.Array, jax.Array | None]:
+    ) -> tuple[jax.Array, None]:
         """Return the population's weights plus the share of the neighbours' mean deviation."""
         share = jnp.asarray(candidate["share"], differences.dtype)
         by, count = candidate["by"], candidate["count"]

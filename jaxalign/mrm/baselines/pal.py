@@ -166,7 +166,7 @@ class PAL(WeightsMethod[PALConfig]):
 
     def infer(
         self, fitted: Fitted, candidate: Candidate, differences: jax.Array, mask: jax.Array
-    ) -> tuple[jax.Array, jax.Array | None]:
+    ) -> tuple[jax.Array, None]:
         """Return each user's convex weights of the prototypes."""
         start = _snapshot(fitted, candidate)[1]
         rate = jnp.asarray(self.settings.few_shot_rate, differences.dtype)

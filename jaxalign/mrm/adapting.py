@@ -1,0 +1,296 @@
+"""Users adapted from their choices, a bounded number at a time, and updated with new ones."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxalign.data import Features, Preferences
+from jaxalign.data.batching import Pairs, bucket_users, pad_pairs
+from jaxalign.data.splits import learned_from, rows_by_user
+from jaxalign.errors import InputError
+from jaxalign.files import write_aside
+from jaxalign.mrm.adapted_users import extra_columns, predict_rows, read_state
+from jaxalign.mrm.model import UserModel, infer
+from jaxalign.mrm.registry import require
+from jaxalign.mrm.serving import item_features
+from jaxalign.mrm.sites import Sites
+from jaxalign.progress import track
+from jaxalign.runs.user_store import AboutUsers, UserRecord, UserStore, create_users, open_users
+
+FOLDS = 5
+_PAIRS_AT_ONCE = 2**15
+
+
+def adapt_users(
+    model: UserModel,
+    choices: Preferences,
+    features: Features | None = None,
+    out: str | Path | None = None,
+    update: bool = False,
+    accuracy: bool = True,
+    progress: bool = False,
+) -> UserStore:
+    """Return every user adapted on that user's choices, with a held-out accuracy.
+
+    Rows that the source holds out are not adapted on: the accuracy is measured on them. Where it
+    holds none out, each strict choice is judged by a fit that did not see its group (its fifth of
+    the rows where there is one group).
+
+    Args:
+        model: a trained model.
+        choices: the users' choices.
+        features: of the items by id; without it the texts are encoded.
+        out: file to write; None keeps the users in memory.
+        update: whether `out` exists and its users are kept: a user's new choices are added to the
+            old ones, and the user is adapted on all of them, as if they had come together.
+        accuracy: whether to measure the held-out accuracy, which takes five fits more.
+        progress: whether to show a bar on standard error.
+
+    Returns:
+        The users; see `read_state` for what is known of one.
+
+    Raises:
+        InputError: the method cannot score new items, features that do not fit, or a file of
+            another model, or one that has these choices already.
+
+    Example:
+        >>>         >>> import numpy as np
+        >>> from jaxalign.data.features import Features
+        >>> from jaxalign.data.preferences import Preferences
+        >>> from jaxalign.mrm import UserModel, adapt_users
+        >>> from jaxalign.mrm.reduce import identity
+        >>> from jaxalign.mrm.registry import make_method
+        >>> one, none = np.zeros(1, np.int32), np.full(1, -1, np.int32)
+        >>> no = np.zeros(1, bool)
+        >>> ids = ("a", "b")
+        >>> choices = Preferences(("ann",), ids, ids, one, one, one + 1, one, none, no)
+        >>> fitted = {"mean": jnp.zeros((1, 2)), "cov": jnp.eye(2)[None], "step": jnp.ones(1)}
+        >>> bayes, candidate = make_method("bayes"), {"em": 0, "adapt": True}
+        >>> model = UserModel(bayes, fitted, candidate, np.zeros(2), identity(2))
+        >>> users = adapt_users(model, choices, Features(ids, np.eye(2)))
+        >>> weights = users.get("ann").weights
+        >>> users.names(), bool(weights[0] > 0 > weights[1])
+        (['ann'], True)
+    """
+    require(model.method, "new_items", "adapt")
+    old = open_users(out, model.digest) if update and out is not None else None
+    source = _source_digest(choices)
+    if old is not None and source in old.about.sources:
+        raise InputError(
+            f"{old.source} has these choices already: give choices that are new, or adapt without "
+            "an update to make the file anew."
+        )
+    table = _table(model, item_features(model, choices.items, choices.texts, features))
+    about = _about(model, table, source)
+    if old is not None:
+        with old.changing(about.sources):
+            _adapt_into(old, model, choices, table, accuracy, progress)
+        return old
+    with nullcontext() if out is None else write_aside(out) as aside:
+        users = create_users(about, aside)
+        with users.changing():
+            _adapt_into(users, model, choices, table, accuracy, progress)
+        if out is None:
+            return users
+        users.close()
+    return open_users(out)
+
+
+def _about(model: UserModel, table: np.ndarray, source: str) -> AboutUsers:
+    weights = "weights" in model.method.capabilities
+    width = table.shape[1] if weights else 2 * table.shape[1]
+    ids = model.reward_ids
+    return AboutUsers(
+        model.digest,
+        model.method.name,
+        table.shape[1] if weights else 0,
+        width + extra_columns(model),
+        () if ids is None else tuple(ids.names),
+        "" if ids is None else ids.digest,
+        (source,),
+    )
+
+
+def _source_digest(choices: Preferences) -> str:
+    digest = hashlib.sha256("\0".join([*choices.users, "", *choices.items]).encode())
+    for array in (choices.user, choices.chosen, choices.rejected, choices.tie):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _table(model: UserModel, features: np.ndarray) -> np.ndarray:
+    """What a choice is a row of: base rewards [I, K], or features [I, D] as the method takes."""
+    if "weights" in model.method.capabilities:
+        return model.base(features)
+    return np.asarray(model.inputs(features))
+
+
+class _Batch(NamedTuple):
+    """Choices of B users, padded: rows [B, P, R], weight and group [B, P]."""
+
+    rows: np.ndarray
+    weight: np.ndarray
+    group: np.ndarray
+
+
+def _adapt_into(
+    users: UserStore,
+    model: UserModel,
+    choices: Preferences,
+    table: np.ndarray,
+    accuracy: bool,
+    progress: bool,
+) -> None:
+    learned = learned_from(choices, choices.users)
+    held = _held_out(choices)
+    known = [users.get(name) for name in choices.users] if len(users) else None
+    ties = np.array([int(choices.tie[rows].sum()) for rows in learned])
+    lengths = np.array([*map(len, learned)]) + ties
+    if known is not None:
+        lengths += [0 if record is None else len(record.rows) for record in known]
+    chunks = list(_chunks(lengths))
+    for width, members in track("adapting users", chunks, len(lengths), _count, progress):
+        pairs = pad_pairs(choices, [learned[user] for user in members])
+        before = [None if known is None else known[user] for user in members]
+        batch = _batch(model, table, pairs, before, (_round_up(len(members)), width))
+        mean, sites = _infer(model, batch.rows, batch.weight)
+        shares = np.full(len(members), np.nan)
+        if accuracy and held is not None:
+            query = pad_pairs(choices, [held[user] for user in members])
+            shares = _accuracy_on(model, batch, mean, _rows_of(model, table, query), query.weight)
+        elif accuracy:
+            shares = _cross_accuracy(model, batch)
+        counts = [len(learned[user]) for user in members]
+        counts = [
+            n + (b.choices if b is not None else 0) for n, b in zip(counts, before, strict=True)
+        ]
+        names = [choices.users[user] for user in members]
+        users.put(_records(names, counts, shares, mean, batch, sites))
+
+
+def _held_out(choices: Preferences) -> list[np.ndarray] | None:
+    """Rows of each user that the source holds out, None where it holds none out."""
+    mask = choices.held_out
+    if mask is None:
+        return None
+    return [rows[mask[rows]] for rows in rows_by_user(choices, choices.users)]
+
+
+def _count(chunk: tuple[int, np.ndarray]) -> int:
+    return len(chunk[1])
+
+
+def _chunks(lengths: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Padded length and numbers of users that are adapted together: few shapes, little memory."""
+    for width, members in bucket_users(lengths).items():
+        size = max(1, _PAIRS_AT_ONCE // width)
+        for start in range(0, len(members), size):
+            yield width, members[start : start + size]
+
+
+def _round_up(count: int) -> int:
+    return int(2 ** np.ceil(np.log2(count)))
+
+
+def _rows_of(model: UserModel, table: np.ndarray, pairs: Pairs) -> np.ndarray:
+    """Rows [..., R] of pairs, see `UserState`."""
+    chosen, rejected = table[pairs.chosen], table[pairs.rejected]
+    if "weights" in model.method.capabilities:
+        return chosen - rejected
+    return np.concatenate([chosen, rejected], axis=-1)
+
+
+def _batch(
+    model: UserModel,
+    table: np.ndarray,
+    pairs: Pairs,
+    before: Sequence[UserRecord | None],
+    shape: tuple[int, int],
+) -> _Batch:
+    """Old and new choices of users in arrays of a common shape; the old ones come first."""
+    fresh = _rows_of(model, table, pairs)
+    batch = _Batch(
+        np.zeros((*shape, fresh.shape[-1]), np.float32),
+        np.zeros(shape, np.float32),
+        np.zeros(shape, np.int32),
+    )
+    for user, record in enumerate(before):
+        count, start = int((pairs.weight[user] > 0).sum()), 0
+        if record is not None:
+            state = read_state(model, record)
+            start = len(state.rows)
+            for array, values in zip(batch, (state.rows, state.weight, state.group), strict=True):
+                array[user, :start] = values
+        # Groups of a new file are new ones.
+        first = int(batch.group[user, :start].max()) + 1 if start else 0
+        both = (fresh[user], pairs.weight[user], pairs.group[user] + first)
+        for array, values in zip(batch, both, strict=True):
+            array[user, start : start + count] = values[:count]
+    return batch
+
+
+def _infer(
+    model: UserModel, rows: np.ndarray, weight: np.ndarray
+) -> tuple[np.ndarray, Sites | None]:
+    """Weights [B, K] of users and the sites of their choices; [B, 0] for a method without."""
+    if "weights" in model.method.capabilities:
+        return infer(model, rows, weight)
+    return np.zeros((len(rows), 0), np.float32), None
+
+
+def _records(
+    names: Sequence[str],
+    counts: Sequence[int],
+    shares: np.ndarray,
+    mean: np.ndarray,
+    batch: _Batch,
+    sites: Sites | None,
+) -> Iterator[UserRecord]:
+    columns = [batch.weight, batch.group]
+    columns += [] if sites is None else [sites.precision, sites.shift]
+    kept = np.concatenate([batch.rows, np.stack(columns, axis=-1)], axis=-1, dtype=np.float32)
+    real = (batch.weight > 0).sum(1)
+    for user, name in enumerate(names):
+        yield UserRecord(name, counts[user], shares[user], mean[user], kept[user, : real[user]])
+
+
+def _accuracy_on(
+    model: UserModel, batch: _Batch, mean: np.ndarray, rows: np.ndarray, weight: np.ndarray
+) -> np.ndarray:
+    """Accuracy [n] on strict choices of rows [n, Q, R], NaN where there are none."""
+    right = _right(model, batch, mean, rows)
+    judged = (weight == 1).sum(1)
+    found = (right * (weight == 1)).sum(1) / np.maximum(judged, 1)
+    return np.where(judged > 0, found, np.nan)
+
+
+def _cross_accuracy(model: UserModel, batch: _Batch) -> np.ndarray:
+    """Accuracy [B] of fits that did not see the group, or the fifth, of the choice they judge."""
+    weight = batch.weight
+    groups = np.where(weight > 0, batch.group, 0).max(1) + 1
+    positions = np.broadcast_to(np.arange(weight.shape[1]), weight.shape)
+    part = np.where(groups[:, None] > 1, batch.group, positions) % FOLDS
+    correct, judged = np.zeros(len(weight)), np.zeros(len(weight))
+    for fold in range(FOLDS):
+        held_out = (part == fold) & (weight > 0)
+        known = batch._replace(weight=np.where(held_out, 0, weight).astype(np.float32))
+        right = _right(model, known, _infer(model, known.rows, known.weight)[0], batch.rows)
+        strict = held_out & (weight == 1)
+        correct += (right * strict).sum(1)
+        judged += strict.sum(1)
+    enough = (judged > 0) & ((weight > 0).sum(1) > 1)
+    return np.where(enough, correct / np.maximum(judged, 1), np.nan)
+
+
+def _right(model: UserModel, known: _Batch, mean: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Whether choices [n, Q, R] are predicted, 1/2 where both items are as likely: [n, Q]."""
+    if "weights" in model.method.capabilities:
+        margin = np.einsum("UQK,UK->UQ", rows, mean[: len(rows)])
+        return np.where(margin > 0, 1.0, np.where(margin == 0, 0.5, 0.0))
+    support, weight = known.rows[: len(rows)], known.weight[: len(rows)]
+    probability = predict_rows(model, support, weight, rows)
+    return np.where(probability > 0.5, 1.0, np.where(probability == 0.5, 0.5, 0.0))

@@ -1,0 +1,269 @@
+"""Users' states in one SQLite file, of which one user is read without the others."""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxalign.errors import InputError
+from jaxalign.files import write_aside
+
+KIND, FORMAT, ADAPTED = "users", 3, ".sqlite"
+REMEDY = "write it with `jaxalign mrm adapt`"
+_AT_ONCE = 256
+_SCHEMA = """
+CREATE TABLE about (value TEXT NOT NULL);
+CREATE TABLE users (
+    user TEXT PRIMARY KEY, choices INTEGER NOT NULL, accuracy REAL,
+    weights BLOB NOT NULL, rows BLOB NOT NULL
+)"""
+_PUT = """
+INSERT INTO users VALUES (?, ?, ?, ?, ?) ON CONFLICT (user) DO UPDATE SET
+    choices = excluded.choices, accuracy = excluded.accuracy,
+    weights = excluded.weights, rows = excluded.rows"""
+
+
+@dataclass(frozen=True)
+class AboutUsers:
+    """What a file of users says about all of them.
+
+    Attributes:
+        model: digest of the model that they were adapted with: its population and its settings.
+        method: name of the model's method.
+        weights: K, the number of a user's weights; 0 where the method has none.
+        columns: C, the columns of a user's rows.
+        rewards: names of the rewards that the weights are on; empty for learned ones.
+        scale: digest of their scale, empty for learned ones.
+        sources: digests of the choices that the users were adapted on.
+    """
+
+    model: str
+    method: str
+    weights: int
+    columns: int
+    rewards: tuple[str, ...] = ()
+    scale: str = ""
+    sources: tuple[str, ...] = ()
+
+
+class UserRecord(NamedTuple):
+    """One user of a file.
+
+    Attributes:
+        user: id.
+        choices: number of choices that the user was adapted on.
+        accuracy: on held-out choices of the user's own, NaN where there are too few.
+        weights: [K] float32.
+        rows: [P, C] float32, what the method keeps of each choice.
+    """
+
+    user: str
+    choices: int
+    accuracy: float
+    weights: np.ndarray
+    rows: np.ndarray
+
+
+class UserStore:
+    """An open file of users, or users in memory; made by `create_users` and `open_users`.
+
+    Attributes:
+        about: what holds for all users.
+        source: the file, for messages.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.runs.user_store import AboutUsers, UserRecord, create_users
+        >>> ann = UserRecord("ann", 3, 0.7, np.ones(2, np.float32), np.ones((3, 4), np.float32))
+        >>> users = create_users(AboutUsers("", "bayes", weights=2, columns=4))
+        >>> users.put([ann])
+        >>> len(users), users.get("ann").weights.tolist(), users.get("bob")
+        (1, [1.0, 1.0], None)
+    """
+
+    def __init__(self, database: sqlite3.Connection, about: AboutUsers, source: str) -> None:
+        self.about = about
+        self.source = source
+        self._database = database
+
+    def __len__(self) -> int:
+        """Number of users."""
+        return int(self._one("SELECT COUNT(*) FROM users", ())[0])
+
+    def __contains__(self, user: str) -> bool:
+        """Whether there is a user of an id."""
+        return bool(self._all("SELECT 1 FROM users WHERE user = ?", (user,)))
+
+    def names(self, most: int = -1) -> list[str]:
+        """Return the ids of users, all or the first `most`, in the order of the file."""
+        return [row[0] for row in self._all("SELECT user FROM users LIMIT ?", (most,))]
+
+    def get(self, user: str) -> UserRecord | None:
+        """Return one user, None if there is no such user."""
+        found = self._all("SELECT * FROM users WHERE user = ?", (user,))
+        return self._record(found[0]) if found else None
+
+    def __iter__(self) -> Iterator[UserRecord]:
+        """Yield every user, in the order of the file."""
+        with self._guarded(), closing(self._database.execute("SELECT * FROM users")) as cursor:
+            while rows := cursor.fetchmany(_AT_ONCE):
+                yield from map(self._record, rows)
+
+    def weights(self, size: int) -> Iterator[tuple[list[str], np.ndarray]]:
+        """Yield the ids of at most `size` users and their weights [n, K], in the file's order."""
+        statement = "SELECT user, weights FROM users"
+        with self._guarded(), closing(self._database.execute(statement)) as cursor:
+            while rows := cursor.fetchmany(size):
+                flat = np.frombuffer(b"".join(row[1] for row in rows), "<f4")
+                yield [row[0] for row in rows], flat.reshape(len(rows), self.about.weights)
+
+    def mean_accuracy(self) -> float | None:
+        """Return the mean of the users' held-out accuracies, None where none was measured."""
+        found = self._one("SELECT AVG(accuracy) FROM users", ())[0]
+        return None if found is None else float(found)
+
+    def put(self, records: Iterable[UserRecord]) -> None:
+        """Write users, in place of those of the same ids; `changing` makes it last."""
+        with self._guarded():
+            self._database.executemany(_PUT, map(_row, records))
+
+    @contextmanager
+    def changing(self, sources: Sequence[str] = ()) -> Iterator[None]:
+        """Keep all that is put in the block, or, if the block raises or is killed, nothing of it.
+
+        Args:
+            sources: digests that are added to `about.sources`.
+        """
+        about = replace(self.about, sources=(*self.about.sources, *sources))
+        try:
+            with self._guarded():
+                self._database.execute("BEGIN IMMEDIATE")
+            yield
+            with self._guarded():
+                self._database.execute("UPDATE about SET value = ?", (_stated(about),))
+                self._database.execute("COMMIT")
+        except BaseException:
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
+            raise
+        self.about = about
+
+    def save(self, path: str | Path) -> None:
+        """Write the users as a file in one step.
+
+        Args:
+            path: file to write, `.sqlite` by custom; an older one is replaced.
+        """
+        with write_aside(path) as aside, closing(sqlite3.connect(aside)) as target:
+            self._database.backup(target)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def _record(self, row: tuple) -> UserRecord:
+        user, choices, accuracy, weights, rows = row
+        measured = np.nan if accuracy is None else accuracy
+        try:
+            kept = np.frombuffer(rows, "<f4").reshape(-1, self.about.columns)
+            mean = np.frombuffer(weights, "<f4").reshape(self.about.weights)
+        except ValueError as error:
+            raise InputError(
+                f"{self.source} is damaged (user {user!r}: {error}): {REMEDY} anew."
+            ) from None
+        return UserRecord(user, choices, measured, mean, kept)
+
+    def _all(self, statement: str, values: tuple) -> list[tuple]:
+        with self._guarded():
+            return self._database.execute(statement, values).fetchall()
+
+    def _one(self, statement: str, values: tuple) -> tuple:
+        return self._all(statement, values)[0]
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise InputError(f"{self.source} is damaged ({error}): {REMEDY} anew.") from None
+
+
+def create_users(about: AboutUsers, path: str | Path | None = None) -> UserStore:
+    """Return new users, in memory or in a file.
+
+    Args:
+        about: what holds for all of them.
+        path: a file that does not exist, such as `write_aside` gives: a crash leaves half of it.
+    """
+    database = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False)
+    # Nobody reads the file before it is whole, so that it needs no journal.
+    database.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;")
+    database.executescript(_SCHEMA)
+    database.execute("INSERT INTO about VALUES (?)", (_stated(about),))
+    return UserStore(database, about, str(path or "memory"))
+
+
+def open_users(path: str | Path, model: str | None = None) -> UserStore:
+    """Open a file of users; none of them is read yet.
+
+    Args:
+        path: file that `jaxalign mrm adapt` wrote.
+        model: digest of the model that the users must have been adapted with; None for any.
+
+    Raises:
+        InputError: no such file, another file, an older format, or users of another model.
+
+    Example:
+        >>> from jaxalign.errors import InputError
+        >>> from jaxalign.runs.user_store import open_users
+        >>> try:
+        ...     open_users("nowhere.sqlite")
+        ... except InputError as error:
+        ...     print(error)
+        nowhere.sqlite does not exist: write it with `jaxalign mrm adapt`.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: {REMEDY}.")
+    database = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+    try:
+        stated = json.loads(database.execute("SELECT value FROM about").fetchone()[0])
+        kind, version, about = stated["kind"], stated["format"], stated["about"]
+        if (kind, version) != (KIND, FORMAT):
+            raise InputError(
+                f"{path} holds {kind} of format {version}; expected {KIND} of format {FORMAT}: "
+                f"{REMEDY} anew."
+            )
+        lists = {name: tuple(about[name]) for name in ("rewards", "sources")}
+        found = AboutUsers(**{**about, **lists})
+    except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
+        database.close()
+        raise InputError(
+            f"{path} is no file of `jaxalign mrm adapt`, or of an older version ({error}): "
+            f"{REMEDY} anew."
+        ) from None
+    except InputError:
+        database.close()
+        raise
+    if model is not None and found.model != model:
+        database.close()
+        raise InputError(
+            f"{path} holds users that were adapted with another model ({found.model[:12]}, this "
+            f"is {model[:12]}): adapt the users again with this model."
+        )
+    return UserStore(database, found, str(path))
+
+
+def _stated(about: AboutUsers) -> str:
+    return json.dumps({"kind": KIND, "format": FORMAT, "about": asdict(about)})
+
+
+def _row(record: UserRecord) -> tuple:
+    accuracy = None if np.isnan(record.accuracy) else float(record.accuracy)
+    arrays = (np.asarray(array, "<f4").tobytes() for array in (record.weights, record.rows))
+    return (record.user, int(record.choices), accuracy, *arrays)
