@@ -22,7 +22,7 @@ from jaxalign.progress import track
 from jaxalign.runs.user_store import AboutUsers, UserRecord, UserStore, create_users, open_users
 
 FOLDS = 5
-_PAIRS_AT_ONCE = 2**15
+_PAIRS_AT_ONCE, _MANY = 2**15, 1000
 
 
 def adapt_users(
@@ -187,6 +187,8 @@ def _count(chunk: tuple[int, np.ndarray]) -> int:
 def _chunks(lengths: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Padded length and numbers of users that are adapted together: few shapes, little memory."""
     for width, members in bucket_users(lengths).items():
+        if len(members) >= _MANY:  # another shape to compile costs less than the padding
+            width = int(lengths[members].max())
         size = max(1, _PAIRS_AT_ONCE // width)
         for start in range(0, len(members), size):
             yield width, members[start : start + size]

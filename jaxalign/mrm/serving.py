@@ -49,8 +49,9 @@ def encode_texts(model: UserModel, texts: Sequence[str], keep: bool = True) -> n
 
     encoder = _encoder(model.features.model, model.encoder_sha256)
     pooling = None if model.features.pooling == "auto" else model.features.pooling
-    run = encode if keep else encode_unkept
-    return run(encoder, list(texts), pooling=pooling)
+    if keep:
+        return encode(encoder, list(texts), pooling=pooling)
+    return encode_unkept(encoder, list(texts), progress=False, pooling=pooling)
 
 
 def encode_answers(

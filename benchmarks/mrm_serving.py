@@ -1,0 +1,258 @@
+"""User reward models at work: answers ranked in a warm process, a million users in one file."""
+
+import argparse
+import functools
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import harness
+
+ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+ANSWERS = (
+    "Green tea has less caffeine than coffee and keeps you awake more gently.",
+    "It depends on what you like.",
+    "Take the train: it is faster than the bus and you can read on the way.",
+    "Honestly, both are fine!",
+    "First boil the water, then add the pasta and a spoon of salt.",
+    "I would not do that without asking a doctor first.",
+    "Sure, here are three ideas for a small birthday party at home.",
+    "The museum is closed on Mondays.",
+)
+WIDTH, ITEMS, CHOICES = 128, 10_000, 20
+_ROWS_AT_ONCE = 2_000_000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this benchmark."""
+    parser.add_argument("--users", type=int, default=1_000_000, help="0 for none")
+    parser.add_argument("--lookups", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--no-rank", action="store_true", help="measure the users alone")
+    parser.add_argument("--scratch", type=Path, help="folder for the users' files (temporary)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measures both, and writes what is known after each."""
+    result = harness.started("mrm_serving", "float32", "Measured on a CPU.")
+    if not arguments.no_rank:
+        ranking = functools.partial(_ranking, arguments.rounds)
+        harness.attempt(result, "rank 8 short answers", ranking, arguments.out, _table)
+    if arguments.users:
+        job = functools.partial(_many_users, arguments)
+        harness.attempt(result, f"{arguments.users:,} users", job, arguments.out, _table)
+    print(_table(result))
+    return 0
+
+
+# Ranking ----------------------------------------------------------------------------------------
+
+
+def _ranking(rounds: int) -> dict[str, Any]:
+    """Seconds to rank the answers for an adapted user, beside encoding them with torch."""
+    from jaxalign import mrm
+    from jaxalign.mrm.config import FeatureConfig
+    from jaxalign.mrm.serving import encode_texts
+
+    model = _text_model(FeatureConfig(model=ENCODER))
+    name, theirs = _torch_encoder()
+    belief = mrm.init_belief(model.prior())
+    answers = list(ANSWERS)
+    error = float(np.abs(theirs() - encode_texts(model, answers, keep=False)).max())
+    sides = {
+        name: theirs,
+        "jaxalign, encode": lambda: encode_texts(model, answers, keep=False),
+        "jaxalign, rank for a user": lambda: mrm.rank(model, "u0", answers),
+        "jaxalign, rank for a belief": lambda: mrm.rank(model, belief, answers),
+    }
+    timings = harness.measure(sides, rounds=rounds)
+    ratio = timings["jaxalign, rank for a user"].median / timings[name].median
+    facts = {"answers": len(answers), "ratio_rank_to_torch": ratio, "largest_difference": error}
+    return harness.row("rank 8 short answers", timings, "jaxalign, rank for a user", **facts)
+
+
+def _text_model(features: Any) -> Any:
+    """A model of hierarchical Bayes on the encoder's features, with one adapted user."""
+    from dataclasses import replace
+
+    from jaxalign import mrm
+    from jaxalign.data import Features, from_columns
+    from jaxalign.mrm.reduce import fit_projection
+
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((400, 384)).astype(np.float32)
+    ids = tuple(f"i{n}" for n in range(len(values)))
+    model = _model(fit_projection(values, WIDTH, 0.5), features)
+    columns = {"user": ["u0"] * CHOICES, "chosen": ids[:CHOICES], "rejected": ids[CHOICES:40]}
+    users = mrm.adapt_users(model, from_columns(columns, "memory"), Features(ids, values))
+    return replace(model, users=users)
+
+
+def _model(projection: Any, features: Any) -> Any:
+    from jaxalign import mrm
+
+    fitted = {
+        "mean": np.zeros((1, WIDTH), np.float32),
+        "cov": np.eye(WIDTH, dtype=np.float32)[None],
+        "step": np.ones(1, int),
+    }
+    method = mrm.make_method("bayes")
+    candidate = {"em": 0, "adapt": True}
+    baseline = np.zeros(projection.matrix.shape[0])
+    return mrm.UserModel(method, fitted, candidate, baseline, projection, features)
+
+
+def _torch_encoder() -> tuple[str, Any]:
+    """What encodes the answers with torch: sentence-transformers, or else the model itself."""
+    import torch
+
+    from jaxalign.models.resolve import resolve
+
+    folder, answers = str(resolve(ENCODER).folder), list(ANSWERS)
+    try:
+        from sentence_transformers import SentenceTransformer
+
+        encoder = SentenceTransformer(folder, device="cpu")
+        return "sentence-transformers, encode", lambda: encoder.encode(answers)
+    except ModuleNotFoundError:
+        from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    bert = AutoModel.from_pretrained(folder).eval()
+
+    def encode() -> np.ndarray:
+        with torch.inference_mode():
+            batch = tokenizer(answers, padding=True, truncation=True, return_tensors="pt")
+            states = bert(**batch).last_hidden_state
+            mask = batch["attention_mask"][:, :, None].to(states.dtype)
+            vectors = (states * mask).sum(1) / mask.sum(1)
+            return torch.nn.functional.normalize(vectors, dim=1).numpy()
+
+    return "transformers, mean-pooled (no sentence-transformers here)", encode
+
+
+# Many users -------------------------------------------------------------------------------------
+
+
+def _many_users(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Seconds and memory of `mrm adapt` for all users at once, and of looking one up."""
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as name:
+        root = Path(name)
+        _write(root, arguments.users)
+        common = ["mrm", "adapt", "--model", root / "run", "--data", root / "choices.parquet"]
+        common += ["--features", root / "features.npz", "--out", root / "users.sqlite"]
+        begun = time.perf_counter()
+        command = [sys.executable, "-m", "jaxalign.cli", *map(str, [*common, "--skip-accuracy"])]
+        subprocess.run(command, check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+        seconds = time.perf_counter() - begun
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        size = (root / "users.sqlite").stat().st_size
+        lookups = json.loads(
+            subprocess.run(
+                [sys.executable, "-c", _LOOK_UP, root, str(arguments.lookups)],
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+        )
+    return {
+        "name": f"{arguments.users:,} users of {CHOICES} choices, {WIDTH} features",
+        "users": arguments.users,
+        "choices_file_bytes_in_memory": arguments.users * CHOICES * 6 * 4,
+        "adapt_seconds": seconds,
+        "peak_memory_bytes": peak,
+        "file_bytes": size,
+        "bytes_per_user": size / arguments.users,
+        **lookups,
+    }
+
+
+_LOOK_UP = """
+import json, resource, sys, time
+import numpy as np
+from jaxalign import mrm
+folder, count = sys.argv[1], int(sys.argv[2])
+model = mrm.load(folder + "/run")
+start = time.perf_counter()
+users = mrm.open_users(folder + "/users.sqlite", model.digest)
+opened = time.perf_counter() - start
+rng, times, posteriors = np.random.default_rng(0), [], []
+names = [f"u{n:07d}" for n in rng.integers(0, len(users), count)]
+for name in names:
+    start = time.perf_counter()
+    record = users.get(name)
+    times.append(time.perf_counter() - start)
+    state = mrm.read_state(model, record)
+    mean, cov = mrm.weights_of(model, state)
+    posteriors.append(time.perf_counter() - start)
+quantiles = lambda some: np.quantile(some, [0.5, 0.99, 1]).tolist()
+print(json.dumps({"open_seconds": opened, "lookup_seconds": quantiles(times),
+    "lookup_and_posterior_seconds": quantiles(posteriors[1:])}))
+"""
+
+
+def _write(root: Path, users: int) -> None:
+    """A saved model, features of items, and the users' choices as Parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from jaxalign import mrm
+    from jaxalign.mrm.config import FeatureConfig
+    from jaxalign.mrm.reduce import identity
+
+    rng = np.random.default_rng(0)
+    values = (rng.standard_normal((ITEMS, WIDTH)) / np.sqrt(WIDTH)).astype(np.float32)
+    ids = np.array([f"i{n:05d}" for n in range(ITEMS)])
+    np.savez(root / "features.npz", features=values, ids=ids)
+    mrm.save(root / "run", _model(identity(WIDTH), FeatureConfig(path="features.npz")))
+    names = pa.array(ids.tolist())
+    schema = pa.schema([(column, pa.string()) for column in ("user", "chosen", "rejected")])
+    with pq.ParquetWriter(root / "choices.parquet", schema) as writer:
+        step = _ROWS_AT_ONCE // CHOICES
+        for start in range(0, users, step):
+            count = min(step, users - start)
+            who = pa.array([f"u{n:07d}" for n in range(start, start + count)])
+            chosen = rng.integers(0, ITEMS, count * CHOICES)
+            rejected = (chosen + rng.integers(1, ITEMS, count * CHOICES)) % ITEMS
+            columns = [
+                who.take(pa.array(np.repeat(np.arange(count), CHOICES))),
+                names.take(pa.array(chosen)),
+                names.take(pa.array(rejected)),
+            ]
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+def _table(result: dict[str, Any]) -> str:
+    parts = []
+    for row in result["rows"]:
+        if "adapt_seconds" in row:
+            lines = [
+                ["adapted in one command", f"{row['adapt_seconds']:.0f} s"],
+                ["peak memory", f"{row['peak_memory_bytes'] / 2**30:.1f} GiB"],
+                ["file", f"{row['bytes_per_user'] / 1024:.1f} KiB per user"],
+                *(
+                    [f"{what}, median / 99 % / longest", _milliseconds(row[key])]
+                    for what, key in (
+                        ("one user looked up", "lookup_seconds"),
+                        ("the same with the covariance", "lookup_and_posterior_seconds"),
+                    )
+                ),
+            ]
+            parts.append(harness.table([row["name"], ""], lines))
+        else:
+            lines = [[side, harness.shown(t["median"])] for side, t in row["seconds"].items()]
+            lines.append(["rank / torch", f"{row['ratio_rank_to_torch']:.2f}"])
+            parts.append(harness.table([row["name"], "median"], lines))
+    return "\n".join(parts)
+
+
+def _milliseconds(seconds: list[float]) -> str:
+    return " / ".join(f"{1000 * value:.2f}" for value in seconds) + " ms"
