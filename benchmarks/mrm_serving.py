@@ -222,6 +222,10 @@ def _write(root: Path, users: int) -> None:
             who = pa.array([f"u{n:07d}" for n in range(start, start + count)])
             chosen = rng.integers(0, ITEMS, count * CHOICES)
             rejected = (chosen + rng.integers(1, ITEMS, count * CHOICES)) % ITEMS
+            # Each pair always in one of its orders, so that no user chooses one both ways.
+            low, high = np.minimum(chosen, rejected), np.maximum(chosen, rejected)
+            odd = (low + high) % 2 == 1
+            chosen, rejected = np.where(odd, low, high), np.where(odd, high, low)
             columns = [
                 who.take(pa.array(np.repeat(np.arange(count), CHOICES))),
                 names.take(pa.array(chosen)),

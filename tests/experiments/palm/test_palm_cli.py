@@ -20,6 +20,7 @@ from jaxalign.palm.closed_form import candidate_oracle
 from jaxalign.palm.config import BuildConfig
 from jaxalign.palm.files import read_candidates
 from jaxalign.rewards.reward_scale import RewardScale
+from jaxalign.runs.user_store import AboutUsers, UserRecord, create_users
 
 NAMES = ("short", "kind", "plain")
 QUICK = ("--palm.size", "3", "--compare", "0", "--draws", "200", "--palm.stop_delta", "0.03",
@@ -206,10 +207,11 @@ def test_weights_off_the_simplex(world, tmp_path):
     refused(call(*route[:-1], tmp_path / "r.csv", "--users", even), "must end in .parquet")
 
 
-def adapted(path, weights, **metadata):
+def adapted(path, weights, rewards=(), scale=""):
     """A file as `jaxalign mrm adapt` writes it."""
-    table = pa.table({"user": [str(i) for i in range(len(weights))], "weights": weights.tolist()})
-    pq.write_table(table.replace_schema_metadata(metadata or None), path)
+    users = create_users(AboutUsers("", "bayes", weights.shape[1], 1, tuple(rewards), scale))
+    users.put(UserRecord(str(i), 1, np.nan, row, np.ones((1, 1))) for i, row in enumerate(weights))
+    users.save(path)
     return path
 
 
@@ -217,17 +219,17 @@ def test_weights_on_another_scale_or_without_names_are_refused(world, tmp_path):
     """Learned rewards whose number fits, and named ones of another scale, were accepted once."""
     out = tmp_path / "r.parquet"
     route = ("palm", "route", "--portfolio", world / "built", "--out", out, "--normalise")
-    weights, names = np.random.default_rng(0).normal(size=(5, 3)) + 3, "\n".join(NAMES)
+    weights, names = np.random.default_rng(0).normal(size=(5, 3)) + 3, NAMES
     own, other = load_built(world / "built").scale.digest, "0" * 64
-    learned = adapted(tmp_path / "learned.parquet", weights)
-    refused(call(*route, "--users", learned), "learned.parquet", "without names", own[:12],
+    learned = adapted(tmp_path / "learned.sqlite", weights)
+    refused(call(*route, "--users", learned), "learned.sqlite", "without names", own[:12],
             "--features.scale")  # fmt: skip
-    foreign = adapted(tmp_path / "foreign.parquet", weights, rewards=names, scale=other)
+    foreign = adapted(tmp_path / "foreign.sqlite", weights, rewards=names, scale=other)
     refused(call(*route, "--users", foreign), "scale '000000000000'", own[:12], "--scale_from")
     by_hand = write(tmp_path / "u.jsonl", [dict.fromkeys(NAMES, 1) | {"scale": other}])
     refused(call(*route, "--users", by_hand), "u.jsonl", "scale '000000000000'")
     assert not out.exists()
-    fitting = adapted(tmp_path / "fitting.parquet", weights, rewards=names, scale=own)
+    fitting = adapted(tmp_path / "fitting.sqlite", weights, rewards=names, scale=own)
     assert call(*route, "--users", fitting).code == 0
     by_hand = write(
         tmp_path / "u.jsonl", [dict(zip(NAMES, row, strict=True)) for row in weights.tolist()]
@@ -247,7 +249,7 @@ def test_a_portfolio_on_the_scale_of_another_run(world, tmp_path):
     found = load_built(out).scale
     assert found.digest == scale.digest == json.loads((out / "report.json").read_text())["scale"]
     np.testing.assert_allclose((found.high - found.low) / found.std, 6)  # 3 deviations either side
-    users = adapted(tmp_path / "u.parquet", np.ones((2, 3)), rewards="\n".join(NAMES),
+    users = adapted(tmp_path / "u.sqlite", np.ones((2, 3)), rewards=NAMES,
                     scale=scale.digest)  # fmt: skip
     assert call("palm", "route", "--portfolio", out, "--users", users, "--normalise",
                 "--out", tmp_path / "r.parquet").code == 0  # fmt: skip
