@@ -36,7 +36,7 @@ def save_run(folder, scale, variance=0.04):
     """A run of `mrm train` on named rewards with its adapted users; everybody likes brevity."""
     size = len(scale.names)
     prior = np.eye(1, size)
-    fitted = {"mean": prior, "cov": np.eye(size)[None], "step": np.ones(1, int)}
+    fitted = {"mean": prior, "cov": 4 * np.eye(size)[None], "step": np.ones(1, int)}
     model = mrm.UserModel(
         mrm.make_method("bayes"), fitted, {"em": 0, "adapt": True}, np.zeros(size),
         standardise(scale),
@@ -45,7 +45,7 @@ def save_run(folder, scale, variance=0.04):
     cov = np.tile(variance * np.eye(size), (len(USERS), 1, 1))
     cov[list(USERS).index("unsure")] *= 100
     mean = np.array([(*weights, 0.0)[:size] for weights in USERS.values()])
-    users = posterior_users(digest, np.eye(size), USERS, mean, cov, scale.ids)
+    users = posterior_users(digest, 4 * np.eye(size), USERS, mean, cov, scale.ids)
     users.save(folder / "users.sqlite")
     return folder
 

@@ -84,7 +84,7 @@ def test_rows_bring_their_own_users(world, tmp_path):
 
 
 def test_users_of_another_run_and_missing_sources_are_refused(world, tmp_path):
-    other = answer_world.save_run(tmp_path / "other", world.scale, variance=1.0)
+    other = answer_world.save_run(tmp_path / "other", world.scale, variance=0.02)
     users = ("--users", other / "users.sqlite")
     assert answer(world, *users).code == 0  # the same population: the same model
     third = answer_world.save_run(
