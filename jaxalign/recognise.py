@@ -5,7 +5,12 @@ files and small headers decide; nothing large is read.
 """
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
+
+SQLITE = b"SQLite format 3\0"
+"""The first bytes of a SQLite database."""
 
 # A file that only folders of one kind hold, and what such a folder is; the first that fits counts.
 _MARKS = (
@@ -131,11 +136,13 @@ def _file(path: Path) -> str | None:
         whole = "the weights of a model or an adapter, whose folder is named in its place"
         return found or whole
     with path.open("rb") as file:
-        start = file.read(4)
-    if start == b"GGUF":
+        start = file.read(16)
+    if start[:4] == b"GGUF":
         return "a GGUF file, which holds a language model"
-    if start == b"PAR1":
-        return _parquet(path)
+    if start[:4] == b"PAR1":
+        return "a table (Parquet), which goes to --data"
+    if start == SQLITE:
+        return _database(path)
     if name.endswith(_PICKLES):
         return _pickles()
     if name.endswith(".npz"):
@@ -166,17 +173,16 @@ def _safetensors(path: Path) -> str | None:
     return _ARTIFACTS.get(str(stated), f"a {stated}")
 
 
-def _parquet(path: Path) -> str:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+def _database(path: Path) -> str:
+    """The kind that a database of jaxalign states."""
     try:
-        meta = pq.read_schema(path).metadata or {}
-    except (pa.ArrowException, OSError):
-        return "a damaged Parquet file"
-    if meta.get(b"kind", b"").startswith(b"user "):
-        return "users of `jaxalign mrm adapt`, which `jaxalign palm route` takes as --users"
-    return "a table (Parquet), which goes to --data"
+        with closing(sqlite3.connect(path)) as database:
+            stated = database.execute("SELECT value FROM about").fetchone()
+    except sqlite3.Error:
+        return "a SQLite database"
+    if stated is None or not stated[0].startswith('{"kind": "users"'):
+        return "a SQLite database"
+    return "users of `jaxalign mrm adapt`, which `jaxalign palm route` takes as --users"
 
 
 def _read(path: Path) -> dict[str, object]:

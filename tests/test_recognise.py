@@ -8,8 +8,8 @@ import tiny_lms
 from safetensors.numpy import save_file
 
 from jaxalign.cli import main
-from jaxalign.mrm import UserWeights, save_users
 from jaxalign.recognise import recognise
+from jaxalign.runs.user_store import AboutUsers, create_users
 
 
 def folder_of(place, **files):
@@ -67,11 +67,8 @@ def kinds(tmp_path_factory):
         made[f"run of {kind}"] = place, f"a run of `{kind}`"
         place = folder_of(root / f"part {kind}", run__json={"kind": kind, "format": 3})
         made[f"part of {kind}"] = place, f"an unfinished run of `{kind}`"
-    save_users(
-        root / "users.parquet",
-        UserWeights(("ann",), np.array([3]), np.array([0.7]), "", np.ones((1, 2))),
-    )
-    made["users"] = root / "users.parquet", "users of `jaxalign mrm adapt`"
+    create_users(AboutUsers("", "bayes", 2, 6)).save(root / "users.sqlite")
+    made["users"] = root / "users.sqlite", "users of `jaxalign mrm adapt`"
     return made
 
 
@@ -92,7 +89,7 @@ READERS = {
     "reward train --model X --data ROWS --out OUT": MODELS | {"adapter"},
     "reward score --model X --data ROWS --out OUT.jsonl": {"classifier", *MODELS, *ADAPTERS},
     "embed --model X --texts ROWS --out OUT.npz": MODELS | {"adapter", "classifier"},
-    "mrm adapt --model X --data ROWS --out OUT.parquet": {"users model"},
+    "mrm adapt --model X --data ROWS --out OUT.sqlite": {"users model"},
     "mrm rank --model X --texts ROWS": {"users model"},
     "mrm evaluate --model X --data ROWS": {"users model"},
     "palm route --portfolio X --users ROWS --out OUT.jsonl": {"portfolio"},

@@ -13,7 +13,7 @@ from jaxalign.data.values import short
 from jaxalign.errors import InputError
 from jaxalign.palm.domain import Floats
 from jaxalign.rewards.reward_scale import RewardScale
-from jaxalign.runs.user_store import ADAPTED, AboutUsers, open_users
+from jaxalign.runs.user_store import AboutUsers, is_users_file, open_users
 
 # Users read, routed and written at a time.
 BATCH = 2**20
@@ -48,7 +48,7 @@ def read_users(path: str | Path, scale: RewardScale, keep_sum: bool = True) -> I
     the portfolio's own units: per level of each reward, level 0 to 1 being the range that the
     portfolio was built on. With it (the digest of the scale, or its first 12 digits or more),
     weights are per standard deviation of the rewards, and are converted to levels.
-    Written by `jaxalign mrm adapt`: .sqlite, which names the rewards and their scale.
+    Written by `jaxalign mrm adapt`: a database, which names the rewards and their scale.
 
     Args:
         path: a file as `jaxalign.data.tables.read_rows` takes it.
@@ -64,7 +64,7 @@ def read_users(path: str | Path, scale: RewardScale, keep_sum: bool = True) -> I
             named or not those of the scale, or weights on another scale.
     """
     path = Path(path)
-    if path.suffix == ADAPTED:
+    if path.is_file() and is_users_file(path):
         yield from _adapted(path, scale, keep_sum)
         return
     metadata = read_metadata(path)

@@ -12,8 +12,9 @@ import numpy as np
 
 from jaxalign.errors import InputError
 from jaxalign.files import write_aside
+from jaxalign.recognise import SQLITE, instead
 
-KIND, FORMAT, ADAPTED = "users", 3, ".sqlite"
+KIND, FORMAT = "users", 3
 REMEDY = "write it with `jaxalign mrm adapt`"
 _AT_ONCE = 256
 _SCHEMA = """
@@ -244,8 +245,8 @@ def open_users(path: str | Path, model: str | None = None) -> UserStore:
     except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
         database.close()
         raise InputError(
-            f"{path} is no file of `jaxalign mrm adapt`, or of an older version ({error}): "
-            f"{REMEDY} anew."
+            f"{path} is no file of `jaxalign mrm adapt`, or of an older version ({error})"
+            f"{instead(path)}: {REMEDY} anew."
         ) from None
     except InputError:
         database.close()
@@ -257,6 +258,12 @@ def open_users(path: str | Path, model: str | None = None) -> UserStore:
             f"is {model[:12]}): adapt the users again with this model."
         )
     return UserStore(database, found, str(path))
+
+
+def is_users_file(path: Path) -> bool:
+    """Return whether a file is a database, as `jaxalign mrm adapt` writes it."""
+    with path.open("rb") as file:
+        return file.read(len(SQLITE)) == SQLITE
 
 
 def _stated(about: AboutUsers) -> str:
