@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxalign.commands.parser import Commands, add_out, command, group, takes_config
+from jaxalign.errors import InputError
 
 if TYPE_CHECKING:
     from jaxalign.palm.candidates import Candidates
@@ -49,6 +50,11 @@ def _add_build(actions: Commands) -> None:
     )
     add_out(parser, "folder", "new folder for the portfolio and its report")
     parser.add_argument("--resume", action="store_true", help="continue an unfinished build")
+    parser.add_argument(
+        "--export",
+        action="store_true",
+        help="write each member's best candidates to OUT/train, to fine-tune on with `sft`",
+    )
     parser.add_argument("--confirm", action="store_true", help="build the grid whatever its size")
     takes_config(parser, "jaxalign.palm.config:BuildConfig")
 
@@ -98,6 +104,11 @@ def _build(arguments: argparse.Namespace, rest: list[str]) -> None:
     from jaxalign.runs.tables import terminal_table
 
     config = load_config(BuildConfig, arguments.config, rest)
+    if arguments.export and arguments.policies:
+        raise InputError(
+            "--export and --policies are both given: the export is for candidates, to train "
+            "policies on; leave one out."
+        )
     if arguments.policies:
         built = run_policies(
             config,
@@ -119,6 +130,7 @@ def _build(arguments: argparse.Namespace, rest: list[str]) -> None:
             arguments.out,
             resume=arguments.resume,
             confirm=arguments.confirm,
+            export=arguments.export,
         )
     console = Console()
     certificate = report.certificate_rows(built.portfolio.certificate, built.held_out)
@@ -130,7 +142,8 @@ def _build(arguments: argparse.Namespace, rest: list[str]) -> None:
         console.print(terminal_table(*report.size_rows(built.sizes)))
         sentence = report.size_sentence(built.sizes)
         console.print(f"{report.SIZES_CAPTION} {sentence}", highlight=False)
-    print(f"wrote {arguments.out}/report.md and the portfolio beside it")
+    more = "" if arguments.policies else "; report.md ends with what to train next"
+    print(f"wrote {arguments.out}/report.md and the portfolio beside it{more}")
 
 
 def _certify(arguments: argparse.Namespace, _: list[str]) -> None:
@@ -195,7 +208,6 @@ def demo_candidates(names: tuple[str, ...]) -> "Candidates":
         InputError: a trait that does not exist.
     """
     from jaxalign.demo.answers import read_answers
-    from jaxalign.errors import InputError
     from jaxalign.palm.candidates import from_rows
     from jaxalign.rewards.rules import TRAITS
 

@@ -157,7 +157,9 @@ class AnswerOracle:
 
     def rewards_of(self, weights: Floats) -> Floats:
         """Return the rewards [W, X, n, R] of the completions of policies of weights [W, A]."""
-        return np.stack([self._levels(sampled.rewards) for sampled in self._sampled(weights)])
+        found = [self._levels(sampled.rewards) for sampled in self._sampled(weights)]
+        shape = len(weights), len(self.prompts), self.samples, self.num_rewards
+        return np.reshape(found, shape)
 
     def _levels(self, rewards: Floats) -> Floats:
         return rewards if self.scale is None else self.scale.levels(rewards)
@@ -168,8 +170,8 @@ class AnswerOracle:
     def outcomes(self, policies: Policies) -> tuple[Floats, Floats]:
         """Return expected rewards [n, X, R] and KL [n, X] of policies made here or elsewhere."""
         weights = np.asarray(policies.payload["weight"], np.float64)
-        rewards, found = self.rewards_of(weights).mean(axis=2), self._sampled(weights)
-        return rewards, np.stack([sampled.log_ratio.mean(axis=1) for sampled in found])
+        ratios = [sampled.log_ratio.mean(axis=1) for sampled in self._sampled(weights)]
+        return self.rewards_of(weights).mean(axis=2), np.reshape(ratios, (-1, len(self.prompts)))
 
     def _policy(self, weight: Floats, sampled: Sampled) -> OraclePolicy:
         rewards, kl = self._levels(sampled.rewards), sampled.log_ratio

@@ -16,6 +16,7 @@ from jaxalign.experiments.palm.statistics import (
     described_members,
     smallest,
 )
+from jaxalign.experiments.palm.training import next_steps, write_distillation
 from jaxalign.files import write_json
 from jaxalign.palm import (
     ClosedForm,
@@ -51,6 +52,7 @@ def run(
     out: Path,
     resume: bool = False,
     confirm: bool = False,
+    export: bool = False,
 ) -> BuiltPortfolio:
     """Build, certify on other prompts, compare sizes, and write it all to a folder.
 
@@ -61,6 +63,7 @@ def run(
         out: folder of the portfolio, its scale (scale.json), the report and the plots.
         resume: whether an unfinished build of the same settings may be continued.
         confirm: whether the grid is built whatever its size.
+        export: whether each member's favourite answers are written, to train it on.
 
     Returns:
         BuiltPortfolio. report.json is written last of all: a folder without it holds an
@@ -84,7 +87,10 @@ def run(
     found = _searched(oracle, settings, folder, say)
     config = replace(config, palm=settings)
     built = judge(Judged(oracle, evaluator, found, scale, first.marks), config, source, say)
-    write_built(folder, config, built, {"clipped": clipped_share(first, scale)})
+    if export:
+        write_distillation(folder.path, built.portfolio, first, oracle)
+    steps = next_steps(built, out, export)
+    write_built(folder, config, built, {"clipped": clipped_share(first, scale)}, steps)
     return built
 
 
@@ -133,7 +139,11 @@ def judge(judged: Judged, config: BuildConfig, source: str, say: Say) -> BuiltPo
 
 
 def write_built(
-    folder: RunDir, config: BuildConfig, built: BuiltPortfolio, more: Mapping[str, object]
+    folder: RunDir,
+    config: BuildConfig,
+    built: BuiltPortfolio,
+    more: Mapping[str, object],
+    steps: str = "",
 ) -> None:
     """Write a portfolio, its scale, and the report last.
 
@@ -142,12 +152,13 @@ def write_built(
         config: of the build.
         built: what it came to.
         more: further entries of report.json.
+        steps: last section of report.md, on what to do next.
     """
     portfolio, scale = built.portfolio, built.portfolio.scale
     portfolio.save(folder.path)
     if scale is not None:
         write_json(folder.path / SCALE_FILE, scale.to_json())
-    write_report(folder.path, built)
+    write_report(folder.path, built, steps)
     folder.finish(
         {
             "format": 2,

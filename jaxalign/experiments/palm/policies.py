@@ -104,6 +104,11 @@ def load_prompts_for(model: LanguageModel, source: str, config: PolicyPoolConfig
     chat = choose_template(model.tokenizer, config.prompts.template)
     prompts = as_chats(read) if chat else read
     room = model.config.positions - config.max_tokens - 1
+    if room < config.prompts.min_tokens:
+        raise InputError(
+            f"policies.max_tokens: found {config.max_tokens}, expected less than the context of "
+            f"{model.name}, {model.config.positions} tokens, with room for the prompt; lower it."
+        )
 
     def count(prompt: Prompt) -> int:
         return len(tokenize_prompt(model, prompt))

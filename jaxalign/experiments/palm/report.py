@@ -31,12 +31,13 @@ _GAPS = (
 _BANDS = {"additive_sd": "additive_sd", "share_lost": "share", "additive": "additive"}
 
 
-def write_report(out: Path, built: BuiltPortfolio) -> None:
+def write_report(out: Path, built: BuiltPortfolio, steps: str = "") -> None:
     """Write report.md and the plots that there is something for.
 
     Args:
         out: folder.
         built: what the report is about.
+        steps: last section, on what to do next.
     """
     plots, portfolio = {}, built.portfolio
     names = reward_names(portfolio)
@@ -46,7 +47,7 @@ def write_report(out: Path, built: BuiltPortfolio) -> None:
     if built.sizes:
         plot_sizes(built.sizes, out / "sizes.png")
         plots["sizes.png"] = "Every size beside uniform, random and k-center weights"
-    write_text(out / "report.md", markdown(built, plots))
+    write_text(out / "report.md", markdown(built, plots) + steps)
 
 
 def reward_names(portfolio: Portfolio) -> tuple[str, ...]:
@@ -77,7 +78,10 @@ def certificate_rows(certificate: Certificate | None, held_out: HeldOut) -> tupl
         band = MISSING
         if name in _BANDS:
             low, high = (getattr(held_out, f"{_BANDS[name]}_{end}") for end in ("low", "high"))
-            band = interval(factor * low, factor * high, digits)
+            # Where no user is sure to be able to improve by the floor, there is no band.
+            last = gaps[-1]
+            if last is not None and high >= last.value - 1e-9:
+                band = interval(factor * low, factor * high, digits)
         rows.append([label, *cells, band])
     return ["worst user", *header], rows
 
@@ -145,6 +149,20 @@ def selection_sentence(portfolio: Portfolio) -> str:
     )
 
 
+def estimate_lines(built: BuiltPortfolio) -> list[str]:
+    """Return what is said of values that are means over sampled answers; nothing for others."""
+    sampling = built.portfolio.certificate.sampling
+    if sampling is None:
+        return []
+    return [
+        "Values are means over answers that the policies drew to these prompts. On the prompts "
+        f"that the members were chosen on, the gap to the pool lies between {sampling[0]:.4f} and "
+        f"{sampling[1]:.4f}, in units of the scaled reward, at a level of 95 % over draws of "
+        "prompts; on the others, in the band below. More prompts narrow both.",
+        "",
+    ]
+
+
 def markdown(built: BuiltPortfolio, plots: dict[str, str]) -> str:
     """Return the report for people.
 
@@ -159,10 +177,12 @@ def markdown(built: BuiltPortfolio, plots: dict[str, str]) -> str:
         f"{', '.join(reward_names(portfolio))}",
         "",
         f"Built from {built.source}: chosen on {built.chosen_on} prompts, certified on "
-        f"{built.held_out.prompts} others. {portfolio.calls} oracle calls; the selection is "
+        f"{built.held_out.prompts} others. {portfolio.calls} "
+        f"{'trained policies' if built.weight_names else 'oracle calls'}; the selection is "
         f"{'' if proved else 'not '}proved optimal over the pool. The reference policy is a free "
         "member, so no user is served below it.",
         "",
+        *estimate_lines(built),
         f"The certificate is {certificate.scope}. The share lost is that of users whose "
         f"improvement is at least {certificate.floor:g} standard deviations. Multiplicative "
         "gaps depend on the zero, here that of the scaled rewards less the price of KL. The last "

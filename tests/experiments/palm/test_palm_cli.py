@@ -15,6 +15,7 @@ from cli_calls import call, digest, refused
 from jaxalign import palm
 from jaxalign.config import load_config
 from jaxalign.experiments.palm import load_built
+from jaxalign.moc.preferences import parse_preference
 from jaxalign.palm.candidates import split_prompts
 from jaxalign.palm.closed_form import candidate_oracle
 from jaxalign.palm.config import BuildConfig
@@ -83,6 +84,35 @@ def test_what_is_written(world):
     assert 0 < pool["additive"]["value"] <= optimum["additive"]["value"] + 1e-12
     for row in report["sizes"]:
         assert 0 <= row["mean_lost"] <= row["share_lost"] + 1e-9
+
+
+def test_what_to_train_next_and_on_what(world, tmp_path):
+    """The export is the best of n for each member, on the prompts that were chosen on alone."""
+    rows = candidate_rows(prompts=8)
+    out = tmp_path / "built"
+    result = call("palm", "build", "--data", write(tmp_path / "c.jsonl", rows), "--out", out,
+                  *QUICK, "--palm.size", "2", "--export")  # fmt: skip
+    assert result.code == 0, result.err
+    report, portfolio = (out / "report.md").read_text(), load_built(out)
+    steps = report.partition("## What to train next")[2]
+    first, _ = split_prompts(read_candidates(tmp_path / "c.jsonl"), 0.5, 0)
+    levels = np.clip(portfolio.scale.levels(first.rewards), 0, 1)
+    for number in (1, 2):
+        file = out / "train" / f"member_{number}.jsonl"
+        assert f"jaxalign sft --model BASE --data {file} --out {out}_member_{number}" in steps
+        weight = portfolio.members.payload["weight"][number]
+        best = np.argmax(levels @ weight, axis=1)
+        said = [json.loads(line) for line in file.read_text().splitlines()]
+        assert said == [
+            {"prompt": prompt, "completion": f"answer {place}"}
+            for prompt, place in zip(first.prompts, best, strict=True)
+        ]
+    shares = [line.partition("--weight ")[2].split()[0]
+              for line in steps.splitlines() if "--weight" in line]  # fmt: skip
+    for share, weight in zip(shares, portfolio.members.payload["weight"][1:], strict=True):
+        np.testing.assert_allclose(parse_preference(share, NAMES), weight, atol=2e-3)
+    assert f"palm build --policies {out}_member_1 {out}_member_2" in steps
+    assert "--export" in (world / "built" / "report.md").read_text()
 
 
 def test_every_user_is_routed_as_in_memory(world, tmp_path):
