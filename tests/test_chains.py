@@ -49,7 +49,7 @@ def read_rows(path):
 
 
 def texts_of(path):
-    return [row.get("answer", row.get("text")) for row in read_rows(path)]
+    return [row["completion"] for row in read_rows(path)]
 
 
 @pytest.fixture(scope="module")
@@ -155,16 +155,16 @@ def test_drawn_answers_are_scored_and_make_a_portfolio(scored, tmp_path):
 @pytest.fixture(scope="module")
 def users(scored, world):
     """Users who choose among the scored answers by brevity, adapted on named rewards."""
-    rows = [row for row in read_rows(scored) if row["answer"].strip()]
+    rows = [row for row in read_rows(scored) if row["completion"].strip()]
     rng, made = np.random.default_rng(0), []
     while len(made) < 12 * 20:
         one, two = (rows[place] for place in rng.integers(len(rows), size=2))
-        if one["prompt"] != two["prompt"] or one["answer"] == two["answer"]:
+        if one["prompt"] != two["prompt"] or one["completion"] == two["completion"]:
             continue
         margin = one["rewards"]["brevity"] - two["rewards"]["brevity"]
         liked, other = (one, two) if rng.logistic() < 5 * margin else (two, one)
         row = {"user": f"u{len(made) % 12}", "prompt": one["prompt"]}
-        made.append(row | {"chosen": liked["answer"], "rejected": other["answer"]})
+        made.append(row | {"chosen": liked["completion"], "rejected": other["completion"]})
     log = write_rows(world.root / "log.jsonl", made)
     run = world.root / "users"
     train = ("mrm", "train", "--config", world.root / "mrm.yaml", "--data", log, "--out", run)
@@ -193,6 +193,6 @@ def test_users_are_routed_to_a_portfolio_of_their_own_scale(users, scored, tmp_p
 def test_a_user_is_answered_by_the_best_of_several_draws(users, world, scored):
     common = ("answer", "--run", users, "--user", "u1", "--prompt", PROMPTS[0])
     said = ran(*common, "--candidates", scored)
-    texts = [row["answer"] for row in read_rows(scored) if row["prompt"] == PROMPTS[0]]
+    texts = [row["completion"] for row in read_rows(scored) if row["prompt"] == PROMPTS[0]]
     assert said.removesuffix("\n") in texts
     ran(*common, "--model", world.model, "--max-tokens", 8, "--samples", 4)

@@ -309,7 +309,7 @@ def test_generate_tells_each_row_its_preference(world, tmp_path):
     )
     for one, another in zip(told, other, strict=True):
         assert not np.allclose(one.logprobs[:1], another.logprobs[:1])
-    refused(call(*options, "--prompts", path), "row 1", "preference")
+    refused(call(*options, "--prompts", path), "line 1", "preference")
 
 
 def test_bad_input_is_one_sentence(world, tmp_path):

@@ -43,8 +43,8 @@ def add(commands: Commands) -> None:
     option(
         "--candidates",
         type=Path,
-        help="file of answers to choose from instead: rows of prompt and answer, the plain answer "
-        "of each prompt first",
+        help="file of answers to choose from instead: rows of prompt and completion (or answer), "
+        "the plain answer of each prompt first",
     )
     option("--portfolio", type=Path, help="folder of `palm build` over policies")
     option("--policy", type=Path, help="folder of `moc train`, after `moc evaluate`")

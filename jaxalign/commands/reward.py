@@ -36,8 +36,14 @@ def _add_score(actions: Commands) -> None:
     source.add_argument(
         "--rewards", metavar="NAME,...", help="registered rewards, such as brevity,warmth"
     )
-    parser.add_argument("--data", required=True, help="`answer` and optionally `prompt` a row")
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="rows with `completion` (or `answer`) and perhaps `prompt`, as `jaxalign generate` "
+        "writes them; other columns are kept",
+    )
     add_out(parser, "file", "JSON lines to write")
+    parser.add_argument("--resume", action="store_true", help="go on with an unfinished --out")
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -55,9 +61,13 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _score(arguments: argparse.Namespace, _: list[str]) -> None:
-    from jaxalign.experiments.reward import score_answers
+    from jaxalign.experiments.reward_score import score_rows
 
-    count, names = score_answers(
-        arguments.data, arguments.out, arguments.model, (arguments.rewards or "").split(",")
+    count, names = score_rows(
+        arguments.data,
+        arguments.out,
+        arguments.model,
+        (arguments.rewards or "").split(","),
+        resume=arguments.resume,
     )
     print(f"{count} answers scored by {', '.join(names)}; wrote {arguments.out}")

@@ -184,7 +184,7 @@ def _read_scores(path: Path) -> Features:
         names = names or tuple(found)
         places.append(f"{entry.unit} {entry.place}")
         scores.append([check_number(found[name], f"rewards.{name}", entry.where) for name in names])
-        answer = entry.text("answer", blank=True)
+        answer = entry.answer()
         key = Conversation((entry.text("prompt"), answer)) if entry.has("prompt") else answer
         first = row_of.setdefault(key, row)
         if scores[first] != scores[row]:

@@ -47,6 +47,8 @@ from jaxalign.data.values import (
 )
 from jaxalign.errors import InputError
 
+ANSWERS = ("completion", "answer")
+"""Columns of an answer, as `jaxalign generate` writes it and as other files call it."""
 _ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 _BATCH = 4096
 
@@ -91,6 +93,18 @@ class Row(NamedTuple):
         """
         value = self.values.get(name)
         return check_text(value, name, self.where, blank=blank, others=self.values)
+
+    def answer(self) -> str:
+        """Return an answer: `completion`, or else `answer`; of messages as `messages.as_text`.
+
+        Raises:
+            RowError: both are missing, or it is something else.
+        """
+        name = next((name for name in ANSWERS if self.has(name)), ANSWERS[0])
+        value = self.values.get(name)
+        if is_messages(value):
+            return as_text(check_messages(value, name, self.where), "assistant")
+        return self.text(name, blank=True)
 
     def identifier(self, name: str) -> str:
         """Return an id: text, or a whole number as its text.

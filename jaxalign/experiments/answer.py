@@ -197,7 +197,7 @@ def _candidates(path: Path, prompts: Sequence[str | Chat]) -> Draw:
     """Answers of a file, by the text of their prompts."""
     answers: dict[str, list[str]] = {}
     for row in read_rows(path):
-        answers.setdefault(row.text("prompt"), []).append(row.text("answer", blank=True))
+        answers.setdefault(row.text("prompt"), []).append(row.answer())
     for prompt in prompts:
         if not isinstance(prompt, str) or prompt not in answers:
             raise InputError(

@@ -1,13 +1,10 @@
 """Training of a reward model on a file of choices, judged on held-out ones, into a folder."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from jaxalign.data.tables import read_table
 from jaxalign.experiments.training_run import start_training
-from jaxalign.files import write_text
 from jaxalign.models.classifier import Classifier
 from jaxalign.models.language import LanguageModel
 from jaxalign.rewards.bradley_terry import (
@@ -18,17 +15,13 @@ from jaxalign.rewards.bradley_terry import (
     tokenized_items,
     train,
 )
-from jaxalign.rewards.registry import rule_rewards
 from jaxalign.rewards.reward_model import (
     Adapted,
     adapted_model,
-    load_reward_model,
     reward_model,
     save_adapted,
     save_whole,
-    score,
 )
-from jaxalign.rewards.vector import compute_rewards
 from jaxalign.runs.run_dir import Identity
 from jaxalign.train.mesh import DeviceReport
 from jaxalign.train.trunk import TrainableParams
@@ -139,42 +132,3 @@ def _finished(
     adapted = Adapted(params["adapter"], config.trunk.lora, head)
     save_adapted(folder, base, labels, adapted)
     return adapted_model(base, labels, adapted)
-
-
-def score_answers(
-    source: str, out: str | Path, model: str | None = None, rewards: Sequence[str] = ()
-) -> tuple[int, tuple[str, ...]]:
-    """Write the rewards of answers as JSON lines: `answer`, `prompt` if given, and `rewards`.
-
-    Args:
-        source: rows with `answer` and, in every row or none, `prompt`: a file or data set. Each is
-            a text, or a conversation as a list of messages, which is written as text.
-        out: file to write.
-        model: folder of a reward model, or a name; None takes `rewards`.
-        rewards: names of registered rewards.
-
-    Returns:
-        How many answers were scored, and the names of their rewards.
-
-    Raises:
-        InputError: a bad row or model, or a name that no reward has.
-    """
-    table = read_table(source, ("prompt", "answer"))
-    columns = {"answer": table.conversations("answer", "assistant")}
-    if "prompt" in table.columns:
-        columns = {"prompt": table.conversations("prompt", "user")} | columns
-    prompts, answers = columns.get("prompt"), columns["answer"]
-    if model is None:
-        reward = rule_rewards(rewards)
-        names = reward.names
-        found = compute_rewards(reward, prompts or [""] * len(answers), answers)
-    else:
-        loaded = load_reward_model(model)
-        names, found = loaded.labels, score(loaded, prompts, answers)
-    lines = [
-        {name: column[row] for name, column in columns.items()}
-        | {"rewards": dict(zip(names, map(float, values), strict=True))}
-        for row, values in enumerate(found)
-    ]
-    write_text(out, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines))
-    return len(lines), names

@@ -161,7 +161,29 @@ def classify(
     """
     if batch_tokens is not None and batch_tokens < 1:
         raise InputError(f"batch_tokens is {batch_tokens}; expected a positive whole number.")
-    ids, types = tokenize(classifier, texts)
+    return classify_tokens(classifier, *tokenize(classifier, texts), batch_tokens)
+
+
+def classify_tokens(
+    classifier: Classifier,
+    ids: Sequence[list[int]],
+    types: Sequence[list[int]] | None = None,
+    batch_tokens: int | None = None,
+) -> np.ndarray:
+    """Return the logits of texts that are tokens, as `classify` does.
+
+    Args:
+        classifier: from `load_classifier`.
+        ids: N texts, of `tokenize`.
+        types: N of `tokenize`; None for models that read none.
+        batch_tokens: tokens of one batch, padding included; None to suit the backend.
+
+    Returns:
+        [N, labels] float32 (float64 for a classifier in float64).
+
+    Raises:
+        InputError: logits are not finite.
+    """
     wide = np.promote_types(jnp.dtype(classifier.config.dtype), np.float32)
     result = np.empty((len(ids), len(classifier.labels)), wide)
     tokens = batch_tokens or default_tokens(_ACCELERATOR_BATCH_TOKENS)
@@ -250,12 +272,24 @@ def _labels(settings: JsonObject, source: str) -> tuple[str, ...]:
 
 
 def tokenize(
-    classifier: Classifier, texts: Sequence[str] | Sequence[tuple[str, str]]
+    classifier: Classifier,
+    texts: Sequence[str] | Sequence[tuple[str, str]],
+    names: Sequence[str] | None = None,
 ) -> tuple[list[list[int]], list[list[int]] | None]:
-    """Token ids, and for a pair of texts in BERT their types."""
+    """Return the token ids of texts, and for pairs of texts in BERT their types.
+
+    Args:
+        classifier: from `load_classifier`.
+        texts: as of `classify`.
+        names: [N] what messages call each text; None for its number.
+
+    Raises:
+        InputError: as `classify`, before anything is computed.
+    """
     paired = _check_texts(texts)
     if not texts:
         return [], None
+    names = names or [f"texts[{number}]" for number in range(len(texts))]
     tokenizer = classifier.tokenizer
     encode = partial(tokenizer, truncation=True, max_length=classifier.max_length)
     if tokenizer.chat_template and (paired or all(isinstance(t, Conversation) for t in texts)):
@@ -267,7 +301,7 @@ def tokenize(
             for text in texts
         ]
         found = encode(
-            [render_chat(tokenizer, chat, f"texts[{number}]") for number, chat in enumerate(chats)],
+            [render_chat(tokenizer, *pair) for pair in zip(chats, names, strict=True)],
             add_special_tokens=False,
         )
     elif paired:
@@ -276,12 +310,12 @@ def tokenize(
         found = encode(list(map(str, texts)))
     warn_truncated(_count_truncated(found), len(texts), classifier.max_length, classifier.name)
     ids = found["input_ids"]
-    for number, row in enumerate(ids):
+    for name, row in zip(names, ids, strict=True):
         if not isinstance(classifier.config, EncoderConfig):
             # transformers' decoders read the last token that is not padding.
             while len(row) > 1 and row[-1] == classifier.pad_id:
                 row.pop()
-        check_tokens(row, classifier.config.vocab_size, f"texts[{number}]", classifier.name)
+        check_tokens(row, classifier.config.vocab_size, name, classifier.name)
     typed = isinstance(classifier.config, EncoderConfig) and classifier.config.token_types > 1
     return ids, found.get("token_type_ids") if typed else None
 

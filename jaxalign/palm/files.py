@@ -8,13 +8,11 @@ import numpy as np
 from jaxalign.data.columns import Origin, as_list
 from jaxalign.data.messages import check_messages, is_messages
 from jaxalign.data.prompts import prompt_text
-from jaxalign.data.tables import Table, read_table
+from jaxalign.data.tables import ANSWERS, Table, read_table
 from jaxalign.errors import InputError
 from jaxalign.palm.candidates import Candidates, from_rows
 from jaxalign.palm.domain import Floats
 from jaxalign.palm.reward_columns import reward_columns
-
-_ANSWERS = ("answer", "completion")
 
 
 def read_candidates(
@@ -44,7 +42,7 @@ def read_candidates(
     """
     table = read_table(Path(path))
     table.require(["prompt"])
-    answer = next((name for name in _ANSWERS if name in table.columns), _ANSWERS[0])
+    answer = next((name for name in ANSWERS if name in table.columns), ANSWERS[0])
     table.require([answer])
     found = reward_columns(table, names)
     for name, values in zip(found.names, found.values.T, strict=True):
