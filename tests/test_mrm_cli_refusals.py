@@ -22,7 +22,6 @@ def broken_files(rows):
     """Name -> (text of a preference file, words of the message)."""
     lines = [json.dumps(row) for row in rows]
     first = rows[0]
-    swapped = {**first, "chosen": first["rejected"], "rejected": first["chosen"]}
     text = "\n".join(lines)
     without = [{k: v for k, v in row.items() if k != "rejected"} for row in rows]
     return {
@@ -34,7 +33,6 @@ def broken_files(rows):
             "\n".join([*lines, json.dumps({**first, "chosen": first["rejected"]})]),
             [f"line {len(lines) + 1}", "`chosen` and `rejected`"],
         ),
-        "both orders": (f"{text}\n{json.dumps(swapped)}", ["line 1", f"line {len(lines) + 1}"]),
         "number for text": (f'{text}\n{{"user": 3.5, "chosen": "a", "rejected": "b"}}', ["`user`"]),
         "empty": ("", ["empty"]),
         "blank": ("\n\n", ["empty"]),

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from jaxalign.commands.parser import Commands, add_out, command, group, takes_config
@@ -39,6 +40,12 @@ def _add_adapt(actions: Commands) -> None:
     parser.add_argument("--data", required=True, help="preference file of the users")
     parser.add_argument(
         "--features", type=Path, help="features or scores of the items, if not from text"
+    )
+    parser.add_argument(
+        "--on-bad-row",
+        choices=("refuse", "drop"),
+        default="refuse",
+        help="refuse a file with a row that cannot be used, or drop such rows and say why (refuse)",
     )
     parser.add_argument(
         "--update",
@@ -100,7 +107,9 @@ def _adapt(arguments: argparse.Namespace, _: list[str]) -> None:
     model = mrm.load(arguments.model, with_users=False)
     if arguments.update:
         mrm.open_users(out, model.digest).close()
-    choices = load_source(arguments.data).choices
+    choices = load_source(arguments.data, on_bad_row=arguments.on_bad_row).choices
+    for note in choices.notes:
+        print(note, file=sys.stderr)
     features = load_features(arguments.features) if arguments.features else None
     accuracy = not arguments.skip_accuracy
     users = mrm.adapt_users(model, choices, features, out, arguments.update, accuracy, True)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxalign.data.features import first_bad_row
-from jaxalign.data.files import encode, later_reversals
+from jaxalign.data.files import encode, remarks
 from jaxalign.data.preferences import Preferences
 from jaxalign.data.torch_files import read_pt
 from jaxalign.errors import InputError
@@ -79,18 +79,13 @@ def load_authors(
                     "expected one text for each row."
                 )
             texts[index] = text
-    later, first = later_reversals(user, chosen, rejected)
-    if later.size:
-        raise InputError(
-            f"{entries[first[0]].where} and {entries[later[0]].where}: the same pair is chosen in "
-            "both orders, expected one; remove one of the two."
-        )
     split = np.array([entry.split for entry in entries], dtype=str)
     held_out = split == "val"
     table = Preferences(
         users, tuple(map(str, range(len(values)))), tuple(texts), user, chosen, rejected,
         group.astype(np.int32), prompt, np.zeros(len(entries), bool), source=str(json_path),
         held_out=held_out if (held_out | (split == "train")).all() else None,
+        notes=remarks(user, chosen, rejected, lambda row: entries[row].where),
     )  # fmt: skip
     return table, values, {"split": split if split.astype(bool).any() else None}
 

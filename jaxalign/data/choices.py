@@ -39,7 +39,7 @@ def flatten_conversations(columns: Mapping[str, Column], origin: Origin) -> dict
     count = len(values["chosen"])
     prompts = values.get("prompt", [None] * count)
     rows = zip(prompts, values["chosen"], values["rejected"], strict=True)
-    found = [_flat(*row, where=origin.at(number)) for number, row in enumerate(rows)]
+    found = [flat_choice(*row, where=origin.at(number)) for number, row in enumerate(rows)]
     flat: dict[str, Column] = {
         name: [row[place] for row in found] for place, name in enumerate(names)
     }
@@ -48,7 +48,12 @@ def flatten_conversations(columns: Mapping[str, Column], origin: Origin) -> dict
     return {**columns, **flat}
 
 
-def _flat(prompt: object, chosen: object, rejected: object, where: str) -> Choice:
+def flat_choice(prompt: object, chosen: object, rejected: object, where: str) -> Choice:
+    """Return one row of `flatten_conversations`.
+
+    Raises:
+        RowError: a conversation cannot be used.
+    """
     if is_messages(prompt):
         prompt = as_text(check_messages(prompt, "prompt", where), "user")
     if not (is_messages(chosen) and is_messages(rejected)):

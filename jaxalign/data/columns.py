@@ -20,19 +20,24 @@ class Origin:
 
     Attributes:
         source: file or data set.
-        lines: [N] line of each row; None counts rows.
+        lines: [N] line of each row, or number of each row where they do not follow one another;
+            None counts rows.
         start: number of the first row, from 0.
         typed: whether numbers are numbers; in CSV every value is text.
+        unit: what `lines` counts, `line` or `row`.
     """
 
     source: str
     lines: Sequence[int] | np.ndarray | None = None
     start: int = 0
     typed: bool = True
+    unit: str = "line"
 
     def place(self, row: int) -> str:
         """Return a row as its reader would count it: a line of a text file, or a row from 1."""
-        return f"row {self.start + row + 1}" if self.lines is None else f"line {self.lines[row]}"
+        if self.lines is None:
+            return f"row {self.start + row + 1}"
+        return f"{self.unit} {self.lines[row]}"
 
     def at(self, row: int) -> str:
         """Return source and place of a row."""

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from jaxalign.data.bad_rows import BadRows, OnBadRow, checked_table
 from jaxalign.data.chat_template import (
     ChatTokenizer,
     Message,
@@ -17,7 +18,7 @@ from jaxalign.data.columns import Origin, as_list
 from jaxalign.data.messages import as_messages, check_messages, has_messages, is_messages
 from jaxalign.data.sequences import Sequences
 from jaxalign.data.tables import read_table
-from jaxalign.data.values import check_text
+from jaxalign.data.values import RowError, check_text
 from jaxalign.errors import InputError
 
 _COLUMNS = ("prompt", "completion", "messages")
@@ -39,6 +40,8 @@ class CompletionConfig:
             `plain` joins them as they are and appends the end-of-text token; `auto` chooses `chat`
             if the tokenizer has a chat template; the name of one of the tokenizer's several chat
             templates renders with that one.
+        on_bad_row: `refuse` a file with a row that cannot be used, or `drop` such rows, say how
+            many and why, and go on; a file most of whose rows are bad is refused all the same.
 
     Example:
         >>> from jaxalign.data.completions import CompletionConfig
@@ -50,6 +53,7 @@ class CompletionConfig:
     overlong: Literal["truncate", "refuse"] = "truncate"
     turns: Literal["last", "all"] = "last"
     template: str = "auto"
+    on_bad_row: OnBadRow = "refuse"
 
     def __post_init__(self) -> None:
         if self.max_tokens < 2:
@@ -64,8 +68,9 @@ class Completions:
         sequences: tokens of each row.
         learned: [sum of lengths] bool beside `sequences.tokens`: which tokens the loss is on.
         truncated: rows whose end was cut off.
-        dropped: rows left out, since nothing to learn was left of them.
+        dropped: rows left out, as unusable or since nothing to learn was left of them.
         source: what they were read from.
+        notes: what was left out as unusable, and why.
     """
 
     sequences: Sequences
@@ -73,6 +78,7 @@ class Completions:
     truncated: int = 0
     dropped: int = 0
     source: str = "memory"
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -107,9 +113,14 @@ def load_completions(
         InputError: the source cannot be read, a row cannot be used, is over-long where that is
             refused, or nothing is left.
     """
-    table = read_table(source, _COLUMNS)
+    config = config or CompletionConfig()
+    bad = BadRows(config.on_bad_row, source)
+    if config.on_bad_row == "drop":
+        table = checked_table(source, _COLUMNS, lambda row: row, bad)
+    else:
+        table = read_table(source, _COLUMNS)
     columns = {name: as_list(values) for name, values in table.columns.items() if name in _COLUMNS}
-    return completions_from_columns(columns, tokenizer, config or CompletionConfig(), table.origin)
+    return completions_from_columns(columns, tokenizer, config, table.origin, bad)
 
 
 def completions_from_columns(
@@ -117,17 +128,24 @@ def completions_from_columns(
     tokenizer: ChatTokenizer,
     config: CompletionConfig,
     origin: Origin | None = None,
+    bad: BadRows | None = None,
 ) -> Completions:
     """`load_completions`, from columns of equal length that are already in memory."""
     origin = origin or Origin("memory")
+    bad = bad or BadRows("refuse", origin.source)
     chat = choose_template(tokenizer, config.template)
     plain = not (chat or any(map(has_messages, columns.values())) or "messages" in columns)
     segment = _segmenter(columns, tokenizer, config, origin, plain)
     texts: list[Segments] = []
     origins: list[int] = []
     for row in range(len(next(iter(columns.values())))):
-        texts += (found := segment(row))
-        origins += [row] * len(found)
+        try:
+            texts += (found := segment(row))
+        except RowError as error:
+            bad.add(error)
+        else:
+            origins += [row] * len(found)
+    notes = bad.notes(len(origins))
     tokens, learned = _tokenise(texts, tokenizer, plain)
     lengths = np.array([len(row) for row in tokens])
     limit = config.max_tokens
@@ -150,8 +168,9 @@ def completions_from_columns(
         Sequences.of([tokens[row][:limit] for row in keep]),
         np.concatenate([np.asarray(learned[row][:limit], bool) for row in keep]),
         truncated=sum(int(row) in kept for row in overlong),
-        dropped=len(texts) - len(keep),
+        dropped=len(texts) - len(keep) + bad.count,
         source=origin.source,
+        notes=notes,
     )
 
 
@@ -222,9 +241,10 @@ def _talk(values: Sequence[object], names: Sequence[str], where: str) -> tuple[M
             role = "user" if name == "prompt" else "assistant"
             turns += as_messages(check_text(value, name, where), role)
     if turns[-1]["role"] != "assistant":
-        raise InputError(
+        raise RowError(
             f"{where}: the last of `{names[-1]}` is of the {turns[-1]['role']}, expected the "
-            "assistant; remove what follows its last turn."
+            "assistant; remove what follows its last turn.",
+            f"the last of `{names[-1]}` is not of the assistant",
         )
     return turns
 

@@ -1,13 +1,16 @@
 """Preference files and data sets, read and checked into one table."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jaxalign.data.choices import flatten_conversations
+from jaxalign.data.bad_rows import BadRows, OnBadRow, checked_table
+from jaxalign.data.choices import flat_choice, flatten_conversations
 from jaxalign.data.columns import (
     Column,
     Origin,
@@ -18,15 +21,17 @@ from jaxalign.data.columns import (
 )
 from jaxalign.data.messages import Conversation, as_messages
 from jaxalign.data.preferences import Preferences
-from jaxalign.data.tables import Table, read_table
-from jaxalign.data.values import check_flag
+from jaxalign.data.tables import Row, Table, read_table
+from jaxalign.data.values import RowError, check_flag, check_text
 from jaxalign.errors import InputError
 
 REQUIRED = ("user", "chosen", "rejected")
 OPTIONAL = ("prompt", "group", "time", "tie")
 
 
-def load(source: str | Path, require_user: bool = True) -> Preferences:
+def load(
+    source: str | Path, require_user: bool = True, on_bad_row: OnBadRow = "refuse"
+) -> Preferences:
     """Read choices from a file or a Hugging Face data set.
 
     Args:
@@ -36,6 +41,8 @@ def load(source: str | Path, require_user: bool = True) -> Preferences:
             answers are texts, or conversations as lists of messages; without `prompt`, the turns
             that `chosen` and `rejected` have in common are the prompt.
         require_user: whether there has to be a `user`.
+        on_bad_row: `refuse` a file with a row that cannot be used, or `drop` such rows and count
+            them in the table's notes; a file most of whose rows are bad is refused all the same.
 
     Returns:
         The table of choices; see `from_columns` for how items and groups are formed.
@@ -52,8 +59,25 @@ def load(source: str | Path, require_user: bool = True) -> Preferences:
         >>> load(path).texts
         ('Hi\\n\\nYes', 'Hi\\n\\nGo')
     """
-    table = read_table(source, REQUIRED + OPTIONAL)
-    return from_columns(table.columns, table.origin, require_user)
+    table, bad = read_choices(source, (), require_user, on_bad_row)
+    return choices_of(table, bad, require_user)
+
+
+def read_choices(
+    source: str | Path, more: Sequence[str], require_user: bool, on_bad_row: OnBadRow
+) -> tuple[Table, BadRows]:
+    """Read the columns of choices, and `more` of them, without the rows that are to be dropped."""
+    bad, names = BadRows(on_bad_row, source), (*REQUIRED, *OPTIONAL, *more)
+    if on_bad_row == "refuse":
+        return read_table(source, names), bad
+    check = partial(_check_choice, require_user=require_user)
+    return checked_table(source, names, check, bad), bad
+
+
+def choices_of(table: Table, bad: BadRows, require_user: bool = True) -> Preferences:
+    """Return the choices of `read_choices`, with notes on what was dropped."""
+    found = from_columns(table.columns, table.origin, require_user)
+    return replace(found, notes=bad.notes(len(found)) + found.notes)
 
 
 def from_columns(
@@ -63,7 +87,8 @@ def from_columns(
 
     An item is a (prompt, answer) pair, or the answer alone where a row has no prompt. Its key in
     `items` is the answer, so one answer under two prompts is two items with one key. Groups are
-    (user, group) pairs; a row without a group is one of its own. Exact duplicates are kept.
+    (user, group) pairs; a row without a group is one of its own. Exact duplicates are
+    kept, and so are pairs that one user chooses both ways; `notes` count them.
 
     Args:
         columns: `user`, `chosen`, `rejected` and optionally `prompt`, `group` (text or whole
@@ -76,7 +101,7 @@ def from_columns(
 
     Raises:
         InputError: a column is missing or a row is unusable: a value of the wrong type, an empty
-            one, chosen equal to rejected, or one pair chosen both ways by one user.
+            one, or chosen equal to rejected.
 
     Example:
         >>> from jaxalign.data import from_columns
@@ -102,10 +127,7 @@ def from_columns(
     answer, answers = encode(pa.chunked_array([chosen_text, rejected_text]))
     answer = answer.reshape(2, count)
     if (same := np.flatnonzero(answer[0] == answer[1])).size:
-        raise InputError(
-            f"{origin.at(same[0])}: `chosen` and `rejected` are the same text, expected two "
-            f"different ones; remove {_rows(same.size)}."
-        )
+        raise _same_text(origin.at(same[0]), int(same.size))
     # Row by row, so that items are numbered in the order in which a reader meets them.
     key = ((prompt.astype(np.int64) + 1) * len(answers) + answer).T.ravel()
     item, keys = _encode_numbers(key)
@@ -121,10 +143,13 @@ def from_columns(
     lone = -1 - np.arange(count)
     whole, _ = _encode_numbers(np.where(group < 0, lone, user * np.int64(len(groups)) + group))
     chosen, rejected = (np.ascontiguousarray(item[side::2]) for side in (0, 1))
-    _refuse_reversals(user, chosen, rejected, tie, origin)
+    strict = np.flatnonzero(~tie)
     return Preferences(
-        users, items, texts, user, chosen, rejected, whole, prompt, tie, source=source
-    )
+        users, items, texts, user, chosen, rejected, whole, prompt, tie, source=source,
+        notes=remarks(
+            user[strict], chosen[strict], rejected[strict], lambda row: origin.place(strict[row])
+        ),
+    )  # fmt: skip
 
 
 def later_reversals(
@@ -233,19 +258,57 @@ def _check_lengths(lengths: dict[str, int], source: str) -> None:
         raise InputError(f"{source} has no rows, expected at least one choice.")
 
 
-def _refuse_reversals(
-    user: np.ndarray, chosen: np.ndarray, rejected: np.ndarray, tie: np.ndarray, origin: Origin
-) -> None:
-    strict = np.flatnonzero(~tie)
-    later, first = later_reversals(user[strict], chosen[strict], rejected[strict])
+def remarks(
+    user: np.ndarray, chosen: np.ndarray, rejected: np.ndarray, place: Callable[[int], str]
+) -> tuple[str, ...]:
+    """Return what is remarkable about choices without ties, a sentence each.
+
+    Args:
+        user: [N] int.
+        chosen: [N] int.
+        rejected: [N] int.
+        place: what to call a row.
+    """
+    found = []
+    pairs = np.stack([user, chosen, rejected]).astype(np.int64)
+    if repeated := pairs.shape[1] - np.unique(pairs, axis=1).shape[1]:
+        found.append(f"{repeated:,} rows repeat an earlier choice of the same user, and count")
+    later, first = later_reversals(user, chosen, rejected)
     if later.size:
-        one, other = origin.place(strict[first[0]]), origin.place(strict[later[0]])
-        more = f" ({later.size - 1} more such rows follow)" if later.size > 1 else ""
-        raise InputError(
-            f"{origin.source}, {one} and {other}: one user chooses the same pair in both "
-            f"orders{more}, expected one; keep one of the two, or mark the choice as a tie."
+        found.append(
+            f"{later.size:,} rows choose a pair the other way than the same user did before "
+            f"(first: {place(int(first[0]))} and {place(int(later[0]))}); both count, as people "
+            "change their minds"
         )
+    return tuple(found)
 
 
-def _rows(count: int) -> str:
-    return "the row" if count == 1 else f"the {count} such rows"
+def _same_text(where: str, count: int = 1) -> RowError:
+    rows = "the row" if count == 1 else f"the {count} such rows"
+    return RowError(
+        f"{where}: `chosen` and `rejected` are the same text, expected two different ones; remove "
+        f"{rows}.",
+        "`chosen` and `rejected` are the same text",
+    )
+
+
+def _check_choice(row: Row, require_user: bool) -> None:
+    """Refuse a row that `from_columns` would refuse."""
+    if require_user or row.has("user"):
+        row.identifier("user")
+    values = row.values
+    prompt, *answers = flat_choice(
+        values.get("prompt"), values.get("chosen"), values.get("rejected"), row.where
+    )
+    if prompt is not None:
+        check_text(prompt, "prompt", row.where, blank=True)
+    chosen, rejected = (
+        check_text(answer, name, row.where)
+        for name, answer in zip(REQUIRED[1:], answers, strict=True)
+    )
+    if chosen == rejected:
+        raise _same_text(row.where)
+    if row.has("group") and row.values["group"] != "":
+        row.identifier("group")
+    if row.has("tie"):
+        row.flag("tie")

@@ -1,6 +1,6 @@
 """Choices as arrays: the table that every source fills and every split reads."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,6 +26,7 @@ class Preferences:
         source: what the rows were read from, for messages and reports.
         held_out: [N] bool, rows that the source itself keeps to judge users on, or None where it
             leaves that to the splits.
+        notes: what reading dropped or found remarkable, a sentence each.
     """
 
     users: tuple[str, ...]
@@ -39,6 +40,7 @@ class Preferences:
     tie: np.ndarray
     source: str = "memory"
     held_out: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return int(self.user.shape[0])
@@ -48,9 +50,7 @@ class Preferences:
         fields = ("user", "chosen", "rejected", "group", "prompt", "tie")
         picked = {name: getattr(self, name)[rows] for name in fields}
         held_out = None if self.held_out is None else self.held_out[rows]
-        return Preferences(
-            self.users, self.items, self.texts, **picked, source=self.source, held_out=held_out
-        )
+        return replace(self, **picked, held_out=held_out)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxalign.data.bad_rows import BadRows, OnBadRow, checked_rows
 from jaxalign.data.chat_template import Message
-from jaxalign.data.messages import check_messages
-from jaxalign.data.tables import Row, read_rows
+from jaxalign.data.messages import check_messages, is_messages
+from jaxalign.data.tables import Row
 from jaxalign.data.values import RowError, short
 from jaxalign.errors import InputError
 
@@ -32,6 +33,8 @@ class PromptConfig:
         min_tokens: fewest tokens of a prompt, at least 1; shorter ones are left out.
         limit: most prompts, at least 1, drawn at random; null takes all.
         hold_out_share: share of the prompts, in [0, 1), that is held out for evaluation.
+        on_bad_row: `refuse` a file with a row that cannot be used, or `drop` such rows, say how
+            many and why, and go on; a file most of whose rows are bad is refused all the same.
 
     Example:
         >>> from jaxalign.data.prompts import PromptConfig
@@ -43,6 +46,7 @@ class PromptConfig:
     min_tokens: int = 1
     limit: int | None = None
     hold_out_share: float = 0.1
+    on_bad_row: OnBadRow = "refuse"
 
     def __post_init__(self) -> None:
         if self.min_tokens < 1 or not 0 <= self.hold_out_share < 1:
@@ -65,6 +69,7 @@ class Prompts:
         source: what they were read from.
         places: [X] where each stands in the source, for messages; empty where that is not known.
         off_length: what was left out by length, a sentence each with its place.
+        notes: what was left out as unusable, and why.
     """
 
     prompts: tuple[Prompt, ...]
@@ -73,6 +78,7 @@ class Prompts:
     source: str = "memory"
     places: tuple[str, ...] = ()
     off_length: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -83,7 +89,7 @@ class Prompts:
         return replace(self, prompts=tuple(self.prompts[int(row)] for row in rows), places=places)
 
 
-def load_prompts(source: str | Path) -> Prompts:
+def load_prompts(source: str | Path, on_bad_row: OnBadRow = "refuse") -> Prompts:
     """Read prompts from a file or a Hugging Face data set.
 
     Args:
@@ -93,6 +99,8 @@ def load_prompts(source: str | Path) -> Prompts:
             dialogue "Human: .. Assistant: .." such as Anthropic/hh-rlhf holds, of which the last
             answer is left off; or `info` with a `post` to summarise, as
             openai/summarize_from_feedback/comparisons has it.
+        on_bad_row: `refuse` a file with a row that cannot be used, or `drop` such rows and count
+            them in `notes`; a file most of whose rows are bad is refused all the same.
 
     Returns:
         The distinct prompts, in the order of the source.
@@ -104,7 +112,9 @@ def load_prompts(source: str | Path) -> Prompts:
     Source: the two data sets become prompts as in the code of Yang et al. 2024
         (Rewards-in-Context), https://arxiv.org/abs/2402.10207.
     """
-    found = _read(source)
+    bad = BadRows(on_bad_row, source)
+    found = _read(source, bad)
+    notes = bad.notes(len(found))
     kept: dict[str | _Turns, str] = {}
     for where, prompt in found:
         if prompt is not None:
@@ -114,7 +124,8 @@ def load_prompts(source: str | Path) -> Prompts:
     dropped = sum(prompt is None for _, prompt in found)
     prompts = tuple(_thawed(prompt) for prompt in kept)
     repeated = len(found) - dropped - len(kept)
-    return Prompts(prompts, repeated, dropped, str(source), tuple(kept.values()))
+    dropped += bad.count
+    return Prompts(prompts, repeated, dropped, str(source), tuple(kept.values()), notes=notes)
 
 
 def as_chats(prompts: Prompts) -> Prompts:
@@ -237,7 +248,7 @@ def _shuffled(count: int, seed: int, stream: int) -> np.ndarray:
 _Turns = tuple[tuple[str, str], ...]
 
 
-def _read(source: str | Path) -> list[tuple[str, str | _Turns | None]]:
+def _read(source: str | Path, bad: BadRows) -> list[tuple[str, str | _Turns | None]]:
     """Where each row stands, and its prompt or None; the columns of the first row decide."""
     readers: dict[str, Callable[[Row], str | _Turns | None]] = {
         "prompt": _prompt,
@@ -245,18 +256,18 @@ def _read(source: str | Path) -> list[tuple[str, str | _Turns | None]]:
         "chosen": _dialogue,
         "info": _post,
     }
-    found: list[tuple[str, str | _Turns | None]] = []
-    reader = None
-    for row in read_rows(source, "prompt"):
-        if reader is None:
-            reader = next((readers[name] for name in readers if name in row.values), None)
-        if reader is None:
+    reader: list[Callable[[Row], str | _Turns | None]] = []
+
+    def read(row: Row) -> str | _Turns | None:
+        reader.extend(readers[name] for name in readers if name in row.values and not reader)
+        if not reader:
             raise InputError(
                 f"{row.where}: found no column of prompts, expected `prompt` or `messages` (or "
                 "`chosen` dialogues, or `info` with posts to summarise); rename or add."
             )
-        found.append((row.where, reader(row)))
-    return found
+        return reader[0](row)
+
+    return [(row.where, found) for row, found in checked_rows(source, read, bad, "prompt")]
 
 
 def _turns(row: Row, name: str) -> _Turns:
@@ -279,13 +290,16 @@ def _prompt(row: Row) -> str | _Turns:
     return row.text("prompt")
 
 
-def _dialogue(row: Row) -> str | None:
+def _dialogue(row: Row) -> str | _Turns | None:
     """All before the last answer; None where nobody says anything before it."""
+    if is_messages(row.values.get("chosen")):
+        return _turns(row, "chosen")
     dialogue, answered, _ = row.text("chosen").rpartition(ASSISTANT)
     if not answered:
-        raise InputError(
+        raise RowError(
             f"{row.where}: `chosen` has no `Assistant:` after a blank line, expected a dialogue; "
-            "give `prompt` instead."
+            "give `prompt` instead.",
+            "`chosen` is no dialogue",
         )
     said = dialogue.partition(HUMAN)[2].strip()
     return f"{dialogue} {ASSISTANT}" if said else None
@@ -295,9 +309,10 @@ def _post(row: Row) -> str | None:
     """An instruction to summarise; None for rows without a post, or one of unusual length."""
     value = row.values.get("info")
     if not isinstance(value, Mapping):
-        raise InputError(
+        raise RowError(
             f"{row.where}: `info` is {short(value)}, expected an object with `post`; correct the "
-            "row."
+            "row.",
+            "`info` is no object",
         )
     post = value.get("post")
     usable = isinstance(post, str) and _POST[0] < len(post) < _POST[1]

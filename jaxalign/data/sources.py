@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxalign.data import feedback, files
+from jaxalign.data.bad_rows import OnBadRow
 from jaxalign.data.feedback import prism, reddit
 from jaxalign.data.preferences import ChoiceSource, Preferences
 from jaxalign.data.tables import Row, read_rows, read_table
@@ -16,13 +17,16 @@ _UKP = ("arguments.jsonl.gz", "judgments.jsonl.gz")
 _USERS_AT_ONCE = 512  # bounds the [users, pairs of jokes] arrays to tens of megabytes
 
 
-def load_source(source: str | Path, kind: str = "auto", **options: object) -> ChoiceSource:
+def load_source(
+    source: str | Path, kind: str = "auto", on_bad_row: OnBadRow = "refuse", **options: object
+) -> ChoiceSource:
     """Read a folder of a known data set, a preference file, or a Hugging Face data set.
 
     Args:
         source: a folder, a file or a name, as `files.load` takes it.
         kind: `jester`, `ukpconvarg1`, `prism`, `reddit`, `file`, or `auto` to recognise a folder
             by its files and a data set by its name.
+        on_bad_row: as of `files.load`, for a file.
         **options: keyword arguments of the function of that name; a file takes none.
 
     Returns:
@@ -44,7 +48,7 @@ def load_source(source: str | Path, kind: str = "auto", **options: object) -> Ch
     if kind == "file":
         if options:
             raise InputError(f"{source} is read as a preference file, which takes no {[*options]}.")
-        return ChoiceSource(files.load(source))
+        return ChoiceSource(files.load(source, on_bad_row=on_bad_row))
     try:
         return readers[kind](source, **options)
     except TypeError as error:

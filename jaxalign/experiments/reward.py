@@ -32,6 +32,7 @@ class RewardReport(TypedDict):
 
     Attributes:
         choices: how many were trained on.
+        notes: what was dropped or found remarkable when the file was read, a sentence each.
         held_out_choices: how many were judged on.
         held_out_by: what was kept apart whole: `group`, `user` or `prompt`.
         labels: names of the heads.
@@ -44,6 +45,7 @@ class RewardReport(TypedDict):
     """
 
     choices: int
+    notes: list[str]
     held_out_choices: int
     held_out_by: str
     labels: list[str]
@@ -83,7 +85,9 @@ def run(
     started = start_training(out, "reward train", config, config.trunk.mesh, resume, show)
     out, progress = started.out, started.progress
     base = started.load_model(name, config.trunk.weights)
-    choices = load_choices(source)
+    choices = load_choices(source, config.on_bad_row)
+    for note in choices.preferences.notes:
+        progress.say(note)
     rows, kept = hold_out(choices, config.hold_out, config.hold_out_share, config.loop.seed)
     training, held = choices.take(rows), choices.take(kept) if len(kept) else None
     progress.say(
@@ -102,6 +106,7 @@ def run(
     model = _finished(base, choices.labels, fitted.params, config, out / "model")
     report: RewardReport = {
         "choices": len(rows),
+        "notes": list(choices.preferences.notes),
         "held_out_choices": len(kept),
         "held_out_by": config.hold_out,
         "labels": list(choices.labels),

@@ -21,7 +21,8 @@ class SftReport(TypedDict):
         rows: how many were trained on.
         validation_rows: how many were validated on.
         truncated: rows whose end was cut off.
-        dropped: rows left out, since nothing to learn was left of them.
+        dropped: rows left out, as unusable or since nothing to learn was left of them.
+        notes: what was unusable, and why.
         steps: steps taken.
         best_step: the step that the model is of.
         validation_before: loss in nats per token before the first step; empty without validation.
@@ -33,6 +34,7 @@ class SftReport(TypedDict):
     validation_rows: int
     truncated: int
     dropped: int
+    notes: list[str]
     steps: int
     best_step: int
     validation_before: dict[str, float]
@@ -71,6 +73,8 @@ def run(
     model = started.load_model(name, config.trunk.weights)
     tokenizer = model.tokenizer
     completions = load_completions(source, tokenizer, config.data)
+    for note in completions.notes:
+        progress.say(note)
     progress.say(
         f"{len(completions):,} rows, {completions.learned.sum():,} tokens to learn, "
         f"{completions.truncated:,} rows cut, {completions.dropped:,} left out"
@@ -92,6 +96,7 @@ def run(
         "validation_rows": 0 if held[1] is None else len(held[1]),
         "truncated": completions.truncated,
         "dropped": completions.dropped,
+        "notes": list(completions.notes),
         "steps": fitted.steps,
         "best_step": fitted.best_step,
         "validation_before": fitted.validation_before,

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from jaxalign.data.bad_rows import OnBadRow
 from jaxalign.errors import InputError
 
 
@@ -12,24 +13,25 @@ def check_range(
 ) -> None:
     """Refuse settings that nothing can be fitted with, before any work is done.
 
-    Args:
-        config: whose fields are checked; a tuple holds one number or more, each in the range.
-        names: of the fields, separated by spaces.
-        least: smallest number.
-        most: largest number.
-        above: whether `least` itself is outside the range.
+        Args:
+            config: whose fields are checked; a tuple holds one number or more, each in the range.
+            names: of the fields, separated by spaces.
+            least: smallest number.
+            most: largest number.
+            above: whether `least` itself is outside the range.
 
-    Raises:
-        InputError: a number is outside the range, or a tuple is empty.
+        Raises:
+            InputError: a number is outside the range, or a tuple is empty.
 
-    Example:
-        >>> from jaxalign.errors import InputError
-        >>> from jaxalign.mrm.config import BayesConfig
-        >>> try:
-        ...     BayesConfig(em_steps=0)
-        ... except InputError as error:
-        ...     print(error)
-        Bayes em_steps is 0; expected 1 or more.
+        Example:
+            >>> from jaxalign.data.bad_rows import OnBadRow
+    from jaxalign.errors import InputError
+            >>> from jaxalign.mrm.config import BayesConfig
+            >>> try:
+            ...     BayesConfig(em_steps=0)
+            ... except InputError as error:
+            ...     print(error)
+            Bayes em_steps is 0; expected 1 or more.
     """
     for name in names.split():
         value = getattr(config, name)
@@ -156,6 +158,8 @@ class ChoiceDataConfig:
         pairs_per_half: choices drawn from each half of a user's jokes, 1 or more (Jester).
         ties: whether ties are learned from.
         max_pairs: most choices per user that are learned from, 0 for all.
+        on_bad_row: `refuse` a file with a row that cannot be used, or `drop` such rows, say how
+            many and why, and go on; a file most of whose rows are bad is refused all the same.
     """
 
     kind: Literal["auto", "jester", "ukpconvarg1", "file"] = "auto"
@@ -163,6 +167,7 @@ class ChoiceDataConfig:
     pairs_per_half: int = 40
     ties: bool = True
     max_pairs: int = 128
+    on_bad_row: OnBadRow = "refuse"
 
     def __post_init__(self) -> None:
         check_range(self, "pairs_per_half", 1)

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxalign.data import Preferences, load
-from jaxalign.data.files import encode
+from jaxalign.data import Preferences
+from jaxalign.data.bad_rows import OnBadRow
+from jaxalign.data.files import choices_of, encode, read_choices
 from jaxalign.data.messages import Conversation
 from jaxalign.data.sequences import Sequences
-from jaxalign.data.tables import read_table
 from jaxalign.errors import InputError
 from jaxalign.models import families
 from jaxalign.models.classifier import Classifier, classify, tokenize
@@ -49,6 +49,8 @@ class RewardConfig:
         hold_out: what is held out whole to measure accuracy on: a `group` (conversation or topic)
             of a user, a `user`, or a `prompt`. Choose `user` to measure accuracy for new users.
         hold_out_share: share of the groups, users or prompts that is held out, in [0, 1).
+        on_bad_row: `refuse` a file with a row that cannot be used, or `drop` such rows, say how
+            many and why, and go on; a file most of whose rows are bad is refused all the same.
         trunk: which parameters of the model are trained, their precision and devices; the reward
             head is always trained.
         loop: epochs, batches and intervals.
@@ -63,6 +65,7 @@ class RewardConfig:
     max_tokens: int = 1024
     hold_out: Literal["group", "user", "prompt"] = "group"
     hold_out_share: float = 0.1
+    on_bad_row: OnBadRow = "refuse"
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
     loop: LoopConfig = field(default_factory=partial(LoopConfig, epochs=1))
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
@@ -96,17 +99,18 @@ class ObjectiveChoices:
         )
 
 
-def load_choices(source: str) -> ObjectiveChoices:
+def load_choices(source: str, on_bad_row: OnBadRow = "refuse") -> ObjectiveChoices:
     """Read choices and, where there is such a column, the `objective` of each.
 
     Args:
-        source: as `jaxalign.data.load` takes it.
+        source: as `jaxalign.data.load` takes it; without `user`, all rows are of one.
+        on_bad_row: as of `jaxalign.data.load`.
 
     Raises:
         InputError: the source cannot be read, or only some rows have an objective.
     """
-    preferences = load(source, require_user=False)
-    table = read_table(source, ("objective",))
+    table, bad = read_choices(source, ("objective",), False, on_bad_row)
+    preferences = choices_of(table, bad, require_user=False)
     if "objective" not in table.columns:
         return ObjectiveChoices(preferences, np.zeros(len(preferences), np.int32), ("reward",))
     objective, labels = encode(table.texts("objective"))

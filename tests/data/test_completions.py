@@ -212,3 +212,16 @@ def test_prompt_and_completion_may_be_conversations(tmp_path, tokenizer):
         load_completions(
             write(tmp_path / "a.jsonl", [{"prompt": user, "completion": user}]), tokenizer
         )
+
+
+def test_bad_rows_are_dropped_and_counted(tmp_path, tokenizer):
+    rows = [GOOD, {"prompt": "p"}, GOOD, {"prompt": "p", "completion": 3}]
+    path = write(tmp_path / "a.jsonl", rows)
+    found = load_completions(path, tokenizer, CompletionConfig(on_bad_row="drop"))
+    assert (len(found), found.dropped) == (2, 2)
+    assert found.notes == (
+        f"2 of 4 rows dropped: `completion` is missing (1, first: {path}, line 2); `completion` is "
+        f"not text (1, first: {path}, line 4)",
+    )
+    with pytest.raises(InputError, match="2 of 3 rows are bad"):
+        load_completions(write(path, rows[1:]), tokenizer, CompletionConfig(on_bad_row="drop"))

@@ -270,8 +270,12 @@ def _prompts(
 ) -> Prompts:
     """Return the prompts to judge on, no more than the limit."""
     if data is not None:
-        read = prompts_for(run.policy.model, load_prompts(data), run.config)
+        read = prompts_for(
+            run.policy.model, load_prompts(data, run.config.prompts.on_bad_row), run.config
+        )
         prompts: Sequence[Prompt] = read.prompts
+        for note in read.notes:
+            say(note)
         if read.dropped:
             say(f"{data}: {read.dropped:,} rows left out{named_few(read.off_length)}")
     else:

@@ -153,10 +153,14 @@ def run(
     rewards = build_rewards(config.rewards)
     settings = config.training(rewards.names)
     _check_preferences(settings, rewards.names)
-    read = load_prompts(source)  # a mistake in it need not wait for the model
+    read = load_prompts(
+        source, config.prompts.on_bad_row
+    )  # a mistake in it need not wait for the model
     model = started.load_model(name, settings.trunk.weights)
     found = prompts_for(model, read, config)
     train_on, held = split_prompts(found, config.prompts.hold_out_share)
+    for note in found.notes:
+        progress.say(note)
     progress.say(
         f"{len(train_on):,} prompts, {len(held):,} more held out, {found.repeated:,} repeated, "
         f"{found.dropped:,} left out{named_few(found.off_length)}"
@@ -170,7 +174,11 @@ def run(
     write_text(out / CONFIG, to_yaml(config))
     write_json(
         out / PROMPTS,
-        {"source": found.source, "held_out": held.prompts, "left_out": found.off_length},
+        {
+            "source": found.source,
+            "held_out": held.prompts,
+            "left_out": [*found.notes, *found.off_length],
+        },
     )
     scale = _scale(run_dir, model, rewards, train_on, config, progress)
     fresh = jax.random.fold_in(jax.random.key(settings.seed), 1)

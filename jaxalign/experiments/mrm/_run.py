@@ -61,6 +61,8 @@ def run(
         choices.users, config.split.seed, config.split.unseen_share, config.split.validation_share
     )
     refuse_foreign(out)
+    for note in choices.notes:
+        say(note)
     say(f"{len(choices):,} choices of {len(choices.users):,} users, {len(choices.items):,} items")
     encoded = encode_items(config, choices, given)
     projection = project(config, encoded)

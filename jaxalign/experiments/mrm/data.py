@@ -79,7 +79,7 @@ def open_source(config: MRMRunConfig, source: str) -> tuple[ChoiceSource, Featur
         options["fold_pairs"] = config.split.item_folds > 0
     elif kind == "ukpconvarg1":
         options = {"item_folds": config.split.item_folds or 10, "seed": config.split.seed}
-    return load_source(source, kind=data.kind, **options), None
+    return load_source(source, data.kind, data.on_bad_row, **options), None
 
 
 def encode_items(config: MRMRunConfig, choices: Preferences, given: Features | None) -> Encoded:

@@ -109,6 +109,7 @@ def assemble(
         "format": 1,
         "version": __version__,
         "source": data.choices.source,
+        "notes": list(data.choices.notes),
         "seeds": config.seeds,
         "selected": {"new_users": new_users.selected},
         "settings": {
