@@ -228,6 +228,9 @@ def test_bad_options_of_train(world, tmp_path, options, words):
         ("a.txt", b"\xff\xfe", ["UTF-8"]),
         ("a.jsonl", b'{"text": "a"}\n{"words": "b"}\n', ["line 2"]),
         ("a.jsonl", b"a\n", ["line 1"]),
+        ("a.jsonl", b'{"text": "a"}\n{"text": null}\n', ["line 2", "`text` is missing"]),
+        ("a.jsonl", b'{"text": "a"}\n{"text": ["b"]}\n', ["line 2", "(list), expected text"]),
+        ("a.json", b'[{"text": "a"}, {"text": 3}]', ["row 2", "expected text"]),
     ],
 )
 def test_bad_texts(world, tmp_path, name, data, words):

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxalign.data.messages import Conversation
 from jaxalign.data.tables import read_rows
-from jaxalign.data.values import check_number, short
+from jaxalign.data.values import check_identifier, check_number, short
 from jaxalign.errors import InputError
 from jaxalign.files import write_aside
 
@@ -185,7 +185,9 @@ def _read_scores(path: Path) -> Features:
         places.append(f"{entry.unit} {entry.place}")
         scores.append([check_number(found[name], f"rewards.{name}", entry.where) for name in names])
         answer = entry.answer()
-        key = Conversation((entry.text("prompt"), answer)) if entry.has("prompt") else answer
+        key = answer
+        if entry.has("prompt"):
+            key = Conversation((entry.conversation("prompt", "user"), answer))
         first = row_of.setdefault(key, row)
         if scores[first] != scores[row]:
             raise InputError(
@@ -249,17 +251,19 @@ def _sibling_ids(path: Path) -> list[str]:
     as_json, as_text = (path.with_name(f"{path.stem}.ids.{ending}") for ending in ("json", "txt"))
     try:
         if as_json.exists():
-            return _json_texts(as_json.read_text("utf-8"), str(as_json))
-        if as_text.exists():
-            return as_text.read_text("utf-8").removesuffix("\n").split("\n")
+            return _json_texts(as_json.read_text("utf-8-sig"), str(as_json))
     except UnicodeDecodeError as error:
         raise InputError(f"the ids of {path} are not UTF-8 text: {error}.") from None
+    if as_text.exists():
+        return [row.identifier("id") for row in read_rows(as_text, "id")]
     raise InputError(f"{path} has no ids; expected {as_json.name} or {as_text.name} beside it.")
 
 
 def _texts(array: np.ndarray, path: Path, key: str) -> list[str]:
     if array.ndim == 1 and array.dtype.kind == "U":
         return array.tolist()
+    if array.ndim == 1 and array.dtype.kind in "iu" and array.dtype != np.uint8:
+        return [str(value) for value in array.tolist()]
     if array.ndim == 1 and array.dtype == np.uint8:
         return _json_texts(array.tobytes(), f"{path}, `{key}`")
     raise InputError(
@@ -272,9 +276,11 @@ def _json_texts(text: str | bytes, where: str) -> list[str]:
         found: object = json.loads(text)
     except ValueError as error:
         raise InputError(f"{where} is not readable as JSON ({error}), expected a list.") from None
-    if not isinstance(found, list) or not all(isinstance(value, str) for value in found):
+    if not isinstance(found, list):
         raise InputError(f"{where} is not a JSON list of texts; write one text for each row.")
-    return found
+    return [
+        check_identifier(value, "ids", f"{where}, row {row}") for row, value in enumerate(found, 1)
+    ]
 
 
 def _json_bytes(texts: Sequence[str]) -> np.ndarray:

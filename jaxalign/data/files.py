@@ -270,8 +270,11 @@ def remarks(
         place: what to call a row.
     """
     found = []
-    pairs = np.stack([user, chosen, rejected]).astype(np.int64)
-    if repeated := pairs.shape[1] - np.unique(pairs, axis=1).shape[1]:
+    pair, pairs = _encode_numbers(
+        chosen.astype(np.int64) * (int(rejected.max(initial=0)) + 1) + rejected
+    )
+    _, distinct = _encode_numbers(user.astype(np.int64) * max(len(pairs), 1) + pair)
+    if repeated := len(user) - len(distinct):
         found.append(f"{repeated:,} rows repeat an earlier choice of the same user, and count")
     later, first = later_reversals(user, chosen, rejected)
     if later.size:

@@ -18,14 +18,13 @@ import pyarrow as pa
 from jaxalign.data.columns import (
     Column,
     Origin,
-    as_list,
     identifier_column,
     number_column,
     require_values,
     text_column,
 )
 from jaxalign.data.hub import is_dataset_name, read_dataset
-from jaxalign.data.messages import as_text, check_messages, has_messages, is_messages
+from jaxalign.data.messages import as_text, check_messages, is_messages
 from jaxalign.data.parsers import (
     BytesFile,
     Parsed,
@@ -101,9 +100,21 @@ class Row(NamedTuple):
             RowError: both are missing, or it is something else.
         """
         name = next((name for name in ANSWERS if self.has(name)), ANSWERS[0])
+        return self.conversation(name, "assistant")
+
+    def conversation(self, name: str, role: str) -> str:
+        """Return a text, which may be empty, or messages as `messages.as_text` writes them.
+
+        Args:
+            name: of the column.
+            role: whose lone turn is a text like any other.
+
+        Raises:
+            RowError: it is missing or something else.
+        """
         value = self.values.get(name)
         if is_messages(value):
-            return as_text(check_messages(value, name, self.where), "assistant")
+            return as_text(check_messages(value, name, self.where), role)
         return self.text(name, blank=True)
 
     def identifier(self, name: str) -> str:
@@ -154,25 +165,6 @@ class Table:
         found = text_column(name, self._column(name), self.origin)
         require_values(name, found, self.origin, blank=blank)
         return found
-
-    def conversations(self, name: str, role: str) -> list[str]:
-        """Return a column of texts [N], which may be empty, or of conversations.
-
-        Args:
-            name: of the column.
-            role: whose lone turn is a text like any other; see `messages.as_text`.
-
-        Raises:
-            InputError: there is no such column, or a value is missing or something else.
-        """
-        if not has_messages(self._column(name)):
-            return self.texts(name, blank=True).to_pylist()
-        return [
-            as_text(check_messages(value, name, self.origin.at(row)), role)
-            if is_messages(value)
-            else check_text(value, name, self.origin.at(row), blank=True)
-            for row, value in enumerate(as_list(self._column(name)))
-        ]
 
     def identifiers(self, name: str) -> pa.LargeStringArray:
         """Return a column of ids [N]: texts, or whole numbers as their text.

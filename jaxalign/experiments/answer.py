@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxalign import moc, mrm
+from jaxalign.data.messages import as_text
 from jaxalign.data.tables import read_rows
 from jaxalign.errors import InputError
 from jaxalign.experiments.moc._evaluate import policy_folder
@@ -197,15 +198,20 @@ def _candidates(path: Path, prompts: Sequence[str | Chat]) -> Draw:
     """Answers of a file, by the text of their prompts."""
     answers: dict[str, list[str]] = {}
     for row in read_rows(path):
-        answers.setdefault(row.text("prompt"), []).append(row.answer())
-    for prompt in prompts:
-        if not isinstance(prompt, str) or prompt not in answers:
+        answers.setdefault(row.conversation("prompt", "user"), []).append(row.answer())
+    for prompt in map(_as_read, prompts):
+        if prompt not in answers:
             raise InputError(
                 f"{path}: found no answer to the prompt {prompt!r:.60} among answers to "
                 f"{len(answers)} prompts; expected one or more: add some, or give --model to draw "
                 "answers."
             )
-    return lambda prompts, key: [answers[str(prompt)] for prompt in prompts]
+    return lambda prompts, key: [answers[_as_read(prompt)] for prompt in prompts]
+
+
+def _as_read(prompt: str | Chat) -> str:
+    """A prompt by the text that it has in files of answers."""
+    return prompt if isinstance(prompt, str) else as_text(prompt, "user")
 
 
 def _reader(model: UserModel, reward_models: Sequence[str]) -> Read:

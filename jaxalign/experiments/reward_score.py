@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxalign.data.messages import as_text, check_messages, is_messages
 from jaxalign.data.tables import ANSWERS, Row, read_rows
 from jaxalign.models.classifier import classify_tokens, tokenize
 from jaxalign.progress import track
@@ -126,14 +125,7 @@ def _texts(rows: Sequence[Row]) -> tuple[list[str] | None, list[str]]:
     answers = [row.answer() for row in rows]
     if not any(row.has("prompt") for row in rows):
         return None, answers
-    return [_prompt(row) for row in rows], answers
-
-
-def _prompt(row: Row) -> str:
-    value = row.values.get("prompt")
-    if is_messages(value):
-        return as_text(check_messages(value, "prompt", row.where), "user")
-    return row.text("prompt", blank=True)
+    return [row.conversation("prompt", "user") for row in rows], answers
 
 
 def _scored(row: Row, names: Sequence[str], values: np.ndarray) -> dict[str, object]:

@@ -113,8 +113,11 @@ def test_bad_files_are_named(tmp_path):
         refused(load(name), name, "is not a readable")
     np.savez(tmp_path / "e.npz", values=VALUES)
     refused(load("e.npz"), "no key `features`; found values")
-    np.savez(tmp_path / "f.npz", features=VALUES, ids=np.arange(3))
-    refused(load("f.npz"), "`ids`", "int64", "a list of texts")
+    np.savez(tmp_path / "f.npz", features=VALUES, ids=np.arange(3) / 2)
+    refused(load("f.npz"), "`ids`", "float64", "a list of texts")
+    (tmp_path / "b.ids.txt").unlink()
+    (tmp_path / "b.ids.json").write_text('["a", "b", null]')
+    refused(load("b.npy"), "b.ids.json, row 3", "`ids` is missing")
     np.savez(tmp_path / "g.npz", features=VALUES, ids=np.array(IDS), names=np.array(["x"]))
     refused(load("g.npz"), "1 names for 2 columns")
     np.savez(tmp_path / "h.npz", features=VALUES[0], ids=np.array(IDS))
@@ -126,6 +129,16 @@ def test_bad_files_are_named(tmp_path):
     refused(
         lambda: data.save_features(tmp_path / "k.npy", data.Features(IDS, VALUES)), "end in .npz"
     )
+
+
+def test_ids_of_features_are_ids_as_everywhere(tmp_path):
+    np.save(tmp_path / "a.npy", VALUES)
+    (tmp_path / "a.ids.txt").write_bytes("\ufeff7\r\n\r\n8\u2028\r\nx".encode())
+    assert data.load_features(tmp_path / "a.npy").ids == ("7", "8\u2028", "x")
+    (tmp_path / "a.ids.json").write_bytes(b'\xef\xbb\xbf[7, "8", "x"]')
+    assert data.load_features(tmp_path / "a.npy").ids == ("7", "8", "x")
+    np.savez(tmp_path / "b.npz", features=VALUES, ids=np.arange(7, 10))
+    assert data.load_features(tmp_path / "b.npz").ids == ("7", "8", "9")
 
 
 def score_rows(path, rows):
@@ -166,3 +179,16 @@ def test_scores_that_cannot_be_used_are_refused_by_line(tmp_path):
             data.load_features(path)
     with pytest.raises(InputError, match="`rewards` is"):
         data.load_features(score_rows(tmp_path / "t.jsonl", [{"answer": "a", "text": "b"}]))
+
+
+def test_scores_of_conversations_are_known_by_their_text(tmp_path):
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "w"}]
+    more = [*talk, {"role": "user", "content": "r"}]
+    rows = [
+        {"prompt": talk[:1], "answer": "a", "rewards": {"kind": 1.0}},
+        {"prompt": more, "completion": "a", "rewards": {"kind": 2.0}},
+    ]
+    found = data.load_features(score_rows(tmp_path / "s.jsonl", rows))
+    choices = {"user": [1], "prompt": [more], "chosen": ["a"], "rejected": ["b"]}
+    assert found.ids == ("q\n\na", "q\n\nw\n\nr\n\na")
+    assert data.from_columns(choices).texts[0] == found.ids[1]

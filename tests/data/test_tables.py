@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxalign.data.prompt_rows import read_prompt_rows
+from jaxalign.data.prompts import load_prompts
 from jaxalign.data.tables import read_rows, read_table, read_tables
 from jaxalign.errors import InputError
 
@@ -235,3 +237,40 @@ def test_numbers_of_parquet_come_without_a_detour(tmp_path):
     table = read_table(path)
     np.testing.assert_array_equal(table.numbers("x"), [1.0, 2.0])
     assert table.identifiers("user").to_pylist() == ["3", "4"]
+
+
+def prompt_files(folder):
+    """The same two prompts as people write them down."""
+    rows = [{"prompt": "hello"}, {"prompt": "caf\u00e9"}]
+    plain = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    texts = {
+        "plain.jsonl": plain, "mark.jsonl": "\ufeff" + plain, "lines.json": plain,
+        "array.json": "\ufeff" + json.dumps(rows, indent=2),
+        "windows.jsonl": plain.replace("\n", "\r\n"),
+        "mark.txt": "\ufeffhello\ncaf\u00e9\n", "windows.txt": "hello\r\n\r\ncaf\u00e9",
+        "excel.csv": "\ufeffprompt\r\nhello\r\ncaf\u00e9\r\n",
+    }  # fmt: skip
+    for name, text in texts.items():
+        (folder / name).write_bytes(text.encode())
+        (folder / f"{name}.gz").write_bytes(gzip.compress(text.encode()))
+    pq.write_table(pa.Table.from_pylist(rows), folder / "a.parquet")
+    (folder / "a.parquet.gz").write_bytes(gzip.compress((folder / "a.parquet").read_bytes()))
+    return sorted(folder.iterdir())
+
+
+def test_prompts_are_read_alike_by_every_command(tmp_path):
+    files = prompt_files(tmp_path)
+    assert len(files) == 18
+    for path in files:
+        assert [row.prompt for row in read_prompt_rows(path)] == ["hello", "caf\u00e9"], path
+        assert (
+            load_prompts(path).prompts == load_prompts(str(path)).prompts == ("hello", "caf\u00e9")
+        )
+
+
+@pytest.mark.parametrize("read", [read_prompt_rows, load_prompts])
+def test_prompts_in_another_encoding_are_one_sentence(tmp_path, read):
+    path = tmp_path / "latin1.jsonl"
+    path.write_bytes('{"prompt": "ok"}\n{"prompt": "caf\u00e9"}\n'.encode("latin-1"))
+    with pytest.raises(InputError, match=r"latin1.jsonl, line 2: not UTF-8 text .* 0xe9\)"):
+        read(path)

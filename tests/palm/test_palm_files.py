@@ -91,6 +91,12 @@ def test_wrong_rows_are_named(tmp_path, ending, rows, options, words):
     assert str(path) in str(caught.value) or "names" in options
 
 
+def test_half_of_a_surrogate_pair_is_named(tmp_path):
+    path = written(tmp_path / "c.jsonl", changed(1, prompt="p \ud83d"))
+    with pytest.raises(InputError, match=r"line 2: `prompt` holds half of a surrogate pair"):
+        read_candidates(path)
+
+
 def test_files_that_are_none(tmp_path):
     (tmp_path / "bad.parquet").write_bytes(b"not parquet")
     (tmp_path / "c.csv").write_text("prompt,answer")
