@@ -2,18 +2,24 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 import tiny_lms
+import yaml
 from cli_calls import call, refused, write_rows
 
-from jaxalign import palm
+from jaxalign import moc, palm
+from jaxalign.moc.config import MocConfig
+from jaxalign.moc.policy import init_policy
 from jaxalign.models import load_language_model, lora, save_adapter
 from jaxalign.personalize import serve
 from jaxalign.personalize.policies import identity
 from jaxalign.personalize.policy_oracle import AnswerOracle
+from jaxalign.rewards.reward_scale import fit_scale
+from jaxalign.train.trunk import TrunkConfig
 
 WORDS = ("the", "thing", "in", "an", "inn", "than", "then", "thin", "ant", "hen", "tin", "net")
 QUICK = ("--rewards", "brevity", "simplicity", "--policies.max_tokens", "6", "--draws", "50",
@@ -169,3 +175,118 @@ def test_what_cannot_be_a_policy_is_refused(world, tmp_path):
     refused(call(*one), "policies.max_tokens: found 128", "lower it")
     refused(call(*one, "--policies.max_tokens", "6"), "found 3 prompts", "at least 4")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def users(world):
+    """Answers scored by `reward score`, and users who like or dislike brevity, adapted on them."""
+    rng = np.random.default_rng(0)
+    said = [" ".join(rng.choice(WORDS, rng.integers(1, 9))) for _ in range(8 * len(WORDS))]
+    rows = [{"prompt": f"say {WORDS[place % 12]}", "answer": text}
+            for place, text in enumerate(dict.fromkeys(said))]  # fmt: skip
+    answers = write_rows(world / "answers.jsonl", rows)
+    scores = world / "scores.jsonl"
+    ran("reward", "score", "--rewards", "brevity,simplicity", "--data", answers, "--out", scores)
+    scored = [json.loads(line) for line in scores.read_text().splitlines()]
+    made = []
+    while len(made) < 12 * 20:
+        one, two = (scored[place] for place in rng.integers(len(scored), size=2))
+        if one["prompt"] != two["prompt"] or one["answer"] == two["answer"]:
+            continue
+        user = len(made) % 12
+        margin = (one["rewards"]["brevity"] - two["rewards"]["brevity"]) * (-1) ** (user % 2)
+        if not margin:
+            continue
+        liked, other = (one, two) if margin > 0 else (two, one)
+        row = {"user": f"u{user}", "prompt": one["prompt"]}
+        made.append(row | {"chosen": liked["answer"], "rejected": other["answer"]})
+    log, run = write_rows(world / "log.jsonl", made), world / "users"
+    config = {"methods": ["bayes"], "seeds": 1, "draws": 200, "split": {"validation_share": 0.3}}
+    (world / "mrm.yaml").write_text(yaml.dump(config))
+    ran("mrm", "train", "--config", world / "mrm.yaml", "--data", log, "--out", run,
+        "--features.path", scores)  # fmt: skip
+    ran("mrm", "adapt", "--model", run, "--data", log, "--features", scores)
+    return run
+
+
+def ran(*words):
+    result = call(*words)
+    assert result.code == 0, result.err
+    return result.out
+
+
+def routed(portfolio, users, out):
+    said = ran("palm", "route", "--portfolio", portfolio, "--users", users / "users.sqlite",
+               "--out", out, "--normalise")  # fmt: skip
+    assert "12 users" in said
+    return {row["user"]: row["member"] for row in map(json.loads, out.read_text().splitlines())}
+
+
+def test_users_of_a_run_are_routed_on_its_scale_to_candidates(world, users, tmp_path):
+    """Named rewards and one digest from `reward score` to `palm route`, dislikes included."""
+    out = tmp_path / "built"
+    build = ("palm", "build", "--data", world / "scores.jsonl", "--scale_from", users)
+    signed = ("--palm.weights", "signed", "--palm.size", "4", "--compare", "0", "--draws", "50")
+    ran(*build, *signed, "--out", out)
+    portfolio = palm.load(out)
+    digest = json.loads((users / "scale.json").read_text())
+    assert portfolio.scale.names == ("brevity", "simplicity")
+    assert portfolio.scale.mean.tolist() == digest["mean"]
+    members = routed(out, users, tmp_path / "routed.jsonl")
+    brevity = portfolio.members.rewards[:, 0]
+    for user in range(12):
+        member = members[f"u{user}"]
+        assert (brevity[member] > brevity[0]) == (user % 2 == 0)
+
+
+def test_users_of_a_run_are_answered_by_a_member(world, users, tmp_path):
+    out = tmp_path / "built"
+    assert build(world, out, "--scale_from", users, "--palm.weights", "signed",
+                 "--policies.steps", "1").code == 0  # fmt: skip
+    assert len(set(routed(out, users, tmp_path / "routed.jsonl").values())) > 1
+    answers = [
+        ran(
+            "answer",
+            "--run",
+            users,
+            "--user",
+            user,
+            "--prompt",
+            "say the",
+            "--portfolio",
+            out,
+            "--strategy",
+            "member",
+            "--max-tokens",
+            "6",
+            "--seed",
+            "3",
+            "--least-probability",
+            "0",
+        )  # fmt: skip
+        for user in ("u0", "u1")
+    ]
+    assert answers[0] != answers[1]
+
+
+def test_a_policy_under_its_preferences_becomes_a_portfolio(world, tmp_path):
+    """A MOC policy folder, on the scale that it was trained with."""
+    model = load_language_model(str(world / "base"))
+    scale = fit_scale(np.random.default_rng(0).normal(size=(50, 2)) * 4 - 6,
+                      ("brevity", "simplicity"))  # fmt: skip
+    settings = MocConfig(trunk=TrunkConfig(lora=lora.LoraConfig(2, 4.0, targets=("query", "up"))))
+    policy = init_policy(jax.random.key(0), model, scale.names, settings, scale)
+    rng = np.random.default_rng(1)
+    adapter = jax.tree.map(
+        lambda x: x + rng.normal(0, 0.5, x.shape).astype("f"), policy.trained["adapter"]
+    )
+    moc.save(world / "policy", replace(policy, trained={**policy.trained, "adapter": adapter}))
+    result = build(world, tmp_path / "out", names=("policy",))
+    assert result.code == 0, result.err
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["policies"]["kind"] == "conditioned"
+    assert len(report["policies"]["pool"]) == 11
+    assert report["scale"] == scale.digest
+    serving = serve.load(tmp_path / "out", model)
+    assert serving.portfolio.scale.digest == scale.digest
+    refused(build(world, tmp_path / "two", names=("policy", "kind")), "expected it alone")
