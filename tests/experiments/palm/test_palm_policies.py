@@ -244,29 +244,10 @@ def test_users_of_a_run_are_answered_by_a_member(world, users, tmp_path):
     assert build(world, out, "--scale_from", users, "--palm.weights", "signed",
                  "--policies.steps", "1").code == 0  # fmt: skip
     assert len(set(routed(out, users, tmp_path / "routed.jsonl").values())) > 1
-    answers = [
-        ran(
-            "answer",
-            "--run",
-            users,
-            "--user",
-            user,
-            "--prompt",
-            "say the",
-            "--portfolio",
-            out,
-            "--strategy",
-            "member",
-            "--max-tokens",
-            "6",
-            "--seed",
-            "3",
-            "--least-probability",
-            "0",
-        )  # fmt: skip
-        for user in ("u0", "u1")
-    ]
-    assert answers[0] != answers[1]
+    member = ("--portfolio", out, "--strategy", "member", "--least-probability", "0")
+    drawn = ("--prompt", "say the", "--max-tokens", "6", "--seed", "3")
+    ask = ("answer", "--run", users, *member, *drawn)
+    assert ran(*ask, "--user", "u0") != ran(*ask, "--user", "u1")
 
 
 def test_a_policy_under_its_preferences_becomes_a_portfolio(world, tmp_path):
