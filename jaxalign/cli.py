@@ -15,6 +15,7 @@ from jaxalign.commands import (
     embed,
     generate,
     import_feedback,
+    merge,
     moc,
     mrm,
     palm,
@@ -82,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"jaxalign {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in (
-        demo, import_feedback, embed, mrm, palm, moc, pplug, sft, reward, generate, answer,
+        demo, import_feedback, embed, mrm, palm, moc, pplug, sft, merge, reward, generate, answer,
     ):  # fmt: skip
         module.add(commands)
     return parser

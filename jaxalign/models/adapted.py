@@ -1,6 +1,6 @@
 """The weights and the config of a model, with the LoRA adapters merged that its name stands for."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 from jaxalign.models.hf_config import JsonObject, read_config_json
@@ -14,7 +14,9 @@ from jaxalign.progress import stderr_console
 
 
 @contextmanager
-def open_weights(model: ResolvedModel, layout: Layout, dtype: str) -> Iterator[Tensors]:
+def open_weights(
+    model: ResolvedModel, layout: Layout, dtype: str, weights: Sequence[float] = ()
+) -> Iterator[Tensors]:
     """The tensors of a model, opened: of safetensors or GGUF, adapters merged as they are read.
 
     A line on standard error names each adapter.
@@ -23,6 +25,7 @@ def open_weights(model: ResolvedModel, layout: Layout, dtype: str) -> Iterator[T
         model: from `resolve`.
         layout: of the model, with the config of `adapted_settings`.
         dtype: that the parameters are read in; sums are formed in at least float32.
+        weights: of the last adapters, whose updates are multiplied by them; 1 for the others.
 
     Raises:
         InputError: a file is broken, or an adapter does not fit the model.
@@ -31,10 +34,12 @@ def open_weights(model: ResolvedModel, layout: Layout, dtype: str) -> Iterator[T
     with ExitStack() as stack:
         opened = open_gguf(model.weights[0]) if gguf else open_tensors(model.weights)
         tensors = stack.enter_context(opened)
-        for folder in model.adapters:
-            tensors = stack.enter_context(add_adapter(tensors, folder, layout, dtype))
-            base = model.weights[0] if gguf else model.folder
-            text = f"The LoRA adapter {folder} is merged into its base model {base}."
+        base = model.weights[0] if gguf else model.folder
+        before = [1.0] * (len(model.adapters) - len(weights))
+        for folder, weight in zip(model.adapters, (*before, *weights), strict=True):
+            tensors = stack.enter_context(add_adapter(tensors, folder, layout, dtype, weight))
+            times = "" if weight == 1 else f" with weight {weight:g}"
+            text = f"The LoRA adapter {folder} is merged{times} into its base model {base}."
             stderr_console().print(text, markup=False, soft_wrap=True)
         yield tensors
 

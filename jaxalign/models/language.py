@@ -1,7 +1,7 @@
 """A language model with its tokenizer, from any file that holds one, and back into a folder."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -68,9 +68,27 @@ def load_language_model(
     Raises:
         InputError: where the model cannot be found, is of no family here, or is broken.
     """
+    model = resolve(name, sha256)
+    described = describe(model, name, dtype)
+    table = layout(described.config)
+    places = None if shardings is None else shardings(abstract_params(table, dtype))
+    with open_weights(model, table, dtype) as tensors:
+        return replace(described, params=load_params(tensors, table, dtype, places))
+
+
+def describe(model: ResolvedModel, name: str, dtype: str = "float32") -> LanguageModel:
+    """A language model without its parameters.
+
+    Args:
+        model: from `resolve`.
+        name: as it was given.
+        dtype: of the compute.
+
+    Raises:
+        InputError: as `load_language_model`.
+    """
     if dtype not in _DTYPES:
         raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(_DTYPES)}.")
-    model = resolve(name, sha256)
     gguf = model.weights[0].suffix == ".gguf"
     source = model.weights[0] if gguf else model.folder / "config.json"
     settings = gguf_config(source) if gguf else read_settings(model)
@@ -89,16 +107,12 @@ def load_language_model(
             f"{source}: the tokenizer has {len(tokenizer)} entries, the model "
             f"{config.vocab_size}: check that the two belong together."
         )
-    table = layout(config)
-    places = None if shardings is None else shardings(abstract_params(table, dtype))
-    with open_weights(model, table, dtype) as tensors:
-        params = load_params(tensors, table, dtype, places)
     source = model.folder / "generation_config.json"
     generation = {} if gguf else read_config_json(source, required=False)
     if model.adapters:
         changed = ("vocab_size", "tie_word_embeddings")
         settings = {**settings, **{key: completed[key] for key in changed if key in completed}}
-    return LanguageModel(config, params, tokenizer, settings, name, model.sha256, generation)
+    return LanguageModel(config, {}, tokenizer, settings, name, model.sha256, generation)
 
 
 def _refuse_other_kinds(model: ResolvedModel, settings: JsonObject) -> None:
@@ -136,17 +150,28 @@ def save_language_model(
         InputError: for parameters that do not fit the config.
     """
     written = dtype or jnp.dtype(leaf(model.params, "embed", "table").dtype).name
+    with write_folder_aside(folder, WEIGHTS, INDEX) as aside:
+        save_params(aside, model.params, layout(model.config), max_shard_bytes, dtype)
+        write_description(aside, model, written)
+
+
+def write_description(folder: Path, model: LanguageModel, dtype: str) -> None:
+    """Write all files of a model besides its weights.
+
+    Args:
+        folder: of the model.
+        model: whose parameters are not looked at.
+        dtype: of the weights beside them.
+    """
     settings = {key: value for key, value in model.hf_config.items() if key != "torch_dtype"}
     architecture = "GPT2LMHeadModel"
     if isinstance(model.config, DecoderConfig):
         architecture = f"{model.config.family.capitalize()}ForCausalLM"
-    settings |= {"architectures": [architecture], "dtype": written}
-    with write_folder_aside(folder, WEIGHTS, INDEX) as aside:
-        save_params(aside, model.params, layout(model.config), max_shard_bytes, dtype)
-        model.tokenizer.save_pretrained(aside)
-        _write_json(aside / "config.json", settings)
-        if model.generation:
-            _write_json(aside / "generation_config.json", model.generation)
+    settings |= {"architectures": [architecture], "dtype": dtype}
+    model.tokenizer.save_pretrained(folder)
+    _write_json(folder / "config.json", settings)
+    if model.generation:
+        _write_json(folder / "generation_config.json", model.generation)
 
 
 def layout(config: families.Config) -> Layout:

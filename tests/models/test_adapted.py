@@ -156,7 +156,7 @@ def change(folder, **fields):
         ({"base_model_name_or_path": "/gone/model"}, "'/gone/model', cannot be used.*no such file"),
         ({"base_model_name_or_path": "."}, "leads back to the adapter itself"),
         ({"use_dora": True}, r"use_dora is True.*merge_and_unload"),
-        ({"task_type": "SEQ_CLS"}, "holds a reward model.*reward score"),
+        ({"task_type": "SEQ_CLS"}, "or a reward model.*reward score"),
         ({"target_modules": ["embed_tokens", "q_proj"]}, "'embed_tokens'.*are not read"),
     ],
 )

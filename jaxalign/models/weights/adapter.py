@@ -308,7 +308,9 @@ def saved_rows(folder: Path, modules: Collection[str]) -> int | None:
 
 
 @contextmanager
-def add_adapter(base: Tensors, folder: Path, layout: Layout, dtype: str) -> Iterator[Tensors]:
+def add_adapter(
+    base: Tensors, folder: Path, layout: Layout, dtype: str, weight: float = 1.0
+) -> Iterator[Tensors]:
     """The tensors of a model with an adapter merged into them as they are read.
 
     Whole matrices of the adapter (`modules_to_save`, saved embeddings) take the place of the
@@ -319,6 +321,7 @@ def add_adapter(base: Tensors, folder: Path, layout: Layout, dtype: str) -> Iter
         folder: of the adapter.
         layout: of the model with the adapter.
         dtype: that the model is read in.
+        weight: what the low-rank updates are multiplied by; whole matrices need a weight of 1.
 
     Yields:
         The tensors by the model's names, readable until the context ends.
@@ -333,6 +336,11 @@ def add_adapter(base: Tensors, folder: Path, layout: Layout, dtype: str) -> Iter
     with open_adapter(folder, layout) as tensors:
         saved = frozenset(known.keys() & tensors.shapes.keys())
         check_adapter(tensors, modules, saved | dict(layout.copies).keys())
+        if saved and weight != 1:
+            raise InputError(
+                f"{folder}: the adapter holds whole matrices ({min(saved)}), which have no weight; "
+                f"found {weight:g}, expected 1: merge it alone, or leave it out."
+            )
         own = match_names(base, layout, replaced=saved | {_HEAD})
         table = next((leaf.name for leaf in layout.leaves if leaf.path == ("embed", "table")), "")
         if table in own:
@@ -344,6 +352,7 @@ def add_adapter(base: Tensors, folder: Path, layout: Layout, dtype: str) -> Iter
             names,
             {f"{module.name}.weight": module for module in modules},
             saved,
+            weight,
             np.promote_types(jnp.dtype(dtype), np.float32),
         )
         shapes = {
@@ -360,6 +369,7 @@ class _Merged:
     names: Mapping[str, str]
     modules: Mapping[str, AdaptedModule]
     saved: frozenset[str]
+    weight: float
     wide: np.dtype
 
     def get_tensor(self, name: str) -> np.ndarray:
@@ -369,5 +379,5 @@ class _Merged:
         if module is None or not jnp.issubdtype(value.dtype, jnp.floating):
             return value
         a, b = (self.adapter.read(part).astype(self.wide) for part in module.shapes)
-        update = (b @ a) * self.wide.type(module.scale)
+        update = (b @ a) * self.wide.type(self.weight * module.scale)
         return value.astype(self.wide) + (update if module.leaf.transpose else update.T)

@@ -1,7 +1,7 @@
 """Parameters into safetensors as transformers names them, one parameter in memory at a time."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeAlias
@@ -21,6 +21,8 @@ from jaxalign.models.weights.safetensors import INDEX, SINGLE
 # Weights of a folder, which new ones replace.
 WEIGHTS = "model*.safetensors*"
 Leaves: TypeAlias = Mapping[tuple[str, ...], jax.Array]
+Header: TypeAlias = tuple[str, str, tuple[int, ...], int]
+"""Name, safetensors' dtype, shape and bytes of a tensor."""
 _NAMES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
@@ -32,11 +34,6 @@ class _Entry:
     leaf: Leaf
     layer: int | None
     dtype: np.dtype
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return int(np.prod(self.leaf.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
 def save_params(
@@ -66,29 +63,50 @@ def save_params(
         if leaf.path in values
         for layer, name in enumerate(layout.names(leaf))
     ]
-    shards = _shards(entries, max_shard_bytes)
+    by_name = {entry.name: entry for entry in entries}
+    headers = [header_of(entry.name, entry.leaf.shape, entry.dtype.name) for entry in entries]
+    with write_folder_aside(folder, WEIGHTS, INDEX) as aside:
+        save_shards(
+            aside,
+            headers,
+            lambda names: _contents([by_name[name] for name in names], values),
+            max_shard_bytes,
+        )
+
+
+def save_shards(
+    folder: Path,
+    headers: Sequence[Header],
+    contents: Callable[[Sequence[str]], Iterator[np.ndarray]],
+    max_shard_bytes: float = 5e9,
+) -> None:
+    """Write named tensors as `model.safetensors`, or as shards with their index.
+
+    Args:
+        folder: to write into, empty.
+        headers: name, safetensors' dtype, shape and bytes of each tensor.
+        contents: from names to the tensors, one in memory at a time.
+        max_shard_bytes: of one file; a larger tensor gets one of its own.
+    """
+    shards = _shards(headers, max_shard_bytes)
     files = [SINGLE]
     if len(shards) > 1:
         files = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
-    with write_folder_aside(folder, WEIGHTS, INDEX) as aside:
-        for file, shard in zip(files, shards, strict=True):
-            with (aside / file).open("wb") as handle:
-                _write(handle, shard, values)
-        if len(shards) > 1:
-            index = {
-                "metadata": {"total_size": sum(entry.size for entry in entries)},
-                "weight_map": {
-                    entry.name: file
-                    for file, shard in zip(files, shards, strict=True)
-                    for entry in shard
-                },
-            }
-            (aside / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    for file, shard in zip(files, shards, strict=True):
+        with (folder / file).open("wb") as handle:
+            write_tensors(handle, shard, contents([name for name, *_ in shard]))
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": sum(size for *_, size in headers)},
+            "weight_map": {
+                name: file for file, shard in zip(files, shards, strict=True) for name, *_ in shard
+            },
+        }
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def write_tensors(
-    handle: IO[bytes], headers: Sequence[tuple[str, str, tuple[int, ...], int]],
-    values: Iterator[np.ndarray],
+    handle: IO[bytes], headers: Sequence[Header], values: Iterator[np.ndarray],
 ) -> None:  # fmt: skip
     """One safetensors file, written as its tensors come.
 
@@ -111,13 +129,6 @@ def write_tensors(
         handle.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
 
 
-def _write(handle: IO[bytes], entries: Sequence[_Entry], values: Leaves) -> None:
-    headers = [
-        (entry.name, _NAMES[entry.dtype.name], entry.leaf.shape, entry.size) for entry in entries
-    ]
-    write_tensors(handle, headers, _contents(entries, values))
-
-
 def _contents(entries: Sequence[_Entry], values: Leaves) -> Iterator[np.ndarray]:
     held, whole = None, np.empty(0)
     for entry in entries:
@@ -133,16 +144,23 @@ def _contents(entries: Sequence[_Entry], values: Leaves) -> Iterator[np.ndarray]
         yield value
 
 
-def _shards(entries: Sequence[_Entry], most: float) -> list[list[_Entry]]:
-    shards: list[list[_Entry]] = [[]]
-    size = 0
-    for entry in entries:
-        if shards[-1] and size + entry.size > most:
+def _shards(headers: Sequence[Header], most: float) -> list[list[Header]]:
+    shards: list[list[Header]] = [[]]
+    total = 0
+    for header in headers:
+        size = header[-1]
+        if shards[-1] and total + size > most:
             shards.append([])
-            size = 0
-        shards[-1].append(entry)
-        size += entry.size
+            total = 0
+        shards[-1].append(header)
+        total += size
     return shards
+
+
+def header_of(name: str, shape: tuple[int, ...], dtype: str) -> Header:
+    """The header of a tensor that is written in a dtype of JAX's name."""
+    size = int(np.prod(shape, dtype=np.int64)) * jnp.dtype(dtype).itemsize
+    return name, _NAMES[dtype], shape, size
 
 
 def _dtype(leaf: Leaf, value: jax.Array, dtype: DTypeLike | None) -> np.dtype:
