@@ -66,7 +66,7 @@ def test_every_command_refuses_in_one_sentence(models, tmp_path, kind, reason):
     commands = [
         ("generate", "--model", model, "--prompts", prompts),
         ("sft", "--model", model, "--data", completions, *out),
-        ("reward", "score", "--model", scorer, "--data", answers, *out),
+        ("reward", "score", "--model", scorer, "--data", answers, "--out", tmp_path / "s.jsonl"),
         ("reward", "train", "--model", model, "--data", choices, *out),
         ("embed", "--model", model, "--data", choices, "--out", tmp_path / "e.npz"),
         ("moc", "train", "--model", model, "--data", prompts, "--config", config, *out),

@@ -6,6 +6,7 @@ import pytest
 import tiny_lms
 
 from jaxalign.cli import main
+from jaxalign.rewards import registry
 
 FEW = ["--loop.epochs", "1", "--loop.batch_size", "4", "--trunk.lora.rank", "2"]
 
@@ -42,11 +43,24 @@ def test_a_reward_model_is_trained_and_scores(model, tmp_path, capsys):
     assert row["rewards"] == {"brevity": pytest.approx(-0.6931472), "structure": 0.0}
 
 
+def test_a_reward_at_fault_is_named_with_the_line(tmp_path, monkeypatch, capsys):
+    def fails(prompts, answers):
+        return [1 / len(answer) for answer in answers]
+
+    monkeypatch.setitem(registry._REGISTERED, "fails", fails)
+    data = tmp_path / "answers.jsonl"
+    data.write_text('{"answer": "a"}\n\n{"answer": ""}\n')
+    out = ["--out", str(tmp_path / "scores.jsonl")]
+    assert main(["reward", "score", "--rewards", "fails", "--data", str(data), *out]) == 2
+    said = capsys.readouterr().err
+    assert f"the reward fails raised ZeroDivisionError: division by zero ({data}, line 3" in said
+
+
 def test_bad_input_is_one_sentence(model, tmp_path, capsys):
     good = write(tmp_path / "good.jsonl", [{"prompt": "a", "completion": "b"}] * 4)
     broken = write(tmp_path / "broken.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": 3}])
     said = write(tmp_path / "said.jsonl", [{"answer": "a"}])
-    out = ["--out", str(tmp_path / "run")]
+    out, lines_out = (["--out", str(tmp_path / name)] for name in ("run", "scores.jsonl"))
     cases = [
         (["sft", "--model", model, "--data", broken, *out], "broken.jsonl, line 2"),
         (["sft", "--model", model, "--data", str(tmp_path / "no.jsonl"), *out], "no.jsonl"),
@@ -54,9 +68,10 @@ def test_bad_input_is_one_sentence(model, tmp_path, capsys):
         (["sft", "--model", model, "--data", good, *out, "--loop.batch", "3"], "--loop.batch"),
         (["sft", "--model", model, "--data", good, *out, "--trunk.remat", "x"], "remat"),
         (["reward", "train", "--model", model, "--data", good, *out], "good.jsonl"),
-        (["reward", "score", "--model", str(tmp_path), "--data", good, *out], str(tmp_path)),
-        (["reward", "score", "--rewards", "wit", "--data", said, *out], "'wit'"),
-        (["reward", "score", "--data", said, *out], "--rewards"),
+        (["reward", "score", "--model", str(tmp_path), "--data", said, *lines_out], str(tmp_path)),
+        (["reward", "score", "--rewards", "wit", "--data", said, *lines_out], "'wit'"),
+        (["reward", "score", "--data", said, *lines_out], "--rewards"),
+        (["reward", "score", "--rewards", "warmth", "--data", said, *out], "must end in .jsonl"),
     ]
     for arguments, word in cases:
         assert main(arguments) == 2, arguments

@@ -42,7 +42,7 @@ def _add_score(actions: Commands) -> None:
         help="rows with `completion` (or `answer`) and perhaps `prompt`, as `jaxalign generate` "
         "writes them; other columns are kept",
     )
-    add_out(parser, "file", "JSON lines to write")
+    add_out(parser, "file", "JSON lines to write", endings=(".jsonl",))
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished --out")
 
 

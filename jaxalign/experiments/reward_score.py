@@ -74,7 +74,7 @@ def score_rows(
     rows = list(read_rows(source, ANSWERS[0]))
     prompts, answers = _texts(rows)
     if model is None:
-        scorer = _rule_scorer(rewards, prompts or [""] * len(answers), answers)
+        scorer = _rule_scorer(rewards, prompts or [""] * len(answers), answers, rows)
     else:
         scorer = _model_scorer(model, prompts, answers, [row.where for row in rows])
     data = [repr(sorted(row.values.items())) for row in rows]
@@ -95,12 +95,16 @@ def _spans(first: int, total: int) -> Iterator[range]:
         yield range(start, min(start + _SPAN, total))
 
 
-def _rule_scorer(names: Sequence[str], prompts: list[str], answers: list[str]) -> Scorer:
+def _rule_scorer(
+    names: Sequence[str], prompts: list[str], answers: list[str], rows: Sequence[Row]
+) -> Scorer:
     reward = rule_rewards(names)
 
     def score(span: range) -> np.ndarray:
         here = slice(span.start, span.stop)
-        return compute_rewards(reward, prompts[here], answers[here], span.start)
+        return compute_rewards(
+            reward, prompts[here], answers[here], span.start, lambda row: rows[row].where
+        )
 
     return Scorer(reward.names, reward.id, score)
 

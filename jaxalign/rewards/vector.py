@@ -160,7 +160,11 @@ def _filled(template: str, prompt: str, answer: str) -> str:
 
 
 def compute_rewards(
-    reward: TextReward, prompts: Sequence[str], answers: Sequence[str], first_row: int = 0
+    reward: TextReward,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    first_row: int = 0,
+    place: Callable[[int], str] | None = None,
 ) -> np.ndarray:
     """Rewards of answers, each looked at.
 
@@ -169,6 +173,7 @@ def compute_rewards(
         prompts: B of them, without preference tags.
         answers: B of them.
         first_row: number of the first, for messages.
+        place: from a row's number to where it stands in a file, for messages.
 
     Returns:
         [B, R] float32.
@@ -184,7 +189,7 @@ def compute_rewards(
     try:
         return _columns(reward, list(prompts), list(answers))
     except _Faulty as fault:
-        raise _refusal(fault, prompts, answers, first_row) from fault.__cause__
+        raise _refusal(fault, prompts, answers, first_row, place) from fault.__cause__
 
 
 def check_rewards(
@@ -272,14 +277,20 @@ def _table(names: tuple[str, ...], values: ArrayLike, rows: int) -> np.ndarray:
 
 
 def _refusal(
-    fault: _Faulty, prompts: Sequence[str], answers: Sequence[str], first_row: int
+    fault: _Faulty,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    first_row: int,
+    place: Callable[[int], str] | None = None,
 ) -> InputError:
     named = f"the reward {', '.join(fault.names)}"
     if fault.row < 0:  # it fails on the batch and on no row alone, or was not asked again
         where = f"rows {first_row} to {first_row + len(answers) - 1}"
     else:
         shown = (_short(texts[fault.row]) for texts in (prompts, answers))
-        where = "row {}, prompt {}, answer {}".format(first_row + fault.row, *shown)
+        row = first_row + fault.row
+        named_row = f"row {row}" if place is None else place(row)
+        where = "{}, prompt {}, answer {}".format(named_row, *shown)
     return InputError(f"{named} {fault.what} ({where}); correct the reward, or leave the row out.")
 
 
