@@ -16,6 +16,7 @@ FILES = {
     "answer": "--run none --prompts READ",
     "embed": "--texts READ",
     "generate": "--model none --prompts READ",
+    "import": "auto READ",
     "mrm adapt": "--model none --data READ",
     "mrm evaluate": "--model none --data READ",
     "palm certify": "--portfolio none --data READ",
