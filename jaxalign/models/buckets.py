@@ -9,19 +9,20 @@ import numpy as np
 _CPU_TOKENS = 2_048
 
 
-def bucket_length(length: int, limit: int) -> int:
-    """Return the padded length of a text: four steps per octave from 16 on, at most `limit`.
+def bucket_length(length: int, limit: int, finest: int = 16) -> int:
+    """Return the padded length of a text: four steps per octave, at most `limit`.
 
     Args:
         length: tokens of the text, at least 1.
         limit: longest padded length.
+        finest: the smallest step.
 
     Example:
         >>> from jaxalign.models.buckets import bucket_length
         >>> [bucket_length(length, 100) for length in (3, 17, 33, 65, 99)]
         [16, 32, 48, 80, 100]
     """
-    step = max(16, 1 << max(0, (length - 1).bit_length() - 3))
+    step = max(finest, 1 << max(0, (length - 1).bit_length() - 3))
     return min(-(-length // step) * step, limit)
 
 
@@ -31,7 +32,7 @@ def default_tokens(accelerator: int) -> int:
 
 
 def by_length(
-    lengths: Sequence[int], limit: int, batch_tokens: int
+    lengths: Sequence[int], limit: int, batch_tokens: int, finest: int = 16
 ) -> Iterator[tuple[list[int], tuple[int, int]]]:
     """Yield the rows of each batch with its padded shape (B, T), longest first.
 
@@ -44,6 +45,7 @@ def by_length(
         lengths: tokens of each text.
         limit: longest padded length.
         batch_tokens: tokens of a batch, padding included.
+        finest: the smallest step between padded lengths.
 
     Example:
         >>> from jaxalign.models.buckets import by_length
@@ -53,7 +55,7 @@ def by_length(
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     start = 0
     while start < len(order):
-        width = bucket_length(lengths[order[start]], limit)
+        width = bucket_length(lengths[order[start]], limit, finest)
         size = max(1, batch_tokens // width)
         rows = order[start : start + size]
         yield rows, (min(size, 1 << (len(rows) - 1).bit_length()), width)

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as RustTokenizer
 
 _ACCELERATOR_BATCH_TOKENS = 65_536
+_FINEST = 8  # step between the padded lengths of short texts, such as answers to rank
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,7 +243,8 @@ def _batches(
 ) -> Iterator[tuple[Sequence[int], np.ndarray]]:
     """Encodes rows of similar length together: their numbers [n], and their vectors [n, E]."""
     tokens = batch_tokens or default_tokens(_ACCELERATOR_BATCH_TOKENS)
-    batches = list(by_length([len(row) for row in ids], encoder.max_length, tokens))
+    lengths = [len(row) for row in ids]
+    batches = list(by_length(lengths, encoder.max_length, tokens, _FINEST))
     run = partial(_forward, encoder.config, pooling, normalise)
     for rows, shape in track(
         "encoding texts", batches, len(ids), lambda batch: len(batch[0]), progress

@@ -1,11 +1,14 @@
 """Settings of MRM and hierarchical Bayes, and of how choices are read and split."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from jaxalign.data.bad_rows import OnBadRow
 from jaxalign.errors import InputError
+
+LONGER = {"on_resume": "more"}
+"""Metadata of a field that a resumed run may raise, as `jaxalign.config.on_resume` gives them."""
 
 
 def check_range(
@@ -73,7 +76,8 @@ class MRMConfig:
         clip_norm: global norm at which outer gradients are clipped, above 0.
         users_per_batch: users per outer step, 1 or more; the last step of an epoch takes what is
             left.
-        epochs: passes over the training users, 1 or more.
+        epochs: passes over the training users, 1 or more. A finished run can be resumed with more:
+            training goes on from its last epoch, at the rate of the longer schedule.
         l2: weight decay of the base reward network in the objective, 0 or more.
         query_share: share of a user's groups that are query pairs in an epoch, in (0, 1).
         snapshots: moments of training, evenly spaced, that validation chooses from, 1 or more.
@@ -103,7 +107,7 @@ class MRMConfig:
     warmup: float = 0.05
     clip_norm: float = 1.0
     users_per_batch: int = 2
-    epochs: int = 200
+    epochs: int = field(default=200, metadata=LONGER)
     l2: float = 0.0
     query_share: float = 0.9
     snapshots: int = 6

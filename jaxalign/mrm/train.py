@@ -1,6 +1,8 @@
 """Meta-training of MRM: an epoch is one scan, epochs are scanned too, seeds and sweeps batched."""
 
 import dataclasses
+import itertools
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +15,7 @@ import optax
 from jaxalign.data.batching import Pairs
 from jaxalign.data.splits import redraw
 from jaxalign.errors import InputError
+from jaxalign.files import write_json
 from jaxalign.mrm.base import Params, init, is_linear
 from jaxalign.mrm.config import MRMConfig
 from jaxalign.mrm.objective import Batch, meta_objective
@@ -261,16 +264,14 @@ def fit_mrm(
     Returns:
         `params`, every leaf [snapshots, seeds, ...], and `losses` [seeds, epochs].
     """
-    snapshots = config.snapshots
     keys = jax.vmap(jax.random.key)(jnp.asarray(list(seeds)))
     states = init_states(keys, config, features.shape[1], pairs.chosen.shape[0])
-    cuts = [round(config.epochs * (i + 1) / snapshots) for i in range(snapshots)]
-    spans = [b - a for a, b in zip([0, *cuts], cuts, strict=False) if b > a]
+    cuts = _snapshot_epochs(config, checkpoint)
     most_groups = int(pairs.group.max()) + 1
     table = item_table(features, pairs, config)
     kept, losses = [], []
-    for index, span in enumerate(spans):
-        path = checkpoint and checkpoint / f"{index:03d}"
+    for first, last in itertools.pairwise((0, *cuts)):
+        path, span = checkpoint and checkpoint / f"{last:06d}", last - first
         shape = (states, jnp.zeros((len(seeds), span)))
         with stop_request():
             if path and path.exists():
@@ -280,7 +281,7 @@ def fit_mrm(
                 if path:
                     save_state(path, saved)
                 loss = float(saved[1][:, -1].mean())
-                say(f"  epoch {sum(spans[: index + 1])} of {config.epochs}, query loss {loss:.4f}")
+                say(f"  epoch {last} of {config.epochs}, query loss {loss:.4f}")
         states = saved[0]
         kept.append(jax.device_get(states.params))
         losses.append(np.asarray(saved[1]))
@@ -292,6 +293,23 @@ def fit_mrm(
             f"or inner_lr ({config.inner_lr:g})"
         )
     return {"params": params, "losses": np.concatenate(losses, axis=1)}
+
+
+def _snapshot_epochs(config: MRMConfig, checkpoint: Path | None) -> list[int]:
+    """The epochs after which the parameters are kept.
+
+    Those of a run that is made longer are the old ones, and as many again, evenly spaced, behind.
+    """
+    plan = None if checkpoint is None else checkpoint / "epochs.json"
+    kept: list[int] = []
+    if plan is not None and plan.exists():
+        kept = json.loads(plan.read_text())["snapshots"]
+    start, count = kept[-1] if kept else 0, config.snapshots
+    later = {start + round((config.epochs - start) * (i + 1) / count) for i in range(count)}
+    cuts = [*kept, *sorted(later - {start})]
+    if plan is not None and cuts != kept:
+        write_json(plan, {"snapshots": cuts})
+    return cuts
 
 
 def one_seed(fitted: Params, seed: int) -> Params:

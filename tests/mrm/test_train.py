@@ -1,6 +1,7 @@
 """Meta-training: it learns, it compiles once, it goes on from a checkpoint as if never stopped."""
 
 import dataclasses
+import shutil
 
 import chex
 import jax
@@ -129,7 +130,26 @@ def test_resumed_training_is_bit_identical(tmp_path):
     config = dataclasses.replace(CONFIG, snapshots=4)
     whole = train.fit_mrm(features, pairs, config, (0, 1))
     train.fit_mrm(features, pairs, config, (0, 1), tmp_path)
-    for folder in sorted(tmp_path.iterdir())[2:]:
+    for folder in sorted(path for path in tmp_path.iterdir() if path.is_dir())[2:]:
         folder.rename(tmp_path.parent / f"gone-{folder.name}")
     again = train.fit_mrm(features, pairs, config, (0, 1), tmp_path)
     chex.assert_trees_all_equal(again, whole)
+
+
+def test_a_longer_run_goes_on_from_the_last_epoch(tmp_path):
+    """Two epochs, then four more, also when those are interrupted: the first two stay."""
+    features, pairs = on_device(0)
+    short = dataclasses.replace(CONFIG, epochs=2, snapshots=2)
+    longer = dataclasses.replace(short, epochs=6)
+    train.fit_mrm(features, pairs, short, (0,), tmp_path)
+    said = []
+    found = train.fit_mrm(features, pairs, longer, (0,), tmp_path, said.append)
+    assert [line.split(",")[0].strip() for line in said] == ["epoch 4 of 6", "epoch 6 of 6"]
+    first = train.fit_mrm(features, pairs, short, (0,))
+    chex.assert_trees_all_equal(found["losses"][:, :2], first["losses"])
+    kept = jax.tree.map(lambda leaf: leaf[:2], found["params"])
+    chex.assert_trees_all_equal(kept, first["params"])
+    assert len(found["params"]["weight_init"]) == 4
+    shutil.rmtree(tmp_path / "000006")
+    again = train.fit_mrm(features, pairs, longer, (0,), tmp_path)
+    chex.assert_trees_all_equal(again, found)

@@ -78,6 +78,7 @@ def run(
     _say_folds(data, config, say)
     # Only now, when nothing about the choices can be refused any more.
     folder = open_run(config, choices, encoded, projection.scale, out, resume)
+    _forget_shorter(folder, say)
     split.save(out / "splits.json")
     if projection.scale is not None:
         write_json(out / SCALE_FILE, projection.scale.to_json())
@@ -92,6 +93,16 @@ def run(
     write_pages(out, report, new_users)
     folder.finish(report)
     return report
+
+
+def _forget_shorter(folder: RunDir, say: Callable[[str], None]) -> None:
+    """Fit the methods again whose epochs the resumed run has raised, and judge new items again."""
+    methods = {name.partition(".")[0]: words for name, words in folder.changes.items()}
+    for name, words in methods.items():
+        say(f"{name} goes on: epochs {words}")
+    stale = [*(folder.state / f"{name}.safetensors" for name in methods)]
+    for path in [*stale, *(folder.state.glob("fold*.safetensors") if methods else ())]:
+        path.unlink(missing_ok=True)
 
 
 def _check_selected(config: MRMRunConfig) -> None:

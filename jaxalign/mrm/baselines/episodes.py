@@ -9,7 +9,7 @@ import functools
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
@@ -22,7 +22,7 @@ from jaxalign.data.batching import Pairs
 from jaxalign.data.splits import redraw
 from jaxalign.errors import InputError
 from jaxalign.mrm.base import Params
-from jaxalign.mrm.config import check_range
+from jaxalign.mrm.config import LONGER, check_range
 from jaxalign.mrm.registry import Candidate, Fitted, UserRewardMethod
 from jaxalign.mrm.support_query import TrainingData
 
@@ -43,7 +43,8 @@ class EpisodeConfig:
             then follows half a cosine.
         weight_decay: weight decay of AdamW on kernels, at least 0.
         users_per_batch: users per step, at least 1.
-        epochs: passes over the training users, at least 1; more for small populations.
+        epochs: passes over the training users, at least 1; more for small populations. A run that
+            is resumed with more trains anew.
         snapshots: parameter snapshots at evenly spaced epochs, at least 1; validation chooses one.
         most_support: largest number of support choices of a training episode, at least 1; set it
             to about the number of choices that users will have.
@@ -55,7 +56,7 @@ class EpisodeConfig:
     learning_rate: float = 2e-3
     weight_decay: float = 0.1
     users_per_batch: int = 50
-    epochs: int = 100
+    epochs: int = field(default=100, metadata=LONGER)
     snapshots: int = 10
     most_support: int = 20
     most_query: int = 40
