@@ -41,7 +41,9 @@ def check_range(
         values = value if isinstance(value, tuple) else (value,)
         low = f"above {least:g}" if above else f"{least:g} or more"
         bounds = low if most == math.inf else f"{low}, and {most:g} or less"
-        inside = (least <= number <= most and not (above and number == least) for number in values)
+        # Numbers of a sweep are traced: nothing is known of them here.
+        known = [number for number in values if isinstance(number, int | float)]
+        inside = (least <= number <= most and not (above and number == least) for number in known)
         if not values or not all(inside):
             found = list(values) if isinstance(value, tuple) else value
             kind = type(config).__name__.removesuffix("Config")
