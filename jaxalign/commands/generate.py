@@ -1,15 +1,11 @@
 """`jaxalign generate`."""
 
 import argparse
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from jaxalign.commands.parser import Commands, add_out, check_drawing, command
+from jaxalign.commands.completing import add_completing, check_completing, complete
+from jaxalign.commands.parser import Commands, command
 from jaxalign.errors import InputError
-
-if TYPE_CHECKING:
-    from jaxalign.experiments.generate import GenerateConfig, RowPolicies
 
 
 def add(commands: Commands) -> None:
@@ -75,18 +71,9 @@ def add(commands: Commands) -> None:
         "at most 1 (1: all)",
     )
     option(
-        "--samples",
-        type=int,
-        default=1,
-        help="completions of each prompt, a row each; above 1, with a temperature above 0 (1)",
-    )
-    option("--seed", type=int, default=0, help="of the sampling, at least 0 (0)")
-    option(
         "--dtype", default="float32", help="of weights and compute: float32 or bfloat16 (float32)"
     )
-    option("--batch-size", type=int, default=16, help="prompts completed at once (16)")
-    add_out(parser, "file", "file of JSON lines to write (standard output)", required=False)
-    option("--resume", action="store_true", help="go on with an --out that was interrupted")
+    add_completing(parser)
 
 
 def _generate(arguments: argparse.Namespace, _: list[str]) -> None:
@@ -94,7 +81,6 @@ def _generate(arguments: argparse.Namespace, _: list[str]) -> None:
     from jaxalign.experiments.generate import (
         GenerateConfig,
         adapter_policies,
-        complete_rows,
         preference_policies,
     )
     from jaxalign.models.sampling import Sampling
@@ -106,10 +92,13 @@ def _generate(arguments: argparse.Namespace, _: list[str]) -> None:
         top_k=arguments.top_k,
         top_p=arguments.top_p,
     )
-    check_drawing(arguments)
+    check_completing(arguments)
     config = GenerateConfig(sampling, arguments.samples, arguments.seed)
     folders, weights = arguments.adapter, arguments.weights
-    _check(arguments)
+    if weights is not None and len(weights) != len(folders):
+        raise InputError(
+            f"--weights has {len(weights)} numbers for {len(folders)} adapters: give one each"
+        )
     if arguments.prompts:
         rows = read_prompt_rows(arguments.prompts)
     elif len(folders) > 1 and weights is None:
@@ -130,46 +119,4 @@ def _generate(arguments: argparse.Namespace, _: list[str]) -> None:
         )
     else:
         policies = adapter_policies(arguments.model, rows, prompts, folders, weights, **loading)
-    if arguments.prompt is not None and arguments.samples == 1 and arguments.out is None:
-        _stream(policies, config)
-        return
-    done = complete_rows(
-        policies,
-        rows,
-        config,
-        batch_size=arguments.batch_size,
-        out=arguments.out,
-        resume=arguments.resume,
-    )
-    said = f"{done.completions} answers"
-    if done.new:
-        said += f", {done.tokens:,} tokens in {done.seconds:.1f} s"
-        said += f" ({done.tokens / done.seconds:,.0f} tokens/s)"
-    if arguments.out is not None:
-        said += f"; wrote {arguments.out}" if done.new else f": {arguments.out} was finished before"
-    print(said, file=sys.stderr)
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    """Refuse options that contradict each other."""
-    weights, count = arguments.weights, len(arguments.adapter)
-    if weights is not None and len(weights) != count:
-        raise InputError(
-            f"--weights has {len(weights)} numbers for {count} adapters: give one each"
-        )
-    if arguments.resume and arguments.out is None:
-        raise InputError("--resume goes on with a file: name it with --out")
-
-
-def _stream(policies: "RowPolicies", config: "GenerateConfig") -> None:
-    """Print the completion of each prompt as it is sampled."""
-    from jaxalign.experiments.generate import row_key
-    from jaxalign.models.stream import stream
-
-    for row, prompt in enumerate(policies.prompts):
-        if len(policies.prompts) > 1:
-            print(f"[{policies.routes[row]['adapter']}]")
-        key, own = row_key(config.seed, row), policies.arguments([row])
-        for piece in stream(policies.model, prompt, config.sampling, key, **own):
-            print(piece, end="", flush=True)
-        print()
+    complete(arguments, policies, rows, config, arguments.prompt is not None)

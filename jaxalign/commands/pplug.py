@@ -1,14 +1,12 @@
 """`jaxalign pplug train|evaluate|generate`."""
 
 import argparse
-import json
-import sys
 from pathlib import Path
 
+from jaxalign.commands.completing import add_completing, check_completing, complete
 from jaxalign.commands.parser import (
     Commands,
     add_out,
-    check_drawing,
     command,
     group,
     takes_config,
@@ -78,9 +76,7 @@ def _add_generate(actions: Commands) -> None:
     parser.add_argument("--max-tokens", type=int, help="of an answer (text.answer_tokens)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest (0)")
     parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", type=int, default=16)
-    add_out(parser, "file", "JSON lines to write (to the terminal)", required=False)
+    add_completing(parser)
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -143,12 +139,10 @@ def _generate(arguments: argparse.Namespace, _: list[str]) -> None:
             "--requests and --history are both given: rows of --requests have their own history; "
             "give --history with --input"
         )
-    check_drawing(arguments)
-    import jax
-
+    check_completing(arguments)
     from jaxalign.data.histories import load_histories
+    from jaxalign.experiments.generate import GenerateConfig
     from jaxalign.experiments.pplug import ask
-    from jaxalign.files import write_text
     from jaxalign.models.sampling import Sampling
 
     opened = ask.open_plug(arguments.model)
@@ -158,21 +152,11 @@ def _generate(arguments: argparse.Namespace, _: list[str]) -> None:
     else:
         histories = ask.read_history(arguments.history, task, arguments.input)
     most = arguments.max_tokens
-    settings = Sampling(
+    sampling = Sampling(
         max_tokens=opened.plug.text.answer_tokens if most is None else most,
         temperature=arguments.temperature,
         top_p=arguments.top_p,
     )
-    key = jax.random.key(arguments.seed)
-    answers = ask.answer_questions(
-        opened, histories, settings, key, arguments.store, arguments.batch_size
-    )
-    rows = ask.answer_rows(histories, answers)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    if arguments.out is not None:
-        write_text(arguments.out, lines)
-        print(f"{len(answers)} answers; wrote {arguments.out}", file=sys.stderr)
-    elif arguments.requests is not None:
-        sys.stdout.write(lines)
-    else:
-        print(answers[0].text)
+    config = GenerateConfig(sampling, arguments.samples, arguments.seed)
+    with ask.question_policies(opened, histories, arguments.store) as (policies, rows):
+        complete(arguments, policies, rows, config, arguments.input is not None)

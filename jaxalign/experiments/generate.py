@@ -67,7 +67,7 @@ class RowPolicies(NamedTuple):
         routes: [X] what chose the policy of each row, such as {"adapter": "warm"}.
         arguments: from B row numbers to the arguments of `generate` for these rows.
         soft_tokens: before each prompt.
-        digest: of all that the policies add to the model.
+        digest: what tells all that the policies add to the model from anything else.
     """
 
     model: LanguageModel
@@ -134,7 +134,7 @@ def adapter_policies(
         [{"adapter": folders[number].name} if one else {} for number in numbers],
         lambda chosen: adapters.arguments([numbers[row] for row in chosen]),
         0,
-        _digest(adapters.stack, adapters.weights),
+        f"{weights} {tree_digest(adapters.stack)}",
     )
 
 
@@ -175,7 +175,7 @@ def preference_policies(
         routes,
         policies.stacked(preferences).arguments,
         policies.prefix_tokens,
-        _digest(policy.trained, None),
+        tree_digest(policy.trained),
     )
 
 
@@ -316,8 +316,9 @@ def _model(model: LanguageModel, chat_template: str | None) -> LanguageModel:
     return model
 
 
-def _digest(tree: object, weights: Sequence[float] | None) -> str:
-    digest = hashlib.sha256(repr(weights).encode())
+def tree_digest(tree: object) -> str:
+    """Return the sha256 of the arrays of a tree and their places in it, in hexadecimal."""
+    digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)
         digest.update(f"{path} {array.dtype} {array.shape}".encode())

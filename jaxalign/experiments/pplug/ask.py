@@ -1,26 +1,25 @@
 """Answers of a trained plug to new questions: one question with a history, or a file of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
-
-import jax
 
 from jaxalign.config import load_config
 from jaxalign.data import lamp
 from jaxalign.data.dates import date_key
 from jaxalign.data.histories import Histories, Item, Sample
+from jaxalign.data.prompt_rows import PromptRow
 from jaxalign.data.tables import read_rows
 from jaxalign.data.values import field_text
 from jaxalign.errors import InputError
+from jaxalign.experiments.generate import RowPolicies, tree_digest
 from jaxalign.experiments.pplug.baselines import TRAININGS
 from jaxalign.experiments.pplug.run_folder import PLUG, PLUGS, PPlugRun, TrainingReport, load_run
-from jaxalign.models.chat import Completion
-from jaxalign.models.sampling import Sampling
 from jaxalign.pplug.files import load
-from jaxalign.pplug.generate import generate_answers
-from jaxalign.pplug.model import PPlug
+from jaxalign.pplug.model import PPlug, prefixes
 from jaxalign.pplug.retrieval import build_questions, retrieve_items
+from jaxalign.pplug.rows import format_prompts
 from jaxalign.pplug.store import history_store
 from jaxalign.runs.run_dir import REPORT
 
@@ -89,28 +88,22 @@ def read_history(path: str | Path | None, task: str, question: str) -> Histories
     return Histories((sample,), tuple(items), task, str(path))
 
 
-def answer_questions(
-    opened: RunPlug,
-    histories: Histories,
-    settings: Sampling,
-    key: jax.Array,
-    store: str | Path | None = None,
-    batch_size: int = 16,
-    progress: bool = True,
-) -> list[Completion]:
-    """Return an answer to each question, with prompts formatted as in the plug's training.
+@contextmanager
+def question_policies(
+    opened: RunPlug, histories: Histories, store: str | Path | None = None, progress: bool = True
+) -> Iterator[tuple[RowPolicies, list[PromptRow]]]:
+    """Yield what completes each question, as `jaxalign.experiments.generate` takes it, and rows.
+
+    Prompts are formatted as in the plug's training. Personas are made when rows are completed.
 
     Args:
         opened: A plug from `open_plug`.
         histories: N samples of the run's task; their outputs are ignored.
-        settings: Sampling settings.
-        key: Random key.
         store: Folder of a store to use instead of the run's; vectors of new items are added.
-        batch_size: Largest number of samples per batch.
         progress: Show bars on standard error.
 
     Raises:
-        InputError: The samples are of another task, or as `jaxalign.pplug.generate_answers`.
+        InputError: The samples are of another task, or an item or question cannot be read.
     """
     run, plug = opened.run, opened.plug
     if histories.task != run.sources.task:
@@ -119,7 +112,8 @@ def answer_questions(
             "give questions of its task."
         )
     with history_store(store or run.store, plug.encoder) as vectors:
-        retriever, questions = TRAININGS[opened.training].retriever, None
+        retriever = TRAININGS[opened.training].retriever
+        questions = [sample.input for sample in histories.samples]
         if retriever is not None:
             chosen = retrieve_items(
                 histories,
@@ -131,31 +125,26 @@ def answer_questions(
                 progress,
             )
             questions = build_questions(histories, chosen, plug.text, plug.model)
-        return generate_answers(
-            plug,
-            histories,
-            settings,
-            key,
-            store=vectors,
-            questions=questions,
-            batch_size=batch_size,
-            progress=progress,
+        rows = [
+            PromptRow(
+                sample.input,
+                f"{histories.source}, question {sample.id!r}",
+                {"id": sample.id, "user": sample.user},
+            )
+            for sample in histories.samples
+        ]
+        read = repr((histories.samples, histories.items))
+        yield (
+            RowPolicies(
+                plug.model,
+                format_prompts(plug.model, plug.text, questions),
+                [{}] * len(rows),
+                lambda chosen: {"prefix": prefixes(plug, histories.take(chosen), vectors)},
+                plug.persona.prefix_length,
+                f"{tree_digest(plug.trained)} {plug.encoder.sha256} {read}",
+            ),
+            rows,
         )
-
-
-def answer_rows(histories: Histories, answers: Sequence[Completion]) -> list[dict[str, object]]:
-    """Return a row per answer as it is written; `logprob` is the sum over its tokens, in nats."""
-    return [
-        {
-            "id": sample.id,
-            "user": sample.user,
-            "text": answer.text.strip(),
-            "tokens": len(answer.tokens),
-            "logprob": round(float(answer.logprobs.sum()), 6),
-            "stopped": answer.stopped,
-        }
-        for sample, answer in zip(histories.samples, answers, strict=True)
-    ]
 
 
 def _blank(path: Path) -> bool:

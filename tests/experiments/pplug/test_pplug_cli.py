@@ -18,6 +18,8 @@ from jaxalign import pplug
 from jaxalign.data import lamp
 from jaxalign.data.histories import Histories, Item, Sample, load_histories
 from jaxalign.errors import InputError
+from jaxalign.experiments import generate
+from jaxalign.experiments.pplug import ask
 from jaxalign.experiments.pplug import data as sources
 from jaxalign.experiments.pplug.baselines import BASELINES, METHODS, TRAININGS
 from jaxalign.experiments.pplug.config import (
@@ -289,7 +291,7 @@ def test_generate_answers_with_the_history_that_is_given(world, tmp_path):
             plug, load_histories(path), Sampling(6, temperature=0.0), jax.random.key(0),
             store=store, progress=False,
         )  # fmt: skip
-    assert [one["text"] for one in found] == [one.text.strip() for one in expected]
+    assert [one["completion"] for one in found] == [one.text for one in expected]
     assert [(one["id"], one["user"]) for one in found] == [(r["id"], r["user"]) for r in rows[:8]]
     for row, said in ((rows[6], expected[6]), (rows[0], expected[0])):
         history = write_rows(tmp_path / "history.jsonl", reversed(row["history"]))
@@ -298,6 +300,36 @@ def test_generate_answers_with_the_history_that_is_given(world, tmp_path):
         assert result.code == 0, result.err
         assert result.out == said.text + "\n"
     assert rows[0]["history"] == []  # the second was a new user
+
+
+def test_generate_goes_on_after_a_stop_and_refuses_before_the_work(world, tmp_path, monkeypatch):
+    path = write_rows(tmp_path / "requests.jsonl", people()[:9])
+    command = ("pplug", "generate", "--model", world.run, "--requests", path, "--batch-size", 1)
+    out, whole = tmp_path / "answers.jsonl", tmp_path / "whole.jsonl"
+    sampled = ("--temperature", 1, "--samples", 2)
+    result = call(*command, *sampled, "--out", whole)
+    assert result.code == 0, result.err
+    assert "18 answers" in result.err
+    assert "tokens/s" in result.err
+    usual = generate.complete_tokens
+
+    def some(*arguments, **more):
+        for number, batch in enumerate(usual(*arguments, **more)):
+            if number == 1 and out.with_name(f".{out.name}.run").joinpath("rows.jsonl").exists():
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(generate, "complete_tokens", some)
+    assert call(*command, *sampled, "--out", out).code == 130
+    monkeypatch.setattr(generate, "complete_tokens", usual)
+    resumed = ("--out", out, "--resume")
+    refused(call(*command, *sampled, "--seed", 1, *resumed), "seed was 0, now it is 1")
+    result = call(*command, *sampled, *resumed)
+    assert result.code == 0, result.err
+    assert out.read_bytes() == whole.read_bytes()
+    monkeypatch.setattr(ask, "prefixes", None)
+    long = call(*command, "--max-tokens", 500)
+    refused(long, "requests.jsonl, question", "tokens, and 50", "context")
 
 
 def test_generate_refuses(world, tmp_path):
