@@ -18,6 +18,7 @@ class BadRows:
 
     Attributes:
         count: of the rows.
+        ratings: rows that rate one answer, where choices between two are read; they are not bad.
 
     Example:
         >>> from jaxalign.data.bad_rows import BadRows
@@ -30,6 +31,7 @@ class BadRows:
 
     def __init__(self, on_bad_row: OnBadRow, source: str | Path) -> None:
         self.on_bad_row, self.source, self.count = on_bad_row, str(source), 0
+        self.ratings = 0
         self._counts: dict[str, int] = {}
         self._first: dict[str, RowError] = {}
 
@@ -54,8 +56,13 @@ class BadRows:
         Raises:
             InputError: most rows are bad, so that the file is not what it is taken for.
         """
+        ratings = (
+            (f"{self.ratings:,} ratings left out: choices between two answers are learned from",)
+            if self.ratings
+            else ()
+        )
         if not self.count:
-            return ()
+            return ratings
         by_count = sorted(self._counts, key=self._counts.__getitem__, reverse=True)
         why = "; ".join(
             f"{reason} ({self._counts[reason]:,}, first: {str(self._first[reason]).split(': ')[0]})"
@@ -67,7 +74,7 @@ class BadRows:
                 f"{self.source}: {self.count:,} of {total:,} rows are bad, which is more than half "
                 f"({why}); check that this is the right file."
             )
-        return (f"{self.count:,} of {total:,} rows dropped: {why}",)
+        return (f"{self.count:,} of {total:,} rows dropped: {why}", *ratings)
 
 
 def checked_rows(

@@ -1,7 +1,7 @@
 """Named columns as arrays, every value checked."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -38,6 +38,14 @@ class Origin:
         if self.lines is None:
             return f"row {self.start + row + 1}"
         return f"{self.unit} {self.lines[row]}"
+
+    def of(self, rows: Sequence[int]) -> "Origin":
+        """Return where some of the rows came from."""
+        if self.lines is None:
+            lines, unit = [self.start + row + 1 for row in rows], "row"
+        else:
+            lines, unit = [int(self.lines[row]) for row in rows], self.unit
+        return replace(self, lines=lines, start=0, unit=unit)
 
     def at(self, row: int) -> str:
         """Return source and place of a row."""

@@ -27,6 +27,7 @@ from jaxalign.errors import InputError
 
 REQUIRED = ("user", "chosen", "rejected")
 OPTIONAL = ("prompt", "group", "time", "tie")
+_RATING = "rating"
 
 
 def load(
@@ -39,7 +40,8 @@ def load(
             (text or a whole number), `chosen`, `rejected` and optionally `prompt`, `group`, `tie`;
             `time` may be there and is not kept, as rows keep the order of the source. Prompts and
             answers are texts, or conversations as lists of messages; without `prompt`, the turns
-            that `chosen` and `rejected` have in common are the prompt.
+            that `chosen` and `rejected` have in common are the prompt. Rows with a `rating` of one
+            answer are left out and counted in the table's notes.
         require_user: whether there has to be a `user`.
         on_bad_row: `refuse` a file with a row that cannot be used, or `drop` such rows and count
             them in the table's notes; a file most of whose rows are bad is refused all the same.
@@ -67,11 +69,38 @@ def read_choices(
     source: str | Path, more: Sequence[str], require_user: bool, on_bad_row: OnBadRow
 ) -> tuple[Table, BadRows]:
     """Read the columns of choices, and `more` of them, without the rows that are to be dropped."""
-    bad, names = BadRows(on_bad_row, source), (*REQUIRED, *OPTIONAL, *more)
+    bad, names = BadRows(on_bad_row, source), (*REQUIRED, *OPTIONAL, *more, _RATING)
     if on_bad_row == "refuse":
-        return read_table(source, names), bad
+        return _without_ratings(read_table(source, names), bad), bad
     check = partial(_check_choice, require_user=require_user)
-    return checked_table(source, names, check, bad), bad
+    return _without_ratings(checked_table(source, names, check, bad), bad), bad
+
+
+def _without_ratings(table: Table, bad: BadRows) -> Table:
+    """Leave out rows that rate one answer in place of choosing between two, and count them."""
+    if _RATING not in table.columns:
+        return table
+    ratings = as_list(table.columns[_RATING])
+    chosen = as_list(table.columns.get("chosen", [None] * len(ratings)))
+    rated = [
+        rating not in (None, "") and answer in (None, "")
+        for rating, answer in zip(ratings, chosen, strict=True)
+    ]
+    rest = {name: column for name, column in table.columns.items() if name != _RATING}
+    bad.ratings = sum(rated)
+    if not bad.ratings:
+        return Table(rest, table.origin)
+    if all(rated):
+        raise InputError(
+            f"{table.origin.source} holds {len(rated):,} ratings and no choices, expected choices "
+            "between two answers (`user`, `chosen`, `rejected`); add some."
+        )
+    kept = [row for row, is_rating in enumerate(rated) if not is_rating]
+    columns: dict[str, Column] = {}
+    for name, column in rest.items():
+        values = as_list(column)
+        columns[name] = [values[row] for row in kept] if len(values) else ()
+    return Table(columns, table.origin.of(kept))
 
 
 def choices_of(table: Table, bad: BadRows, require_user: bool = True) -> Preferences:
@@ -296,7 +325,9 @@ def _same_text(where: str, count: int = 1) -> RowError:
 
 
 def _check_choice(row: Row, require_user: bool) -> None:
-    """Refuse a row that `from_columns` would refuse."""
+    """Refuse a row that is neither a rating nor one that `from_columns` takes."""
+    if row.has(_RATING) and not row.has("chosen"):
+        return
     if require_user or row.has("user"):
         row.identifier("user")
     values = row.values
