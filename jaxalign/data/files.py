@@ -163,8 +163,9 @@ def from_columns(
     under, text = np.divmod(keys, len(answers))
     items = tuple(answers[i] for i in text)
     talks = _conversations(present)
+    join = partial(_joined, talks) if talks else Conversation
     texts = tuple(
-        _joined(talks, prompts[p - 1], key) if p else talks.get(key, key)
+        join((prompts[p - 1], key)) if p else talks.get(key, key)
         for p, key in zip(under, items, strict=True)
     )
     tie = _tie_column(present.get("tie"), count, origin)
@@ -238,13 +239,15 @@ def _conversations(columns: Mapping[str, Column]) -> dict[str, Conversation]:
     """Texts that know their turns, by their text."""
     found: dict[str, Conversation] = {}
     for name in ("prompt", "chosen", "rejected"):
-        if isinstance(column := columns.get(name), list):
+        column = columns.get(name)
+        if isinstance(column, list) and Conversation in set(map(type, column)):
             found |= {str(value): value for value in column if isinstance(value, Conversation)}
     return found
 
 
-def _joined(talks: Mapping[str, Conversation], prompt: str, answer: str) -> Conversation:
+def _joined(talks: Mapping[str, Conversation], texts: tuple[str, str]) -> Conversation:
     """A prompt and an answer to it."""
+    prompt, answer = texts
     if prompt not in talks and answer not in talks:
         return Conversation((prompt, answer))
     turns = (

@@ -105,7 +105,9 @@ def has_messages(column: Column) -> bool:
     """Return whether a column holds a conversation."""
     if isinstance(column, pa.Array | pa.ChunkedArray) and not pa.types.is_nested(column.type):
         return False
-    return any(map(is_messages, as_list(column)))
+    values = as_list(column)
+    kinds = set(map(type, values))  # far fewer than values
+    return bool(kinds & {list, tuple}) and any(map(is_messages, values))
 
 
 def _turn(turn: object, name: str, where: str) -> Message:

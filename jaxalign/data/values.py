@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection
+from typing import TypeGuard
 
 import numpy as np
 
@@ -40,20 +41,27 @@ def check_text(
         >>> check_text("Hi", "prompt", "a.jsonl, line 1")
         'Hi'
     """
+    if is_text(value, blank):
+        return value
     if not isinstance(value, str):
         raise _refused(value, name, where, "text", others)
-    if not (value.isascii() or _encodable(value)):
+    if not _encodable(value):
         raise RowError(
             f"{where}: `{name}` holds half of a surrogate pair, expected valid Unicode; correct "
             "the row.",
             f"`{name}` holds half of a surrogate pair",
         )
-    if not (blank or value.strip()):
-        raise RowError(
-            f"{where}: `{name}` is empty, expected text; fill in or remove the row.",
-            f"`{name}` is empty",
-        )
-    return value
+    raise RowError(
+        f"{where}: `{name}` is empty, expected text; fill in or remove the row.",
+        f"`{name}` is empty",
+    )
+
+
+def is_text(value: object, blank: bool = False) -> TypeGuard[str]:
+    """Return whether a value is text that can be encoded, and not blank unless that is allowed."""
+    if not isinstance(value, str) or not (value.isascii() or _encodable(value)):
+        return False
+    return blank or bool(value.strip())
 
 
 def check_identifier(value: object, name: str, where: str, *, others: Collection[str] = ()) -> str:
