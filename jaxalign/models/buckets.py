@@ -32,33 +32,35 @@ def default_tokens(accelerator: int) -> int:
 
 
 def by_length(
-    lengths: Sequence[int], limit: int, batch_tokens: int, finest: int = 16
+    lengths: Sequence[int], limit: int, batch_tokens: int, few: bool = False
 ) -> Iterator[tuple[list[int], tuple[int, int]]]:
     """Yield the rows of each batch with its padded shape (B, T), longest first.
 
     T alone decides B, so that there is one compilation per bucket. Places that a bucket leaves free
-    are filled with the next shorter texts, so that only the last batch has empty rows: it has the
-    next power of two, so that few short texts cost little. The longest texts come first, so that a
-    machine with too little memory fails at once.
+    are filled with the next shorter texts, so that only the last batch has empty rows. The longest
+    texts come first, so that a machine with too little memory fails at once.
 
     Args:
         lengths: tokens of each text.
         limit: longest padded length.
         batch_tokens: tokens of a batch, padding included.
-        finest: the smallest step between padded lengths.
+        few: whether the shapes fit the texts: steps of 8 between the lengths of short ones, and the
+            next power of two as the last batch. That is for a call with few texts, which would
+            otherwise be a small part of one batch.
 
     Example:
         >>> from jaxalign.models.buckets import by_length
         >>> list(by_length([5, 30, 12], limit=64, batch_tokens=64))
-        [([1, 2], (2, 32)), ([0], (1, 16))]
+        [([1, 2], (2, 32)), ([0], (4, 16))]
     """
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     start = 0
     while start < len(order):
-        width = bucket_length(lengths[order[start]], limit, finest)
+        width = bucket_length(lengths[order[start]], limit, 8 if few else 16)
         size = max(1, batch_tokens // width)
         rows = order[start : start + size]
-        yield rows, (min(size, 1 << (len(rows) - 1).bit_length()), width)
+        fitting = min(size, 1 << (len(rows) - 1).bit_length())
+        yield rows, (fitting if few else size, width)
         start += size
 
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as RustTokenizer
 
 _ACCELERATOR_BATCH_TOKENS = 65_536
-_FINEST = 8  # step between the padded lengths of short texts, such as answers to rank
+_FEW = 32  # texts of a call, such as answers to rank, that have shapes of their own
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,7 +244,7 @@ def _batches(
     """Encodes rows of similar length together: their numbers [n], and their vectors [n, E]."""
     tokens = batch_tokens or default_tokens(_ACCELERATOR_BATCH_TOKENS)
     lengths = [len(row) for row in ids]
-    batches = list(by_length(lengths, encoder.max_length, tokens, _FINEST))
+    batches = list(by_length(lengths, encoder.max_length, tokens, len(ids) <= _FEW))
     run = partial(_forward, encoder.config, pooling, normalise)
     for rows, shape in track(
         "encoding texts", batches, len(ids), lambda batch: len(batch[0]), progress

@@ -112,10 +112,21 @@ def test_one_compilation_a_bucket(encoder, monkeypatch, tmp_path):
         chex.assert_max_traces(embed.forward, n=len(buckets)), static_argnums=(0, 1, 2)
     )
     monkeypatch.setattr(embed, "_forward", counted)
-    for part in (texts, texts[:7], texts[50:90]):
+    for part in (texts, texts[:50], texts[50:90]):
         cache = tmp_path / f"{len(part)}"
         encode(encoder, part, batch_tokens=512, cache_dir=cache)
     assert counted._cache_size() <= len(buckets)
+
+
+def test_few_texts_have_shapes_that_fit():
+    """8 answers of up to 20 tokens: 8 x 24, not the 128 x 16 or 64 x 32 of many texts."""
+    lengths = [20, 9, 18, 7, 17, 12, 15, 9]
+    ((rows, shape),) = by_length(lengths, 256, 2048, few=True)
+    assert sorted(rows) == list(range(8))
+    assert shape == (8, 24)
+    ((_, shape),) = by_length(lengths, 256, 2048)
+    assert shape == (64, 32)
+    assert [shape for _, shape in by_length(lengths[:3], 256, 48, few=True)] == [(2, 24), (1, 16)]
 
 
 @pytest.mark.parametrize("limit", [16, 48, 250, 512])
