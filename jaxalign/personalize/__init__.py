@@ -4,11 +4,11 @@ from jaxalign.personalize._project import project
 from jaxalign.personalize.ball import build_signed
 from jaxalign.personalize.choices import from_choices
 from jaxalign.personalize.guarantee import Bound, Guarantee, guarantees
-from jaxalign.personalize.policies import Conditioned, Mixing, Separate, Soups
+from jaxalign.personalize.policies import Conditioned, Mixing, Separate, Soups, answer_as
 from jaxalign.personalize.policy_oracle import AnswerOracle
 from jaxalign.personalize.protect import constrain, floors, pin
 from jaxalign.personalize.route import Confidence, Router, Routes
-from jaxalign.personalize.serve import Serving, answer, answer_as
+from jaxalign.personalize.serve import Serving
 from jaxalign.personalize.strategies import (
     BestOfAnswers,
     BestPolicy,
@@ -46,7 +46,6 @@ __all__ = [
     "Target",
     "UserRequest",
     "Utility",
-    "answer",
     "answer_as",
     "answer_conditioned",
     "build_signed",

@@ -1,22 +1,15 @@
 """Serving a portfolio of language-model policies: each user is answered by the best member."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
-import jax
 import numpy as np
-from numpy.typing import ArrayLike
 
 from jaxalign import moc
 from jaxalign.errors import InputError
-from jaxalign.models.chat import Chat, Completion, generate_texts
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.peft import load_adapter, save_adapter
 from jaxalign.models.resolve import stated_name
-from jaxalign.models.sampling import Sampling
 from jaxalign.palm.portfolio import FILE as PORTFOLIO_FILE
 from jaxalign.palm.portfolio import Portfolio
 from jaxalign.palm.portfolio import load as load_portfolio
@@ -24,10 +17,8 @@ from jaxalign.personalize.policies import (
     Conditioned,
     Kind,
     Mixing,
-    PreferenceConditionedBatch,
     Separate,
     Soups,
-    StackedAdapters,
     identity,
 )
 from jaxalign.personalize.targets import ids
@@ -36,20 +27,6 @@ from jaxalign.runs.artifact import load_artifact, save_artifact
 FILE = "policies.safetensors"
 _REMEDY = "save portfolio and policies again with `Serving.save`"
 _ADAPTED = {kind.kind: kind for kind in (Soups, Mixing, Separate)}
-
-
-class Answered(NamedTuple):
-    """Answers of a batch of users.
-
-    Attributes:
-        answers: B answers, in order.
-        members: [B] int32, the member that answered; 0 is the reference.
-        values: [B] value of the member for the user, in units of reward, the price of KL taken off.
-    """
-
-    answers: list[Completion]
-    members: np.ndarray
-    values: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,11 +56,6 @@ class Serving:
 
         if isinstance(self.policies, Conditioned) and self.portfolio.scale is not None:
             ids(self.policies.policy).expect(self.portfolio.scale.ids, "portfolio")
-
-    @cached_property
-    def stacked(self) -> StackedAdapters | PreferenceConditionedBatch:
-        """The members side by side, made once."""
-        return self.policies.stacked(self.portfolio.members.payload["weight"])
 
     def save(self, path: str | Path) -> None:
         """Write portfolio and policies to a folder; of the base model only its name and hash.
@@ -210,88 +182,3 @@ def _policies(
                 "SHA-256 differs): copy the folder again."
             )
     return policies
-
-
-def answer(
-    serving: Serving,
-    weights: ArrayLike,
-    prompts: Sequence[str | Chat],
-    settings: Sampling,
-    key: jax.Array,
-    *,
-    batch_size: int = 64,
-    progress: bool = True,
-) -> Answered:
-    """Route each user to the best member and answer, with one decoding call per mixed batch.
-
-    Args:
-        serving: portfolio, policies and model.
-        weights: [B, R] weights of the users, as `Portfolio.route` takes them.
-        prompts: B prompts, one per user.
-        settings: sampling settings.
-        key: random key; an answer depends on its member, prompt and place, not on the batch.
-        batch_size: largest number of prompts at once. No routing of users needs a compilation of
-            its own.
-        progress: show a bar on stderr when it takes more than a few seconds.
-
-    Returns:
-        Answers, members and values.
-
-    Raises:
-        InputError: weights off the portfolio's domain, another number of prompts, or as
-            `generate_texts`.
-    """
-    values, members = (np.asarray(found) for found in serving.portfolio.route(weights))
-    found = answer_as(
-        serving, members, prompts, settings, key, batch_size=batch_size, progress=progress
-    )
-    return Answered(found, members, values)
-
-
-def answer_as(
-    serving: Serving,
-    members: ArrayLike,
-    prompts: Sequence[str | Chat],
-    settings: Sampling,
-    key: jax.Array,
-    *,
-    batch_size: int = 64,
-    progress: bool = True,
-) -> list[Completion]:
-    """Answer each prompt by a given member, for users routed elsewhere, such as by a `Router`.
-
-    Args:
-        serving, prompts, settings, key, batch_size, progress: as in `answer`.
-        members: [B] int, numbers of the members; 0 is the reference.
-
-    Returns:
-        B answers, in order.
-
-    Raises:
-        InputError: members that the portfolio lacks, another number of prompts, or as
-            `generate_texts`.
-    """
-    members = np.asarray(members)
-    count = len(serving.portfolio.members)
-    if members.shape != (len(prompts),):
-        raise InputError(
-            f"found members or weights of shape {members.shape} and {len(prompts)} prompts; "
-            "expected one for each prompt."
-        )
-    if len(members) and not (0 <= members.min() <= members.max() < count):
-        raise InputError(f"members are {members}; expected numbers from 0 to {count - 1}.")
-    return generate_texts(
-        serving.model,
-        _read(serving, prompts, members),
-        settings,
-        key,
-        **serving.stacked.arguments(members),
-        batch_size=batch_size,
-        progress=progress,
-    )
-
-
-def _read(serving: Serving, prompts: Sequence[str | Chat], members: np.ndarray) -> list[str | Chat]:
-    """The prompts as the members read them."""
-    weights = np.asarray(serving.portfolio.members.payload["weight"])[members]
-    return [serving.policies.prompt(*pair) for pair in zip(prompts, weights, strict=True)]

@@ -15,8 +15,9 @@ from jaxalign.errors import InputError
 from jaxalign.moc.policy import ConditionedPolicy
 from jaxalign.moc.preferences import check_simplex
 from jaxalign.moc.value_table import ValueTable
-from jaxalign.models.chat import Chat, Completion, generate_texts
+from jaxalign.models.chat import Chat, Completion
 from jaxalign.models.sampling import Sampling
+from jaxalign.personalize.policies.answering import answer_as
 from jaxalign.personalize.policies.conditioned import Conditioned
 from jaxalign.personalize.utility import Target, Utility, expect_utility
 from jaxalign.rewards.reward_scale import RewardIds
@@ -94,18 +95,11 @@ def answer_conditioned(
             f"wanted: found shape {rows.shape}, expected {(len(prompts), len(policy.names))}, "
             f"a row for each prompt, of {', '.join(policy.names)}."
         )
-    if not len(prompts):
-        return []
     policies = Conditioned(policy, np.eye(len(policy.names)))
-    return generate_texts(
-        policy.model,
-        [policies.prompt(*pair) for pair in zip(prompts, rows, strict=True)],
-        settings,
-        key,
-        **policies.stacked(rows).arguments(np.arange(len(prompts))),
-        batch_size=batch_size,
-        progress=progress,
-    )
+    return answer_as(
+        policy.model, policies, rows, np.arange(len(prompts)), prompts, settings, key,
+        batch_size=batch_size, progress=progress,
+    )  # fmt: skip
 
 
 def _preferences(

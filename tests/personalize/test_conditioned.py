@@ -22,7 +22,7 @@ from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.sampling import Sampling
 from jaxalign.personalize import serve
-from jaxalign.personalize.policies import Conditioned, Separate, identity
+from jaxalign.personalize.policies import Conditioned, Separate, answer_as, identity
 from jaxalign.personalize.policy_oracle import AnswerOracle
 from jaxalign.personalize.targets import answer_conditioned, target_for
 from jaxalign.personalize.utility import Target, known
@@ -203,6 +203,13 @@ def test_weights_get_the_best_option_and_are_not_told(oracle):
             "weight"].tolist()  # fmt: skip
 
 
+def said_by(served, members, prompts):
+    weights = served.portfolio.members.payload["weight"]
+    return answer_as(
+        served.model, served.policies, weights, members, prompts, GREEDY, KEY, progress=False
+    )
+
+
 def test_a_portfolio_is_built_certified_and_served(oracle, tmp_path):
     name, made = oracle
     config = palm.PalmConfig(eps=0.9, delta=0.5, prune_eps=0.0, prune_delta=1e-4, search="full")
@@ -225,14 +232,14 @@ def test_a_portfolio_is_built_certified_and_served(oracle, tmp_path):
             serve.Serving(elsewhere, made.policies, language_model())
     members = np.arange(16) % len(built.members)
     prompts = [tiny.PROMPTS[i % 8] for i in range(16)]
-    found = serve.answer_as(served, members, prompts, GREEDY, KEY, progress=False)
+    found = said_by(served, members, prompts)
     for row, (member, prompt) in enumerate(zip(members, prompts, strict=True)):
         weight = built.members.payload["weight"][member]
         assert found[row].tokens.tolist() == alone(name, weight, prompt)
     served.save(tmp_path / "served")
     again = serve.load(tmp_path / "served", language_model())
     assert identity(again.policies) == identity(made.policies)
-    same = serve.answer_as(again, members, prompts, GREEDY, KEY, progress=False)
+    same = said_by(again, members, prompts)
     assert [one.text for one in same] == [one.text for one in found]
 
 

@@ -14,7 +14,7 @@ from jaxalign.errors import InputError
 from jaxalign.models import generate as generation
 from jaxalign.models.sampling import Sampling
 from jaxalign.personalize import serve
-from jaxalign.personalize.policies import Mixing, Soups
+from jaxalign.personalize.policies import Mixing, Soups, answer_as
 from jaxalign.personalize.policy_oracle import AnswerOracle
 from jaxalign.runs.artifact import load_artifact, save_artifact
 
@@ -33,6 +33,13 @@ def serving(request):
     )  # fmt: skip
     config = palm.PalmConfig(eps=0.9, delta=0.5, prune_eps=0.0, prune_delta=1e-4, search="full")
     return serve.Serving(palm.build(oracle, config), policies, tiny.language_model())
+
+
+def said_by(serving, members, prompts):
+    weights = serving.portfolio.members.payload["weight"]
+    return answer_as(
+        serving.model, serving.policies, weights, members, prompts, GREEDY, KEY, progress=False
+    )
 
 
 def users(count, seed=0):
@@ -59,7 +66,7 @@ def test_each_row_is_what_its_member_alone_would_say(serving):
     assert count >= 3
     members = np.arange(24) % count
     prompts = [tiny.PROMPTS[i % 8] for i in np.random.default_rng(0).permutation(24)]
-    found = serve.answer_as(serving, members, prompts, GREEDY, KEY, progress=False)
+    found = said_by(serving, members, prompts)
     assert len({tuple(answer.tokens) for answer in found}) > count  # the members differ
     for member in range(count):
         weight = serving.portfolio.members.payload["weight"][member]
@@ -68,25 +75,16 @@ def test_each_row_is_what_its_member_alone_would_say(serving):
         assert [found[row].tokens.tolist() for row in own] == expected
 
 
-def test_users_are_routed_and_answered(serving):
-    weights, prompts = users(24), [tiny.PROMPTS[i % 8] for i in range(24)]
-    found = serve.answer(serving, weights, prompts, GREEDY, KEY, progress=False)
-    values, members = serving.portfolio.route(weights)
-    np.testing.assert_array_equal(found.members, members)
-    np.testing.assert_array_equal(found.values, values)
-    assert len(set(found.members.tolist())) > 1
-    by_member = serve.answer_as(serving, members, prompts, GREEDY, KEY, progress=False)
-    assert [a.text for a in by_member] == [a.text for a in found.answers]
-
-
 def test_one_compilation_serves_whoever_comes(serving):
     prompts = [tiny.PROMPTS[i % 8] for i in range(24)]
     before = None
     for seed in range(3):
-        serve.answer(serving, users(24, seed), prompts, GREEDY, KEY, progress=False)
+        members = np.asarray(serving.portfolio.route(users(24, seed))[1])
+        assert len(set(members.tolist())) > 1
+        said_by(serving, members, prompts)
         before = before or generation.decode_jit._cache_size()
     nobody = np.zeros(24, int)
-    serve.answer_as(serving, nobody, prompts, GREEDY, KEY, progress=False)
+    said_by(serving, nobody, prompts)
     assert generation.decode_jit._cache_size() == before
 
 
@@ -95,12 +93,9 @@ def test_saved_here_and_served_elsewhere(serving, tmp_path):
     serving.save(folder)
     loaded = serve.load(folder, tiny.language_model())
     assert loaded.policies.kind == serving.policies.kind
-    prompts, weights = tiny.PROMPTS * 3, users(24)
-    one, other = (
-        serve.answer(each, weights, prompts, GREEDY, KEY, progress=False)
-        for each in (serving, loaded)
-    )
-    assert [a.tokens.tolist() for a in one.answers] == [a.tokens.tolist() for a in other.answers]
+    members = np.arange(24) % len(serving.portfolio.members)
+    one, other = (said_by(each, members, tiny.PROMPTS * 3) for each in (serving, loaded))
+    assert [a.tokens.tolist() for a in one] == [a.tokens.tolist() for a in other]
     chex.assert_trees_all_close(loaded.portfolio.values, serving.portfolio.values)
 
 
@@ -137,8 +132,9 @@ def test_what_was_not_saved_together_is_refused(serving, tmp_path):
 
 def test_members_and_prompts_must_match(serving):
     with pytest.raises(InputError, match="one for each prompt"):
-        serve.answer(serving, users(3), tiny.PROMPTS, GREEDY, KEY)
+        said_by(serving, [0, 1, 0], tiny.PROMPTS)
     with pytest.raises(InputError, match="numbers from 0"):
-        serve.answer_as(serving, [99], ["a"], GREEDY, KEY)
+        said_by(serving, [99], ["a"])
+    assert said_by(serving, [], []) == []
     with pytest.raises(InputError, match="one for each adapter"):
         serve.Serving(serving.portfolio, Soups(tiny.adapters()[:1]), serving.model)

@@ -21,8 +21,7 @@ from jaxalign.personalize import (
     conditioned_strategy,
     member_strategy,
 )
-from jaxalign.personalize.policies import Soups
-from jaxalign.personalize.serve import answer_as
+from jaxalign.personalize.policies import Soups, answer_as
 from jaxalign.personalize.strategies.policies import NEAR_ZERO, typical_size
 from jaxalign.rewards.reward_scale import RewardIds, RewardScale
 
@@ -67,7 +66,10 @@ def test_the_member_of_the_largest_gain_answers(serving):
     found = strategy.answer(requests(), ServingRule(), KEY)
     np.testing.assert_allclose([a.gain for a in found], gain.max(1), atol=0.01)
     assert [a.strategy for a in found] == ["member", "member", "plain"]
-    alone = answer_as(serving, best, tiny.PROMPTS[:3], GREEDY, KEY, batch_size=3)
+    alone = answer_as(
+        serving.model, serving.policies, members.payload["weight"], best, tiny.PROMPTS[:3],
+        GREEDY, KEY, batch_size=3,
+    )  # fmt: skip
     assert [a.text for a in found] == [completion.text for completion in alone]
     assert found[0].choice == f"member {best[0]}"
     beyond = (members.rewards[best[0]] - members.rewards[0]) * width

@@ -86,8 +86,14 @@ def load_pool(folders: Sequence[Path], base: str | None, config: BuildConfig) ->
     if conditioned:
         return _of_moc(folders[0], places[0], base, config)
     rewards = _rewards(config, ())
-    name = base or _base_of(places[0])
-    model = load_language_model(name, config.policies.dtype)
+    bases = [_base_of(place) for place in places]
+    if base is None and len(set(bases)) > 1:
+        other = next(place for place, name in enumerate(bases) if name != bases[0])
+        raise InputError(
+            f"--policies: {folders[0]} adapts {bases[0]} and {folders[other]} adapts "
+            f"{bases[other]}, expected one base model; add --model if the two are the same."
+        )
+    model = load_language_model(base or bases[0], config.policies.dtype)
     adapters = tuple(load_adapter(place, model.config) for place in places)
     policies = _MADE_OF["soups" if kind == "auto" else kind](adapters)
     options = np.eye(len(adapters)) if kind == "separate" else _grid(len(adapters), config.policies)
@@ -134,9 +140,15 @@ def _policy_place(folder: Path) -> Path:
 
 
 def _base_of(adapter: Path) -> str:
-    """The base model that an adapter names, a path in full."""
+    """The base model that the adapter of a language model names, a path in full."""
     source = adapter / ADAPTER
-    name = read_config_json(source).get("base_model_name_or_path")
+    settings = read_config_json(source)
+    if settings.get("task_type") == "SEQ_CLS" or (adapter / "reward.json").is_file():
+        raise InputError(
+            f"{adapter} holds a reward model, expected an adapter that answers; name it among the "
+            "rewards instead, with kind: classifier."
+        )
+    name = settings.get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise InputError(f"{source} names no base model; add --model.")
     beside = adapter / Path(name).expanduser()

@@ -5,6 +5,7 @@ zero are the reference, the model alone.
 """
 
 from jaxalign.personalize.policies.adapters import Adapter, StackedAdapters
+from jaxalign.personalize.policies.answering import answer_as
 from jaxalign.personalize.policies.conditioned import Conditioned, PreferenceConditionedBatch
 from jaxalign.personalize.policies.kinds import Kind, adapter_digest, identity
 from jaxalign.personalize.policies.mixing import Mixing
@@ -21,5 +22,6 @@ __all__ = [
     "Soups",
     "StackedAdapters",
     "adapter_digest",
+    "answer_as",
     "identity",
 ]

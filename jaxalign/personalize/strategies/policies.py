@@ -10,11 +10,10 @@ from scipy.special import erf
 from jaxalign.errors import InputError
 from jaxalign.moc.policy import ConditionedPolicy
 from jaxalign.moc.value_table import ValueTable
-from jaxalign.models.chat import generate_texts
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.sampling import Sampling
 from jaxalign.mrm.gains import expected_gains
-from jaxalign.personalize.policies import Conditioned, Kind
+from jaxalign.personalize.policies import Conditioned, Kind, answer_as
 from jaxalign.personalize.serve import Serving
 from jaxalign.personalize.strategies.base import (
     Floats,
@@ -70,16 +69,11 @@ class BestPolicy:
         options = [
             rule.choose(everybody if small else own) for own, small in zip(gains, near, strict=True)
         ]
-        weights = self.weights[options]
-        pairs = zip((request.prompt for request in requests), weights, strict=True)
-        completions = generate_texts(
-            self.model,
-            [self.policies.prompt(*pair) for pair in pairs],
-            self.settings,
-            key,
-            **self.policies.stacked(self.weights).arguments(options),
+        prompts = [request.prompt for request in requests]
+        completions = answer_as(
+            self.model, self.policies, self.weights, options, prompts, self.settings, key,
             batch_size=self.batch_size,
-        )
+        )  # fmt: skip
         return [
             chosen_answer(completion.text, self.name, self.words, option, own)
             for completion, option, own in zip(completions, options, gains, strict=True)

@@ -167,6 +167,14 @@ def test_what_cannot_be_a_policy_is_refused(world, tmp_path):
     refused(said(names=("base",)), "base holds a whole model", "--trunk.method lora")
     refused(said("--policies.kind", "conditioned"), "found conditioned for 1 adapters")
     refused(said("--policies.samples", "1"), "samples: found 1, expected 2 or more")
+    for name, change, words in (
+        ("reward", {"task_type": "SEQ_CLS"}, "reward holds a reward model"),
+        ("foreign", {"base_model_name_or_path": "owner/model"}, "foreign adapts owner/model"),
+    ):
+        shutil.copytree(world / "brief", world / name)
+        path = world / name / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        refused(said(names=("kind", name)), words)
     refused(said("--export"), "--export and --policies are both given")
     folders = ("palm", "build", "--policies", world / "kind", "--out", tmp_path / "out")
     refused(call(*folders, "--data", world / "prompts.jsonl"), "rewards: found none", "--rewards")

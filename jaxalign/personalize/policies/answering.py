@@ -1,0 +1,66 @@
+"""Answers of several policies of one kind, a policy for each prompt."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxalign.errors import InputError
+from jaxalign.models.chat import Chat, Completion, generate_texts
+from jaxalign.models.language import LanguageModel
+from jaxalign.models.sampling import Sampling
+from jaxalign.personalize.policies.kinds import Kind
+
+
+def answer_as(
+    model: LanguageModel,
+    policies: Kind,
+    weights: ArrayLike,
+    which: ArrayLike,
+    prompts: Sequence[str | Chat],
+    settings: Sampling,
+    key: jax.Array,
+    *,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> list[Completion]:
+    """Answer each prompt by its policy, with one decoding call per mixed batch.
+
+    Args:
+        model: the reference.
+        policies: what makes a policy of A weights.
+        weights: [W, A] of the policies; zeros are the reference.
+        which: [B] int, the policy that answers each prompt.
+        prompts: B prompts.
+        settings: how tokens are sampled.
+        key: random key; an answer depends on its policy, prompt and place, not on the batch.
+        batch_size: the most prompts at once. No mixture of policies needs a compilation of its own.
+        progress: show a bar on standard error when it takes more than a few seconds.
+
+    Returns:
+        B answers, in order.
+
+    Raises:
+        InputError: another number of policies than prompts, policies that there are not, or as
+            `generate_texts`.
+    """
+    weights, chosen = np.asarray(weights), np.asarray(which)
+    if chosen.shape != (len(prompts),):
+        raise InputError(
+            f"found policies of shape {chosen.shape} and {len(prompts)} prompts; expected one for "
+            "each prompt."
+        )
+    if not len(prompts):
+        return []
+    if not 0 <= chosen.min() <= chosen.max() < len(weights):
+        raise InputError(f"policies are {chosen}; expected numbers from 0 to {len(weights) - 1}.")
+    return generate_texts(
+        model,
+        [policies.prompt(*pair) for pair in zip(prompts, weights[chosen], strict=True)],
+        settings,
+        key,
+        **policies.stacked(weights).arguments(chosen),
+        batch_size=batch_size,
+        progress=progress,
+    )
