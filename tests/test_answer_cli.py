@@ -91,7 +91,7 @@ def test_users_of_another_run_and_missing_sources_are_refused(world, tmp_path):
         tmp_path / "third", answer_world.scale_of(("brevity", "simplicity"))
     )
     refused(answer(world, "--users", third / "users.sqlite"), "another model")
-    refused(answer(world, prompt="Why?"), "no answer to the prompt 'Why?'", "--model")
+    refused(answer(world, prompt="Why?"), "'Why?'", "has no answer", "--model")
     refused(
         call("answer", "--run", world.run, "--prompt", "x"), "--model, --candidates, --portfolio"
     )
@@ -99,3 +99,20 @@ def test_users_of_another_run_and_missing_sources_are_refused(world, tmp_path):
     refused(answer(world, "--model", "x"), "--model and --candidates")
     refused(answer(world, "--least-probability", 2), "expected 0 to 1")
     refused(call("answer", "--run", tmp_path, "--prompt", "x"), "no trained model")
+
+
+def test_an_interrupted_file_goes_on_to_the_same_bytes_or_is_refused(world, tmp_path):
+    rows = [{"prompt": prompt, "user": user} for prompt in TEXTS for user in USERS] * 2
+    prompts, out = write_rows(tmp_path / "p.jsonl", rows), tmp_path / "out.jsonl"
+    options = ("--prompts", prompts, "--batch-size", 1)
+    assert answer(world, *options, "--out", out, prompt=None).code == 0
+    whole, again = out.read_bytes(), tmp_path / "again.jsonl"
+    assert answer(world, *options, "--out", again, prompt=None).code == 0
+    folder = tmp_path / ".again.jsonl.run"
+    (folder / "report.json").unlink()
+    again.unlink()
+    (folder / "rows.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:6]) + b'{"row"')
+    refused(answer(world, *options, "--out", again, "--caution", 1, "--resume", prompt=None), "k")
+    resumed = answer(world, *options, "--out", again, "--resume", prompt=None)
+    assert resumed.code == 0, resumed.err
+    assert again.read_bytes() == whole

@@ -9,23 +9,14 @@ import tiny_bert
 import tiny_lms
 import yaml
 from cli_calls import call, write_rows
+from test_moc_cli import CONFIG as MOC
+from test_moc_cli import PROMPTS, WORDS
 
 from jaxalign import mrm
 
-WORDS = ("the", "thing", "in", "an", "inn", "than", "then", "thin", "ant", "hen", "tin", "net")
-PROMPTS = [f"say {word}" for word in WORDS]
 REWARDS = ("brevity", "simplicity")
-SMALL = {"lora": {"rank": 2, "alpha": 4.0}, "compute": "float32", "remat": None}
-MOC = {
-    "rewards": [{"name": name} for name in REWARDS],
-    "prompts": {"template": "plain", "hold_out_share": 0.25},
-    "reference_answers": 256,
-    "moc": {
-        "steps": 1, "groups": 2, "rows": 4, "prompt_tokens": 80, "answer_tokens": 8,
-        "temperature": 1.0, "epochs": 1, "micro_batches": 1, "trunk": SMALL,
-        "preferences": {"kind": "grid", "points": 11, "held_out": [[0.3, 0.7]]},
-    },
-}  # fmt: skip
+# The steps of the other tests of moc, so that its programs are compiled once for all of them.
+MOC = MOC | {"rewards": [{"name": name} for name in REWARDS]}
 PPLUG = {
     "data": {"kind": "jsonl", "test_share": 0.4, "validation_share": 0.2},
     "pplug": {
@@ -68,6 +59,10 @@ def world(tmp_path_factory):
     completions = write_rows(root / "completions.jsonl", texts)
     ran("sft", "--model", made.model, "--data", completions, "--out", root / "sft", *FEW)
     made.adapter = root / "sft" / "model"
+    turned = [row | {"completion": row["completion"][::-1]} for row in texts]
+    completions = write_rows(root / "turned.jsonl", turned)
+    ran("sft", "--model", made.model, "--data", completions, "--out", root / "sft2", *FEW)
+    made.other = root / "sft2" / "model"
     rows = [
         {"user": f"u{row}", "prompt": prompt, "chosen": "the the", "rejected": "in"}
         for row, prompt in enumerate(PROMPTS)
@@ -79,6 +74,7 @@ def world(tmp_path_factory):
     return made
 
 
+USERS = "users.sqlite"
 FEW = ("--loop.epochs", 1, "--trunk.lora.rank", 2)
 LATER = pytest.mark.xfail(strict=True, raises=AssertionError, reason="the next command lacks it")
 
@@ -142,6 +138,17 @@ def scored(world):
     return root / "scores.jsonl"
 
 
+@pytest.fixture(scope="module")
+def policy(world):
+    """A policy that is conditioned on two rewards, with its value table."""
+    run = world.root / "policy"
+    moc = ("moc", "train", "--config", world.root / "moc.yaml", "--data", world.prompts)
+    ran(*moc, "--model", world.model, "--out", run)
+    ran("moc", "evaluate", "--model", run, "--out", world.root / "judged", "--draws", 20)
+    return run
+
+
+@LATER
 def test_drawn_answers_are_scored_and_make_a_portfolio(scored, tmp_path):
     assert len(read_rows(scored)) == 4 * len(PROMPTS)
     ran("palm", "build", "--data", scored, "--out", tmp_path / "portfolio", "--draws", 20)
@@ -182,7 +189,7 @@ def test_users_are_routed_to_a_portfolio_of_their_own_scale(users, scored, tmp_p
     build = ("palm", "build", "--data", scored, "--scale_from", users, "--palm.weights", "signed")
     ran(*build, "--out", tmp_path / "portfolio", "--draws", 20)
     route = ("palm", "route", "--portfolio", tmp_path / "portfolio", "--normalise")
-    ran(*route, "--users", users / "users.sqlite", "--out", tmp_path / "routed.jsonl")
+    ran(*route, "--users", users / USERS, "--out", tmp_path / "routed.jsonl")
     assert len(read_rows(tmp_path / "routed.jsonl")) == 12
 
 
@@ -193,3 +200,39 @@ def test_a_user_is_answered_by_the_best_of_several_draws(users, world, scored):
     texts = [row["completion"] for row in read_rows(scored) if row["prompt"] == PROMPTS[0]]
     assert said.removesuffix("\n") in texts
     ran(*common, "--model", world.model, "--max-tokens", 8, "--samples", 4)
+
+
+POOL = ("--policies.samples", 4, "--policies.max_tokens", 8, "--policies.prompts.template", "plain")
+
+
+@LATER
+def test_a_portfolio_of_adapters_is_certified_routes_and_answers(world, users, tmp_path):
+    out = tmp_path / "portfolio"
+    build = ("palm", "build", "--data", world.prompts, "--policies", world.adapter, world.other)
+    scale = ("--scale_from", users, "--palm.weights", "signed")
+    ran(*build, "--out", out, *scale, "--draws", 20, *POOL)
+    more = write_rows(tmp_path / "more.jsonl", [{"prompt": f"tell {word}"} for word in WORDS])
+    ran("palm", "certify", "--portfolio", out, "--data", more, "--out", tmp_path / "held.json")
+    route = ("palm", "route", "--portfolio", out, "--normalise", "--users", users / USERS)
+    ran(*route, "--out", tmp_path / "routed.jsonl")
+    assert len(read_rows(tmp_path / "routed.jsonl")) == 12
+    asked = [{"prompt": PROMPTS[0], "user": f"u{number}"} for number in range(12)]
+    prompts = write_rows(tmp_path / "asked.jsonl", asked)
+    answer = ("answer", "--run", users, "--portfolio", out, "--max-tokens", 8)
+    ran(*answer, "--prompts", prompts, "--out", tmp_path / "answers.jsonl")
+    assert {row["strategy"] for row in read_rows(tmp_path / "answers.jsonl")} <= {"member", "plain"}
+
+
+@LATER
+def test_a_conditioned_policy_answers_users_on_its_scale(world, users, policy, scored, tmp_path):
+    run = tmp_path / "users"
+    log = world.root / "log.jsonl"
+    train = ("mrm", "train", "--config", world.root / "mrm.yaml", "--data", log)
+    ran(*train, "--out", run, "--features.path", scored, "--features.scale", policy)
+    ran("mrm", "adapt", "--model", run, "--data", log, "--features", scored)
+    answer = ("answer", "--user", "u1", "--prompt", PROMPTS[0], "--max-tokens", 8)
+    assert ran(*answer, "--run", run, "--policy", policy)
+    out = tmp_path / "portfolio"
+    ran("palm", "build", "--data", world.prompts, "--policies", policy, "--out", out, *POOL)
+    assert ran(*answer, "--run", run, "--portfolio", out)
+    assert "expected" in call(*answer, "--run", users, "--policy", policy).err  # another scale

@@ -1,7 +1,6 @@
 """`jaxalign answer`."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -42,12 +41,11 @@ def add(commands: Commands) -> None:
     option("--model", help="language model: folder, file or name; draws the answers to choose from")
     option(
         "--candidates",
-        type=Path,
         help="file of answers to choose from instead: rows of prompt and completion (or answer), "
         "the plain answer of each prompt first",
     )
-    option("--portfolio", type=Path, help="folder of `palm build` over policies")
-    option("--policy", type=Path, help="folder of `moc train`, after `moc evaluate`")
+    option("--portfolio", help="folder of `palm build` over policies")
+    option("--policy", help="folder of `moc train`, after `moc evaluate`")
     option(
         "--reward-model",
         action="append",
@@ -97,23 +95,21 @@ def add(commands: Commands) -> None:
     option("--dtype", default="float32", help="float32 or bfloat16 (float32)")
     option("--batch-size", type=int, default=16, help="prompts answered at once (16)")
     add_out(parser, "file", "JSON lines to write (standard output)", required=False)
+    option("--resume", action="store_true", help="go on with an --out that was interrupted")
 
 
 def _answer(arguments: argparse.Namespace, _: list[str]) -> None:
     import jax
 
-    from jaxalign.data.prompt_rows import PromptRow, as_prompt, read_prompt_rows
+    from jaxalign.data.prompt_rows import PromptRow, read_prompt_rows
     from jaxalign.experiments.answer import (
-        AnswerSources,
-        answer_users,
-        described,
-        load_strategy,
+        AnswerConfig,
+        ask,
         load_user_model,
-        reason,
+        write_answers,
     )
-    from jaxalign.files import write_text
+    from jaxalign.experiments.answer_sources import AnswerSources, load_strategy
     from jaxalign.models.sampling import Sampling
-    from jaxalign.mrm.adapted_users import find_state
     from jaxalign.personalize import ServingRule
 
     check_drawing(arguments)
@@ -138,22 +134,17 @@ def _answer(arguments: argparse.Namespace, _: list[str]) -> None:
     rows = [PromptRow(arguments.prompt)]
     if arguments.prompts:
         rows = read_prompt_rows(arguments.prompts)
-    prompts = [as_prompt(row, arguments.chat, arguments.system) for row in rows]
-    users = [row.user(arguments.user) for row in rows]
     model = load_user_model(arguments.user_run, arguments.users)
-    strategy = load_strategy(arguments.strategy, sources, model, prompts)
-    answers = answer_users(model, prompts, users, strategy, rule, jax.random.key(arguments.seed))
-    known = [find_state(model, user) is not None for user in users]
+    asked = ask(model, rows, arguments.user, arguments.chat, arguments.system)
+    strategy = load_strategy(arguments.strategy, sources, model)
+    strategy.check(asked.prompts, [row.where for row in rows])
     if arguments.prompt is not None and arguments.out is None:
-        print(answers[0].text)
-        print(reason(answers[0], users[0], known[0]), file=sys.stderr)
+        key = jax.random.key(arguments.seed)
+        (answer,) = strategy.answer(asked.requests(), rule, key)
+        print(answer.text)
+        print(asked.reason(0, answer), file=sys.stderr)
         return
-    parts = zip(prompts, users, known, answers, strict=True)
-    lines = [described(row, *part) for row, part in enumerate(parts)]
-    text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
-    if arguments.out is None:
-        print(text, end="")
-        return
-    write_text(arguments.out, text)
-    plain = sum(answer.strategy == "plain" for answer in answers)
-    print(f"{len(answers)} answers, {plain} of them plain; wrote {arguments.out}", file=sys.stderr)
+    config = AnswerConfig(arguments.strategy, sources, rule, arguments.seed)
+    plain = write_answers(model.digest, asked, strategy, config, arguments.out, arguments.resume)
+    if arguments.out is not None:
+        print(f"{len(rows)} answers, {plain} of them plain; wrote {arguments.out}", file=sys.stderr)

@@ -13,6 +13,7 @@ from jaxalign.moc.value_table import ValueTable
 from jaxalign.models.sampling import Sampling
 from jaxalign.personalize import (
     BestOfAnswers,
+    KnownAnswers,
     LargestGain,
     Serving,
     ServingRule,
@@ -127,7 +128,7 @@ def test_the_strategy_of_the_largest_expected_gain_answers(serving):
     def drawing(worth):
         """Two draws, of which the second gains `worth` for who wants early letters."""
         return BestOfAnswers(
-            lambda prompts, key: [["plain", "drawn"] for _ in prompts],
+            KnownAnswers("memory", dict.fromkeys(tiny.PROMPTS, ("plain", "drawn"))),
             lambda prompts, answers: np.array([[0.0, 0.0], [worth, 0.0]] * (len(answers) // 2)),
         )
 

@@ -8,6 +8,7 @@ from jaxalign.personalize.strategies.base import (
     UserRequest,
 )
 from jaxalign.personalize.strategies.best_of import BestOfAnswers
+from jaxalign.personalize.strategies.draws import Draws, KnownAnswers, ModelDraws
 from jaxalign.personalize.strategies.policies import (
     BestPolicy,
     conditioned_strategy,
@@ -17,7 +18,10 @@ from jaxalign.personalize.strategies.policies import (
 __all__ = [
     "BestOfAnswers",
     "BestPolicy",
+    "Draws",
+    "KnownAnswers",
     "LargestGain",
+    "ModelDraws",
     "PersonalAnswer",
     "PlainAnswers",
     "ServingRule",

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import jax
 
+from jaxalign.models.chat import Chat
 from jaxalign.personalize.strategies.base import (
-    Draw,
     PersonalAnswer,
     ServingRule,
     Strategy,
     UserRequest,
 )
+from jaxalign.personalize.strategies.draws import Draws
 
 
 @dataclass(frozen=True)
@@ -19,17 +20,21 @@ class PlainAnswers:
     """The answer that anybody gets.
 
     Attributes:
-        draw: answers, of which the first is given.
+        draws: answers, of which the first is given.
     """
 
-    draw: Draw
+    draws: Draws
     name = "plain"
+
+    def check(self, prompts: Sequence[str | Chat], names: Sequence[str]) -> None:
+        """Refuse prompts that cannot be answered."""
+        self.draws.check(prompts, names)
 
     def answer(
         self, requests: Sequence[UserRequest], rule: ServingRule, key: jax.Array
     ) -> list[PersonalAnswer]:
         """Return the first draw for each request."""
-        drawn = self.draw([request.prompt for request in requests], key)
+        drawn = self.draws([request.prompt for request in requests], key)
         return [PersonalAnswer(some[0], self.name, "asked for", 0.0, None, None) for some in drawn]
 
 
@@ -43,6 +48,11 @@ class LargestGain:
 
     strategies: tuple[Strategy, ...]
     name = "auto"
+
+    def check(self, prompts: Sequence[str | Chat], names: Sequence[str]) -> None:
+        """Refuse prompts that one of the strategies cannot answer."""
+        for strategy in self.strategies:
+            strategy.check(prompts, names)
 
     def answer(
         self, requests: Sequence[UserRequest], rule: ServingRule, key: jax.Array

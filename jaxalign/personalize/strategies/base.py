@@ -1,6 +1,6 @@
 """What a strategy of personal answers is: users and prompts in, answers with their reasons out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -13,8 +13,6 @@ from jaxalign.models.chat import Chat
 from jaxalign.mrm.gains import Gains, best_option
 
 Floats = NDArray[np.float64]
-Draw = Callable[[Sequence[str | Chat], jax.Array], list[list[str]]]
-"""Of B prompts and a random key to the answers of each; the first answer is the plain one."""
 
 
 class UserRequest(NamedTuple):
@@ -90,6 +88,10 @@ class Strategy(Protocol):
     @property
     def name(self) -> str:
         """Its name in reports."""
+        ...
+
+    def check(self, prompts: Sequence[str | Chat], names: Sequence[str]) -> None:
+        """Refuse prompts that cannot be answered, before any work; names are for messages."""
         ...
 
     def answer(

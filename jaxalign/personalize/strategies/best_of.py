@@ -9,12 +9,12 @@ import numpy as np
 from jaxalign.models.chat import Chat
 from jaxalign.mrm.gains import expected_gains
 from jaxalign.personalize.strategies.base import (
-    Draw,
     PersonalAnswer,
     ServingRule,
     UserRequest,
     chosen_answer,
 )
+from jaxalign.personalize.strategies.draws import Draws
 
 Read = Callable[[Sequence[str | Chat], Sequence[str]], np.ndarray]
 """Of N prompts and N answers to the base rewards [N, K] that the users' weights are on."""
@@ -25,20 +25,24 @@ class BestOfAnswers:
     """Best of n by the user's own reward model.
 
     Attributes:
-        draw: answers of a language model or of a file; the first one is the plain one.
+        draws: answers of a language model or of a file.
         read: base rewards of answers.
     """
 
-    draw: Draw
+    draws: Draws
     read: Read
     name = "best_of"
+
+    def check(self, prompts: Sequence[str | Chat], names: Sequence[str]) -> None:
+        """Refuse prompts that cannot be answered."""
+        self.draws.check(prompts, names)
 
     def answer(
         self, requests: Sequence[UserRequest], rule: ServingRule, key: jax.Array
     ) -> list[PersonalAnswer]:
         """Return the answer of the largest gain over the first draw, for each request."""
         prompts = [request.prompt for request in requests]
-        drawn = self.draw(prompts, key)
+        drawn = self.draws(prompts, key)
         asked = [prompt for prompt, some in zip(prompts, drawn, strict=True) for _ in some]
         values = self.read(asked, [text for some in drawn for text in some])
         ends = np.cumsum([len(some) for some in drawn])

@@ -10,6 +10,7 @@ from scipy.special import erf
 from jaxalign.errors import InputError
 from jaxalign.moc.policy import ConditionedPolicy
 from jaxalign.moc.value_table import ValueTable
+from jaxalign.models.chat import Chat, prompt_ids
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.sampling import Sampling
 from jaxalign.mrm.gains import expected_gains
@@ -57,6 +58,15 @@ class BestPolicy:
     population: Utility
     settings: Sampling
     batch_size: int = 16
+
+    def check(self, prompts: Sequence[str | Chat], names: Sequence[str]) -> None:
+        """Refuse prompts that do not fit into the model's context under every policy."""
+        reserved = self.settings.max_tokens + self.policies.prefix_tokens
+        for prompt, name in zip(prompts, names, strict=True):
+            # Adapters read the prompt as it is; tags of preferences make it longer.
+            read = {id(p): p for p in (self.policies.prompt(prompt, w) for w in self.weights)}
+            for text in read.values():
+                prompt_ids(self.model, text, reserved, name)
 
     def answer(
         self, requests: Sequence[UserRequest], rule: ServingRule, key: jax.Array

@@ -1,0 +1,191 @@
+"""What personal answers are made from: models, files and folders, checked against the users."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from jaxalign import moc
+from jaxalign.data.tables import read_rows
+from jaxalign.errors import InputError
+from jaxalign.experiments.moc._evaluate import policy_folder
+from jaxalign.moc.value_table import ValueTable
+from jaxalign.models.chat import Chat
+from jaxalign.models.language import LanguageModel, load_language_model
+from jaxalign.models.sampling import Sampling
+from jaxalign.mrm import UserModel
+from jaxalign.mrm.serving import encode_texts
+from jaxalign.personalize import serve
+from jaxalign.personalize.strategies import (
+    BestOfAnswers,
+    Draws,
+    KnownAnswers,
+    LargestGain,
+    ModelDraws,
+    PlainAnswers,
+    Strategy,
+    conditioned_strategy,
+    member_strategy,
+)
+from jaxalign.personalize.strategies.best_of import Read
+from jaxalign.personalize.utility import Utility
+from jaxalign.rewards.registry import registered_rewards, rule_rewards
+from jaxalign.rewards.reward_model import load_reward_model, score
+from jaxalign.rewards.vector import TextReward, compute_rewards, concatenate_rewards
+
+StrategyName = Literal["auto", "best_of", "member", "conditioned", "plain"]
+_NEEDED = {"best_of": "--model or --candidates", "member": "--portfolio", "conditioned": "--policy"}
+
+
+@dataclass(frozen=True)
+class AnswerSources:
+    """What answers are made from; at least one of the first four is given.
+
+    Attributes:
+        model: language model whose draws `best_of` chooses among.
+        candidates: file of answers that `best_of` chooses among instead: `prompt` and `answer`.
+        portfolio: folder of `jaxalign palm build` over policies.
+        policy: folder of `jaxalign moc train`, judged by `jaxalign moc evaluate`.
+        reward_models: folders of the reward models that the users' named rewards come from, where
+            they are not registered ones.
+        samples: answers that are drawn from the model for each prompt.
+        settings: how tokens are sampled.
+        dtype: of weights and compute.
+        batch_size: the most prompts at once.
+    """
+
+    model: str | None = None
+    candidates: str | None = None
+    portfolio: str | None = None
+    policy: str | None = None
+    reward_models: tuple[str, ...] = ()
+    samples: int = 8
+    settings: Sampling = field(default_factory=Sampling)
+    dtype: str = "float32"
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise InputError(f"samples: found {self.samples}, expected at least 1; correct it.")
+        if self.model and self.candidates:
+            raise InputError(
+                "--model and --candidates are both given; expected one of them, since each brings "
+                "the answers to choose from: leave one out."
+            )
+        if self.model and self.samples > 1 and self.settings.temperature == 0:
+            raise InputError(
+                f"--temperature is 0 and --samples {self.samples}, so that all answers would be "
+                "the same; expected a temperature above 0: raise it, or draw one sample."
+            )
+
+
+def load_strategy(name: StrategyName, sources: AnswerSources, model: UserModel) -> Strategy:
+    """Load what a strategy needs, and refuse what does not fit the users.
+
+    Args:
+        name: "auto" is the one of the largest expected gain among those whose sources are given.
+        sources: what answers are made from.
+        model: of the users.
+
+    Raises:
+        InputError: a source that is missing, or of other rewards or another scale than the users.
+    """
+    loaded: dict[str, LanguageModel] = {}
+    drawn = sources.model or sources.candidates
+    given = {"best_of": drawn, "member": sources.portfolio, "conditioned": sources.policy}
+    wanted = [key for key, source in given.items() if source and name in ("auto", key)]
+    if name == "plain" and drawn:
+        return PlainAnswers(_draws(replace(sources, samples=1), loaded))
+    if not wanted:
+        needed = _NEEDED.get(name, "--model, --candidates, --portfolio or --policy")
+        raise InputError(f"--strategy {name} found nothing to answer with: add {needed}.")
+    strategies: list[Strategy] = []
+    if "best_of" in wanted:
+        read = _reader(model, sources.reward_models)
+        strategies.append(BestOfAnswers(_draws(sources, loaded), read))
+    if "member" in wanted and sources.portfolio:
+        strategies.append(_member(sources, Path(sources.portfolio), model, loaded))
+    if "conditioned" in wanted and sources.policy:
+        strategies.append(_conditioned(sources, Path(sources.policy), model))
+    return strategies[0] if len(strategies) == 1 else LargestGain(tuple(strategies))
+
+
+def _language_model(name: str, dtype: str, loaded: dict[str, LanguageModel]) -> LanguageModel:
+    if name not in loaded:
+        loaded[name] = load_language_model(name, dtype)
+    return loaded[name]
+
+
+def _draws(sources: AnswerSources, loaded: dict[str, LanguageModel]) -> Draws:
+    if sources.candidates is None:
+        model = _language_model(str(sources.model), sources.dtype, loaded)
+        return ModelDraws(model, sources.settings, sources.samples, sources.batch_size)
+    answers: dict[str, list[str]] = {}
+    for row in read_rows(Path(sources.candidates)):
+        answers.setdefault(row.conversation("prompt", "user"), []).append(row.answer())
+    return KnownAnswers(sources.candidates, answers)
+
+
+def _reader(model: UserModel, reward_models: Sequence[str]) -> Read:
+    """Base rewards of answers, as the users' weights are on."""
+    scale = model.projection.scale
+    if scale is None:
+        return lambda prompts, answers: model.base(encode_texts(model, answers))
+    reward = _named_rewards(scale.names, reward_models)
+    order = [reward.names.index(name) for name in scale.names]
+
+    def read(prompts: Sequence[str | Chat], answers: Sequence[str]) -> np.ndarray:
+        texts = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
+        return model.base(compute_rewards(reward, texts, list(answers))[:, order])
+
+    return read
+
+
+def _named_rewards(names: Sequence[str], reward_models: Sequence[str]) -> TextReward:
+    """The rewards of some names, from reward models, else from the registered ones."""
+    models = [load_reward_model(folder) for folder in reward_models]
+    parts = [TextReward(model.labels, partial(score, model), model.sha256) for model in models]
+    found = [name for part in parts for name in part.names]
+    missing = [name for name in names if name not in found]
+    unknown = [name for name in missing if name not in registered_rewards()]
+    if unknown:
+        raise InputError(
+            f"the users' weights are on the rewards {', '.join(names)}; found nothing that "
+            f"computes {', '.join(unknown)} of a new answer: add --reward-model with the reward "
+            "model that scored the answers that the run was trained on."
+        )
+    return concatenate_rewards(*parts, *([rule_rewards(missing)] if missing else []))
+
+
+def _population(model: UserModel, folder: Path, names: Sequence[str]) -> Utility:
+    """The population's utility on named rewards."""
+    if model.reward_ids is None:
+        raise InputError(
+            f"the users' weights are on learned features, and {folder} is on the rewards "
+            f"{', '.join(names)}; expected weights on these: train the user model on their scores "
+            f"(`jaxalign mrm train --features.path SCORES --features.scale {folder}`)."
+        )
+    mean, cov = model.population()
+    return Utility(mean, np.zeros((len(mean),) * 2) if cov is None else cov, model.reward_ids)
+
+
+def _member(
+    sources: AnswerSources, folder: Path, model: UserModel, loaded: dict[str, LanguageModel]
+) -> Strategy:
+    about = serve.about_policies(folder)
+    base = _language_model(about.base, sources.dtype, loaded)
+    serving = serve.load(folder, base)
+    names = serving.portfolio.scale.names if serving.portfolio.scale else ()
+    population = _population(model, folder, names)
+    return member_strategy(serving, population, sources.settings, sources.batch_size)
+
+
+def _conditioned(sources: AnswerSources, folder: Path, model: UserModel) -> Strategy:
+    place = policy_folder(folder)
+    table = ValueTable.load(place)
+    population = _population(model, folder, table.names)
+    policy = moc.load(place, dtype=sources.dtype)
+    return conditioned_strategy(policy, table, population, sources.settings, sources.batch_size)
