@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from jaxalign import moc
+from jaxalign.data import Conversation
 from jaxalign.data.tables import read_rows
 from jaxalign.errors import InputError
 from jaxalign.experiments.moc._evaluate import policy_folder
@@ -133,7 +134,7 @@ def _reader(model: UserModel, reward_models: Sequence[str]) -> Read:
     """Base rewards of answers, as the users' weights are on."""
     scale = model.projection.scale
     if scale is None:
-        return lambda prompts, answers: model.base(encode_texts(model, answers))
+        return partial(_read_texts, model)
     reward = _named_rewards(scale.names, reward_models)
     order = [reward.names.index(name) for name in scale.names]
 
@@ -142,6 +143,22 @@ def _reader(model: UserModel, reward_models: Sequence[str]) -> Read:
         return model.base(compute_rewards(reward, texts, list(answers))[:, order])
 
     return read
+
+
+def _read_texts(
+    model: UserModel, prompts: Sequence[str | Chat], answers: Sequence[str]
+) -> np.ndarray:
+    """Base rewards of answers, which the encoder reads as it read those of the choices."""
+    texts: Sequence[str] = answers
+    if model.with_prompts:
+        turns = [(prompt,) if isinstance(prompt, str) else _turns(prompt) for prompt in prompts]
+        pairs = zip(turns, answers, strict=True)
+        texts = [Conversation((*before, answer)) for before, answer in pairs]
+    return model.base(encode_texts(model, texts, keep=False))
+
+
+def _turns(chat: Chat) -> tuple[str, ...]:
+    return tuple(turn["content"] for turn in chat if turn["role"] != "system")
 
 
 def _named_rewards(names: Sequence[str], reward_models: Sequence[str]) -> TextReward:

@@ -115,6 +115,7 @@ def best_of(
     user: str | None,
     candidates: Sequence[str],
     features: np.ndarray | None = None,
+    prompt: str | None = None,
     k: float = 0.0,
     least_probability: float = 0.0,
 ) -> BestOf:
@@ -128,6 +129,8 @@ def best_of(
         user: whose taste; None for the population's.
         candidates: N answers to one prompt, the plain one first.
         features: [N, E] of the candidates, for a model that cannot read text.
+        prompt: that the candidates are answers to, where the model was trained on choices with
+            prompts.
         k: as in `best_option`.
         least_probability: as in `best_option`.
 
@@ -155,7 +158,7 @@ def best_of(
         raise InputError("candidates: found none, expected one answer or more.")
     require(model.method, "weights", "a personal answer")
     state = None if user is None else user_state(model, user)
-    values = encode_answers(model, candidates) if features is None else features
+    values = encode_answers(model, candidates, prompt) if features is None else features
     gains = expected_gains(*weights_of(model, state), model.base(values))
     position = best_option(gains, k, least_probability)
     return BestOf(position, candidates[position], gains)

@@ -47,6 +47,7 @@ class AboutUserModel:
         features: how texts become features.
         encoder_sha256: digest of the encoder's weights, empty for given features.
         scale: of the named base rewards, null for learned features.
+        with_prompts: whether the items of the choices were answers with their prompts.
     """
 
     method: str
@@ -55,6 +56,7 @@ class AboutUserModel:
     features: FeatureConfig
     encoder_sha256: str
     scale: dict[str, list[str] | list[float]] | None
+    with_prompts: bool
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class UserModel:
         encoder_sha256: digest of the encoder's weights, empty for given features.
         digest: of the model's file, empty for a model that has not been saved.
         users: adapted users, if any, read one by one.
+        with_prompts: whether it was trained on answers with their prompts, which the encoder then
+            reads too.
 
     Example:
         >>> import numpy as np
@@ -93,6 +97,7 @@ class UserModel:
     encoder_sha256: str = ""
     digest: str = ""
     users: UserStore | None = None
+    with_prompts: bool = False
 
     @property
     def reward_ids(self) -> RewardIds | None:
@@ -207,6 +212,7 @@ def save(path: str | Path, model: UserModel) -> str:
         model.features,
         model.encoder_sha256,
         None if scale is None else scale.to_json(),
+        model.with_prompts,
     )
     arrays: Fitted = {
         "fitted": fitted,
@@ -259,6 +265,7 @@ def load(path: str | Path, with_users: bool = True) -> UserModel:
         projection=Projection(arrays["projection/matrix"], arrays["projection/mean"], scale),
         features=about.features,
         encoder_sha256=about.encoder_sha256,
+        with_prompts=about.with_prompts,
         digest=stored.digest,
     )
     adapted = folder / USERS_FILE

@@ -89,7 +89,7 @@ def run(
     new_users = _new_users(data, config, cuts, stage, folder, say)
     folds = judge_new_items(data, config, new_users.fits, stage)
     report = assemble(config, data, new_users, folds)
-    save(out, _chosen_model(config, encoded, projection, new_users))
+    save(out, _chosen_model(config, data, encoded, projection, new_users))
     write_pages(out, report, new_users)
     folder.finish(report)
     return report
@@ -206,7 +206,11 @@ def _first(users: SupportQueryData, shots: int) -> SupportQueryData:
 
 
 def _chosen_model(
-    config: MRMRunConfig, encoded: Encoded, projection: Projection, new_users: NewUsers
+    config: MRMRunConfig,
+    data: ExperimentData,
+    encoded: Encoded,
+    projection: Projection,
+    new_users: NewUsers,
 ) -> UserModel:
     """The model to save: the first fit of the chosen method."""
     fit, one = new_users.fits[new_users.selected], new_users.fits["bt"]
@@ -217,4 +221,5 @@ def _chosen_model(
     return UserModel(
         fit.method, fit.fitted[0], fit.candidates[0], baseline, projection,
         config.features, encoded.encoder_sha256,
+        with_prompts=bool((data.choices.prompt >= 0).any()),
     )  # fmt: skip
