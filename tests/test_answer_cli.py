@@ -1,6 +1,7 @@
 """`jaxalign answer`: the best of given or drawn answers for a user, with its reasons."""
 
 import json
+from dataclasses import replace
 
 import answer_world
 import numpy as np
@@ -8,6 +9,9 @@ import pytest
 from answer_world import NAMES, TEXTS, USERS
 from cli_calls import call, refused, write_rows
 
+from jaxalign import mrm
+from jaxalign.experiments import answer_sources
+from jaxalign.mrm.reduce import identity
 from jaxalign.rewards import rule_rewards
 
 PROMPT = "How was your day?"
@@ -116,3 +120,19 @@ def test_an_interrupted_file_goes_on_to_the_same_bytes_or_is_refused(world, tmp_
     resumed = answer(world, *options, "--out", again, "--resume", prompt=None)
     assert resumed.code == 0, resumed.err
     assert again.read_bytes() == whole
+
+
+def test_an_encoder_reads_prompts_where_the_choices_had_them(monkeypatch):
+    """As the items of the choices were encoded: with their prompts, or without any."""
+    read = []
+    monkeypatch.setattr(
+        answer_sources, "encode_texts", lambda model, texts, keep: read.extend(texts) or np.eye(2)
+    )
+    fitted = {"mean": np.zeros((1, 2)), "cov": np.eye(2)[None], "step": np.ones(1, int)}
+    plain = mrm.UserModel(
+        mrm.make_method("bayes"), fitted, {"em": 0, "adapt": True}, np.zeros(2), identity(2)
+    )
+    chat = ({"role": "user", "content": "q"},)
+    for model in (plain, replace(plain, with_prompts=True)):
+        answer_sources._reader(model, ())(["p", chat], ["a", "b"])
+    assert read == ["a", "b", "p\n\na", "q\n\nb"]

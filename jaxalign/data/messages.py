@@ -64,6 +64,11 @@ def as_text(messages: Sequence[Message], role: str) -> str:
     return Conversation(turns, roles)
 
 
+def as_item(prompt: str | Sequence[Message]) -> str:
+    """Return a prompt by the text that it has where answers and features are looked up."""
+    return prompt if isinstance(prompt, str) else as_text(prompt, "user")
+
+
 def check_messages(value: object, name: str, where: str) -> tuple[Message, ...]:
     """Return a conversation.
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxalign import moc
 from jaxalign.data import Conversation
+from jaxalign.data.messages import as_item
 from jaxalign.data.tables import read_rows
 from jaxalign.errors import InputError
 from jaxalign.experiments.moc._evaluate import policy_folder
@@ -139,7 +140,7 @@ def _reader(model: UserModel, reward_models: Sequence[str]) -> Read:
     order = [reward.names.index(name) for name in scale.names]
 
     def read(prompts: Sequence[str | Chat], answers: Sequence[str]) -> np.ndarray:
-        texts = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
+        texts = list(map(as_item, prompts))
         return model.base(compute_rewards(reward, texts, list(answers))[:, order])
 
     return read
@@ -151,14 +152,9 @@ def _read_texts(
     """Base rewards of answers, which the encoder reads as it read those of the choices."""
     texts: Sequence[str] = answers
     if model.with_prompts:
-        turns = [(prompt,) if isinstance(prompt, str) else _turns(prompt) for prompt in prompts]
-        pairs = zip(turns, answers, strict=True)
-        texts = [Conversation((*before, answer)) for before, answer in pairs]
+        pairs = zip(map(as_item, prompts), answers, strict=True)
+        texts = [Conversation(pair) for pair in pairs]
     return model.base(encode_texts(model, texts, keep=False))
-
-
-def _turns(chat: Chat) -> tuple[str, ...]:
-    return tuple(turn["content"] for turn in chat if turn["role"] != "system")
 
 
 def _named_rewards(names: Sequence[str], reward_models: Sequence[str]) -> TextReward:
