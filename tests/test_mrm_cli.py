@@ -116,6 +116,18 @@ def test_adapt_keeps_every_user(world):
     assert f"{USERS} users, held-out accuracy {np.nanmean(accuracy):.3f}" in world.adapted.out
 
 
+def test_bad_rows_are_dropped_and_said_and_users_may_be_numbers(world, tmp_path):
+    rows = [{**row, "user": 7} for row in world.rows[:4]]
+    path = write_rows(tmp_path / "c.jsonl", [*rows[:2], {**rows[0], "chosen": None}, *rows[2:]])
+    command = ["mrm", "adapt", "--model", world.run, "--features", world.table, "--data", path]
+    command += ["--out", tmp_path / "u.sqlite"]
+    refused(call(*command), f"{path}, line 3: `chosen` is missing")
+    result = call(*command, "--on-bad-row", "drop")
+    assert result.code == 0, result.err
+    assert "1 of 5 rows dropped: `chosen` is missing (1, first: " in result.err
+    assert [*mrm.open_users(tmp_path / "u.sqlite").names()] == ["7"]
+
+
 def test_choices_that_come_in_two_files_give_the_users_of_all_of_them(world, tmp_path):
     """Each user's rows are halved; some users are in one half only."""
     parts = [[row for n, row in enumerate(world.rows) if n % 2 == k] for k in (0, 1)]

@@ -21,14 +21,32 @@ def write(path, rows):
     return str(path)
 
 
+def said(*turns):
+    return [{"role": role, "content": content} for role, content in turns]
+
+
 def test_a_reward_model_is_trained_and_scores(model, tmp_path, capsys):
-    rows = [
-        {"user": f"u{row}", "prompt": f"say {row}", "chosen": "yes", "rejected": "no"}
-        for row in range(8)
-    ]
+    """On rows without users, half of them conversations, and one that cannot be used."""
+    rows = [{"prompt": f"say {row}", "chosen": "yes", "rejected": "no"} for row in range(4)]
+    for row in range(4, 8):
+        asked = ("user", f"say {row}")
+        answers = {
+            "chosen": said(asked, ("assistant", "yes")),
+            "rejected": said(asked, ("assistant", "no")),
+        }
+        rows.append(answers)
+    rows.insert(2, {"prompt": "say", "chosen": "yes", "rejected": None})
     data, out = write(tmp_path / "choices.jsonl", rows), tmp_path / "run"
     train = ["reward", "train", "--model", model, "--data", data, "--out", str(out), *FEW]
+    assert main(train) == 2
+    assert "line 3: `rejected` is missing" in capsys.readouterr().err
+    train += ["--on_bad_row", "drop"]
     assert main(train) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["choices"] + report["held_out_choices"] == 8
+    assert report["notes"] == [
+        f"1 of 9 rows dropped: `rejected` is missing (1, first: {data}, line 3)"
+    ]
     assert main(train) == 2
     assert "--resume" in capsys.readouterr().err
     answers = write(tmp_path / "answers.jsonl", [{"prompt": "say 1", "answer": "yes"}])
@@ -37,6 +55,10 @@ def test_a_reward_model_is_trained_and_scores(model, tmp_path, capsys):
     assert main([*score, "--out", str(scores)]) == 0
     (row,) = (json.loads(line) for line in scores.read_text().splitlines())
     assert isinstance(row["rewards"]["reward"], float)
+    talk = {"prompt": said(("user", "say 1")), "completion": said(("assistant", "yes"))}
+    again = ["--data", write(tmp_path / "talk.jsonl", [talk]), "--out", str(tmp_path / "t.jsonl")]
+    assert main([*score[:4], *again]) == 0
+    assert json.loads((tmp_path / "t.jsonl").read_text())["rewards"] == row["rewards"]
     by_name = ["reward", "score", "--rewards", "brevity,structure", "--data", answers]
     assert main([*by_name, "--out", str(scores)]) == 0
     (row,) = (json.loads(line) for line in scores.read_text().splitlines())

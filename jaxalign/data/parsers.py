@@ -22,7 +22,7 @@ BytesFile: TypeAlias = BufferedReader | gzip.GzipFile
 Parsed = tuple[int, Values | RowError]
 """The number of a row, from 1, and its values or what is wrong with it."""
 
-_BLOCK = 2**20  # bytes of a JSON array read at a time
+_BLOCK = 2**18  # bytes of a JSON array read at a time
 _PEEK = 256  # bytes in which the first bracket stands
 _PARQUET_ROWS = 4096
 _NEXT = re.compile(r"[^\s,]")

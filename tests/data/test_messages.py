@@ -111,6 +111,8 @@ def test_prompts_of_every_form_are_the_same_prompts(tmp_path):
     ):
         (found,) = load_prompts(write(tmp_path / f"{number}.jsonl", [row])).prompts
         assert [*found] == talk
+    pair = {"chosen": [*talk, *said("x", "b")[1:]], "rejected": [*talk, *said("x", "c")[1:]]}
+    assert [*load_prompts(write(tmp_path / "c.jsonl", [pair])).prompts[0]] == talk
     assert load_prompts(write(tmp_path / "p.jsonl", [{"prompt": said("q")}])).prompts == (
         ({"role": "user", "content": "q"},),
     )
