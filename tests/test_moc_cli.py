@@ -77,9 +77,9 @@ def world(tmp_path_factory):
     return made
 
 
-def train(world, out, *more):
+def train(world, out, *more, model=None):
     return call(
-        "moc", "train", "--config", world.root / "config.yaml", "--model", world.model,
+        "moc", "train", "--config", world.root / "config.yaml", "--model", model or world.model,
         "--data", world.root / "prompts.txt", "--out", out, *more,
     )  # fmt: skip
 
@@ -171,9 +171,10 @@ def test_an_interrupted_run_goes_on_to_the_same_policy(world, tmp_path):
     assert "estimating the scale" not in result.err  # the scale is kept
 
 
-def test_another_run_is_refused(world):
+def test_another_run_is_refused(world, tmp_path):
     before = sorted(path.name for path in world.run.iterdir())
-    refused(train(world, world.run, "--moc.seed", 1, "--resume"), "another run")
+    result = train(world, world.run, "--moc.seed", 1, "--resume", model=tmp_path / "no model")
+    refused(result, "another run (moc.seed was 0, now it is 1)")  # before anything is loaded
     refused(train(world, world.run), "a finished run")
     assert sorted(path.name for path in world.run.iterdir()) == before
 

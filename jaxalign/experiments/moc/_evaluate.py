@@ -34,8 +34,9 @@ from jaxalign.models.language import LanguageModel
 from jaxalign.progress import Progress
 from jaxalign.recognise import instead
 from jaxalign.rewards.spec import build_rewards
-from jaxalign.runs.run_dir import Identity, finished_report, open_run_dir
+from jaxalign.runs.run_dir import Identity, check_run_dir, finished_report, open_run_dir
 
+KIND = "moc evaluate"
 Floats = NDArray[np.float32]
 
 
@@ -155,7 +156,8 @@ def evaluate(
         InputError: a folder that is no run, runs that do not fit each other, no prompts, or a
             reward that fails.
     """
-    out, progress = Path(out), Progress(show)
+    out, progress = Path(out).expanduser(), Progress(show)
+    check_run_dir(out, KIND, config, resume)
     first = load_run(folder)
     if first.weight is not None or first.policy.scale is None:
         raise InputError(
@@ -178,7 +180,7 @@ def evaluate(
         "rewards": rewards.id,
         "prompts": repr(prompts),
     }
-    run = open_run_dir(out, "moc evaluate", config, identity, resume)
+    run = open_run_dir(out, KIND, config, identity, resume)
     (out / "evaluations").mkdir(exist_ok=True)
     found = []
     for one in judged:

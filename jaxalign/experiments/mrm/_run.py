@@ -24,14 +24,14 @@ from jaxalign.experiments.mrm.folds import judge_new_items, usable_folds
 from jaxalign.experiments.mrm.report import write_pages
 from jaxalign.experiments.mrm.statistics import NewUsers, Report, assemble, selected_method
 from jaxalign.files import write_json
-from jaxalign.mrm.model import UserModel, save
+from jaxalign.mrm.model import RUN_KIND, UserModel, save
 from jaxalign.mrm.reduce import Projection, identity
 from jaxalign.mrm.registry import Fitted, require
 from jaxalign.mrm.support_query import SupportQueryData, cut_episodes, support_query
 from jaxalign.progress import Progress
 from jaxalign.rewards.reward_scale import SCALE_FILE
 from jaxalign.runs import RunDir
-from jaxalign.runs.run_dir import refuse_foreign
+from jaxalign.runs.run_dir import check_run_dir
 
 
 def run(
@@ -55,12 +55,12 @@ def run(
     """
     _check_selected(config)
     out, say = Path(out).expanduser(), Progress(show).say
+    check_run_dir(out, RUN_KIND, config, resume)
     opened, given = open_source(config, source)
     choices = opened.choices
     split = split_users(
         choices.users, config.split.seed, config.split.unseen_share, config.split.validation_share
     )
-    refuse_foreign(out)
     for note in choices.notes:
         say(note)
     say(f"{len(choices):,} choices of {len(choices.users):,} users, {len(choices.items):,} items")

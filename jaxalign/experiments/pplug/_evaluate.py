@@ -43,9 +43,9 @@ from jaxalign.pplug.retrieval import Places, Retriever, build_questions, retriev
 from jaxalign.pplug.rows import format_prompts
 from jaxalign.pplug.store import HistoryStore, history_store
 from jaxalign.progress import Progress
-from jaxalign.runs.run_dir import Identity, open_run_dir
+from jaxalign.runs.run_dir import Identity, check_run_dir, open_run_dir
 
-UNTRAINED = "zero-shot"
+KIND, UNTRAINED = "pplug evaluate", "zero-shot"
 PREDICTIONS, LOSSES, PAGE = "predictions", "losses", "report.md"
 
 
@@ -114,9 +114,10 @@ def evaluate(
         InputError: The folder holds no run, data or models are not those of the run, or an option
             has no effect here.
     """
-    out, progress = Path(out), Progress(show)
+    out, progress = Path(out).expanduser(), Progress(show)
     trained = load_run(folder)
     config = _config(trained, options)
+    check_run_dir(out, KIND, config.evaluate, resume)
     samples = _samples(trained, config, data)
     known = [one.output is not None for one in samples.samples]
     if any(known):
@@ -129,7 +130,7 @@ def evaluate(
         "model": model.sha256,
         "encoder": encoder.identity,
     }
-    run = open_run_dir(out, "pplug evaluate", config.evaluate, identity, resume)
+    run = open_run_dir(out, KIND, config.evaluate, identity, resume)
     progress.say(f"{len(samples):,} samples of {len(set(samples.users)):,} users")
     with history_store(store or trained.store, encoder) as opened:
         evaluator = _Evaluator(trained, config, model, encoder, opened, samples, out, show)
