@@ -111,7 +111,9 @@ def number_column(
         RowError: a value is missing, NaN, infinite or no number.
     """
     array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-    if isinstance(array, pa.Array) and is_numeric(array, origin):
+    if isinstance(array, pa.Array) and (
+        pa.types.is_floating(array.type) or pa.types.is_integer(array.type)
+    ):
         found = np.asarray(array.cast(pa.float64()).to_numpy(zero_copy_only=False))
     elif isinstance(array, np.ndarray) and array.dtype.kind in "iuf":
         found = array.astype(np.float64)
@@ -124,22 +126,6 @@ def number_column(
         row = int(np.argmax(bad))
         check_number(as_list(array[row : row + 1])[0], name, origin.at(row), typed=origin.typed)
     return found
-
-
-def is_numeric(values: Column, origin: Origin) -> bool:
-    """Return whether every value that is there is a number, and at least one is."""
-    if isinstance(values, pa.ChunkedArray | pa.Array) and not pa.types.is_null(values.type):
-        kind = values.type
-        if pa.types.is_floating(kind) or pa.types.is_integer(kind):
-            return True
-    there = [value for value in as_list(values) if value is not None]
-    return bool(there) and all(_is_number(value, origin.typed) for value in there)
-
-
-def _is_number(value: object, typed: bool) -> bool:
-    if typed:
-        return isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    return not np.isnan(as_number(value, typed))
 
 
 def as_list(values: Column) -> list[object]:

@@ -216,6 +216,9 @@ def test_weights_off_the_simplex(world, tmp_path):
     off = users_of(tmp_path / "off.parquet", [0.2, 0.3, 0.5], [2, 1, 1])
     refused(call(*route, "--users", off), "off.parquet, row 2", "--normalise")
     assert call(*route, "--users", off, "--normalise").code == 0
+    rows = [dict(zip(NAMES, row, strict=True)) for row in ([0.2, 0.3, 0.5], [2, 1, 1])]
+    (tmp_path / "off.jsonl").write_text("\n\n".join(map(json.dumps, rows)))
+    refused(call(*route, "--users", tmp_path / "off.jsonl"), "off.jsonl, line 3")
     even = users_of(tmp_path / "even.parquet", [0.2, 0.3, 0.5], [0.5, 0.25, 0.25])
     once = pq.read_table(tmp_path / "r.parquet")
     assert call(*route, "--users", even).code == 0
