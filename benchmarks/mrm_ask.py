@@ -22,8 +22,6 @@ from benchmarks import harness
 PARTS = ("curves", "cost")
 WAYS = ("chosen", "random")
 SHOWN = (0, 5, 10, 20, 40)
-SPREADS = (1.0, 2.0, 3.0, 5.0)
-"""Factors on the prior's covariance, chosen on validation users after ten random choices."""
 QUERY = 40
 COST_SIZES = (5, 128)
 CALLS = 500
@@ -39,7 +37,6 @@ class People(NamedTuple):
         pool: [U, M] pairs they can be asked, as they would answer; weight 0 in padding.
         query: [U, Q] pairs they are judged on.
         accuracy: probabilities [U, Q] of the chosen answer -> accuracy [U].
-        spread: factor on the covariance.
     """
 
     prior: Any
@@ -47,7 +44,6 @@ class People(NamedTuple):
     pool: Any
     query: Any
     accuracy: Callable[[np.ndarray], np.ndarray]
-    spread: float
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,15 +84,13 @@ def _curves(result: dict[str, Any], arguments: argparse.Namespace) -> None:
     result |= {"machine": harness.machine(), "settings": settings}
     for name, makes in _worlds(arguments).items():
         figures: dict[str, list[np.ndarray]] = {way: [] for way in WAYS}
-        spreads = []
         for seed, make in makes:
             console.print(f"{name}, seed {seed} ...", highlight=False)
             people = make()
-            spreads.append(people.spread)
             for way in WAYS:
                 figures[way].append(_curve(people, way, arguments.choices, seed))
         curves = {way: np.concatenate(parts, axis=1) for way, parts in figures.items()}
-        row = {**_row(name, curves), "spread": spreads, "seconds": time.perf_counter() - start}
+        row = {**_row(name, curves), "seconds": time.perf_counter() - start}
         result["rows"] = [r for r in result["rows"] if r["name"] != name] + [row]
         start = time.perf_counter()
         harness.write(arguments.out, result, _table(result))
@@ -138,12 +132,7 @@ def _demo(population: str, kind: str, seed: int, arguments: argparse.Namespace) 
     rng = np.random.default_rng([seed, 4])
     pool, count = answers.pairs(plan.known), arguments.pairs
     asked = choose(people, plan.test, answers.traits, pool, count, rng)
-    prior, spread = _prior(
-        features,
-        _pairs(world.fitted.chosen, world.fitted.rejected),
-        _pairs(world.support["validation"].chosen, world.support["validation"].rejected),
-        _pairs(world.query["validation"].chosen, world.query["validation"].rejected),
-    )
+    prior = _prior(features, _pairs(world.fitted.chosen, world.fitted.rejected))
     judged = world.query["test"]
     return People(
         prior,
@@ -151,7 +140,6 @@ def _demo(population: str, kind: str, seed: int, arguments: argparse.Namespace) 
         _pairs(asked.chosen, asked.rejected),
         _pairs(judged.chosen, judged.rejected),
         lambda probability: study.expected_accuracy(probability, judged),
-        spread,
     )
 
 
@@ -178,10 +166,9 @@ def _jester(seed: int, arguments: argparse.Namespace) -> People:
         return pad_pairs(choices, parts.support), pad_pairs(choices, parts.query)
 
     training = [first_of_each_half(rows) for rows in rows_by_user(choices, split.train)]
-    support, query = cut(split.validation)
-    prior, spread = _prior(features, pad_pairs(choices, training), support, query)
+    prior = _prior(features, pad_pairs(choices, training))
     users = split.test[: arguments.jester_users or None]
-    return People(prior, features, *cut(users), _accuracy, spread)
+    return People(prior, features, *cut(users), _accuracy)
 
 
 def _pairs(chosen: np.ndarray, rejected: np.ndarray) -> Any:
@@ -196,29 +183,13 @@ def _accuracy(probability: np.ndarray) -> np.ndarray:
     return np.where(probability == 0.5, 0.5, probability > 0.5).mean(axis=1)
 
 
-def _prior(features: np.ndarray, training: Any, support: Any, query: Any) -> tuple[Any, float]:
-    """Fitted on training users; its spread by validation users' loss after ten choices."""
-    import jax
+def _prior(features: np.ndarray, training: Any) -> Any:
     import jax.numpy as jnp
 
     from jaxalign import mrm
-    from jaxalign.train.blas import one_blas_thread
 
-    def differences(pairs: Any) -> jax.Array:
-        return jnp.asarray(features[pairs.chosen] - features[pairs.rejected])
-
-    fitted = mrm.fit_prior(differences(training), training.weight, mrm.BayesConfig(em_steps=24))
-    ten = support._replace(**{name: getattr(support, name)[:, :10] for name in support._fields})
-    given = (differences(ten), jnp.asarray(ten.weight), differences(query))
-    predict = jax.jit(mrm.predict)
-
-    @one_blas_thread
-    def loss(factor: float) -> float:
-        found = predict(fitted._replace(cov=jnp.float32(factor) * fitted.cov), *given)
-        return float(-np.log(np.clip(np.asarray(found), 1e-12, 1)).mean())
-
-    best = min(SPREADS, key=loss)
-    return fitted._replace(cov=jnp.float32(best) * fitted.cov), best
+    d = jnp.asarray(features[training.chosen] - features[training.rejected])
+    return mrm.fit_prior(d, training.weight)
 
 
 # Asking ---------------------------------------------------------------------------------------
@@ -266,7 +237,7 @@ def _asked(prior: Any, start: Any, features: Any, users: tuple, choices: int, ch
     import jax.numpy as jnp
 
     from jaxalign import mrm
-    from jaxalign.mrm.ask import updated_belief
+    from jaxalign.mrm.belief import updated_belief
 
     def one_user(inputs: tuple) -> jax.Array:
         pool, query, lot = inputs
@@ -277,13 +248,13 @@ def _asked(prior: Any, start: Any, features: Any, users: tuple, choices: int, ch
             belief, done = carry
             number = jnp.argmax(jnp.where(done, -1, lot))
             if chosen:
-                number = mrm.next_pair(belief.mean, belief.cov, pairs, done)
+                number = mrm.next_pair(*mrm.belief_moments(prior, belief), pairs, done)
             weight = (~done[number]).astype(pairs.dtype)
             belief = updated_belief(prior, belief, pairs[number], weight)
             return (belief, done.at[number].set(True)), predicted(belief)
 
         def predicted(belief: mrm.Belief) -> jax.Array:
-            return mrm.choice_probability(belief.mean, belief.cov, judged)
+            return mrm.choice_probability(*mrm.belief_moments(prior, belief), judged)
 
         after: jax.Array
         _, after = jax.lax.scan(step, (start, pool.weight == 0), None, length=choices)
@@ -316,14 +287,12 @@ def _cost() -> list[dict[str, Any]]:
             belief = mrm.update_belief(prior, belief, difference)
         told, pairs = jnp.asarray(draws[:21])[None], jnp.asarray(draws[64:])
         mask, question = jnp.ones((1, 21)), jax.jit(mrm.next_pair)
-        refit = jax.jit(mrm.posterior)
+        refit, moments = jax.jit(mrm.posterior), mrm.belief_moments(prior, belief)
 
         sides: dict[str, Callable[[], Any]] = {
             "one more choice": functools.partial(_one_more, prior, belief, draws[21:64], [0]),
             "all 21 choices anew": functools.partial(_waited, refit, prior, told, mask),
-            "next of 1,000 pairs": functools.partial(
-                _waited, question, belief.mean, belief.cov, pairs
-            ),
+            "next of 1,000 pairs": functools.partial(_waited, question, *moments, pairs),
         }
         for call in sides.values():
             call()  # compiles

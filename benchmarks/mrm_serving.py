@@ -114,12 +114,11 @@ def _model(projection: Any, features: Any) -> Any:
     from jaxalign import mrm
 
     fitted = {
-        "mean": np.zeros((1, WIDTH), np.float32),
-        "cov": np.eye(WIDTH, dtype=np.float32)[None],
-        "step": np.ones(1, int),
+        "mean": np.zeros(WIDTH, np.float32),
+        "cov": np.eye(WIDTH, dtype=np.float32),
     }
     method = mrm.make_method("bayes")
-    candidate = {"em": 0, "adapt": True}
+    candidate = {"strength": 1.0, "temperature": 1.0, "adapt": True}
     baseline = np.zeros(projection.matrix.shape[0])
     return mrm.UserModel(method, fitted, candidate, baseline, projection, features)
 

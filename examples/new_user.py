@@ -15,9 +15,11 @@ print("population mean:    ", np.round(np.asarray(prior.mean), 2))
 
 belief, seen = mrm.init_belief(prior), np.zeros(60, bool)
 for _ in range(10):
-    row = int(mrm.next_pair(belief.mean, belief.cov, pairs[200], seen))  # the most informative
+    mean, cov = mrm.belief_moments(prior, belief)
+    row = int(mrm.next_pair(mean, cov, pairs[200], seen))  # the most informative
     belief = mrm.update_belief(prior, belief, signed[200, row])
     seen[row] = True
-spread = np.sqrt(np.diag(belief.cov))
-print("user after 10 choices:", np.round(np.asarray(belief.mean), 2), "+-", np.round(spread, 2))
+mean, cov = mrm.belief_moments(prior, belief)
+spread = np.sqrt(np.diag(cov))
+print("user after 10 choices:", np.round(np.asarray(mean), 2), "+-", np.round(spread, 2))
 print("the user's weights:   ", np.round(weights[200], 2))

@@ -35,10 +35,10 @@ def scale_of(names=NAMES):
 def save_run(folder, scale, variance=0.04):
     """A run of `mrm train` on named rewards with its adapted users; everybody likes brevity."""
     size = len(scale.names)
-    prior = np.eye(1, size)
-    fitted = {"mean": prior, "cov": 4 * np.eye(size)[None], "step": np.ones(1, int)}
+    fitted = {"mean": np.eye(1, size)[0], "cov": 4 * np.eye(size)}
+    candidate = {"strength": 1.0, "temperature": 1.0, "adapt": True}
     model = mrm.UserModel(
-        mrm.make_method("bayes"), fitted, {"em": 0, "adapt": True}, np.zeros(size),
+        mrm.make_method("bayes"), fitted, candidate, np.zeros(size),
         standardise(scale),
     )  # fmt: skip
     digest = mrm.save(folder, model)

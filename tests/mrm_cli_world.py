@@ -47,7 +47,7 @@ def build(root):
     config = {
         "features": {"path": str(write_features(root / "features.npz", features))},
         "split": {"item_folds": 0, "validation_share": 0.3},
-        "bayes": {"em_steps": 4, "em_every": 2},
+        "bayes": {"em_steps": 4, "pseudo_users": [10.0]},
         "mrm": {"epochs": 4, "users_per_batch": 4, "snapshots": 2, "rates": [0.1]},
         "methods": ["bayes", "mrm"],
         "seeds": 1,

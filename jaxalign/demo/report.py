@@ -166,7 +166,10 @@ def _persona_rows(accuracy: dict[str, dict[str, float]]) -> list[list[str]]:
 def _setting(setting: dict[str, Any]) -> str:
     words = "no adaptation"
     if setting["adapt"]:
-        words = f"EM iteration {setting['em_step']}, its covariance times {setting['spread']:g}"
+        words = (
+            f"covariance times {setting['strength']:g}, temperature {setting['temperature']:g}, "
+            f"{setting['pseudo_users']:g} pseudo-users"
+        )
     if "directions_of" in setting:
         words += (
             f", {setting['dims']} principal directions ({setting['directions_of']}), whitening "

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,8 +13,8 @@ from jaxalign.demo.people import Population, SimulatedChoices, choose
 from jaxalign.errors import InputError
 from jaxalign.metrics.bootstrap import mean_interval
 from jaxalign.metrics.scores import share_of_gap
-from jaxalign.mrm import bayes
 from jaxalign.mrm.config import BayesConfig
+from jaxalign.mrm.hierarchical import HierarchicalBayes
 from jaxalign.mrm.reduce import fit_projection
 from jaxalign.mrm.registry import Fitted, UserRewardMethod, make_method
 from jaxalign.mrm.selection import select
@@ -35,9 +34,7 @@ CURVE = (0, 1, 2, 5, 10, 20)
 DIMS = 128
 VERSIONS = (("all", 0.0), ("within prompts", 0.0), ("within prompts", 0.5))
 """Of learned features: whose principal directions, and how far whitened."""
-SPREADS = (1.0, 2.0, 3.0, 5.0)
-"""Factors on the covariance that EM finds; its Laplace step makes it a third too small."""
-CONFIG = BayesConfig(em_steps=32, em_every=8)
+CONFIG = BayesConfig()
 DRAWS = 2000
 
 
@@ -169,20 +166,6 @@ def _pairs(choices: SimulatedChoices, shots: int | None = None) -> Pairs:
     return Pairs(chosen, rejected, weight, np.zeros_like(chosen))
 
 
-def spread(fitted: Fitted) -> Fitted:
-    """Every prior along EM [T, ...] with every factor on its covariance [len(SPREADS) * T, ...]."""
-    count = len(SPREADS)
-    return {
-        "mean": np.tile(fitted["mean"], (count, 1)),
-        "cov": np.concatenate([np.float32(factor) * fitted["cov"] for factor in SPREADS]),
-        "step": np.tile(fitted["step"], count),
-        "spread": np.repeat(SPREADS, len(fitted["step"])),
-    }
-
-
-_posterior = jax.jit(bayes.posterior)
-
-
 @one_blas_thread
 def run_study(
     versions: Mapping[str, tuple[dict[str, Any], np.ndarray]],
@@ -193,21 +176,21 @@ def run_study(
     """Fit every version on training users, choose on validation users, predict for test users.
 
     The model is chosen by validation users' log-likelihood after SHOTS choices, among the versions
-    of the features, the EM iterations, SPREADS and no adaptation; so is the one model for all.
+    of the features, the strengths, the temperatures and no adaptation; so is the one model for all.
     """
     choices = one_bucket(_pairs(world.fitted))
     validation = SupportQueryData(
         one_bucket(_pairs(world.support["validation"], SHOTS)),
         one_bucket(_pairs(world.query["validation"])),
     )
-    one_model, hierarchical = make_method("bt"), make_method("bayes", CONFIG)
+    one_model, hierarchical = make_method("bt"), HierarchicalBayes(CONFIG, "bayes")
     best: dict[str, tuple] = {}
     for name, (_, values) in versions.items():
         features = jnp.asarray(values)
         data = TrainingData(features, features, choices)
         fits: dict[str, tuple[UserRewardMethod, Fitted]] = {
             "one_model": (one_model, one_model.fit(data, 0)),
-            "bayes": (hierarchical, spread(hierarchical.fit(data, 0))),
+            "bayes": (hierarchical, hierarchical.fit(data, 0)),
         }
         for role, (method, fitted) in fits.items():
             setting, loss = select(method, fitted, features, validation)
@@ -223,18 +206,11 @@ def run_study(
 
     loss, name, _, fitted, setting = best["bayes"]
     words, values = versions[name]
-    cov = fitted["cov"][setting["em"]]
-    prior = bayes.Prior(jnp.asarray(fitted["mean"][setting["em"]]), jnp.asarray(cov))
-    support = _pairs(world.support["test"], SHOTS if setting["adapt"] else 0)
+    support = _pairs(world.support["test"], SHOTS)
     known = differences(jnp.asarray(values), support)
-    mean, cov = map(np.asarray, _posterior(prior, known, support.weight))
+    mean, cov = map(np.asarray, hierarchical.infer(fitted, setting, known, support.weight))
     onto, explained = project(values, mean, answers, plan)
-    chosen = {
-        "adapt": setting["adapt"],
-        "em_step": int(fitted["step"][setting["em"]]),
-        "spread": float(fitted["spread"][setting["em"]]),
-        "validation_nll": loss,
-    }
+    chosen = {**hierarchical.describe(fitted, setting), "validation_nll": loss}
     return Study(
         {**words, **chosen},
         predict("one_model", 0),

@@ -4,15 +4,15 @@ from jaxalign.mrm import baselines as baselines
 from jaxalign.mrm._fit import FitReport, FitResult, fit
 from jaxalign.mrm.adapted_users import UserState, read_state, user_state, weights_of
 from jaxalign.mrm.adapting import adapt_users
-from jaxalign.mrm.ask import Belief, information, init_belief, next_pair, update_belief
+from jaxalign.mrm.ask import information, next_pair
 from jaxalign.mrm.base import base_rewards, effective_weights, init, score
-from jaxalign.mrm.bayes import (
-    Prior,
-    bradley_terry,
-    choice_probability,
-    fit_prior,
-    posterior,
-    predict,
+from jaxalign.mrm.bayes import Prior, choice_probability, posterior, predict, rescaled
+from jaxalign.mrm.belief import (
+    Belief,
+    belief_moments,
+    infer_beliefs,
+    init_belief,
+    update_belief,
 )
 from jaxalign.mrm.config import BayesConfig, MRMConfig
 from jaxalign.mrm.gains import BestOf, Gains, best_of, best_option, expected_gains
@@ -20,7 +20,9 @@ from jaxalign.mrm.hierarchical import HierarchicalBayes
 from jaxalign.mrm.inner import adapt
 from jaxalign.mrm.meta import MetaRewardModel
 from jaxalign.mrm.model import USERS_FILE, UserModel, load, save
+from jaxalign.mrm.newton import bradley_terry
 from jaxalign.mrm.objective import meta_objective, rpo
+from jaxalign.mrm.population import fit_prior
 from jaxalign.mrm.registry import (
     METHODS,
     PosteriorMethod,
@@ -59,6 +61,7 @@ __all__ = [
     "adapt",
     "adapt_users",
     "base_rewards",
+    "belief_moments",
     "best_of",
     "best_option",
     "bradley_terry",
@@ -67,6 +70,7 @@ __all__ = [
     "expected_gains",
     "fit",
     "fit_prior",
+    "infer_beliefs",
     "information",
     "init",
     "init_belief",
@@ -83,6 +87,7 @@ __all__ = [
     "read_state",
     "register",
     "require",
+    "rescaled",
     "rpo",
     "save",
     "score",

@@ -68,8 +68,9 @@ def adapt_users(
         >>> no = np.zeros(1, bool)
         >>> ids = ("a", "b")
         >>> choices = Preferences(("ann",), ids, ids, one, one, one + 1, one, none, no)
-        >>> fitted = {"mean": jnp.zeros((1, 2)), "cov": jnp.eye(2)[None], "step": jnp.ones(1)}
-        >>> bayes, candidate = make_method("bayes"), {"em": 0, "adapt": True}
+        >>> fitted = {"mean": jnp.zeros(2), "cov": jnp.eye(2)}
+        >>> bayes = make_method("bayes")
+        >>> candidate = {"strength": 1.0, "temperature": 1.0, "adapt": True}
         >>> model = UserModel(bayes, fitted, candidate, np.zeros(2), identity(2))
         >>> users = adapt_users(model, choices, Features(ids, np.eye(2)))
         >>> weights = users.get("ann").weights

@@ -125,32 +125,41 @@ class MRMConfig:
 
 @dataclass(frozen=True)
 class BayesConfig:
-    """Hierarchical Bradley-Terry by EM.
+    """Hierarchical Bradley-Terry: EM over the population, expectation propagation for each user.
 
     Attributes:
-        em_steps: EM iterations, 1 or more; validation may choose an earlier one.
-        newton_steps: damped Newton steps of each E-step, 1 or more, warm-started from the last.
+        em_steps: most EM steps, 1 or more; EM ends earlier where it gains too little.
+        least_gain: log evidence per user, in nats, that three EM steps must gain to go on, above 0.
+        sweeps: sweeps of expectation propagation over each user's choices per EM step, 1 or more.
+        pseudo_users: users that an isotropic covariance counts for, each 0 or more: the more, the
+            less directions differ in variance. Of several numbers, the one is taken under which the
+            choices of held-out training users are most probable.
+        strengths: factors on the covariance that validation chooses from, each above 0.
+        temperatures: divisors of all margins that validation chooses from, each above 0.
         rank: rank of the covariance that is kept, none for all of it.
         l2: ridge of the Bradley-Terry start, relative to the mean squared difference, above 0.
         user_chunk: users per step of the E-step, 1 or more; memory grows with chunk * rank^2.
-        em_every: EM iterations between two that validation chooses from, 1 or more.
 
     Example:
         >>> from jaxalign.mrm import BayesConfig
-        >>> BayesConfig(em_steps=12).em_every
-        4
+        >>> BayesConfig(em_steps=12).sweeps
+        2
     """
 
-    em_steps: int = 24
-    newton_steps: int = 1
+    em_steps: int = 150
+    least_gain: float = 1e-5
+    sweeps: int = 2
+    pseudo_users: tuple[float, ...] = (0.0, 100.0, 500.0, 2000.0)
+    strengths: tuple[float, ...] = (0.5, 0.7, 1.0, 1.5, 2.2)
+    temperatures: tuple[float, ...] = (0.8, 1.0, 1.25)
     rank: int | None = None
     l2: float = 1e-4
     user_chunk: int = 128
-    em_every: int = 4
 
     def __post_init__(self) -> None:
-        check_range(self, "em_steps newton_steps user_chunk em_every", 1)
-        check_range(self, "l2", 0, above=True)
+        check_range(self, "em_steps sweeps user_chunk", 1)
+        check_range(self, "least_gain l2 strengths temperatures", 0, above=True)
+        check_range(self, "pseudo_users", 0)
 
 
 @dataclass(frozen=True)

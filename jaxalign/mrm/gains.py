@@ -147,8 +147,9 @@ def best_of(
         >>> import numpy as np
         >>> from jaxalign.mrm import UserModel, best_of, make_method
         >>> from jaxalign.mrm.reduce import identity
-        >>> fitted = {"mean": jnp.array([[1.0, 0.0]]), "cov": jnp.eye(2)[None], "step": jnp.ones(1)}
-        >>> candidate, method = {"em": 0, "adapt": True}, make_method("bayes")
+        >>> fitted = {"mean": jnp.array([1.0, 0.0]), "cov": jnp.eye(2)}
+        >>> method = make_method("bayes")
+        >>> candidate = {"strength": 1.0, "temperature": 1.0, "adapt": True}
         >>> model = UserModel(method, fitted, candidate, np.zeros(2), identity(2))
         >>> best = best_of(model, None, ["plain", "kind"], np.array([[0.0, 0.0], [2.0, 0.0]]))
         >>> best.text, round(float(best.gains.probability[1]), 2)

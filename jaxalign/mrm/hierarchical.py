@@ -1,6 +1,6 @@
 """Hierarchical Bradley-Terry as user-reward methods: on features of items, and on their numbers."""
 
-import functools
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -9,7 +9,9 @@ import numpy as np
 
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm import bayes
+from jaxalign.mrm.belief import belief_moments, infer_beliefs
 from jaxalign.mrm.config import BayesConfig
+from jaxalign.mrm.population import choices_of, fit_population
 from jaxalign.mrm.registry import (
     Candidate,
     Fitted,
@@ -21,13 +23,6 @@ from jaxalign.mrm.sites import Sites
 from jaxalign.mrm.support_query import TrainingData, differences
 from jaxalign.train.blas import one_blas_thread
 
-
-@functools.partial(jax.jit, static_argnames="config")
-def _em(features: jax.Array, buckets: tuple[Pairs, ...], config: BayesConfig) -> bayes.Prior:
-    d = tuple(differences(features, pairs) for pairs in buckets)
-    return bayes.em_path(d, tuple(pairs.weight for pairs in buckets), config)
-
-
 _probability = jax.jit(bayes.predict)
 
 
@@ -35,30 +30,10 @@ _probability = jax.jit(bayes.predict)
 def _posterior(
     prior: bayes.Prior, differences: jax.Array, weight: jax.Array
 ) -> tuple[jax.Array, Sites]:
-    """Posterior means [U, D] and the sites [U, P] that they follow from, at the mode."""
-    mean, _ = bayes.posterior(prior, differences, weight)
-    margin = jnp.einsum("UPD,UD->UP", differences, mean)
-    precision = weight * jax.nn.sigmoid(margin) * jax.nn.sigmoid(-margin)
-    return mean, Sites(precision, precision * margin + weight * jax.nn.sigmoid(-margin))
-
-
-@one_blas_thread
-def fit_priors(features: jax.Array, buckets: tuple[Pairs, ...], config: BayesConfig) -> Fitted:
-    """Return the priors along EM that validation chooses from.
-
-    Args:
-        features: [I, D].
-        buckets: choices of the training users.
-        config: `em_every` iterations lie between two priors.
-
-    Returns:
-        "mean" [T, D], "cov" [T, D, D] and "step" [T], the EM iteration of each.
-    """
-    path = _em(features, buckets, config)
-    keep = np.arange(config.em_steps, 0, -config.em_every)[::-1]
-    priors = [bayes.Prior(path.mean[step], path.cov[step]) for step in keep]
-    covs = [np.asarray(bayes.truncate(prior, config.rank).cov) for prior in priors]
-    return {"mean": np.asarray(path.mean)[keep], "cov": np.stack(covs), "step": keep}
+    """Posterior means [U, D] and the sites [U, P] that they follow from."""
+    found = infer_beliefs(prior, differences, weight)
+    mean, _ = jax.vmap(belief_moments, (None, 0))(prior, found)
+    return mean, Sites(weight * found.site_precision, weight * found.site_shift)
 
 
 class _PriorMethod(UserRewardMethod[BayesConfig]):
@@ -67,14 +42,22 @@ class _PriorMethod(UserRewardMethod[BayesConfig]):
     seeded = False
 
     def fit(self, data: TrainingData, seed: int = 0) -> Fitted:
-        """Return priors along EM, see `fit_priors`."""
-        return fit_priors(data.inputs(self.inputs), data.buckets, self.settings)
+        """Return "mean" [D] and "cov" [D, D] of the population, and its "pseudo_users"."""
+        features = data.inputs(self.inputs)
+        buckets = tuple(
+            choices_of(differences(features, pairs), pairs.weight) for pairs in data.buckets
+        )
+        prior, pseudo_users = fit_population(buckets, self.settings)
+        mean, cov = map(np.asarray, prior)
+        return {"mean": mean, "cov": cov, "pseudo_users": np.float32(pseudo_users)}
 
     def candidates(self, fitted: Fitted) -> list[Candidate]:
-        """Return every kept EM iteration, and the last one without adaptation."""
-        count = len(fitted["step"])
-        none: Candidate = {"em": count - 1, "adapt": False}
-        return [*({"em": i, "adapt": True} for i in range(count)), none]
+        """Return every strength with every temperature, and each of these without adaptation."""
+        settings = itertools.product(self.settings.strengths, self.settings.temperatures)
+        return [
+            {"strength": strength, "temperature": temperature, "adapt": adapt}
+            for adapt, (strength, temperature) in itertools.product((True, False), settings)
+        ]
 
     @one_blas_thread
     def predict(
@@ -85,19 +68,20 @@ class _PriorMethod(UserRewardMethod[BayesConfig]):
         known, wanted = differences(features, support), differences(features, query)
         rows = []
         for candidate in candidates:
-            prior = _prior(fitted, candidate)
+            prior = prior_of(fitted, candidate)
             weight = support.weight if candidate["adapt"] else jnp.zeros_like(support.weight)
             rows.append(np.asarray(_probability(prior, known, weight, wanted)))
         return np.stack(rows)
 
     def describe(self, fitted: Fitted, candidate: Candidate) -> Candidate:
-        """Return the candidate with its EM iteration in place of a number."""
-        return {"adapt": candidate["adapt"], "em_step": int(fitted["step"][candidate["em"]])}
+        """Return the candidate with the number of pseudo-users that the fit chose."""
+        return {**candidate, "pseudo_users": float(fitted["pseudo_users"])}
 
 
-def _prior(fitted: Fitted, candidate: Candidate) -> bayes.Prior:
-    place = candidate["em"]
-    return bayes.Prior(jnp.asarray(fitted["mean"][place]), jnp.asarray(fitted["cov"][place]))
+def prior_of(fitted: Fitted, candidate: Candidate) -> bayes.Prior:
+    """Return the fitted population at the strength and temperature of a candidate."""
+    prior = bayes.Prior(jnp.asarray(fitted["mean"]), jnp.asarray(fitted["cov"]))
+    return bayes.rescaled(prior, candidate["strength"], candidate["temperature"])
 
 
 @register("bayes", BayesConfig())
@@ -106,14 +90,9 @@ class HierarchicalBayes(_PriorMethod, PosteriorMethod[BayesConfig]):
 
     capabilities = frozenset({"new_items", "weights", "posterior", "streaming"})
 
-    def save(self, fitted: Fitted, candidate: Candidate) -> tuple[Fitted, Candidate]:
-        """Return the chosen prior alone."""
-        place = [candidate["em"]]
-        return {name: leaf[place] for name, leaf in fitted.items()}, {**candidate, "em": 0}
-
     def prior(self, fitted: Fitted, candidate: Candidate) -> bayes.Prior:
         """Return the population that users come from."""
-        return _prior(fitted, candidate)
+        return prior_of(fitted, candidate)
 
     @one_blas_thread
     def infer(
@@ -121,7 +100,7 @@ class HierarchicalBayes(_PriorMethod, PosteriorMethod[BayesConfig]):
     ) -> tuple[jax.Array, Sites]:
         """Return the posterior mean of every user, and the sites of the choices."""
         weight = mask if candidate["adapt"] else jnp.zeros_like(mask)
-        return jax.block_until_ready(_posterior(_prior(fitted, candidate), differences, weight))
+        return jax.block_until_ready(_posterior(prior_of(fitted, candidate), differences, weight))
 
 
 @register("item_ids", BayesConfig())

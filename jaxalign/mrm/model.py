@@ -81,8 +81,9 @@ class UserModel:
         >>> import numpy as np
         >>> from jaxalign.mrm import UserModel, make_method
         >>> from jaxalign.mrm.reduce import identity
-        >>> fitted = {"mean": np.zeros((1, 2)), "cov": np.eye(2)[None], "step": np.ones(1, int)}
-        >>> candidate, method = {"em": 0, "adapt": True}, make_method("bayes")
+        >>> fitted = {"mean": np.zeros(2), "cov": np.eye(2)}
+        >>> method = make_method("bayes")
+        >>> candidate = {"strength": 1.0, "temperature": 1.0, "adapt": True}
         >>> model = UserModel(method, fitted, candidate, np.zeros(2), identity(2))
         >>> model.population()[0].tolist()
         [0.0, 0.0]
@@ -193,8 +194,9 @@ def save(path: str | Path, model: UserModel) -> str:
         >>> from jaxalign.mrm import UserModel, load, make_method, save
         >>> import tempfile
         >>> from jaxalign.mrm.reduce import identity
-        >>> fitted = {"mean": np.zeros((1, 2)), "cov": np.eye(2)[None], "step": np.ones(1, int)}
-        >>> candidate, method = {"em": 0, "adapt": True}, make_method("bayes")
+        >>> fitted = {"mean": np.zeros(2), "cov": np.eye(2)}
+        >>> method = make_method("bayes")
+        >>> candidate = {"strength": 1.0, "temperature": 1.0, "adapt": True}
         >>> model = UserModel(method, fitted, candidate, np.zeros(2), identity(2))
         >>> folder = tempfile.mkdtemp()
         >>> digest = save(folder, model)

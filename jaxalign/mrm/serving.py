@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.special import ndtr
 
 from jaxalign.data import Conversation, Features, lookup
 from jaxalign.data.features import columns_named
 from jaxalign.errors import InputError
 from jaxalign.mrm.adapted_users import UserState, predict_rows, user_state, weights_of
-from jaxalign.mrm.ask import Belief
+from jaxalign.mrm.belief import Belief, belief_moments
+from jaxalign.mrm.logistic_normal import SCALES, SHARES
 from jaxalign.mrm.model import UserModel
 from jaxalign.mrm.registry import require
 
@@ -142,7 +144,8 @@ def rank(
     values = encode_answers(model, texts, prompt) if features is None else features
     if isinstance(user, Belief):
         require(model.method, "posterior", "rank with a belief")
-        score, wins = _by_weights(model, values, np.asarray(user.mean), np.asarray(user.cov))
+        moments = map(np.asarray, belief_moments(model.prior(), user))
+        score, wins = _by_weights(model, values, *moments)
     elif "weights" in model.method.capabilities:
         score, wins = _by_weights(model, values, *weights_of(model, state))
     else:
@@ -173,8 +176,8 @@ def win_probability(mean: np.ndarray, cov: np.ndarray, base: np.ndarray) -> np.n
     margin = (base @ mean)[:, None] - (base @ mean)[None, :]
     inner = base @ cov @ base.T
     variance = np.diag(inner)[:, None] + np.diag(inner)[None, :] - 2 * inner
-    scaled = margin / np.sqrt(1 + np.pi * np.maximum(variance, 0) / 8)
-    return np.exp(-np.logaddexp(0, -scaled))
+    spread = np.sqrt(1 + np.square(SCALES) * np.maximum(variance, 0)[..., None])
+    return ndtr(SCALES * margin[..., None] / spread) @ SHARES
 
 
 def _by_choices(

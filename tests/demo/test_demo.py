@@ -56,7 +56,7 @@ def hashed_features(texts, show):
 def tiny(monkeypatch):
     monkeypatch.setattr(R, "read_answers", tiny_answers)
     monkeypatch.setattr(R, "encode_answers", hashed_features)
-    monkeypatch.setattr(S, "CONFIG", S.BayesConfig(em_steps=4, em_every=2))
+    monkeypatch.setattr(S, "CONFIG", S.BayesConfig(em_steps=4, pseudo_users=(10.0,)))
     monkeypatch.setattr(S, "TRAIN_CHOICES", 12)
     monkeypatch.setattr(S, "DRAWS", 50)
     monkeypatch.setattr(T, "CONFIG", replace(T.CONFIG, max_calls=14, size=4, refine=1))
@@ -247,14 +247,6 @@ def test_projection_recovers_weights_of_rewards_that_are_the_traits():
     onto, explained = S.project(answers.traits @ turn, weights, answers, plan)
     np.testing.assert_allclose(weights @ onto.T, weights @ turn.T, atol=1e-5)
     np.testing.assert_allclose(explained, 1, atol=1e-9)
-
-
-def test_none_is_among_the_candidates_and_every_prior_in_every_spread():
-    fitted = S.spread({"mean": np.zeros((2, 3)), "cov": np.ones((2, 3, 3)), "step": [2, 4]})
-    settings = S.make_method("bayes").candidates(fitted)
-    assert sum(not setting["adapt"] for setting in settings) == 1
-    assert len(settings) == 2 * len(S.SPREADS) + 1
-    assert fitted["cov"][:, 0, 0].tolist() == np.repeat(S.SPREADS, 2).tolist()
 
 
 def test_the_shipped_answers_can_be_read():

@@ -73,44 +73,108 @@ def _mode(mean, root, differences, weights):
     raise RuntimeError(f"no MAP: gradient norm {size}")
 
 
-def posterior(mean, cov, differences, weights):
-    """Laplace posterior of one user: MAP [E] and covariance [E, E].
+def most_probable(mean, cov, differences, weights):
+    """Most probable weights [E] of one user.
 
-    MAP of sum_p weights_p log sigmoid(<theta, d_p>) + log N(theta; mean [E], cov [E, E]) for
-    differences [P, E] and weights [P]; the covariance is the inverse Hessian there. Nothing moves
-    outside the range of cov. Weight 0 is padding; a tie is the rows d and -d with weight 1/2 each.
+    Maximum of sum_p weights_p log sigmoid(<theta, d_p>) + log N(theta; mean [E], cov [E, E]) for
+    differences [P, E] and weights [P]. Nothing moves outside the range of cov. Weight 0 is padding;
+    a tie is the rows d and -d with weight 1/2 each.
     """
     root = root_of(cov)
-    z, _, hessian = _mode(mean, root, differences, weights)
-    half = scipy.linalg.solve_triangular(np.linalg.cholesky(hessian), root.T, lower=True)
-    return np.asarray(mean, np.float64) + root @ z, half.T @ half
+    return np.asarray(mean, np.float64) + root @ _mode(mean, root, differences, weights)[0]
+
+
+_GRID = np.linspace(-14.0, 14.0, 561)
+
+
+def tilted_moments(mean, variance):
+    """Log mass, mean and variance of sigmoid(x) N(x; mean, variance), by a sum over a wide grid."""
+    # The tilted mean lies between the two.
+    deviation, middle = np.sqrt(variance), mean + variance * sigmoid(-mean) / 2
+    half = variance * sigmoid(-mean) / 2
+    x = middle + (deviation + half / 14.0) * _GRID
+    log_density = -((x - mean) ** 2) / (2 * variance) - softplus(-x)
+    most = log_density.max()
+    density = np.exp(log_density - most)
+    mass = density.sum()
+    first = density @ x / mass
+    second = density @ (x - first) ** 2 / mass
+    log_mass = most + np.log(mass * (x[1] - x[0])) - np.log(2 * np.pi * variance) / 2
+    return log_mass, first, second
+
+
+def sites_of(mean, cov, differences, weights):
+    """Sites of expectation propagation, one row after the other until none changes.
+
+    Returns precision [P], shift [P], and the log evidence. A row of weight w contributes w times
+    its site; min(2 w, 1) of its site is taken out where it is renewed.
+    """
+    root = root_of(cov)
+    design = np.asarray(differences, np.float64) @ root
+    offset = np.asarray(differences, np.float64) @ mean
+    precision, shift = np.zeros(len(design)), np.zeros(len(design))
+
+    def margin(row):
+        inverse = np.linalg.inv(np.eye(len(root.T)) + (design.T * (weights * precision)) @ design)
+        z = inverse @ design.T @ (weights * (shift - precision * offset))
+        return offset[row] + design[row] @ z, design[row] @ inverse @ design[row]
+
+    def without(row):
+        m, v = margin(row)
+        part = min(2 * weights[row], 1.0)
+        left = 1 - part * precision[row] * v
+        return (m - part * shift[row] * v) / left, v / left
+
+    rows = np.flatnonzero((weights > 0) & (np.sum(design**2, axis=1) > 0))
+    for _ in range(400):
+        before = np.concatenate([precision, shift])
+        for row in rows:
+            m, v = without(row)
+            _, first, second = tilted_moments(m, v)
+            precision[row], shift[row] = 1 / second - 1 / v, first / second - m / v
+        if np.max(np.abs(np.concatenate([precision, shift]) - before), initial=0) < 1e-12:
+            break
+    inner = np.eye(len(root.T)) + (design.T * (weights * precision)) @ design
+    target = design.T @ (weights * (shift - precision * offset))
+    total = target @ np.linalg.solve(inner, target) / 2 - np.linalg.slogdet(inner)[1] / 2
+    total += weights @ (shift * offset - precision * offset**2 / 2)
+    for row in rows:
+        m, v = without(row)
+        log_mass, lam, eta = tilted_moments(m, v)[0], precision[row], shift[row]
+        own = (m * eta + eta**2 * v / 2 - lam * m**2 / 2) / (1 + lam * v) - np.log1p(lam * v) / 2
+        total += weights[row] * (log_mass - own)
+    return precision, shift, total
+
+
+def posterior(mean, cov, differences, weights):
+    """Mean [E] and covariance [E, E] of one user's weights by expectation propagation.
+
+    For differences [P, E] and weights [P]. Nothing moves outside the range of cov.
+    """
+    differences, weights = np.asarray(differences, np.float64), np.asarray(weights, np.float64)
+    root, mean = root_of(cov), np.asarray(mean, np.float64)
+    precision, shift, _ = sites_of(mean, cov, differences, weights)
+    design = differences @ root
+    inverse = np.linalg.inv(np.eye(len(root.T)) + (design.T * (weights * precision)) @ design)
+    z = inverse @ design.T @ (weights * (shift - precision * (differences @ mean)))
+    return mean + root @ z, root @ inverse @ root.T
 
 
 def evidence(mean, cov, differences, weights):
-    """Laplace log evidence of all users, differences [U, P, E], weights [U, P]: scalar."""
-    root, total = root_of(cov), 0.0
-    for user_differences, user_weights in zip(differences, weights, strict=True):
-        _, value, hessian = _mode(mean, root, user_differences, user_weights)
-        total -= value + np.linalg.slogdet(hessian)[1] / 2
-    return float(total)
+    """Log evidence of all users by expectation propagation, [U, P, E] and [U, P]: scalar."""
+    pairs = zip(differences, np.asarray(weights, np.float64), strict=True)
+    return float(sum(sites_of(mean, cov, d, w)[2] for d, w in pairs))
 
 
 def em_step(mean, cov, differences, weights):
-    """One EM iteration with a Laplace E-step over differences [U, P, E], weights [U, P].
+    """One EM iteration over differences [U, P, E], weights [U, P].
 
-    New mean [E]: mean of the MAPs. New cov [E, E]: mean posterior covariance plus the mean outer
-    product of MAP - new mean.
+    New mean [E]: mean of the users' means. New cov [E, E]: mean of their covariances plus the mean
+    outer product of mean - new mean.
     """
-    maps, covs = [], []
-    for user_differences, user_weights in zip(differences, weights, strict=True):
-        user_map, user_cov = posterior(mean, cov, user_differences, user_weights)
-        maps.append(user_map)
-        covs.append(user_cov)
-    new_mean = sum(maps) / len(maps)
-    new_cov = sum(covs) / len(covs)
-    for user_map in maps:
-        new_cov = new_cov + np.outer(user_map - new_mean, user_map - new_mean) / len(maps)
-    return new_mean, new_cov
+    found = [posterior(mean, cov, d, w) for d, w in zip(differences, weights, strict=True)]
+    means, covs = (np.stack(column) for column in zip(*found, strict=True))
+    return means.mean(0), covs.mean(0) + np.cov(means.T, bias=True).reshape(cov.shape)
 
 
 def truncate(cov, rank):
@@ -129,12 +193,6 @@ def _margin(mean, cov, differences):
     )
 
 
-def predict_probit(mean, cov, differences):
-    """MacKay's approximation of P(chosen wins) under N(mean [E], cov [E, E]) for [Q, E]: [Q]."""
-    m, s2 = _margin(mean, cov, differences)
-    return sigmoid(m / np.sqrt(1.0 + np.pi * s2 / 8.0))
-
-
 @functools.lru_cache
 def _hermite(order):
     nodes, weights = scipy.special.roots_hermitenorm(order)
@@ -142,7 +200,7 @@ def _hermite(order):
 
 
 def predict_quadrature(mean, cov, differences, order=1000):
-    """The logistic-normal integral behind `predict_probit` by Gauss-Hermite quadrature: [Q].
+    """P(chosen wins) under N(mean [E], cov [E, E]) for [Q, E] by Gauss-Hermite quadrature: [Q].
 
     At order 1000 good to 1e-12 for a margin's standard deviation up to 6 and to 1e-7 up to 10.
     """

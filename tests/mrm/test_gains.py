@@ -44,11 +44,11 @@ def test_caution_prefers_what_is_sure_and_then_the_plain_answer():
 
 
 def test_best_of_is_the_answer_of_the_largest_posterior_mean():
-    fitted = {"mean": MEAN[None], "cov": COV[None], "step": np.ones(1, int)}
+    fitted = {"mean": MEAN, "cov": COV}
     method = mrm.make_method("bayes")
     users = posterior_users("", COV, ["ann"], -3 * MEAN[None], 0.1 * COV[None])
     model = mrm.UserModel(
-        method, fitted, {"em": 0, "adapt": True}, np.zeros(3), identity(3), users=users
+        method, fitted, {"strength": 1.0, "temperature": 1.0, "adapt": True}, np.zeros(3), identity(3), users=users
     )
     texts = [f"answer {number}" for number in range(5)]
     liked, disliked = (int(place(VALUES @ MEAN)) for place in (np.argmax, np.argmin))

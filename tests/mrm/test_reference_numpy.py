@@ -136,7 +136,7 @@ def test_rpo():
 # Hierarchical Bradley-Terry.
 
 
-def test_posterior_is_stationary_and_its_covariance_the_inverse_hessian():
+def test_most_probable_weights_are_stationary():
     rng = np.random.default_rng(5)
     mean, cov = prior(rng, 4)
     differences, weights = rng.standard_normal((9, 4)), rng.random(9)
@@ -146,14 +146,40 @@ def test_posterior_is_stationary_and_its_covariance_the_inverse_hessian():
         fit = np.sum(weights * np.log1p(np.exp(-(differences @ theta))))
         return fit + (theta - mean) @ precision @ (theta - mean) / 2
 
-    theta, posterior_cov = ref.posterior(mean, cov, differences, weights)
+    theta = ref.most_probable(mean, cov, differences, weights)
     np.testing.assert_allclose(slopes(negative, theta), 0, atol=1e-8)
-    hessian = np.array(
-        [slopes(lambda x, i=i: slopes(negative, x, 1e-3)[i], theta, 1e-3) for i in range(4)]
-    )
-    np.testing.assert_allclose(posterior_cov, np.linalg.inv(hessian), rtol=1e-4, atol=1e-5)
     other = scipy.optimize.minimize(negative, np.zeros(4), method="BFGS", options={"gtol": 1e-6}).x
     np.testing.assert_allclose(theta, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("deviation", [0.3, 1.0, 6.0, 15.0])
+@pytest.mark.parametrize("mean", [-9.0, -1.0, 0.0, 4.0])
+def test_tilted_moments_against_adaptive_integration(mean, deviation):
+    def density(x, power):
+        inner = -((x - mean) ** 2) / (2 * deviation**2) - np.logaddexp(0, -x)
+        return x**power * np.exp(inner) / np.sqrt(2 * np.pi) / deviation
+
+    low, high = mean - 14 * deviation, mean + 14 * deviation + deviation**2
+    options = {"points": [0.0, mean, mean + deviation**2], "epsabs": 0, "limit": 500}
+    mass, first, second = (
+        scipy.integrate.quad(density, low, high, args=(power,), **options)[0] for power in range(3)
+    )
+    found = ref.tilted_moments(mean, deviation**2)
+    expected = np.log(mass), first / mass, second / mass - (first / mass) ** 2
+    np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize(("name", "off"), [("sd1", (0.005, 0.05)), ("sd4", (0.025, 0.25))])
+def test_posterior_is_near_dense_quadrature(name, off):
+    exact = golden(f"bayes/{name}")
+    population = exact["prior_mean"], exact["prior_cov"]
+    for user in range(len(exact["mask"])):
+        choices = exact["differences"][user], exact["mask"][user].astype(float)
+        mean, cov = ref.posterior(*population, *choices)
+        spread = np.sqrt(np.diag(exact["posterior_cov"][user]))
+        assert np.max(np.abs(mean - exact["posterior_mean"][user]) / spread) < off[0]
+        size = np.linalg.norm(exact["posterior_cov"][user])
+        assert np.linalg.norm(cov - exact["posterior_cov"][user]) / size < off[1]
 
 
 def test_posterior_with_singular_covariance():
@@ -183,38 +209,41 @@ def test_posterior_with_padding_ties_and_no_choices():
     empty = ref.posterior(mean, cov, differences, np.zeros(4))
     for ours, expected in zip((*junk, *empty), (*whole, mean, cov), strict=True):
         np.testing.assert_allclose(ours, expected, atol=1e-12)
-    tie = np.stack([differences[0], -differences[0]])
+    # Half of a tie each way is as good as exact: quadrature in the tie's own direction.
+    tie = 2 * np.stack([differences[0], -differences[0]])
     theta, tie_cov = ref.posterior(np.zeros(3), cov, tie, np.array([0.5, 0.5]))
-    np.testing.assert_allclose(theta, 0, atol=1e-14)
-    # At margin zero the tie has curvature 1/4: a rank one update of the prior.
-    pull = cov @ differences[0]
-    expected = cov - np.outer(pull, pull) / (4 + differences[0] @ pull)
-    np.testing.assert_allclose(tie_cov, expected, atol=1e-12)
+    np.testing.assert_allclose(theta, 0, atol=1e-12)
+    pull = cov @ tie[0]
+    variance = tie[0] @ pull
+    x = np.linspace(-12, 12, 20001) * np.sqrt(variance)
+    density = np.exp(-x * x / (2 * variance)) / np.cosh(x / 2)
+    ratio = density @ x**2 / density.sum() / variance
+    expected = cov - np.outer(pull, pull) * (1 - ratio) / variance
+    np.testing.assert_allclose(tie_cov, expected, rtol=5e-3)
 
 
-def test_posterior_where_undamped_newton_fails():
+def test_most_probable_weights_where_undamped_newton_fails():
     rng = np.random.default_rng(8)
     mean, cov = prior(rng, 3, scale=1e3)
     differences = 20 * rng.standard_normal((30, 3))
-    theta, posterior_cov = ref.posterior(30 * mean, cov, differences, np.ones(30))
+    theta = ref.most_probable(30 * mean, cov, differences, np.ones(30))
     pull = differences.T @ (1 - ref.sigmoid(differences @ theta))
     np.testing.assert_allclose(np.linalg.solve(cov, theta - 30 * mean), pull, atol=1e-9)
-    assert np.all(np.linalg.eigvalsh(posterior_cov) > 0)
     with pytest.raises(ValueError, match="semidefinite"):
         ref.posterior(mean, -cov, differences, np.ones(30))
 
 
 def test_em_raises_the_evidence_and_nears_the_truth():
     mean, cov = np.array([1.0, -0.5, 0.0]), np.diag([1.0, 0.3, 0.05])
-    differences, masks = simulate.bayes_users(np.random.default_rng(9), 100, 20, 3, mean, cov)
+    differences, masks = simulate.bayes_users(np.random.default_rng(9), 30, 10, 3, mean, cov)
     weights = masks.astype(float)
     estimate = np.zeros(3), 4.0 * np.eye(3)
     values = [ref.evidence(*estimate, differences, weights)]
-    for _ in range(6):
+    for _ in range(3):
         estimate = ref.em_step(*estimate, differences, weights)
         values.append(ref.evidence(*estimate, differences, weights))
     assert np.all(np.diff(values) > 0)
-    assert np.linalg.norm(estimate[0] - mean) < 0.4
+    assert np.linalg.norm(estimate[0] - mean) < 0.8 * np.linalg.norm(mean)
     assert np.all(np.diff(np.diag(estimate[1])) < 0)
 
 
@@ -227,8 +256,8 @@ def test_evidence_against_quadrature_in_one_dimension():
     for d in differences:
         likelihood = ref.sigmoid(theta[:, None] * d[:, 0]).prod(1)
         exact += np.log(likelihood @ node_weights / np.sqrt(2 * np.pi))
-    laplace = ref.evidence(np.array([0.4]), np.array([[0.7]]), differences, np.ones((3, 6)))
-    np.testing.assert_allclose(laplace, exact, atol=0.02)
+    ours = ref.evidence(np.array([0.4]), np.array([[0.7]]), differences, np.ones((3, 6)))
+    np.testing.assert_allclose(ours, exact, atol=1e-4)
 
 
 def test_em_step_by_hand_and_without_data():
@@ -269,11 +298,9 @@ def test_predictions():
     sampled = ref.sigmoid(draws @ questions.T)
     error = sampled.std(0) / np.sqrt(len(draws))
     assert np.all(np.abs(sampled.mean(0) - exact) < 4 * error)
-    np.testing.assert_allclose(ref.predict_probit(mean, cov, questions), exact, atol=0.02)
     np.testing.assert_allclose(ref.predict_quadrature(mean, cov, -questions), 1 - exact, atol=1e-12)
-    for predict in (ref.predict_probit, ref.predict_quadrature):
-        certain = predict(mean, 0 * cov, questions)
-        np.testing.assert_allclose(certain, ref.sigmoid(questions @ mean), atol=1e-12)
+    certain = ref.predict_quadrature(mean, 0 * cov, questions)
+    np.testing.assert_allclose(certain, ref.sigmoid(questions @ mean), atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -300,10 +327,10 @@ def test_bradley_terry():
 
     np.testing.assert_allclose(slopes(objective, theta), 0, atol=1e-9)
     np.testing.assert_allclose(ref.bradley_terry(differences, 7 * weights, 0.01), theta, atol=1e-9)
-    # The same fit is a posterior with mean zero and precision l2 times the sum of weights.
+    # The most probable one under a prior of mean zero and precision l2 times the sum of weights.
     cov = np.eye(4) / (0.01 * weights.sum())
     np.testing.assert_allclose(
-        ref.posterior(np.zeros(4), cov, differences, weights)[0], theta, atol=1e-8
+        ref.most_probable(np.zeros(4), cov, differences, weights), theta, atol=1e-8
     )
 
 

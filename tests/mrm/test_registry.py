@@ -129,7 +129,7 @@ TINY = {
     "neighbours": {"counts": (3,), "shares": (1.0,)},
     "mrm": {"epochs": 2, "snapshots": 1, "hidden_sizes": (3,), "users_per_batch": 4},
     "mrm_published": {"epochs": 2, "snapshots": 1, "users_per_batch": 4},
-    "bayes": {"em_steps": 2, "em_every": 2},
+    "bayes": {"em_steps": 2, "pseudo_users": (10.0,)},
     "vpl": {"epochs": 2, "snapshots": 1, "users_per_batch": 4, "latent": 2, "hidden": 4},
     "gpo": {"epochs": 2, "snapshots": 1, "users_per_batch": 4, "width": 4, "heads": 1,
             "feed_forward": 4, "layers": 1},
@@ -236,10 +236,12 @@ def test_only_a_posterior_gives_a_prior(fitted):
         )  # fmt: skip
         if name == "bayes":
             prior = model.prior()
-            np.testing.assert_allclose(prior.mean, learned["mean"][0], rtol=1e-5, atol=1e-6)
-            np.testing.assert_allclose(prior.cov, learned["cov"][0], rtol=1e-4, atol=1e-5)
+            strength, temperature = candidate["strength"], candidate["temperature"]
+            mean, cov = learned["mean"] / temperature, learned["cov"] / temperature**2 * strength
+            np.testing.assert_allclose(prior.mean, mean, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(prior.cov, cov, rtol=1e-4, atol=1e-5)
             belief = mrm.init_belief(prior)
-            assert belief.mean.shape == (width,)
+            assert belief.differences.shape[1] == width
         else:
             with pytest.raises(InputError, match="vpl declares no posterior"):
                 model.prior()

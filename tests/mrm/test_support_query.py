@@ -93,9 +93,10 @@ def test_users_are_adapted_on_learned_rows_and_judged_on_the_others(choices):
     rng = np.random.default_rng(1)
     values = rng.standard_normal((ITEMS, WIDTH)).astype(np.float32)
     method = mrm.make_method("bayes")
-    fitted = {"mean": np.zeros((1, WIDTH)), "cov": np.eye(WIDTH)[None], "step": np.ones(1, int)}
+    fitted = {"mean": np.zeros(WIDTH), "cov": np.eye(WIDTH)}
+    candidate = {"strength": 1.0, "temperature": 1.0, "adapt": True}
     model = mrm.UserModel(
-        method, method.load(fitted), {"em": 0, "adapt": True}, np.zeros(WIDTH), identity(WIDTH),
+        method, method.load(fitted), candidate, np.zeros(WIDTH), identity(WIDTH),
         FeatureConfig(path="given"),
     )  # fmt: skip
     table = Features(choices.items, values)
@@ -148,9 +149,9 @@ def test_buckets_change_no_prediction_and_no_choice_of_a_candidate():
     features = np.random.default_rng(1).standard_normal((ITEMS, WIDTH)).astype(np.float32)
     method = mrm.make_method("bayes")
     fitted = method.load(
-        {"mean": np.zeros((2, WIDTH)), "cov": np.stack([np.eye(WIDTH)] * 2), "step": np.arange(2)}
+        {"mean": np.zeros(WIDTH), "cov": np.eye(WIDTH)}
     )
-    candidate = {"em": 0, "adapt": True}
+    candidate = {"strength": 1.0, "temperature": 1.0, "adapt": True}
     real = users.query.padded.weight > 0
     one, other = (predict(method, fitted, candidate, features, u) for u in (users, whole))
     np.testing.assert_allclose(one[real], other[real], rtol=1e-4, atol=1e-5)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data.batching import Pairs
-from jaxalign.mrm import bayes
+from jaxalign.mrm import newton
 from jaxalign.mrm.config import check_range
 from jaxalign.mrm.registry import Candidate, Fitted, WeightsMethod, register
 from jaxalign.mrm.support_query import TrainingData, differences
@@ -52,7 +52,7 @@ def _fit_ridges(
     size = features.shape[1]
     d = jnp.concatenate([differences(features, p).reshape(-1, size) for p in buckets])
     weight = jnp.concatenate([p.weight.reshape(-1) for p in buckets])
-    return jax.lax.map(lambda l2: bayes.bradley_terry(d, weight, l2, 8), jnp.asarray(ridges))
+    return jax.lax.map(lambda l2: newton.bradley_terry(d, weight, l2, 8), jnp.asarray(ridges))
 
 
 @jax.jit
@@ -66,7 +66,7 @@ def _probability_per_user(
 ) -> jax.Array:
     def one_user(inputs: tuple) -> jax.Array:
         d, weight, q = inputs
-        return jax.nn.sigmoid(q @ bayes.bradley_terry(d, weight, l2, steps=8))
+        return jax.nn.sigmoid(q @ newton.bradley_terry(d, weight, l2, steps=8))
 
     arrays = (differences(features, support), support.weight, differences(features, query))
     return jax.lax.map(one_user, arrays, batch_size=128)
@@ -142,6 +142,6 @@ class OneModelPerUser(WeightsMethod[ModelPerUserConfig]):
 @jax.jit
 def _weights_per_user(l2: jax.Array, differences: jax.Array, mask: jax.Array) -> jax.Array:
     def one_user(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return bayes.bradley_terry(inputs[0], inputs[1], l2, steps=8)
+        return newton.bradley_terry(inputs[0], inputs[1], l2, steps=8)
 
     return jax.lax.map(one_user, (differences, mask), batch_size=128)

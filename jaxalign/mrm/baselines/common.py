@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.data.batching import Pairs
-from jaxalign.mrm import bayes
+from jaxalign.mrm import newton
 from jaxalign.mrm.support_query import differences
 
 Buckets = tuple[Pairs, ...]
@@ -28,4 +28,4 @@ def one_for_all(
 ) -> tuple[jax.Array, jax.Array]:
     """One Bradley-Terry model theta [D] of all choices, and their mean squared difference."""
     d, weight = flat(features, buckets)
-    return bayes.bradley_terry(d, weight, l2, steps=8), mean_square(d, weight)
+    return newton.bradley_terry(d, weight, l2, steps=8), mean_square(d, weight)

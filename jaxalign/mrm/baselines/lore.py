@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from jaxalign.data.batching import Pairs
-from jaxalign.mrm import bayes
+from jaxalign.mrm import bayes, newton
 from jaxalign.mrm.base import Params
 from jaxalign.mrm.baselines import simplex
 from jaxalign.mrm.baselines.common import Buckets, one_for_all
@@ -145,7 +145,7 @@ def map_weights(
         weight: [U, P] of the choices; a user without any gets the mean.
     """
     prior = bayes.Prior(mean, spread**2 * jnp.eye(mean.shape[0], dtype=mean.dtype))
-    return bayes.posterior(prior, base, weight)[0]
+    return newton.modes(prior, base, weight)
 
 
 @jax.jit

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data.batching import Pairs
-from jaxalign.mrm import bayes
+from jaxalign.mrm import bayes, newton
 from jaxalign.mrm.baselines.common import Buckets, one_for_all
 from jaxalign.mrm.config import check_range
 from jaxalign.mrm.registry import Candidate, Fitted, WeightsMethod, register
@@ -85,7 +85,7 @@ def _deviations(
 
     def chunk(inputs: tuple) -> jax.Array:
         d, weight = inputs
-        return bayes.posterior(prior, d, weight, _STEPS)[0] - theta[None, :]
+        return newton.modes(prior, d, weight, _STEPS) - theta[None, :]
 
     users, width = weight.shape
     count = -(-users // _USERS_AT_ONCE)

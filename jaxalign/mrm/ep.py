@@ -1,0 +1,208 @@
+"""Expectation propagation for one user: theta = mean + L z, z ~ N(0, I), rows of choices.
+
+Each row p stands for a likelihood term of the margin f_p = <theta, d_p>. Its site, a normal in that
+margin, is what the term says when all the others are known; the sites are updated all at once,
+damped. Minka 2001; Rasmussen and Williams 2006, section 3.6. A term enters through its
+`TiltedNormal` alone, so that another kind of row needs another function of that type only.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxalign.mrm.logistic_normal import TiltedNormal, tilt_by_choice
+from jaxalign.mrm.sites import Sites as Sites
+
+DAMPING = 0.7
+_MOST_SWEEPS = 200
+
+
+class ChoiceRows(NamedTuple):
+    """A user's choices as expectation propagation sees them.
+
+    Attributes:
+        design: [P, r] each row's difference times L.
+        prior_margin: [P] its margin under the prior's mean.
+        weight: [P] how often it counts, 0 for padding.
+    """
+
+    design: jax.Array
+    prior_margin: jax.Array
+    weight: jax.Array
+
+
+def rows_of(
+    mean: jax.Array, root: jax.Array, differences: jax.Array, weight: jax.Array
+) -> ChoiceRows:
+    """Return the rows of differences [P, E] under theta = mean [E] + root [E, r] z."""
+    dtype = jnp.promote_types(jnp.result_type(differences, mean), jnp.float32)
+    weight = weight.astype(dtype)
+    # Padding may hold anything.
+    differences = jnp.where(weight[:, None] > 0, differences.astype(dtype), 0)
+    return ChoiceRows(differences @ root, differences @ mean, weight)
+
+
+def no_sites(rows: ChoiceRows) -> Sites:
+    """Return the sites of rows of which nothing is known yet."""
+    return Sites(jnp.zeros_like(rows.weight), jnp.zeros_like(rows.weight))
+
+
+class Margins(NamedTuple):
+    """Normal posterior of the rows' margins under the sites: mean [P], variance [P]."""
+
+    mean: jax.Array
+    variance: jax.Array
+
+
+def inverse_factor(design: jax.Array, precision: jax.Array) -> jax.Array:
+    """Factor F of the inverse of H = I + design^T diag(precision) design, design [P, r].
+
+    With fewer rows than directions (P < r) the small side is inverted (Woodbury):
+    H^-1 = I - F^T F with F [P, r]. Otherwise H^-1 = F^T F with F [r, r].
+    """
+    pairs, size = design.shape
+    scaled = design * jnp.sqrt(precision)[:, None]
+    lower = _cholesky(scaled @ scaled.T if pairs < size else scaled.T @ scaled)
+    right = scaled if pairs < size else jnp.eye(size, dtype=design.dtype)
+    return jax.scipy.linalg.solve_triangular(lower, right, lower=True)
+
+
+def apply_inverse(half: jax.Array, vector: jax.Array) -> jax.Array:
+    """Return H^-1 times a vector [r], for the factor that `inverse_factor` returns."""
+    product = half.T @ (half @ vector)
+    return vector - product if half.shape[0] < half.shape[1] else product
+
+
+def inverse(half: jax.Array) -> jax.Array:
+    """Return H^-1 [r, r], for the factor that `inverse_factor` returns."""
+    product = half.T @ half
+    if half.shape[0] < half.shape[1]:
+        return jnp.eye(half.shape[1], dtype=half.dtype) - product
+    return product
+
+
+def _cholesky(gram: jax.Array) -> jax.Array:
+    """Cholesky factor of I + gram, gram positive semidefinite."""
+    # What rounding may have taken away, so that the factor exists at any scale of the features.
+    floor = jnp.finfo(gram.dtype).eps * jnp.trace(gram)
+    return jnp.linalg.cholesky(gram + (1 + floor) * jnp.eye(gram.shape[0], dtype=gram.dtype))
+
+
+def gram_of(rows: ChoiceRows) -> jax.Array | None:
+    """Return the prior covariance [P, P] of the margins, None where the rows are many (P >= r)."""
+    pairs, size = rows.design.shape
+    return rows.design @ rows.design.T if pairs < size else None
+
+
+def margins(rows: ChoiceRows, gram: jax.Array | None, sites: Sites) -> tuple[Margins, jax.Array]:
+    """Return the margins' posterior under the sites, and log det H."""
+    precision = rows.weight * sites.precision
+    target = rows.weight * (sites.shift - sites.precision * rows.prior_margin)
+    root = jnp.sqrt(precision)[:, None]
+    if gram is None:
+        scaled = rows.design * root
+        lower = _cholesky(scaled.T @ scaled)
+        half = jax.scipy.linalg.solve_triangular(lower, rows.design.T, lower=True)
+        mean = half.T @ (half @ target)
+        variance = jnp.sum(half * half, axis=0)
+    else:
+        lower = _cholesky(root * gram * root.T)
+        half = jax.scipy.linalg.solve_triangular(lower, root * gram, lower=True)
+        mean = gram @ target - half.T @ (half @ target)
+        variance = jnp.maximum(jnp.diagonal(gram) - jnp.sum(half * half, axis=0), 0)
+    log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(lower)))
+    return Margins(rows.prior_margin + mean, variance), log_det
+
+
+class Cavity(NamedTuple):
+    """The margins [P] with each row's own site taken out; `proper` where that is a normal."""
+
+    mean: jax.Array
+    variance: jax.Array
+    proper: jax.Array
+
+
+def cavity(found: Margins, sites: Sites, weight: jax.Array) -> Cavity:
+    """Return the margins' posterior without each row's own site.
+
+    A row of weight w is in the posterior with w times its site, and its likelihood is sigmoid^w.
+    With one whole site taken out and sigmoid put in, this is power EP of order 1 / w (Minka 2004):
+    plain EP for a row that counts w = 1, 2, ... times, and as close for half a tie. Below 1/2 that
+    order is unstable, so only 2 w of the site is taken out.
+    """
+    part = jnp.minimum(2 * weight, 1)
+    left = 1 - part * sites.precision * found.variance
+    proper = left > 16 * jnp.finfo(left.dtype).eps
+    left = jnp.where(proper, left, 1)
+    mean = (found.mean - part * sites.shift * found.variance) / left
+    return Cavity(mean, found.variance / left, proper)
+
+
+def updated(sites: Sites, around: Cavity, tilted: TiltedNormal, damping: float) -> Sites:
+    """Return the sites after one damped step; a row without a proper cavity keeps its own."""
+    left = 1 + around.variance * tilted.curvature
+    sound = around.proper & (left > 0) & (tilted.curvature <= 0)
+    left = jnp.where(sound, left, 1)
+    target = Sites(
+        -tilted.curvature / left, (tilted.gradient - tilted.curvature * around.mean) / left
+    )
+    return jax.tree.map(
+        lambda old, new: jnp.where(sound, old + damping * (new - old), old), sites, target
+    )
+
+
+def sweep(
+    rows: ChoiceRows, gram: jax.Array | None, sites: Sites
+) -> tuple[Sites, jax.Array, Margins]:
+    """Return the sites after one damped sweep, the log evidence before it, and those margins."""
+    found, log_det = margins(rows, gram, sites)
+    around = cavity(found, sites, rows.weight)
+    tilted = tilt_by_choice(around.mean, around.variance)
+    target = rows.weight * (sites.shift - sites.precision * rows.prior_margin)
+    prior = sites.shift * rows.prior_margin - 0.5 * sites.precision * rows.prior_margin**2
+    quadratic = 0.5 * jnp.sum(target * (found.mean - rows.prior_margin)) + jnp.sum(
+        rows.weight * prior
+    )
+    terms = rows.weight * (tilted.log_mass - _log_site_mass(around, sites))
+    evidence = quadratic - 0.5 * log_det + jnp.sum(jnp.where(around.proper, terms, 0))
+    return updated(sites, around, tilted, DAMPING), evidence, found
+
+
+def _log_site_mass(around: Cavity, sites: Sites) -> jax.Array:
+    """Log of the cavity's mean [P] of exp(shift f - precision f^2 / 2)."""
+    ratio = 1 + sites.precision * around.variance
+    inner = sites.shift * around.mean + 0.5 * (
+        sites.shift**2 * around.variance - sites.precision * around.mean**2
+    )
+    return inner / ratio - 0.5 * jnp.log(ratio)
+
+
+def converge(rows: ChoiceRows, sites: Sites) -> Sites:
+    """Return the sites that no longer change, from given ones."""
+    gram = gram_of(rows)
+    enough = jnp.finfo(rows.design.dtype).eps ** 0.7
+
+    def going(carry: tuple) -> jax.Array:
+        _, change, sweeps = carry
+        return (change > enough) & (sweeps < _MOST_SWEEPS)
+
+    def step(carry: tuple) -> tuple:
+        old, _, sweeps = carry
+        new, _, found = sweep(rows, gram, old)
+        # In units of the margin's own standard deviation.
+        surer = jnp.abs(new.precision - old.precision) * found.variance
+        moved = jnp.abs(new.shift - old.shift) * jnp.sqrt(found.variance)
+        change = jnp.where(rows.weight > 0, jnp.maximum(surer, moved), 0)
+        return new, jnp.max(change, initial=0.0), sweeps + 1
+
+    start = (sites, jnp.full((), jnp.inf, rows.design.dtype), jnp.zeros((), jnp.int32))
+    found: Sites = jax.lax.while_loop(going, step, start)[0]
+    return found
+
+
+def weights(rows: ChoiceRows, sites: Sites) -> tuple[jax.Array, jax.Array]:
+    """Return the posterior mean z [r] under the sites, and the factor of H^-1."""
+    half = inverse_factor(rows.design, rows.weight * sites.precision)
+    target = rows.weight * (sites.shift - sites.precision * rows.prior_margin)
+    return apply_inverse(half, rows.design.T @ target), half

@@ -1,0 +1,363 @@
+"""The population of users, theta_u ~ N(mean, cov), from their choices: EM around EP posteriors."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxalign.mrm import ep
+from jaxalign.mrm.bayes import Prior, factor, truncate
+from jaxalign.mrm.config import BayesConfig
+from jaxalign.mrm.newton import bradley_terry
+from jaxalign.train.blas import one_blas_thread
+
+_LONGEST = 32.0
+"""Longest step of the acceleration, in EM steps."""
+_SIZE_STEPS = 50
+_FOLDS = 5
+_JUDGING_SWEEPS = 12
+
+
+class Choices(NamedTuple):
+    """Choices of users with about equally many.
+
+    Attributes:
+        differences: [U, P, E] chosen minus rejected.
+        weight: [U, P] how often each counts, 0 for padding.
+    """
+
+    differences: jax.Array
+    weight: jax.Array
+
+
+Buckets = tuple[Choices, ...]
+BucketSites = tuple[ep.Sites, ...]
+
+
+class Moments(NamedTuple):
+    """Sums over users of their posteriors in z, theta = mean + L z.
+
+    Attributes:
+        first: [r] of the means.
+        second: [r, r] of the covariances and the outer products of the means.
+        evidence: of the log probabilities of their choices.
+    """
+
+    first: jax.Array
+    second: jax.Array
+    evidence: jax.Array
+
+
+def expect(
+    prior: Prior, buckets: Buckets, sites: BucketSites, config: BayesConfig
+) -> tuple[Moments, BucketSites]:
+    """Return the users' summed moments after a few warm sweeps, and the sites to go on from.
+
+    Args:
+        prior: mean [E], cov [E, E].
+        buckets: choices of U users in all.
+        sites: of their choices, from the step before.
+        config: number of sweeps, and users at once.
+    """
+    root, dtype = factor(prior.cov), prior.mean.dtype
+    size = root.shape[1]
+    total = Moments(jnp.zeros(size, dtype), jnp.zeros((size, size), dtype), jnp.zeros((), dtype))
+    after = []
+    # Each bucket waits for the one before: on a CPU of two cores, two batched LAPACK calls at
+    # once hold both of XLA's threads and wait for ever. XLA keeps 0 * x, which may be NaN, and
+    # so the dependence; it drops an optimization_barrier before it schedules.
+    for bucket, old in zip(buckets, sites, strict=True):
+        old = ep.Sites(old.precision, old.shift + 0 * total.second[0, 0])
+        total, new = _expect_bucket(prior.mean, root, total, bucket, old, config)
+        after.append(new)
+    return total, tuple(after)
+
+
+def _expect_bucket(
+    mean: jax.Array,
+    root: jax.Array,
+    total: Moments,
+    bucket: Choices,
+    sites: ep.Sites,
+    config: BayesConfig,
+) -> tuple[Moments, ep.Sites]:
+    """Add the moments of a bucket's users to `total`, a chunk of users at a time."""
+    users = len(bucket.weight)
+    width = min(config.user_chunk, users)
+
+    def pad(array: jax.Array) -> jax.Array:
+        array = jnp.pad(array, [(0, -users % width)] + [(0, 0)] * (array.ndim - 1))
+        return array.reshape(-1, width, *array.shape[1:])
+
+    def one_user(d: jax.Array, m: jax.Array, old: ep.Sites) -> tuple:
+        rows = ep.rows_of(mean, root, d, m)
+        gram = ep.gram_of(rows)
+
+        def one_sweep(carry: ep.Sites, _: None) -> tuple[ep.Sites, jax.Array]:
+            after, evidence, _margins = ep.sweep(rows, gram, carry)
+            return after, evidence
+
+        new, evidence = jax.lax.scan(one_sweep, old, None, length=config.sweeps)
+        z, half = ep.weights(rows, new)
+        active = jnp.any(rows.weight > 0)
+        # What a user without choices has would be the prior again: left out.
+        return new, active * z, active * half, active * evidence[-1], active.astype(z.dtype)
+
+    def one_chunk(total: Moments, inputs: tuple) -> tuple[Moments, ep.Sites]:
+        new, z, half, evidence, active = jax.vmap(one_user)(*inputs)
+        # One matrix product for the whole chunk, in place of an inverse a user.
+        tall = half.reshape(-1, half.shape[2])
+        inverses = tall.T @ tall
+        if half.shape[1] < half.shape[2]:
+            inverses = jnp.sum(active) * jnp.eye(half.shape[2], dtype=z.dtype) - inverses
+        return Moments(
+            total.first + jnp.sum(z, axis=0),
+            total.second + inverses + z.T @ z,
+            total.evidence + jnp.sum(evidence),
+        ), new
+
+    inputs = jax.tree.map(pad, (bucket.differences, bucket.weight, sites))
+    total, new = jax.lax.scan(one_chunk, total, inputs)
+    return total, jax.tree.map(lambda site: site.reshape(-1, site.shape[2])[:users], new)
+
+
+def maximise(prior: Prior, moments: Moments, users: jax.Array, pseudo_users: jax.Array) -> Prior:
+    """Return the prior that explains the users' posteriors best, its covariance shrunk.
+
+    Args:
+        prior: that the moments were taken under.
+        moments: summed over the users.
+        users: how many.
+        pseudo_users: how many users an isotropic covariance counts for.
+    """
+    root = factor(prior.cov)
+    first = moments.first / users
+    spread = moments.second / users - jnp.outer(first, first)
+    cov = root @ spread @ root.T
+    cov = 0.5 * (cov + cov.T)
+    return Prior(prior.mean + root @ first, _shrunk(cov, users, pseudo_users))
+
+
+def _shrunk(cov: jax.Array, users: jax.Array, pseudo_users: jax.Array) -> jax.Array:
+    """Return the most probable covariance [E, E] of users whose second moment is cov.
+
+    The pseudo-users are an inverse Wishart prior around s I; s, too, is the most probable one: the
+    harmonic mean of the variances that come out.
+    """
+    values, vectors = jnp.linalg.eigh(cov)
+    values = jnp.maximum(values, jnp.finfo(cov.dtype).tiny)
+    share = pseudo_users / (users + pseudo_users)
+
+    def again(size: jax.Array, _: None) -> tuple[jax.Array, None]:
+        return 1 / jnp.mean(1 / ((1 - share) * values + share * size)), None
+
+    size, _ = jax.lax.scan(again, jnp.mean(values), None, length=_SIZE_STEPS)
+    return (vectors * ((1 - share) * values + share * size)[None, :]) @ vectors.T
+
+
+def no_sites(buckets: Buckets) -> BucketSites:
+    """Return the sites of choices of which nothing is known yet."""
+    return tuple(ep.Sites(jnp.zeros_like(b.weight), jnp.zeros_like(b.weight)) for b in buckets)
+
+
+@functools.partial(jax.jit, static_argnames="l2")
+def start_of(buckets: Buckets, l2: float) -> Prior:
+    """Return one Bradley-Terry model and a broad isotropic covariance.
+
+    Under the covariance a typical pair's reward difference has unit variance over users.
+    """
+    size = buckets[0].differences.shape[-1]
+    dtype = jnp.promote_types(buckets[0].differences.dtype, jnp.float32)
+    flat = jnp.concatenate([b.differences.reshape(-1, size) for b in buckets]).astype(dtype)
+    weight = jnp.concatenate([b.weight.reshape(-1) for b in buckets]).astype(dtype)
+    norms = jnp.sum(jnp.where(weight[:, None] > 0, flat, 0) ** 2, axis=1)
+    mean_norm = jnp.sum(weight * norms) / jnp.maximum(jnp.sum(weight), 1)
+    variance = 1 / jnp.maximum(mean_norm, jnp.finfo(dtype).tiny)
+    return Prior(bradley_terry(flat, weight, l2), jnp.eye(size, dtype=dtype) * variance)
+
+
+class EMState(NamedTuple):
+    """Where EM stands.
+
+    Attributes:
+        prior: the estimate.
+        sites: of the users' choices.
+        objective: log evidence less the penalty of the pseudo-users, per user.
+        gain: of the last cycle.
+        steps: E-steps so far.
+    """
+
+    prior: Prior
+    sites: BucketSites
+    objective: jax.Array
+    gain: jax.Array
+    steps: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def em(start: Prior, buckets: Buckets, pseudo_users: jax.Array, config: BayesConfig) -> EMState:
+    """Run EM, accelerated, until a cycle of three steps gains `config.least_gain` or less.
+
+    Two steps give the direction and its curvature, and SQUAREM (Varadhan and Roland 2008) goes
+    along both, in the mean and the logarithm of the covariance, so that it stays one. Where
+    that does not pay, the two steps count.
+
+    Args:
+        start: the first estimate.
+        buckets: choices of the users.
+        pseudo_users: see `maximise`.
+        config: limits and sweeps.
+    """
+    dtype, sites = start.mean.dtype, no_sites(buckets)
+    active = sum(jnp.sum(jnp.any(b.weight > 0, axis=1)) for b in buckets)
+    users = jnp.maximum(active, 1).astype(dtype)
+
+    def step(prior: Prior, sites: BucketSites) -> tuple[Prior, BucketSites, jax.Array]:
+        moments, sites = expect(prior, buckets, sites, config)
+        value = (moments.evidence - pseudo_users * _anisotropy(prior.cov)) / users
+        return maximise(prior, moments, users, pseudo_users), sites, value
+
+    def going(state: EMState) -> jax.Array:
+        return (jnp.abs(state.gain) > config.least_gain) & (state.steps < config.em_steps)
+
+    def cycle(state: EMState) -> EMState:
+        once, sites, _ = step(state.prior, state.sites)
+        twice, sites, plain = step(once, sites)
+        ahead = _extrapolated(state.prior, once, twice)
+        better, new_sites, value = step(ahead, sites)
+        paid = value >= plain
+        prior, sites = jax.tree.map(
+            lambda yes, no: jnp.where(paid, yes, no), (better, new_sites), (twice, sites)
+        )
+        objective = jnp.where(paid, value, plain)
+        return EMState(prior, sites, objective, objective - state.objective, state.steps + 3)
+
+    low, high = jnp.full((), -jnp.inf, dtype), jnp.full((), jnp.inf, dtype)
+    fresh = EMState(start, sites, low, high, jnp.zeros((), jnp.int32))
+    found: EMState = jax.lax.while_loop(going, cycle, fresh)
+    return found
+
+
+def _anisotropy(cov: jax.Array) -> jax.Array:
+    """What one pseudo-user takes from the objective: 0 for equal variances, else more."""
+    values = jnp.linalg.eigvalsh(cov)
+    floor = jnp.finfo(cov.dtype).eps * values[-1] + jnp.finfo(cov.dtype).tiny
+    values = jnp.maximum(values, floor)
+    relative = values / jnp.mean(values)
+    return 0.5 * (len(values) * jnp.log(jnp.mean(1 / relative)) + jnp.sum(jnp.log(relative)))
+
+
+def _log(cov: jax.Array) -> jax.Array:
+    values, vectors = jnp.linalg.eigh(cov)
+    dtype = cov.dtype
+    floor = jnp.finfo(dtype).eps * jnp.maximum(values[-1], 0) + jnp.finfo(dtype).tiny
+    return (vectors * jnp.log(jnp.maximum(values, floor))[None, :]) @ vectors.T
+
+
+def _exp(log: jax.Array) -> jax.Array:
+    values, vectors = jnp.linalg.eigh(log)
+    return (vectors * jnp.exp(values)[None, :]) @ vectors.T
+
+
+def _extrapolated(start: Prior, once: Prior, twice: Prior) -> Prior:
+    """Return where a SQUAREM step from three successive estimates leads."""
+    unit = jnp.sqrt(jnp.mean(jnp.diagonal(twice.cov)))
+    unit = jnp.maximum(unit, jnp.finfo(unit.dtype).tiny)
+    places = [(prior.mean / unit, _log(prior.cov)) for prior in (start, once, twice)]
+    forward = jax.tree.map(lambda a, b: b - a, places[0], places[1])
+    bend = jax.tree.map(lambda a, b, c: c - 2 * b + a, *places)
+
+    def norm(tree: tuple) -> jax.Array:
+        return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in tree))
+
+    bent = norm(bend)
+    length = jnp.where(bent > 0, norm(forward) / jnp.where(bent > 0, bent, 1), 1)
+    length = jnp.clip(length, 1, _LONGEST)
+    mean, log = jax.tree.map(
+        lambda at, r, v: at + 2 * length * r + length**2 * v, places[0], forward, bend
+    )
+    cov = _exp(log)
+    return Prior(mean * unit, 0.5 * (cov + cov.T))
+
+
+class FittedPopulation(NamedTuple):
+    """A prior, and the number of pseudo-users that it was fitted with."""
+
+    prior: Prior
+    pseudo_users: float
+
+
+@one_blas_thread
+def fit_population(buckets: Buckets, config: BayesConfig) -> FittedPopulation:
+    """Fit the population, with the number of pseudo-users that held-out users prefer.
+
+    Every fifth user is held out, and the numbers are tried from the greatest on, each from where
+    the one before ended, until the held-out users' choices become less probable. All users are then
+    fitted with the best.
+
+    Args:
+        buckets: choices of the users, those with about equally many together.
+        config: see `BayesConfig`.
+    """
+    numbers = sorted(config.pseudo_users, reverse=True)
+    prior, best = start_of(buckets, config.l2), numbers[0]
+    if len(numbers) > 1 and sum(len(b.weight) for b in buckets) >= 2 * _FOLDS:
+        prior, best = _validated(prior, buckets, numbers, config)
+    found = em(prior, buckets, jnp.asarray(best, prior.mean.dtype), config).prior
+    return FittedPopulation(jax.block_until_ready(truncate(found, config.rank)), best)
+
+
+def _validated(
+    prior: Prior, buckets: Buckets, numbers: list[float], config: BayesConfig
+) -> tuple[Prior, float]:
+    """The prior of the first four fifths under the best number, and that number."""
+    fold = [jnp.arange(len(b.weight)) % _FOLDS == _FOLDS - 1 for b in buckets]
+    parts = list(zip(buckets, fold, strict=True))
+    fitted = tuple(Choices(b.differences[~held], b.weight[~held]) for b, held in parts)
+    judged = tuple(Choices(b.differences[held], b.weight[held]) for b, held in parts if held.any())
+    best, most = numbers[0], -jnp.inf
+    chosen = prior
+    for number in numbers:
+        prior = em(prior, fitted, jnp.asarray(number, prior.mean.dtype), config).prior
+        value = _evidence(prior, judged, dataclasses.replace(config, sweeps=_JUDGING_SWEEPS))
+        if not value > most:
+            break
+        chosen, best, most = prior, number, value
+    return chosen, best
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _evidence(prior: Prior, buckets: Buckets, config: BayesConfig) -> jax.Array:
+    return expect(prior, buckets, no_sites(buckets), config)[0].evidence
+
+
+def fit_prior(differences: jax.Array, mask: jax.Array, config: BayesConfig | None = None) -> Prior:
+    """Mean and covariance of user weights over a population, by EM around users' EP posteriors.
+
+    Args:
+        differences: [U, P, E] chosen minus rejected, of E features or of K named rewards.
+        mask: [U, P] bool or weights of the pairs; a user without pairs does not count.
+        config: limits, pseudo-users and `rank` (the covariance returned is the best approximation
+            of that rank).
+
+    Returns:
+        Prior(mean [E], cov [E, E]).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.mrm import BayesConfig, fit_prior
+        >>> likes = jnp.array([[[2.0, 0.0]] * 6, [[-2.0, 0.0]] * 6])  # two users of opposite taste
+        >>> prior = fit_prior(likes, jnp.ones((2, 6)), BayesConfig(em_steps=3, pseudo_users=(0.0,)))
+        >>> bool(abs(prior.mean[0]) < 1e-4), bool(prior.cov[0, 0] > prior.cov[1, 1])
+        (True, True)
+    """
+    return fit_population((choices_of(differences, mask),), config or BayesConfig()).prior
+
+
+def choices_of(differences: jax.Array, mask: jax.Array) -> Choices:
+    """Return choices [U, P, E] and their weights [U, P] as EM takes them."""
+    found = jnp.asarray(differences)
+    dtype = jnp.promote_types(found.dtype, jnp.float32)
+    return Choices(found, jnp.asarray(mask).astype(dtype))
