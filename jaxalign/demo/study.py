@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,6 +14,7 @@ from jaxalign.demo.people import Population, SimulatedChoices, choose
 from jaxalign.errors import InputError
 from jaxalign.metrics.bootstrap import mean_interval
 from jaxalign.metrics.scores import share_of_gap
+from jaxalign.mrm.bayes import posterior
 from jaxalign.mrm.config import BayesConfig
 from jaxalign.mrm.hierarchical import HierarchicalBayes
 from jaxalign.mrm.reduce import fit_projection
@@ -166,6 +168,9 @@ def _pairs(choices: SimulatedChoices, shots: int | None = None) -> Pairs:
     return Pairs(chosen, rejected, weight, np.zeros_like(chosen))
 
 
+_posterior = jax.jit(posterior)
+
+
 @one_blas_thread
 def run_study(
     versions: Mapping[str, tuple[dict[str, Any], np.ndarray]],
@@ -206,9 +211,10 @@ def run_study(
 
     loss, name, _, fitted, setting = best["bayes"]
     words, values = versions[name]
-    support = _pairs(world.support["test"], SHOTS)
+    support = _pairs(world.support["test"], SHOTS if setting["adapt"] else 0)
     known = differences(jnp.asarray(values), support)
-    mean, cov = map(np.asarray, hierarchical.infer(fitted, setting, known, support.weight))
+    prior = hierarchical.prior(fitted, setting)
+    mean, cov = map(np.asarray, _posterior(prior, known, support.weight))
     onto, explained = project(values, mean, answers, plan)
     chosen = {**hierarchical.describe(fitted, setting), "validation_nll": loss}
     return Study(

@@ -58,7 +58,8 @@ def adapt_users(
             another model, or one that has these choices already.
 
     Example:
-        >>>         >>> import numpy as np
+        >>> import jax.numpy as jnp
+        >>> import numpy as np
         >>> from jaxalign.data.features import Features
         >>> from jaxalign.data.preferences import Preferences
         >>> from jaxalign.mrm import UserModel, adapt_users

@@ -48,7 +48,12 @@ def test_best_of_is_the_answer_of_the_largest_posterior_mean():
     method = mrm.make_method("bayes")
     users = posterior_users("", COV, ["ann"], -3 * MEAN[None], 0.1 * COV[None])
     model = mrm.UserModel(
-        method, fitted, {"strength": 1.0, "temperature": 1.0, "adapt": True}, np.zeros(3), identity(3), users=users
+        method,
+        fitted,
+        {"strength": 1.0, "temperature": 1.0, "adapt": True},
+        np.zeros(3),
+        identity(3),
+        users=users,
     )
     texts = [f"answer {number}" for number in range(5)]
     liked, disliked = (int(place(VALUES @ MEAN)) for place in (np.argmax, np.argmin))

@@ -148,9 +148,7 @@ def test_buckets_change_no_prediction_and_no_choice_of_a_candidate():
     whole = SupportQueryData(one_bucket(users.support.padded), one_bucket(users.query.padded))
     features = np.random.default_rng(1).standard_normal((ITEMS, WIDTH)).astype(np.float32)
     method = mrm.make_method("bayes")
-    fitted = method.load(
-        {"mean": np.zeros(WIDTH), "cov": np.eye(WIDTH)}
-    )
+    fitted = method.load({"mean": np.zeros(WIDTH), "cov": np.eye(WIDTH)})
     candidate = {"strength": 1.0, "temperature": 1.0, "adapt": True}
     real = users.query.padded.weight > 0
     one, other = (predict(method, fitted, candidate, features, u) for u in (users, whole))
