@@ -220,6 +220,21 @@ def test_named_rewards(world, tmp_path):
     about = mrm.open_users(out / "users.sqlite").about
     assert about.rewards == tuple(names.tolist())
     assert about.scale == ids.digest == load_scale(out).digest
+    shown = call("mrm", "describe", "--model", out, "--user", "user00")
+    assert shown.code == 0, shown.err
+    choices = sum(row["user"] == "user00" for row in world.rows)
+    assert shown.out.startswith(f"user user00, from {choices} choices and all other users:\n- ")
+    assert shown.out.count("of equal pairs\n") == WIDTH
+    found = json.loads(call("mrm", "describe", "--model", out, "--user", "user00", "--json").out)
+    mean, cov = mrm.weights_of(mrm.load(out), mrm.user_state(mrm.load(out), "user00"))
+    for one in found["rewards"]:
+        place = ids.names.index(one["name"])
+        assert one["weight"] == pytest.approx(float(mean[place]), rel=1e-5)
+        assert one["high"] - one["low"] == pytest.approx(3.92 * cov[place, place] ** 0.5, rel=1e-3)
+    everyone = call("mrm", "describe", "--model", out)
+    assert everyone.out.startswith("a user without choices, from all other users:")
+    refused(call("mrm", "describe", "--model", out, "--user", "nobody"), "has not been adapted")
+    refused(call("mrm", "describe", "--model", world.run), "on learned features", "--features.path")
     # The weights of another run, on the scale of this one: the items differ, the units do not.
     moved = write_features(tmp_path / "moved.npz", 3 * world.features + 1, names=names)
     options = ("--features.path", moved, *options[2:], "--features.scale", out)

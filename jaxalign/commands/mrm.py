@@ -15,6 +15,7 @@ def add(commands: Commands) -> None:
     _add_train(actions)
     _add_adapt(actions)
     _add_rank(actions)
+    _add_describe(actions)
     _add_evaluate(actions)
 
 
@@ -82,6 +83,18 @@ def _add_evaluate(actions: Commands) -> None:
     add_out(parser, "file", "JSON file to write", required=False)
 
 
+def _add_describe(actions: Commands) -> None:
+    parser = command(
+        actions, "describe", _describe, "what is believed of a user, in words",
+        epilog="The run must have named rewards: trained with --features.path on scores of "
+        "`jaxalign reward score`, or on other features with names.",
+    )  # fmt: skip
+    parser.add_argument("--model", type=Path, required=True, help="folder of a run")
+    parser.add_argument("--user", help="whose taste; without it the population's")
+    parser.add_argument("--users", type=Path, help="file of adapt (MODEL/users.sqlite)")
+    parser.add_argument("--json", action="store_true", help="JSON instead of text")
+
+
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     from rich.console import Console
 
@@ -146,6 +159,17 @@ def _rank(arguments: argparse.Namespace, _: list[str]) -> None:
     for place, entry in enumerate(ranked, 1):
         shown = entry.text if len(entry.text) <= 90 else entry.text[:87] + "..."
         print(f"{place:5d} {entry.score:+7.3f}   {entry.probability:.2f}   {shown}")
+
+
+def _describe(arguments: argparse.Namespace, _: list[str]) -> None:
+    from dataclasses import asdict
+
+    from jaxalign.experiments.answer import load_user_model
+    from jaxalign.personalize import describe_user
+
+    model = load_user_model(arguments.model, arguments.users, "jaxalign mrm describe")
+    taste = describe_user(model, arguments.user)
+    print(json.dumps(asdict(taste)) if arguments.json else "\n".join(taste.lines()))
 
 
 def _evaluate(arguments: argparse.Namespace, _: list[str]) -> None:

@@ -41,18 +41,21 @@ class AnswerConfig:
     seed: int = 0
 
 
-def load_user_model(run: str | Path, users: str | Path | None = None) -> UserModel:
+def load_user_model(
+    run: str | Path, users: str | Path | None = None, command: str = "jaxalign answer"
+) -> UserModel:
     """Read a run of `jaxalign mrm train`, and the users that were adapted with it.
 
     Args:
         run: folder of the run.
         users: file of `jaxalign mrm adapt`; None for users.sqlite of the run, if any.
+        command: that needs the users' weights, for messages.
 
     Raises:
         InputError: no such run or file, users of another run, or a method without weights.
     """
     model = mrm.load(run, with_users=users is None)
-    mrm.require(model.method, "weights", "jaxalign answer")
+    mrm.require(model.method, "weights", command)
     return model if users is None else replace(model, users=mrm.open_users(users, model.digest))
 
 

@@ -24,6 +24,7 @@ from jaxalign.personalize.strategies import (
     member_strategy,
 )
 from jaxalign.personalize.targets import answer_conditioned, target_for
+from jaxalign.personalize.taste import RewardTaste, Taste, describe_taste, describe_user
 from jaxalign.personalize.utility import Target, Utility, known
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "ModelDraws",
     "PersonalAnswer",
     "PlainAnswers",
+    "RewardTaste",
     "Router",
     "Routes",
     "Separate",
@@ -48,6 +50,7 @@ __all__ = [
     "Soups",
     "Strategy",
     "Target",
+    "Taste",
     "UserRequest",
     "Utility",
     "answer_as",
@@ -55,6 +58,8 @@ __all__ = [
     "build_signed",
     "conditioned_strategy",
     "constrain",
+    "describe_taste",
+    "describe_user",
     "floors",
     "from_choices",
     "guarantees",
