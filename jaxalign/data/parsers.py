@@ -155,7 +155,8 @@ def _json_object(line: bytes, where: str) -> Values | RowError:
         return _not_utf8(where, error)
     except (ValueError, RecursionError) as error:
         return RowError(
-            f"{where}: not readable as JSON ({error}), expected one object; correct the line.",
+            f"{where}: not readable as JSON ({error}), expected one object per line, or one array "
+            "of objects; correct the line.",
             "not readable as JSON",
         )
     return _object(values, where)
