@@ -232,7 +232,7 @@ def _make_parent(path: Path) -> None:
 
 
 def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
+    return path.parent / f".{path.name}.{os.getpid()}.part"  # the root has no name to replace
 
 
 @contextmanager

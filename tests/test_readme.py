@@ -65,7 +65,7 @@ def test_names_in_a_page_are_there(page):
 def commands(page):
     """The words of every `jaxalign` command in the bash blocks of a page."""
     for block in re.findall(r"^```bash\n(.*?)^```", page.read_text("utf-8"), re.M | re.S):
-        for part in re.split(r"\n|&&", block):
+        for part in re.split(r"\n|&&", block.replace("\\\n", " ")):
             program, *words = shlex.split(part, comments=True) or [""]
             if program.endswith("jaxalign"):
                 yield words
