@@ -1,11 +1,13 @@
 """Ctrl-C at several moments, then --resume: the bytes of an uninterrupted run."""
 
+import json
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+import tiny_lms
 import yaml
 from few_choices import write_choices
 
@@ -39,10 +41,14 @@ def write_world(root, **changes):
 
 
 def start(root, out, *more):
+    words = ("mrm", "train", "--data", "choices.jsonl", "--config", "config.yaml")
+    return start_command(root, *words, "--out", out, *more)
+
+
+def start_command(root, *words):
     code = "import sys, jaxalign.cli as c; print('ready', flush=True); sys.exit(c.main())"
-    command = [sys.executable, "-c", code, "mrm", "train", "--data", "choices.jsonl"]
     return subprocess.Popen(
-        [*command, "--config", "config.yaml", "--out", out, *more],
+        [sys.executable, "-c", code, *words],
         cwd=root,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -128,6 +134,31 @@ def test_every_method_seed_and_fold_resumes(tmp_path):
     for name in ("bt", "item_ids", "bayes", "mrm_published", "mrm", "fold00"):
         assert f"{name}: kept from before" in said
     assert_same(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_training_that_is_told_to_stop_keeps_its_last_step(tmp_path, number):
+    """Checkpoints are 100 steps apart: what --resume goes on from was written at the signal."""
+    tiny_lms.write(tmp_path / "model", "llama")
+    rows = [{"prompt": f"say {row}", "completion": "the the"} for row in range(64)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["sft", "--model", "model", "--data", "data.jsonl", "--loop.batch_size", "2"]
+    words += ["--loop.epochs", "6", "--trunk.lora.rank", "2", "--loop.checkpoint_every", "1000"]
+    finish(start_command(tmp_path, *words, "--out", "whole"))
+    process = start_command(tmp_path, *words, "--out", "stopped")
+    metrics = tmp_path / "stopped/metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") > 9):
+        assert process.poll() is None
+        time.sleep(0.01)
+    stop(process, "a step", number)
+    (state,) = (path.name for path in (tmp_path / "stopped/state").glob("0*"))
+    assert 9 <= int(state) < 192
+    err = finish(start_command(tmp_path, *words, "--out", "stopped", "--resume"))[1]
+    assert f"resumed at step {int(state)} of" in err
+    for name in ("model/adapter_model.safetensors", "report.json"):
+        whole, stopped = ((tmp_path / run / name).read_bytes() for run in ("whole", "stopped"))
+        assert whole == stopped
 
 
 @pytest.mark.parametrize(
