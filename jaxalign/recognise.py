@@ -16,6 +16,8 @@ SQLITE = b"SQLite format 3\0"
 _MARKS = (
     ("policy.safetensors", "a MOC policy, which `jaxalign generate` takes as --model with "
      "--preference"),
+    ("moc.json", "a MOC policy of an older format, which has to be trained again, and which "
+     "`jaxalign generate` then takes as --model with --preference"),
     ("policies.safetensors", "a portfolio with its policies, which `personalize.Serving` loads"),
     ("portfolio.safetensors", "a portfolio, which `jaxalign palm route` takes as --portfolio"),
     ("plug.safetensors", "a persona plug, which `jaxalign pplug generate` takes as --model"),

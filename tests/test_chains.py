@@ -103,7 +103,6 @@ def test_an_adapter_of_sft_is_fine_tuned_and_asked(world, tmp_path):
     ran(*pplug, "--data", data, "--model", world.adapter, "--out", tmp_path / "pplug")
 
 
-@LATER
 def test_an_adapter_is_merged_into_a_whole_model(world, tmp_path):
     ran("merge", "--model", world.adapter, "--out", tmp_path / "whole")
     generate = ("generate", "--prompts", world.prompts, "--max-tokens", 4)

@@ -21,11 +21,15 @@ def add(commands: Commands) -> None:
         "--adapter",
         type=Path,
         nargs="+",
-        required=True,
+        default=[],
         help="folders of LoRA adapters, such as model/ of a run of `jaxalign sft`",
     )
     option("--weights", type=float, nargs="+", help="of several adapters, one number for each")
-    option("--model", help="base model: folder, file or name (the one that the adapters name)")
+    option(
+        "--model",
+        help="base model: folder, file or name (the one that the adapters name); or an adapter "
+        "in place of --adapter",
+    )
     option(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),

@@ -13,6 +13,7 @@ from jaxalign.moc.config import Conditioning
 from jaxalign.moc.policy import ConditionedPolicy, TrainedParams
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.peft import load_adapter, save_adapter
+from jaxalign.models.resolve import stated_name
 from jaxalign.rewards.reward_scale import RewardScale
 from jaxalign.runs.artifact import flatten, load_artifact, save_artifact, subtree
 
@@ -56,7 +57,7 @@ def save(folder: str | Path, policy: ConditionedPolicy) -> None:
         conditioning=policy.conditioning,
         decimals=policy.decimals,
         scale=None if scale is None else scale.to_json(),
-        model=model.name,
+        model=stated_name(model.name),
         model_sha256=model.sha256,
     )
     with write_folder_aside(folder, last=FILE) as aside:

@@ -53,7 +53,7 @@ def save_merged(
 
     Args:
         out: folder to write, new or empty.
-        adapters: A folders of LoRA adapters.
+        adapters: A folders of LoRA adapters; none where `model` names an adapter itself.
         weights: [A] finite; None for 1, where there is one adapter.
         model: name of the base model; None for the one that the adapters name.
         dtype: of the file: float32, bfloat16 or float16; None for that of the base model's
@@ -72,6 +72,13 @@ def save_merged(
     found = _base(folders) if model is None else resolve(model)
     for folder in folders:
         adapter_settings(folder)
+        if any(folder.samefile(own) for own in found.adapters):
+            raise InputError(f"{folder} is in the model already: give it once.")
+    if not folders and not found.adapters:
+        raise InputError(
+            f"{model}{instead(str(model))}; expected a LoRA adapter: give its folder with "
+            "--adapter."
+        )
     whole = replace(found, adapters=(*found.adapters, *folders))
     described = describe(whole, model or str(found.folder))
     table = layout(described.config)
@@ -111,12 +118,12 @@ class _Merged:
 
 
 def _checked(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
-    if weights is None and count != 1:
+    if weights is None and count > 1:
         raise InputError(
             f"found {count} adapters and no weights; expected a weight for each, such as --weights "
-            f"{' '.join([format(1 / max(count, 1), '.3g')] * max(count, 1))}."
+            f"{' '.join([format(1 / count, '.3g')] * count)}."
         )
-    found = (1.0,) if weights is None else tuple(weights)
+    found = (1.0,) * count if weights is None else tuple(weights)
     if len(found) != count or not np.isfinite(found).all():
         raise InputError(
             f"weights are {list(found)} for {count} adapters; expected a finite number for each."
@@ -126,6 +133,8 @@ def _checked(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
 
 def _base(folders: Sequence[Path]) -> ResolvedModel:
     """The model that all adapters stand on, as their configs name it."""
+    if not folders:
+        raise InputError("found no adapter to merge; expected folders of some: give --adapter.")
     bases = []
     for folder in folders:
         adapter_settings(folder)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import InputError
+from jaxalign.models.resolve import stated_name
 from jaxalign.mrm.bayes import Prior
 from jaxalign.mrm.config import FeatureConfig
 from jaxalign.mrm.reduce import Projection
@@ -211,7 +212,7 @@ def save(path: str | Path, model: UserModel) -> str:
         model.method.name,
         asdict(model.method.settings),
         candidate,
-        model.features,
+        replace(model.features, model=stated_name(model.features.model)),
         model.encoder_sha256,
         None if scale is None else scale.to_json(),
         model.with_prompts,

@@ -11,6 +11,7 @@ import numpy as np
 from jaxalign.errors import InputError
 from jaxalign.models.embed import Encoder, load_encoder
 from jaxalign.models.language import LanguageModel, load_language_model
+from jaxalign.models.resolve import stated_name
 from jaxalign.pplug.config import PersonaConfig, TextConfig
 from jaxalign.pplug.model import PPlug, init_trained
 from jaxalign.runs.artifact import load_artifact, save_artifact, unflatten
@@ -46,8 +47,8 @@ def save(path: str | Path, plug: PPlug) -> None:
     about = AboutPlug(
         plug.persona,
         plug.text,
-        FrozenModel(plug.model.name, plug.model.sha256),
-        FrozenModel(plug.encoder.name, plug.encoder.sha256),
+        FrozenModel(stated_name(plug.model.name), plug.model.sha256),
+        FrozenModel(stated_name(plug.encoder.name), plug.encoder.sha256),
     )
     save_artifact(path, KIND, about, jax.tree.map(np.asarray, plug.trained))
 

@@ -19,6 +19,7 @@ from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.lora import LoraConfig
 from jaxalign.models.params import PyTree, leaf
 from jaxalign.models.peft import load_adapter, save_adapter
+from jaxalign.models.resolve import stated_name
 from jaxalign.models.weights.classifier import layout
 from jaxalign.models.weights.safetensors import open_tensors
 from jaxalign.models.weights.save import INDEX, WEIGHTS, save_params
@@ -142,7 +143,7 @@ def save_adapted(
     """
     from safetensors.numpy import save_file
 
-    name = str(Path(base.name).absolute()) if Path(base.name).exists() else base.name
+    name = stated_name(base.name)
     with write_folder_aside(folder) as aside:
         save_adapter(aside, adapted.adapter, adapted.config, name, base.config)
         weight = np.ascontiguousarray(np.asarray(adapted.head, np.float32).T)

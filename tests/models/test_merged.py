@@ -152,6 +152,7 @@ def test_what_cannot_be_merged_is_one_sentence(world, merge, tmp_path):
         (head, "--weights", 0.5, "--out", new): "whole matrices",
         (world / "base", "--out", new): "holds a whole language model (qwen2)",
         (one, "--out", full): "is not empty",
+        (one, "--model", one, "--out", new): "is in the model already",
         (one, "--shard-gb", 0, "--out", new): "--shard-gb",
         (one, "--model", tmp_path / "none", "--out", new): "no such file or folder",
     }
@@ -161,5 +162,24 @@ def test_what_cannot_be_merged_is_one_sentence(world, merge, tmp_path):
         assert said.startswith("jaxalign: ")
         assert said.count("\n") == 1
         assert words in said, said
+    for model, words in {
+        (): "found no adapter to merge",
+        ("--model", world / "base"): "expected a LoRA adapter: give its folder",
+    }.items():
+        code, _, said = merge(*model, "--out", new)
+        assert (code, words in said) == (2, True), said
     assert not new.exists()
     assert [path.name for path in full.iterdir()] == ["notes.txt"]
+
+
+def test_artefacts_state_their_models_in_full(world, tmp_path, monkeypatch):
+    """A folder below the working directory is found from elsewhere too."""
+    monkeypatch.chdir(world)
+    model = load_language_model("base")
+    settings = LoraConfig(rank=2, targets=("query",))
+    save_adapter(tmp_path / "made", lora.init(jax.random.key(0), settings, model.params), settings,
+         "base", model.config)  # fmt: skip
+    monkeypatch.chdir("/")
+    written = json.loads((tmp_path / "made" / CONFIG).read_text())
+    assert written["base_model_name_or_path"] == str(world / "base")
+    assert load_language_model(str(tmp_path / "made")).config == model.config

@@ -31,6 +31,7 @@ from jaxalign.experiments.training_run import start_training
 from jaxalign.files import write_json, write_text
 from jaxalign.models.embed import Encoder, load_encoder
 from jaxalign.models.language import LanguageModel
+from jaxalign.models.resolve import stated_name
 from jaxalign.pplug._train import train
 from jaxalign.pplug.files import save
 from jaxalign.pplug.model import init_plug
@@ -119,8 +120,8 @@ def run(
         opened = stack.enter_context(history_store(store or out / STORE, reader))
         write_text(out / CONFIG, to_yaml(config))
         sources = RunSources(
-            model,
-            encoder,
+            stated_name(model),
+            stated_name(encoder),
             str(Path(source).expanduser().resolve()),
             learn.task,
             None if store is None else str(Path(store).expanduser().resolve()),
