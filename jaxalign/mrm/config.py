@@ -16,25 +16,24 @@ def check_range(
 ) -> None:
     """Refuse settings that nothing can be fitted with, before any work is done.
 
-        Args:
-            config: whose fields are checked; a tuple holds one number or more, each in the range.
-            names: of the fields, separated by spaces.
-            least: smallest number.
-            most: largest number.
-            above: whether `least` itself is outside the range.
+    Args:
+        config: whose fields are checked; a tuple holds one number or more, each in the range.
+        names: of the fields, separated by spaces.
+        least: smallest number.
+        most: largest number.
+        above: whether `least` itself is outside the range.
 
-        Raises:
-            InputError: a number is outside the range, or a tuple is empty.
+    Raises:
+        InputError: a number is outside the range, or a tuple is empty.
 
-        Example:
-            >>> from jaxalign.data.bad_rows import OnBadRow
-    from jaxalign.errors import InputError
-            >>> from jaxalign.mrm.config import BayesConfig
-            >>> try:
-            ...     BayesConfig(em_steps=0)
-            ... except InputError as error:
-            ...     print(error)
-            Bayes em_steps is 0; expected 1 or more.
+    Example:
+        >>> from jaxalign.errors import InputError
+        >>> from jaxalign.mrm.config import BayesConfig
+        >>> try:
+        ...     BayesConfig(em_steps=0)
+        ... except InputError as error:
+        ...     print(error)
+        Bayes em_steps is 0; expected 1 or more.
     """
     for name in names.split():
         value = getattr(config, name)

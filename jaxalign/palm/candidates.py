@@ -75,28 +75,27 @@ def from_rows(
 ) -> Candidates:
     """Return candidates from rows, [N] each.
 
-        Args:
-            prompts: [N] whose answer a row is.
-            rewards: [N, R], finite.
-            names: [R].
-            log_ref: [N] in nats, None for 1 / n each.
-            origin: where the rows came from, for messages.
-            answers: [N] texts, None where they are not known.
+    Args:
+        prompts: [N] whose answer a row is.
+        rewards: [N, R], finite.
+        names: [R].
+        log_ref: [N] in nats, None for 1 / n each.
+        origin: where the rows came from, for messages.
+        answers: [N] texts, None where they are not known.
 
-        Returns:
-            Candidates.
+    Returns:
+        Candidates.
 
-        Raises:
-            InputError: a prompt with fewer than 2 answers, or log_ref that does not sum to 1.
+    Raises:
+        InputError: a prompt with fewer than 2 answers, or log_ref that does not sum to 1.
 
-        Example:
-            >>> import numpy as np
-    from numpy.typing import NDArray
-            >>> from jaxalign.palm.candidates import from_rows
-            >>> rewards = np.array([[0.2], [0.9], [0.4], [0.1]])
-            >>> found = from_rows(["p", "p", "q", "q"], rewards, ["brevity"])
-            >>> found.prompts, found.rewards[..., 0].tolist()
-            (('p', 'q'), [[0.2, 0.9], [0.4, 0.1]])
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.palm.candidates import from_rows
+        >>> rewards = np.array([[0.2], [0.9], [0.4], [0.1]])
+        >>> found = from_rows(["p", "p", "q", "q"], rewards, ["brevity"])
+        >>> found.prompts, found.rewards[..., 0].tolist()
+        (('p', 'q'), [[0.2, 0.9], [0.4, 0.1]])
     """
     origin = origin or Origin("memory")
     code, texts = encode(list(prompts))
