@@ -38,4 +38,5 @@ def test_the_commands_of_the_page_give_the_answers_of_the_page(tmp_path):
         said[block] = result
     (answers,) = [result for block, result in said.items() if "jaxalign answer" in block]
     assert answers.stdout == blocks("text")[0]
-    assert answers.stderr.count("not sure to help") == 2
+    likely = re.findall(r"better than the plain answer with probability (0\.\d+)", answers.stderr)
+    assert [float(one) > 0.8 for one in likely] == [True, True]
