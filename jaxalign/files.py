@@ -197,7 +197,8 @@ def check_output(
     path = Path(path).expanduser()
     shown, remedy = f"{option} {path}", f"give another {option}"
     try:
-        exists, _ = path.exists(), _aside(path).exists()  # a name too long for either raises
+        # A name too long for either raises; the root has none.
+        exists, _ = path.exists(), path.name and _aside(path).exists()
         above = next(one for one in (path, *path.absolute().parents) if one.exists())
     except OSError as error:
         raise InputError(f"{shown} cannot be written ({error.strerror}): {remedy}.") from None

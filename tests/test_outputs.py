@@ -26,6 +26,7 @@ FILES = {
 }
 FOLDERS = {
     "demo": "",
+    "merge": "--adapter READ",
     "moc train": "--model none --data READ --config READ",
     "moc evaluate": "--model READ",
     "mrm train": "--data READ",
