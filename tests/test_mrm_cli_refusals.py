@@ -212,7 +212,10 @@ def test_bad_yaml(world, tmp_path, text, words):
         (["--bogus"], ["--bogus", "does not exist"]),
         (["stray"], ["stray"]),
         (["--methods", "bogus"], ["methods", "bogus"]),
-        (["--features.scale", "runs/palm"], ["features.scale", "--features.path SCORES"]),
+        (
+            ["--features.scale", "runs/palm", "--features.path", ""],
+            ["features.scale", "--features.path SCORES"],
+        ),
         (["--config", "nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
     ],
 )
