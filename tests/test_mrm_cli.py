@@ -386,3 +386,20 @@ def test_scores_of_rewards_are_features_by_their_names(world, tmp_path):
         np.testing.assert_array_equal(one.weights, other.weights)
     fewer = write_rows(tmp_path / "few.jsonl", [r | {"rewards": {"kind": 1.0}} for r in rows])
     refused(call(*adapt[:-1], fewer), "has the columns kind; expected kind, short, wise")
+
+
+def test_a_finished_run_goes_on_with_more_epochs(world, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(world.run, run)
+    before = (run / "state/bayes.safetensors").stat().st_mtime_ns
+    refused(train(world, world.choices, run, "--resume", "--mrm.epochs", 2), "mrm.epochs")
+    result = train(world, world.choices, run, "--resume", "--mrm.epochs", 8)
+    assert result.code == 0, result.err
+    said = " ".join(result.err.split())
+    assert "mrm goes on: epochs was 4, now it is 8" in said
+    assert "epoch 6 of 8" in said
+    assert "epoch 4 of 8" not in said
+    assert (run / "state/bayes.safetensors").stat().st_mtime_ns == before
+    report = json.loads((run / "report.json").read_text())
+    assert report["new_users"]["bayes"] == world.report["new_users"]["bayes"]
+    assert json.loads((run / "run.json").read_text())["config"]["mrm"]["epochs"] == 8
