@@ -403,3 +403,28 @@ def test_a_finished_run_goes_on_with_more_epochs(world, tmp_path):
     report = json.loads((run / "report.json").read_text())
     assert report["new_users"]["bayes"] == world.report["new_users"]["bayes"]
     assert json.loads((run / "run.json").read_text())["config"]["mrm"]["epochs"] == 8
+
+
+def test_a_run_starts_from_an_earlier_one(world, tmp_path):
+    """On new choices of the same users and of new ones: roles and directions stay."""
+    new = [{**row, "user": f"new{row['user'][4:]}"} for row in world.rows[: 6 * CHOICES]]
+    choices = write_rows(tmp_path / "more.jsonl", [*world.rows, *new])
+    quick = ("--methods", "bayes", "--select", "bayes", "--split.item_folds", 2)
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert train(world, world.choices, first, *quick).code == 0
+    result = train(world, choices, second, *quick, "--from", first)
+    assert result.code == 0, result.err
+    old, found = (json.loads((run / "splits.json").read_text()) for run in (first, second))
+    for role in ("train", "validation", "test"):
+        assert found[role][: len(old[role])] == old[role]
+    assert len(found["train"]) > len(old["train"])
+    report = json.loads((second / "report.json").read_text())
+    assert not [name for name in report if name.startswith("new_items")]
+    models = [mrm.load(run) for run in (first, second)]
+    np.testing.assert_array_equal(*(model.projection.matrix for model in models))
+    assert models[0].digest != models[1].digest
+    refused(train(world, choices, second, *quick, "--resume"), "another run")
+    refused(train(world, choices, tmp_path / "x", "--methods", "mrm", "--from", first), "of bayes")
+    narrow = write_features(tmp_path / "narrow.npz", world.features[:, :4])
+    other = ("--features.path", narrow, "--from", first)
+    refused(train(world, choices, tmp_path / "y", *quick, *other), "other features", "4 wide")

@@ -32,6 +32,13 @@ def _add_train(actions: Commands) -> None:
     parser.add_argument("--data", required=True, help="preference file, folder or datasets name")
     add_out(parser, "folder", "folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
+    parser.add_argument(
+        "--from",
+        dest="start",
+        type=Path,
+        metavar="RUN",
+        help="finished run whose model is where the fit starts; users keep their roles",
+    )
     takes_config(parser, "jaxalign.experiments.mrm.config:MRMRunConfig")
 
 
@@ -104,7 +111,9 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     from jaxalign.experiments.mrm.tables import terminal_tables
 
     config = load_config(MRMRunConfig, arguments.config, rest)
-    report = run(config, arguments.data, arguments.out, resume=arguments.resume)
+    report = run(
+        config, arguments.data, arguments.out, resume=arguments.resume, start=arguments.start
+    )
     Console().print(terminal_tables({r: report[r] for r in table_regimes(report)}))
     chosen = "validation chose" if config.select == "validation" else "saved, as the config says:"
     print(f"{chosen} {report['selected']['new_users']}; wrote {arguments.out}/report.md")

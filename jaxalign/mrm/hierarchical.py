@@ -40,6 +40,7 @@ class _PriorMethod(UserRewardMethod[BayesConfig]):
     """What both forms share."""
 
     seeded = False
+    warm_start = True
 
     def fit(self, data: TrainingData, seed: int = 0) -> Fitted:
         """Return "mean" [D] and "cov" [D, D] of the population, and its "pseudo_users"."""
@@ -47,7 +48,9 @@ class _PriorMethod(UserRewardMethod[BayesConfig]):
         buckets = tuple(
             choices_of(differences(features, pairs), pairs.weight) for pairs in data.buckets
         )
-        prior, pseudo_users = fit_population(buckets, self.settings)
+        earlier = data.start_of(self.name)
+        start = None if earlier is None else bayes.Prior(earlier["mean"], earlier["cov"])
+        prior, pseudo_users = fit_population(buckets, self.settings, start)
         mean, cov = map(np.asarray, prior)
         return {"mean": mean, "cov": cov, "pseudo_users": np.float32(pseudo_users)}
 

@@ -36,6 +36,8 @@ def _mrm_paths(
 class MetaRewardModel(WeightsMethod[MRMConfig]):
     """Meta reward modelling; validation chooses epoch and adaptation strength, none included."""
 
+    warm_start = True
+
     def fit(self, data: TrainingData, seed: int) -> Fitted:
         """Return `params`, every leaf [snapshots, ...], and `losses` [epochs]."""
         return self.fit_seeds(data, (seed,))[0]
@@ -49,7 +51,9 @@ class MetaRewardModel(WeightsMethod[MRMConfig]):
     ) -> list[Fitted]:
         """Return one fit per seed; all seeds are trained in one program."""
         features = data.inputs(self.inputs)
-        fitted = fit_mrm(features, data.pairs, self.settings, seeds, checkpoint, say)
+        earlier = data.start_of(self.name)
+        start = None if earlier is None else jax.tree.map(lambda leaf: leaf[0], earlier["params"])
+        fitted = fit_mrm(features, data.pairs, self.settings, seeds, checkpoint, say, start)
         return [one_seed(fitted, place) for place in range(len(seeds))]
 
     def candidates(self, fitted: Fitted) -> list[Candidate]:

@@ -290,7 +290,9 @@ class FittedPopulation(NamedTuple):
 
 
 @one_blas_thread
-def fit_population(buckets: Buckets, config: BayesConfig) -> FittedPopulation:
+def fit_population(
+    buckets: Buckets, config: BayesConfig, start: Prior | None = None
+) -> FittedPopulation:
     """Fit the population, with the number of pseudo-users that held-out users prefer.
 
     Every fifth user is held out, and the numbers are tried from the greatest on, each from where
@@ -300,9 +302,10 @@ def fit_population(buckets: Buckets, config: BayesConfig) -> FittedPopulation:
     Args:
         buckets: choices of the users, those with about equally many together.
         config: see `BayesConfig`.
+        start: where EM starts, such as the population of an earlier run; None for a broad one.
     """
     numbers = sorted(config.pseudo_users, reverse=True)
-    prior, best = start_of(buckets, config.l2), numbers[0]
+    prior, best = start_of(buckets, config.l2) if start is None else start, numbers[0]
     if len(numbers) > 1 and sum(len(b.weight) for b in buckets) >= 2 * _FOLDS:
         prior, best = _validated(prior, buckets, numbers, config)
     found = em(prior, buckets, jnp.asarray(best, prior.mean.dtype), config).prior

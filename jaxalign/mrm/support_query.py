@@ -12,7 +12,7 @@ from jaxalign.data.batching import Pairs, bucket_users, pad_pairs
 from jaxalign.data.preferences import Preferences
 from jaxalign.data.splits import Episodes, episodes, learned_from
 from jaxalign.mrm.config import ChoiceDataConfig, SplitConfig
-from jaxalign.mrm.registry import Inputs
+from jaxalign.mrm.registry import Fitted, Inputs
 
 _SLACK = 2**15
 """Padding, in choices, that a bucket may add: one shape less to compile is worth as much."""
@@ -134,11 +134,17 @@ class TrainingData:
         features: [I, D] projected features of the items.
         encoded: [I, E] features of the items as they were encoded or given.
         choices: of the training users.
+        start: name of a method, and what it learned in an earlier run, where its fit starts.
     """
 
     features: jax.Array
     encoded: jax.Array
     choices: UserPairs
+    start: tuple[str, Fitted] | None = None
+
+    def start_of(self, name: str) -> Fitted | None:
+        """Return what a method learned in an earlier run, None to start anew."""
+        return self.start[1] if self.start is not None and self.start[0] == name else None
 
     @cached_property
     def pairs(self) -> Pairs:

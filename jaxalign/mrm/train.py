@@ -250,6 +250,7 @@ def fit_mrm(
     seeds: Sequence[int],
     checkpoint: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
+    start: Params | None = None,
 ) -> Params:
     """MRM trained from all `seeds` at once, with its parameters at `config.snapshots` moments.
 
@@ -260,12 +261,15 @@ def fit_mrm(
         seeds: one model for each.
         checkpoint: a folder where the state is kept after every snapshot, to resume from.
         say: receives a line of progress after each.
+        start: parameters that every seed starts from; None for fresh ones.
 
     Returns:
         `params`, every leaf [snapshots, seeds, ...], and `losses` [seeds, epochs].
     """
     keys = jax.vmap(jax.random.key)(jnp.asarray(list(seeds)))
     states = init_states(keys, config, features.shape[1], pairs.chosen.shape[0])
+    if start is not None:
+        states = states._replace(params=_started(states.params, start))
     cuts = _snapshot_epochs(config, checkpoint)
     most_groups = int(pairs.group.max()) + 1
     table = item_table(features, pairs, config)
@@ -293,6 +297,18 @@ def fit_mrm(
             f"or inner_lr ({config.inner_lr:g})"
         )
     return {"params": params, "losses": np.concatenate(losses, axis=1)}
+
+
+def _started(fresh: Params, start: Params) -> Params:
+    """The parameters of an earlier fit in place of fresh ones, for every seed."""
+    shapes = [[leaf.shape[1:] for leaf in jax.tree.leaves(fresh)]]
+    shapes += [[leaf.shape for leaf in jax.tree.leaves(start)]]
+    if shapes[0] != shapes[1]:
+        raise InputError(
+            f"the earlier run's parameters are of the shapes {shapes[1]}; expected {shapes[0]}: "
+            "set hidden_sizes, use_bias and learn_inner_lr as in that run."
+        )
+    return jax.tree.map(lambda new, old: jnp.broadcast_to(old, new.shape), fresh, start)
 
 
 def _snapshot_epochs(config: MRMConfig, checkpoint: Path | None) -> list[int]:

@@ -22,6 +22,7 @@ from jaxalign.experiments.mrm.data import (
 from jaxalign.experiments.mrm.fits import FittedMethod, KeepStage, fit_method
 from jaxalign.experiments.mrm.folds import judge_new_items, usable_folds
 from jaxalign.experiments.mrm.report import write_pages
+from jaxalign.experiments.mrm.start import earlier_projection, extended_split, load_start
 from jaxalign.experiments.mrm.statistics import NewUsers, Report, assemble, selected_method
 from jaxalign.files import write_json
 from jaxalign.mrm.model import RUN_KIND, UserModel, save
@@ -35,7 +36,12 @@ from jaxalign.runs.run_dir import check_run_dir
 
 
 def run(
-    config: MRMRunConfig, source: str, out: str | Path, resume: bool = False, show: bool = True
+    config: MRMRunConfig,
+    source: str,
+    out: str | Path,
+    resume: bool = False,
+    show: bool = True,
+    start: Path | None = None,
 ) -> Report:
     """Train, choose on validation users, judge test users once, and write the report.
 
@@ -46,6 +52,9 @@ def run(
             and scale.json where the features are named rewards.
         resume: whether to go on with an unfinished run in `out`.
         show: whether to print progress on standard error.
+        start: folder of a finished run whose saved model is where the fit of its method starts, on
+            that run's directions of the features. Users keep the roles that they had there, and
+            there are no figures on new items, which that run has seen.
 
     Returns:
         The report, as in report.json.
@@ -56,16 +65,23 @@ def run(
     _check_selected(config)
     out, say = Path(out).expanduser(), Progress(show).say
     check_run_dir(out, RUN_KIND, config, resume)
+    earlier = None if start is None else load_start(start, config)
     opened, given = open_source(config, source)
     choices = opened.choices
-    split = split_users(
-        choices.users, config.split.seed, config.split.unseen_share, config.split.validation_share
-    )
+    if earlier is None:
+        shares = (config.split.unseen_share, config.split.validation_share)
+        split = split_users(choices.users, config.split.seed, *shares)
+    else:
+        split = extended_split(earlier, choices.users, config)
     for note in choices.notes:
         say(note)
     say(f"{len(choices):,} choices of {len(choices.users):,} users, {len(choices.items):,} items")
     encoded = encode_items(config, choices, given)
-    projection = project(config, encoded)
+    if earlier is None:
+        projection, begun = project(config, encoded), None
+    else:
+        projection = earlier_projection(earlier, encoded)
+        begun = (earlier.model.method.name, earlier.model.fitted)
     data = ExperimentData(
         choices,
         opened.fold_choices or choices,
@@ -73,11 +89,13 @@ def run(
         jnp.asarray(projection.apply(encoded.values)),
         jnp.asarray(encoded.values),
         split,
+        begun,
     )
     cuts = _cut_users(data, config, say)
     _say_folds(data, config, say)
     # Only now, when nothing about the choices can be refused any more.
-    folder = open_run(config, choices, encoded, projection.scale, out, resume)
+    digest = "" if earlier is None else earlier.model.digest
+    folder = open_run(config, choices, encoded, projection.scale, out, resume, digest)
     _forget_shorter(folder, say)
     split.save(out / "splits.json")
     if projection.scale is not None:

@@ -23,6 +23,7 @@ from jaxalign.experiments.mrm.config import MRMRunConfig
 from jaxalign.mrm.config import ChoiceDataConfig
 from jaxalign.mrm.model import RUN_KIND
 from jaxalign.mrm.reduce import Projection, fit_projection, standardise
+from jaxalign.mrm.registry import Fitted
 from jaxalign.mrm.support_query import TrainingData, training_choices
 from jaxalign.rewards.reward_scale import RewardScale, fit_scale, load_scale
 from jaxalign.runs.run_dir import Identity, RunDir, open_run_dir
@@ -39,6 +40,7 @@ class ExperimentData:
         features: [I, D] projected, as most models see them.
         encoded: [I, E] as they were encoded or given.
         split: users by role.
+        start: name of a method, and what it learned in an earlier run, where its fit starts.
     """
 
     choices: Preferences
@@ -47,11 +49,12 @@ class ExperimentData:
     features: jax.Array
     encoded: jax.Array
     split: UserSplit
+    start: tuple[str, Fitted] | None = None
 
     def training(self, config: ChoiceDataConfig, known: np.ndarray | None = None) -> TrainingData:
         """Return what methods are fitted on, of the rows `known` [N] only where given."""
         choices = training_choices(self.choices, self.split.train, config, self.split.seed, known)
-        return TrainingData(self.features, self.encoded, choices)
+        return TrainingData(self.features, self.encoded, choices, self.start)
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,7 @@ def open_run(
     scale: RewardScale | None,
     out: Path,
     resume: bool,
+    start: str = "",
 ) -> RunDir:
     """Open the folder of a run, which its settings, choices and features decide."""
     arrays = [choices.user, choices.chosen, choices.rejected, choices.tie, choices.group]
@@ -144,5 +148,6 @@ def open_run(
         "choices": [*arrays, *choices.users, *choices.items, *choices.texts],
         "features": [encoded.values, *(encoded.names or ()), encoded.encoder_sha256],
         "scale of rewards": "" if scale is None else scale.digest,
+        "run to start from": start,
     }
     return open_run_dir(out, RUN_KIND, config, identity, resume)

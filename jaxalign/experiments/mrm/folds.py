@@ -69,6 +69,8 @@ def usable_folds(data: ExperimentData, config: MRMRunConfig) -> list[int]:
     Without a fold's items there must be choices to train on, and a validation user who chooses
     the candidate; within it there must be a training or test user to judge.
     """
+    if data.start is not None:
+        return []  # what was learned before has seen their items
     count = config.split.item_folds
     return [fold for fold in range(count if count > 1 else 0) if _usable(data, config, fold)]
 

@@ -1,0 +1,86 @@
+"""A run that starts from an earlier one: what that run learned is where a fit begins."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxalign.data.splits import UserSplit, split_users
+from jaxalign.errors import InputError
+from jaxalign.experiments.mrm.config import MRMRunConfig
+from jaxalign.experiments.mrm.data import Encoded
+from jaxalign.mrm.model import UserModel, load
+from jaxalign.mrm.reduce import Projection
+
+_FEWEST = 5  # users that can be cut into roles
+
+
+@dataclass(frozen=True)
+class EarlierRun:
+    """A finished run.
+
+    Attributes:
+        folder: of the run.
+        model: that it saved.
+        split: its users by role.
+    """
+
+    folder: Path
+    model: UserModel
+    split: UserSplit
+
+
+def load_start(folder: Path, config: MRMRunConfig) -> EarlierRun:
+    """Read the run that another one starts from.
+
+    Raises:
+        InputError: no finished run, or a model of a method that cannot start from it.
+    """
+    model = load(folder, with_users=False)
+    name = model.method.name
+    if not model.method.warm_start or name not in config.methods:
+        raise InputError(
+            f"--from {folder}: holds a model of {name}; expected one of bayes or mrm, that is "
+            f"among the methods ({', '.join(config.methods)}): add it to methods, or train without "
+            "--from."
+        )
+    return EarlierRun(folder, model, UserSplit.load(folder / "splits.json"))
+
+
+def extended_split(earlier: EarlierRun, users: tuple[str, ...], config: MRMRunConfig) -> UserSplit:
+    """Return roles of users: those of the earlier run keep theirs, so that no test user is known.
+
+    Args:
+        earlier: the run that this one starts from.
+        users: of the choices.
+        config: shares of the roles among users who are new.
+    """
+    old, there = earlier.split, set(users)
+    known = {*old.train, *old.validation, *old.test}
+    fresh = tuple(user for user in users if user not in known)
+    added = UserSplit(fresh, (), (), old.seed)
+    if len(fresh) >= _FEWEST:
+        shares = (config.split.unseen_share, config.split.validation_share)
+        added = split_users(fresh, config.split.seed, *shares)
+
+    def joined(role: str) -> tuple[str, ...]:
+        kept = (user for user in getattr(old, role) if user in there)
+        return (*kept, *getattr(added, role))
+
+    return UserSplit(joined("train"), joined("validation"), joined("test"), config.split.seed)
+
+
+def earlier_projection(earlier: EarlierRun, encoded: Encoded) -> Projection:
+    """Return the earlier run's map from features to what the method works on.
+
+    Raises:
+        InputError: the features are not those of the earlier run.
+    """
+    model, projection = earlier.model, earlier.model.projection
+    scale = projection.scale
+    width = encoded.values.shape[1]
+    same = model.encoder_sha256 == encoded.encoder_sha256 and width == projection.matrix.shape[0]
+    if not same or (None if scale is None else scale.names) != encoded.names:
+        raise InputError(
+            f"--from {earlier.folder}: was trained on other features than these ({width} wide); "
+            "expected the same encoder, or a feature file with the same columns."
+        )
+    return projection
