@@ -103,9 +103,12 @@ def describe(model: ResolvedModel, name: str, dtype: str = "float32") -> Languag
     )
     tokenizer = gguf_tokenizer(source) if own else load_tokenizer(model.tokenizer_folder)
     if len(tokenizer) > config.vocab_size:
+        place, remedy = model.tokenizer_folder, "check that the two belong together"
+        if place in model.adapters:
+            remedy = f"save the embeddings with the adapter, or move the tokenizer out of {place}"
         raise InputError(
             f"{source}: the tokenizer has {len(tokenizer)} entries, the model "
-            f"{config.vocab_size}: check that the two belong together."
+            f"{config.vocab_size}: {remedy}."
         )
     source = model.folder / "generation_config.json"
     generation = {} if gguf else read_config_json(source, required=False)
@@ -195,9 +198,13 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         )
         return cast(Tokenizer, tokenizer)
     except Exception as error:  # whatever the library trips over, the way on is the same
+        remedy = "download them again"
+        if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
+            remedy = "put tokenizer.json there, or install the package sentencepiece for its "
+            remedy += "tokenizer.model"
         raise InputError(
             f"{folder}: its tokenizer cannot be read ({_line(error)}); expected tokenizer.json or "
-            "the vocabulary files of its family: download them again."
+            f"the vocabulary files of its family: {remedy}."
         ) from error
 
 

@@ -155,8 +155,9 @@ def _resolve_adapter(
         found = _resolve(str(place) if place.exists() else name, None, (*above, folder.resolve()))
     except InputError as error:
         raise InputError(
-            f"{config}: the base model of the adapter, {name!r}, cannot be used ({error}) Correct "
-            "base_model_name_or_path if the model lies elsewhere."
+            f"{config}: the base model of the adapter, {name!r}, cannot be used "
+            f"({str(error).removesuffix('.')}): correct base_model_name_or_path if the model lies "
+            "elsewhere."
         ) from error
     if not (folder / ADAPTER).is_file():
         raise InputError(

@@ -235,3 +235,21 @@ def test_an_encoder_with_an_adapter(tmp_path):
     found = encode(encoder, ["a b red"], pooling="mean", normalise=False, progress=False)
     assert relative(found, expected) < 1e-4
     assert relative(encode(plain, ["a b red"], "mean", False, progress=False), expected) > 1e-2
+
+
+def test_a_tokenizer_with_tokens_that_no_embedding_has(tmp_path):
+    write(tmp_path, "llama", target_modules=["q_proj"])
+    tokenizer = tiny_lms.tokenizer()
+    tokenizer.add_tokens([f"<new {number}>" for number in range(9)])
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match=r"275 entries, the model 272.*move the tokenizer out of"):
+        load_language_model(str(tmp_path / "adapter"))
+
+
+def test_a_model_with_tokenizer_model_alone_says_what_it_needs(tmp_path):
+    folder = tiny_lms.write(tmp_path / "model", "llama")
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    (folder / "tokenizer.model").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"put tokenizer\.json there, or install the package sent"):
+        load_language_model(str(folder))
