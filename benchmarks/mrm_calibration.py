@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         if world[0] in arguments.worlds:
             for seed in arguments.seeds:
                 console.print(f"{world[0]}, seed {seed} ...", highlight=False)
-                result["rows"].append(_judged(world, seed, arguments.users, arguments.new_users))
+                result["rows"].append(judged(world, seed, arguments.users, arguments.new_users))
                 harness.write(arguments.out, result, _table(result["rows"]))
     print(_table(result["rows"]))
     return 0
@@ -92,7 +92,8 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return np.exp(-np.logaddexp(0, -x))
 
 
-def _judged(world: tuple, seed: int, users: int, new_users: int) -> dict[str, Any]:
+def judged(world: tuple, seed: int, users: int, new_users: int) -> dict[str, Any]:
+    """Return the figures of one world."""
     import jax.numpy as jnp
 
     from jaxalign import mrm
