@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# sigmoid(x) = sum_k SHARES[k] Phi(SCALES[k] x), to 2e-9 for every x (Monahan and Stefanski 1992).
+# sigmoid(x) = sum_k SHARES[k] Phi(SCALES[k] x), to 2.2e-9 for every x (Monahan and Stefanski 1992).
 SHARES = np.array([
     0.003246343272134, 0.051517477033972, 0.195077912673858, 0.315569823632818,
     0.274149576158423, 0.131076880695470, 0.027912418727972, 0.001449567805354,

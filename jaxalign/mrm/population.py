@@ -1,7 +1,7 @@
 """The population of users, theta_u ~ N(mean, cov), from their choices: EM around EP posteriors."""
 
-import dataclasses
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ _LONGEST = 32.0
 """Longest step of the acceleration, in EM steps."""
 _SIZE_STEPS = 50
 _FOLDS = 5
-_JUDGING_SWEEPS = 12
+_JUDGING_STEPS = 6
 
 
 class Choices(NamedTuple):
@@ -178,26 +178,40 @@ def start_of(buckets: Buckets, l2: float) -> Prior:
     return Prior(bradley_terry(flat, weight, l2), jnp.eye(size, dtype=dtype) * variance)
 
 
-class EMState(NamedTuple):
-    """Where EM stands.
+@functools.partial(jax.jit, static_argnames="config")
+def em_step(
+    prior: Prior,
+    buckets: Buckets,
+    sites: BucketSites,
+    pseudo_users: float | jax.Array,
+    config: BayesConfig,
+) -> tuple[Prior, BucketSites, jax.Array]:
+    """Return the next prior, the sites, and the objective of the prior that was given.
 
-    Attributes:
-        prior: the estimate.
-        sites: of the users' choices.
-        objective: log evidence less the penalty of the pseudo-users, per user.
-        gain: of the last cycle.
-        steps: E-steps so far.
+    The objective is the users' log evidence less the penalty of the pseudo-users, per user.
+
+    Args:
+        prior: the last estimate.
+        buckets: choices of the users.
+        sites: of their choices, from the step before.
+        pseudo_users: see `maximise`.
+        config: number of sweeps, and users at once.
     """
+    active = sum(jnp.sum(jnp.any(b.weight > 0, axis=1)) for b in buckets)
+    users = jnp.maximum(active, 1).astype(prior.mean.dtype)
+    moments, sites = expect(prior, buckets, sites, config)
+    objective = (moments.evidence - pseudo_users * _anisotropy(prior.cov)) / users
+    return maximise(prior, moments, users, jnp.asarray(pseudo_users)), sites, objective
+
+
+class EMResult(NamedTuple):
+    """Where EM ended, and after how many steps."""
 
     prior: Prior
-    sites: BucketSites
-    objective: jax.Array
-    gain: jax.Array
-    steps: jax.Array
+    steps: int
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def em(start: Prior, buckets: Buckets, pseudo_users: jax.Array, config: BayesConfig) -> EMState:
+def em(start: Prior, buckets: Buckets, pseudo_users: float, config: BayesConfig) -> EMResult:
     """Run EM, accelerated, until a cycle of three steps gains `config.least_gain` or less.
 
     Two steps give the direction and its curvature, and SQUAREM (Varadhan and Roland 2008) goes
@@ -210,34 +224,19 @@ def em(start: Prior, buckets: Buckets, pseudo_users: jax.Array, config: BayesCon
         pseudo_users: see `maximise`.
         config: limits and sweeps.
     """
-    dtype, sites = start.mean.dtype, no_sites(buckets)
-    active = sum(jnp.sum(jnp.any(b.weight > 0, axis=1)) for b in buckets)
-    users = jnp.maximum(active, 1).astype(dtype)
-
-    def step(prior: Prior, sites: BucketSites) -> tuple[Prior, BucketSites, jax.Array]:
-        moments, sites = expect(prior, buckets, sites, config)
-        value = (moments.evidence - pseudo_users * _anisotropy(prior.cov)) / users
-        return maximise(prior, moments, users, pseudo_users), sites, value
-
-    def going(state: EMState) -> jax.Array:
-        return (jnp.abs(state.gain) > config.least_gain) & (state.steps < config.em_steps)
-
-    def cycle(state: EMState) -> EMState:
-        once, sites, _ = step(state.prior, state.sites)
-        twice, sites, plain = step(once, sites)
-        ahead = _extrapolated(state.prior, once, twice)
-        better, new_sites, value = step(ahead, sites)
-        paid = value >= plain
-        prior, sites = jax.tree.map(
-            lambda yes, no: jnp.where(paid, yes, no), (better, new_sites), (twice, sites)
-        )
-        objective = jnp.where(paid, value, plain)
-        return EMState(prior, sites, objective, objective - state.objective, state.steps + 3)
-
-    low, high = jnp.full((), -jnp.inf, dtype), jnp.full((), jnp.inf, dtype)
-    fresh = EMState(start, sites, low, high, jnp.zeros((), jnp.int32))
-    found: EMState = jax.lax.while_loop(going, cycle, fresh)
-    return found
+    prior, sites, steps, last = start, no_sites(buckets), 0, -math.inf
+    while steps < config.em_steps:
+        once, sites, _ = em_step(prior, buckets, sites, pseudo_users, config)
+        twice, sites, plain = em_step(once, buckets, sites, pseudo_users, config)
+        ahead = _extrapolated(prior, once, twice)
+        better, new_sites, value = em_step(ahead, buckets, sites, pseudo_users, config)
+        prior, steps = twice, steps + 3
+        if value >= plain:
+            prior, sites, plain = better, new_sites, value
+        if abs(float(plain) - last) <= config.least_gain:
+            break
+        last = float(plain)
+    return EMResult(prior, steps)
 
 
 def _anisotropy(cov: jax.Array) -> jax.Array:
@@ -261,6 +260,7 @@ def _exp(log: jax.Array) -> jax.Array:
     return (vectors * jnp.exp(values)[None, :]) @ vectors.T
 
 
+@jax.jit
 def _extrapolated(start: Prior, once: Prior, twice: Prior) -> Prior:
     """Return where a SQUAREM step from three successive estimates leads."""
     unit = jnp.sqrt(jnp.mean(jnp.diagonal(twice.cov)))
@@ -308,7 +308,7 @@ def fit_population(
     prior, best = start_of(buckets, config.l2) if start is None else start, numbers[0]
     if len(numbers) > 1 and sum(len(b.weight) for b in buckets) >= 2 * _FOLDS:
         prior, best = _validated(prior, buckets, numbers, config)
-    found = em(prior, buckets, jnp.asarray(best, prior.mean.dtype), config).prior
+    found = em(prior, buckets, best, config).prior
     return FittedPopulation(jax.block_until_ready(truncate(found, config.rank)), best)
 
 
@@ -316,24 +316,21 @@ def _validated(
     prior: Prior, buckets: Buckets, numbers: list[float], config: BayesConfig
 ) -> tuple[Prior, float]:
     """The prior of the first four fifths under the best number, and that number."""
-    fold = [jnp.arange(len(b.weight)) % _FOLDS == _FOLDS - 1 for b in buckets]
-    parts = list(zip(buckets, fold, strict=True))
-    fitted = tuple(Choices(b.differences[~held], b.weight[~held]) for b, held in parts)
-    judged = tuple(Choices(b.differences[held], b.weight[held]) for b, held in parts if held.any())
-    best, most = numbers[0], -jnp.inf
-    chosen = prior
+    # Others count with weight 0, so that all fits are of one shape and one compilation.
+    held = [jnp.arange(len(b.weight)) % _FOLDS == _FOLDS - 1 for b in buckets]
+    both = list(zip(buckets, held, strict=True))
+    fitted = tuple(b._replace(weight=jnp.where(h[:, None], 0, b.weight)) for b, h in both)
+    judged = tuple(b._replace(weight=jnp.where(h[:, None], b.weight, 0)) for b, h in both)
+    best, most, chosen = numbers[0], -math.inf, prior
     for number in numbers:
-        prior = em(prior, fitted, jnp.asarray(number, prior.mean.dtype), config).prior
-        value = _evidence(prior, judged, dataclasses.replace(config, sweeps=_JUDGING_SWEEPS))
-        if not value > most:
+        prior = em(prior, fitted, number, config).prior
+        sites = no_sites(buckets)
+        for _ in range(_JUDGING_STEPS):
+            _, sites, value = em_step(prior, judged, sites, 0.0, config)
+        if not float(value) > most:
             break
-        chosen, best, most = prior, number, value
+        chosen, best, most = prior, number, float(value)
     return chosen, best
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _evidence(prior: Prior, buckets: Buckets, config: BayesConfig) -> jax.Array:
-    return expect(prior, buckets, no_sites(buckets), config)[0].evidence
 
 
 def fit_prior(differences: jax.Array, mask: jax.Array, config: BayesConfig | None = None) -> Prior:
