@@ -182,7 +182,7 @@ def test_scores_are_named_features_of_users(users):
 
 def test_users_are_routed_to_a_portfolio_of_their_own_scale(users, scored, tmp_path):
     build = ("palm", "build", "--data", scored, "--scale_from", users, "--palm.weights", "signed")
-    ran(*build, "--out", tmp_path / "portfolio", "--draws", 20, "--palm.max_calls", 12)
+    ran(*build, "--out", tmp_path / "portfolio", "--draws", 20, "--compare", 0)
     route = ("palm", "route", "--portfolio", tmp_path / "portfolio", "--normalise")
     ran(*route, "--users", users / USERS, "--out", tmp_path / "routed.jsonl")
     assert len(read_rows(tmp_path / "routed.jsonl")) == 12
@@ -204,7 +204,7 @@ def test_a_portfolio_of_adapters_is_certified_routes_and_answers(world, users, t
     build = ("palm", "build", "--data", world.prompts, "--policies", world.adapter, world.other)
     scale = ("--scale_from", users, "--palm.weights", "signed")
     rewards = ("--rewards", *REWARDS)
-    ran(*build, "--out", out, *scale, *rewards, "--draws", 20, *POOL)
+    ran(*build, "--out", out, *scale, *rewards, "--compare", 0, *POOL)
     more = write_rows(tmp_path / "more.jsonl", [{"prompt": f"tell {word}"} for word in WORDS])
     ran("palm", "certify", "--portfolio", out, "--data", more, "--out", tmp_path / "held.json")
     route = ("palm", "route", "--portfolio", out, "--normalise", "--users", users / USERS)
