@@ -171,3 +171,30 @@ def test_ctrl_c_while_libraries_load(tmp_path, seconds, number):
     assert process.stdout.readline() == "ready\n"
     time.sleep(seconds)
     stop(process, f"{seconds} s", number)
+
+
+@pytest.mark.slow
+def test_a_file_of_answers_is_killed_at_several_moments(tmp_path):
+    tiny_lms.write(tmp_path / "model", "llama")
+    rows = "".join(json.dumps({"prompt": f"say {row}"}) + "\n" for row in range(60))
+    (tmp_path / "prompts.jsonl").write_text(rows)
+    words = ["generate", "--model", "model", "--prompts", "prompts.jsonl", "--samples", "2"]
+    words += ["--temperature", "1", "--max-tokens", "100", "--batch-size", "1"]
+    finish(start_command(tmp_path, *words, "--out", "whole.jsonl"))
+    part = tmp_path / ".stopped.jsonl.run/rows.jsonl"
+    size, seen = 0, []
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
+        more = ["--resume"] if seen else []
+        process = start_command(tmp_path, *words, "--out", "stopped.jsonl", *more)
+        while not (part.exists() and part.stat().st_size > size):
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.001)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        assert not (tmp_path / "stopped.jsonl").exists()
+        size = part.stat().st_size
+        seen.append(size)
+    assert len(set(seen)) == 4
+    finish(start_command(tmp_path, *words, "--out", "stopped.jsonl", "--resume"))
+    whole, stopped = (tmp_path / f"{name}.jsonl" for name in ("whole", "stopped"))
+    assert whole.read_bytes() == stopped.read_bytes()
