@@ -64,8 +64,23 @@ def as_text(messages: Sequence[Message], role: str) -> str:
     return Conversation(turns, roles)
 
 
-def as_item(prompt: str | Sequence[Message]) -> str:
-    """Return a prompt by the text that it has where answers and features are looked up."""
+def prompt_text(prompt: str | Sequence[Message]) -> str:
+    """Return a prompt as rewards and encoders read it, and as its answers are looked up.
+
+    Every command uses this one form. Classifiers with a chat template read the turns.
+
+    Args:
+        prompt: a text, which stays; or messages, those of the system included.
+
+    Returns:
+        The content of a lone turn of the user, or else a `Conversation`.
+
+    Example:
+        >>> from jaxalign.data.messages import prompt_text
+        >>> system = {"role": "system", "content": "Be kind."}
+        >>> prompt_text((system, {"role": "user", "content": "Hi"}))
+        'Be kind.\\n\\nHi'
+    """
     return prompt if isinstance(prompt, str) else as_text(prompt, "user")
 
 

@@ -214,31 +214,6 @@ def split_prompts(prompts: Prompts, share: float, seed: int = 0) -> tuple[Prompt
     return prompts.take(np.sort(order[count:])), prompts.take(np.sort(order[:count]))
 
 
-def prompt_text(prompt: Prompt) -> str:
-    """A prompt as rewards read it, without messages of the system.
-
-    Args:
-        prompt: a text, which stays; or a chat.
-
-    Returns:
-        A lone turn's content, or else the dialogue "Human: .. Assistant: .. Human: .. Assistant:".
-
-    Example:
-        >>> from jaxalign.data.prompts import prompt_text
-        >>> system = {"role": "system", "content": "Be kind."}
-        >>> prompt_text((system, {"role": "user", "content": "Hi"}))
-        'Hi'
-    """
-    if isinstance(prompt, str):
-        return prompt
-    turns = [turn for turn in prompt if turn["role"] != "system"]
-    if len(turns) == 1:
-        return turns[0]["content"]
-    marks = {"user": HUMAN, "assistant": ASSISTANT}
-    said = [f"{marks.get(turn['role'], HUMAN)} {turn['content']}" for turn in turns]
-    return "".join(said) + ASSISTANT
-
-
 def _shuffled(count: int, seed: int, stream: int) -> np.ndarray:
     return np.random.Generator(np.random.PCG64([seed, stream])).permutation(count)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxalign import moc
 from jaxalign.data import Conversation
-from jaxalign.data.messages import as_item
+from jaxalign.data.messages import prompt_text
 from jaxalign.data.tables import read_rows
 from jaxalign.errors import InputError
 from jaxalign.experiments.moc._evaluate import policy_folder
@@ -140,7 +140,7 @@ def _reader(model: UserModel, reward_models: Sequence[str]) -> Read:
     order = [reward.names.index(name) for name in scale.names]
 
     def read(prompts: Sequence[str | Chat], answers: Sequence[str]) -> np.ndarray:
-        texts = list(map(as_item, prompts))
+        texts = list(map(prompt_text, prompts))
         return model.base(compute_rewards(reward, texts, list(answers))[:, order])
 
     return read
@@ -152,7 +152,7 @@ def _read_texts(
     """Base rewards of answers, which the encoder reads as it read those of the choices."""
     texts: Sequence[str] = answers
     if model.with_prompts:
-        pairs = zip(map(as_item, prompts), answers, strict=True)
+        pairs = zip(map(prompt_text, prompts), answers, strict=True)
         texts = [Conversation(pair) for pair in pairs]
     return model.base(encode_texts(model, texts, keep=False))
 

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxalign.data.prompts import prompt_text
+from jaxalign.data.messages import prompt_text
 from jaxalign.errors import InputError
 from jaxalign.moc.config import MocConfig
 from jaxalign.moc.policy import ConditionedPolicy, conditioned_prompts, prompt_token_ids
-from jaxalign.moc.preferences import Prompt, sample_preferences, strip_preference_tags
+from jaxalign.moc.preferences import Prompt, sample_preferences, without_tags
 from jaxalign.models.buckets import bucket_length, padded
 from jaxalign.models.chat import tokenize_prompt
 
@@ -94,9 +94,7 @@ class PromptSampler:
             "plain_lengths": np.array([len(row) for row in plain], np.int32),
             "preferences": preferences,
         }
-        return StepPrompts(
-            arrays, [strip_preference_tags(names, prompt_text(prompt)) for prompt in prompts]
-        )
+        return StepPrompts(arrays, [prompt_text(without_tags(names, prompt)) for prompt in prompts])
 
     def _room(self) -> int:
         """Return how many tokens of the context a prompt may take."""

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from jaxalign.data.columns import Origin
 from jaxalign.data.files import encode
-from jaxalign.data.prompts import Prompt, prompt_text
+from jaxalign.data.messages import prompt_text
+from jaxalign.data.prompts import Prompt
 from jaxalign.data.values import short
 from jaxalign.errors import InputError
 from jaxalign.palm.domain import Floats

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxalign.data.columns import Origin, as_list
-from jaxalign.data.messages import check_messages, is_messages
-from jaxalign.data.prompts import prompt_text
+from jaxalign.data.messages import check_messages, is_messages, prompt_text
 from jaxalign.data.tables import ANSWERS, Table, read_table
 from jaxalign.errors import InputError
 from jaxalign.palm.candidates import Candidates, from_rows

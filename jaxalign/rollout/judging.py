@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jaxalign.data.prompts import prompt_text
+from jaxalign.data.messages import prompt_text
 from jaxalign.models.buckets import padded
 from jaxalign.models.chat import Chat, check_finite, prompt_ids, with_stops
 from jaxalign.models.completions import CompletionBatch, reference_logprobs

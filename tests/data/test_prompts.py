@@ -7,15 +7,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jaxalign.data.messages import prompt_text
 from jaxalign.data.prompts import (
     PromptConfig,
     Prompts,
     as_chats,
     filter_prompts,
     load_prompts,
-    prompt_text,
     split_prompts,
 )
+from jaxalign.data.tables import read_rows
 from jaxalign.errors import InputError
 
 TALK = [{"role": "system", "content": "s"}, {"role": "user", "content": "one"},
@@ -81,6 +82,7 @@ def test_hh_rlhf_becomes_prompts_as_its_reward_models_read_them(tmp_path):
     assert [(turn["role"], turn["content"]) for turn in chat[0]] == [
         ("user", "a?"), ("assistant", "b"), ("user", "c")
     ]  # fmt: skip
+    assert prompt_text(chat[0]) == "a?\n\nb\n\nc"
     assert prompt_text(chat[1]) == "d"
 
 
@@ -161,10 +163,13 @@ def test_no_prompt_is_in_both_parts():
         split_prompts(many(1), 0.5)
 
 
-def test_rewards_read_plain_text():
-    assert prompt_text("as it is") == "as it is"
-    assert prompt_text(TALK[:2]) == "one"
-    assert prompt_text(TALK) == "\n\nHuman: one\n\nAssistant: A\n\nHuman: two\n\nAssistant:"
+def test_rewards_read_one_text_of_a_prompt_in_every_command(tmp_path):
+    said = ["as it is", TALK[1:2], TALK[:2], TALK]
+    path = write(tmp_path / "p.jsonl", [{"prompt": prompt} for prompt in said])
+    scored = [row.conversation("prompt", "user") for row in read_rows(path, "prompt")]
+    drawn = [prompt_text(prompt) for prompt in as_chats(load_prompts(path)).prompts]
+    assert scored == drawn == ["as it is", "one", "s\n\none", "s\n\none\n\nA\n\ntwo"]
+    assert drawn[-1].messages == tuple(TALK)  # for the chat template of a classifier
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxalign.data.prompts import prompt_text
+from jaxalign.data.messages import prompt_text
 from jaxalign.errors import InputError
 from jaxalign.experiments.moc.evaluation import Evaluation
 from jaxalign.moc.preferences import check_simplex

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from jaxalign.config import load_config, to_yaml
-from jaxalign.data.prompts import Prompt, prompt_text
+from jaxalign.data.messages import prompt_text
+from jaxalign.data.prompts import Prompt
 from jaxalign.errors import InputError
 from jaxalign.experiments.palm._run import KIND, Judged, judge, write_built
 from jaxalign.experiments.palm.policies import PolicyPool, load_pool, load_prompts_for

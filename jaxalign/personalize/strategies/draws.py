@@ -6,7 +6,7 @@ from typing import Protocol
 
 import jax
 
-from jaxalign.data.messages import as_item
+from jaxalign.data.messages import prompt_text
 from jaxalign.errors import InputError
 from jaxalign.models.chat import Chat, generate_texts, prompt_ids
 from jaxalign.models.language import LanguageModel
@@ -69,7 +69,7 @@ class KnownAnswers:
     def check(self, prompts: Sequence[str | Chat], names: Sequence[str]) -> None:
         """Refuse prompts without an answer."""
         for prompt, name in zip(prompts, names, strict=True):
-            if as_item(prompt) not in self.answers:
+            if prompt_text(prompt) not in self.answers:
                 raise InputError(
                     f"{name}: found {prompt!r:.60}, to which {self.source} has no answer (it has "
                     f"answers to {len(self.answers)} prompts); expected one or more: add some, or "
@@ -78,4 +78,4 @@ class KnownAnswers:
 
     def __call__(self, prompts: Sequence[str | Chat], key: jax.Array) -> list[list[str]]:
         """Return all answers to each prompt."""
-        return [list(self.answers[as_item(prompt)]) for prompt in prompts]
+        return [list(self.answers[prompt_text(prompt)]) for prompt in prompts]
