@@ -17,7 +17,8 @@ from jaxalign.rewards import spec
 from jaxalign.rewards.rules import TRAITS
 
 ROOT = Path(__file__).resolve().parents[3]
-PRESETS = sorted((ROOT / "configs" / "moc").glob("*.yaml"))
+EXAMPLE = ROOT / "configs" / "moc" / "own_reward.yaml"  # no published task
+PRESETS = sorted(set((ROOT / "configs" / "moc").glob("*.yaml")) - {EXAMPLE})
 SEVEN_B = [path for path in PRESETS if path.stem != "smollm2_traits"]
 HELPFUL = ("Ray2333/gpt2-large-helpful-reward_model", 0, True)
 HARMLESS = ("Ray2333/gpt2-large-harmless-reward_model", 0, True)
@@ -50,11 +51,11 @@ def test_rewards_and_preferences(path, tmp_path, monkeypatch):
             assert (reward.model, reward.label, reward.pair) == about
     asked = []
 
-    def load_classifier(name, dtype):
+    def load_reward_model(name, dtype):
         asked.append(name)
         raise KeyboardInterrupt  # no model is fetched here
 
-    monkeypatch.setattr(spec, "load_classifier", load_classifier)
+    monkeypatch.setattr(spec, "load_reward_model", load_reward_model)
     if any(wanted):
         with pytest.raises(KeyboardInterrupt):
             spec.build_rewards(config.rewards)
