@@ -11,7 +11,7 @@ from cli_calls import call, refused, write_rows
 
 from jaxalign import mrm
 from jaxalign.experiments import answer_sources
-from jaxalign.mrm.reduce import identity
+from jaxalign.mrm.reduce import identity, standardise
 from jaxalign.rewards import rule_rewards
 
 PROMPT = "How was your day?"
@@ -61,6 +61,20 @@ def test_the_plain_answer_where_no_other_is_sure_enough(world):
         result = answer(world, "--user", "unsure", *more)
         assert result.out == f"{TEXTS[PROMPT][0]}\n"
         assert "the plain answer" in result.err
+
+
+def test_caution_is_refused_where_the_method_knows_no_uncertainty(world, tmp_path):
+    scale, fitted = answer_world.scale_of(), {"theta": np.array([USERS["brief"]])}
+    model = mrm.UserModel(
+        mrm.make_method("bt"), fitted, {"ridge": 0}, np.zeros(2), standardise(scale)
+    )
+    mrm.save(tmp_path / "run", model)
+    given = ("answer", "--run", tmp_path / "run", "--candidates", world.candidates)
+    served = call(*given, "--prompt", PROMPT)
+    assert (served.code, served.out) == (0, f"{TEXTS[PROMPT][1]}\n"), served.err
+    assert "how sure is not known" in served.err
+    for more in (("--caution", 2), ("--least-probability", 0.9)):
+        refused(call(*given, "--prompt", PROMPT, *more), "bt", "no posterior", more[0], "bayes")
 
 
 def test_rows_bring_their_own_users(world, tmp_path):

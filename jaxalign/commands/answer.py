@@ -64,14 +64,15 @@ def add(commands: Commands) -> None:
         type=float,
         default=0.0,
         help="standard deviations of the gain that are taken off before answers are compared, 0 or "
-        "more; 1 to 2 prefers answers that are sure to help (0)",
+        "more; 1 to 2 prefers answers that are sure to help; above 0, the run's method must have a "
+        "posterior, as bayes has (0)",
     )
     option(
         "--least-probability",
         type=float,
         default=0.5,
         help="give the plain answer where the best one is better for the user with a lower "
-        "probability, 0 to 1 (0.5)",
+        "probability, 0 to 1; above 0.5, the run's method must have a posterior (0.5)",
     )
     option("--samples", type=int, default=8, help="answers drawn from --model for each prompt (8)")
     option("--chat", action="store_true", help="put prompts through the model's chat template")
@@ -105,6 +106,7 @@ def _answer(arguments: argparse.Namespace, _: list[str]) -> None:
     from jaxalign.experiments.answer import (
         AnswerConfig,
         ask,
+        check_rule,
         load_user_model,
         write_answers,
     )
@@ -135,6 +137,7 @@ def _answer(arguments: argparse.Namespace, _: list[str]) -> None:
     if arguments.prompts:
         rows = read_prompt_rows(arguments.prompts)
     model = load_user_model(arguments.user_run, arguments.users)
+    check_rule(model, rule)
     asked = ask(model, rows, arguments.user, arguments.chat, arguments.system)
     strategy = load_strategy(arguments.strategy, sources, model)
     strategy.check(asked.prompts, [row.where for row in rows])

@@ -197,9 +197,11 @@ class Table:
             lacking, found = (
                 ", ".join(f"`{name}`" for name in some) for some in (missing, self.columns)
             )
+            remedy = "rename or add"
+            if "user" in missing:
+                remedy += ", or name the users with `jaxalign import --user-column COLUMN`"
             raise InputError(
-                f"{self.origin.source} has no column {lacking}; found {found or 'none'}; rename or "
-                "add."
+                f"{self.origin.source} has no column {lacking}; found {found or 'none'}; {remedy}."
             )
 
     def _column(self, name: str) -> Column:

@@ -59,6 +59,16 @@ def load_user_model(
     return model if users is None else replace(model, users=mrm.open_users(users, model.digest))
 
 
+def check_rule(model: UserModel, rule: ServingRule) -> None:
+    """Refuse a cautious rule where the uncertainty of the users' weights is not known.
+
+    Raises:
+        InputError: the rule needs a posterior, which the method of the run does not have.
+    """
+    if rule.k > 0 or rule.least_probability > 0.5:
+        mrm.require(model.method, "posterior", "--caution or --least-probability above 0.5")
+
+
 @dataclass(frozen=True)
 class AskedPrompts:
     """Prompts and who asks them.

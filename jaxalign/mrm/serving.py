@@ -45,7 +45,7 @@ def encode_texts(model: UserModel, texts: Sequence[str], keep: bool = True) -> n
     if model.features.path or model.projection.scale is not None:
         raise InputError(
             "this model was trained on given features and cannot read text: give the texts' "
-            "features with --features FILE."
+            "features with --features FILE (for named rewards, `jaxalign reward score` writes it)."
         )
     from jaxalign.models.embed import encode, encode_unkept
 

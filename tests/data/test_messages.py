@@ -124,5 +124,5 @@ def test_rewards_need_no_user(tmp_path):
     rows = [FORMS["implicit"], FORMS["explicit"] | {"rejected": said(("assistant", "c"))}]
     choices = load_choices(write(tmp_path / "a.jsonl", rows)).preferences
     assert (choices.users, choices.items) == (("anyone",), ("a", "b", "c"))
-    with pytest.raises(InputError, match="has no column `user`"):
+    with pytest.raises(InputError, match=r"has no column `user`.*import --user-column COLUMN"):
         data.load(tmp_path / "a.jsonl")
