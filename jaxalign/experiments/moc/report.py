@@ -161,9 +161,10 @@ def markdown(report: MocEvaluationReport) -> str:
         "",
         f"Means over {report['prompts']} prompts, {_drawn(report)}. Rewards are levels of the "
         "run's scale: 0 is low and 1 is high among the reference's completions. Intervals, here "
-        f"and in report.json, are at 95 % over {report['draws']} resamples of the prompts. Noise "
-        "makes a front look larger and less even than it is, and resampling adds the noise once "
-        "more, so a figure may lie off the middle of its interval.",
+        f"and in report.json, are at 95 % over {report['draws']} resamples of the prompts; fewer "
+        "than four prompts have none. Noise makes a front look larger and less even than it is, "
+        "and resampling adds the noise once more, so a figure may lie off the middle of its "
+        "interval.",
         "",
         "- **preferences**: how many, seen in training or held out"
         + ("; shared are those that all policies have in common." if _has_shared(report) else "."),

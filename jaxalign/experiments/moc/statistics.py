@@ -140,7 +140,8 @@ def evaluation_report(
     - `kl`, nats per completion; `token_entropy`, nats per token; `tokens` per completion.
 
     Each is an `FigureInterval`, ends at 95 % over prompts, the same resamples for all, widened
-    to hold the value; or None where it cannot be measured, such as tau of a constant reward.
+    to hold the value and None on fewer than four prompts; or None where it cannot be measured,
+    such as tau of a constant reward.
     `hypervolume_less_first` is the difference to the first policy's, resample by resample.
 
     Args:
@@ -251,7 +252,12 @@ def _means(rewards: Floats, weights: NDArray[np.int64], halves: NDArray[np.intp]
 
 
 def _resamples(seed: int, halves: NDArray[np.intp], draws: int) -> Iterator[NDArray[np.int64]]:
-    """How often each prompt counts [X]; halves are resampled apart, so that none is in both."""
+    """How often each prompt counts [X]; halves are resampled apart, so that none is in both.
+
+    There are none where a half is a single prompt, whose resamples are all the same.
+    """
+    if np.bincount(halves, minlength=2).min() < 2:
+        return
     random = np.random.default_rng([seed, 1])
     for _ in range(draws):
         weights = np.zeros(len(halves), np.int64)

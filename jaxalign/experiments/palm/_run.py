@@ -125,7 +125,7 @@ def judge(judged: Judged, config: BuildConfig, source: str, say: Say) -> BuiltPo
     oracle, evaluator, found = judged.oracle, judged.evaluator, judged.found
     say(f"choosing the members, in at most {config.palm.time_limit:g} s")
     portfolio = select_members(oracle, config.palm, found, judged.scale, judged.marks)
-    say(f"{len(portfolio.members) - 1} members; certifying on other prompts")
+    say(f"{len(portfolio.members) - 1} members beside the reference; certifying on other prompts")
     held_out = portfolio.held_out(evaluator, max(config.draws, 2), config.level)
     sizes: list[SizeRow] = []
     if config.compare:

@@ -62,17 +62,18 @@ def plot_regions(portfolio: Portfolio, names: Sequence[str], path: Path) -> None
             place[0], place[1] + shift[1], name, ha="center", fontsize=12,
             va="bottom" if shift[1] > 0 else "top",
         )  # fmt: skip
-    solved = _place(portfolio.members.payload["weight"][1:])
-    axes.scatter(
-        solved[:, 0], solved[:, 1], color="black", s=26, zorder=3, edgecolors="white", linewidths=1
-    )
-    for number, point in enumerate(solved, 1):
-        axes.annotate(str(number), point, (4, 4), textcoords="offset points", fontsize=10)
+    for number in range(1, len(colours)):
+        served = weights[member == number]
+        if len(served):  # regions are convex: their means lie inside
+            axes.annotate(
+                str(number), _place(served.mean(axis=0, keepdims=True))[0], fontsize=10,
+                ha="center", va="center", bbox={"boxstyle": "circle", "fc": "white", "lw": 0.5},
+            )  # fmt: skip
     axes.set_aspect("equal")
     axes.set_axis_off()
     axes.set_ylim(-0.09, 0.96)
     reference = " (grey: the reference)" if (member == 0).any() else ""
-    axes.set_title(f"Member of every user{reference}; dots: weights that members were solved for")
+    axes.set_title(f"Member of every user{reference}, by its number in the report")
     save_png(figure, path)
 
 

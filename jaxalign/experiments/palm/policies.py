@@ -151,8 +151,9 @@ def _base_of(adapter: Path) -> str:
     name = settings.get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise InputError(f"{source} names no base model; add --model.")
-    beside = adapter / Path(name).expanduser()
-    return str(beside.resolve()) if beside.exists() else name
+    path = Path(name).expanduser()
+    found = (place for place in (adapter / path, path) if place.exists())
+    return next((str(place.resolve()) for place in found), name)
 
 
 def _of_moc(given: Path, place: Path, base: str | None, config: BuildConfig) -> PolicyPool:

@@ -162,6 +162,16 @@ def test_intervals_are_those_of_the_mean_over_prompts():
     np.testing.assert_allclose(list(less.values()), 0.3, atol=1e-9)
 
 
+@pytest.mark.parametrize(("prompts", "known"), [(2, False), (3, False), (4, True)])
+def test_resamples_of_a_single_prompt_make_no_interval(prompts, known):
+    policy = made("moc", POINTS, arc, prompts=prompts, noise=0.3)
+    found = evaluation_report([policy], draws=50)["policies"]["moc"]["parts"]["seen"]
+    entry = found["hypervolume"]
+    assert entry["value"] > 0
+    assert (entry["low"] is None, entry["high"] is None) == (not known, not known)
+    assert not known or entry["high"] - entry["low"] > 1e-3
+
+
 def test_the_reference_point_is_stated_and_counts():
     one = [made("moc", POINTS, arc)]
     near, far = evaluation_report(one, draws=2), evaluation_report(one, [-1.0, -0.5], draws=2)

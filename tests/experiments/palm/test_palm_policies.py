@@ -12,9 +12,11 @@ import yaml
 from cli_calls import call, refused, write_rows
 
 from jaxalign import moc, palm
+from jaxalign.experiments.palm.policies import load_pool
 from jaxalign.moc.config import MocConfig
 from jaxalign.moc.policy import init_policy
 from jaxalign.models import load_language_model, lora, save_adapter
+from jaxalign.palm.config import BuildConfig
 from jaxalign.personalize import serve
 from jaxalign.personalize.policies import identity
 from jaxalign.personalize.policy_oracle import AnswerOracle
@@ -157,6 +159,34 @@ def test_certified_on_other_prompts_and_routed(world, built, tmp_path):
     routed = [json.loads(line) for line in out.read_text().splitlines()]
     scores = weights @ portfolio.values.T
     assert [row["member"] for row in routed] == scores.argmax(axis=1).tolist()
+
+
+def test_a_base_named_from_the_working_directory_is_the_same_base(world, tmp_path, monkeypatch):
+    near = shutil.copytree(world / "brief", tmp_path / "near")
+    path = near / "adapter_config.json"
+    settings = json.loads(path.read_text()) | {"base_model_name_or_path": "base"}  # as peft does
+    path.write_text(json.dumps(settings))
+    monkeypatch.chdir(world)
+    pool = load_pool([world / "kind", near], None, BuildConfig(rewards=("brevity", "simplicity")))
+    assert pool.options.shape == (5, 2)
+
+
+def test_three_rewards_are_drawn_for_two_adapters(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = (
+        "def ends(prompts, answers):\n    return [float(sum(map(ord, a[-2:]))) for a in answers]"
+    )
+    (tmp_path / "last_letters.py").write_text(lines)
+    rewards = [{"name": "brevity"}, {"name": "simplicity"},
+               {"name": "ends", "kind": "python", "function": "last_letters:ends"}]  # fmt: skip
+    (tmp_path / "three.json").write_text(json.dumps({"policies": {"rewards": rewards}}))
+    result = call(
+        "palm", "build", "--policies", world / "kind", world / "brief", "--config", "three.json",
+        "--data", world / "prompts.jsonl", "--out", "out", *QUICK[3:-4], "--compare", 0,
+        "--policies.batch_size", 24, "--policies.steps", 1, "--palm.size", 2,
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    assert "regions.png" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_what_cannot_be_a_policy_is_refused(world, tmp_path):
