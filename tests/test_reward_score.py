@@ -46,6 +46,17 @@ def test_columns_are_kept_and_rewards_added(model, tmp_path):
         assert one["rewards"]["LABEL_0"] == pytest.approx(other["rewards"]["LABEL_0"], abs=1e-5)
 
 
+def test_a_second_model_does_not_take_the_place_of_the_first(model, tmp_path):
+    data, once, both = (tmp_path / f"{name}.jsonl" for name in ("a", "once", "both"))
+    data.write_text(json.dumps({"prompt": "q", "completion": "the thing"}) + "\n")
+    assert score(model, data, once).code == 0
+    (label,) = json.loads(once.read_text())["rewards"]
+    refused(score(model, once, both), f"has {label} already", "--names")
+    refused(score(model, once, both, "--names", "a,b"), "--names: found a, b, expected 1")
+    assert score(model, once, both, "--names", "safe").code == 0
+    assert list(json.loads(both.read_text())["rewards"]) == [label, "safe"]
+
+
 def test_a_bad_row_is_found_before_the_work(model, tmp_path, monkeypatch):
     monkeypatch.setattr(reward_score, "classify_tokens", None)
     out = tmp_path / "s.jsonl"

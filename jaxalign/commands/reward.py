@@ -43,6 +43,11 @@ def _add_score(actions: Commands) -> None:
         "writes them; other columns are kept",
     )
     add_out(parser, "file", "JSON lines to write", endings=(".jsonl",))
+    parser.add_argument(
+        "--names",
+        metavar="NAME,...",
+        help="what to call the rewards in --out (the labels of the model)",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished --out")
 
 
@@ -68,6 +73,7 @@ def _score(arguments: argparse.Namespace, _: list[str]) -> None:
         arguments.out,
         arguments.model,
         (arguments.rewards or "").split(","),
+        names=arguments.names.split(",") if arguments.names else (),
         resume=arguments.resume,
     )
     print(f"{count} answers scored by {', '.join(names)}; wrote {arguments.out}")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxalign.data.tables import ANSWERS, Row, read_rows
+from jaxalign.errors import InputError
 from jaxalign.models.classifier import classify_tokens, tokenize
 from jaxalign.progress import track
 from jaxalign.rewards.registry import rule_rewards
@@ -50,6 +51,7 @@ def score_rows(
     model: str | None = None,
     rewards: Sequence[str] = (),
     *,
+    names: Sequence[str] = (),
     resume: bool = False,
     show: bool = True,
 ) -> tuple[int, tuple[str, ...]]:
@@ -62,6 +64,7 @@ def score_rows(
         out: file of JSON lines to write.
         model: folder of a reward model, or a name; None takes `rewards`.
         rewards: names of registered rewards.
+        names: of the model's rewards, one each; empty takes the labels of the model.
         resume: go on with the rows that a stopped run has left.
         show: a progress bar on standard error.
 
@@ -77,6 +80,7 @@ def score_rows(
         scorer = _rule_scorer(rewards, prompts or [""] * len(answers), answers, rows)
     else:
         scorer = _model_scorer(model, prompts, answers, [row.where for row in rows])
+    scorer = scorer._replace(names=_checked_names(names or scorer.names, scorer.names, rows))
     data = [repr(sorted(row.values.items())) for row in rows]
     identity = {"reward model": scorer.id, "data": data}
     file = open_row_file(out, KIND, ScoreConfig(scorer.names), identity, resume)
@@ -88,6 +92,25 @@ def score_rows(
             file.append(_scored(rows[row], scorer.names, table[row - span.start]) for row in span)
         file.finish()
     return len(rows), scorer.names
+
+
+def _checked_names(
+    names: Sequence[str], own: tuple[str, ...], rows: Sequence[Row]
+) -> tuple[str, ...]:
+    """The names, one for each reward and none that a row has already."""
+    if len(names) != len(own) or len(set(names)) < len(names) or not all(names):
+        raise InputError(
+            f"--names: found {', '.join(names)}, expected {len(own)} different ones, for "
+            f"{', '.join(own)}."
+        )
+    for row in rows:
+        before = row.values.get("rewards")
+        if isinstance(before, dict) and (twice := sorted(before.keys() & set(names))):
+            raise InputError(
+                f"{row.where}: `rewards` has {', '.join(twice)} already, which would be lost: name "
+                "the rewards of the model with --names, or remove the old ones."
+            )
+    return tuple(names)
 
 
 def _spans(first: int, total: int) -> Iterator[range]:
