@@ -188,6 +188,12 @@ def test_rank_orders_answers(world, user):
     assert [line.split("  ")[-1].strip() for line in shown[1:]] == [e["text"] for e in ranked]
 
 
+def test_a_prompt_that_the_choices_did_not_have_is_remarked_on(world):
+    result = rank(world, "--prompt", "Hi")  # and refused, since this run has no encoder
+    assert "had no prompts: leave out --prompt, or the order may be wrong" in result.err
+    assert "--prompt" not in rank(world).err
+
+
 def test_users_rank_differently(world):
     orders = {
         tuple(json.loads(line)["position"] for line in result.out.splitlines())

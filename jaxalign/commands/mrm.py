@@ -159,6 +159,10 @@ def _rank(arguments: argparse.Namespace, _: list[str]) -> None:
     features = None
     if arguments.features:
         features = mrm.item_features(model, texts, texts, load_features(arguments.features))
+    if features is None and model.with_prompts != (arguments.prompt is not None):
+        found = "had prompts: give" if model.with_prompts else "had no prompts: leave out"
+        print(f"the choices of the run {found} --prompt, or the order may be wrong",
+              file=sys.stderr)  # fmt: skip
     ranked = mrm.rank(model, arguments.user, texts, features, arguments.prompt)
     if arguments.json:
         for entry in ranked:
