@@ -146,7 +146,7 @@ class BayesConfig:
     """
 
     em_steps: int = 150
-    least_gain: float = 1e-5
+    least_gain: float = 2e-5
     sweeps: int = 2
     pseudo_users: tuple[float, ...] = (0.0, 100.0, 500.0, 2000.0)
     strengths: tuple[float, ...] = (0.5, 0.7, 1.0, 1.5, 2.2)

@@ -27,7 +27,8 @@ def test_populations_of_every_size_of_logits(world):
     assert row["mean"] == pytest.approx(1, abs=0.1)
     assert row["excess_nll"] < 0.002
     for name in ("cover_weights", "cover_margins"):
-        assert all(0.93 < share < 0.97 for share in row[name].values()), row[name]
+        # Of 5,000 weights or more, a share is known to 0.0036.
+        assert all(0.9264 < share < 0.9736 for share in row[name].values()), row[name]
 
 
 def test_the_mixture_of_probits_is_the_logistic_function():
