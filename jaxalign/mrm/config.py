@@ -145,7 +145,7 @@ class BayesConfig:
         2
     """
 
-    em_steps: int = 150
+    em_steps: int = 90
     least_gain: float = 2e-5
     sweeps: int = 2
     pseudo_users: tuple[float, ...] = (0.0, 100.0, 500.0, 2000.0)

@@ -323,7 +323,8 @@ def _validated(
     fitted = tuple(b._replace(weight=jnp.where(h[:, None], 0, b.weight)) for b, h in both)
     judged = tuple(b._replace(weight=jnp.where(h[:, None], b.weight, 0)) for b, h in both)
     # Numbers differ by far more than the last steps of EM gain.
-    config = replace(config, least_gain=50 * config.least_gain)
+    steps = max(config.em_steps // 3, 1)
+    config = replace(config, em_steps=steps, least_gain=50 * config.least_gain)
     best, most, chosen = numbers[0], -math.inf, prior
     for number in numbers:
         prior = em(prior, fitted, number, config).prior
