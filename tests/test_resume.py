@@ -107,7 +107,7 @@ def interrupted_run(root, moments):
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path):
     write_world(tmp_path, methods=["mrm"], split=SPLIT | {"item_folds": 0})
     finish(start(tmp_path, "whole"))
-    said = interrupted_run(tmp_path, ["state/bt.safetensors", "state/mrm.epochs/000"])
+    said = interrupted_run(tmp_path, ["state/bt.safetensors", "state/mrm.epochs/000002"])
     assert "bt: kept from before" in said
     assert_same(tmp_path / "whole", tmp_path / "stopped")
 
@@ -125,9 +125,9 @@ def test_every_method_seed_and_fold_resumes(tmp_path):
     moments = [
         "run.json",
         "state/bayes.safetensors",
-        "state/mrm_published.epochs/002",
-        "state/mrm.epochs/000",
-        "state/mrm.epochs/010",
+        "state/mrm_published.epochs/000010",
+        "state/mrm.epochs/000002",
+        "state/mrm.epochs/000022",
         "state/fold00.safetensors",
     ]
     said = interrupted_run(tmp_path, moments)
