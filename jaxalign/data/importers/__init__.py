@@ -1,17 +1,15 @@
 """Feedback as products, annotation tools and public data sets write it, turned into one file."""
 
-from jaxalign.data.importers import (  # noqa: F401, each registers itself
-    arena,
-    argilla,
-    community,
-    helpsteer,
-    hh_rlhf,
-    label_studio,
-    langfuse,
-    open_webui,
-    openai,
-    trl,
-)
+import jaxalign.data.importers.arena
+import jaxalign.data.importers.argilla
+import jaxalign.data.importers.community
+import jaxalign.data.importers.helpsteer
+import jaxalign.data.importers.hh_rlhf
+import jaxalign.data.importers.label_studio
+import jaxalign.data.importers.langfuse
+import jaxalign.data.importers.open_webui
+import jaxalign.data.importers.openai
+import jaxalign.data.importers.trl  # noqa: F401, registers itself
 from jaxalign.data.importers._run import ImportSummary, import_feedback
 from jaxalign.data.importers.registry import (
     FeedbackFormat,
