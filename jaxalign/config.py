@@ -17,13 +17,14 @@ from dataclasses import MISSING, dataclass
 from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
-from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import tyro
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from jaxalign.errors import InputError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 Config = TypeVar("Config")
 Value = TypeVar("Value")
@@ -58,6 +59,8 @@ def load_config(cls: type[Config], path: str | Path | None, overrides: Sequence[
         >>> load_config(MeshConfig, None, ["--tensor", "2"]).tensor
         2
     """
+    import pydantic  # here, and tyro below: trainings called from Python need neither
+
     leaves = {leaf.key: leaf for leaf in _leaves(cls)}
     document = _defaults(leaves.values())
     if path is not None:
@@ -67,8 +70,8 @@ def load_config(cls: type[Config], path: str | Path | None, overrides: Sequence[
         _put(document, key, _parsed(leaves[key], values))
     try:
         text = json.dumps(document)
-        return TypeAdapter(cls).validate_json(text, strict=True, extra="forbid")
-    except ValidationError as error:
+        return pydantic.TypeAdapter(cls).validate_json(text, strict=True, extra="forbid")
+    except pydantic.ValidationError as error:
         raise InputError(_sentence(error, document, leaves, path, options)) from None
     except (TypeError, ValueError) as error:
         raise InputError(
@@ -153,7 +156,9 @@ def to_yaml(config: object) -> str:
         fsdp: 1
         tensor: 2
     """
-    plain = TypeAdapter(type(config)).dump_python(config, mode="json")
+    import pydantic
+
+    plain = pydantic.TypeAdapter(type(config)).dump_python(config, mode="json")
     return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
@@ -230,7 +235,9 @@ def _defaults(leaves: Iterable[_Leaf]) -> dict[str, object]:
 
 
 def _plain(leaf: _Leaf, value: object) -> object:
-    adapter: TypeAdapter[object] = TypeAdapter(leaf.type)
+    import pydantic
+
+    adapter: pydantic.TypeAdapter[object] = pydantic.TypeAdapter(leaf.type)
     return adapter.dump_python(value, mode="json")
 
 
@@ -362,6 +369,8 @@ def _options(overrides: Sequence[str], leaves: dict[str, _Leaf]) -> dict[str, li
 
 def _parsed(leaf: _Leaf, words: list[str]) -> object:
     """The JSON value of an option's words, read by tyro as the field's type."""
+    import tyro
+
     if leaf.type is bool or bool in get_args(leaf.type):
         words = [word.capitalize() for word in words] or ["True"]
     single = dataclasses.make_dataclass("Option", [("value", leaf.type)])
@@ -392,7 +401,7 @@ def _put(document: dict[str, object], key: str, value: object) -> None:
 
 
 def _sentence(
-    error: ValidationError,
+    error: "ValidationError",
     document: dict[str, object],
     leaves: dict[str, _Leaf],
     path: str | Path | None,

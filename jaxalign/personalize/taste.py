@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.special import expit
-from scipy.stats import norm
+from scipy.special import expit, ndtr, ndtri
 
 from jaxalign.errors import InputError
 from jaxalign.mrm import UserModel
@@ -15,7 +14,7 @@ from jaxalign.personalize.utility import Utility
 Certainty = Literal["clear", "likely", "open"]
 
 _CLEAR, _LIKELY = 0.975, 0.8
-_Z = norm.ppf(0.975)
+_Z = float(ndtri(0.975))
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def describe_taste(
     for place, name in enumerate(utility.reward_ids.names):
         weight, sd = float(mean[place]), float(spread[place])
         # A weight that is known exactly is liked, disliked, or neither.
-        positive = float(norm.cdf(weight / sd)) if sd > 0 else 0.5 * (1.0 + np.sign(weight))
+        positive = float(ndtr(weight / sd)) if sd > 0 else 0.5 * (1.0 + np.sign(weight))
         sure = max(positive, 1 - positive)
         certainty: Certainty = (
             "clear" if sure >= _CLEAR else "likely" if sure >= _LIKELY else "open"

@@ -78,5 +78,5 @@ def test_a_file_of_prompts(smollm2, tmp_path, capsys):
     answers = [json.loads(line) for line in out.read_text().splitlines()]
     assert [answer["row"] for answer in answers] == [0, 1]
     # The same chat twice, by both ways of writing it.
-    assert answers[0]["text"] == answers[1]["text"]
-    assert "Paris" in answers[0]["text"]
+    assert answers[0]["completion"] == answers[1]["completion"]
+    assert "Paris" in answers[0]["completion"]
