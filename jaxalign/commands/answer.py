@@ -105,9 +105,9 @@ def _answer(arguments: argparse.Namespace, _: list[str]) -> None:
     from jaxalign.data.prompt_rows import PromptRow, read_prompt_rows
     from jaxalign.experiments.answer import (
         AnswerConfig,
-        ask,
         check_rule,
         load_user_model,
+        user_prompts,
         write_answers,
     )
     from jaxalign.experiments.answer_sources import AnswerSources, load_strategy
@@ -138,16 +138,16 @@ def _answer(arguments: argparse.Namespace, _: list[str]) -> None:
         rows = read_prompt_rows(arguments.prompts)
     model = load_user_model(arguments.user_run, arguments.users)
     check_rule(model, rule)
-    asked = ask(model, rows, arguments.user, arguments.chat, arguments.system)
+    batch = user_prompts(model, rows, arguments.user, arguments.chat, arguments.system)
     strategy = load_strategy(arguments.strategy, sources, model)
-    strategy.check(asked.prompts, [row.where for row in rows])
+    strategy.check(batch.prompts, [row.where for row in rows])
     if arguments.prompt is not None and arguments.out is None:
         key = jax.random.key(arguments.seed)
-        (answer,) = strategy.answer(asked.requests(), rule, key)
+        (answer,) = strategy.answer(batch.requests(), rule, key)
         print(answer.text)
-        print(asked.reason(0, answer), file=sys.stderr)
+        print(batch.reason(0, answer), file=sys.stderr)
         return
     config = AnswerConfig(arguments.strategy, sources, rule, arguments.seed)
-    plain = write_answers(model.digest, asked, strategy, config, arguments.out, arguments.resume)
+    plain = write_answers(model.digest, batch, strategy, config, arguments.out, arguments.resume)
     if arguments.out is not None:
         print(f"{len(rows)} answers, {plain} of them plain; wrote {arguments.out}", file=sys.stderr)

@@ -3,9 +3,14 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from jaxalign.data.chat_template import Message
 from jaxalign.data.columns import Column, Origin, as_list
-from jaxalign.data.messages import as_text, check_messages, has_messages, is_messages
+from jaxalign.data.messages import (
+    as_text,
+    check_messages,
+    has_messages,
+    is_messages,
+    shared_turns,
+)
 from jaxalign.data.values import RowError
 
 
@@ -64,7 +69,7 @@ def flat_choice(prompt: object, chosen: object, rejected: object, where: str) ->
         check_messages(chosen, "chosen", where),
         check_messages(rejected, "rejected", where),
     )
-    shared = _shared(one, other)
+    shared = shared_turns(one, other)
     if shared:
         prompt = as_text(one[:shared], "user")
     for name, turns in (("chosen", one[shared:]), ("rejected", other[shared:])):
@@ -80,10 +85,3 @@ def flat_choice(prompt: object, chosen: object, rejected: object, where: str) ->
 
 def _answer(value: object, name: str, where: str) -> object:
     return as_text(check_messages(value, name, where), "assistant") if is_messages(value) else value
-
-
-def _shared(one: tuple[Message, ...], other: tuple[Message, ...]) -> int:
-    """How many turns two conversations have in common; at least one is left of each."""
-    most = min(len(one), len(other)) - 1
-    parted = (place for place in range(most) if one[place] != other[place])
-    return next(parted, most)

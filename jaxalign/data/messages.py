@@ -116,6 +116,13 @@ def check_messages(value: object, name: str, where: str) -> tuple[Message, ...]:
     return tuple(_turn(turn, f"{name}[{place}]", where) for place, turn in enumerate(value))
 
 
+def shared_turns(one: Sequence[Message], other: Sequence[Message]) -> int:
+    """Return how many turns two conversations have in common; at least one is left of each."""
+    most = min(len(one), len(other)) - 1
+    parted = (place for place in range(most) if one[place] != other[place])
+    return next(parted, most)
+
+
 def is_messages(value: object) -> bool:
     """Return whether a value has the form of a conversation: a list that begins with an object."""
     return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Mapping)

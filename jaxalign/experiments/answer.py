@@ -70,11 +70,11 @@ def check_rule(model: UserModel, rule: ServingRule) -> None:
 
 
 @dataclass(frozen=True)
-class AskedPrompts:
-    """Prompts and who asks them.
+class UserPrompts:
+    """Prompts, each with its user.
 
     Attributes:
-        prompts: B prompts as a model is asked.
+        prompts: B prompts as a model takes them.
         users: B users, None for nobody in particular.
         weights: of each user, mean [K] and covariance [K, K] (or None); the population's where no
             choices of the user are known.
@@ -96,19 +96,19 @@ class AskedPrompts:
         return reason(answer, self.users[row], self.users[row] in self.known)
 
 
-def ask(
+def user_prompts(
     model: UserModel,
     rows: Sequence[PromptRow],
     user: str | None = None,
     chat: bool = False,
     system: str | None = None,
-) -> AskedPrompts:
-    """Return the rows of a prompt file with the weights of the users who ask.
+) -> UserPrompts:
+    """Return the rows of a prompt file with the weights of their users.
 
     Args:
         model: with its adapted users.
         rows: B prompts.
-        user: who asks where a row does not say.
+        user: of rows that name none.
         chat: make a chat of a plain prompt.
         system: system message before a plain prompt; implies `chat`.
     """
@@ -116,12 +116,12 @@ def ask(
     states = {one: find_state(model, one) for one in dict.fromkeys(users)}
     known = frozenset(one for one, state in states.items() if one and state is not None)
     weights = {one: weights_of(model, state) for one, state in states.items()}
-    return AskedPrompts([as_prompt(row, chat, system) for row in rows], users, weights, known)
+    return UserPrompts([as_prompt(row, chat, system) for row in rows], users, weights, known)
 
 
 def write_answers(
     digest: str,
-    asked: AskedPrompts,
+    batch: UserPrompts,
     strategy: Strategy,
     config: AnswerConfig,
     out: Path | None,
@@ -131,7 +131,7 @@ def write_answers(
 
     Args:
         digest: of the user model.
-        asked: the prompts, which the strategy has checked.
+        batch: the prompts, which the strategy has checked.
         strategy: how, as from `load_strategy`.
         config: the settings that the strategy was made with.
         out: file to write; None for standard output.
@@ -145,10 +145,10 @@ def write_answers(
     if out is not None:
         identity: dict[str, Identity] = {
             "user model": digest,
-            "prompts": [json.dumps(prompt, default=dict) for prompt in asked.prompts],
-            "users": [str(user) for user in asked.users],
+            "prompts": [json.dumps(prompt, default=dict) for prompt in batch.prompts],
+            "users": [str(user) for user in batch.users],
             "weights of the users": [
-                array for pair in asked.weights.values() for array in pair if array is not None
+                array for pair in batch.weights.values() for array in pair if array is not None
             ],
         }
         file = open_row_file(out, KIND, config, identity, resume)
@@ -156,12 +156,12 @@ def write_answers(
             return 0
         first = file.kept(span)
     plain = 0
-    for start in range(first, len(asked.prompts), span):
+    for start in range(first, len(batch.prompts), span):
         rows = slice(start, start + span)
         key = jax.random.fold_in(jax.random.key(config.seed), start)
-        answers = strategy.answer(asked.requests(rows), config.rule, key)
+        answers = strategy.answer(batch.requests(rows), config.rule, key)
         plain += sum(answer.strategy == "plain" for answer in answers)
-        lines = [described(asked, start + n, answer) for n, answer in enumerate(answers)]
+        lines = [described(batch, start + n, answer) for n, answer in enumerate(answers)]
         if file is not None:
             file.append(lines)
             continue
@@ -177,7 +177,7 @@ def reason(answer: PersonalAnswer, user: str | None, known: bool) -> str:
 
     Args:
         answer: of a strategy.
-        user: who asked, None for nobody in particular.
+        user: whose prompt it is, None for nobody in particular.
         known: whether choices of the user are known.
 
     Example:
@@ -203,9 +203,9 @@ def reason(answer: PersonalAnswer, user: str | None, known: bool) -> str:
     return f"{words}; {who}, so the taste of the whole population decided"
 
 
-def described(asked: AskedPrompts, row: int, answer: PersonalAnswer) -> Mapping[str, object]:
+def described(batch: UserPrompts, row: int, answer: PersonalAnswer) -> Mapping[str, object]:
     """Return an answer as a row to write."""
-    prompt, user = asked.prompts[row], asked.users[row]
+    prompt, user = batch.prompts[row], batch.users[row]
     return {
         "row": row,
         "user": user,
@@ -216,5 +216,5 @@ def described(asked: AskedPrompts, row: int, answer: PersonalAnswer) -> Mapping[
         "gain": answer.gain,
         "gain_sd": answer.sd,
         "probability": answer.probability,
-        "why": asked.reason(row, answer),
+        "why": batch.reason(row, answer),
     }

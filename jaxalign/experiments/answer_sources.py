@@ -13,7 +13,7 @@ from jaxalign.data import Conversation
 from jaxalign.data.messages import prompt_text
 from jaxalign.data.tables import read_rows
 from jaxalign.errors import InputError
-from jaxalign.experiments.moc._evaluate import policy_folder
+from jaxalign.moc.files import policy_folder
 from jaxalign.moc.value_table import ValueTable
 from jaxalign.models.chat import Chat
 from jaxalign.models.language import LanguageModel, load_language_model

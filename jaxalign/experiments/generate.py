@@ -17,7 +17,6 @@ import numpy as np
 from jaxalign.data.chat_template import choose_template
 from jaxalign.data.prompt_rows import PromptRow
 from jaxalign.errors import InputError
-from jaxalign.experiments.moc._evaluate import policy_folder
 from jaxalign.moc import files as moc_files
 from jaxalign.moc.preferences import parse_preference
 from jaxalign.models.adapter_set import adapter_numbers, load_adapter_set
@@ -160,7 +159,7 @@ def preference_policies(
     Raises:
         InputError: the folder holds no policy, or a row has no preference over its rewards.
     """
-    policy = moc_files.load(policy_folder(name), dtype=dtype)
+    policy = moc_files.load(moc_files.policy_folder(name), dtype=dtype)
     model = _model(policy.model, chat_template)
     routes, table = [], []
     for row in rows:

@@ -14,10 +14,13 @@ from jaxalign.moc.policy import ConditionedPolicy, TrainedParams
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.peft import load_adapter, save_adapter
 from jaxalign.models.resolve import stated_name
+from jaxalign.recognise import instead
 from jaxalign.rewards.reward_scale import RewardScale
 from jaxalign.runs.artifact import flatten, load_artifact, save_artifact, subtree
 
 FILE, KIND = "policy.safetensors", "MOC policy"
+POLICY = "model"
+"""Folder of the policy in that of its run."""
 REMEDY = "train it with `jaxalign moc train`"
 
 
@@ -106,4 +109,20 @@ def load(
         trained,
         scale,
         info.decimals,
+    )
+
+
+def policy_folder(folder: str | Path) -> Path:
+    """Return where the policy lies: the folder itself, or that of a run's policy in it.
+
+    Raises:
+        InputError: there is no policy in either.
+    """
+    folder = Path(folder).expanduser()
+    for place in (folder, folder / POLICY):
+        if (place / FILE).is_file():
+            return place
+    raise InputError(
+        f"{folder} holds no MOC policy ({FILE}){instead(folder)}: give the folder of a finished "
+        "`jaxalign moc train`; a policy of an older format has to be trained again."
     )

@@ -1,14 +1,12 @@
 """Settings of MRM and hierarchical Bayes, and of how choices are read and split."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
+from jaxalign.config import on_resume
 from jaxalign.data.bad_rows import OnBadRow
 from jaxalign.errors import InputError
-
-LONGER = {"on_resume": "more"}
-"""Metadata of a field that a resumed run may raise, as `jaxalign.config.on_resume` gives them."""
 
 
 def check_range(
@@ -108,7 +106,7 @@ class MRMConfig:
     warmup: float = 0.05
     clip_norm: float = 1.0
     users_per_batch: int = 2
-    epochs: int = field(default=200, metadata=LONGER)
+    epochs: int = on_resume("more", 200)
     l2: float = 0.0
     query_share: float = 0.9
     snapshots: int = 6

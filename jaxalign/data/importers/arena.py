@@ -13,7 +13,7 @@ from jaxalign.data.importers.registry import (
     seconds,
     sequence,
 )
-from jaxalign.data.importers.rows import ChoiceRow, Imported, Skipped, said, split_prompt
+from jaxalign.data.importers.rows import ChoiceRow, Imported, Skipped, has_fields, split_prompt
 from jaxalign.data.messages import check_messages
 from jaxalign.data.tables import Row
 from jaxalign.data.values import RowError, short
@@ -29,11 +29,11 @@ _SESSIONS = ("evaluation_session_id", "judge_hash")
 
 
 def _is_battle(values: Mapping[str, object]) -> bool:
-    return said(values, "winner", "conversation_a", "conversation_b")
+    return has_fields(values, "winner", "conversation_a", "conversation_b")
 
 
 def _is_vote(values: Mapping[str, object]) -> bool:
-    return said(values, "type", "states") and ("models" in values or "ip" in values)
+    return has_fields(values, "type", "states") and ("models" in values or "ip" in values)
 
 
 @register_format("arena", "Chatbot Arena battles (lmsys/chatbot_arena_conversations)", _is_battle)
@@ -102,11 +102,11 @@ def _logged(row: Row, state: object, place: int) -> tuple[Message, ...]:
     offset = child(state, "offset")
     pairs = sequence(child(state, "messages"))[offset if isinstance(offset, int) else 0 :]
     roles = sequence(child(state, "roles"))
-    asker = roles[0] if roles else (sequence(pairs[0]) or [None])[0] if pairs else None
-    spoken = [sequence(pair) for pair in pairs if len(sequence(pair)) == 2]
+    first_role = roles[0] if roles else (sequence(pairs[0]) or [None])[0] if pairs else None
+    pairs_of_two = [sequence(pair) for pair in pairs if len(sequence(pair)) == 2]
     turns = [
-        {"role": "user" if role == asker else "assistant", "content": text}
-        for role, text in spoken
+        {"role": "user" if role == first_role else "assistant", "content": text}
+        for role, text in pairs_of_two
         if text is not None
     ]
     return check_messages(turns, f"states[{place}].messages", row.where)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from jaxalign.data.chat_template import Message
 from jaxalign.data.importers.registry import ImportOptions, each_row, refuse, register_format
-from jaxalign.data.importers.rows import ChoiceRow, Imported, Skipped, plain, said
+from jaxalign.data.importers.rows import ChoiceRow, Imported, Skipped, has_fields, plain
 from jaxalign.data.tables import Row
 from jaxalign.data.values import short
 
@@ -13,7 +13,7 @@ _RESPONSES = tuple(f"response_{letter}" for letter in "abcd")
 
 
 def _recognise(values: Mapping[str, object]) -> bool:
-    return said(values, "annotator_id", "first_turn_prompt", "first_turn_preferred_response")
+    return has_fields(values, "annotator_id", "first_turn_prompt", "first_turn_preferred_response")
 
 
 @register_format(

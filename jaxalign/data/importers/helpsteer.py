@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Mapping
 
 from jaxalign.data.importers.registry import ImportOptions, each_row, refuse, register_format
-from jaxalign.data.importers.rows import ChoiceRow, Imported, plain, said
+from jaxalign.data.importers.rows import ChoiceRow, Imported, has_fields, plain
 from jaxalign.data.messages import check_messages
 from jaxalign.data.tables import Row
 
 
 def _recognise(values: Mapping[str, object]) -> bool:
-    return said(values, "context", "response1", "response2", "overall_preference")
+    return has_fields(values, "context", "response1", "response2", "overall_preference")
 
 
 @register_format("helpsteer3", "HelpSteer3 preferences (nvidia/HelpSteer3)", _recognise)

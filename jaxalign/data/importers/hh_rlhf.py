@@ -44,7 +44,7 @@ def _turns(text: str) -> list[Message]:
     """The turns of a transcript."""
     found: list[Message] = []
     for part in text.split(TRANSCRIPT)[1:]:
-        asked, *answers = part.split(_ASSISTANT)
-        found.append({"role": "user", "content": asked.strip()})
+        question, *answers = part.split(_ASSISTANT)
+        found.append({"role": "user", "content": question.strip()})
         found += [{"role": "assistant", "content": answer.strip()} for answer in answers]
     return found

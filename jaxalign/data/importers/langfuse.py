@@ -10,7 +10,7 @@ from jaxalign.data.importers.registry import (
     register_format,
     seconds,
 )
-from jaxalign.data.importers.rows import Imported, RatingRow, Skipped, Text, plain, said
+from jaxalign.data.importers.rows import Imported, RatingRow, Skipped, Text, has_fields, plain
 from jaxalign.data.messages import check_messages, is_messages
 from jaxalign.data.tables import Row
 from jaxalign.data.values import RowError, as_number, check_identifier, short
@@ -19,11 +19,11 @@ _TRUTH = (0.0, 1.0)
 
 
 def _is_score(values: Mapping[str, object]) -> bool:
-    return said(values, "traceId", "name", "value")
+    return has_fields(values, "traceId", "name", "value")
 
 
 def _is_trace(values: Mapping[str, object]) -> bool:
-    return said(values, "id", "input", "output")
+    return has_fields(values, "id", "input", "output")
 
 
 @register_format(
@@ -79,8 +79,8 @@ def _rating(score: Row, trace: Row | None, options: ImportOptions) -> Iterator[I
         prompt = trace.values.get("input")
         yield RatingRow(
             user=_user(score, trace, options),
-            prompt=None if prompt is None else _said(trace, "input", "user"),
-            answer=_said(trace, "output", "assistant"),
+            prompt=None if prompt is None else _text_or_turns(trace, "input", "user"),
+            answer=_text_or_turns(trace, "output", "assistant"),
             rating=rating,
             scale=options.scale_of(score, rating, own),
             time=seconds(score.values.get("timestamp")),
@@ -95,7 +95,7 @@ def _user(score: Row, trace: Row, options: ImportOptions) -> str:
     return options.user_of(trace, "userId")
 
 
-def _said(trace: Row, name: str, role: str) -> Text:
+def _text_or_turns(trace: Row, name: str, role: str) -> Text:
     """A text, messages, or an object that holds either."""
     value = trace.values.get(name)
     for key in ("messages", "content", "text"):

@@ -20,8 +20,8 @@ from jaxalign.data.importers.rows import (
     RatingRow,
     Skipped,
     Text,
+    has_fields,
     plain,
-    said,
 )
 from jaxalign.data.tables import Row
 from jaxalign.data.values import RowError, as_number, check_text, short
@@ -48,7 +48,10 @@ class _Thumb(NamedTuple):
 
 
 def _is_feedback(values: Mapping[str, object]) -> bool:
-    return said(values, "user_id", "data", "meta") and child(values, "data", "rating") is not None
+    return (
+        has_fields(values, "user_id", "data", "meta")
+        and child(values, "data", "rating") is not None
+    )
 
 
 def _is_chat(values: Mapping[str, object]) -> bool:

@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Mapping
 
 from jaxalign.data.importers.registry import ImportOptions, child, each_row, register_format
-from jaxalign.data.importers.rows import ChoiceRow, Imported, plain, said
+from jaxalign.data.importers.rows import ChoiceRow, Imported, has_fields, plain
 from jaxalign.data.messages import check_messages
 from jaxalign.data.tables import Row
 
 
 def _recognise(values: Mapping[str, object]) -> bool:
-    return said(values, "input", "preferred_output", "non_preferred_output")
+    return has_fields(values, "input", "preferred_output", "non_preferred_output")
 
 
 @register_format("openai", "OpenAI preference fine-tuning", _recognise)

@@ -98,8 +98,8 @@ def register_format(
     Args:
         name: as it is typed.
         title: what it is, for help.
-        recognise: whether the values of a first row are of this format; formats are asked in the
-            order of their registration.
+        recognise: whether the values of a first row are of this format; formats are tried in
+            the order of their registration.
 
     Returns:
         A decorator for a reader, which returns it unchanged.

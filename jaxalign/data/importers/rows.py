@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from jaxalign.data.chat_template import Message
+from jaxalign.data.messages import shared_turns
 
 Text = str | tuple[Message, ...]
 """A text, or the turns of a conversation."""
@@ -94,18 +95,14 @@ def split_prompt(
 
     Example:
         >>> from jaxalign.data.importers.rows import split_prompt
-        >>> asked = {"role": "user", "content": "Hi"}
+        >>> question = {"role": "user", "content": "Hi"}
         >>> split_prompt(
-        ...     [asked, {"role": "assistant", "content": "Hello!"}],
-        ...     [asked, {"role": "assistant", "content": "What?"}],
+        ...     [question, {"role": "assistant", "content": "Hello!"}],
+        ...     [question, {"role": "assistant", "content": "What?"}],
         ... )
         ('Hi', 'Hello!', 'What?')
     """
-    shared = 0
-    for one, other in zip(chosen, rejected, strict=False):
-        if one != other:
-            break
-        shared += 1
+    shared = shared_turns(chosen, rejected)
     prompt = plain(chosen[:shared], "user") if shared else None
     return prompt, plain(chosen[shared:], "assistant"), plain(rejected[shared:], "assistant")
 
@@ -117,6 +114,6 @@ def plain(turns: Sequence[Message], role: str) -> Text:
     return tuple(turns)
 
 
-def said(values: Mapping[str, object], *names: str) -> bool:
+def has_fields(values: Mapping[str, object], *names: str) -> bool:
     """Return whether a row has all the columns."""
     return all(name in values for name in names)

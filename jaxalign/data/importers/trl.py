@@ -10,8 +10,8 @@ from jaxalign.data.importers.rows import (
     RatingRow,
     Skipped,
     Text,
+    has_fields,
     plain,
-    said,
     split_prompt,
 )
 from jaxalign.data.messages import check_messages, is_messages
@@ -21,7 +21,9 @@ from jaxalign.data.tables import Row
 def _recognise(values: Mapping[str, object]) -> bool:
     if isinstance(chosen := values.get("chosen"), str) and chosen.startswith(TRANSCRIPT):
         return False
-    return said(values, "chosen", "rejected") or said(values, "prompt", "completion", "label")
+    return has_fields(values, "chosen", "rejected") or has_fields(
+        values, "prompt", "completion", "label"
+    )
 
 
 @register_format("trl", "TRL: prompt, chosen, rejected; or prompt, completion, label", _recognise)

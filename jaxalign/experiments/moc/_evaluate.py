@@ -16,7 +16,6 @@ from jaxalign.errors import InputError
 from jaxalign.experiments.moc import baselines
 from jaxalign.experiments.moc._run import (
     CONFIG,
-    POLICY,
     PROMPTS,
     MocRunConfig,
     held_out_prompts,
@@ -27,12 +26,11 @@ from jaxalign.experiments.moc.evaluation import Evaluation
 from jaxalign.experiments.moc.judge import EvaluatedPolicy, Prompts, evaluate_policy
 from jaxalign.experiments.moc.report import write_pages
 from jaxalign.experiments.moc.statistics import MocEvaluationReport, evaluation_report
-from jaxalign.moc.files import FILE, load
+from jaxalign.moc.files import load, policy_folder
 from jaxalign.moc.policy import ConditionedPolicy
 from jaxalign.moc.preferences import evaluation_points, parse_preference, preference_tag
 from jaxalign.models.language import LanguageModel
 from jaxalign.progress import Progress
-from jaxalign.recognise import instead
 from jaxalign.rewards.spec import build_rewards
 from jaxalign.runs.run_dir import Identity, check_run_dir, finished_report, open_run_dir
 
@@ -83,22 +81,6 @@ class MocRun(NamedTuple):
     config: MocRunConfig
     policy: ConditionedPolicy
     weight: Floats | None
-
-
-def policy_folder(folder: str | Path) -> Path:
-    """Return where the policy lies: the folder itself, or that of a run's policy in it.
-
-    Raises:
-        InputError: there is no policy in either.
-    """
-    folder = Path(folder).expanduser()
-    for place in (folder, folder / POLICY):
-        if (place / FILE).is_file():
-            return place
-    raise InputError(
-        f"{folder} holds no MOC policy ({FILE}){instead(folder)}: give the folder of a finished "
-        "`jaxalign moc train`; a policy of an older format has to be trained again."
-    )
 
 
 def load_run(folder: str | Path, model: LanguageModel | None = None) -> MocRun:

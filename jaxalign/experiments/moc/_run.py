@@ -26,7 +26,7 @@ from jaxalign.experiments.training_run import start_training
 from jaxalign.files import read_json, write_json, write_text
 from jaxalign.moc._train import train
 from jaxalign.moc.config import MocConfig
-from jaxalign.moc.files import save
+from jaxalign.moc.files import POLICY, save
 from jaxalign.moc.monitor import KL_FACTOR
 from jaxalign.moc.policy import init_policy
 from jaxalign.moc.preferences import (
@@ -47,7 +47,7 @@ from jaxalign.runs.artifact import Tree
 from jaxalign.runs.run_dir import Identity, RunDir
 from jaxalign.train.mesh import DeviceReport
 
-POLICY, CONFIG, PROMPTS = "model", "config.yaml", "prompts.json"
+CONFIG, PROMPTS = "config.yaml", "prompts.json"
 _SCALE_STREAM = 0x7363616C  # other draws of a run are not these
 _SCALE_BATCH = 32
 

@@ -13,8 +13,8 @@ from jaxalign.config import load_config
 from jaxalign.data.chat_template import choose_template
 from jaxalign.data.prompts import Prompt, Prompts, as_chats, filter_prompts, load_prompts
 from jaxalign.errors import InputError
-from jaxalign.experiments.moc._evaluate import policy_folder
 from jaxalign.experiments.moc._run import CONFIG, MocRunConfig
+from jaxalign.moc.files import policy_folder
 from jaxalign.moc.preferences import evaluation_points
 from jaxalign.models.chat import tokenize_prompt
 from jaxalign.models.hf_config import read_config_json

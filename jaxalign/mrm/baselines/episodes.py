@@ -9,7 +9,7 @@ import functools
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxalign.config import on_resume
 from jaxalign.data.batching import Pairs
 from jaxalign.data.splits import redraw
 from jaxalign.errors import InputError
 from jaxalign.mrm.base import Params
-from jaxalign.mrm.config import LONGER, check_range
+from jaxalign.mrm.config import check_range
 from jaxalign.mrm.registry import Candidate, Fitted, UserRewardMethod
 from jaxalign.mrm.support_query import TrainingData
 
@@ -56,7 +57,7 @@ class EpisodeConfig:
     learning_rate: float = 2e-3
     weight_decay: float = 0.1
     users_per_batch: int = 50
-    epochs: int = field(default=100, metadata=LONGER)
+    epochs: int = on_resume("more", 100)
     snapshots: int = 10
     most_support: int = 20
     most_query: int = 40

@@ -284,6 +284,14 @@ def test_bad_rows_can_be_dropped_and_counted(tmp_path):
     }
 
 
+def test_a_conversation_that_goes_on_from_the_other_keeps_an_answer_on_both_sides(tmp_path):
+    short = [ask("Hi"), tell("Hello!")]
+    row = {"chosen": short, "rejected": [*short, ask("Why?"), tell("Hm.")]}
+    _, found = imported(tmp_path, [row], {"user": "me"})
+    rest = [tell("Hello!"), ask("Why?"), tell("Hm.")]
+    assert found == [{"user": "me", "prompt": "Hi", "chosen": "Hello!", "rejected": rest}]
+
+
 def test_what_is_left_out_is_counted_by_reason(tmp_path):
     summary, found = imported(tmp_path, [*CASES["fastchat"][0], {**VOTE, "type": "chat"}])
     assert len(found) == 2
