@@ -51,9 +51,9 @@ def write(
 
 def write_data(out: Path, answers: DemoAnswers, plan: Design, world: DemoData) -> list[str]:
     """Write the users' choices and the answers as files for other commands; return their names."""
-    asked = [(answers.prompts[p], t) for p, t in zip(answers.prompt, answers.texts, strict=True)]
-    rows = ({"prompt": prompt, "answer": text} for prompt, text in asked)
-    shown = (text for prompt, text in asked if prompt == answers.prompts[plan.held_out[0]])
+    pairs = [(answers.prompts[p], t) for p, t in zip(answers.prompt, answers.texts, strict=True)]
+    rows = ({"prompt": prompt, "answer": text} for prompt, text in pairs)
+    shown = (text for prompt, text in pairs if prompt == answers.prompts[plan.held_out[0]])
     files = {
         "choices.jsonl": (_json(row) for row in choice_rows(answers, plan, world)),
         "answers.jsonl": (_json(row) for row in rows),

@@ -118,7 +118,7 @@ def adapter_policies(
         InputError: a model, an adapter or a row that cannot be used.
     """
     folder = Path(name).expanduser()
-    if any((place / moc_files.FILE).is_file() for place in (folder, folder / "model")):
+    if any((place / moc_files.FILE).is_file() for place in (folder, folder / moc_files.POLICY)):
         raise InputError(
             f"{folder} holds a MOC policy, which needs a preference; found none: add --preference, "
             "or give its base model."

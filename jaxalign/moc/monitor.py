@@ -34,12 +34,12 @@ def sample_lines(
     lines = []
     for group in sorted({0, len(preferences) - 1}):
         row = group * size
-        reached = ", ".join(
+        levels = ", ".join(
             f"{name} {share:.2f} -> {reward:.2f}"
             for name, share, reward in zip(names, preferences[group], rewards[row], strict=True)
         )
         lines.append(
-            f"step {step}, preference -> level: {reached}; prompt {_short(drawn.texts[row])}; "
+            f"step {step}, preference -> level: {levels}; prompt {_short(drawn.texts[row])}; "
             f"completion {_short(answers[row])}"
         )
     return lines

@@ -1,4 +1,4 @@
-"""Which columns of a table of scored answers are rewards: told apart by name and content, or asked.
+"""Which columns of a table of scored answers are rewards: recognised by name and content.
 
 `jaxalign reward score` writes rewards as an object per row; other files have a column per reward.
 Where nothing says which columns are rewards, numbers are taken, and whatever looks like the number
