@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Literal
 
+from jaxalign.data.bad_rows import OnBadRow
 from jaxalign.data.importers.registry import FeedbackFormat, ImportOptions, find_format
 from jaxalign.data.importers.rows import ChoiceRow, RatingRow, Skipped
-from jaxalign.data.tables import Row, read_each, read_rows
+from jaxalign.data.tables import Row, read_each
 from jaxalign.data.values import RowError
 from jaxalign.errors import InputError
 from jaxalign.files import write_aside, write_text
@@ -60,7 +60,7 @@ def import_feedback(
     out: Path,
     format: str = "auto",
     options: ImportOptions | None = None,
-    on_bad_row: Literal["refuse", "drop"] = "refuse",
+    on_bad_row: OnBadRow = "refuse",
     salt: Path | None = None,
 ) -> ImportSummary:
     """Read feedback in a known format and write it as rows that jaxalign learns from.
@@ -94,8 +94,7 @@ def import_feedback(
         >>> json.loads((folder / "out.jsonl").read_text())["rating"]
         1.0
     """
-    first = next(iter(read_rows(sources[0])))
-    kind = find_format(format, first)
+    kind = find_format(format, _first_row(sources[0], on_bad_row))
     secret = None if salt is None else _secret(salt)
     summary, users = ImportSummary(kind.name), set()
     where_first: dict[str, str] = {}
@@ -149,6 +148,18 @@ def _imported(
             yield unreadable.pop(0)
         yield found
     yield from unreadable
+
+
+def _first_row(source: str | Path, on_bad_row: OnBadRow) -> Row:
+    """The first row, or the first that can be read where others are dropped."""
+    error: RowError | None = None
+    for row in read_each(source):
+        if isinstance(row, Row):
+            return row
+        error = error or row
+        if on_bad_row == "refuse":
+            break
+    raise error or InputError(f"{source} is empty, expected at least one row.")
 
 
 def _secret(path: Path) -> bytes:

@@ -284,6 +284,16 @@ def test_bad_rows_can_be_dropped_and_counted(tmp_path):
     }
 
 
+def test_a_first_row_that_cannot_be_read_can_be_dropped(tmp_path):
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("{\n" + json.dumps(BATTLE))
+    with pytest.raises(InputError, match="line 1: not readable as JSON"):
+        import_feedback([source], out)
+    summary = import_feedback([source], out, on_bad_row="drop")
+    assert (summary.format, summary.rows, summary.choices) == ("arena", 2, 1)
+    assert [count for count, _ in summary.skipped.values()] == [1]
+
+
 def test_a_conversation_that_goes_on_from_the_other_keeps_an_answer_on_both_sides(tmp_path):
     short = [ask("Hi"), tell("Hello!")]
     row = {"chosen": short, "rejected": [*short, ask("Why?"), tell("Hm.")]}
