@@ -7,6 +7,7 @@ from jaxalign.metrics.agreement import corner_error, linear_regret, squared_erro
 from jaxalign.metrics.bootstrap import Interval, mean_interval, paired_bootstrap
 from jaxalign.metrics.calibration import Reliability, calibration_error, reliability
 from jaxalign.metrics.groups import worst_groups
+from jaxalign.metrics.harm import harm_floor, harmed
 from jaxalign.metrics.pareto import entropy, hypervolume, nondominated, sparsity
 from jaxalign.metrics.scores import (
     accuracy,
@@ -17,7 +18,7 @@ from jaxalign.metrics.scores import (
     user_gain,
     user_nll,
 )
-from jaxalign.metrics.users import harmed, judge
+from jaxalign.metrics.users import judge
 
 __all__ = [
     "Interval",
@@ -27,6 +28,7 @@ __all__ = [
     "corner_error",
     "entropy",
     "flipped",
+    "harm_floor",
     "harmed",
     "hypervolume",
     "judge",

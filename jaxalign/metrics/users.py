@@ -10,13 +10,13 @@ without pairs are left out. All is NumPy in float64.
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxalign.metrics.bootstrap import Interval, mean_interval, paired_bootstrap
+from jaxalign.metrics.bootstrap import Interval, paired_bootstrap
 from jaxalign.metrics.calibration import Reliability, calibration_error, reliability
 from jaxalign.metrics.groups import worst_groups
+from jaxalign.metrics.harm import harm_floor, harmed
 from jaxalign.metrics.scores import (
     Floats,
     accuracy,
-    correct_both,
     flipped,
     nll,
     share_of_gap,
@@ -31,6 +31,7 @@ __all__ = [
     "accuracy",
     "calibration_error",
     "flipped",
+    "harm_floor",
     "harmed",
     "judge",
     "nll",
@@ -42,45 +43,6 @@ __all__ = [
     "user_nll",
     "worst_groups",
 ]
-
-
-def harmed(
-    probability: ArrayLike,
-    unadapted: ArrayLike,
-    mask: ArrayLike,
-    seed: int = 0,
-    draws: int = 2000,
-) -> Interval:
-    """Return the share of users whom adaptation leaves with a lower accuracy, with its interval.
-
-    Compared seed by seed, then averaged: a user is harmed by a model, not by a mean of models.
-
-    Args:
-      probability: [..., U, P], with adaptation.
-      unadapted: [..., U, P], the same model before it saw the user; seeds as in probability, or one
-        for all of them.
-      mask: [U, P] bool, real strict pairs.
-      seed: of the bootstrap over users.
-      draws: bootstrap draws, at least 2.
-
-    Returns:
-      Interval of the share, as a fraction.
-
-    Raises:
-      InputError: shapes differ, nothing to judge, or fewer than 2 draws.
-
-    Example:
-        >>> import numpy as np
-        >>> from jaxalign.metrics import harmed
-        >>> mask = np.ones((2, 1), bool)
-        >>> harmed([[0.9], [0.2]], [[0.4], [0.8]], mask).mean
-        0.5
-    """
-    keep = np.asarray(mask)
-    after, before = correct_both(probability, unadapted, keep, "unadapted")
-    # Sums of halves are exact, so equal accuracies compare equal; padding adds 0.
-    share = ((after - before).sum(-1) < 0).mean(0)
-    return mean_interval(seed, np.where(keep.any(-1), share, np.nan), draws)
 
 
 def judge(
@@ -107,10 +69,11 @@ def judge(
 
     Returns:
       accuracy, gain (over the baseline), worst_10 to worst_50, harmed, flipped and
-      calibration_error as fractions, nll in nats; gain_low, gain_high, harmed_low, harmed_high at
-      95 % over users; gain_items_low, gain_items_high over users and items, if items are given;
-      worst_10_split to worst_50_split, unless no user has two pairs; accuracy_sd and gain_sd
-      between seeds (0 for one seed); users and pairs, the numbers judged.
+      calibration_error as fractions, nll in nats; harm_floor, the share that would look harmed if
+      the probabilities were exact, and harm_excess, what harmed has beyond it; gain_low, gain_high,
+      harmed_low, harmed_high at 95 % over users; gain_items_low, gain_items_high over users and
+      items, if items are given; worst_10_split to worst_50_split, unless no user has two pairs;
+      accuracy_sd and gain_sd between seeds (0 for one seed); users and pairs, the numbers judged.
 
     Raises:
       InputError: shapes differ, nothing to judge, or a value that makes no sense.
@@ -126,6 +89,7 @@ def judge(
     keep = np.asarray(mask)
     gain = paired_bootstrap(seed, probability, baseline, keep, draws=draws)
     worse = harmed(probability, unadapted, keep, seed, draws)
+    floor = harm_floor(probability, unadapted, keep)
     result = {
         "accuracy": accuracy(probability, keep),
         "accuracy_sd": _seed_spread(user_accuracy(probability, keep)),
@@ -138,6 +102,8 @@ def judge(
         "harmed": worse.mean,
         "harmed_low": worse.low,
         "harmed_high": worse.high,
+        "harm_floor": floor,
+        "harm_excess": worse.mean - floor,
         "flipped": flipped(probability, unadapted, keep),
         "calibration_error": calibration_error(probability, keep),
         "users": int(keep.any(-1).sum()),

@@ -280,7 +280,7 @@ def test_judge_is_json_and_agrees_with_its_parts():
     assert set(result) == {
         *("accuracy", "accuracy_sd", "nll", "gain", "gain_low", "gain_high", "gain_sd"),
         *("gain_items_low", "gain_items_high", "harmed", "harmed_low", "harmed_high", "flipped"),
-        *("calibration_error", "users", "pairs"),
+        *("harm_floor", "harm_excess", "calibration_error", "users", "pairs"),
         *(f"worst_{tenth}0{form}" for tenth in range(1, 6) for form in ("", "_split")),
     }
     assert result["gain"] == pytest.approx(users.accuracy(p, mask) - users.accuracy(base, mask))

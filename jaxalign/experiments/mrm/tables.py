@@ -3,7 +3,8 @@
 Accuracies are in per cent, gains in percentage points, negative log-likelihood in nats.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from rich.console import Group
 from rich.text import Text
@@ -11,23 +12,64 @@ from rich.text import Text
 from jaxalign.runs import tables
 from jaxalign.runs.tables import MISSING, percent, points
 
-Results = Mapping[str, Mapping[str, float]]
+Result = Mapping[str, float]
+Results = Mapping[str, Result]
 Regimes = Mapping[str, Results]
 """Name of a regime -> name of a method -> what `metrics.users.judge` returned."""
 
-_GAIN, _ITEMS = 2, 4
-# In documents, and in the terminal, where eighty columns must do.
-_HEADERS = (
-    ("method", "method"),
-    ("accuracy %", "acc.\n%"),
-    ("gain, points", "gain\n"),
-    ("95 % over users", "95 %\nusers"),
-    ("95 % over users and items", "95 %\n& items"),
-    ("nll", "nll\n"),
-    ("worst_10_split %", "worst\n10 %\nsplit"),
-    ("worst_10 %", "worst\n10 %\n"),
-    ("harmed %", "harm\n%"),
-    ("flipped %", "flip\n%"),
+
+def _share(key: str) -> Callable[[Result], str]:
+    return lambda result: percent(result.get(key))
+
+
+def _difference(key: str) -> Callable[[Result], str]:
+    return lambda result: points(result[key]) if key in result else MISSING
+
+
+def _interval(key: str) -> Callable[[Result], str]:
+    return lambda result: (
+        f"{points(result[f'{key}_low'])}..{points(result[f'{key}_high'])}"
+        if f"{key}_low" in result
+        else MISSING
+    )
+
+
+class _Column(NamedTuple):
+    """One figure of a table.
+
+    Attributes:
+        title: in documents.
+        narrow: title in the terminal, where eighty columns must do; None is not shown there.
+        key: of the figure; the column is left out where no method has it.
+        cell: text of the figure.
+        over: whether it compares with the baseline, whose own cell is then left blank.
+    """
+
+    title: str
+    narrow: str | None
+    key: str
+    cell: Callable[[Result], str]
+    over: bool = False
+
+
+_COLUMNS = (
+    _Column("accuracy %", "acc.\n%", "accuracy", _share("accuracy")),
+    _Column("gain, points", "gain\n", "gain", _difference("gain"), over=True),
+    _Column("95 % over users", "95 %\nusers", "gain_low", _interval("gain"), over=True),
+    _Column(
+        "95 % over users and items",
+        "95 %\n& items",
+        "gain_items_low",
+        _interval("gain_items"),
+        over=True,
+    ),
+    _Column("nll", "nll\n", "nll", lambda result: f"{result['nll']:.3f}"),
+    _Column("worst_10_split %", "worst\n10 %\n", "accuracy", _share("worst_10_split")),
+    _Column("worst_10 %", None, "worst_10", _share("worst_10")),
+    _Column("harmed %", "harm\n%", "harmed", _share("harmed")),
+    _Column("harmed by noise alone %", "noise\nharm\n%", "harm_floor", _share("harm_floor")),
+    _Column("excess harm, points", None, "harm_excess", _difference("harm_excess")),
+    _Column("flipped %", "flip\n%", "flipped", _share("flipped")),
 )
 
 
@@ -44,12 +86,17 @@ def terminal_tables(regimes: Regimes, baseline: str = "bt") -> Group:
     for regime, results in regimes.items():
         # Not the table's own title: that would wrap at the width of the table.
         title = f"{_title(regime, results)}; gain over {baseline} in points"
+        columns = [column for column in _shown(results) if column.narrow is not None]
         rows: list[list[str | Text]] = []
         for method, result in results.items():
-            cells: list[str | Text] = [*_cells(method, result, baseline, _has_items(results))]
-            cells[_GAIN] = Text(str(cells[_GAIN]), style=_gain_style(result))
-            rows.append(cells)
-        table = tables.terminal_table(_header(results, 1), rows)
+            row: list[str | Text] = [method]
+            for column in columns:
+                text = _cell(column, method, result, baseline)
+                style = _gain_style(result) if column.key == "gain" else ""
+                row.append(Text(text, style=style))
+            rows.append(row)
+        header = ["method", *(column.narrow or "" for column in columns)]
+        table = tables.terminal_table(header, rows)
         table.add_row()
         parts += [Text(title, style="italic"), table]
     return Group(*parts)  # type: ignore[arg-type]
@@ -64,16 +111,23 @@ def markdown_tables(regimes: Regimes, baseline: str = "bt") -> str:
     """
     blocks = []
     for regime, results in regimes.items():
-        items = _has_items(results)
-        rows = [_cells(name, result, baseline, items) for name, result in results.items()]
+        columns = _shown(results)
+        header = ["method", *(column.title for column in columns)]
+        rows = [
+            [name, *(_cell(column, name, result, baseline) for column in columns)]
+            for name, result in results.items()
+        ]
         title = f"{_title(regime, results)}; gain over {baseline}"
-        blocks.append(f"**{title}**\n\n{tables.markdown_table(_header(results, 0), rows)}")
+        blocks.append(f"**{title}**\n\n{tables.markdown_table(header, rows)}")
     return "\n".join(blocks)
 
 
-def _header(results: Results, form: int) -> list[str]:
-    items = _has_items(results)
-    return [names[form] for place, names in enumerate(_HEADERS) if items or place != _ITEMS]
+def _shown(results: Results) -> list[_Column]:
+    return [c for c in _COLUMNS if any(c.key in result for result in results.values())]
+
+
+def _cell(column: _Column, method: str, result: Result, baseline: str) -> str:
+    return MISSING if column.over and method == baseline else column.cell(result)
 
 
 def _title(regime: str, results: Results) -> str:
@@ -84,34 +138,7 @@ def _title(regime: str, results: Results) -> str:
     return f"{regime}: {users:,} users, {pairs:,} pairs"
 
 
-def _has_items(results: Results) -> bool:
-    return any("gain_items_low" in result for result in results.values())
-
-
-def _cells(method: str, result: Mapping[str, float], baseline: str, items: bool) -> list[str]:
-    gain, over_users, over_items = MISSING, MISSING, MISSING
-    if method != baseline:
-        gain = points(result["gain"])
-        over_users, over_items = _ends(result, "gain"), _ends(result, "gain_items")
-    shares = ("worst_10_split", "worst_10", "harmed", "flipped")
-    return [
-        method,
-        percent(result.get("accuracy")),
-        gain,
-        over_users,
-        *([over_items] if items else []),
-        f"{result['nll']:.3f}",
-        *(percent(result.get(name)) for name in shares),
-    ]
-
-
 def _gain_style(result: Mapping[str, float]) -> str:
     if result["gain_low"] > 0:
         return "bold"
     return "red" if result["gain_high"] < 0 else ""
-
-
-def _ends(result: Mapping[str, float], key: str) -> str:
-    if f"{key}_low" not in result:
-        return MISSING
-    return f"{points(result[f'{key}_low'])}..{points(result[f'{key}_high'])}"

@@ -50,7 +50,9 @@ def test_markdown(report):
         f"{low:+.1f}..{high:+.1f}",
         f"{result['nll']:.3f}",
         *(f"{100 * result[key]:.1f}" for key in ("worst_10_split", "worst_10")),
-        *(f"{100 * result[key]:.1f}" for key in ("harmed", "flipped")),
+        *(f"{100 * result[key]:.1f}" for key in ("harmed", "harm_floor")),
+        f"{100 * result['harm_excess']:+.1f}",
+        f"{100 * result['flipped']:.1f}",
     ]
 
 
