@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.arrays import Sizes, check_array, check_mask, kept
+from jaxalign.mrm.bayes import check_questions
+
 # A sum at these nodes integrates what falls off as exp(-|x|) and has poles at i pi, times a normal
 # density, to 1e-8: whatever the normal.
 _NODES = np.arange(-27.0, 28.0)
@@ -20,10 +23,15 @@ def next_pair(
         mean: [E] of the user's weights, as of a `Belief`, `posterior` or `adapt_users`.
         cov: [E, E].
         candidates: [P, E] differences of the two answers of each pair, in either order.
-        excluded: [P] bool, pairs that may not be returned; none by default.
+        excluded: [P] bool, pairs that may not be returned; none by default. Where it is set,
+            candidates may hold any value.
 
     Returns:
-        Its number, int32: the first of several alike; -1 if none is left to ask.
+        Its number, int32: the first of several alike; -1 if none is left to ask. Under `jit`, a
+        candidate whose information is NaN is never asked.
+
+    Raises:
+        InputError: shapes that disagree, or a concrete value that is not finite.
 
     Example:
         >>> import jax
@@ -37,11 +45,25 @@ def next_pair(
         >>> choose(mean, cov, pairs, jnp.array([False, True, False])).item()
         2
     """
-    gain = information(mean, cov, candidates)
-    if excluded is None:
-        return jnp.argmax(gain).astype(jnp.int32)
-    best = jnp.argmax(jnp.where(excluded, -1, gain)).astype(jnp.int32)
-    return jnp.where(jnp.all(excluded), -1, best)
+    pairs = check_array("candidates", candidates, "P E", empty="P", finite=False)
+    open_pairs = jnp.ones(len(pairs), jnp.float32)
+    if excluded is not None:
+        open_pairs = 1 - check_mask(
+            "excluded", excluded, "P", Sizes(P=(len(pairs), "candidates")), empty="P"
+        )
+    mean, cov, pairs = check_questions(mean, cov, pairs, "candidates", open_pairs)
+    return _next_pair(mean, cov, pairs, open_pairs)
+
+
+@jax.jit
+def _next_pair(
+    mean: jax.Array, cov: jax.Array, candidates: jax.Array, open_pairs: jax.Array
+) -> jax.Array:
+    gain = _information(mean, cov, kept(open_pairs, candidates))
+    asked = (open_pairs > 0) & ~jnp.isnan(gain)
+    # One place more, so that no candidates at all have an answer too.
+    best = jnp.argmax(jnp.append(jnp.where(asked, gain, -1), -1.0)).astype(jnp.int32)
+    return jnp.where(jnp.any(asked), best, -1)
 
 
 def information(mean: jax.Array, cov: jax.Array, candidates: jax.Array) -> jax.Array:
@@ -58,6 +80,9 @@ def information(mean: jax.Array, cov: jax.Array, candidates: jax.Array) -> jax.A
     Returns:
         [P] from 0 to log 2; the same for a pair and its reverse.
 
+    Raises:
+        InputError: shapes that disagree, or a concrete value that is not finite.
+
     Example:
         >>> import jax
         >>> import jax.numpy as jnp
@@ -67,8 +92,11 @@ def information(mean: jax.Array, cov: jax.Array, candidates: jax.Array) -> jax.A
         >>> [f"{value:.2f}" for value in nats]
         ['0.00', '0.09', '0.33']
     """
-    dtype = jnp.promote_types(jnp.result_type(mean, cov, candidates), jnp.float32)
-    candidates, mean, cov = (part.astype(dtype) for part in (candidates, mean, cov))
+    return _information(*check_questions(mean, cov, candidates, "candidates"))
+
+
+@jax.jit
+def _information(mean: jax.Array, cov: jax.Array, candidates: jax.Array) -> jax.Array:
     variance = jnp.sum((candidates @ cov) * candidates, axis=-1)
     return _answer_information(jnp.abs(candidates @ mean), variance)
 

@@ -4,11 +4,13 @@ A user's posterior is a normal found by expectation propagation (`ep`). Everythi
 theta = mean + L z, L L^T = cov, so that a covariance of any rank is handled without an inverse.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxalign.arrays import Sizes, Value, check_array, check_mask, check_number, kept
 from jaxalign.mrm import ep
 from jaxalign.mrm.logistic_normal import choice_mass
 from jaxalign.train.blas import one_blas_thread
@@ -26,6 +28,50 @@ class Prior(NamedTuple):
 
     mean: jax.Array
     cov: jax.Array
+
+
+def check_prior(prior: Prior, sizes: Sizes | None = None) -> Prior:
+    """Return a prior as arrays of at least float32.
+
+    Args:
+        prior: mean [E], cov [E, E].
+        sizes: of the call's dimensions so far, see `jaxalign.arrays`.
+
+    Raises:
+        InputError: another shape, NaN or infinity.
+    """
+    sizes = Sizes() if sizes is None else sizes
+    mean = check_array("prior.mean", prior.mean, "E", sizes)
+    return Prior(mean, check_array("prior.cov", prior.cov, "E E", sizes))
+
+
+def check_choices(
+    differences: Value,
+    mask: Value,
+    axes: str,
+    sizes: Sizes,
+    names: tuple[str, str],
+    feature: str = "E",
+) -> tuple[jax.Array, jax.Array]:
+    """Return choices and their weights as arrays, with 0 where the weight is 0.
+
+    Args:
+        differences: [*axes, E] chosen minus rejected; any value where the mask is 0.
+        mask: [*axes] bool, or weights of 0 or more.
+        axes: letters of the leading dimensions, each of which may be 0.
+        sizes: of the call's dimensions so far.
+        names: of the two arguments.
+        feature: letter of the last dimension of the differences.
+
+    Raises:
+        InputError: shapes that disagree, a negative weight, or NaN where the mask is above 0.
+    """
+    own = Sizes(sizes)
+    both = f"{axes} {feature}"
+    values = check_array(names[0], differences, both, own, empty=axes, finite=False)
+    weight = check_mask(names[1], mask, axes, own, empty=axes)
+    found = check_array(names[0], values, both, sizes, mask=weight, empty=axes)
+    return kept(weight, found), weight
 
 
 def factor(cov: jax.Array, rank: int | None = None) -> jax.Array:
@@ -55,6 +101,9 @@ def rescaled(prior: Prior, strength: float | jax.Array, temperature: float | jax
         strength: factor on the covariance, above 0; 1 leaves it.
         temperature: above 0; 1 leaves the prior, 2 halves every weight.
 
+    Raises:
+        InputError: a concrete factor that is not above 0, or a prior that is not finite.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxalign.mrm import Prior, rescaled
@@ -62,7 +111,10 @@ def rescaled(prior: Prior, strength: float | jax.Array, temperature: float | jax
         >>> cooler.mean.tolist(), cooler.cov.tolist()
         ([0.5], [[2.0]])
     """
-    return Prior(prior.mean / temperature, strength / temperature**2 * prior.cov)
+    for name, value in (("strength", strength), ("temperature", temperature)):
+        check_number(name, value, 0, above=True)
+    mean, cov = check_prior(prior)
+    return Prior(mean / temperature, strength / temperature**2 * cov)
 
 
 @one_blas_thread
@@ -72,10 +124,15 @@ def posterior(prior: Prior, differences: jax.Array, mask: jax.Array) -> tuple[ja
     Args:
         prior: mean [E], cov [E, E] of any rank; nothing moves outside its range.
         differences: [U, P, E] the users' choices, chosen minus rejected.
-        mask: [U, P] bool or weights; a user without choices gets the prior.
+        mask: [U, P] bool, or weights of 0 or more; a user without choices gets the prior. Where it
+            is 0, differences may hold any value.
 
     Returns:
         mean [U, E], cov [U, E, E].
+
+    Raises:
+        InputError: shapes that disagree, a negative weight, NaN or infinity; values are looked at
+            only where they are concrete, so not under `jit`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -86,13 +143,24 @@ def posterior(prior: Prior, differences: jax.Array, mask: jax.Array) -> tuple[ja
         >>> bool(mean[0, 0] > 0), bool(cov[0, 0, 0] < 1), cov[0, 1, 1].item()
         (True, True, 1.0)
     """
+    sizes = Sizes()
+    prior = check_prior(prior, sizes)
+    names = ("differences", "mask")
+    pairs, weight = check_choices(differences, mask, "U P", sizes, names)
+    return jax.block_until_ready(_posteriors(prior, pairs, weight))
+
+
+@jax.jit
+def _posteriors(
+    prior: Prior, differences: jax.Array, weight: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     root = factor(prior.cov)
 
     def one_user(d: jax.Array, m: jax.Array) -> tuple[jax.Array, jax.Array]:
         rows = ep.rows_of(prior.mean, root, d, m)
         return moments(prior.mean, root, rows, ep.converge(rows, ep.no_sites(rows)))
 
-    return jax.block_until_ready(jax.vmap(one_user)(jnp.asarray(differences), jnp.asarray(mask)))
+    return jax.vmap(one_user)(differences, weight)
 
 
 def moments(
@@ -114,7 +182,10 @@ def choice_probability(mean: jax.Array, cov: jax.Array, differences: jax.Array) 
         differences: [P, E].
 
     Returns:
-        [P] in (0, 1).
+        [P] in (0, 1), at least float32.
+
+    Raises:
+        InputError: shapes that disagree, or a concrete value that is not finite.
 
     Example:
         >>> import jax.numpy as jnp
@@ -125,6 +196,37 @@ def choice_probability(mean: jax.Array, cov: jax.Array, differences: jax.Array) 
         >>> [f"{p:.2f}" for p in choice_probability(mean, jnp.eye(2) * 9.0, pairs)]
         ['0.72', '0.28']
     """
+    mean, cov, differences = check_questions(mean, cov, differences, "differences")
+    return _choice_probability(mean, cov, differences)
+
+
+def check_questions(
+    mean: Value, cov: Value, pairs: Value, name: str, mask: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return one user's mean [E], cov [E, E] and pairs [P, E] as arrays of one type.
+
+    Args:
+        mean: [E].
+        cov: [E, E].
+        pairs: [P, E].
+        name: of the pairs' argument.
+        mask: [P] weights, 0 for pairs that may hold any value.
+
+    Raises:
+        InputError: shapes that disagree, or a concrete value that is not finite.
+    """
+    sizes = Sizes()
+    found = (
+        check_array("mean", mean, "E", sizes),
+        check_array("cov", cov, "E E", sizes),
+        check_array(name, pairs, "P E", sizes, mask=mask, empty="P"),
+    )
+    dtype = jnp.result_type(*found)
+    return found[0].astype(dtype), found[1].astype(dtype), found[2].astype(dtype)
+
+
+@jax.jit
+def _choice_probability(mean: jax.Array, cov: jax.Array, differences: jax.Array) -> jax.Array:
     variance = jnp.einsum("Pi,ij,Pj->P", differences, cov, differences)
     return choice_mass(differences @ mean, variance)
 
@@ -140,6 +242,20 @@ def predict(
 
     Users are handled a chunk at a time, so that no [U, E, E] is held.
 
+    Args:
+        prior: mean [E], cov [E, E].
+        support: [U, P, E] the users' choices, chosen minus rejected.
+        support_mask: [U, P] bool, or weights of 0 or more; where it is 0, the support may hold any
+            value.
+        query: [U, Q, E] pairs to predict.
+        chunk: users at a time.
+
+    Returns:
+        [U, Q] in (0, 1), at least float32.
+
+    Raises:
+        InputError: shapes that disagree, a negative weight, or a concrete value that is not finite.
+
     Example:
         >>> import jax
         >>> import jax.numpy as jnp
@@ -150,6 +266,18 @@ def predict(
         >>> before, after(prior, pair, jnp.ones((1, 1)), pair).item() > before
         (0.5, True)
     """
+    sizes = Sizes()
+    prior = check_prior(prior, sizes)
+    names = ("support", "support_mask")
+    pairs, weight = check_choices(support, support_mask, "U P", sizes, names)
+    asked = check_array("query", query, "U Q E", sizes, empty="U Q")
+    return _predictions(prior, pairs, weight, asked, chunk)
+
+
+@functools.partial(jax.jit, static_argnames="chunk")
+def _predictions(
+    prior: Prior, support: jax.Array, weight: jax.Array, query: jax.Array, chunk: int
+) -> jax.Array:
     root = factor(prior.cov)
 
     def one_user(inputs: tuple) -> jax.Array:
@@ -162,4 +290,4 @@ def predict(
             variance = jnp.sum(design * design, axis=-1) - variance
         return choice_mass(q @ prior.mean + design @ z, variance)
 
-    return jax.lax.map(one_user, (support, support_mask, query), batch_size=chunk)
+    return jax.lax.map(one_user, (support, weight, query), batch_size=chunk)

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.arrays import Sizes
 from jaxalign.errors import InputError
 from jaxalign.mrm import ep
-from jaxalign.mrm.bayes import Prior, factor, moments
+from jaxalign.mrm.bayes import Prior, check_choices, check_prior, factor, moments
 from jaxalign.train.blas import one_blas_thread
 
 ROOM = 32
@@ -56,7 +57,8 @@ def init_belief(prior: Prior, room: int = ROOM) -> Belief:
         room: choices that there is room for at first.
 
     Raises:
-        InputError: a prior without spread, from which choices teach nothing.
+        InputError: a prior without spread, from which choices teach nothing, or one that is not
+            finite.
 
     Example:
         >>> import jax.numpy as jnp
@@ -64,7 +66,8 @@ def init_belief(prior: Prior, room: int = ROOM) -> Belief:
         >>> init_belief(Prior(jnp.zeros(2), jnp.eye(2)), room=4).differences.shape
         (4, 2)
     """
-    dtype = jnp.promote_types(jnp.result_type(*prior), jnp.float32)
+    prior = check_prior(prior)
+    dtype = jnp.result_type(*prior)
     if not bool(jnp.any(jnp.diagonal(prior.cov) > 0)):
         raise InputError(
             "the prior has no spread, so that no choice can change what is known of a user: give "
@@ -80,10 +83,14 @@ def infer_beliefs(prior: Prior, differences: jax.Array, mask: jax.Array) -> Beli
     Args:
         prior: mean [E], cov [E, E].
         differences: [U, P, E] chosen minus rejected.
-        mask: [U, P] bool or weights.
+        mask: [U, P] bool, or weights of 0 or more; where it is 0, differences may hold any value.
 
     Returns:
         A belief whose leaves have a leading axis U, with room for P choices.
+
+    Raises:
+        InputError: shapes that disagree, a negative weight, NaN or infinity; values are looked at
+            only where they are concrete, so not under `jit`.
 
     Example:
         >>> import jax
@@ -93,6 +100,15 @@ def infer_beliefs(prior: Prior, differences: jax.Array, mask: jax.Array) -> Beli
         >>> jax.jit(infer_beliefs)(prior, choices, jnp.ones((3, 4))).site_shift.shape
         (3, 4)
     """
+    sizes = Sizes()
+    prior = check_prior(prior, sizes)
+    names = ("differences", "mask")
+    pairs, weight = check_choices(differences, mask, "U P", sizes, names)
+    return _inferred(prior, pairs, weight)
+
+
+@jax.jit
+def _inferred(prior: Prior, differences: jax.Array, mask: jax.Array) -> Belief:
     root = factor(prior.cov)
 
     def one_user(d: jax.Array, m: jax.Array) -> Belief:

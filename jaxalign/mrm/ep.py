@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxalign.arrays import kept
 from jaxalign.mrm.logistic_normal import TiltedNormal, tilt_by_choice
 from jaxalign.mrm.sites import Sites as Sites
 
@@ -37,9 +38,9 @@ def rows_of(
 ) -> ChoiceRows:
     """Return the rows of differences [P, E] under theta = mean [E] + root [E, r] z."""
     dtype = jnp.promote_types(jnp.result_type(differences, mean), jnp.float32)
-    weight = weight.astype(dtype)
     # Padding may hold anything.
-    differences = jnp.where(weight[:, None] > 0, differences.astype(dtype), 0)
+    weight = kept(weight, weight.astype(dtype))
+    differences = kept(weight, differences.astype(dtype))
     return ChoiceRows(differences @ root, differences @ mean, weight)
 
 

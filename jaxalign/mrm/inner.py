@@ -1,12 +1,15 @@
 """The inner loop: a user's weights from the shared start, by full-batch Adam on a few choices."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
+from jaxalign.arrays import Sizes, check_array, kept
+from jaxalign.errors import InputError
 from jaxalign.mrm.base import Params, effective_weights
+from jaxalign.mrm.bayes import check_choices
 from jaxalign.mrm.config import MRMConfig
 
 AdamForm = Literal["torch", "higher"]
@@ -126,7 +129,8 @@ def adapt_path(
 
         return adapt_trajectory(loss, params["weight_init"], rates, form, config.second_order)
 
-    return jax.vmap(one_user)(differences, mask)
+    # Padding may hold anything: neither its loss nor its gradient may see it.
+    return jax.vmap(one_user)(kept(mask, differences), kept(mask, mask))
 
 
 def adapt(
@@ -141,7 +145,8 @@ def adapt(
     Args:
         params: as from `init`.
         differences: [U, P, K] base rewards, chosen minus rejected.
-        mask: [U, P] bool, or non-negative weights of the pairs.
+        mask: [U, P] bool, or non-negative weights of the pairs; where it is 0, differences may
+            hold any value.
         config: `eval_steps` steps of rate `inner_lr` (or the learned rates).
         form: "torch" takes Adam as PyTorch does, eps after the bias correction, `eval_steps` steps
             (what the authors evaluate with); "higher" puts eps before it and takes `inner_steps`
@@ -150,6 +155,10 @@ def adapt(
     Returns:
         [U, K] raw weights, before the link (`score(..., config)` applies it). A user without
         choices gets `weight_init`.
+
+    Raises:
+        InputError: a form of another name, shapes that disagree, a negative weight, NaN or
+            infinity; values are looked at only where they are concrete, so not under `jit`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -161,7 +170,29 @@ def adapt(
         >>> weights.shape, bool(weights[0, 0] > 0 > weights[1, 1])
         ((2, 2), True)
     """
+    if form not in get_args(AdamForm):
+        raise InputError(
+            f"form: found {form!r}, expected one of {', '.join(get_args(AdamForm))}; correct it."
+        )
+    sizes = Sizes()
+    start = check_array('params["weight_init"]', params["weight_init"], "K", sizes)
+    names = ("differences", "mask")
+    pairs, weight = check_choices(differences, mask, "U P", sizes, names, feature="K")
+    return adapted({**params, "weight_init": start}, pairs, weight, config, form)
+
+
+def adapted(
+    params: Params, differences: jax.Array, mask: jax.Array, config: MRMConfig, form: AdamForm
+) -> jax.Array:
+    """`adapt` without its checks, for the trainers.
+
+    Args:
+        params: as from `init`.
+        differences: [U, P, K].
+        mask: [U, P].
+        config: the model.
+        form: which Adam.
+    """
     steps = config.inner_steps if form == "higher" else config.eval_steps
-    return adapt_path(params, differences, mask, config, inner_rates(params, config, steps), form)[
-        :, -1
-    ]
+    rates = inner_rates(params, config, steps)
+    return adapt_path(params, differences, mask, config, rates, form)[:, -1]

@@ -1,9 +1,13 @@
 """Ridge logistic regression by damped Newton: one model for all, and the modes of single users."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxalign.mrm.bayes import Prior, factor
+from jaxalign.arrays import Sizes, kept
+from jaxalign.mrm.bayes import Prior, check_choices, factor
 from jaxalign.mrm.ep import apply_inverse, inverse_factor, rows_of
 
 _HALVINGS = 0.5 ** jnp.arange(6.0)
@@ -75,12 +79,16 @@ def bradley_terry(
 
     Args:
         differences: [..., E] chosen minus rejected.
-        mask: [...] bool or weights.
+        mask: [...] bool, or weights of 0 or more; where it is 0, differences may hold any value.
         l2: ridge.
         steps: Newton steps.
 
     Returns:
         theta [E].
+
+    Raises:
+        InputError: shapes that disagree, a negative weight, or a concrete value that is not finite
+            where the mask is above 0.
 
     Example:
         >>> import jax.numpy as jnp
@@ -90,9 +98,19 @@ def bradley_terry(
         >>> bool(theta[1] > theta[0] > 0)
         True
     """
-    dtype = jnp.promote_types(differences.dtype, jnp.float32)
-    d = differences.reshape(-1, differences.shape[-1]).astype(dtype)
-    weight = mask.reshape(-1).astype(dtype)
+    axes = " ".join(f"N{axis}" for axis in range(max(np.ndim(mask), 1)))
+    d, weight = check_choices(differences, mask, axes, Sizes(), ("differences", "mask"))
+    return _bradley_terry(d.reshape(-1, d.shape[-1]), weight.reshape(-1), l2, steps)
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def _bradley_terry(d: jax.Array, weight: jax.Array, l2: float | jax.Array, steps: int) -> jax.Array:
+    dtype = d.dtype
+    weight = kept(weight, weight.astype(dtype))
+    # In units of the largest, a power of two, so that squares neither overflow nor vanish.
+    largest = jnp.max(jnp.abs(d), initial=0.0)
+    unit = jnp.ldexp(jnp.ones((), dtype), jnp.frexp(largest)[1])
+    d = d / unit
     total = jnp.sum(weight)
     weight = weight / jnp.where(total > 0, total, 1)
     ridge = l2 * jnp.sum(weight * jnp.sum(d * d, axis=-1))
@@ -100,4 +118,4 @@ def bradley_terry(
     scale = jnp.sqrt(jnp.maximum(ridge, jnp.finfo(dtype).tiny))
     start = jnp.zeros(d.shape[1], dtype)
     z, _ = _newton(start, jnp.zeros(d.shape[0], dtype), d / scale, weight, steps)
-    return z / scale
+    return z / scale / unit

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxalign.arrays import Sizes, check_array, check_mask, check_number, kept
 from jaxalign.mrm.base import (
     Params,
     base_differences,
@@ -13,7 +14,7 @@ from jaxalign.mrm.base import (
     is_linear,
 )
 from jaxalign.mrm.config import MRMConfig
-from jaxalign.mrm.inner import adapt, bradley_terry_loss
+from jaxalign.mrm.inner import adapted, bradley_terry_loss
 
 Batch = dict[str, Any]
 
@@ -36,6 +37,9 @@ def rpo(
     Returns:
         Scalar, a sum over users as published.
 
+    Raises:
+        InputError: no users, a concrete loss that is not finite, or a tail outside [0, 1].
+
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxalign.mrm import rpo
@@ -43,6 +47,10 @@ def rpo(
         >>> round(rpo(losses, tail=0.5, gamma=0.0).item(), 2)  # above the median
         0.9
     """
+    check_number("tail", tail, 0, 1)
+    losses = check_array("losses", losses, "U")
+    if population is not None:
+        population = check_array("population", population, "N", empty="N")
     pool = losses if population is None else jnp.concatenate([losses, population])
     tau = jnp.quantile(pool, 1.0 - tail)
     hard = jax.lax.stop_gradient((losses > tau).astype(losses.dtype))
@@ -65,6 +73,23 @@ def _differences(params: Params, batch: Batch, config: MRMConfig) -> jax.Array:
     return base_differences(params, batch["differences"], zero, config)
 
 
+def _checked(batch: Batch) -> tuple[Batch, jax.Array, jax.Array]:
+    """The batch with 0 in the features of pairs that neither mask counts, and the masks [U, P]."""
+    sizes = Sizes()
+    names = ("support_mask", "query_mask")
+    masks = [check_mask(f'batch["{name}"]', batch[name], "U P", sizes) for name in names]
+    either = jnp.maximum(*masks)
+    checked = dict(batch)
+    if "items" in batch:
+        checked["items"] = check_array('batch["items"]', batch["items"], "I E")
+    else:
+        for name in ("chosen", "rejected", "differences"):
+            if name in batch:
+                values = check_array(f'batch["{name}"]', batch[name], "U P E", sizes, mask=either)
+                checked[name] = kept(either, values)
+    return checked, masks[0], masks[1]
+
+
 def meta_objective(
     params: Params, batch: Batch, config: MRMConfig
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -81,6 +106,10 @@ def meta_objective(
     Returns:
         The objective, and (losses [U] on the query pairs, adapted raw weights [U, K]).
 
+    Raises:
+        InputError: shapes that disagree, a negative weight, or a concrete value that is not finite
+            where one of the masks is above 0.
+
     Example:
         >>> import jax
         >>> import jax.numpy as jnp
@@ -95,10 +124,11 @@ def meta_objective(
         >>> bool((weights > 0).all()), bool(losses[0] < jnp.log(2.0))
         (True, True)
     """
+    batch, support, query = _checked(batch)
     base = _differences(params, batch, config)
-    weights = adapt(params, base, batch["support_mask"], config, form="higher")
+    weights = adapted(params, base, support, config, "higher")
     margins = jnp.einsum("UK,UPK->UP", effective_weights(weights, config), base)
-    losses = jax.vmap(bradley_terry_loss)(margins, batch["query_mask"])
+    losses = jax.vmap(bradley_terry_loss)(kept(query, margins), query)
     objective = rpo(losses, config.rpo_tail, config.rpo_gamma, batch.get("population"))
     if not isinstance(config.l2, float) or config.l2 > 0:  # a traced value is always added
         kernels = [layer["kernel"] for layer in params["base"].values()]

@@ -8,8 +8,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxalign.arrays import Sizes, check_scale, kept
+from jaxalign.errors import InputError
 from jaxalign.mrm import ep
-from jaxalign.mrm.bayes import Prior, factor, truncate
+from jaxalign.mrm.bayes import Prior, check_choices, factor, truncate
 from jaxalign.mrm.config import BayesConfig
 from jaxalign.mrm.newton import bradley_terry
 from jaxalign.train.blas import one_blas_thread
@@ -171,9 +173,10 @@ def start_of(buckets: Buckets, l2: float) -> Prior:
     """
     size = buckets[0].differences.shape[-1]
     dtype = jnp.promote_types(buckets[0].differences.dtype, jnp.float32)
-    flat = jnp.concatenate([b.differences.reshape(-1, size) for b in buckets]).astype(dtype)
+    live = [kept(b.weight, b.differences) for b in buckets]
+    flat = jnp.concatenate([d.reshape(-1, size) for d in live]).astype(dtype)
     weight = jnp.concatenate([b.weight.reshape(-1) for b in buckets]).astype(dtype)
-    norms = jnp.sum(jnp.where(weight[:, None] > 0, flat, 0) ** 2, axis=1)
+    norms = jnp.sum(flat**2, axis=1)
     mean_norm = jnp.sum(weight * norms) / jnp.maximum(jnp.sum(weight), 1)
     variance = 1 / jnp.maximum(mean_norm, jnp.finfo(dtype).tiny)
     return Prior(bradley_terry(flat, weight, l2), jnp.eye(size, dtype=dtype) * variance)
@@ -342,12 +345,17 @@ def fit_prior(differences: jax.Array, mask: jax.Array, config: BayesConfig | Non
 
     Args:
         differences: [U, P, E] chosen minus rejected, of E features or of K named rewards.
-        mask: [U, P] bool or weights of the pairs; a user without pairs does not count.
+        mask: [U, P] bool, or weights of the pairs of 0 or more; a user without pairs does not
+            count. Where it is 0, differences may hold any value.
         config: limits, pseudo-users and `rank` (the covariance returned is the best approximation
             of that rank).
 
     Returns:
         Prior(mean [E], cov [E, E]).
+
+    Raises:
+        InputError: shapes that disagree, no choice at all, a negative weight, NaN or infinity where
+            the mask is above 0, or differences whose squares are no numbers of this precision.
 
     Example:
         >>> import jax.numpy as jnp
@@ -357,7 +365,12 @@ def fit_prior(differences: jax.Array, mask: jax.Array, config: BayesConfig | Non
         >>> bool(abs(prior.mean[0]) < 1e-4), bool(prior.cov[0, 0] > prior.cov[1, 1])
         (True, True)
     """
-    return fit_population((choices_of(differences, mask),), config or BayesConfig()).prior
+    names = ("differences", "mask")
+    pairs, weight = check_choices(differences, mask, "U P", Sizes(), names)
+    if not bool(jnp.any(weight > 0)):
+        raise InputError("mask: found no weight above 0, expected a choice or more; give choices.")
+    check_scale("differences", pairs)
+    return fit_population((choices_of(pairs, weight),), config or BayesConfig()).prior
 
 
 def choices_of(differences: jax.Array, mask: jax.Array) -> Choices:

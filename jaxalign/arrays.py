@@ -1,0 +1,282 @@
+"""The door of the public functions that take arrays: one place for shapes, types and bad values.
+
+A public function passes each argument through `check_array` (or `check_mask`), and then calls its
+mathematics with arrays of at least float32. Shapes are checked always, since they are known under
+`jit` and `vmap` as well. Values are checked only where they are concrete: a traced array has none,
+and the functions stay pure and jittable. What the mathematics does with NaN under `jit` is the
+function's own matter: behind a mask of 0 it must not spread.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxalign.errors import InputError
+
+Value = ArrayLike | Sequence[object]
+"""What a caller may give for an array: NumPy's or JAX's, a number, or nested lists of numbers."""
+
+
+class Sizes(dict[str, tuple[int, str]]):
+    """Sizes of the dimensions that the arguments of one call share: letter -> (size, argument)."""
+
+
+def check_array(
+    name: str,
+    value: Value,
+    axes: str,
+    sizes: Sizes | None = None,
+    *,
+    mask: jax.Array | None = None,
+    empty: str = "",
+    finite: bool = True,
+) -> jax.Array:
+    """Return an argument as an array of floating point numbers, at least float32.
+
+    Args:
+        name: of the argument, for the message.
+        value: array, or nested lists of numbers.
+        axes: letters of its dimensions, such as "U P E"; a leading "..." stands for any.
+        sizes: of the call's dimensions so far; those of this argument are added.
+        mask: weights of the leading axes of `value`; values where it is 0 are not looked at.
+        empty: letters of the dimensions that may be 0.
+        finite: whether NaN and infinity are refused.
+
+    Raises:
+        InputError: no numbers, another shape, an empty dimension, or a value that is not finite;
+            the last only where the value is concrete.
+
+    Example:
+        >>> from jaxalign.arrays import check_array
+        >>> check_array("mean", [1, 2], "E").tolist()
+        [1.0, 2.0]
+        >>> try:
+        ...     check_array("mean", [1.0, float("nan")], "E")
+        ... except ValueError as error:
+        ...     print(error)
+        mean[1] is nan; expected finite numbers: correct it.
+    """
+    array = _numbers(name, value, axes)
+    _check_shape(name, array.shape, axes, Sizes() if sizes is None else sizes, empty)
+    if finite and (place := _first_bad(array, mask)) is not None:
+        where = "finite numbers" if mask is None else "finite numbers where the mask is above 0"
+        remedy = "correct it" if mask is None else "correct it, or set the mask to 0 there"
+        raise InputError(
+            f"{_at(name, place)} is {_shown(array, place)}; expected {where}: {remedy}."
+        )
+    return jnp.asarray(array)
+
+
+def check_mask(
+    name: str, value: Value, axes: str, sizes: Sizes | None = None, *, empty: str = ""
+) -> jax.Array:
+    """Return a mask or weights as numbers, at least float32, none of them negative.
+
+    Args:
+        name: of the argument, for the message.
+        value: bool, or weights of 0 or more.
+        axes: as in `check_array`.
+        sizes: as in `check_array`.
+        empty: as in `check_array`.
+
+    Raises:
+        InputError: as `check_array`, and for a negative weight.
+
+    Example:
+        >>> from jaxalign.arrays import check_mask
+        >>> check_mask("mask", [True, False], "P").tolist()
+        [1.0, 0.0]
+    """
+    array = check_array(name, value, axes, sizes, empty=empty, finite=False)
+    host = _concrete(array)
+    if host is not None and not (good := np.isfinite(host) & (host >= 0)).all():
+        place = _place(~good)
+        raise InputError(
+            f"{_at(name, place)} is {_shown(host, place)}; expected a finite weight of 0 or more: "
+            "correct it, with 0 for what does not count."
+        )
+    return array
+
+
+def check_number(
+    name: str,
+    value: float | jax.Array,
+    least: float = -math.inf,
+    most: float = math.inf,
+    above: bool = False,
+) -> None:
+    """Refuse a number that is not finite or lies outside a range, where it is concrete.
+
+    Args:
+        name: of the argument, for the message.
+        value: a number.
+        least: the least it may be.
+        most: the most it may be.
+        above: whether `least` itself is refused.
+
+    Raises:
+        InputError: NaN, infinity, or a number outside the range.
+
+    Example:
+        >>> from jaxalign.arrays import check_number
+        >>> try:
+        ...     check_number("temperature", 0.0, 0, above=True)
+        ... except ValueError as error:
+        ...     print(error)
+        temperature: found 0, expected a finite number above 0; correct it.
+    """
+    if isinstance(value, jax.core.Tracer):
+        return
+    number = float(value)
+    if math.isfinite(number) and least <= number <= most and not (above and number == least):
+        return
+    low = "" if least == -math.inf else f"above {least:g}" if above else f"of {least:g} or more"
+    high = "" if most == math.inf else f"at most {most:g}"
+    wanted = " and ".join(part for part in (low, high) if part)
+    raise InputError(
+        f"{name}: found {number:g}, expected a finite number{wanted and f' {wanted}'}; correct it."
+    )
+
+
+def check_scale(name: str, array: jax.Array) -> None:
+    """Refuse values whose squares, and the inverses of these, are no numbers of their precision.
+
+    Args:
+        name: of the argument, for the message.
+        array: finite values, 0 where they do not count.
+
+    Raises:
+        InputError: the largest is outside the range, where it is concrete.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.arrays import check_scale
+        >>> try:
+        ...     check_scale("differences", jnp.array([1e30, 0.0], jnp.float32))
+        ... except ValueError as error:
+        ...     print(error)
+        differences: the largest value is 1e+30, expected one from 7e-16 to 1e+15: rescale them.
+    """
+    host = _concrete(array)
+    if host is None:
+        return
+    largest, tiny = float(np.abs(host).max(initial=0.0)), float(np.finfo(host.dtype).tiny)
+    if largest and not tiny**0.4 <= largest <= tiny**-0.4:
+        raise InputError(
+            f"{name}: the largest value is {largest:.0e}, expected one from {tiny**0.4:.0e} to "
+            f"{tiny**-0.4:.0e}: rescale them."
+        )
+
+
+def kept(mask: jax.Array, values: jax.Array) -> jax.Array:
+    """Return values with 0 where the mask is not above 0: neither they nor gradients spread.
+
+    Args:
+        mask: weights of the leading axes of `values`.
+        values: [..., any].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.arrays import kept
+        >>> kept(jnp.array([1.0, 0.0]), jnp.array([[2.0], [jnp.nan]])).tolist()
+        [[2.0], [0.0]]
+    """
+    live = (mask > 0).reshape(mask.shape + (1,) * (values.ndim - mask.ndim))
+    return jnp.where(live, values, 0)
+
+
+def _numbers(name: str, value: Value, axes: str) -> np.ndarray | jax.Array:
+    array = value
+    if not isinstance(value, jax.Array):
+        try:
+            array = np.asarray(value)
+        except (ValueError, TypeError, OverflowError):
+            raise _no_numbers(name, "rows of different lengths", axes) from None
+    kind = array.dtype  # type: ignore[union-attr]
+    if jnp.issubdtype(kind, jnp.floating):
+        wide = jnp.promote_types(kind, jnp.float32)
+    elif jnp.issubdtype(kind, jnp.integer) or jnp.issubdtype(kind, jnp.bool_):
+        wide = jnp.result_type(float)
+    else:
+        raise _no_numbers(name, f"values of type {kind}", axes)
+    with np.errstate(over="ignore"):  # found by the check for finite numbers
+        return array.astype(jax.dtypes.canonicalize_dtype(wide))  # type: ignore[union-attr]
+
+
+def _no_numbers(name: str, found: str, axes: str) -> InputError:
+    return InputError(
+        f"{name}: found {found}, expected numbers of shape {_expected(axes)}; correct it."
+    )
+
+
+def _check_shape(name: str, shape: tuple[int, ...], axes: str, sizes: Sizes, empty: str) -> None:
+    letters = axes.split()
+    if letters[:1] == ["..."]:
+        letters = letters[1:]
+        fits, own = len(shape) >= len(letters), shape[len(shape) - len(letters) :]
+    else:
+        fits, own = len(shape) == len(letters), shape
+    if not fits:
+        raise InputError(
+            f"{name}: found shape {list(shape)}, expected {_expected(axes)}; give an array of "
+            f"{len(letters)} {'axis' if len(letters) == 1 else 'axes'}"
+            f"{' or more' if axes.startswith('...') else ''}."
+        )
+    for letter, size in zip(letters, own, strict=True):
+        if letter.isdigit() or (size == 0 and letter not in empty):
+            wanted = letter if letter.isdigit() else "1 or more"
+            if str(size) != wanted:
+                raise InputError(
+                    f"{name}: found shape {list(shape)}, expected {_expected(axes)} with "
+                    f"{letter} {wanted}; correct it."
+                )
+        known, source = sizes.setdefault(letter, (size, name))
+        if known != size:
+            raise InputError(
+                f"{name}: found shape {list(shape)}, expected {_expected(axes)} with {letter} = "
+                f"{known} as in {source}; correct one of the two."
+            )
+
+
+def _expected(axes: str) -> str:
+    return "a number" if not axes else f"[{', '.join(axes.split())}]"
+
+
+def _concrete(array: np.ndarray | jax.Array) -> np.ndarray | None:
+    """The values on the host; None where they are traced, or on devices of other processes."""
+    if isinstance(array, jax.core.Tracer):
+        return None
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return None
+    return np.asarray(array)
+
+
+def _first_bad(array: np.ndarray | jax.Array, mask: jax.Array | None) -> tuple[int, ...] | None:
+    """The index of the first value that is not finite and counts."""
+    host = _concrete(array)
+    if host is None or np.isfinite(host).all():
+        return None
+    bad = ~np.isfinite(host)
+    if mask is not None:
+        weights = _concrete(mask)
+        if weights is None:
+            return None
+        bad &= (weights > 0).reshape(weights.shape + (1,) * (host.ndim - weights.ndim))
+    return _place(bad) if bad.any() else None
+
+
+def _place(bad: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(index) for index in np.unravel_index(np.argmax(bad), bad.shape))
+
+
+def _at(name: str, place: tuple[int, ...]) -> str:
+    return f"{name}[{', '.join(map(str, place))}]" if place else name
+
+
+def _shown(array: np.ndarray | jax.Array, place: tuple[int, ...]) -> str:
+    value = float(array[place])
+    return "infinity" if value == math.inf else "-infinity" if value == -math.inf else f"{value:g}"
