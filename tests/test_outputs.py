@@ -29,6 +29,7 @@ FOLDERS = {
     "merge": "--adapter READ",
     "moc train": "--model none --data READ --config READ",
     "moc evaluate": "--model READ",
+    "moc export": "--model READ --preference a=1",
     "mrm train": "--data READ",
     "palm build": "--data READ",
     "pplug train": "--model none --encoder none --data READ --config READ",
@@ -86,7 +87,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(tmp
     assert list(tmp_path.iterdir()) == [read]
 
 
-@pytest.mark.parametrize("command", ["moc evaluate", "pplug evaluate"])
+@pytest.mark.parametrize("command", ["moc evaluate", "moc export", "pplug evaluate"])
 def test_a_folder_that_is_read_is_not_written_over(tmp_path, command):
     words = words_of(command, tmp_path)
     refused(call(*words, "--out", tmp_path), "is the folder that is read; expected another")

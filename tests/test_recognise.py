@@ -97,6 +97,7 @@ READERS = {
     "pplug generate --model X --input a": {"plug", *PLUGS},
     "pplug evaluate --model X --out OUT": PLUGS,
     "moc evaluate --model X --out OUT": {"policy", "run of moc train"},
+    "moc export --model X --preference a=1 --out OUT": {"policy"},
 }
 
 

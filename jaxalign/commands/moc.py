@@ -11,6 +11,7 @@ def add(commands: Commands) -> None:
     actions = group(commands, "moc", "one policy for every preference")
     _add_train(actions)
     _add_evaluate(actions)
+    _add_export(actions)
 
 
 def _add_train(actions: Commands) -> None:
@@ -63,6 +64,37 @@ def _add_evaluate(actions: Commands) -> None:
     add_out(parser, "folder", "folder of the report")
     parser.add_argument("--resume", action="store_true", help="continue an unfinished evaluation")
     takes_config(parser, "jaxalign.experiments.moc:MocEvaluateConfig")
+
+
+def _add_export(actions: Commands) -> None:
+    parser = command(
+        actions,
+        "export",
+        _export,
+        "write what answers under one preference as a LoRA adapter of peft",
+        epilog="The policy must have been trained with --moc.conditioning adapters. peft, vLLM and "
+        "`jaxalign generate --model` load the folder; a corner, such as warmth=1, is the adapter "
+        "of that reward.",
+    )
+    parser.add_argument(
+        "--model", type=Path, required=True, help="folder of a finished `jaxalign moc train`"
+    )
+    parser.add_argument(
+        "--preference", required=True, help="weights that sum to 1: helpful=0.3,humor=0.7"
+    )
+    add_out(parser, "folder", "folder of the adapter")
+
+
+def _export(arguments: argparse.Namespace, _: list[str]) -> None:
+    from jaxalign import moc
+    from jaxalign.moc.files import policy_folder
+    from jaxalign.moc.preferences import parse_preference
+
+    policy = moc.load(policy_folder(arguments.model))
+    preference = parse_preference(arguments.preference, policy.names)
+    moc.save_preference(arguments.out, policy, preference)
+    rank = policy.lora.rank * int((preference > 0).sum())
+    print(f"an adapter of rank {rank} for {policy.model.name}; wrote {arguments.out}")
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:

@@ -45,7 +45,7 @@ from jaxalign.moc.combination import (
     similarity_error,
 )
 from jaxalign.moc.config import KLConfig, MocConfig
-from jaxalign.moc.files import load, save
+from jaxalign.moc.files import load, save, save_preference
 from jaxalign.moc.min_norm_solver import min_norm
 from jaxalign.moc.policy import (
     ConditionedPolicy,
@@ -82,6 +82,7 @@ __all__ = [
     "preference_tag",
     "sample_preferences",
     "save",
+    "save_preference",
     "similarity_direction",
     "similarity_directions",
     "similarity_error",

@@ -14,7 +14,8 @@ from jaxalign.runs.log import Tracker
 from jaxalign.train.optimiser import OptimiserConfig
 from jaxalign.train.trunk import TrunkConfig
 
-Conditioning = Literal["tags", "token", "none"]
+Conditioning = Literal["tags", "token", "adapters", "none"]
+Baseline = Literal["values", "group"]
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,14 @@ class MocConfig:
         micro_batches: parts of an update that are computed one after another (gradient
             accumulation), each of whole groups. Raise it until the memory suffices; the result is
             the same but for rounding.
-        gamma: discount per token, between 0 and 1. 1 for a reward at the end of a completion.
+        baseline: what advantages are counted from: "values" of heads that are trained beside the
+            policy, by GAE; or the "group", the mean reward of a preference's other completions
+            (leave-one-out), which needs no heads, has every token of a completion share its
+            advantage, and learns in fewer steps.
+        gamma: discount per token, between 0 and 1. 1 for a reward at the end of a completion; not
+            used with the baseline "group".
         lam: lambda of GAE, between 0 and 1. 1 uses returns less values; 0.95 favours tokens near
-            the end as long as the values are poor.
+            the end as long as the values are poor. Not used with the baseline "group".
         clip: clip range of the policy's ratio (PPO), above 0; 0.1 to 0.3.
         value_clip: value-function clip range (PPO2), above 0, in levels; the head of the KL counts
             nats times the KL coefficient.
@@ -86,7 +92,9 @@ class MocConfig:
         combine: how the objectives and the similarity to the preference are combined.
         preferences: which preferences are sampled.
         conditioning: how the policy is given the preference: "tags" in the text of the prompt, one
-            soft "token" before it, or "none".
+            soft "token" before it, "adapters", one adapter for each reward, mixed by the
+            preference, or "none". With "adapters" the prompts stay as they are, a preference can be
+            written as one LoRA adapter, and memory for adapters grows with the rewards.
         reward: "vector", where every reward is an objective; "weighted", the single objective
             sum_j p_j r_j of plain RLHF; or "closeness", the single objective
             -mean_j (r_j - p_j)^2, an ablation. A single objective has weight 1, and `combine` is
@@ -113,6 +121,7 @@ class MocConfig:
     epochs: int = 4
     minibatches: int = 1
     micro_batches: int = 8
+    baseline: Baseline = "values"
     gamma: float = 1.0
     lam: float = 0.95
     clip: float = 0.2
@@ -166,6 +175,11 @@ class MocConfig:
             raise InputError(
                 f"rows: found 1, which the rule {self.combine.rule!r} cannot work with: similarity "
                 "is that of a group's mean; expected 2 or more completions for each preference."
+            )
+        if self.rows == 1 and self.baseline == "group":
+            raise InputError(
+                "rows: found 1, whose group has no others to count its advantage from; expected 2 "
+                'or more completions for each preference, or the baseline "values".'
             )
         if self.trunk.method != "lora":
             raise InputError(

@@ -32,7 +32,7 @@ class Experience(NamedTuple):
     Attributes:
         old_logprobs: [B, M], as in `RolloutScores`.
         values: [B, M, K + 1], as in `RolloutScores`.
-        returns: [B, M, K + 1] targets of the value heads.
+        returns: [B, M, K + 1] targets of the value heads; the values where these are not trained.
         advantages: [B, M, K] of the objectives, each whitened over the step.
         similarity_advantages: [B, M], centred, in units of the objectives' pooled standard
             deviation.
@@ -174,17 +174,85 @@ def compute_experience(
     """
     last = mask & ~jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
     task = jnp.where(last[:, :, None], rewards[:, None, :], 0)
-    kl = -kl_coef * (scores.old_logprobs - scores.ref_logprobs)
-    streams = jnp.concatenate([task, kl[:, :, None]], axis=2)
+    streams = jnp.concatenate([task, _kl_prices(scores, kl_coef)], axis=2)
     by_stream = jax.vmap(gae, (1, 1, None, None, None), 1)
     raw = jax.vmap(by_stream, (0, 0, 0, None, None))(streams, scores.values, mask, gamma, lam)
     returns = jnp.where(mask[:, :, None], raw + scores.values, 0)
+    return _experience(scores, raw, returns, coefficients, mask)
+
+
+def group_advantages(rewards: jax.Array) -> jax.Array:
+    """Return by how much each completion's rewards exceed the mean of its group's others.
+
+    Args:
+        rewards: [rows, K] of one group, 2 rows or more.
+
+    Returns:
+        [rows, K], at least float32; sums over the group are 0.
+
+    Source: the leave-one-out baseline of REINFORCE (Kool et al. 2019; RLOO, arXiv 2402.14740).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.moc.experience import group_advantages
+        >>> group_advantages(jnp.array([[1.0], [0.0], [0.5]])).tolist()
+        [[0.75], [-0.75], [0.0]]
+    """
+    rewards = rewards.astype(jnp.promote_types(rewards.dtype, jnp.float32))
+    rows = len(rewards)
+    return (rewards - jnp.mean(rewards, axis=0, keepdims=True)) * (rows / (rows - 1))
+
+
+def compute_group_experience(
+    rewards: jax.Array,
+    coefficients: jax.Array,
+    scores: RolloutScores,
+    mask: jax.Array,
+    kl_coef: jax.Array,
+    groups: int,
+) -> Experience:
+    """Return the advantages where the baseline is the group's, in place of value heads.
+
+    Every token of a completion has the advantage of `group_advantages`, whatever its place; the KL
+    is priced at the token that causes it, -kl_coef (log pi - log pi_ref). What is made of these is
+    as in `compute_experience`.
+
+    Args:
+        rewards: [B, K] of the objectives; the rows of a group are adjacent.
+        coefficients: [B, K], see `similarity_coefficients`; 0 where there is no similarity.
+        scores: log-probabilities of the completions; the values are not used.
+        mask: [B, M] bool, set on the tokens of the completions, which come first.
+        kl_coef: scalar, KL coefficient.
+        groups: G, the number of groups.
+
+    Returns:
+        Experience, at least float32, 0 after the end of a completion.
+    """
+    own = jax.vmap(group_advantages)(rewards.reshape(groups, -1, rewards.shape[1]))
+    each = jnp.where(mask[:, :, None], own.reshape(rewards.shape)[:, None, :], 0)
+    raw = jnp.concatenate([each, _kl_prices(scores, kl_coef)], axis=2)
+    return _experience(scores, raw, scores.values, coefficients, mask)
+
+
+def _kl_prices(scores: RolloutScores, kl_coef: jax.Array) -> jax.Array:
+    """[B, M, 1], the reward of the KL at each token."""
+    return (-kl_coef * (scores.old_logprobs - scores.ref_logprobs))[:, :, None]
+
+
+def _experience(
+    scores: RolloutScores,
+    raw: jax.Array,
+    returns: jax.Array,
+    coefficients: jax.Array,
+    mask: jax.Array,
+) -> Experience:
+    """What `compute_experience` makes of the advantages [B, M, K + 1] of all streams."""
     whitened = jax.vmap(lambda stream: whiten(stream, mask), 2, 2)
     centred = jax.vmap(lambda stream: whiten(stream, mask, divide=False), 2, 2)(raw)
     similarity = jnp.sum(coefficients[:, None, :] * centred[:, :, :-1], axis=2)
     # Divided by the objectives' standard deviation and not by its own: near the preference it
     # fades, where whitening would leave nothing but noise of full strength.
-    count = jnp.sum(mask) * rewards.shape[1]
+    count = jnp.sum(mask) * coefficients.shape[1]
     pooled_std = jnp.sqrt(jnp.sum(centred[:, :, :-1] ** 2) / jnp.maximum(count - 1, 1)) + _SMALL
     return Experience(
         old_logprobs=scores.old_logprobs,

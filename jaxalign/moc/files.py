@@ -6,11 +6,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxalign.errors import InputError
 from jaxalign.files import write_folder_aside
 from jaxalign.moc.config import Conditioning
 from jaxalign.moc.policy import ConditionedPolicy, TrainedParams
+from jaxalign.moc.preferences import check_simplex
+from jaxalign.models import lora
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.peft import load_adapter, save_adapter
 from jaxalign.models.resolve import stated_name
@@ -48,6 +51,9 @@ class PolicyInfo:
 def save(folder: str | Path, policy: ConditionedPolicy) -> None:
     """Write a policy as a folder that peft, and `load_adapter`, read as a LoRA adapter.
 
+    Of the conditioning "adapters", that adapter holds those of all rewards side by side, unmixed;
+    `save_preference` writes what answers under one preference.
+
     Args:
         folder: new, or one whose policy is replaced once the new one is whole.
         policy: what to write; the base model is named, not copied.
@@ -64,7 +70,10 @@ def save(folder: str | Path, policy: ConditionedPolicy) -> None:
         model_sha256=model.sha256,
     )
     with write_folder_aside(folder, last=FILE) as aside:
-        save_adapter(aside, trained["adapter"], policy.lora, model.name, model.config)
+        adapter = trained["adapter"]
+        if policy.conditioning == "adapters":
+            adapter = lora.side_by_side(adapter)
+        save_adapter(aside, adapter, policy.lora, model.name, model.config)
         arrays = {name: np.asarray(value, np.float32) for name, value in flatten(rest).items()}
         save_artifact(aside / FILE, KIND, info, arrays)
 
@@ -93,7 +102,9 @@ def load(
             f"{info.model_sha256:.12}..; found {model.name} with {model.sha256:.12}..: give the "
             "model it was trained on."
         )
-    lora, adapter = load_adapter(folder, model.config)
+    lora_config, adapter = load_adapter(folder, model.config)
+    if info.conditioning == "adapters":
+        adapter = lora.apart(adapter, len(info.names))
     heads, token = (jax.tree.map(jnp.asarray, subtree(found.arrays, n)) for n in ("heads", "token"))
     trained: TrainedParams = {"adapter": adapter, "heads": heads}
     if token:
@@ -105,11 +116,40 @@ def load(
         model,
         info.names,
         info.conditioning,
-        lora,
+        lora_config,
         trained,
         scale,
         info.decimals,
     )
+
+
+def save_preference(folder: str | Path, policy: ConditionedPolicy, preference: ArrayLike) -> None:
+    """Write what answers under one preference as a plain LoRA adapter, which peft and vLLM load.
+
+    Args:
+        folder: new, or one whose adapter is replaced once the new one is whole.
+        policy: conditioned by "adapters".
+        preference: [R] on the simplex. With two rewards or more above 0 the rank is R times that of
+            one adapter; at a corner it is the reward's own adapter.
+
+    Raises:
+        InputError: a policy that is conditioned in another way, or no preference.
+
+    Source: peft's `add_weighted_adapter` with "cat".
+    """
+    if policy.conditioning != "adapters":
+        raise InputError(
+            f"the policy is conditioned by {policy.conditioning!r}; expected 'adapters', which are "
+            "mixed into one adapter for a preference: other policies need the preference in each "
+            "request."
+        )
+    weights = check_simplex(preference, policy.names)
+    if weights.ndim != 1:
+        raise InputError(f"preference: found shape {weights.shape}, expected [R], one preference.")
+    used = np.flatnonzero(weights)
+    stack = jax.tree.map(lambda leaf: leaf[:, used], policy.trained["adapter"])
+    adapter = lora.side_by_side(stack, jnp.asarray(weights[used]))
+    save_adapter(folder, adapter, policy.lora, policy.model.name, policy.model.config)
 
 
 def policy_folder(folder: str | Path) -> Path:

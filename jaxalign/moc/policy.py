@@ -29,8 +29,8 @@ class TrainedParams(TypedDict):
     """What training changes.
 
     Keys:
-        adapter: LoRA factors before their scaling.
-        heads: the value heads, for training only.
+        adapter: LoRA factors before their scaling; with the conditioning "adapters" a stack of R.
+        heads: the value heads, for training only; empty where the baseline is that of the group.
         token: the network from a preference to its soft token, where there are soft tokens.
     """
 
@@ -47,8 +47,9 @@ class ConditionedPolicy:
         model: the base model, to which the adapter is added; alone it is the reference of the KL.
         names: [R] names of the rewards that a preference weighs.
         conditioning: how the policy is given the preference: "tags" in the prompt, one soft
-            "token" before it, or "none".
-        lora: size and place of the adapter.
+            "token" before it, an adapter for each reward ("adapters"), mixed by the preference, or
+            "none".
+        lora: size and place of the adapter, or of each.
         trained: what training changes.
         scale: scale of the rewards, whose levels are compared with preferences; None where the
             rewards lie between 0 and 1 as they are.
@@ -92,11 +93,9 @@ def init_policy(
             "the same rewards in the same order."
         )
     adapter_key, heads_key, token_key = jax.random.split(key, 3)
-    values = value_head(len(names) if config.reward == "vector" else 1)
-    states = jnp.zeros((1, model.config.width), jnp.float32)
     trained: TrainedParams = {
-        "adapter": lora.init(adapter_key, config.trunk.lora, model.params),
-        "heads": {"value": values.init(heads_key, states)["params"]},
+        "adapter": _fresh_adapter(adapter_key, model, len(names), config),
+        "heads": _fresh_heads(heads_key, model, len(names), config),
     }
     if config.conditioning == "token":
         trained["token"] = _token_params(token_key, len(names), model.config.width)
@@ -104,6 +103,22 @@ def init_policy(
     return ConditionedPolicy(
         model, tuple(names), config.conditioning, config.trunk.lora, trained, scale, decimals
     )
+
+
+def _fresh_adapter(key: jax.Array, model: LanguageModel, rewards: int, config: MocConfig) -> Params:
+    """One adapter, or a stack of one for each reward."""
+    if config.conditioning != "adapters":
+        return lora.init(key, config.trunk.lora, model.params)
+    keys = jax.random.split(key, rewards)
+    return lora.stack([lora.init(own, config.trunk.lora, model.params) for own in keys])
+
+
+def _fresh_heads(key: jax.Array, model: LanguageModel, rewards: int, config: MocConfig) -> Layers:
+    if config.baseline == "group":
+        return {}
+    values = value_head(rewards if config.reward == "vector" else 1)
+    states = jnp.zeros((1, model.config.width), jnp.float32)
+    return {"value": values.init(key, states)["params"]}
 
 
 def value_head(objectives: int) -> ValueHead:
@@ -152,19 +167,21 @@ def conditioned_prompts(
 
 
 class ConditionedInputs(TypedDict):
-    """What generation and training read besides the prompts: adapter, and soft tokens or None.
+    """What generation and training read besides the prompts: adapters, weights, soft tokens.
 
-    The keys are keyword arguments of `jaxalign.models.completions.completion_states`.
+    The keys are keyword arguments of `jaxalign.models.completions.completion_states`; `rows` and
+    `prefix` are None where the preference is given in another way.
     """
 
     adapters: Params
+    rows: jax.Array | None
     prefix: jax.Array | None
 
 
 def conditioned_inputs(
     trained: TrainedParams, table: jax.Array, config: LoraConfig, preferences: jax.Array
 ) -> ConditionedInputs:
-    """Return the scaled adapter, and the soft tokens of B preferences.
+    """Return the scaled adapter, and how B preferences reach it.
 
     Args:
         trained: as in `ConditionedPolicy`.
@@ -173,10 +190,16 @@ def conditioned_inputs(
         preferences: [B, R] on the simplex.
 
     Returns:
-        `adapters`, and `prefix` [B, 1, D]; None where preferences are given by text or not at all.
+        `adapters`; `rows`, the preferences [B, R], by which a stack of adapters is mixed; and
+        `prefix` [B, 1, D], the soft tokens.
     """
+    adapters = lora.scaled(trained["adapter"], config)
     prefix = soft_token(trained["token"], table, preferences) if "token" in trained else None
-    return {"adapters": lora.scaled(trained["adapter"], config), "prefix": prefix}
+    return {
+        "adapters": adapters,
+        "rows": preferences if lora.is_stack(adapters) else None,
+        "prefix": prefix,
+    }
 
 
 def soft_token(params: Layers, table: jax.Array, preferences: jax.Array) -> jax.Array:

@@ -24,6 +24,7 @@ from jaxalign.moc.experience import (
     RolloutScores,
     closeness_reward,
     compute_experience,
+    compute_group_experience,
     group_rewards,
     similarity_coefficients,
     weighted_reward,
@@ -234,7 +235,7 @@ class _Run:
         inputs = DecodeInputs(
             params=(params,),
             adapters=conditioned["adapters"],
-            rows=None,
+            rows=conditioned["rows"],
             weights=None,
             keys=_fold(state, 0),
             sampling=jax.tree.map(jnp.asarray, traced),
@@ -285,9 +286,14 @@ class _Run:
         levels = raw if self.scale is None else self.scale.levels(raw)
         achieved = group_rewards(levels, preferences, config.combine.form)
         rewards, objective_preferences, coefficients = self._objectives(levels, preferences)
-        experience = compute_experience(
-            rewards, coefficients, scores, mask, state.kl_coef, config.gamma, config.lam
-        )
+        if config.baseline == "group":
+            experience = compute_group_experience(
+                rewards, coefficients, scores, mask, state.kl_coef, config.groups
+            )
+        else:
+            experience = compute_experience(
+                rewards, coefficients, scores, mask, state.kl_coef, config.gamma, config.lam
+            )
         inputs = _UpdateBatch(
             completions=completions,
             experience=experience,
@@ -424,6 +430,9 @@ class _Run:
             config.sampling(self.stop_ids), self.decoder.vocab_size
         )
         logprobs, entropy = state_logprobs(states, unembedding(params), completions, distribution)
+        if config.baseline == "group":  # without heads
+            shape = (*logprobs.shape, len(self.objectives) + 1)
+            return logprobs, entropy, jnp.zeros(shape, logprobs.dtype)
         inputs = states.astype(jnp.promote_types(states.dtype, jnp.float32))
         if values_key is not None and config.value_dropout:
             keep_rate = 1 - config.value_dropout

@@ -66,7 +66,8 @@ class Decoder(nn.Module):
             starts: [B] int32 slot of each row's first token here, which then also sees the slots
                 before it; None where the rows begin here.
             adapters: a scaled adapter, or a stack of them (`jaxalign.models.lora`).
-            rows: [B] int32, which adapter of a stack each row has; -1 for none.
+            rows: [B] int32, which adapter of a stack each row has, -1 for none; or [B, A] floats,
+                by which each row weighs all of them.
 
         Returns:
             [B, T, D] in `config.dtype`, rows of padding without meaning; and the new cache. A

@@ -99,7 +99,8 @@ class DecodeInputs(NamedTuple):
     Attributes:
         params: of each of `DecodeSpec.configs`.
         adapters: of the first model, scaled; or None.
-        rows: [A * B] int32, which adapter of a stack each row has, adapters outermost; or None.
+        rows: [A * B] int32, which adapter of a stack each row has, adapters outermost; [B, A]
+            floats, by which each row weighs the adapters of a stack; or None.
         weights: [B, C] of a mixture, or None.
         keys: [B] random keys, one per row; or one key, folded with the row's number.
         sampling: sampling settings that are data.
@@ -181,7 +182,8 @@ def generate(
         prefix: [B, Q, D] soft tokens, placed directly before the tokens of each row.
         prefix_lengths: [B] int32, soft tokens of each row; None if all rows have Q.
         adapters: a scaled adapter, or a stack of them (`jaxalign.models.lora`).
-        rows: [B] int32, which adapter of a stack each row has; -1 for none.
+        rows: [B] int32, which adapter of a stack each row has, -1 for none; or [B, A] floats, by
+            which each row weighs the updates of all A adapters.
         combine: further policies that sample together with this one.
         unstack_layers: copy the parameters of each layer out of their stack before the decoding
             loop. This takes as much memory again as the parameters, and saves a copy of every layer
@@ -256,7 +258,9 @@ def prepare_decode(
     adapters_per_row, weights = 1, combine.weights
     if combine.rows is not None:
         adapters_per_row, rows = np.shape(combine.rows)[1], combine.rows
-    if rows is not None:  # adapters outermost, as `_logits` folds them
+    if rows is not None and np.ndim(rows) == 2 and combine.rows is None:
+        rows = _padded(rows, (padded, np.shape(rows)[1]), np.float32)
+    elif rows is not None:  # adapters outermost, as `_logits` folds them
         rows = _padded(
             jnp.reshape(rows, (batch, adapters_per_row)), (padded, adapters_per_row), np.int32
         ).T.reshape(-1)

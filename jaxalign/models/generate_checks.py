@@ -38,7 +38,7 @@ def check(
         "lengths": (prompt.lengths, [(batch,)]),
         "prefix": (prompt.prefix, [(batch, soft, config.width)]),
         "prefix_lengths": (prompt.prefix_lengths, [(batch,)]),
-        "rows": (rows, [(batch,)]),
+        "rows": (rows, [(batch,)] if stack is None else [(batch,), (batch, stack)]),
     }
     policies = 1
     if combine.rows is not None:
@@ -59,12 +59,8 @@ def check(
             f"{'rows' if chosen is not None else 'no rows'}; expected both or neither: see "
             "jaxalign.models.lora.stack."
         )
-    if (
-        stack is not None
-        and chosen is not None
-        and (np.max(chosen) >= stack or np.min(chosen) < -1)
-    ):
-        raise InputError(f"rows name adapters from -1 to {stack - 1}; found {np.ravel(chosen)}.")
+    if stack is not None and chosen is not None:
+        _check_rows(chosen, stack, weighted=rows is not None and np.ndim(rows) == 2)
     for other, _ in combine.others:
         if other.vocab_size != config.vocab_size or (soft and other.width != config.width):
             raise InputError(
@@ -73,6 +69,17 @@ def check(
                 "and with soft prefixes the same width."
             )
     _check_lengths(config, prompt, settings, combine, soft, length)
+
+
+def _check_rows(rows: Array, stack: int, weighted: bool) -> None:
+    found = np.asarray(rows)
+    if weighted and not (np.issubdtype(found.dtype, np.floating) and np.isfinite(found).all()):
+        raise InputError(
+            f"rows of shape {found.shape} weigh adapters; expected finite floats, found "
+            f"{found.dtype} {np.ravel(found)}."
+        )
+    if not weighted and (found.max() >= stack or found.min() < -1):
+        raise InputError(f"rows name adapters from -1 to {stack - 1}; found {np.ravel(found)}.")
 
 
 def _check_lengths(

@@ -145,6 +145,81 @@ def stack(adapters: Sequence[Params]) -> Params:
     return tree
 
 
+def side_by_side(stack: Params, weights: jax.Array | None = None) -> Params:
+    """Join a stack of adapters into one adapter that adds the weighted sum of their updates.
+
+    Its rank is the sum of theirs, and the sum is exact: a = [a_1 | a_2], b = [w_1 b_1; w_2 b_2].
+
+    Args:
+        stack: leaves [L, A, in, r] and [L, A, r, out].
+        weights: [A], of the updates; None weighs each by 1.
+
+    Returns:
+        Leaves [L, in, A r] and [L, A r, out].
+
+    Source: peft's `add_weighted_adapter` with "cat".
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.models import lora
+        >>> stack = {"up": {"a": jnp.ones((1, 2, 3, 1)), "b": jnp.ones((1, 2, 1, 4))}}
+        >>> joined = lora.side_by_side(stack, jnp.asarray([0.25, 0.75]))
+        >>> joined["up"]["a"].shape, joined["up"]["b"][0, :, 0].tolist()
+        ((1, 3, 2), [0.25, 0.75])
+    """
+
+    def at(pair: Mapping[str, jax.Array]) -> Params:
+        a, b = pair["a"], pair["b"]
+        if weights is not None:
+            b = b * weights.astype(b.dtype)[None, :, None, None]
+        a = jnp.moveaxis(a, 1, 2)
+        return {
+            "a": a.reshape(*a.shape[:2], -1),
+            "b": b.reshape(b.shape[0], -1, b.shape[-1]),
+        }
+
+    result: Params = jax.tree.map(at, dict(stack), is_leaf=is_pair)
+    return result
+
+
+def apart(adapter: Params, count: int) -> Params:
+    """Cut an adapter of `side_by_side` into its stack of `count` adapters again.
+
+    Args:
+        adapter: leaves [L, in, A r] and [L, A r, out].
+        count: A, which divides the rank.
+
+    Returns:
+        Leaves [L, A, in, r] and [L, A, r, out].
+
+    Raises:
+        InputError: a rank that is no multiple of the count.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.models import lora
+        >>> joined = {"up": {"a": jnp.ones((1, 3, 2)), "b": jnp.ones((1, 2, 4))}}
+        >>> stack = lora.apart(joined, 2)
+        >>> stack["up"]["a"].shape, stack["up"]["b"].shape
+        ((1, 2, 3, 1), (1, 2, 1, 4))
+    """
+
+    def at(pair: Mapping[str, jax.Array]) -> Params:
+        a, b = pair["a"], pair["b"]
+        if a.shape[-1] % count:
+            raise InputError(
+                f"an adapter has rank {a.shape[-1]}, expected a multiple of {count}, the number of "
+                "adapters side by side in it."
+            )
+        return {
+            "a": jnp.moveaxis(a.reshape(*a.shape[:2], count, -1), 2, 1),
+            "b": b.reshape(b.shape[0], count, -1, b.shape[-1]),
+        }
+
+    result: Params = jax.tree.map(at, dict(adapter), is_leaf=is_pair)
+    return result
+
+
 def merge(params: Params, adapter: Params, sign: int = 1) -> Params:
     """Add a scaled adapter to the matrices of a model; with sign -1, subtract it again.
 
@@ -183,10 +258,14 @@ def delta(inputs: jax.Array, pair: Params, rows: jax.Array | None = None) -> jax
     Args:
         inputs: [B, T, in].
         pair: `a` [in, r] and `b` [r, out], scaled; with `rows`, [A, in, r] and [A, r, out].
-        rows: [B] int32, the adapter of each row; -1 for none. None if all rows share one.
+        rows: [B] int32, the adapter of each row, -1 for none; or [B, A] floats, by which each row
+            weighs the updates of all adapters. None if all rows share one adapter.
 
     Returns:
         [B, T, out] in the dtype of the inputs.
+
+    Source: mixed by a weight for each row, the adapters are a conditional language policy
+    (Wang et al. 2024, arXiv 2407.15762).
 
     Example:
         >>> import jax.numpy as jnp
@@ -195,15 +274,18 @@ def delta(inputs: jax.Array, pair: Params, rows: jax.Array | None = None) -> jax
         >>> rows = jnp.asarray([1, 0, -1])
         >>> lora.delta(jnp.ones((3, 1, 3)), pair, rows)[:, 0, 0].tolist()
         [30.0, 3.0, 0.0]
+        >>> lora.delta(jnp.ones((1, 1, 3)), pair, jnp.asarray([[0.5, 0.5]])).tolist()
+        [[[16.5, 16.5, 16.5]]]
     """
     a, b = (leaf(pair, name).astype(inputs.dtype) for name in ("a", "b"))
     if rows is None:
         return (inputs @ a) @ b
     count, _, rank = a.shape
-    if count * rank <= _MOST_COLUMNS:
+    weighted = jnp.issubdtype(rows.dtype, jnp.floating)
+    if weighted or count * rank <= _MOST_COLUMNS:
         # Every adapter's columns at once, those of others set to zero: each is read once.
         low = jnp.einsum("BTi,Air->BTAr", inputs, a)
-        own = rows[:, None] == jnp.arange(count, dtype=rows.dtype)[None, :]
+        own = rows if weighted else rows[:, None] == jnp.arange(count, dtype=rows.dtype)[None, :]
         return jnp.einsum("BTAr,Aro->BTo", low * own[:, None, :, None].astype(low.dtype), b)
     held = (rows >= 0)[:, None, None].astype(inputs.dtype)
     low = jnp.einsum("BTi,Bir->BTr", inputs, a[rows]) * held
@@ -213,6 +295,11 @@ def delta(inputs: jax.Array, pair: Params, rows: jax.Array | None = None) -> jax
 def is_pair(node: object) -> TypeGuard[Mapping[str, jax.Array]]:
     """Whether a node of a tree is one matrix's {"a", "b"}."""
     return isinstance(node, Mapping) and node.keys() == {"a", "b"}
+
+
+def is_stack(adapter: Params) -> bool:
+    """Whether the tree is a stack of adapters, as of `stack`, and not one adapter."""
+    return any(pair["a"].ndim == 4 for pair in adapted_pairs(adapter).values())
 
 
 def adapted_pairs(

@@ -24,6 +24,7 @@ class PreferenceConditionedBatch(NamedTuple):
     Attributes:
         policy: conditioned on preferences.
         adapter: its scaled adapter; where the reference is among the policies, as a stack of one.
+            Of the conditioning "adapters", the stack that preferences mix.
         preferences: [W, R] float32; zeros where the reference answers the plain prompt.
     """
 
@@ -36,6 +37,9 @@ class PreferenceConditionedBatch(NamedTuple):
         rows = self.preferences[np.asarray(policy, np.intp)]
         adapted = np.asarray(rows.any(axis=1))
         found: GenerationArguments = {"adapters": self.adapter}
+        if self.policy.conditioning == "adapters":
+            found["rows"] = rows  # zeros are the reference
+            return found
         if not self.preferences.any(axis=1).all():
             found["rows"] = np.where(adapted, 0, -1).astype(np.int32)
         if self.policy.conditioning == "token":
@@ -50,7 +54,7 @@ class Conditioned:
     """One policy for every preference: the weights of a policy are the preference it is given.
 
     Attributes:
-        policy: conditioned on preferences by tags or by a soft token.
+        policy: conditioned on preferences by tags, by a soft token or by adapters.
         options: [n, R] preferences among which the best for a user is chosen.
     """
 
@@ -61,8 +65,8 @@ class Conditioned:
     def __post_init__(self) -> None:
         if self.policy.conditioning == "none":
             raise InputError(
-                "policy: found one that is conditioned on nothing, expected tags or a soft token; "
-                "policies that were trained for one weighting each are Separate."
+                "policy: found one that is conditioned on nothing, expected tags, a soft token or "
+                "adapters; policies that were trained for one weighting each are Separate."
             )
         options = np.asarray(self.options)
         if options.ndim != 2 or not len(options):
@@ -77,7 +81,7 @@ class Conditioned:
 
     @property
     def adapters(self) -> tuple[Adapter, ...]:
-        """The one adapter that answers under every preference."""
+        """The adapter, or stack of adapters, that answers under every preference."""
         return ((self.policy.lora, self.policy.trained["adapter"]),)
 
     @property
@@ -110,5 +114,6 @@ class Conditioned:
         checked = np.zeros(rows.shape, np.float32)
         own = rows.any(axis=1)
         checked[own] = check_simplex(rows[own], self.policy.names)
-        adapter = self._adapter if own.all() else lora.stack([self._adapter])
+        alone = own.all() or self.policy.conditioning == "adapters"
+        adapter = self._adapter if alone else lora.stack([self._adapter])
         return PreferenceConditionedBatch(self.policy, adapter, checked)
