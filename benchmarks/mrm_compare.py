@@ -33,6 +33,7 @@ METHODS = {
     "pal": "PAL",
     "vpl": "VPL",
     "gpo": "GPO",
+    "pttt": "P-TTT",
     "mrm_published": "MRM as published",
     "mrm": "MRM regularised",
     "bayes": "hierarchical Bayes",

@@ -16,7 +16,7 @@ SOURCES = {
 TREES = {name: ast.parse(text) for name, text in SOURCES.items()}
 LINEN = {
     "models/decoder.py", "models/gpt2.py", "models/encoder.py", "models/heads.py", "mrm/base.py",
-    "mrm/baselines/gpo.py", "mrm/baselines/vpl.py", "mrm/baselines/episodes.py",
+    "mrm/baselines/gpo.py", "mrm/baselines/vpl.py",
 }  # fmt: skip
 
 

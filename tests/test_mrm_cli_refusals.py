@@ -98,6 +98,7 @@ UNUSABLE = [
     ("--gpo.epochs 0", "GPO epochs is 0"),
     ("--gpo.heads 3", "a multiple of its 3 heads"),
     ("--vpl.kl_anneal 2", "VPL kl_anneal is 2.0"),
+    ("--pttt.rate 0", "PTTT rate is 0.0; expected above 0"),
     ("--lore.ranks", "LoRe ranks is []"),
     ("--pal.few_shot_steps 0", "PAL few_shot_steps is [0]"),
     ("--neighbours.counts 0", "Neighbours counts is [0]"),

@@ -133,6 +133,7 @@ TINY = {
     "vpl": {"epochs": 2, "snapshots": 1, "users_per_batch": 4, "latent": 2, "hidden": 4},
     "gpo": {"epochs": 2, "snapshots": 1, "users_per_batch": 4, "width": 4, "heads": 1,
             "feed_forward": 4, "layers": 1},
+    "pttt": {"epochs": 2, "snapshots": 1, "users_per_batch": 4, "hidden": 4, "width": 2},
 }  # fmt: skip
 
 

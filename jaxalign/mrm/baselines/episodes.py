@@ -1,8 +1,8 @@
 """Learning to infer a user from a few choices: episodes of random size, trained in one scan.
 
-Shared by the baselines that are trained once and need no gradient for a new user. Their networks
-are Linen modules with a `config`, called with a table of items [N, D] and one user's
-support [S] and query [Q], whose numbers point into the table: logits [Q] that chosen wins.
+Shared by the baselines that are trained once and need no gradient for a new user. Their networks,
+Linen modules or not, read a table of items [N, D] and one user's support [S] and query [Q], whose
+numbers point into the table.
 """
 
 import functools
@@ -10,9 +10,8 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -171,10 +170,21 @@ def localise(features: jax.Array, *parts: Pairs) -> tuple[jax.Array, tuple[Pairs
     return features[jnp.concatenate([array.reshape(-1) for array in numbers])], renumbered
 
 
+class Network(Protocol):
+    """What is trained: its recipe, and where its parameters start. It is hashable."""
+
+    @property
+    def config(self) -> EpisodeConfig:
+        """The recipe."""
+
+    def init(self, key: jax.Array, table: jax.Array, support: Pairs, query: Pairs, /) -> Any:
+        """Return {"params": ...} for a table of items [N, D] and one user's pairs."""
+
+
 # Training -------------------------------------------------------------------------------------
 
 
-def fit(model: nn.Module, loss: Loss, features: jax.Array, pairs: Pairs, seed: int) -> Fitted:
+def fit(model: Network, loss: Loss, features: jax.Array, pairs: Pairs, seed: int) -> Fitted:
     """Train a network on episodes of the training users.
 
     Args:
@@ -268,7 +278,7 @@ Config = TypeVar("Config", bound=EpisodeConfig)
 class EpisodeNetwork(NamedTuple):
     """A network, its loss, and the probability that it gives."""
 
-    model: nn.Module
+    model: Network
     loss: Loss
     probability: Probability
 
@@ -319,7 +329,7 @@ class EpisodeMethod(UserRewardMethod[Config]):
 
 @functools.partial(jax.jit, static_argnames=("model", "probability"))
 def _probabilities(
-    model: nn.Module,
+    model: Network,
     probability: Probability,
     params: Params,
     scaling: Scaling,

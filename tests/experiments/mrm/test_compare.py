@@ -9,7 +9,7 @@ from jaxalign.config import load_config
 from jaxalign.errors import InputError
 from jaxalign.experiments.mrm import MRMRunConfig, run
 
-BASELINES = ("mixture", "lore", "lore_published", "pal", "neighbours", "vpl", "gpo")
+BASELINES = ("mixture", "lore", "lore_published", "pal", "neighbours", "vpl", "gpo", "pttt")
 EPISODES = {"epochs": 2, "snapshots": 1, "users_per_batch": 4, "most_support": 5, "most_query": 5}
 CONFIG = {
     "split": {"item_folds": 2, "min_support": 3, "min_query": 3},
@@ -20,6 +20,7 @@ CONFIG = {
     "neighbours": {"counts": [3], "shares": [1.0]},
     "vpl": {**EPISODES, "latent": 2, "hidden": 4, "draws": 2},
     "gpo": {**EPISODES, "width": 4, "heads": 1, "feed_forward": 4, "layers": 1},
+    "pttt": {**EPISODES, "hidden": 4, "width": 2},
     "methods": list(BASELINES),
     "fold_methods": list(BASELINES),
     "seeds": 2,
