@@ -25,6 +25,7 @@ NAMES = (
     "mrm",
     "moc",
     "mrm_ask",
+    "mrm_best_of",
     "mrm_calibration",
     "mrm_serving",
     "mrm_compare",
