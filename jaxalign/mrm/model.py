@@ -14,6 +14,7 @@ from jaxalign.errors import InputError
 from jaxalign.models.resolve import stated_name
 from jaxalign.mrm.bayes import Prior
 from jaxalign.mrm.config import FeatureConfig
+from jaxalign.mrm.known_items import KnownEffects
 from jaxalign.mrm.reduce import Projection
 from jaxalign.mrm.registry import (
     METHODS,
@@ -29,7 +30,7 @@ from jaxalign.mrm.sites import Sites
 from jaxalign.recognise import instead
 from jaxalign.rewards.reward_scale import RewardIds, RewardScale
 from jaxalign.runs import finished_report, load_artifact, save_artifact
-from jaxalign.runs.artifact import subtree
+from jaxalign.runs.artifact import Arrays, subtree
 from jaxalign.runs.user_store import UserStore, open_users
 
 KIND, RUN_KIND = "user model", "mrm train"
@@ -77,6 +78,7 @@ class UserModel:
         users: adapted users, if any, read one by one.
         with_prompts: whether it was trained on answers with their prompts, which the encoder then
             reads too.
+        item_effects: of the items of training, which all users share; None where there are none.
 
     Example:
         >>> import numpy as np
@@ -100,6 +102,7 @@ class UserModel:
     digest: str = ""
     users: UserStore | None = None
     with_prompts: bool = False
+    item_effects: KnownEffects | None = None
 
     @property
     def reward_ids(self) -> RewardIds | None:
@@ -222,6 +225,8 @@ def save(path: str | Path, model: UserModel) -> str:
         "projection": projection,
         "baseline": model.baseline,
     }
+    if model.item_effects is not None:
+        arrays["item_effects"] = model.item_effects._asdict()
     return save_artifact(Path(path) / MODEL_FILE, KIND, about, arrays)
 
 
@@ -269,12 +274,19 @@ def load(path: str | Path, with_users: bool = True) -> UserModel:
         features=about.features,
         encoder_sha256=about.encoder_sha256,
         with_prompts=about.with_prompts,
+        item_effects=_effects(subtree(arrays, "item_effects")),
         digest=stored.digest,
     )
     adapted = folder / USERS_FILE
     if not with_users or not adapted.exists():
         return model
     return replace(model, users=open_users(adapted, model.digest))
+
+
+def _effects(arrays: Arrays) -> KnownEffects | None:
+    if not arrays:
+        return None
+    return KnownEffects(np.asarray(arrays["keys"]), np.asarray(arrays["values"]))
 
 
 def _method(path: Path, name: str, settings: Mapping[str, object]) -> UserRewardMethod:

@@ -34,7 +34,7 @@ Fitted = dict[str, Any]
 Candidate = dict[str, Any]
 """One choice of settings that is made after the fit, by validation users."""
 Capability = Literal["weights", "posterior", "streaming", "new_items"]
-Inputs = Literal["projected", "encoded", "ids"]
+Inputs = Literal["projected", "directions", "encoded", "ids"]
 
 CAPABILITIES: dict[Capability, str] = {
     "weights": "represents a user by weights on base rewards, so that `adapt` writes them",
@@ -54,8 +54,8 @@ class UserRewardMethod(ABC, Generic[Settings]):
         name: what the method is registered under.
         settings: its settings.
         capabilities: see `CAPABILITIES`.
-        inputs: what an item is to the method: its "projected" features, the features as they were
-            "encoded", or its number among the items of training ("ids").
+        inputs: what an item is to the method: its "projected" features, all principal "directions",
+            the features as they were "encoded", or its number among the items of training ("ids").
         seeded: whether a fit depends on its seed; if not, there is one fit for all seeds.
         most_items: most items that the method can be fitted on, None for any number.
         warm_start: whether a fit may start from an earlier one, `TrainingData.start`.
@@ -122,6 +122,14 @@ class UserRewardMethod(ABC, Generic[Settings]):
             say: called with one line of progress at a time.
         """
         return [self.fit(data, seed) for seed in seeds]
+
+    def item_effects(self, fitted: Fitted, candidate: Candidate) -> np.ndarray | None:
+        """Return the effects [I] of the training items that the method has learned itself.
+
+        They are added to the margins of known items, to which `predict` does not see them added.
+        None, the default, for a method that takes the effects that all methods share.
+        """
+        return None
 
     def save(self, fitted: Fitted, candidate: Candidate) -> tuple[Fitted, Candidate]:
         """Return the arrays that one candidate needs, and the candidate that points into them."""

@@ -13,9 +13,11 @@ from jaxalign.data.features import columns_named
 from jaxalign.errors import InputError
 from jaxalign.mrm.adapted_users import UserState, predict_rows, user_state, weights_of
 from jaxalign.mrm.belief import Belief, belief_moments
+from jaxalign.mrm.known_items import effects_of
 from jaxalign.mrm.logistic_normal import SCALES, SHARES
 from jaxalign.mrm.model import UserModel
 from jaxalign.mrm.registry import require
+from jaxalign.mrm.shared_effects import shifted
 
 if TYPE_CHECKING:
     from jaxalign.models.embed import Encoder
@@ -150,6 +152,10 @@ def rank(
         score, wins = _by_weights(model, values, *weights_of(model, state))
     else:
         score, wins = _by_choices(model, values, state)
+    if model.item_effects is not None:
+        keys = texts if prompt is None else [Conversation((prompt, text)) for text in texts]
+        effects = effects_of(model.item_effects, keys)
+        score, wins = score + effects, shifted(wins, effects[:, None] - effects[None, :])
     count = len(texts)
     probability = (wins.sum(1) - 0.5) / (count - 1) if count > 1 else np.full(1, 0.5)
     order = np.argsort(-score, kind="stable")

@@ -135,12 +135,15 @@ class TrainingData:
         encoded: [I, E] features of the items as they were encoded or given.
         choices: of the training users.
         start: name of a method, and what it learned in an earlier run, where its fit starts.
+        all_directions: [I, A] features on all principal directions, of which `features` are the
+            first ones in other units; None where these are all.
     """
 
     features: jax.Array
     encoded: jax.Array
     choices: UserPairs
     start: tuple[str, Fitted] | None = None
+    all_directions: jax.Array | None = None
 
     def start_of(self, name: str) -> Fitted | None:
         """Return what a method learned in an earlier run, None to start anew."""
@@ -160,6 +163,8 @@ class TrainingData:
         """Return what an item is to a method [I, D], see `UserRewardMethod.inputs`."""
         if kind == "ids":
             return self._one_hot
+        if kind == "directions":
+            return self.features if self.all_directions is None else self.all_directions
         return self.features if kind == "projected" else self.encoded
 
     @cached_property
@@ -274,3 +279,27 @@ def differences(features: jax.Array, pairs: Pairs) -> jax.Array:
         [[[2.0]]]
     """
     return features[pairs.chosen] - features[pairs.rejected]
+
+
+def swapped(users: SupportQueryData) -> SupportQueryData:
+    """Return the same users with every support choice made the other way round.
+
+    A method whose predictions then stay as they were has not read what the users chose.
+    """
+    parts = tuple(
+        part._replace(chosen=part.rejected, rejected=part.chosen) for part in users.support.parts
+    )
+    return SupportQueryData(UserPairs(users.support.members, parts), users.query)
+
+
+def somebody_elses(users: SupportQueryData) -> SupportQueryData:
+    """Return the same users, each with the support choices of another user in place of their own.
+
+    It is the next user of the same bucket; a user who is alone in a bucket has no choices then.
+    """
+    parts = []
+    for part in users.support.parts:
+        other = Pairs(*(np.roll(np.asarray(array), 1, axis=0) for array in part))
+        alone = len(part.weight) == 1
+        parts.append(other._replace(weight=0 * other.weight) if alone else other)
+    return SupportQueryData(UserPairs(users.support.members, tuple(parts)), users.query)

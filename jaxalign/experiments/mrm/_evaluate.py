@@ -12,9 +12,11 @@ from jaxalign.experiments.mrm.config import MRMRunConfig
 from jaxalign.experiments.mrm.data import open_source
 from jaxalign.files import read_json
 from jaxalign.metrics import users
+from jaxalign.mrm.known_items import effects_of
 from jaxalign.mrm.model import REMEDY, load
 from jaxalign.mrm.selection import predict
 from jaxalign.mrm.serving import item_features
+from jaxalign.mrm.shared_effects import KEY, WithItemEffects
 from jaxalign.mrm.support_query import cut_episodes, support_query
 
 
@@ -44,9 +46,12 @@ def evaluate(folder: str | Path, source: str) -> dict[str, float | str]:
     table = load_features(config.features.path) if config.features.path else given
     features = item_features(model, choices.items, choices.texts, table)
     test, inputs = support_query(choices, cut), model.inputs(features)
+    effects = np.zeros(len(choices.items))
+    if model.item_effects is not None:
+        effects = effects_of(model.item_effects, choices.texts, choices.items)
+    method, candidate = WithItemEffects(model.method, effects), {**model.candidate, KEY: 1.0}
     adapted, unadapted = (
-        predict(model.method, model.fitted, model.candidate, inputs, test, known)
-        for known in (True, False)
+        predict(method, model.fitted, candidate, inputs, test, known) for known in (True, False)
     )
     query = test.query.padded
     chosen, rejected, mask = query.chosen, query.rejected, query.weight > 0

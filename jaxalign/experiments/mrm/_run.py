@@ -9,26 +9,34 @@ import numpy as np
 
 from jaxalign.data.splits import Episodes, split_users
 from jaxalign.errors import InputError
-from jaxalign.experiments.mrm.config import MRMRunConfig, method_of
+from jaxalign.experiments.mrm.config import ONE_FOR_ALL, MRMRunConfig, method_of
 from jaxalign.experiments.mrm.data import (
     Encoded,
     ExperimentData,
+    all_directions,
     encode_items,
     fold_items,
     open_run,
     open_source,
     project,
 )
-from jaxalign.experiments.mrm.fits import FittedMethod, KeepStage, fit_method
-from jaxalign.experiments.mrm.folds import judge_new_items, usable_folds
+from jaxalign.experiments.mrm.fits import FittedMethod, KeepStage, fit_method, shared_effects
+from jaxalign.experiments.mrm.folds import Predictions, judge_new_items, usable_folds
 from jaxalign.experiments.mrm.report import write_pages
 from jaxalign.experiments.mrm.start import earlier_projection, extended_split, load_start
 from jaxalign.experiments.mrm.statistics import NewUsers, Report, assemble, selected_method
 from jaxalign.files import write_json
+from jaxalign.mrm.known_items import known_effects
 from jaxalign.mrm.model import RUN_KIND, UserModel, save
 from jaxalign.mrm.reduce import Projection, identity
 from jaxalign.mrm.registry import Fitted, require
-from jaxalign.mrm.support_query import SupportQueryData, cut_episodes, support_query
+from jaxalign.mrm.support_query import (
+    SupportQueryData,
+    cut_episodes,
+    somebody_elses,
+    support_query,
+    swapped,
+)
 from jaxalign.progress import Progress
 from jaxalign.rewards.reward_scale import SCALE_FILE
 from jaxalign.runs import RunDir
@@ -82,6 +90,7 @@ def run(
     else:
         projection = earlier_projection(earlier, encoded)
         begun = (earlier.model.method.name, earlier.model.fitted)
+    every = all_directions(config, encoded)
     data = ExperimentData(
         choices,
         opened.fold_choices or choices,
@@ -90,6 +99,7 @@ def run(
         jnp.asarray(encoded.values),
         split,
         begun,
+        None if every is None or earlier is not None else jnp.asarray(every.apply(encoded.values)),
     )
     cuts = _cut_users(data, config, say)
     _say_folds(data, config, say)
@@ -127,7 +137,7 @@ def _check_selected(config: MRMRunConfig) -> None:
     """Refuse to save a method that is not fitted, or that cannot score new items."""
     if config.select == "validation":
         return
-    if config.select not in ("bt", *config.methods):
+    if config.select not in (*ONE_FOR_ALL, *config.methods):
         raise InputError(
             f"select: found {config.select!r}, expected one of the fitted methods, "
             f"{', '.join(config.methods)}; add it to methods."
@@ -186,15 +196,20 @@ def _new_users(
     training = data.training(config.data)
     validation, test = (support_query(data.choices, cuts[role]) for role in ("validation", "test"))
     fits: dict[str, FittedMethod] = {}
-    for name in ("bt", *config.methods):
+    zeros = np.zeros(len(data.choices.items))
+    effects = None
+    for name in dict.fromkeys((*ONE_FOR_ALL, *config.methods)):
         method = method_of(config, name)
         if method.most_items is not None and len(data.choices.items) > method.most_items:
             say(f"{name} left out: more than {method.most_items} items")
             continue
         checkpoint = folder.state / f"{name}.epochs"
         checkpoint.mkdir(exist_ok=True)
-        fit = fit_method(method, training, config.seeds, stage, checkpoint, say)
+        shared = zeros if name == "bt_items" else effects if method.inputs != "ids" else None
+        fit = fit_method(method, training, config.seeds, stage, checkpoint, say, shared)
         fits[name] = fit.choose(validation)
+        if name == "bt_items":
+            effects = shared_effects(fit, validation, data.features.shape[1])
     selected = selected_method(config, {name: fit.loss for name, fit in fits.items()})
     chosen = "validation chose" if config.select == "validation" else "as the config says, saving"
     say(f"{chosen} {selected}; test users are judged once")
@@ -202,7 +217,11 @@ def _new_users(
     curves = {
         name: {shots: fits[name].predict(_first(test, shots)) for shots in config.shots}
         for name in fits
-        if name != "bt"
+        if name not in ONE_FOR_ALL
+    }
+    wrong = (swapped(test), somebody_elses(test))
+    controls: Predictions = {
+        name: (fit.predict(wrong[0]), fit.predict(wrong[1])) for name, fit in fits.items()
     }
     dropped = {role: cut.dropped for role, cut in cuts.items()}
     ceiling = None
@@ -210,7 +229,7 @@ def _new_users(
         full = cut_episodes(data.choices, config.split, data.split.test, everything=True)
         shots = float(np.mean([len(rows) for rows in full.support]))
         ceiling = (fits["bayes"].predict(support_query(data.choices, full)), shots)
-    return NewUsers(fits, test, dropped, selected, predictions, curves, ceiling)
+    return NewUsers(fits, test, dropped, selected, predictions, curves, controls, ceiling)
 
 
 def _first(users: SupportQueryData, shots: int) -> SupportQueryData:
@@ -236,8 +255,12 @@ def _chosen_model(
     baseline = (projection.matrix @ theta).astype(np.float32)
     if fit.method.inputs == "encoded":
         projection = identity(encoded.values.shape[1])
+    elif fit.method.inputs == "directions" and data.all_directions is not None:
+        projection = all_directions(config, encoded) or projection
+    choices, effects = data.choices, fit.effects()
     return UserModel(
         fit.method, fit.fitted[0], fit.candidates[0], baseline, projection,
         config.features, encoded.encoder_sha256,
-        with_prompts=bool((data.choices.prompt >= 0).any()),
+        with_prompts=bool((choices.prompt >= 0).any()),
+        item_effects=known_effects(choices.items, choices.texts, effects),
     )  # fmt: skip

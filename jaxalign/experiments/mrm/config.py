@@ -11,6 +11,8 @@ from jaxalign.errors import InputError
 from jaxalign.mrm.config import ChoiceDataConfig, FeatureConfig, SplitConfig, check_range
 from jaxalign.mrm.registry import METHODS, UserRewardMethod, make_method
 
+ONE_FOR_ALL = ("bt", "bt_items")
+"""Models that gains are over: one on features alone, and the best one for all users."""
 _Config = TypeVar("_Config")
 
 
@@ -46,7 +48,8 @@ class MRMRunConfig:
         data: how choices are read.
         split: which users train, validate and test, and how their choices are cut.
         features: what the features of an item are.
-        methods: one or more that are fitted and judged beside `bt`, one model for all users.
+        methods: one or more that are fitted and judged beside one model for all users on
+            features alone (`bt`) and the best one, with effects of the known items (`bt_items`).
         fold_methods: methods that are fitted again in every item fold.
         select: method to save for `adapt` and `rank`: a name, or "validation" for the one with the
             least validation loss of those that can score new items.

@@ -41,6 +41,7 @@ class ExperimentData:
         encoded: [I, E] as they were encoded or given.
         split: users by role.
         start: name of a method, and what it learned in an earlier run, where its fit starts.
+        all_directions: [I, A] on all principal directions; None where `features` are.
     """
 
     choices: Preferences
@@ -50,11 +51,12 @@ class ExperimentData:
     encoded: jax.Array
     split: UserSplit
     start: tuple[str, Fitted] | None = None
+    all_directions: jax.Array | None = None
 
     def training(self, config: ChoiceDataConfig, known: np.ndarray | None = None) -> TrainingData:
         """Return what methods are fitted on, of the rows `known` [N] only where given."""
         choices = training_choices(self.choices, self.split.train, config, self.split.seed, known)
-        return TrainingData(self.features, self.encoded, choices, self.start)
+        return TrainingData(self.features, self.encoded, choices, self.start, self.all_directions)
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,13 @@ def project(config: MRMRunConfig, encoded: Encoded) -> Projection:
     if not features.scale:
         return standardise(fit_scale(encoded.values, encoded.names, None))
     return standardise(load_scale(features.scale))
+
+
+def all_directions(config: MRMRunConfig, encoded: Encoded) -> Projection | None:
+    """Return the map to all principal directions, None where there are no more than are kept."""
+    if encoded.names is not None or min(encoded.values.shape) <= config.features.max_dims:
+        return None
+    return fit_projection(encoded.values, encoded.values.shape[1], config.features.whiten)
 
 
 def open_run(

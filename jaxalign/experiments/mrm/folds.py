@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxalign.data.preferences import Preferences
 from jaxalign.data.splits import learned_from, rows_by_user
-from jaxalign.experiments.mrm.config import MRMRunConfig, method_of
+from jaxalign.experiments.mrm.config import ONE_FOR_ALL, MRMRunConfig, method_of
 from jaxalign.experiments.mrm.data import ExperimentData
 from jaxalign.experiments.mrm.fits import FittedMethod, KeepStage, fit_method
 from jaxalign.mrm.registry import Candidate, Fitted
@@ -49,7 +49,7 @@ def judge_new_items(
         fits: what was fitted on all items, by name.
         stage: keeps each fold for a resumed run.
     """
-    names = ["bt", *(name for name in config.fold_methods if name in fits)]
+    names = [*dict.fromkeys((*ONE_FOR_ALL, *(n for n in config.fold_methods if n in fits)))]
     usable = usable_folds(data, config)
     # A fold is judged with the candidates that validation users chose on the fold before it, so
     # that no candidate has seen the fold's items; the first takes those of the known items.

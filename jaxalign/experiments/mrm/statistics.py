@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.experiments.mrm.config import MRMRunConfig, method_of
+from jaxalign.experiments.mrm.config import ONE_FOR_ALL, MRMRunConfig, method_of
 from jaxalign.experiments.mrm.data import ExperimentData
 from jaxalign.experiments.mrm.fits import FittedMethod
 from jaxalign.experiments.mrm.folds import JudgedRegime, Predictions
@@ -29,6 +29,7 @@ class NewUsers:
         selected: name of the method to save.
         predictions: for the test users, by name.
         curves: name -> (shots -> probabilities).
+        controls: name -> predictions from swapped support choices, and from somebody else's.
         ceiling: predictions of `bayes` from all the choices that a test user has on the support
             side, and how many that is on average; None without `bayes`.
     """
@@ -39,6 +40,7 @@ class NewUsers:
     selected: str
     predictions: Predictions
     curves: dict[str, dict[int, np.ndarray]]
+    controls: Predictions
     ceiling: tuple[np.ndarray, float] | None
 
 
@@ -79,14 +81,41 @@ def _judge(
     rejected: np.ndarray,
     draws: int,
 ) -> dict[str, dict[str, float]]:
-    baseline = np.atleast_3d(predictions["bt"][0])
-    baseline = baseline.reshape(-1, *mask.shape)[0]
+    plain, best = (_one_fit(predictions[name][0], mask) for name in ONE_FOR_ALL)
     judged = {}
     for name, (adapted, unadapted) in predictions.items():
         judged[name] = users.judge(
-            adapted, unadapted, baseline, mask, chosen=chosen, rejected=rejected, draws=draws
+            adapted, unadapted, plain, mask, chosen=chosen, rejected=rejected, draws=draws
         )
+        judged[name] |= _gain("gain_best", adapted, best, mask, draws)
     return judged
+
+
+def _one_fit(probability: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return [U, Q] of the first fit of [U, Q] or [S, U, Q]."""
+    return probability.reshape(-1, *mask.shape)[0]
+
+
+def _gain(
+    name: str, probability: np.ndarray, baseline: np.ndarray, mask: np.ndarray, draws: int
+) -> dict[str, float]:
+    """Return the gain in accuracy over a baseline [U, Q], with its 95 % interval over users."""
+    found = users.paired_bootstrap(0, probability, baseline, mask, draws=draws)
+    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def _controls(new_users: NewUsers, mask: np.ndarray, draws: int) -> dict[str, dict[str, float]]:
+    """Return, for each method, what becomes of its predictions when it is told something wrong.
+
+    "swap_flipped" is the share of predictions that flip when every support choice is made the other
+    way round, "gain_other" the gain over `bt` with the support choices of another user.
+    """
+    plain = _one_fit(new_users.predictions["bt"][0], mask)
+    return {
+        name: {"swap_flipped": users.flipped(swapped, new_users.predictions[name][0], mask)}
+        | _gain("gain_other", other, plain, mask, draws)
+        for name, (swapped, other) in new_users.controls.items()
+    }
 
 
 def assemble(
@@ -127,6 +156,8 @@ def assemble(
         },
         "new_users": _judge(new_users.predictions, mask, *items, config.draws),
     }
+    for name, figures in _controls(new_users, mask, config.draws).items():
+        report["new_users"][name] |= figures
     for where, part in folds.items():
         report[where] = _judge(
             part.predictions, part.mask, part.chosen, part.rejected, config.draws
