@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.docs_pages import MRM_PAGE, ROOT, replaced
 
+ONE_FOR_ALL = ("bt", "bt_items")
 NAME = "mrm_compare"  # of the part of the page
 RESULTS = ROOT / "benchmarks" / "results"
 # The preset of each data set, its folder, and where its result lies.
@@ -24,6 +25,7 @@ TITLES = {
 }
 METHODS = {
     "bt": "one Bradley-Terry model",
+    "bt_items": "the best one model: item effects",
     "bt_per_user": "one per user",
     "item_ids": "item ids, no text",
     "neighbours": "nearest neighbours",
@@ -109,35 +111,60 @@ def _about(name: str, report: Mapping[str, Any]) -> str:
     return " ".join(text)
 
 
-# More of new users on known items: title, figure, and how it is written.
+# More of new users on known items: title, figure, and how it is written. A column is left out where
+# no method has its figure.
 MORE = (
+    ("gain over `bt_items`", "gain_best", ""),
     ("nll", "nll", "{:.3f}"),
+    ("calibration error, %", "calibration_error", "{:.1%}"),
     ("flipped, %", "flipped", "{:.1%}"),
+    ("flipped by swapped choices, %", "swap_flipped", "{:.1%}"),
+    ("gain with another's choices", "gain_other", ""),
     ("harmed, %", "harmed", "{:.1%}"),
+    ("by noise alone, %", "harm_floor", "{:.1%}"),
     ("worst tenth, %", "worst_10_split", "{:.1%}"),
 )
+_NOT_PERSONAL = ("flipped", "swap_flipped", "harmed", "harm_floor", "gain_other")
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """One table: accuracy and gain in every regime, and what else there is of new users."""
+    """Two tables: accuracy and gain in every regime, and what else there is of new users."""
+    names = [name for name in METHODS if name in report["new_users"]]
     header = ["", *(cell for title in REGIMES.values() for cell in (f"{title}, %", "gain"))]
-    header += [title for title, _, _ in MORE]
-    rows = [header, ["---", *["---:"] * (len(header) - 1)]]
+    rows = [
+        [_label(name), *(c for regime in REGIMES for c in _cells(name, _of(report, regime, name)))]
+        for name in names
+    ]
     new_users = report["new_users"]
-    for name, label in METHODS.items():
-        if name not in new_users:
-            continue
-        row = [f"{label} (`{name}`)"]
-        for regime in REGIMES:
-            row += _cells(name, report.get(regime, {}).get(name))
-        rows.append([*row, *(_more(name, new_users[name], *entry) for entry in MORE)])
-    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+    more = [entry for entry in MORE if any(entry[1] in new_users[name] for name in names)]
+    other = [
+        [_label(n), *(_more(n, new_users[n], key, form) for _, key, form in more)] for n in names
+    ]
+    about = "New users on known items:"
+    titles = ["", *(title for title, _, _ in more)]
+    return f"{_markdown(header, rows)}\n{about}\n\n{_markdown(titles, other)}"
 
 
-def _more(name: str, figures: Mapping[str, float], title: str, key: str, form: str) -> str:
-    if key not in figures or (name == "bt" and key in ("flipped", "harmed")):
+def _label(name: str) -> str:
+    return f"{METHODS[name]} (`{name}`)"
+
+
+def _of(report: Mapping[str, Any], regime: str, name: str) -> Mapping[str, float] | None:
+    found: Mapping[str, float] | None = report.get(regime, {}).get(name)
+    return found
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "".join("| " + " | ".join(row) + " |\n" for row in lines)
+
+
+def _more(name: str, figures: Mapping[str, float], key: str, form: str) -> str:
+    if key not in figures or (name in ONE_FOR_ALL and key in _NOT_PERSONAL):
         return ""
-    return form.format(figures[key]).rstrip("%")
+    if form:
+        return form.format(figures[key]).rstrip("%")
+    return f"{_points(figures[key])} ({_range(figures, key)})"
 
 
 def _cells(name: str, figures: Mapping[str, float] | None) -> list[str]:

@@ -39,11 +39,11 @@ def world(tmp_path_factory):
 
 def test_train_leaves_a_report(world):
     report = world.report
-    assert set(report["new_users"]) == {"bt", "bayes", "mrm"}
+    assert set(report["new_users"]) == {"bt", "bt_items", "bayes", "mrm"}
     for figures in report["new_users"].values():
         assert set(KEYS) <= set(figures)
     assert report["seeds"] == 1
-    assert report["selected"]["new_users"] in ("bt", "bayes", "mrm")
+    assert report["selected"]["new_users"] in ("bt", "bt_items", "bayes", "mrm")
     assert [point[0] for point in report["shots"]["bayes"]] == [0, 5]
     for name in (*PLOTS, "report.md", "run.json", "splits.json", "model.safetensors"):
         assert (world.run / name).stat().st_size > 100, name

@@ -63,13 +63,18 @@ _COLUMNS = (
         _interval("gain_items"),
         over=True,
     ),
+    _Column("gain over bt_items", None, "gain_best", _difference("gain_best")),
+    _Column("95 % over users ", None, "gain_best_low", _interval("gain_best")),
     _Column("nll", "nll\n", "nll", lambda result: f"{result['nll']:.3f}"),
+    _Column("calibration error %", None, "calibration_error", _share("calibration_error")),
     _Column("worst_10_split %", "worst\n10 %\n", "accuracy", _share("worst_10_split")),
     _Column("worst_10 %", None, "worst_10", _share("worst_10")),
     _Column("harmed %", "harm\n%", "harmed", _share("harmed")),
     _Column("harmed by noise alone %", "noise\nharm\n%", "harm_floor", _share("harm_floor")),
     _Column("excess harm, points", None, "harm_excess", _difference("harm_excess")),
     _Column("flipped %", "flip\n%", "flipped", _share("flipped")),
+    _Column("flipped by swapped choices %", None, "swap_flipped", _share("swap_flipped")),
+    _Column("gain with another's choices", None, "gain_other", _difference("gain_other")),
 )
 
 

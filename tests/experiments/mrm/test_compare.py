@@ -43,10 +43,10 @@ def test_every_baseline_in_every_regime_and_resumed(tmp_path):
     source, out = str(tmp_path / "choices.jsonl"), tmp_path / "run"
     report = run(config, source, out, show=False)
     for regime in ("new_users", "new_items", "new_users_new_items"):
-        assert set(report[regime]) == {"bt", *BASELINES}
+        assert set(report[regime]) == {"bt", "bt_items", *BASELINES}
         for figures in report[regime].values():
             assert figures["gain_low"] <= figures["gain"] <= figures["gain_high"]
-        assert report["selected"][regime] in {"bt", *BASELINES}
+        assert report["selected"][regime] in {"bt", "bt_items", *BASELINES}
     assert len(report["settings"]["pal"]) == 2
     assert len(report["settings"]["neighbours"]) == 1
     text = (out / "report.json").read_bytes()
