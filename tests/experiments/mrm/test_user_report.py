@@ -49,6 +49,7 @@ def test_markdown(report):
         f"{100 * result['gain']:+.1f}",
         f"{low:+.1f}..{high:+.1f}",
         f"{result['nll']:.3f}",
+        f"{100 * result['calibration_error']:.1f}",
         *(f"{100 * result[key]:.1f}" for key in ("worst_10_split", "worst_10")),
         *(f"{100 * result[key]:.1f}" for key in ("harmed", "harm_floor")),
         f"{100 * result['harm_excess']:+.1f}",
@@ -74,7 +75,7 @@ def test_missing_figures_are_dashes(report):
     assert text.startswith("**r; gain over bt**")
     bt = text.splitlines()[-1].split(" | ")
     assert bt[2:5] == ["-", "-", "-"]
-    assert bt[6] == "-"
+    assert bt[7] == "-"
 
 
 def test_plots_are_png_and_leave_nothing_else(report, tmp_path):
