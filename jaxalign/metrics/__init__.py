@@ -3,7 +3,14 @@
 `jaxalign.metrics.text` holds the scores of LaMP's tasks.
 """
 
-from jaxalign.metrics.agreement import corner_error, linear_regret, squared_error, tau_b, tau_cap
+from jaxalign.metrics.agreement import (
+    corner_error,
+    corner_movement,
+    linear_regret,
+    squared_error,
+    tau_b,
+    tau_cap,
+)
 from jaxalign.metrics.bootstrap import Interval, mean_interval, paired_bootstrap
 from jaxalign.metrics.calibration import Reliability, calibration_error, reliability
 from jaxalign.metrics.groups import worst_groups
@@ -26,6 +33,7 @@ __all__ = [
     "accuracy",
     "calibration_error",
     "corner_error",
+    "corner_movement",
     "entropy",
     "flipped",
     "harm_floor",

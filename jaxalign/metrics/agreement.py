@@ -128,6 +128,38 @@ def corner_error(requested: ArrayLike, achieved: ArrayLike, best: ArrayLike) -> 
     return float((top - found[corners, np.arange(size)]).mean())
 
 
+def corner_movement(requested: ArrayLike, achieved: ArrayLike) -> tuple[float | None, ...]:
+    """Return by how much each objective is higher where it is requested alone than elsewhere.
+
+    achieved_i at e_i less the mean of achieved_i at the other corners e_j. A policy that ignores
+    the preference has 0 of it, whatever its hypervolume.
+
+    Args:
+      requested: [W, R].
+      achieved: [W, R].
+
+    Returns:
+      [R], in the objectives' units; all None unless every corner was requested, or where there is
+      one objective.
+
+    Raises:
+      InputError: shapes that do not fit, or values that are not finite.
+
+    Example:
+        >>> from jaxalign.metrics import corner_movement
+        >>> corner_movement([[1.0, 0.0], [0.0, 1.0]], [[0.75, 0.25], [0.25, 0.5]])
+        (0.5, 0.25)
+    """
+    wanted, found = _pair(requested, achieved)
+    size = wanted.shape[1]
+    corners = [row for corner in np.eye(size) if (row := _row_of(wanted, corner)) is not None]
+    if len(corners) < size or size < 2:
+        return (None,) * size
+    at = found[corners]
+    others = (at.sum(axis=0) - np.diag(at)) / (size - 1)
+    return tuple(float(value) for value in np.diag(at) - others)
+
+
 def linear_regret(weights: ArrayLike, values: ArrayLike, best: ArrayLike) -> float:
     """Return what users with linear utilities lose to the best point, mean over users.
 

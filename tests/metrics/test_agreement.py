@@ -85,6 +85,17 @@ def test_squared_error_by_hand():
     )
 
 
+def test_corner_movement_by_hand():
+    told = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.5, 0.5, 0.0]]
+    reached = [[0.9, 0.1, 0.2], [0.3, 0.8, 0.0], [0.1, 0.5, 0.7], [9.0, 9.0, 9.0]]
+    expected = (0.9 - 0.2, 0.8 - 0.3, 0.7 - 0.1)
+    assert agreement.corner_movement(told, reached) == pytest.approx(expected)
+    assert agreement.corner_movement(told[1:], reached[1:]) == (None, None, None)
+    assert agreement.corner_movement([[1.0]], [[0.5]]) == (None,)
+    same = np.full((4, 3), 0.4)
+    assert agreement.corner_movement(told, same) == pytest.approx((0, 0, 0))
+
+
 def test_corner_error_by_hand():
     told = [[1, 0], [0.5, 0.5], [0, 1]]
     reached = [[0.8, 0.1], [0.9, 0.5], [0.0, 0.7]]

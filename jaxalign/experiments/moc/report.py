@@ -35,12 +35,17 @@ def control_rows(report: MocEvaluationReport) -> tuple[list[str], Rows]:
         *[f"tau {name}" for name in report["rewards"]],
         "MSE",
         "corners",
+        "movement",
     ]
     rows = []
     for name, part, figures in _each(report):
         taus = [_figure(figures["tau"][reward], 2) for reward in report["rewards"]]
         errors = [_figure(figures["squared_error"]), _figure(figures["corner_error"])]
-        rows.append([name, _count(figures, part), *taus, *errors])
+        moved = [figures["movement"][reward] for reward in report["rewards"]]
+        movement = MISSING
+        if all(moved):
+            movement = ", ".join(format(one["value"], "+.2f") for one in moved if one)
+        rows.append([name, _count(figures, part), *taus, *errors, movement])
     return header, rows
 
 
@@ -170,7 +175,9 @@ def markdown(report: MocEvaluationReport) -> str:
         + ("; shared are those that all policies have in common." if _has_shared(report) else "."),
         f"- **tau**: Kendall's tau-b of preference and level; {_cap(report)}",
         "- **MSE**: mean squared distance between level and preference. **corners**: how far the "
-        "level of a reward that is preferred alone stays behind the highest of all policies.",
+        "level of a reward that is preferred alone stays behind the highest of all policies. "
+        "**movement**: how much higher the level of each reward is where it alone is preferred "
+        "than where another is; 0 for a policy that ignores the preference.",
         "- Regret of users whose weights are the preferences, against the best of the policy's own "
         "points, or of the points of all policies (**of all**). **table**: served under the "
         "preference that the value table gives, chosen on one half of the prompts and judged on "

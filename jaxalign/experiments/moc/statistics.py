@@ -12,8 +12,8 @@ from jaxalign.metrics import agreement, pareto
 from jaxalign.metrics.pareto import Floats
 from jaxalign.version import __version__
 
-FORMAT = 2
-"""Version of report.json; format 1 had `speakers`, `told` and `reached`."""
+FORMAT = 3
+"""Version of report.json; format 1 had `speakers`, `told` and `reached`, format 2 no `movement`."""
 
 
 class FigureInterval(TypedDict):
@@ -44,6 +44,7 @@ class PartReport(TypedDict):
     tau: dict[str, FigureInterval | None]
     squared_error: FigureInterval
     corner_error: FigureInterval | None
+    movement: dict[str, FigureInterval | None]
     regret: dict[str, FigureInterval | None]
     hypervolume: FigureInterval
     sparsity: FigureInterval | None
@@ -131,6 +132,8 @@ def evaluation_report(
     - `squared_error`: mean (R - p)^2.
     - `corner_error`: how far a reward stays behind the most that any policy achieved of it, where
       the preference is that reward alone.
+    - `movement`: how much higher a reward is where it alone is preferred than at the other corners,
+      an entry an objective; 0 for a policy that ignores the preference.
     - `regret`: of users whose weights are the preferences of the part. `table_*`: served under the
       preference that the policy's value table gives, chosen on one half of the prompts and judged
       on the other, both ways; `direct_*`: served under their weights as if they were a preference;
@@ -216,6 +219,12 @@ def _figures(
         **{f"tau/{name}": tau for name, tau in zip(names, taus, strict=True)},
         "squared_error": agreement.squared_error(preferences, achieved),
         "corner_error": agreement.corner_error(preferences, achieved, rivals.whole),
+        **{
+            f"movement/{name}": moved
+            for name, moved in zip(
+                names, agreement.corner_movement(preferences, achieved), strict=True
+            )
+        },
         **_regrets(part, mean.halves, rivals.halves),
         "hypervolume": pareto.hypervolume(achieved, point),
         # 0 is a single point, not a dense front.

@@ -56,6 +56,10 @@ def test_a_front_without_noise_by_hand():
     assert {name: value(entry) for name, entry in seen["tau"].items()} == {"kind": 1, "brief": 1}
     assert value(seen["squared_error"]) == pytest.approx(((reached - POINTS) ** 2).mean())
     assert value(seen["corner_error"]) == pytest.approx(0)
+    assert {name: value(entry) for name, entry in seen["movement"].items()} == {
+        "kind": pytest.approx(1),
+        "brief": pytest.approx(1),
+    }
     assert value(seen["hypervolume"]) == pytest.approx(pareto.hypervolume(reached, [0, 0]))
     assert value(seen["sparsity"]) == pytest.approx(pareto.sparsity(reached))
     assert value(seen["nondominated"]) == 1
@@ -67,6 +71,7 @@ def test_a_front_without_noise_by_hand():
     held = found["policies"]["moc"]["parts"]["held_out"]
     assert held["points"] == 2
     assert held["corner_error"] is None
+    assert held["movement"] == {"kind": None, "brief": None}
     assert value(held["squared_error"]) == pytest.approx(
         np.mean([(arc(row) - row) ** 2 for row in HELD])
     )
