@@ -15,6 +15,14 @@ from jaxalign.mrm.belief import (
     update_belief,
 )
 from jaxalign.mrm.config import BayesConfig, MRMConfig
+from jaxalign.mrm.feedback import (
+    Feedback,
+    FeedbackPosterior,
+    FeedbackPrior,
+    Levels,
+    feedback_posterior,
+)
+from jaxalign.mrm.feedback_population import FeedbackPopulation, fit_feedback
 from jaxalign.mrm.gains import BestOf, Gains, best_of, best_option, expected_gains
 from jaxalign.mrm.hierarchical import HierarchicalBayes
 from jaxalign.mrm.inner import adapt
@@ -43,10 +51,15 @@ __all__ = [
     "BayesConfig",
     "Belief",
     "BestOf",
+    "Feedback",
+    "FeedbackPopulation",
+    "FeedbackPosterior",
+    "FeedbackPrior",
     "FitReport",
     "FitResult",
     "Gains",
     "HierarchicalBayes",
+    "Levels",
     "MRMConfig",
     "MetaRewardModel",
     "PosteriorMethod",
@@ -68,7 +81,9 @@ __all__ = [
     "choice_probability",
     "effective_weights",
     "expected_gains",
+    "feedback_posterior",
     "fit",
+    "fit_feedback",
     "fit_prior",
     "infer_beliefs",
     "information",

@@ -6,6 +6,7 @@ damped. Minka 2001; Rasmussen and Williams 2006, section 3.6. A term enters thro
 `TiltedNormal` alone, so that another kind of row needs another function of that type only.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,9 @@ from jaxalign.mrm.sites import Sites as Sites
 
 DAMPING = 0.7
 _MOST_SWEEPS = 200
+
+Tilt = Callable[[jax.Array, jax.Array], TiltedNormal]
+"""Moments of the rows' likelihood terms [P] under normal margins of a mean [P] and variance [P]."""
 
 
 class ChoiceRows(NamedTuple):
@@ -154,12 +158,12 @@ def updated(sites: Sites, around: Cavity, tilted: TiltedNormal, damping: float) 
 
 
 def sweep(
-    rows: ChoiceRows, gram: jax.Array | None, sites: Sites
+    rows: ChoiceRows, gram: jax.Array | None, sites: Sites, tilt: Tilt = tilt_by_choice
 ) -> tuple[Sites, jax.Array, Margins]:
     """Return the sites after one damped sweep, the log evidence before it, and those margins."""
     found, log_det = margins(rows, gram, sites)
     around = cavity(found, sites, rows.weight)
-    tilted = tilt_by_choice(around.mean, around.variance)
+    tilted = tilt(around.mean, around.variance)
     target = rows.weight * (sites.shift - sites.precision * rows.prior_margin)
     prior = sites.shift * rows.prior_margin - 0.5 * sites.precision * rows.prior_margin**2
     quadratic = 0.5 * jnp.sum(target * (found.mean - rows.prior_margin)) + jnp.sum(
@@ -179,7 +183,7 @@ def _log_site_mass(around: Cavity, sites: Sites) -> jax.Array:
     return inner / ratio - 0.5 * jnp.log(ratio)
 
 
-def converge(rows: ChoiceRows, sites: Sites) -> Sites:
+def converge(rows: ChoiceRows, sites: Sites, tilt: Tilt = tilt_by_choice) -> Sites:
     """Return the sites that no longer change, from given ones."""
     gram = gram_of(rows)
     enough = jnp.finfo(rows.design.dtype).eps ** 0.7
@@ -190,7 +194,7 @@ def converge(rows: ChoiceRows, sites: Sites) -> Sites:
 
     def step(carry: tuple) -> tuple:
         old, _, sweeps = carry
-        new, _, found = sweep(rows, gram, old)
+        new, _, found = sweep(rows, gram, old, tilt)
         # In units of the margin's own standard deviation.
         surer = jnp.abs(new.precision - old.precision) * found.variance
         moved = jnp.abs(new.shift - old.shift) * jnp.sqrt(found.variance)

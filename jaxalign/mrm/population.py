@@ -2,8 +2,9 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,7 @@ class Choices(NamedTuple):
 
 
 Buckets = tuple[Choices, ...]
+Place = TypeVar("Place")
 BucketSites = tuple[ep.Sites, ...]
 
 
@@ -140,10 +142,10 @@ def maximise(prior: Prior, moments: Moments, users: jax.Array, pseudo_users: jax
     spread = moments.second / users - jnp.outer(first, first)
     cov = root @ spread @ root.T
     cov = 0.5 * (cov + cov.T)
-    return Prior(prior.mean + root @ first, _shrunk(cov, users, pseudo_users))
+    return Prior(prior.mean + root @ first, shrunk(cov, users, pseudo_users))
 
 
-def _shrunk(cov: jax.Array, users: jax.Array, pseudo_users: jax.Array) -> jax.Array:
+def shrunk(cov: jax.Array, users: jax.Array, pseudo_users: jax.Array) -> jax.Array:
     """Return the most probable covariance [E, E] of users whose second moment is cov.
 
     The pseudo-users are an inverse Wishart prior around s I; s, too, is the most probable one: the
@@ -204,7 +206,7 @@ def em_step(
     active = sum(jnp.sum(jnp.any(b.weight > 0, axis=1)) for b in buckets)
     users = jnp.maximum(active, 1).astype(prior.mean.dtype)
     moments, sites = expect(prior, buckets, sites, config)
-    objective = (moments.evidence - pseudo_users * _anisotropy(prior.cov)) / users
+    objective = (moments.evidence - pseudo_users * anisotropy(prior.cov)) / users
     return maximise(prior, moments, users, jnp.asarray(pseudo_users)), sites, objective
 
 
@@ -243,7 +245,7 @@ def em(start: Prior, buckets: Buckets, pseudo_users: float, config: BayesConfig)
     return EMResult(prior, steps)
 
 
-def _anisotropy(cov: jax.Array) -> jax.Array:
+def anisotropy(cov: jax.Array) -> jax.Array:
     """What one pseudo-user takes from the objective: 0 for equal variances, else more."""
     values = jnp.linalg.eigvalsh(cov)
     floor = jnp.finfo(cov.dtype).eps * values[-1] + jnp.finfo(cov.dtype).tiny
@@ -252,14 +254,16 @@ def _anisotropy(cov: jax.Array) -> jax.Array:
     return 0.5 * (len(values) * jnp.log(jnp.mean(1 / relative)) + jnp.sum(jnp.log(relative)))
 
 
-def _log(cov: jax.Array) -> jax.Array:
+def log_cov(cov: jax.Array) -> jax.Array:
+    """Return the matrix logarithm of a covariance [E, E]."""
     values, vectors = jnp.linalg.eigh(cov)
     dtype = cov.dtype
     floor = jnp.finfo(dtype).eps * jnp.maximum(values[-1], 0) + jnp.finfo(dtype).tiny
     return (vectors * jnp.log(jnp.maximum(values, floor))[None, :]) @ vectors.T
 
 
-def _exp(log: jax.Array) -> jax.Array:
+def exp_cov(log: jax.Array) -> jax.Array:
+    """Return the matrix exponential of a symmetric matrix [E, E]."""
     values, vectors = jnp.linalg.eigh(log)
     return (vectors * jnp.exp(values)[None, :]) @ vectors.T
 
@@ -267,23 +271,34 @@ def _exp(log: jax.Array) -> jax.Array:
 @jax.jit
 def _extrapolated(start: Prior, once: Prior, twice: Prior) -> Prior:
     """Return where a SQUAREM step from three successive estimates leads."""
-    unit = jnp.sqrt(jnp.mean(jnp.diagonal(twice.cov)))
-    unit = jnp.maximum(unit, jnp.finfo(unit.dtype).tiny)
-    places = [(prior.mean / unit, _log(prior.cov)) for prior in (start, once, twice)]
-    forward = jax.tree.map(lambda a, b: b - a, places[0], places[1])
-    bend = jax.tree.map(lambda a, b, c: c - 2 * b + a, *places)
+    unit = unit_of(twice)
+    mean, log = squarem([(p.mean / unit, log_cov(p.cov)) for p in (start, once, twice)])
+    cov = exp_cov(log)
+    return Prior(mean * unit, 0.5 * (cov + cov.T))
 
-    def norm(tree: tuple) -> jax.Array:
-        return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in tree))
+
+def unit_of(prior: Prior) -> jax.Array:
+    """Return the root mean square standard deviation of the weights, above 0."""
+    unit = jnp.sqrt(jnp.mean(jnp.diagonal(prior.cov)))
+    return jnp.maximum(unit, jnp.finfo(unit.dtype).tiny)
+
+
+def squarem(places: Sequence[Place]) -> Place:
+    """Return where a SQUAREM step from three successive estimates, trees of arrays, leads."""
+    start, once, twice = places
+    forward = jax.tree.map(lambda a, b: b - a, start, once)
+    bend = jax.tree.map(lambda a, b, c: c - 2 * b + a, start, once, twice)
+
+    def norm(tree: Place) -> jax.Array:
+        return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
 
     bent = norm(bend)
     length = jnp.where(bent > 0, norm(forward) / jnp.where(bent > 0, bent, 1), 1)
     length = jnp.clip(length, 1, _LONGEST)
-    mean, log = jax.tree.map(
-        lambda at, r, v: at + 2 * length * r + length**2 * v, places[0], forward, bend
+    found: Place = jax.tree.map(
+        lambda at, r, v: at + 2 * length * r + length**2 * v, start, forward, bend
     )
-    cov = _exp(log)
-    return Prior(mean * unit, 0.5 * (cov + cov.T))
+    return found
 
 
 class FittedPopulation(NamedTuple):

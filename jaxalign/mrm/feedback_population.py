@@ -1,0 +1,416 @@
+"""The population that all kinds of feedback come from: EM around EP posteriors.
+
+An EM step takes each user's posterior over weights, level and spread. Their moments give the
+population's, and the thresholds take a Newton step on the log evidence with the cavities as they
+are: its gradient is that of the evidence at the fixed point of EP (Seeger 2005), and the problem is
+concave (Pratt 1981).
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.mrm import ep
+from jaxalign.mrm.bayes import Prior, truncate
+from jaxalign.mrm.config import BayesConfig
+from jaxalign.mrm.feedback import (
+    SPREAD_NODES,
+    Feedback,
+    FeedbackPrior,
+    Levels,
+    after_others,
+    augmented,
+    mixture,
+    rows_at,
+    spread_grid,
+    tilt_of,
+)
+from jaxalign.mrm.ordered import tilt_by_band
+from jaxalign.mrm.population import (
+    anisotropy,
+    choices_of,
+    exp_cov,
+    log_cov,
+    shrunk,
+    squarem,
+    start_of,
+    unit_of,
+)
+from jaxalign.train.blas import one_blas_thread
+
+_FOLDS, _JUDGING_STEPS = 5, 6
+_FIRST_LEVEL_SD, _FIRST_SPREAD_SD, _WIDER = 0.7, 0.4, 1.2
+_LEAST_SD = 1e-3
+"""Least standard deviation of levels and log spreads: EM cannot leave 0."""
+
+
+class FeedbackPopulation(NamedTuple):
+    """What is fitted: the free thresholds [T], and the rest as in `FeedbackPrior`."""
+
+    weights: Prior
+    thresholds: jax.Array
+    level_sd: jax.Array
+    log_spread: jax.Array
+    log_spread_sd: jax.Array
+
+    def prior(self, levels: Levels) -> FeedbackPrior:
+        """Return the population as users' posteriors start from it."""
+        return FeedbackPrior(
+            self.weights,
+            levels.edges(self.thresholds),
+            self.level_sd,
+            self.log_spread,
+            self.log_spread_sd,
+        )
+
+
+class _Sums(NamedTuple):
+    """Of one user or many: moments of weights and level, of the node of the spread, evidence."""
+
+    first: jax.Array
+    second: jax.Array
+    node: jax.Array
+    node_square: jax.Array
+    raters: jax.Array
+    evidence: jax.Array
+    slope: jax.Array
+    bend: jax.Array
+
+
+Sites = tuple[ep.Sites, ...]
+
+
+def _one_user(
+    prior: FeedbackPrior, around: tuple, rows: Feedback, old: ep.Sites, sweeps: int
+) -> tuple[ep.Sites, _Sums]:
+    """Sites [G, P] after warm sweeps at every spread of the grid, and the user's sums."""
+    mean, root = around
+    tilt = tilt_of(prior.edges, rows)
+
+    def at(spread: jax.Array, sites: ep.Sites) -> tuple:
+        scaled = rows_at(mean, root, rows, spread)
+        gram = ep.gram_of(scaled)
+
+        def one_sweep(carry: ep.Sites, _: None) -> tuple[ep.Sites, jax.Array]:
+            after, evidence, _margins = ep.sweep(scaled, gram, carry, tilt)
+            return after, evidence
+
+        new, evidence = jax.lax.scan(one_sweep, sites, None, length=sweeps)
+        z, half = ep.weights(scaled, new)
+        found, _ = ep.margins(scaled, gram, after_others(new, z[0]))
+        cavity = ep.cavity(found, new, scaled.weight)
+        return new, evidence[-1], z, ep.inverse(half), cavity
+
+    spreads, log_mass = spread_grid(prior)
+    new, evidence, z, inverse, cavity = jax.vmap(at)(spreads, old)
+    share, center, cov = mixture(log_mass + evidence, z, inverse)
+    slope, bend = _edge_terms(prior.edges, rows, cavity, share)
+    nodes = jnp.asarray(SPREAD_NODES, share.dtype)
+    active = jnp.any(rows.weight > 0).astype(share.dtype)
+    rater = jnp.any((rows.weight > 0) & rows.rating).astype(share.dtype)
+    return new, _Sums(
+        active * center,
+        active * (cov + jnp.outer(center, center)),
+        rater * (share @ nodes),
+        rater * (share @ nodes**2),
+        rater,
+        active * jax.nn.logsumexp(log_mass + evidence),
+        slope,
+        bend,
+    )
+
+
+def _edge_terms(
+    edges: jax.Array, rows: Feedback, cavity: ep.Cavity, share: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Gradient [K] and Hessian [K, K] of one user's log evidence in the edges."""
+
+    def log_mass(pair: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
+        return tilt_by_band(mean, variance, pair[0], pair[1]).log_mass
+
+    ends = jnp.stack([edges[rows.lower], edges[rows.upper]], axis=-1)
+    finite = jnp.isfinite(ends)
+
+    def of_row(pair: jax.Array, known: jax.Array, mean: jax.Array, variance: jax.Array) -> tuple:
+        # An infinite edge is no variable.
+        def inside(moved: jax.Array) -> jax.Array:
+            return log_mass(jnp.where(known, moved, pair), mean, variance)
+
+        point = jnp.where(known, pair, 0)
+        return jax.grad(inside)(point), jax.hessian(inside)(point)
+
+    over_rows = jax.vmap(of_row)
+    slope, bend = jax.vmap(over_rows, (None, None, 0, 0))(
+        ends, finite, cavity.mean, cavity.variance
+    )
+    by = share[:, None] * jnp.where(cavity.proper, rows.weight[None, :], 0)
+    slope = jnp.sum(by[..., None] * slope, axis=0)
+    bend = jnp.sum(by[..., None, None] * bend, axis=0)
+    which = jnp.stack([rows.lower, rows.upper], axis=-1)
+    total = jnp.zeros_like(edges).at[which].add(jnp.where(finite, slope, 0))
+    both = jnp.where(finite[:, :, None] & finite[:, None, :], bend, 0)
+    matrix = jnp.zeros((len(edges), len(edges)), edges.dtype)
+    return total, matrix.at[which[:, :, None], which[:, None, :]].add(both)
+
+
+def _expect(
+    prior: FeedbackPrior, buckets: Sequence[Feedback], sites: Sites, config: BayesConfig
+) -> tuple[_Sums, Sites]:
+    """Return the summed moments of all users, and the sites to go on from."""
+    around = augmented(prior)
+    sums, after = None, []
+    for bucket, old in zip(buckets, sites, strict=True):
+        users = len(bucket.weight)
+        width = min(config.user_chunk, users)
+        old = old if sums is None else after_others(old, sums.evidence)
+
+        def pad(array: jax.Array, width: int = width, users: int = users) -> jax.Array:
+            array = jnp.pad(array, [(0, -users % width)] + [(0, 0)] * (array.ndim - 1))
+            return array.reshape(-1, width, *array.shape[1:])
+
+        def one_chunk(_: None, inputs: tuple) -> tuple:
+            each = functools.partial(_one_user, prior, around, sweeps=config.sweeps)
+            new, found = jax.vmap(each)(*inputs)
+            return None, (new, _summed(found))
+
+        inputs = jax.tree.map(pad, (bucket, old))
+        new: ep.Sites
+        found: _Sums
+        _, (new, found) = jax.lax.scan(one_chunk, None, inputs)
+        found = _summed(found)
+        sums = found if sums is None else jax.tree.map(jnp.add, sums, found)
+        after.append(ep.Sites(*(leaf.reshape(-1, *leaf.shape[2:])[:users] for leaf in new)))
+    if sums is None:
+        raise ValueError("no bucket of users")
+    return sums, tuple(after)
+
+
+def _summed(sums: _Sums) -> _Sums:
+    """Sums over the leading axis."""
+    return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), sums)
+
+
+def _newton(levels: Levels, thresholds: jax.Array, slope: jax.Array, bend: jax.Array) -> jax.Array:
+    """Thresholds [T] after a Newton step that keeps at least half of every gap between them."""
+    if not levels.thresholds:
+        return thresholds
+    matrix = jnp.asarray(levels.matrix, thresholds.dtype)
+    gaps = jnp.asarray(levels.gaps, thresholds.dtype)
+    gradient, hessian = matrix.T @ slope[2:], matrix.T @ bend[2:, 2:] @ matrix
+    # A threshold that no row tells of stays where it is.
+    ridge = jnp.eye(len(thresholds), dtype=thresholds.dtype)
+    step = jnp.linalg.solve(ridge - hessian, gradient)
+    shrink, gap = -(gaps @ step), gaps @ thresholds
+    share = jnp.where(shrink > 0.5 * gap, 0.5 * gap / jnp.where(shrink > 0, shrink, 1), 1)
+    return thresholds + jnp.min(share, initial=1.0) * step
+
+
+@functools.partial(jax.jit, static_argnames=("levels", "config", "free_spread"))
+def _em_step(
+    population: FeedbackPopulation, buckets: tuple[Feedback, ...], sites: Sites,
+    pseudo_users: float | jax.Array, levels: Levels, config: BayesConfig, free_spread: bool,
+) -> tuple[FeedbackPopulation, Sites, jax.Array]:  # fmt: skip
+    """Return the next population, the sites, and the objective of the one given, per user."""
+    prior = population.prior(levels)
+    active = sum(jnp.sum(jnp.any(b.weight > 0, axis=1)) for b in buckets)
+    users = jnp.maximum(active, 1).astype(prior.edges.dtype)
+    sums, sites = _expect(prior, buckets, sites, config)
+    penalty = pseudo_users * anisotropy(prior.weights.cov)
+    objective = (sums.evidence - penalty) / users
+    after = _maximise(population, prior, sums, users, pseudo_users, levels, free_spread)
+    return after, sites, objective
+
+
+def _maximise(
+    population: FeedbackPopulation, prior: FeedbackPrior, sums: _Sums, users: jax.Array,
+    pseudo_users: float | jax.Array, levels: Levels, free_spread: bool,
+) -> FeedbackPopulation:  # fmt: skip
+    """Return the population that explains the users' posteriors best."""
+    mean, root = augmented(prior)
+    size = len(prior.weights.mean)
+    first, second = root @ (sums.first / users), root @ (sums.second / users) @ root.T
+    center = first[:size]
+    cov = second[:size, :size] - jnp.outer(center, center)
+    weights = Prior(
+        mean[:size] + center, shrunk(0.5 * (cov + cov.T), users, jnp.asarray(pseudo_users))
+    )
+    raters = jnp.maximum(sums.raters, 1)
+    # Users without ratings have the prior's level.
+    prior_part = (users - sums.raters) * prior.level_sd**2
+    level_sd = jnp.sqrt(jnp.maximum((users * second[size, size] - prior_part) / raters, 0))
+    node = sums.node / raters
+    about = node if free_spread else jnp.zeros_like(node)
+    variance = sums.node_square / raters - 2 * about * node + about**2
+    spread_sd = prior.log_spread_sd * jnp.sqrt(jnp.maximum(variance, 0))
+    any_rater = sums.raters > 0
+    return FeedbackPopulation(
+        weights,
+        _newton(levels, population.thresholds, sums.slope, sums.bend),
+        jnp.where(any_rater, jnp.maximum(level_sd, _LEAST_SD), prior.level_sd),
+        prior.log_spread + prior.log_spread_sd * about,
+        jnp.where(any_rater, jnp.maximum(spread_sd, _LEAST_SD), prior.log_spread_sd),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="levels")
+def _ahead(
+    start: FeedbackPopulation, once: FeedbackPopulation, twice: FeedbackPopulation, levels: Levels
+) -> FeedbackPopulation:
+    """Return where a SQUAREM step from three successive estimates leads."""
+    unit = unit_of(twice.weights)
+
+    def place(found: FeedbackPopulation) -> tuple:
+        logs = jnp.log(jnp.stack([found.level_sd, found.log_spread_sd]))
+        mean, cov = found.weights.mean / unit, log_cov(found.weights.cov)
+        return mean, cov, found.thresholds, logs, found.log_spread
+
+    mean, log, thresholds, logs, log_spread = squarem([place(p) for p in (start, once, twice)])
+    sound = jnp.all(jnp.asarray(levels.gaps, thresholds.dtype) @ thresholds > 0)
+    cov = exp_cov(log)
+    sds = jnp.clip(jnp.exp(logs), _LEAST_SD, 1 / _LEAST_SD)
+    return FeedbackPopulation(
+        Prior(mean * unit, 0.5 * (cov + cov.T)),
+        jnp.where(sound, thresholds, twice.thresholds),
+        sds[0],
+        log_spread,
+        sds[1],
+    )
+
+
+def _no_sites(buckets: Sequence[Feedback]) -> Sites:
+    shapes = [(len(b.weight), len(SPREAD_NODES), b.weight.shape[1]) for b in buckets]
+    dtypes = [b.weight.dtype for b in buckets]
+    none = [jnp.zeros(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    return tuple(ep.Sites(zero, zero) for zero in none)
+
+
+def _em(
+    start: FeedbackPopulation, buckets: tuple[Feedback, ...], pseudo_users: float,
+    levels: Levels, config: BayesConfig,
+) -> FeedbackPopulation:  # fmt: skip
+    """Run EM, accelerated as `population.em`, until a cycle of three steps gains too little."""
+    # Without a choice the scale of the weights is that of the ratings alone.
+    free = any(bool(jnp.any((b.weight > 0) & ~b.rating)) for b in buckets)
+    step = functools.partial(_em_step, levels=levels, config=config, free_spread=free)
+    found, sites, steps, last = start, _no_sites(buckets), 0, -math.inf
+    while steps < config.em_steps:
+        once, sites, _ = step(found, buckets, sites, pseudo_users)
+        twice, sites, plain = step(once, buckets, sites, pseudo_users)
+        ahead = _ahead(found, once, twice, levels)
+        better, new_sites, value = step(ahead, buckets, sites, pseudo_users)
+        found, steps = twice, steps + 3
+        if value >= plain:
+            found, sites, plain = better, new_sites, value
+        if abs(float(plain) - last) <= config.least_gain:
+            break
+        last = float(plain)
+    return found
+
+
+def _start(buckets: tuple[Feedback, ...], levels: Levels, l2: float) -> FeedbackPopulation:
+    """Return a Bradley-Terry model of the choices, and thresholds by how often levels are used."""
+    choices = tuple(choices_of(b.vectors, jnp.where(b.rating, 0, b.weight)) for b in buckets)
+    everything = tuple(choices_of(b.vectors, b.weight) for b in buckets)
+    mean, cov = start_of(choices, l2).mean, start_of(everything, l2).cov
+    thresholds = jnp.asarray(_first_thresholds(buckets, levels), mean.dtype)
+    one = jnp.ones((), mean.dtype)
+    return FeedbackPopulation(
+        Prior(mean, cov), thresholds, _FIRST_LEVEL_SD * one, 0 * one, _FIRST_SPREAD_SD * one
+    )
+
+
+def _first_thresholds(buckets: tuple[Feedback, ...], levels: Levels) -> np.ndarray:
+    """Thresholds [T] under which levels are as frequent as they are, margins a little spread."""
+    lower, upper, weight, rating = (
+        np.concatenate([np.asarray(getattr(b, name)).ravel() for b in buckets])
+        for name in ("lower", "upper", "weight", "rating")
+    )
+    found = []
+    chosen = (weight > 0) & ~rating
+    total = max(weight[chosen].sum(), 1.0)
+    edge = 2 + np.arange(levels.strengths)
+    for number in edge[1 - int(levels.ties) :]:
+        # Rows inside of this edge: ties, and strengths below it.
+        inside = chosen & (upper <= number) & (upper >= 2)
+        share = (weight[inside].sum() + 0.5) / (total + 1)
+        found.append(2 * np.arctanh(share))
+    first = 3 + levels.strengths
+    for count in levels.ratings:
+        mine = (weight > 0) & rating & _of_scale(lower, upper, first, count)
+        below = np.array([
+            weight[mine & (upper >= 2) & (upper <= first + k)].sum() for k in range(count - 1)
+        ])  # fmt: skip
+        share = (below + 0.5 * np.arange(1, count)) / (weight[mine].sum() + 0.5 * count)
+        found += list(np.log(share) - np.log1p(-share))
+        first += count - 1
+    return _WIDER * np.array(found)
+
+
+def _of_scale(lower: np.ndarray, upper: np.ndarray, first: int, count: int) -> np.ndarray:
+    last = first + count - 2
+    return ((lower >= first) & (lower <= last)) | ((upper >= first) & (upper <= last))
+
+
+@one_blas_thread
+def fit_feedback(
+    buckets: Sequence[Feedback],
+    levels: Levels,
+    config: BayesConfig | None = None,
+) -> FeedbackPopulation:
+    """Return the population of users, of their levels and spreads, and everybody's thresholds.
+
+    The number of pseudo-users is the one that every fifth user, held out, prefers.
+
+    Args:
+        buckets: feedback of users, those with about equally many rows together.
+        levels: what can be said.
+        config: see `BayesConfig`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.mrm import BayesConfig, Feedback, Levels, fit_feedback
+        >>> levels = Levels(ratings=(2,))
+        >>> liked = jnp.array([[[2.0, 0.0]] * 4, [[-2.0, 0.0]] * 4])  # two users of opposite taste
+        >>> up = levels.rating(0, jnp.ones((2, 4), int))
+        >>> rows = Feedback(liked, jnp.ones((2, 4), bool), *up, jnp.ones((2, 4)))
+        >>> found = fit_feedback([rows], levels, BayesConfig(em_steps=3, pseudo_users=(0.0,)))
+        >>> bool(found.weights.cov[0, 0] > found.weights.cov[1, 1])
+        True
+    """
+    config = config or BayesConfig()
+    parts = tuple(jax.tree.map(jnp.asarray, bucket) for bucket in buckets)
+    numbers = sorted(config.pseudo_users, reverse=True)
+    found, best = _start(parts, levels, config.l2), numbers[0]
+    if len(numbers) > 1 and sum(len(b.weight) for b in parts) >= 2 * _FOLDS:
+        found, best = _validated(found, parts, numbers, levels, config)
+    found = _em(found, parts, best, levels, config)
+    return jax.block_until_ready(found._replace(weights=truncate(found.weights, config.rank)))
+
+
+def _validated(
+    start: FeedbackPopulation, buckets: tuple[Feedback, ...], numbers: Sequence[float],
+    levels: Levels, config: BayesConfig,
+) -> tuple[FeedbackPopulation, float]:  # fmt: skip
+    """Return the fit to four fifths of the users under the best number, and that number."""
+    held = [(jnp.arange(len(b.weight)) % _FOLDS == _FOLDS - 1)[:, None] for b in buckets]
+    both = list(zip(buckets, held, strict=True))
+    fitted = tuple(b._replace(weight=jnp.where(h, 0, b.weight)) for b, h in both)
+    judged = tuple(b._replace(weight=jnp.where(h, b.weight, 0)) for b, h in both)
+    steps = max(config.em_steps // 3, 1)
+    rough = replace(config, em_steps=steps, least_gain=50 * config.least_gain)
+    found, best, most, chosen = start, numbers[0], -math.inf, start
+    for number in numbers:
+        found = _em(found, fitted, number, levels, rough)
+        sites = _no_sites(buckets)
+        for _ in range(_JUDGING_STEPS):
+            _, sites, value = _em_step(found, judged, sites, 0.0, levels, rough, True)
+        if not float(value) > most:
+            break
+        chosen, best, most = found, number, float(value)
+    return chosen, best
