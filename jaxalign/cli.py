@@ -21,6 +21,7 @@ from jaxalign.commands import (
     palm,
     pplug,
     reward,
+    serve,
     sft,
 )
 from jaxalign.commands.parser import Parser, check_out
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in (
         demo, import_feedback, embed, mrm, palm, moc, pplug, sft, merge, reward, generate, answer,
+        serve,
     ):  # fmt: skip
         module.add(commands)
     return parser

@@ -21,7 +21,7 @@ SNIPPET = re.compile(
 TEST_COMMAND = "python3 -m venv .venv && .venv/bin/pip install -q -e '.[test]' && .venv/bin/pytest"
 NAME = re.compile(
     r"`(?:jaxalign\.)?((?:data|demo|experiments|kernels|metrics|moc|models|mrm|palm|personalize"
-    r"|pplug|rewards|rollout|runs|train)(?:\.[A-Za-z_]\w*)+)(?:\([^`]*\))?`"
+    r"|pplug|rewards|rollout|runs|serve|train)(?:\.[A-Za-z_]\w*)+)(?:\([^`]*\))?`"
 )
 
 

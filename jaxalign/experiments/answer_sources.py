@@ -106,7 +106,7 @@ def load_strategy(name: StrategyName, sources: AnswerSources, model: UserModel) 
         raise InputError(f"--strategy {name} found nothing to answer with: add {needed}.")
     strategies: list[Strategy] = []
     if "best_of" in wanted:
-        read = _reader(model, sources.reward_models)
+        read = answer_reader(model, sources.reward_models)
         strategies.append(BestOfAnswers(_draws(sources, loaded), read))
     if "member" in wanted and sources.portfolio:
         strategies.append(_member(sources, Path(sources.portfolio), model, loaded))
@@ -131,8 +131,17 @@ def _draws(sources: AnswerSources, loaded: dict[str, LanguageModel]) -> Draws:
     return KnownAnswers(sources.candidates, answers)
 
 
-def _reader(model: UserModel, reward_models: Sequence[str]) -> Read:
-    """Base rewards of answers, as the users' weights are on."""
+def answer_reader(model: UserModel, reward_models: Sequence[str] = ()) -> Read:
+    """Return what reads the base rewards of answers that a model's weights are on.
+
+    Args:
+        model: of the users.
+        reward_models: folders of the reward models that its named rewards come from, where they
+            are not registered ones.
+
+    Raises:
+        InputError: a named reward that nothing computes.
+    """
     scale = model.projection.scale
     if scale is None:
         return partial(_read_texts, model)

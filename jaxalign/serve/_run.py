@@ -1,0 +1,107 @@
+"""Starting and stopping the service."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from jaxalign.errors import InputError
+from jaxalign.serve.app import create_app
+from jaxalign.serve.config import ServeConfig
+from jaxalign.serve.engines import make_engine
+from jaxalign.serve.guards import Guard, allowed_hosts
+from jaxalign.serve.identity import Gate, read_keys
+from jaxalign.serve.reward_space import load_space
+from jaxalign.serve.service import Service
+from jaxalign.serve.store.database import open_database
+from jaxalign.serve.store.events import ensure_salt
+from jaxalign.serve.strategies import STRATEGIES
+from jaxalign.serve.telemetry import log_to_stderr
+
+_GRACE_SECONDS = 20  # most that answers may still take when the service is asked to stop
+_BACKLOG = 2048
+
+
+async def open_service(config: ServeConfig) -> Service:
+    """Return a service with its database open and its engine started.
+
+    Args:
+        config: the settings.
+
+    Raises:
+        InputError: a setting that cannot be used.
+    """
+    if config.strategy not in STRATEGIES:
+        raise InputError(f"--strategy {config.strategy}: expected one of {', '.join(STRATEGIES)}.")
+    keys = read_keys(config.keys) if config.keys is not None else {}
+    engine = make_engine(config.engine)
+    space = load_space(config.users, config.reward_models)
+    space.read([""], [""])  # lexicons and programs are loaded before the first request
+    await engine.start()
+    database = open_database(config.database, config.synchronous)
+    await database.write(ensure_salt)
+    guard = Guard(
+        allowed_hosts(config.host, config.hosts, bool(keys)), bool(keys), config.limits.body_bytes
+    )
+    gate = Gate(keys, config.webui_secret, config.webui_issuer)
+    service = Service(config, database, engine, space, gate, guard)
+    return service
+
+
+def serve(config: ServeConfig, say: Callable[[str], None] = print) -> None:
+    """Serve until the process is asked to stop; requests that are being answered are finished.
+
+    Args:
+        config: the settings.
+        say: called with one line when requests are taken.
+
+    Raises:
+        InputError: a setting that cannot be used, or an address that is taken.
+    """
+    asyncio.run(_serve(config, say))
+
+
+async def _serve(config: ServeConfig, say: Callable[[str], None]) -> None:
+    log_to_stderr()
+    listener = bind(config.host, config.port)
+    service = await open_service(config)
+    settings = uvicorn.Config(
+        create_app(service),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+    )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    say(
+        f"jaxalign answers by {service.engine.model} at http://{shown}:{port}/v1, for users by "
+        f"{service.space.source}; events are kept in {service.database.source}"
+    )
+    await uvicorn.Server(settings).serve(sockets=[listener])
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that listens at an address.
+
+    Raises:
+        InputError: the address is taken or is none of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise InputError(
+            f"--host {host} --port {port} cannot be bound ({error.strerror or error}); expected a "
+            "free address of this machine: give another --port."
+        ) from None
+    listener.listen(_BACKLOG)
+    listener.set_inheritable(True)
+    return listener

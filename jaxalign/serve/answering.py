@@ -1,0 +1,368 @@
+"""One request for answers: whom it is for, which strategy, what is kept, what is sent."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxalign.experiments.answer import reason
+from jaxalign.models.chat import Chat
+from jaxalign.personalize.strategies.base import PersonalAnswer
+from jaxalign.serve.api_errors import ApiError
+from jaxalign.serve.engines import Call
+from jaxalign.serve.identity import Caller
+from jaxalign.serve.learning import UserTaste
+from jaxalign.serve.service import Service
+from jaxalign.serve.store import events
+from jaxalign.serve.store.events import Event, Json
+from jaxalign.serve.strategies import STRATEGIES, ServedReply, StrategyInputs
+from jaxalign.serve.tasks import is_task, why_plain
+from jaxalign.serve.wire import (
+    CHUNKS,
+    PREFIXES,
+    WHOLE,
+    ChatRequest,
+    Endpoint,
+    GenerationRequest,
+    Reply,
+    TextRequest,
+    Usage,
+)
+
+AUTO = "auto"
+KEEP_ALIVE_SECONDS = 5.0
+_DROPPED = ("model", "stream", "stream_options", "n", "user", "safety_identifier", "jaxalign")
+"""What an engine is not told: who asks, and what this service does itself."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ask:
+    """A request with all that its answer depends on.
+
+    Attributes:
+        endpoint: chat or text.
+        request: as it came.
+        caller: whom it is for.
+        taste: what is believed of the user.
+        strategy: name of the strategy.
+        why: why the strategy is plain, None where it is not or was asked for.
+        stored: whether the answers are kept, so that feedback about them can be learned from.
+        id: of the response, without its prefix.
+    """
+
+    endpoint: Endpoint
+    request: GenerationRequest
+    caller: Caller
+    taste: UserTaste
+    strategy: str
+    why: str | None
+    stored: bool
+    id: str
+
+    @property
+    def prompt(self) -> str | Chat:
+        """The prompt as rewards read it."""
+        if isinstance(self.request, TextRequest):
+            return self.request.prompt
+        turns = self.request.messages if isinstance(self.request, ChatRequest) else []
+        return tuple({"role": turn.role, "content": _text(turn.content)} for turn in turns)
+
+    @property
+    def response_id(self) -> str:
+        """The id of the response."""
+        return PREFIXES[self.endpoint] + self.id
+
+    def answer_ids(self, count: int) -> list[str]:
+        """Return the ids of the answers, by which feedback names them."""
+        return [f"{self.response_id}.{number}" for number in range(count)]
+
+
+async def prepare(
+    service: Service, endpoint: Endpoint, request: GenerationRequest, headers: Mapping[str, str]
+) -> Ask:
+    """Return a request with its user and strategy.
+
+    Raises:
+        ApiError: an unknown model, a prompt that is too long, or a caller who is refused.
+    """
+    caller = service.gate.caller(headers, request.user, request.safety_identifier, request.metadata)
+    if request.model not in (AUTO, service.engine.model):
+        raise ApiError(
+            404,
+            f"There is no model {request.model!r}; expected {AUTO!r} for personal answers, or "
+            f"{service.engine.model!r}.",
+            "model_not_found",
+            "model",
+        )
+    size = _characters(request)
+    if size > service.config.limits.prompt_characters:
+        raise ApiError(
+            400,
+            f"The prompt has {size} characters; expected {service.config.limits.prompt_characters} "
+            "or fewer.",
+            "prompt_too_long",
+            "prompt" if endpoint == "text" else "messages",
+        )
+    task = isinstance(request, ChatRequest) and is_task(request.messages)
+    why = why_plain(request) if request.model == AUTO else None
+    strategy = service.config.strategy if request.model == AUTO and why is None else "plain"
+    stored = caller.user is not None and not task and service.config.store != "none"
+    taste = await service.taste(caller.user)
+    return Ask(endpoint, request, caller, taste, strategy, why, stored, events.new_id())
+
+
+def call_of(ask: Ask, n: int | None = None) -> Call:
+    """Return a request as an engine takes it."""
+    body = ask.request.model_dump(exclude_unset=True, exclude=set(_DROPPED))
+    metadata = body.get("metadata")
+    if isinstance(metadata, dict):
+        body["metadata"] = {key: one for key, one in metadata.items() if key != "user_id"}
+    return Call(ask.endpoint, body, ask.prompt, n or ask.request.n or 1)
+
+
+async def serve_reply(service: Service, ask: Ask) -> ServedReply:
+    """Return the answers to serve.
+
+    Raises:
+        ApiError: of the engine.
+    """
+
+    async def read(texts: list[str]) -> np.ndarray:
+        return await service.read_rewards(ask.prompt, texts)
+
+    inputs = StrategyInputs(
+        service.engine,
+        call_of(ask),
+        ask.prompt,
+        ask.taste.utility,
+        read,
+        service.config.rule,
+        service.config.samples,
+    )
+    served = await STRATEGIES[ask.strategy](inputs)
+    usage = served.reply.usage
+    service.telemetry.tokens.inc(usage.completion_tokens if usage else 0)
+    service.telemetry.answers.labels(served.answer.strategy).inc()
+    return served
+
+
+async def store_answers(
+    service: Service,
+    ask: Ask,
+    texts: Sequence[str],
+    answer: PersonalAnswer,
+    features: np.ndarray | None = None,
+) -> None:
+    """Keep the answers that a user was given, with their base rewards.
+
+    Args:
+        service: where they are kept.
+        ask: the request.
+        texts: of the answers.
+        answer: the first of them, with the reason.
+        features: [N, K], read here where they are not known.
+
+    Raises:
+        StorageError, LimitReached: nothing was kept.
+    """
+    if not ask.stored or ask.caller.user is None:
+        return
+    values = await service.read_rewards(ask.prompt, texts) if features is None else features
+    keep_texts = service.config.store == "texts"
+    answers = [
+        {"features": [float(x) for x in row], **({"text": text} if keep_texts else {})}
+        for text, row in zip(texts, values, strict=True)
+    ]
+    event = Event(
+        ask.id,
+        events.now(),
+        ask.caller.user,
+        "answers",
+        ask.id,
+        {"strategy": answer.strategy, "probability": answer.probability},
+        service.space.ids.digest,
+        json.dumps(ask.prompt, ensure_ascii=False) if keep_texts else None,
+        json.dumps(answers, ensure_ascii=False),
+    )
+    await service.keep(ask.caller, event)
+
+
+def explain(ask: Ask, answer: PersonalAnswer, count: int) -> Json:
+    """Return the `jaxalign` field of a response: what was chosen, how sure it is, and why."""
+    said = f"the plain answer: {ask.why}" if ask.why else reason(answer, ask.caller.shown,
+                                                                 ask.taste.used > 0)  # fmt: skip
+    if ask.strategy == "plain" and ask.why is None:
+        said = "the plain answer, which was asked for"
+    return {
+        "strategy": answer.strategy,
+        "choice": answer.choice,
+        "probability": answer.probability,
+        "gain": answer.gain,
+        "gain_sd": answer.sd,
+        "reason": said,
+        "feedback_used": ask.taste.used,
+        "answers": ask.answer_ids(count) if ask.stored else [],
+    }
+
+
+def headers_of(ask: Ask, about: Json) -> dict[str, str]:
+    """Return the `x-jaxalign-*` headers of a response."""
+    headers = {"x-jaxalign-strategy": str(about["strategy"]), "x-request-id": ask.response_id}
+    if about["probability"] is not None:
+        headers["x-jaxalign-probability"] = f"{about['probability']:.4f}"
+    return headers
+
+
+def whole_body(ask: Ask, reply: Reply, about: Json) -> Json:
+    """Return the body of a response that is not streamed."""
+    found = reply.model_dump(exclude_unset=True)
+    stamp = found.get("created")
+    return {
+        **found,
+        "id": ask.response_id,
+        "object": WHOLE[ask.endpoint],
+        "created": stamp if isinstance(stamp, int) else int(time.time()),
+        "model": ask.request.model,
+        "jaxalign": about,
+    }
+
+
+def event_line(body: object) -> bytes:
+    """Return a server-sent event."""
+    return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
+
+
+class Streaming:
+    """Writes the pieces of one response."""
+
+    def __init__(self, ask: Ask) -> None:
+        self.ask = ask
+        self.created = int(time.time())
+
+    def chunk(self, choices: list[Json], **more: object) -> bytes:
+        """Return one piece as an event."""
+        return event_line(
+            {
+                "id": self.ask.response_id,
+                "object": CHUNKS[self.ask.endpoint],
+                "created": self.created,
+                "model": self.ask.request.model,
+                "choices": choices,
+                **more,
+            }
+        )
+
+    def piece(self, index: int, text: str, finish: str | None = None) -> Json:
+        """Return a choice of a piece."""
+        said: Json = {"delta": {"content": text} if text else {}}
+        if self.ask.endpoint == "text":
+            said = {"text": text}
+        return {"index": index, **said, "logprobs": None, "finish_reason": finish}
+
+    def usage(self, usage: Usage | None) -> list[bytes]:
+        """Return the piece that states the tokens, if the client wants it."""
+        options = self.ask.request.stream_options
+        if options is None or not options.include_usage:
+            return []
+        found = (usage or Usage()).model_dump()
+        return [self.chunk([], usage=found)]
+
+    def failure(self, error: ApiError) -> bytes:
+        """Return the piece that says why the response ends here."""
+        return event_line(error.body())
+
+
+async def stream_whole(service: Service, ask: Ask) -> AsyncIterator[bytes]:
+    """Yield a response whose answers are chosen before the first piece can be sent."""
+    wire = Streaming(ask)
+    task = asyncio.ensure_future(_serve_and_store(service, ask))
+    try:
+        while not (await asyncio.wait({task}, timeout=KEEP_ALIVE_SECONDS))[0]:
+            yield b": answers are being drawn\n\n"
+        served = task.result()
+    finally:
+        task.cancel()
+    choices = served.reply.choices
+    about = explain(ask, served.answer, len(choices))
+    for number, choice in enumerate(choices):
+        first = wire.piece(number, choice.said())
+        message = {} if choice.message is None else choice.message.model_dump(exclude_unset=True)
+        if ask.endpoint == "chat":
+            first["delta"] = {"role": "assistant", **message}
+        yield wire.chunk([first])
+    last = [
+        wire.piece(number, "", choice.finish_reason or "stop")
+        for number, choice in enumerate(choices)
+    ]
+    yield wire.chunk(last, jaxalign=about)
+    for line in wire.usage(served.reply.usage):
+        yield line
+    yield b"data: [DONE]\n\n"
+
+
+async def _serve_and_store(service: Service, ask: Ask) -> ServedReply:
+    served = await serve_reply(service, ask)
+    texts = [choice.said() for choice in served.reply.choices]
+    await store_answers(service, ask, texts, served.answer, served.features)
+    return served
+
+
+async def answer_whole(service: Service, ask: Ask) -> tuple[Json, dict[str, str]]:
+    """Return the body and the headers of a response that is not streamed."""
+    served = await _serve_and_store(service, ask)
+    about = explain(ask, served.answer, len(served.reply.choices))
+    return whole_body(ask, served.reply, about), headers_of(ask, about)
+
+
+async def stream_plain(service: Service, ask: Ask) -> AsyncIterator[bytes]:
+    """Yield a plain response as the engine's pieces come in."""
+    wire = Streaming(ask)
+    texts: dict[int, list[str]] = {}
+    usage: Usage | None = None
+    held: Json | None = None
+    async for chunk in service.engine.stream(call_of(ask)):
+        usage = chunk.usage or usage
+        if not chunk.choices:
+            continue
+        if held is not None:
+            yield event_line(held)
+        for choice in chunk.choices:
+            texts.setdefault(choice.index, []).append(choice.said())
+        # One piece is held back, so that the last one can say what was kept.
+        held = {
+            **chunk.model_dump(exclude_unset=True, exclude={"usage"}),
+            "id": ask.response_id,
+            "object": CHUNKS[ask.endpoint],
+            "created": wire.created,
+            "model": ask.request.model,
+        }
+    service.telemetry.tokens.inc(usage.completion_tokens if usage else 0)
+    service.telemetry.answers.labels("plain").inc()
+    said = ["".join(texts[index]) for index in sorted(texts)]
+    plain = PersonalAnswer(said[0] if said else "", "plain", "asked for", 0.0, None, None)
+    await store_answers(service, ask, said, plain)
+    yield event_line({**(held or {}), "jaxalign": explain(ask, plain, len(said))})
+    for line in wire.usage(usage):
+        yield line
+    yield b"data: [DONE]\n\n"
+
+
+def streams_through(ask: Ask) -> bool:
+    """Return whether pieces can be sent as they are drawn: one plain answer."""
+    return ask.strategy == "plain" and (ask.request.n or 1) == 1
+
+
+def _text(content: object) -> str:
+    if isinstance(content, list):
+        return "".join(part.text or "" for part in content)
+    return content if isinstance(content, str) else ""
+
+
+def _characters(request: GenerationRequest) -> int:
+    if isinstance(request, TextRequest):
+        return len(request.prompt)
+    turns = request.messages if isinstance(request, ChatRequest) else []
+    return sum(len(_text(turn.content)) for turn in turns)

@@ -1,0 +1,80 @@
+"""Two answers for one prompt: the pair whose comparison tells most about the user."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.mrm import information
+from jaxalign.personalize.strategies.base import PersonalAnswer
+from jaxalign.personalize.utility import Utility
+from jaxalign.serve.answering import Ask, call_of, store_answers
+from jaxalign.serve.api_errors import ApiError
+from jaxalign.serve.service import Service
+from jaxalign.serve.store.events import Json
+from jaxalign.serve.wire import Usage
+
+LEAST_NATS = 0.01
+"""Information from which asking pays: a choice between answers that hardly differ tells less."""
+_information = jax.jit(information)
+
+
+def most_informative(utility: Utility, values: np.ndarray) -> tuple[tuple[int, int], float]:
+    """Return the pair of answers whose comparison tells most, and how many nats.
+
+    Args:
+        utility: mean [K] and covariance [K, K] of the user's weights.
+        values: [N, K] base rewards of N >= 2 answers.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.personalize import Utility
+        >>> from jaxalign.rewards import RewardIds
+        >>> from jaxalign.serve.comparing import most_informative
+        >>> utility = Utility([0.0, 0.0], np.eye(2), RewardIds(("kind", "brief"), "0" * 64))
+        >>> most_informative(utility, np.array([[0.0, 0.0], [0.1, 0.0], [2.0, 0.0]]))[0]
+        (0, 2)
+    """
+    pairs = list(itertools.combinations(range(len(values)), 2))
+    first, second = (np.asarray(side) for side in zip(*pairs, strict=True))
+    difference = jnp.asarray(values[first] - values[second], jnp.float32)
+    mean, cov = jnp.asarray(utility.mean), jnp.asarray(utility.cov)
+    nats = np.asarray(_information(mean, cov, difference))
+    best = int(np.argmax(nats))
+    return pairs[best], float(nats[best])
+
+
+async def compare(service: Service, ask: Ask) -> Json:
+    """Draw answers, and return the two whose comparison tells most.
+
+    Raises:
+        ApiError: nobody is named, or nothing is stored that a choice could be learned from.
+    """
+    ask.caller.require_user()
+    if not ask.stored:
+        raise ApiError(
+            409, "The service stores nothing (--store none) that a choice could be learned from.",
+            "nothing_stored",
+        )  # fmt: skip
+    reply = await service.engine.complete(call_of(ask, service.config.samples))
+    texts = [choice.said() for choice in reply.choices]
+    values = await service.read_rewards(ask.prompt, texts)
+    (one, other), nats = most_informative(ask.taste.utility, values)
+    shown = [one, other]
+    answer = PersonalAnswer(texts[one], "compare", "two answers to choose from", 0.0, None, None)
+    await store_answers(service, ask, [texts[n] for n in shown], answer, values[shown])
+    service.telemetry.answers.labels("compare").inc()
+    usage = reply.usage or Usage()
+    service.telemetry.tokens.inc(usage.completion_tokens)
+    return {
+        "id": ask.response_id,
+        "object": "jaxalign.comparison",
+        "model": ask.request.model,
+        "answers": [
+            {"id": name, "text": texts[n]} for name, n in zip(ask.answer_ids(2), shown, strict=True)
+        ],
+        "information": nats,
+        "pays": nats >= LEAST_NATS,
+        "usage": usage.model_dump(),
+    }

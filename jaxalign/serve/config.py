@@ -1,0 +1,117 @@
+"""The settings of the service."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jaxalign.errors import InputError
+from jaxalign.personalize.strategies.base import ServingRule
+from jaxalign.serve.store.database import Synchronous
+from jaxalign.serve.store.events import Limits
+
+StoreMode = Literal["texts", "features", "none"]
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+LIKELY = 0.8
+"""Probability of a gain from which a personal answer is served: "probably", in words of a taste."""
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Where answers are drawn.
+
+    Attributes:
+        kind: name of a registered engine: `local` draws in this process, `openai` asks a server.
+        url: base address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1.
+        model: language model of `local`: a folder, file or name; or the model's name upstream,
+            None for the first one that the server lists.
+        key: the server's own key; it never comes from a client.
+        dtype: of weights and compute of `local`.
+        most_waiting: requests that may wait or be answered at once; more are refused with 429.
+        connect_seconds: until a connection must stand.
+        read_seconds: most between two pieces of a response.
+    """
+
+    kind: str = "local"
+    url: str | None = None
+    model: str | None = None
+    key: str | None = field(default=None, repr=False)
+    dtype: str = "float32"
+    most_waiting: int = 64
+    connect_seconds: float = 5.0
+    read_seconds: float = 120.0
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """What one request may hold.
+
+    Attributes:
+        body_bytes: of any body.
+        prompt_characters: of all messages of a request together.
+    """
+
+    body_bytes: int = 1_000_000
+    prompt_characters: int = 200_000
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """All settings of the service.
+
+    Attributes:
+        host: address that it is bound to; any but loopback requires keys.
+        port: of that address.
+        engine: where answers are drawn.
+        database: `sqlite:///FILE` or `postgresql+psycopg://USER@HOST/NAME`.
+        synchronous: of SQLite: FULL survives a loss of power, NORMAL a killed process only.
+        users: run of `jaxalign mrm train`; None for the rewards by rule with the demo's people.
+        reward_models: folders of the reward models that the run's named rewards come from.
+        strategy: what answers requests for the model `auto`.
+        rule: when an answer other than the plain one is served.
+        samples: answers that `best_of` draws for one request, at least 2.
+        store: what is kept of prompts and answers.
+        retain_days: age at which rows are deleted; None keeps them.
+        keys: file of hashed keys; None for none, on loopback alone.
+        hosts: names that requests may come to, beside those of loopback.
+        webui_secret: secret of the signed identities of open-webui.
+        webui_issuer: who must have signed them.
+        limits: of one request.
+        stored: limits of what is stored.
+        log_texts: whether logs may hold prompts and answers.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    database: str = "sqlite:///jaxalign.sqlite"
+    synchronous: Synchronous = "FULL"
+    users: str | None = None
+    reward_models: tuple[str, ...] = ()
+    strategy: str = "auto"
+    rule: ServingRule = field(default_factory=lambda: ServingRule(0.0, LIKELY))
+    samples: int = 4
+    store: StoreMode = "texts"
+    retain_days: float | None = None
+    keys: str | None = None
+    hosts: tuple[str, ...] = ()
+    webui_secret: str | None = field(default=None, repr=False)
+    webui_issuer: str = "open-webui"
+    limits: RequestLimits = field(default_factory=RequestLimits)
+    stored: Limits = field(default_factory=Limits)
+    log_texts: bool = False
+
+    def __post_init__(self) -> None:
+        if self.samples < 2:
+            raise InputError(
+                f"--samples: found {self.samples}, expected 2 or more answers to choose among."
+            )
+        if self.retain_days is not None and self.retain_days <= 0:
+            raise InputError(
+                f"--retain: found {self.retain_days:g}, expected more than 0 days; --store none "
+                "keeps nothing."
+            )
+        if self.host not in LOOPBACK and self.keys is None:
+            raise InputError(
+                f"--host {self.host} can be reached by others and there is no --keys file; "
+                "expected keys for every address but loopback: make one with --new-key NAME."
+            )

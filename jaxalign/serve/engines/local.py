@@ -1,0 +1,351 @@
+"""The engine `local`: a language model in this process draws the answers.
+
+Rows of all users that wait together are drawn in one batch. A batch is drawn to its end before the
+next one begins, and a streamed answer is drawn by itself.
+"""
+
+import asyncio
+import queue
+import secrets
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+
+from jaxalign.errors import InputError
+from jaxalign.models.chat import Chat, Completion, complete_tokens, prompt_ids, text_of
+from jaxalign.models.language import LanguageModel, load_language_model
+from jaxalign.models.sampling import Sampling
+from jaxalign.models.stream import stream
+from jaxalign.serve.api_errors import ApiError
+from jaxalign.serve.config import DEFAULT_MODEL, EngineConfig
+from jaxalign.serve.engines.registry import AnswerEngine, Call, register_engine
+from jaxalign.serve.engines.upstream import too_many
+from jaxalign.serve.wire import (
+    AnswerMessage,
+    ChunkChoice,
+    Delta,
+    Endpoint,
+    Reply,
+    ReplyChoice,
+    ReplyChunk,
+    Usage,
+)
+
+_MOST_ROWS = 16  # of a batch
+_MAX_TOKENS = 256  # where the client states none, as in `jaxalign answer`
+_TEMPERATURE, _TOP_P = 0.8, 0.95
+_REFUSED = ("tools", "functions", "response_format", "logprobs", "top_logprobs", "logit_bias")
+_SEED_BITS = 63
+
+
+@dataclass(eq=False)
+class _DecodeRow:
+    """One answer to draw."""
+
+    ids: list[int]
+    max_tokens: int
+    temperature: float
+    top_p: float
+    key: jax.Array
+    done: Future[Completion] = field(default_factory=Future)
+
+
+@dataclass(eq=False)
+class _StreamJob:
+    """One answer to draw piece by piece; `put` takes each piece, None at the end, or a failure."""
+
+    prompt: str | Chat
+    settings: Sampling
+    key: jax.Array
+    loop: asyncio.AbstractEventLoop
+    pieces: asyncio.Queue[str | Exception | None]
+    dropped: threading.Event = field(default_factory=threading.Event)
+
+    def put(self, piece: str | Exception | None) -> None:
+        self.loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
+
+
+class LocalEngine:
+    """Draws with a model of this process, in one thread."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self._name = config.model or DEFAULT_MODEL
+        self._jobs: queue.SimpleQueue[_DecodeRow | _StreamJob | None] = queue.SimpleQueue()
+        self._waiting = 0
+        self._loaded: LanguageModel | None = None
+        self._thread = threading.Thread(target=self._work, name="jaxalign decode", daemon=True)
+
+    @property
+    def model(self) -> str:
+        """The name of its model, as `GET /v1/models` lists it."""
+        return self._name
+
+    async def start(self) -> None:
+        """Load the model.
+
+        Raises:
+            InputError: there is no such model.
+        """
+        self._loaded = await asyncio.to_thread(load_language_model, self._name, self._config.dtype)
+        self._thread.start()
+
+    @property
+    def _language(self) -> LanguageModel:
+        if self._loaded is None:
+            raise InputError("the engine has no model yet: call start() first.")
+        return self._loaded
+
+    async def complete(self, call: Call) -> Reply:
+        """Return n answers.
+
+        Raises:
+            ApiError: too many answers wait, or the request cannot be drawn by a model alone.
+        """
+        _check(call.body)
+        self._reserve(call.n)
+        try:
+            rows = self._rows(call)
+            for row in rows:
+                self._jobs.put(row)
+            found = await asyncio.gather(*(asyncio.wrap_future(row.done) for row in rows))
+        finally:
+            self._waiting -= call.n
+        stops = _stops(call.body)
+        pairs = zip(rows, found, strict=True)
+        choices = [
+            self._choice(call.endpoint, number, row, completion, stops)
+            for number, (row, completion) in enumerate(pairs)
+        ]
+        read, drawn = len(rows[0].ids), sum(len(completion.tokens) for completion in found)
+        usage = Usage(prompt_tokens=read, completion_tokens=drawn, total_tokens=read + drawn)
+        return Reply(choices=choices, usage=usage)
+
+    async def stream(self, call: Call) -> AsyncIterator[ReplyChunk]:
+        """Yield one answer piece by piece.
+
+        Raises:
+            ApiError: as `complete`.
+        """
+        _check(call.body)
+        self._reserve(1)
+        try:
+            (row,) = self._rows(call)
+            job = _StreamJob(
+                _known_roles(call.prompt),
+                Sampling(
+                    max_tokens=row.max_tokens, temperature=row.temperature, top_p=row.top_p
+                ),
+                row.key,
+                asyncio.get_running_loop(),
+                asyncio.Queue(),
+            )  # fmt: skip
+            self._jobs.put(job)
+            try:
+                async for chunk in self._pieces(call, job, len(row.ids)):
+                    yield chunk
+            finally:
+                job.dropped.set()
+        finally:
+            self._waiting -= 1
+
+    async def _pieces(self, call: Call, job: _StreamJob, read: int) -> AsyncIterator[ReplyChunk]:
+        said, sent, stops = "", 0, _stops(call.body)
+        longest = max(map(len, stops), default=1)
+        finish = "stop"
+        while (piece := await job.pieces.get()) is not None:
+            if isinstance(piece, Exception):
+                raise piece
+            said += piece
+            cut = _cut(said, stops)
+            # What may be the beginning of a stop text waits.
+            ready = len(cut) if len(cut) < len(said) else max(sent, len(said) - longest + 1)
+            if ready > sent:
+                yield _piece(call.endpoint, cut[sent:ready])
+                sent = ready
+            if len(cut) < len(said):
+                break
+        rest = _cut(said, stops)[sent:]
+        if rest:
+            yield _piece(call.endpoint, rest)
+        drawn = len(self._language.tokenizer(said)["input_ids"])
+        if len(_cut(said, stops)) == len(said) and drawn >= job.settings.max_tokens:
+            finish = "length"
+        yield _piece(call.endpoint, "", finish)
+        yield ReplyChunk(usage=Usage(prompt_tokens=read, completion_tokens=drawn,
+                                     total_tokens=read + drawn))  # fmt: skip
+
+    async def is_ready(self) -> bool:
+        """Return whether the thread that draws is running."""
+        return self._thread.is_alive()
+
+    async def close(self) -> None:
+        """Finish what waits, and stop."""
+        if self._thread.is_alive():
+            self._jobs.put(None)
+            await asyncio.to_thread(self._thread.join)
+
+    def _reserve(self, rows: int) -> None:
+        if self._waiting + rows > self._config.most_waiting:
+            raise too_many(self._config.most_waiting)
+        self._waiting += rows
+
+    def _rows(self, call: Call) -> list[_DecodeRow]:
+        body = call.body
+        try:
+            ids = prompt_ids(self._language, _known_roles(call.prompt), 1)
+        except InputError as error:
+            raise ApiError(400, str(error), "context_length_exceeded", "messages") from None
+        room = self._language.config.positions - len(ids)
+        asked = body.get("max_completion_tokens") or body.get("max_tokens") or _MAX_TOKENS
+        temperature, top_p = body.get("temperature"), body.get("top_p")
+        seed = body.get("seed")
+        number = seed if isinstance(seed, int) else secrets.randbits(_SEED_BITS)
+        key = jax.random.key(number % 2**_SEED_BITS)
+        return [
+            _DecodeRow(
+                ids,
+                min(int(str(asked)), room),
+                float(str(_TEMPERATURE if temperature is None else temperature)),
+                float(str(_TOP_P if top_p is None else top_p)),
+                jax.random.fold_in(key, place),
+            )
+            for place in range(call.n)
+        ]
+
+    def _choice(
+        self, endpoint: Endpoint, number: int, row: _DecodeRow, found: Completion,
+        stops: Sequence[str],
+    ) -> ReplyChoice:  # fmt: skip
+        text = _cut(found.text, stops)
+        finish = "stop" if found.stopped or len(text) < len(found.text) else "length"
+        if endpoint == "text":
+            return ReplyChoice(index=number, text=text, finish_reason=finish)
+        message = AnswerMessage(role="assistant", content=text)
+        return ReplyChoice(index=number, message=message, finish_reason=finish)
+
+    def _work(self) -> None:
+        held: list[_DecodeRow | _StreamJob | None] = []
+        while True:
+            first = held.pop(0) if held else self._jobs.get()
+            while not self._jobs.empty():
+                held.append(self._jobs.get())
+            if first is None:
+                return
+            if isinstance(first, _StreamJob):
+                self._draw_stream(first)
+                continue
+            rows = [first, *_fitting(first, held, self._language.config.positions)]
+            held = [job for job in held if job not in rows]
+            self._draw([row for row in rows if row.done.set_running_or_notify_cancel()])
+
+    def _draw(self, rows: list[_DecodeRow]) -> None:
+        if not rows:
+            return
+        try:
+            for row, completion in zip(rows, self._completions(rows), strict=True):
+                row.done.set_result(completion)
+        except Exception as error:  # told to the requests that wait for it
+            for row in rows:
+                if not row.done.done():
+                    row.done.set_exception(error)
+
+    def _completions(self, rows: list[_DecodeRow]) -> Iterator[Completion]:
+        """Draw all rows in one batch, whose size is a power of two; each ends at its own limit."""
+        size = 1
+        while size < len(rows):
+            size *= 2
+        filled = rows + rows[-1:] * (size - len(rows))
+        settings = Sampling(
+            max_tokens=max(row.max_tokens for row in rows),
+            temperature=[row.temperature for row in filled],
+            top_p=[row.top_p for row in filled],
+        )
+        ids, keys = [row.ids for row in filled], jnp.stack([row.key for row in filled])
+        (found,) = complete_tokens(self._language, ids, settings, keys, batch_size=size)
+        for number, row in enumerate(rows):
+            one = found[number]
+            if len(one.tokens) <= row.max_tokens:
+                yield one
+                continue
+            tokens = one.tokens[: row.max_tokens]
+            yield Completion(
+                text_of(self._language, tokens), tokens, one.logprobs[: row.max_tokens],
+                one.prompt_tokens, False,
+            )  # fmt: skip
+
+    def _draw_stream(self, job: _StreamJob) -> None:
+        try:
+            for piece in stream(self._language, job.prompt, job.settings, job.key):
+                if job.dropped.is_set():
+                    return
+                job.put(piece)
+            job.put(None)
+        except Exception as error:  # told to the request that waits for it
+            job.put(error)
+
+
+@register_engine("local")
+def make_local(config: EngineConfig) -> AnswerEngine:
+    """Return the engine of a model in this process."""
+    return LocalEngine(config)
+
+
+def _fitting(
+    first: _DecodeRow, held: Sequence[_DecodeRow | _StreamJob | None], positions: int
+) -> list[_DecodeRow]:
+    """The waiting rows that fit into a batch with the first, whose prompts and answers are padded
+    to the longest.
+    """
+    found: list[_DecodeRow] = []
+    prompt, answer = len(first.ids), first.max_tokens
+    for job in held:
+        if not isinstance(job, _DecodeRow) or len(found) == _MOST_ROWS - 1:
+            continue
+        longest, most = max(prompt, len(job.ids)), max(answer, job.max_tokens)
+        if longest + most <= positions:
+            found.append(job)
+            prompt, answer = longest, most
+    return found
+
+
+def _check(body: Mapping[str, object]) -> None:
+    given = [name for name in _REFUSED if body.get(name) not in (None, False, [], {})]
+    if given:
+        raise ApiError(
+            400,
+            f"{given[0]} is not offered by --engine local; leave it out, or serve the model by an "
+            "OpenAI-compatible server and use --engine openai.",
+            "not_supported",
+            given[0],
+        )
+
+
+def _known_roles(prompt: str | Chat) -> str | Chat:
+    """The prompt with OpenAI's newer name of the system role replaced by the one templates know."""
+    if isinstance(prompt, str):
+        return prompt
+    return tuple(
+        {**turn, "role": "system"} if turn["role"] == "developer" else turn for turn in prompt
+    )
+
+
+def _stops(body: Mapping[str, object]) -> list[str]:
+    stop = body.get("stop")
+    texts = [stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []
+    return [text for text in texts if text]
+
+
+def _cut(text: str, stops: Sequence[str]) -> str:
+    """The text before the first of some stop texts."""
+    places = [place for stop in stops if (place := text.find(stop)) >= 0]
+    return text[: min(places)] if places else text
+
+
+def _piece(endpoint: Endpoint, text: str, finish: str | None = None) -> ReplyChunk:
+    said = {"text": text} if endpoint == "text" else {"delta": Delta(content=text)}
+    return ReplyChunk(choices=[ChunkChoice(index=0, finish_reason=finish, **said)])

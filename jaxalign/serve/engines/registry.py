@@ -1,0 +1,105 @@
+"""Engines by name: where answers are drawn, and how an engine is added."""
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import NamedTuple, Protocol
+
+from jaxalign.errors import InputError
+from jaxalign.models.chat import Chat
+from jaxalign.serve.config import EngineConfig
+from jaxalign.serve.wire import Endpoint, Reply, ReplyChunk
+
+
+class Call(NamedTuple):
+    """What an engine is asked.
+
+    Attributes:
+        endpoint: chat or text.
+        body: the request as the OpenAI protocol has it, without `model`, `stream` and users.
+        prompt: its prompt, as a language model takes it.
+        n: answers to draw.
+    """
+
+    endpoint: Endpoint
+    body: Mapping[str, object]
+    prompt: str | Chat
+    n: int = 1
+
+
+class AnswerEngine(Protocol):
+    """Draws answers. What it raises to be told to the client is an `ApiError`."""
+
+    @property
+    def model(self) -> str:
+        """The name of its model, as `GET /v1/models` lists it."""
+        ...
+
+    async def start(self) -> None:
+        """Load or find the model.
+
+        Raises:
+            InputError: there is no such model or server.
+        """
+        ...
+
+    async def complete(self, call: Call) -> Reply:
+        """Return n answers."""
+        ...
+
+    def stream(self, call: Call) -> AsyncIterator[ReplyChunk]:
+        """Yield one answer piece by piece."""
+        ...
+
+    async def is_ready(self) -> bool:
+        """Return whether it can answer now."""
+        ...
+
+    async def close(self) -> None:
+        """Give back what it holds."""
+        ...
+
+
+MakeEngine = Callable[[EngineConfig], AnswerEngine]
+ENGINES: dict[str, MakeEngine] = {}
+"""Every registered engine by its name."""
+
+
+def register_engine(name: str) -> Callable[[MakeEngine], MakeEngine]:
+    """Return a decorator that registers what makes an engine from its settings.
+
+        Args:
+            name: of the engine, for `jaxalign serve --engine NAME`.
+
+        Raises:
+            InputError: the name is taken.
+
+        Example:
+            >>> from jaxalign.errors import InputError
+    from jaxalign.models.chat import Chat
+            >>> from jaxalign.serve.engines import register_engine
+            >>> try:
+            ...     register_engine("openai")
+            ... except InputError as error:
+            ...     print(error)
+            the engine 'openai' is registered already; give the new one another name.
+    """
+    if name in ENGINES:
+        raise InputError(
+            f"the engine {name!r} is registered already; give the new one another name."
+        )
+
+    def register(make: MakeEngine) -> MakeEngine:
+        ENGINES[name] = make
+        return make
+
+    return register
+
+
+def make_engine(config: EngineConfig) -> AnswerEngine:
+    """Return the engine of some settings; it is not started yet.
+
+    Raises:
+        InputError: no engine has that name, or its settings do not suffice.
+    """
+    if config.kind not in ENGINES:
+        raise InputError(f"--engine {config.kind}: expected one of {', '.join(ENGINES)}.")
+    return ENGINES[config.kind](config)

@@ -1,0 +1,111 @@
+"""Strategies of the service by name: how a request is answered for its user."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxalign.errors import InputError
+from jaxalign.models.chat import Chat
+from jaxalign.mrm.gains import expected_gains
+from jaxalign.personalize.strategies.base import PersonalAnswer, ServingRule, chosen_answer
+from jaxalign.personalize.utility import Utility
+from jaxalign.serve.engines import AnswerEngine, Call
+from jaxalign.serve.wire import Reply
+
+
+class StrategyInputs(NamedTuple):
+    """What a strategy works with.
+
+    Attributes:
+        engine: draws the answers.
+        call: the request, as an engine takes it.
+        prompt: its prompt, as rewards read it.
+        utility: mean and covariance of the user's weights.
+        read: of texts to their base rewards [N, K], as answers to the prompt.
+        rule: when an answer other than the plain one is served.
+        samples: answers that may be drawn.
+    """
+
+    engine: AnswerEngine
+    call: Call
+    prompt: str | Chat
+    utility: Utility
+    read: Callable[[list[str]], Awaitable[np.ndarray]]
+    rule: ServingRule
+    samples: int
+
+
+@dataclass(frozen=True, eq=False)
+class ServedReply:
+    """An engine's reply that holds the answers to serve alone.
+
+    Attributes:
+        reply: its choices are those that are served.
+        answer: the first of them, with the reason.
+        features: [N, K] base rewards of the choices; None where nobody has read them yet.
+    """
+
+    reply: Reply
+    answer: PersonalAnswer
+    features: np.ndarray | None = None
+
+
+StrategyFunction = Callable[[StrategyInputs], Awaitable[ServedReply]]
+STRATEGIES: dict[str, StrategyFunction] = {}
+"""Every strategy of the service by its name."""
+
+
+def register_strategy(name: str) -> Callable[[StrategyFunction], StrategyFunction]:
+    """Return a decorator that registers a strategy of the service.
+
+    Args:
+        name: of the strategy, for `jaxalign serve --strategy NAME`.
+
+    Raises:
+        InputError: the name is taken.
+
+    Example:
+        >>> from jaxalign.serve.strategies import STRATEGIES
+        >>> list(STRATEGIES)
+        ['plain', 'best_of', 'auto']
+    """
+    if name in STRATEGIES:
+        raise InputError(f"the strategy {name!r} is registered already; give another name.")
+
+    def register(function: StrategyFunction) -> StrategyFunction:
+        STRATEGIES[name] = function
+        return function
+
+    return register
+
+
+@register_strategy("plain")
+async def answer_plainly(inputs: StrategyInputs) -> ServedReply:
+    """Serve what the engine draws, all n answers that the request asks for."""
+    reply = await inputs.engine.complete(inputs.call)
+    text = reply.choices[0].said()
+    return ServedReply(reply, PersonalAnswer(text, "plain", "asked for", 0.0, None, None))
+
+
+@register_strategy("best_of")
+async def answer_best(inputs: StrategyInputs) -> ServedReply:
+    """Serve the draw of the largest gain less k standard deviations, however sure it is."""
+    rule = ServingRule(inputs.rule.k, least_probability=0.0)
+    return await answer_by_rule(inputs._replace(rule=rule))
+
+
+@register_strategy("auto")
+async def answer_by_rule(inputs: StrategyInputs) -> ServedReply:
+    """Serve the best draw where it is likely enough to be better, and else the first."""
+    reply = await inputs.engine.complete(inputs.call._replace(n=inputs.samples))
+    texts = [choice.said() for choice in reply.choices]
+    values = await inputs.read(texts)
+    gains = expected_gains(inputs.utility.mean, inputs.utility.cov, values)
+    option = inputs.rule.choose(gains)
+    words = [f"answer {place} of {len(texts)}" for place in range(1, len(texts) + 1)]
+    answer = chosen_answer(texts[option], "best_of", words, option, gains)
+    served = reply.choices[option].model_copy(update={"index": 0})
+    kept = reply.model_copy(update={"choices": [served]})
+    return ServedReply(kept, answer, values[option : option + 1])

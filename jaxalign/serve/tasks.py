@@ -1,0 +1,56 @@
+"""Requests that personal answers would spoil: they are answered plainly."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from jaxalign.serve.wire import ChatRequest, ChatTurn, GenerationRequest
+
+_TASK = re.compile(r"\s*#{1,3} Task:\s", re.IGNORECASE)
+_HISTORY = re.compile(r"<chat_history>|#{1,3} (Chat History|Output|Guidelines):", re.IGNORECASE)
+_EXACT = (
+    "tools", "functions", "tool_choice", "response_format", "logprobs", "top_logprobs",
+    "logit_bias", "audio", "modalities", "prediction", "suffix", "echo", "best_of",
+)  # fmt: skip
+"""Fields under which a client expects one answer in an exact form, drawn once."""
+
+
+def is_task(turns: Sequence[ChatTurn]) -> bool:
+    """Return whether a chat is a chat application's own: a title, tags, follow-ups, a query.
+
+    open-webui sends them as one message that begins with "### Task:" and names guidelines, an
+    output format or the history of the chat. Nobody reads them as an answer.
+
+    Example:
+        >>> from jaxalign.serve.tasks import is_task
+        >>> from jaxalign.serve.wire import ChatTurn
+        >>> title = "### Task:\\nGenerate a title.\\n### Guidelines:\\n- Be brief."
+        >>> is_task([ChatTurn(role="user", content=title)])
+        True
+        >>> is_task([ChatTurn(role="user", content="What is a task?")])
+        False
+    """
+    if len(turns) != 1 or not isinstance(turns[0].content, str):
+        return False
+    return bool(_TASK.match(turns[0].content)) and bool(_HISTORY.search(turns[0].content))
+
+
+def why_plain(request: GenerationRequest) -> str | None:
+    """Return why a request is answered plainly whoever asks, None if it may be personal."""
+    extra: Mapping[str, object] = request.model_extra or {}
+    given = [name for name in _EXACT if extra.get(name) not in (None, False, [], {})]
+    if given:
+        return f"the request has {given[0]}"
+    if request.n is not None and request.n > 1:
+        return "the request has an n of its own"
+    if request.temperature == 0:
+        return "at temperature 0 all draws are alike"
+    if isinstance(request, ChatRequest):
+        if is_task(request.messages):
+            return "the prompt is a task of the chat application"
+        parts = [part for turn in request.messages if isinstance(turn.content, list)
+                 for part in turn.content]  # fmt: skip
+        if any(part.type != "text" for part in parts):
+            return "the request has parts that are no text"
+        if any(turn.role in ("tool", "function") for turn in request.messages):
+            return "the chat holds results of tools"
+    return None
