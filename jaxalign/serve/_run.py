@@ -9,11 +9,13 @@ import uvicorn
 
 from jaxalign.errors import InputError
 from jaxalign.serve.app import create_app
+from jaxalign.serve.comparing import most_informative
 from jaxalign.serve.config import ServeConfig
 from jaxalign.serve.engines import make_engine
 from jaxalign.serve.guards import Guard, allowed_hosts
 from jaxalign.serve.identity import Gate, read_keys
-from jaxalign.serve.reward_space import load_space
+from jaxalign.serve.learning import infer_taste
+from jaxalign.serve.reward_space import RewardSpace, load_space
 from jaxalign.serve.service import Service
 from jaxalign.serve.store.database import open_database
 from jaxalign.serve.store.events import ensure_salt
@@ -38,7 +40,7 @@ async def open_service(config: ServeConfig) -> Service:
     keys = read_keys(config.keys) if config.keys is not None else {}
     engine = make_engine(config.engine)
     space = load_space(config.users, config.reward_models)
-    space.read([""], [""])  # lexicons and programs are loaded before the first request
+    await asyncio.to_thread(_warm, space)
     await engine.start()
     database = open_database(config.database, config.synchronous)
     await database.write(ensure_salt)
@@ -50,7 +52,17 @@ async def open_service(config: ServeConfig) -> Service:
     return service
 
 
-def serve(config: ServeConfig, say: Callable[[str], None] = print) -> None:
+def _warm(space: RewardSpace) -> None:
+    """Load lexicons and compile programs now, and not while somebody waits for an answer."""
+    values = space.read(["", ""], ["Yes.", "No, not at all."])
+    most_informative(infer_taste(space, []).utility, values)
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)  # whoever reads a pipe waits for the address
+
+
+def serve(config: ServeConfig, say: Callable[[str], None] = _print) -> None:
     """Serve until the process is asked to stop; requests that are being answered are finished.
 
     Args:
