@@ -1,0 +1,132 @@
+"""The engine in process: rows of several users in one batch, streams, limits, refusals."""
+
+import asyncio
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny_lms
+from running import CHAT, client_of
+
+from jaxalign.models.chat import generate_texts
+from jaxalign.models.language import load_language_model
+from jaxalign.models.sampling import Sampling
+from jaxalign.serve import EngineConfig, ServeConfig
+from jaxalign.serve.api_errors import ApiError
+from jaxalign.serve.engines import Call
+from jaxalign.serve.engines.local import LocalEngine
+
+PROMPT = ({"role": "user", "content": "the thing"},)
+GREEDY = {"temperature": 0, "max_tokens": 8}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_lms.write(tmp_path_factory.mktemp("lm"), "llama")
+
+
+@pytest.fixture(scope="module")
+def client(folder, tmp_path_factory):
+    place = tmp_path_factory.mktemp("local")
+    engine = EngineConfig("local", model=str(folder), most_waiting=4)
+    with client_of(ServeConfig(engine=engine, database=f"sqlite:///{place}/s.sqlite")) as client:
+        yield client
+
+
+def in_engine(folder, use, **settings):
+    """Return what a coroutine function makes of a started engine."""
+
+    async def run():
+        engine = LocalEngine(EngineConfig("local", model=str(folder), **settings))
+        await engine.start()
+        try:
+            return await use(engine)
+        finally:
+            await engine.close()
+
+    return asyncio.run(run())
+
+
+def test_greedy_answers_are_the_library_s_own(client, folder):
+    settings = Sampling(max_tokens=8, temperature=0.0)
+    model = load_language_model(str(folder))
+    (expected,) = generate_texts(model, [PROMPT], settings, jax.random.key(0), progress=False)
+    body = {"model": str(folder), "messages": list(PROMPT), **GREEDY}
+    found = client.post("/v1/chat/completions", json=body).json()
+    assert found["choices"][0]["message"]["content"] == expected.text
+    assert found["usage"]["completion_tokens"] == len(expected.tokens)
+    assert found["choices"][0]["finish_reason"] == ("stop" if expected.stopped else "length")
+    pieces = client.post("/v1/chat/completions", json={**body, "stream": True})
+    lines = [line.removeprefix("data: ") for line in pieces.text.split("\n\n")[:-2]]
+    choices = [choice for line in lines for choice in json.loads(line)["choices"]]
+    assert "".join(choice["delta"].get("content") or "" for choice in choices) == expected.text
+    assert choices[-1]["finish_reason"] == found["choices"][0]["finish_reason"]
+
+
+def test_rows_of_a_batch_do_not_depend_on_each_other(folder):
+    def call(words, most, seed):
+        prompt = ({"role": "user", "content": words},)
+        return Call("chat", {"max_tokens": most, "temperature": 1.0, "seed": seed}, prompt)
+
+    calls = [call("the thing", 3, 1), call("in an inn, then", 8, 2), call("that", 5, 3)]
+
+    async def alone(engine):
+        return [await engine.complete(one) for one in calls]
+
+    async def together(engine):
+        return await asyncio.gather(*(engine.complete(one) for one in calls))
+
+    each, both = in_engine(folder, alone), in_engine(folder, together)
+    assert [one.choices[0].said() for one in each] == [one.choices[0].said() for one in both]
+    drawn = [one.usage.completion_tokens for one in both]
+    assert drawn == [one.usage.completion_tokens for one in each]
+    assert (np.array(drawn) <= [3, 8, 5]).all()
+
+
+def test_the_service_draws_and_chooses_in_process(client):
+    body = {**CHAT, "user": "ann", "max_tokens": 8}
+    found = client.post("/v1/chat/completions", json=body)
+    assert found.status_code == 200, found.text
+    assert found.json()["usage"]["completion_tokens"] > 8
+    assert client.get("/readyz").json() == {"status": "ready"}
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code"),
+    [
+        ({"n": 5}, 429, "engine_busy"),
+        ({"tools": [{"type": "function"}]}, 400, "not_supported"),
+        ({"messages": [{"role": "user", "content": "x" * 500}]}, 400, "context_length_exceeded"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_cannot_be_drawn_is_refused(client, change, status, code, stream):
+    found = client.post("/v1/chat/completions", json={**CHAT, **change, "stream": stream})
+    assert (found.status_code, found.json()["error"]["code"]) == (status, code)
+
+
+def test_a_stop_text_ends_an_answer_and_is_left_out(folder):
+    async def use(engine):
+        whole = await engine.complete(Call("chat", GREEDY, PROMPT))
+        text = whole.choices[0].said()
+        stop = text[2:4]
+        call = Call("chat", {**GREEDY, "stop": [stop]}, PROMPT)
+        cut = await engine.complete(call)
+        pieces = [chunk async for chunk in engine.stream(call)]
+        return text, stop, cut.choices[0], pieces
+
+    text, stop, cut, pieces = in_engine(folder, use)
+    assert cut.said() == text[: text.index(stop)]
+    assert cut.finish_reason == "stop"
+    streamed = "".join(choice.said() for piece in pieces for choice in piece.choices)
+    assert streamed == cut.said()
+
+
+def test_the_queue_is_bounded(folder):
+    async def use(engine):
+        with pytest.raises(ApiError) as refused:
+            await engine.complete(Call("chat", GREEDY, PROMPT, n=3))
+        return refused.value.status
+
+    assert in_engine(folder, use, most_waiting=2) == 429
