@@ -296,8 +296,8 @@ def test_settings_that_cannot_be_used(changes, message):
         ("", "holds no list of keys"),
         ("- {name: a}", "no sha256"),
         ("- {name: 'a b', sha256: x}", "found the name 'a b'"),
-        ("- {name: a, sha256: " + "0" * 64 + "}", "either `user: ID` or `acts_for: any`"),
-        ("- {name: a, sha256: " + "0" * 64 + ", user: b, acts_for: any}", "either"),
+        ("- {name: a, sha256: " + "a" * 64 + "}", "either `user: ID` or `acts_for: any`"),
+        ("- {name: a, sha256: " + "a" * 64 + ", user: b, acts_for: any}", "either"),
     ],
 )
 def test_files_of_keys_that_cannot_be_read(tmp_path, text, message):
