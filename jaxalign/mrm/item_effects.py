@@ -109,7 +109,7 @@ def fit_one_model(
         >>> pairs = CountedPairs(*(jnp.array([n]) for n in (0, 1, 9.0, 1.0)))
         >>> model = fit_one_model(jnp.zeros((3, 2)), pairs, l2=0.1, tau=1.0)
         >>> [f"{effect:.2f}" for effect in model.effects]
-        ['0.71', '-0.71', '0.00']
+        ['0.77', '-0.77', '0.00']
     """
     dtype = jnp.promote_types(features.dtype, jnp.float32)
     count = (pairs.wins + pairs.losses).astype(dtype)
