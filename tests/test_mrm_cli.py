@@ -25,7 +25,8 @@ from jaxalign import mrm
 from jaxalign.rewards.reward_scale import load_scale
 
 KEYS = ("accuracy", "nll", "gain", "gain_low", "gain_high", "worst_10_split", "worst_10",
-        "worst_50", "harmed", "flipped")  # fmt: skip
+        "worst_50", "harmed", "flipped", "gain_best", "swap_flipped", "gain_other",
+        "calibration_error")  # fmt: skip
 PLOTS = ("gains.png", "shots.png", "user_gains.png", "reliability.png")
 
 

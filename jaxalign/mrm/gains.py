@@ -9,9 +9,10 @@ from scipy.special import ndtr
 
 from jaxalign.errors import InputError
 from jaxalign.mrm.adapted_users import user_state, weights_of
+from jaxalign.mrm.known_items import effects_of
 from jaxalign.mrm.model import UserModel
 from jaxalign.mrm.registry import require
-from jaxalign.mrm.serving import encode_answers
+from jaxalign.mrm.serving import encode_answers, known_texts
 
 Floats = NDArray[np.float64]
 
@@ -160,6 +161,10 @@ def best_of(
     require(model.method, "weights", "a personal answer")
     state = None if user is None else user_state(model, user)
     values = encode_answers(model, candidates, prompt) if features is None else features
-    gains = expected_gains(*weights_of(model, state), model.base(values))
+    cost = None
+    if model.item_effects is not None:
+        keys = known_texts(candidates, prompt)
+        cost = -effects_of(model.item_effects, keys)
+    gains = expected_gains(*weights_of(model, state), model.base(values), cost)
     position = best_option(gains, k, least_probability)
     return BestOf(position, candidates[position], gains)

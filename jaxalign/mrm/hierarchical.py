@@ -112,4 +112,3 @@ class ItemIds(_PriorMethod):
 
     capabilities = frozenset()
     inputs = "ids"
-    most_items = 256

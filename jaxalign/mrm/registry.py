@@ -57,14 +57,12 @@ class UserRewardMethod(ABC, Generic[Settings]):
         inputs: what an item is to the method: its "projected" features, all principal "directions",
             the features as they were "encoded", or its number among the items of training ("ids").
         seeded: whether a fit depends on its seed; if not, there is one fit for all seeds.
-        most_items: most items that the method can be fitted on, None for any number.
         warm_start: whether a fit may start from an earlier one, `TrainingData.start`.
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset({"new_items"})
     inputs: ClassVar[Inputs] = "projected"
     seeded: ClassVar[bool] = True
-    most_items: ClassVar[int | None] = None
     warm_start: ClassVar[bool] = False
 
     def __init__(self, settings: Settings, name: str = "") -> None:

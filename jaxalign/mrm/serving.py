@@ -66,9 +66,12 @@ def encode_answers(
     Raises:
         InputError: as `encode_texts`, or an answer or the prompt is empty.
     """
-    if prompt is not None:
-        answers = [Conversation((prompt, answer)) for answer in answers]
-    return encode_texts(model, answers, keep=False)
+    return encode_texts(model, known_texts(answers, prompt), keep=False)
+
+
+def known_texts(answers: Sequence[str], prompt: str | None = None) -> Sequence[str]:
+    """Return what answers are known by: their texts, with the prompt where there is one."""
+    return answers if prompt is None else [Conversation((prompt, answer)) for answer in answers]
 
 
 def item_features(
@@ -153,8 +156,7 @@ def rank(
     else:
         score, wins = _by_choices(model, values, state)
     if model.item_effects is not None:
-        keys = texts if prompt is None else [Conversation((prompt, text)) for text in texts]
-        effects = effects_of(model.item_effects, keys)
+        effects = effects_of(model.item_effects, known_texts(texts, prompt))
         score, wins = score + effects, shifted(wins, effects[:, None] - effects[None, :])
     count = len(texts)
     probability = (wins.sum(1) - 0.5) / (count - 1) if count > 1 else np.full(1, 0.5)

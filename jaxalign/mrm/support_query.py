@@ -12,6 +12,7 @@ from jaxalign.data.batching import Pairs, bucket_users, pad_pairs
 from jaxalign.data.preferences import Preferences
 from jaxalign.data.splits import Episodes, episodes, learned_from
 from jaxalign.mrm.config import ChoiceDataConfig, SplitConfig
+from jaxalign.mrm.item_ids import id_features
 from jaxalign.mrm.registry import Fitted, Inputs
 
 _SLACK = 2**15
@@ -162,19 +163,15 @@ class TrainingData:
     def inputs(self, kind: Inputs) -> jax.Array:
         """Return what an item is to a method [I, D], see `UserRewardMethod.inputs`."""
         if kind == "ids":
-            return self._one_hot
+            return self._by_number
         if kind == "directions":
             return self.features if self.all_directions is None else self.all_directions
         return self.features if kind == "projected" else self.encoded
 
     @cached_property
-    def _one_hot(self) -> jax.Array:
-        """One-hot items [I, I]; an item without a training choice is zero: nothing is known."""
-        known = np.zeros(self.features.shape[0], np.float32)
-        for part in self.choices.parts:
-            for items in (part.chosen, part.rejected):
-                known[np.asarray(items)[np.asarray(part.weight) > 0]] = 1
-        return jnp.asarray(np.diag(known))
+    def _by_number(self) -> jax.Array:
+        """Items [I, D] of whom the choices alone are known."""
+        return jnp.asarray(id_features(self.choices.parts, self.features.shape[0]))
 
 
 def on_device(pairs: Pairs) -> Pairs:

@@ -9,6 +9,7 @@ from jaxalign import mrm
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm.config import FeatureConfig
 from jaxalign.mrm.item_effects import CountedPairs, count_pairs, fit_one_model
+from jaxalign.mrm.item_ids import id_features
 from jaxalign.mrm.known_items import effects_of, known_effects
 from jaxalign.mrm.newton import bradley_terry
 from jaxalign.mrm.reduce import identity
@@ -155,3 +156,21 @@ def test_a_saved_model_knows_its_items_by_text_and_by_id(tmp_path):
     assert mrm.rank(loaded, None, ["no", "yes"], values, prompt="new")[
         0
     ].probability == pytest.approx(0.5)
+
+
+def test_many_items_are_known_by_effects_and_factors_of_choices():
+    """Users of two opposite tastes, beside what all think of 300 items; the last is never shown."""
+    rng = np.random.default_rng(1)
+    count, shape = 300, (600, 40)
+    common, taste = rng.normal(size=count), rng.normal(size=count)
+    sign = np.where(np.arange(shape[0]) % 2, 1, -1)[:, None]
+    first = rng.integers(0, count - 1, shape)
+    second = (first + rng.integers(1, count - 1, shape)) % (count - 1)
+    margin = (common[first] - common[second]) + 2 * sign * (taste[first] - taste[second])
+    wins = rng.random(shape) < 1 / (1 + np.exp(-margin))
+    chosen, rejected = np.where(wins, first, second), np.where(wins, second, first)
+    found = id_features([Pairs(chosen, rejected, np.ones(shape), 0 * chosen)], count, factors=4)
+    assert found.shape == (count, 5)
+    assert not found[-1].any()
+    assert np.corrcoef(found[:-1, 0], common[:-1])[0, 1] > 0.8
+    assert abs(np.corrcoef(found[:-1, 1], taste[:-1])[0, 1]) > 0.9

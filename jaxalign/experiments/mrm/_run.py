@@ -200,9 +200,6 @@ def _new_users(
     effects = None
     for name in dict.fromkeys((*ONE_FOR_ALL, *config.methods)):
         method = method_of(config, name)
-        if method.most_items is not None and len(data.choices.items) > method.most_items:
-            say(f"{name} left out: more than {method.most_items} items")
-            continue
         checkpoint = folder.state / f"{name}.epochs"
         checkpoint.mkdir(exist_ok=True)
         shared = zeros if name == "bt_items" else effects if method.inputs != "ids" else None
