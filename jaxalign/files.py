@@ -60,6 +60,22 @@ def write_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+def move_into_place(done: Path, path: str | os.PathLike[str]) -> None:
+    """Give a whole file its name, in one step.
+
+    Args:
+        done: the file, on the same disk.
+        path: its name; an older file is replaced.
+
+    Raises:
+        InputError: the disk refuses it.
+    """
+    path = Path(path).expanduser()
+    with _named(path, done):
+        _flush(done)
+        os.replace(done, path)
+
+
 @contextmanager
 def write_folder_aside(
     folder: str | os.PathLike[str], stale: str | None = None, last: str | None = None

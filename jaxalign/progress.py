@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Batch = TypeVar("Batch")
 _SHOW_AFTER = 3.0  # seconds of work without a bar
+_SAY_EVERY = 10.0  # seconds between two lines where there is no terminal for a bar
 
 
 @functools.cache
@@ -38,11 +39,15 @@ class Progress:
     def say(self, text: str) -> None:
         """Print one line."""
         if self.show:
-            from rich.text import Text
+            self.line(time.monotonic() - self._start, text)
 
-            # A text of its own: brackets in it, such as those of a prompt, are no markup.
-            seconds = time.monotonic() - self._start
-            stderr_console().print(Text.assemble((f"{seconds:6.1f} s", "dim"), f"  {text}"))
+    @staticmethod
+    def line(seconds: float, text: str) -> None:
+        """Print one line with the seconds since a start."""
+        from rich.text import Text
+
+        # A text of its own: brackets in it, such as those of a prompt, are no markup.
+        stderr_console().print(Text.assemble((f"{seconds:6.1f} s", "dim"), f"  {text}"))
 
 
 def duration(seconds: float) -> str:
@@ -59,20 +64,33 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural where there is not one of them.
+
+    Example:
+        >>> from jaxalign.progress import counted
+        >>> counted(1, "user"), counted(2000, "user")
+        ('1 user', '2,000 users')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def track(
     title: str,
     batches: Iterable[Batch],
-    total: int,
+    total: int | None,
     count: Callable[[Batch], int],
     show: bool,
     note: Callable[[], str] = lambda: "",
 ) -> Iterator[Batch]:
     """Yield batches, with a progress bar on standard error once they have taken 3 s.
 
+    Where standard error is no terminal, a line says every 10 s how much is done.
+
     Args:
         title: what is being done.
         batches: passed on one by one.
-        total: the sum of `count` over all batches.
+        total: the sum of `count` over all batches; None where it is not known.
         count: how much of the total a batch is.
         show: False shows no bar.
         note: what stands behind the bar, such as a rate; called after every batch.
@@ -91,13 +109,27 @@ def track(
     columns = (*Bars.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     bar = Bars(*columns, TextColumn("{task.fields[note]}"), console=stderr_console())
     task, start, visible = bar.add_task(title, total=total, note=""), time.monotonic(), False
+    done, said, drawn = 0, start, stderr_console().is_terminal
     try:
         for batch in batches:
             yield batch
-            bar.update(task, advance=count(batch), note=note())
-            if show and not visible and time.monotonic() - start > _SHOW_AFTER:
+            now, done = time.monotonic(), done + count(batch)
+            if not drawn:
+                if show and now - said > _SAY_EVERY:
+                    said = now
+                    Progress.line(now - start, _so_far(title, done, total, now - start, note()))
+                continue
+            bar.update(task, completed=done, note=note())
+            if show and not visible and now - start > _SHOW_AFTER:
                 bar.start()
                 visible = True
     finally:
         if visible:
             bar.stop()
+
+
+def _so_far(title: str, done: int, total: int | None, seconds: float, note: str) -> str:
+    parts = [f"{title}: {done:,}" + (f" of {total:,}" if total else "")]
+    if total and 0 < done < total:
+        parts.append(f"{duration(seconds * (total - done) / done)} left")
+    return ", ".join([*parts, note] if note else parts)

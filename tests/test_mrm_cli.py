@@ -363,6 +363,12 @@ def test_users_that_cannot_be_read_do_not_stand_in_the_way(world, tmp_path, kind
     assert call(*texts, "--user", "user00", "--users", own).code == 0
     assert call("mrm", "evaluate", "--model", run, "--data", world.choices).code == 0
     data = ("--data", world.choices, "--features", world.table)
+    if kind == "of another program":
+        before = users.read_bytes()
+        words = "was not written by `jaxalign mrm adapt`"
+        refused(call("mrm", "adapt", "--model", run, *data), "users.sqlite", words)
+        assert users.read_bytes() == before
+        return
     assert call("mrm", "adapt", "--model", run, *data).code == 0
     assert users.read_bytes() == own.read_bytes()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jaxalign.commands.parser import Commands, add_out, command, group, takes_config
 from jaxalign.data.tables import read_texts
+from jaxalign.progress import counted
 
 
 def add(commands: Commands) -> None:
@@ -65,6 +66,7 @@ def _add_adapt(actions: Commands) -> None:
         action="store_true",
         help="do not measure each user's held-out accuracy, which takes most of the time",
     )
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     add_out(parser, "file", "file of the users (MODEL/users.sqlite)", required=False)
 
 
@@ -121,23 +123,26 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 def _adapt(arguments: argparse.Namespace, _: list[str]) -> None:
     from jaxalign import mrm
-    from jaxalign.data import load_features, load_source
+    from jaxalign.data import load_features
     from jaxalign.files import check_output
+    from jaxalign.runs.user_store import refuse_foreign_file
 
     out = arguments.out or arguments.model / mrm.USERS_FILE
     check_output(out, "file")
+    refuse_foreign_file(out)
     model = mrm.load(arguments.model, with_users=False)
     if arguments.update:
         mrm.open_users(out, model.digest).close()
-    choices = load_source(arguments.data, on_bad_row=arguments.on_bad_row).choices
-    for note in choices.notes:
-        print(note, file=sys.stderr)
     features = load_features(arguments.features) if arguments.features else None
-    accuracy = not arguments.skip_accuracy
-    users = mrm.adapt_users(model, choices, features, out, arguments.update, accuracy, True)
+    config = mrm.AdaptConfig(arguments.update, not arguments.skip_accuracy, arguments.on_bad_row)
+    users, notes = mrm.adapt_file(
+        model, arguments.data, out, features, config, arguments.resume, progress=True
+    )
+    for note in notes:
+        print(note, file=sys.stderr)
     mean = users.mean_accuracy()
     held_out = "" if mean is None else f", held-out accuracy {mean:.3f} on average"
-    print(f"{len(users):,} users{held_out}; wrote {out}")
+    print(f"{counted(len(users), 'user')}{held_out}; wrote {out}")
     name, able = model.method.name, model.method.capabilities
     if "weights" not in able:
         print(f"{name} declares no weights: the file keeps each user's choices instead")

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxalign.data.features import first_bad_row
-from jaxalign.data.files import encode, remarks
+from jaxalign.data.files import encode, find_remarks
 from jaxalign.data.preferences import Preferences
 from jaxalign.data.torch_files import read_pt
 from jaxalign.errors import InputError
@@ -85,8 +86,9 @@ def load_authors(
         users, tuple(map(str, range(len(values)))), tuple(texts), user, chosen, rejected,
         group.astype(np.int32), prompt, np.zeros(len(entries), bool), source=str(json_path),
         held_out=held_out if (held_out | (split == "train")).all() else None,
-        notes=remarks(user, chosen, rejected, lambda row: entries[row].where),
     )  # fmt: skip
+    notes = find_remarks(table).sentences(lambda row: entries[row].where)
+    table = replace(table, notes=notes)
     return table, values, {"split": split if split.astype(bool).any() else None}
 
 

@@ -1,6 +1,7 @@
 """Rows that cannot be used: the file is refused, or they are dropped and counted."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -113,11 +114,26 @@ def checked_table(
     Raises:
         InputError: no row is good.
     """
-    rows = [row for row, _ in checked_rows(source, check, bad)]
-    bad.notes(len(rows))
-    there = dict.fromkeys(name for row in rows for name in row.values)
-    origin = Origin(
-        str(source), [row.place for row in rows], typed=rows[0].typed, unit=rows[0].unit
-    )
-    columns = {n: [row.values.get(n) for row in rows] if n in names else () for n in there}
-    return Table(columns, origin)
+    table = next(checked_tables(source, names, check, bad), None)
+    bad.notes(0 if table is None else len(table.origin.lines or ()))
+    if table is None:
+        raise InputError(f"{source} has no good row, expected at least one.")
+    return table
+
+
+def checked_tables(
+    source: str | Path,
+    names: Sequence[str],
+    check: Callable[[Row], object],
+    bad: BadRows,
+    size: int | None = None,
+) -> Iterator[Table]:
+    """Read columns as `checked_table` does, of at most `size` good rows at a time."""
+    good = checked_rows(source, check, bad)
+    while rows := [row for row, _ in islice(good, size)]:
+        there = dict.fromkeys(name for row in rows for name in row.values)
+        origin = Origin(
+            str(source), [row.place for row in rows], typed=rows[0].typed, unit=rows[0].unit
+        )
+        columns = {n: [row.values.get(n) for row in rows] if n in names else () for n in there}
+        yield Table(columns, origin)

@@ -25,16 +25,6 @@ class Pairs(NamedTuple):
     group: Array
 
 
-def _expand_ties(preferences: Preferences, rows: np.ndarray) -> tuple[np.ndarray, ...]:
-    """A tie becomes two rows of weight 1/2, in both orders: the Bradley-Terry loss of a draw."""
-    tie = preferences.tie[rows]
-    both = np.concatenate([rows, rows[tie]])
-    chosen = np.concatenate([preferences.chosen[rows], preferences.rejected[rows[tie]]])
-    rejected = np.concatenate([preferences.rejected[rows], preferences.chosen[rows[tie]]])
-    weight = np.where(preferences.tie[both], 0.5, 1.0)
-    return chosen, rejected, weight, preferences.group[both]
-
-
 def pad_pairs(
     preferences: Preferences, rows: tuple[np.ndarray, ...] | list[np.ndarray], width: int = 0
 ) -> Pairs:
@@ -57,18 +47,48 @@ def pad_pairs(
         >>> pairs.chosen.tolist(), pairs.weight.tolist()
         ([[0, 0], [1, 0]], [[1.0, 1.0], [1.0, 0.0]])
     """
-    ragged = [_expand_ties(preferences, user_rows) for user_rows in rows]
-    longest = max([len(user[0]) for user in ragged], default=0)
+    counts = np.array([len(user_rows) for user_rows in rows], np.int64)
+    row = np.concatenate(rows) if len(rows) else np.zeros(0, np.int64)
+    user = np.repeat(np.arange(len(rows)), counts)
+    # A tie becomes two rows of weight 1/2, in both orders: the Bradley-Terry loss of a draw. The
+    # second ones come behind all other rows of the user.
+    tie = preferences.tie[row]
+    user, row = np.concatenate([user, user[tie]]), np.concatenate([row, row[tie]])
+    turned = np.arange(len(row)) >= len(tie)
+    order = np.argsort(user, kind="stable")
+    user, row, turned = user[order], row[order], turned[order]
+    lengths = np.bincount(user, minlength=len(rows))
+    longest = int(lengths.max(initial=0))
     width = width or max(longest, 1)
     if longest > width:
         raise ValueError(f"a user has {longest} pairs, more than the width {width}")
-    arrays = [np.zeros((len(rows), width), dtype) for dtype in (np.int32, np.int32, np.float32)]
-    group = np.zeros((len(rows), width), np.int32)
-    for index, (chosen, rejected, weight, groups) in enumerate(ragged):
-        for array, values in zip(arrays, (chosen, rejected, weight), strict=True):
-            array[index, : len(values)] = values
-        group[index, : len(groups)] = np.unique(groups, return_inverse=True)[1]
-    return Pairs(arrays[0], arrays[1], arrays[2], group)
+    place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    chosen, rejected = preferences.chosen[row], preferences.rejected[row]
+    values = (
+        np.where(turned, rejected, chosen),
+        np.where(turned, chosen, rejected),
+        np.where(preferences.tie[row], 0.5, 1.0),
+        _ranked(user, preferences.group[row]),
+    )
+    kinds = (np.int32, np.int32, np.float32, np.int32)
+    arrays = [np.zeros((len(rows), width), kind) for kind in kinds]
+    for array, of_rows in zip(arrays, values, strict=True):
+        array[user, place] = of_rows
+    return Pairs(*arrays)
+
+
+def _ranked(user: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Number the groups [N] of each user [N], which is ascending, from 0 without gaps."""
+    order = np.lexsort((group, user))
+    user, group = user[order], group[order]
+    new = np.ones(len(user), np.int64)
+    new[1:] = (user[1:] != user[:-1]) | (group[1:] != group[:-1])
+    number = np.cumsum(new) - 1
+    starts = np.flatnonzero(np.diff(user, prepend=-1))
+    lengths = np.diff(np.append(starts, len(user)))
+    found = np.empty(len(user), np.int64)
+    found[order] = number - np.repeat(number[starts], lengths)
+    return found
 
 
 def bucket_users(lengths: np.ndarray, smallest: int = 8) -> dict[int, np.ndarray]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,11 @@ class Features:
     ids: tuple[str, ...]
     values: np.ndarray
     names: tuple[str, ...] | None = None
+
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """The number of each id's row."""
+        return {key: row for row, key in enumerate(self.ids)}
 
 
 def load_features(path: str | Path) -> Features:
@@ -135,7 +141,7 @@ def lookup(
         >>> lookup(Features(("a", "b"), np.eye(2)), ["b", "a", "b"]).tolist()
         [[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]]
     """
-    row_of = {key: row for row, key in enumerate(features.ids)}
+    row_of = features.row_of
     found = [row_of.get(item, -1) for item in items]
     if texts is not None:
         found = [row_of.get(text, row) for text, row in zip(texts, found, strict=True)]

@@ -1,9 +1,10 @@
 """Preference files and data sets, read and checked into one table."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +29,8 @@ from jaxalign.errors import InputError
 REQUIRED = ("user", "chosen", "rejected")
 OPTIONAL = ("prompt", "group", "time", "tie")
 _RATING = "rating"
+COLUMNS = (*REQUIRED, *OPTIONAL, _RATING)
+"""Columns that a file of choices may have."""
 
 
 def load(
@@ -69,14 +72,19 @@ def read_choices(
     source: str | Path, more: Sequence[str], require_user: bool, on_bad_row: OnBadRow
 ) -> tuple[Table, BadRows]:
     """Read the columns of choices, and `more` of them, without the rows that are to be dropped."""
-    bad, names = BadRows(on_bad_row, source), (*REQUIRED, *OPTIONAL, *more, _RATING)
+    bad, names = BadRows(on_bad_row, source), (*COLUMNS, *more)
     if on_bad_row == "refuse":
-        return _without_ratings(read_table(source, names), bad), bad
-    check = partial(_check_choice, require_user=require_user)
-    return _without_ratings(checked_table(source, names, check, bad), bad), bad
+        table = read_table(source, names)
+    else:
+        check = partial(check_choice, require_user=require_user)
+        table = checked_table(source, names, check, bad)
+    kept = without_ratings(table, bad)
+    if bad.ratings and not len(kept.columns.get("chosen", ())):
+        raise only_ratings(bad)
+    return kept, bad
 
 
-def _without_ratings(table: Table, bad: BadRows) -> Table:
+def without_ratings(table: Table, bad: BadRows) -> Table:
     """Leave out rows that rate one answer in place of choosing between two, and count them."""
     if _RATING not in table.columns:
         return table
@@ -87,20 +95,23 @@ def _without_ratings(table: Table, bad: BadRows) -> Table:
         for rating, answer in zip(ratings, chosen, strict=True)
     ]
     rest = {name: column for name, column in table.columns.items() if name != _RATING}
-    bad.ratings = sum(rated)
-    if not bad.ratings:
+    bad.ratings += sum(rated)
+    if not any(rated):
         return Table(rest, table.origin)
-    if all(rated):
-        raise InputError(
-            f"{table.origin.source} holds {len(rated):,} ratings and no choices, expected choices "
-            "between two answers (`user`, `chosen`, `rejected`); add some."
-        )
     kept = [row for row, is_rating in enumerate(rated) if not is_rating]
     columns: dict[str, Column] = {}
     for name, column in rest.items():
         values = as_list(column)
         columns[name] = [values[row] for row in kept] if len(values) else ()
     return Table(columns, table.origin.of(kept))
+
+
+def only_ratings(bad: BadRows) -> InputError:
+    """Return what refuses a source that has ratings alone."""
+    return InputError(
+        f"{bad.source} holds {bad.ratings:,} ratings and no choices, expected choices between two "
+        "answers (`user`, `chosen`, `rejected`); add some."
+    )
 
 
 def choices_of(table: Table, bad: BadRows, require_user: bool = True) -> Preferences:
@@ -140,45 +151,91 @@ def from_columns(
         (('a', 'b', 'c'), [0, 1], [1, 2])
     """
     origin = Origin(origin) if isinstance(origin, str) else origin
-    source = origin.source
+    found = number_choices(check_columns(columns, origin, require_user))
+    return replace(found, notes=find_remarks(found).sentences(origin.place))
+
+
+@dataclass(frozen=True)
+class ChoiceColumns:
+    """Choices whose values are checked, as texts.
+
+    Attributes:
+        user: [N].
+        chosen: [N].
+        rejected: [N].
+        prompt: [N], null where a row has none; None where there is no such column.
+        group: [N], as `prompt`.
+        tie: [N] bool.
+        talks: those of the texts that know their turns, by their text.
+        origin: where the rows came from.
+    """
+
+    user: pa.LargeStringArray
+    chosen: pa.LargeStringArray
+    rejected: pa.LargeStringArray
+    prompt: pa.LargeStringArray | None
+    group: pa.LargeStringArray | None
+    tie: np.ndarray
+    talks: Mapping[str, Conversation]
+    origin: Origin
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+
+def check_columns(
+    columns: Mapping[str, Column], origin: Origin, require_user: bool = True
+) -> ChoiceColumns:
+    """Return columns of choices with every value checked.
+
+    Args:
+        columns, require_user: as of `from_columns`.
+        origin: what the columns were read from.
+
+    Raises:
+        InputError: as `from_columns`.
+    """
     Table(columns, origin).require(REQUIRED if require_user else REQUIRED[1:])
     present = {name: columns[name] for name in (*REQUIRED, *OPTIONAL) if name in columns}
     present = flatten_conversations(present, origin)
     if "user" not in present:
         present["user"] = pa.repeat("anyone", len(present["chosen"]))
-    _check_lengths({name: len(values) for name, values in present.items()}, source)
-    user_text, chosen_text, rejected_text = (
-        _required(name, present[name], origin) for name in REQUIRED
-    )
-    count = len(user_text)
-    user, users = encode(user_text)
-    prompt, prompts = _optional_codes("prompt", present.get("prompt"), count, origin)
-    answer, answers = encode(pa.chunked_array([chosen_text, rejected_text]))
-    answer = answer.reshape(2, count)
-    if (same := np.flatnonzero(answer[0] == answer[1])).size:
+    _check_lengths({name: len(values) for name, values in present.items()}, origin.source)
+    user, chosen, rejected = (_required(name, present[name], origin) for name in REQUIRED)
+    prompt = _optional("prompt", present.get("prompt"), origin)
+    same = np.flatnonzero(pc.equal(chosen, rejected).to_numpy(zero_copy_only=False))
+    if same.size:
         raise _same_text(origin.at(same[0]), int(same.size))
+    tie = _tie_column(present.get("tie"), len(user), origin)
+    group = _optional("group", present.get("group"), origin)
+    talks = _conversations(present)
+    return ChoiceColumns(user, chosen, rejected, prompt, group, tie, talks, origin)
+
+
+def number_choices(columns: ChoiceColumns) -> Preferences:
+    """Return the table of checked choices, without notes; see `from_columns`."""
+    count, talks = len(columns), columns.talks
+    user, users = encode(columns.user)
+    prompt, prompts = _codes(columns.prompt, count)
+    answer, answers = encode(pa.chunked_array([columns.chosen, columns.rejected]))
+    answer = answer.reshape(2, count)
     # Row by row, so that items are numbered in the order in which a reader meets them.
     key = ((prompt.astype(np.int64) + 1) * len(answers) + answer).T.ravel()
     item, keys = _encode_numbers(key)
     under, text = np.divmod(keys, len(answers))
     items = tuple(answers[i] for i in text)
-    talks = _conversations(present)
     join = partial(_joined, talks) if talks else Conversation
     texts = tuple(
         join((prompts[p - 1], key)) if p else talks.get(key, key)
         for p, key in zip(under, items, strict=True)
     )
-    tie = _tie_column(present.get("tie"), count, origin)
-    group, groups = _optional_codes("group", present.get("group"), count, origin)
+    group, groups = _codes(columns.group, count)
     lone = -1 - np.arange(count)
     whole, _ = _encode_numbers(np.where(group < 0, lone, user * np.int64(len(groups)) + group))
     chosen, rejected = (np.ascontiguousarray(item[side::2]) for side in (0, 1))
-    strict = np.flatnonzero(~tie)
     return Preferences(
-        users, items, texts, user, chosen, rejected, whole, prompt, tie, source=source,
-        notes=remarks(
-            user[strict], chosen[strict], rejected[strict], lambda row: origin.place(strict[row])
-        ),
+        users, items, texts, user, chosen, rejected, whole, prompt, columns.tie,
+        source=columns.origin.source,
     )  # fmt: skip
 
 
@@ -264,14 +321,17 @@ def _required(name: str, values: Column, origin: Origin) -> pa.LargeStringArray:
     return column
 
 
-def _optional_codes(
-    name: str, values: Column | None, count: int, origin: Origin
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Codes [N] and texts of a column that may be absent or have gaps (-1); empty is a gap."""
+def _optional(name: str, values: Column | None, origin: Origin) -> pa.LargeStringArray | None:
+    """Texts [N] of a column that may be absent or have gaps; empty is a gap."""
     if values is None:
-        return np.full(count, -1, np.int32), ()
+        return None
     column = (identifier_column if name == "group" else text_column)(name, values, origin)
-    return encode(pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.large_string()), column))
+    return pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.large_string()), column)
+
+
+def _codes(column: pa.LargeStringArray | None, count: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Codes [N] of texts, -1 where there is none, and the texts."""
+    return (np.full(count, -1, np.int32), ()) if column is None else encode(column)
 
 
 def _tie_column(values: Column | None, count: int, origin: Origin) -> np.ndarray:
@@ -290,32 +350,52 @@ def _check_lengths(lengths: dict[str, int], source: str) -> None:
         raise InputError(f"{source} has no rows, expected at least one choice.")
 
 
-def remarks(
-    user: np.ndarray, chosen: np.ndarray, rejected: np.ndarray, place: Callable[[int], str]
-) -> tuple[str, ...]:
-    """Return what is remarkable about choices without ties, a sentence each.
+class Remarks(NamedTuple):
+    """What is remarkable about choices without ties.
 
-    Args:
-        user: [N] int.
-        chosen: [N] int.
-        rejected: [N] int.
-        place: what to call a row.
+    Attributes:
+        repeated: rows that repeat an earlier choice of the same user.
+        reversed: rows that choose a pair the other way than the same user did before.
+        rows: the first of these rows, behind the row that it reverses; -1 where there is none.
     """
-    found = []
+
+    repeated: int = 0
+    reversed: int = 0
+    rows: tuple[int, int] = (-1, -1)
+
+    def sentences(self, place: Callable[[int], str]) -> tuple[str, ...]:
+        """Return a sentence each.
+
+        Args:
+            place: what to call a row.
+        """
+        found = []
+        if self.repeated:
+            found.append(
+                f"{self.repeated:,} rows repeat an earlier choice of the same user, and count"
+            )
+        if self.reversed:
+            first, later = map(place, self.rows)
+            found.append(
+                f"{self.reversed:,} rows choose a pair the other way than the same user did before "
+                f"(first: {first} and {later}); both count, as people change their minds"
+            )
+        return tuple(found)
+
+
+def find_remarks(choices: Preferences) -> Remarks:
+    """Return what is remarkable about a table of choices."""
+    strict = np.flatnonzero(~choices.tie)
+    user, chosen, rejected = (
+        array[strict] for array in (choices.user, choices.chosen, choices.rejected)
+    )
     pair, pairs = _encode_numbers(
         chosen.astype(np.int64) * (int(rejected.max(initial=0)) + 1) + rejected
     )
     _, distinct = _encode_numbers(user.astype(np.int64) * max(len(pairs), 1) + pair)
-    if repeated := len(user) - len(distinct):
-        found.append(f"{repeated:,} rows repeat an earlier choice of the same user, and count")
     later, first = later_reversals(user, chosen, rejected)
-    if later.size:
-        found.append(
-            f"{later.size:,} rows choose a pair the other way than the same user did before "
-            f"(first: {place(int(first[0]))} and {place(int(later[0]))}); both count, as people "
-            "change their minds"
-        )
-    return tuple(found)
+    rows = (int(strict[first[0]]), int(strict[later[0]])) if later.size else (-1, -1)
+    return Remarks(len(user) - len(distinct), int(later.size), rows)
 
 
 def _same_text(where: str, count: int = 1) -> RowError:
@@ -327,7 +407,7 @@ def _same_text(where: str, count: int = 1) -> RowError:
     )
 
 
-def _check_choice(row: Row, require_user: bool) -> None:
+def check_choice(row: Row, require_user: bool) -> None:
     """Refuse a row that is neither a rating nor one that `from_columns` takes."""
     if row.has(_RATING) and not row.has("chosen"):
         return

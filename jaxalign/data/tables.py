@@ -51,6 +51,7 @@ ANSWERS = ("completion", "answer")
 """Columns of an answer, as `jaxalign generate` writes it and as other files call it."""
 _ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 _BATCH = 4096
+_SAMPLE = 2**20  # bytes that the number of lines is estimated from
 
 
 class Row(NamedTuple):
@@ -326,6 +327,21 @@ def read_tables(
                 origin = replace(origin, start=origin.start + (size or 0))
         if empty:
             raise InputError(f"{source} is empty, expected at least one row.")
+
+
+def estimate_rows(source: str | Path) -> int | None:
+    """Return about how many rows a file has, for progress; None where that is not known cheaply."""
+    kind, path = _kind(source), Path(source)
+    if kind == "data set" or not path.is_file():
+        return None
+    if kind == "parquet":
+        return int(open_parquet(path).metadata.num_rows)
+    with path.open("rb") as file:
+        lines = file.read(_SAMPLE).count(b"\n")
+    size = path.stat().st_size
+    if path.suffix == ".gz" or not lines:
+        return None
+    return lines if size <= _SAMPLE else size * lines // _SAMPLE
 
 
 def read_metadata(path: Path) -> Mapping[bytes, bytes]:

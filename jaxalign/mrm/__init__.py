@@ -4,6 +4,7 @@ from jaxalign.mrm import baselines as baselines
 from jaxalign.mrm._fit import FitReport, FitResult, fit
 from jaxalign.mrm.adapted_users import UserState, read_state, user_state, weights_of
 from jaxalign.mrm.adapting import adapt_users
+from jaxalign.mrm.adapting_file import AdaptConfig, AdaptedFile, adapt_file
 from jaxalign.mrm.ask import information, next_pair
 from jaxalign.mrm.base import base_rewards, effective_weights, init, score
 from jaxalign.mrm.bayes import Prior, choice_probability, posterior, predict, rescaled
@@ -48,6 +49,8 @@ from jaxalign.runs.user_store import open_users
 __all__ = [
     "METHODS",
     "USERS_FILE",
+    "AdaptConfig",
+    "AdaptedFile",
     "BayesConfig",
     "Belief",
     "BestOf",
@@ -72,6 +75,7 @@ __all__ = [
     "UserState",
     "WeightsMethod",
     "adapt",
+    "adapt_file",
     "adapt_users",
     "base_rewards",
     "belief_moments",

@@ -1,7 +1,6 @@
 """Users adapted from their choices, a bounded number at a time, and updated with new ones."""
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +9,7 @@ import numpy as np
 
 from jaxalign.data import Features, Preferences
 from jaxalign.data.batching import Pairs, bucket_users, pad_pairs
+from jaxalign.data.choice_parts import digest_of
 from jaxalign.data.splits import learned_from, rows_by_user
 from jaxalign.errors import InputError
 from jaxalign.files import write_aside
@@ -19,7 +19,14 @@ from jaxalign.mrm.registry import require
 from jaxalign.mrm.serving import item_features
 from jaxalign.mrm.sites import Sites
 from jaxalign.progress import track
-from jaxalign.runs.user_store import AboutUsers, UserRecord, UserStore, create_users, open_users
+from jaxalign.runs.user_store import (
+    AboutUsers,
+    UserRecord,
+    UserStore,
+    create_users,
+    open_users,
+    refuse_foreign_file,
+)
 
 FOLDS = 5
 _PAIRS_AT_ONCE, _MANY = 2**15, 1000
@@ -79,30 +86,53 @@ def adapt_users(
         (['ann'], True)
     """
     require(model.method, "new_items", "adapt")
+    if out is not None:
+        refuse_foreign_file(out)
     old = open_users(out, model.digest) if update and out is not None else None
-    source = _source_digest(choices)
-    if old is not None and source in old.about.sources:
-        raise InputError(
-            f"{old.source} has these choices already: give choices that are new, or adapt without "
-            "an update to make the file anew."
-        )
-    table = _table(model, item_features(model, choices.items, choices.texts, features))
-    about = _about(model, table, source)
+    source = digest_of(choices)
+    if old is not None:
+        refuse_known(old, source)
+    table = item_table(model, item_features(model, choices.items, choices.texts, features))
+    about = about_users(model, table, source)
     if old is not None:
         with old.changing(about.sources):
-            _adapt_into(old, model, choices, table, accuracy, progress)
+            adapt_into(old, model, choices, table, accuracy, old=old, progress=progress)
         return old
     with nullcontext() if out is None else write_aside(out) as aside:
         users = create_users(about, aside)
         with users.changing():
-            _adapt_into(users, model, choices, table, accuracy, progress)
+            adapt_into(users, model, choices, table, accuracy, progress=progress)
         if out is None:
             return users
         users.close()
     return open_users(out)
 
 
-def _about(model: UserModel, table: np.ndarray, source: str) -> AboutUsers:
+def refuse_known(users: UserStore, source: str) -> None:
+    """Refuse to update users with choices that they were adapted on.
+
+    Args:
+        users: that are to be updated.
+        source: digest of the choices.
+
+    Raises:
+        InputError: the users have them.
+    """
+    if source in users.about.sources:
+        raise InputError(
+            f"{users.source} has these choices already: give choices that are new, or adapt "
+            "without an update to make the file anew."
+        )
+
+
+def about_users(model: UserModel, table: np.ndarray, source: str) -> AboutUsers:
+    """Return what a file of users says of users of a model.
+
+    Args:
+        model: that they are adapted with.
+        table: as from `item_table`.
+        source: digest of their choices.
+    """
     weights = "weights" in model.method.capabilities
     width = table.shape[1] if weights else 2 * table.shape[1]
     ids = model.reward_ids
@@ -117,15 +147,13 @@ def _about(model: UserModel, table: np.ndarray, source: str) -> AboutUsers:
     )
 
 
-def _source_digest(choices: Preferences) -> str:
-    digest = hashlib.sha256("\0".join([*choices.users, "", *choices.items]).encode())
-    for array in (choices.user, choices.chosen, choices.rejected, choices.tie):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+def item_table(model: UserModel, features: np.ndarray) -> np.ndarray:
+    """Return what choices are rows of: base rewards [I, K], or features [I, D] for the method.
 
-
-def _table(model: UserModel, features: np.ndarray) -> np.ndarray:
-    """What a choice is a row of: base rewards [I, K], or features [I, D] as the method takes."""
+    Args:
+        model: a trained model.
+        features: [I, E] of the items.
+    """
     if "weights" in model.method.capabilities:
         return model.base(features)
     return np.asarray(model.inputs(features))
@@ -139,19 +167,32 @@ class _Batch(NamedTuple):
     group: np.ndarray
 
 
-def _adapt_into(
+def adapt_into(
     users: UserStore,
     model: UserModel,
     choices: Preferences,
     table: np.ndarray,
-    accuracy: bool,
-    progress: bool,
+    accuracy: bool = True,
+    old: UserStore | None = None,
+    progress: bool = False,
+    counted: Callable[[int], None] = lambda users: None,
 ) -> None:
+    """Adapt the users of some choices and write them.
+
+    Args:
+        users: where they are written.
+        model, choices, accuracy: as of `adapt_users`.
+        table: of the items, as from `item_table`.
+        old: users whose earlier choices are kept.
+        progress: whether to show a bar on standard error.
+        counted: receives the number of users whenever some have been written.
+    """
     learned = learned_from(choices, choices.users)
     held = _held_out(choices)
-    known = [users.get(name) for name in choices.users] if len(users) else None
-    ties = np.array([int(choices.tie[rows].sum()) for rows in learned])
-    lengths = np.array([*map(len, learned)]) + ties
+    known = None if old is None else [old.get(name) for name in choices.users]
+    rest = slice(None) if choices.held_out is None else ~choices.held_out
+    both = np.concatenate([choices.user[rest], choices.user[rest][choices.tie[rest]]])
+    lengths = np.bincount(both, minlength=len(choices.users))
     if known is not None:
         lengths += [0 if record is None else len(record.rows) for record in known]
     chunks = list(_chunks(lengths))
@@ -172,6 +213,7 @@ def _adapt_into(
         ]
         names = [choices.users[user] for user in members]
         users.put(_records(names, counts, shares, mean, batch, sites))
+        counted(len(members))
 
 
 def _held_out(choices: Preferences) -> list[np.ndarray] | None:
@@ -191,7 +233,8 @@ def _chunks(lengths: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     for width, members in bucket_users(lengths).items():
         if len(members) >= _MANY:  # another shape to compile costs less than the padding
             width = int(lengths[members].max())
-        size = max(1, _PAIRS_AT_ONCE // width)
+        # Whole powers of two, so that only the last of the batches is padded with users.
+        size = 2 ** int(np.log2(max(1, _PAIRS_AT_ONCE // width)))
         for start in range(0, len(members), size):
             yield width, members[start : start + size]
 
@@ -222,18 +265,20 @@ def _batch(
         np.zeros(shape, np.float32),
         np.zeros(shape, np.int32),
     )
+    there = pairs.weight > 0
+    start = np.array([0 if record is None else len(record.rows) for record in before])
+    first = np.zeros(len(before), np.int32)
     for user, record in enumerate(before):
-        count, start = int((pairs.weight[user] > 0).sum()), 0
         if record is not None:
             state = read_state(model, record)
-            start = len(state.rows)
             for array, values in zip(batch, (state.rows, state.weight, state.group), strict=True):
-                array[user, :start] = values
-        # Groups of a new file are new ones.
-        first = int(batch.group[user, :start].max()) + 1 if start else 0
-        both = (fresh[user], pairs.weight[user], pairs.group[user] + first)
-        for array, values in zip(batch, both, strict=True):
-            array[user, start : start + count] = values[:count]
+                array[user, : start[user]] = values
+            # Groups of a new file are new ones.
+            first[user] = state.group.max(initial=-1) + 1
+    row, place = np.nonzero(there)
+    both = (fresh, pairs.weight, pairs.group + first[:, None])
+    for array, values in zip(batch, both, strict=True):
+        array[row, start[row] + place] = values[there]
     return batch
 
 

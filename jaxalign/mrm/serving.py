@@ -44,11 +44,7 @@ def encode_texts(model: UserModel, texts: Sequence[str], keep: bool = True) -> n
     Raises:
         InputError: the model was trained on given features, or the encoder's weights have changed.
     """
-    if model.features.path or model.projection.scale is not None:
-        raise InputError(
-            "this model was trained on given features and cannot read text: give the texts' "
-            "features with --features FILE (for named rewards, `jaxalign reward score` writes it)."
-        )
+    require_text(model)
     from jaxalign.models.embed import encode, encode_unkept
 
     encoder = _encoder(model.features.model, model.encoder_sha256)
@@ -56,6 +52,19 @@ def encode_texts(model: UserModel, texts: Sequence[str], keep: bool = True) -> n
     if keep:
         return encode(encoder, list(texts), pooling=pooling)
     return encode_unkept(encoder, list(texts), progress=False, pooling=pooling)
+
+
+def require_text(model: UserModel) -> None:
+    """Refuse a model that cannot read text.
+
+    Raises:
+        InputError: the model was trained on given features.
+    """
+    if model.features.path or model.projection.scale is not None:
+        raise InputError(
+            "this model was trained on given features and cannot read text: give the texts' "
+            "features with --features FILE (for named rewards, `jaxalign reward score` writes it)."
+        )
 
 
 def encode_answers(

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxalign.errors import InputError
-from jaxalign.files import read_json, write_aside
-from jaxalign.runs.run_dir import MARKER, REPORT, Identity, RunDir, open_run_dir
+from jaxalign.files import write_aside
+from jaxalign.runs.file_run import open_file_run
+from jaxalign.runs.run_dir import Identity, RunDir
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -107,22 +107,12 @@ def open_row_file(
         ['{"row": 0}', '{"row": 1}']
     """
     path = Path(path).expanduser()
-    folder = path.with_name(f".{path.name}.run")
-    whole = (folder / REPORT).exists() and _is_whole(path, folder)
-    stopped = (folder / MARKER).exists() and not (folder / REPORT).exists()
-    if resume and path.exists() and not (whole or stopped):
-        raise InputError(
-            f"--out {path} is there, and no run beside it has written what it holds: leave "
-            "--resume out to write it anew, or give another --out."
-        )
-    if folder.exists() and not stopped and not (resume and whole):
-        shutil.rmtree(folder)
-    return RowFile(path, open_run_dir(folder, kind, config, identity, resume))
+    return RowFile(path, open_file_run(path, kind, config, identity, _is_whole, resume))
 
 
-def _is_whole(path: Path, folder: Path) -> bool:
+def _is_whole(path: Path, report: Mapping[str, object]) -> bool:
     """Whether the file is still what the run has written."""
-    return path.is_file() and read_json(folder / REPORT).get("sha256") == _digest(path)
+    return report.get("sha256") == _digest(path)
 
 
 def _digest(path: Path) -> str:

@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 
@@ -27,6 +28,8 @@ _PUT = """
 INSERT INTO users VALUES (?, ?, ?, ?, ?) ON CONFLICT (user) DO UPDATE SET
     choices = excluded.choices, accuracy = excluded.accuracy,
     weights = excluded.weights, rows = excluded.rows"""
+# Without a condition, SQLite would take the conflict clause for one of a join.
+_FROM_OTHER = "SELECT * FROM other.users WHERE true"
 
 
 @dataclass(frozen=True)
@@ -154,12 +157,34 @@ class UserStore:
             raise
         self.about = about
 
+    @property
+    def progress(self) -> int:
+        """A number that is kept with the users, such as how many parts of the work are done."""
+        return int(self._one("PRAGMA user_version", ())[0])
+
+    @progress.setter
+    def progress(self, done: int) -> None:
+        self._all(f"PRAGMA user_version = {int(done)}", ())
+
+    def put_all(self, path: Path) -> None:
+        """Write all users of another file, in place of those of the same ids, or nothing."""
+        self._all("ATTACH DATABASE ? AS other", (str(path),))
+        try:
+            with self.changing(open_users(path).about.sources):
+                self._all(_PUT.replace("VALUES (?, ?, ?, ?, ?)", _FROM_OTHER), ())
+        finally:
+            self._all("DETACH DATABASE other", ())
+
     def save(self, path: str | Path) -> None:
         """Write the users as a file in one step.
 
         Args:
-            path: file to write, `.sqlite` by custom; an older one is replaced.
+            path: file to write, `.sqlite` by custom; an older file of users is replaced.
+
+        Raises:
+            InputError: the file holds something else.
         """
+        refuse_foreign_file(path)
         with write_aside(path) as aside, closing(sqlite3.connect(aside)) as target:
             self._database.backup(target)
 
@@ -194,16 +219,21 @@ class UserStore:
             raise InputError(f"{self.source} is damaged ({error}): {REMEDY} anew.") from None
 
 
-def create_users(about: AboutUsers, path: str | Path | None = None) -> UserStore:
+def create_users(
+    about: AboutUsers, path: str | Path | None = None, durable: bool = False
+) -> UserStore:
     """Return new users, in memory or in a file.
 
     Args:
         about: what holds for all of them.
-        path: a file that does not exist, such as `write_aside` gives: a crash leaves half of it.
+        path: a file that does not exist, such as `write_aside` gives.
+        durable: whether the file outlives a crash with all that `UserStore.changing` has kept;
+            otherwise a crash leaves half of it.
     """
     database = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False)
-    # Nobody reads the file before it is whole, so that it needs no journal.
-    database.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;")
+    # A file that nobody reads before it is whole needs no journal.
+    how = ("TRUNCATE", "NORMAL") if durable else ("OFF", "OFF")
+    database.executescript("PRAGMA journal_mode = {}; PRAGMA synchronous = {};".format(*how))
     database.executescript(_SCHEMA)
     database.execute("INSERT INTO about VALUES (?)", (_stated(about),))
     return UserStore(database, about, str(path or "memory"))
@@ -264,6 +294,36 @@ def is_users_file(path: Path) -> bool:
     """Return whether a file is a database, as `jaxalign mrm adapt` writes it."""
     with path.open("rb") as file:
         return file.read(len(SQLITE)) == SQLITE
+
+
+def refuse_foreign_file(path: str | Path, option: str = "--out") -> None:
+    """Refuse to replace a file that holds no users, of whatever format, be they damaged.
+
+    Args:
+        path: file that will be written; it may be missing.
+        option: that names it, for messages.
+
+    Raises:
+        InputError: there is another file.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        return
+    kind = None
+    try:
+        if is_users_file(path):
+            with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as database:
+                kind = json.loads(database.execute("SELECT value FROM about").fetchone()[0])["kind"]
+    except sqlite3.Error as error:
+        # What is damaged is replaced; a whole database that lacks the table is somebody else's.
+        kind = None if error.sqlite_errorcode == sqlite3.SQLITE_ERROR else KIND
+    except (ValueError, KeyError, TypeError):
+        pass
+    if kind != KIND:
+        raise InputError(
+            f"{option} {path} is there and was not written by `jaxalign mrm adapt`"
+            f"{instead(path)}: give another {option}, or remove the file."
+        )
 
 
 def _stated(about: AboutUsers) -> str:
