@@ -23,6 +23,7 @@ PARTS = ("curves", "cost")
 WAYS = ("chosen", "random")
 SHOWN = (0, 5, 10, 20, 40)
 QUERY = 40
+JESTER_SUPPORT = 20  # of a validation user; the demo's have as many
 COST_SIZES = (5, 128)
 CALLS = 500
 COLOURS = {"chosen": "#0072B2", "random": "#D55E00"}
@@ -32,7 +33,8 @@ class People(NamedTuple):
     """Test users of one world.
 
     Attributes:
-        prior: of their weights, from other users.
+        prior: of their weights, from training users, at the strength and temperature that
+            validation users chose.
         features: [I, E].
         pool: [U, M] pairs they can be asked, as they would answer; weight 0 in padding.
         query: [U, Q] pairs they are judged on.
@@ -132,7 +134,8 @@ def _demo(population: str, kind: str, seed: int, arguments: argparse.Namespace) 
     rng = np.random.default_rng([seed, 4])
     pool, count = answers.pairs(plan.known), arguments.pairs
     asked = choose(people, plan.test, answers.traits, pool, count, rng)
-    prior = _prior(features, _pairs(world.fitted.chosen, world.fitted.rejected))
+    parts = (world.fitted, world.support["validation"], world.query["validation"])
+    prior = _prior(features, *(_pairs(part.chosen, part.rejected) for part in parts))
     judged = world.query["test"]
     return People(
         prior,
@@ -161,12 +164,13 @@ def _jester(seed: int, arguments: argparse.Namespace) -> People:
         halves = [rows[choices.group[rows] == half] for half in np.unique(choices.group[rows])]
         return np.concatenate([rows[:0], *(half[:40] for half in halves)])
 
-    def cut(users: tuple[str, ...]) -> tuple[Any, Any]:
-        parts = episodes(choices, users, seed, 0, QUERY, 0.5, 20, QUERY)
+    def cut(users: tuple[str, ...], support: int = 0) -> tuple[Any, Any]:
+        parts = episodes(choices, users, seed, support, QUERY, 0.5, 20, QUERY)
         return pad_pairs(choices, parts.support), pad_pairs(choices, parts.query)
 
     training = [first_of_each_half(rows) for rows in rows_by_user(choices, split.train)]
-    prior = _prior(features, pad_pairs(choices, training))
+    validating = cut(split.validation, JESTER_SUPPORT)
+    prior = _prior(features, pad_pairs(choices, training), *validating)
     users = split.test[: arguments.jester_users or None]
     return People(prior, features, *cut(users), _accuracy)
 
@@ -183,13 +187,20 @@ def _accuracy(probability: np.ndarray) -> np.ndarray:
     return np.where(probability == 0.5, 0.5, probability > 0.5).mean(axis=1)
 
 
-def _prior(features: np.ndarray, training: Any) -> Any:
+def _prior(features: np.ndarray, training: Any, support: Any, query: Any) -> Any:
+    """As `mrm train` makes it: of training users, at the strength that validation users chose."""
     import jax.numpy as jnp
 
-    from jaxalign import mrm
+    from jaxalign.mrm.config import BayesConfig
+    from jaxalign.mrm.hierarchical import HierarchicalBayes
+    from jaxalign.mrm.selection import select
+    from jaxalign.mrm.support_query import SupportQueryData, TrainingData, one_bucket
 
-    d = jnp.asarray(features[training.chosen] - features[training.rejected])
-    return mrm.fit_prior(d, training.weight)
+    table = jnp.asarray(features, jnp.float32)
+    method = HierarchicalBayes(BayesConfig(), "bayes")
+    fitted = method.fit(TrainingData(table, table, one_bucket(training)))
+    users = SupportQueryData(one_bucket(support), one_bucket(query))
+    return method.prior(fitted, select(method, fitted, table, users)[0])
 
 
 # Asking ---------------------------------------------------------------------------------------
