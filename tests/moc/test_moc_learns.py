@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from jaxalign.metrics.agreement import tau_b
+from jaxalign.metrics.agreement import corner_movement, tau_b
 from jaxalign.metrics.pareto import hypervolume
 from jaxalign.moc.combination import CombineConfig
 from jaxalign.moc.config import KLConfig, MocConfig
@@ -130,9 +130,10 @@ def language_model(vocabulary):
 
 
 @cache
-def learned(objectives, rule, fronts):
+def learned(objectives, rule, fronts, conditioning="token", steps=None, baseline="values"):
     """Rewards [fronts, seeds, W, R] reached under every preference; all runs are one program."""
     own, names = config(objectives, rule), NAMES[:objectives]
+    own = replace(own, conditioning=conditioning, baseline=baseline, steps=steps or own.steps)
     asked = np.concatenate(judged(objectives))
     judge = replace(own, groups=len(asked), rows=JUDGED)
     tables = jnp.stack([letters(front, objectives) for front in fronts])
@@ -199,6 +200,26 @@ def test_one_policy_serves_every_preference_on_both_fronts(objectives):
         assert np.mean(share) >= 0.95
         assert seen.min() >= 0.9
         assert (unseen >= seen - 0.05).all()
+
+
+def test_adapters_follow_the_preference_in_a_third_of_the_answers():
+    """The fronts are covered at 50 steps, a third of what the soft token is given above.
+
+    Share of the hypervolume, 8 seeds, linear and concave front, tau-b 1 throughout: adapters at 50
+    steps 0.983 and 0.969 (with value heads 0.980 and 0.981); the soft token 0.988 and 0.982 at 150
+    steps, and 0.983 and 0.975 at 50. So these tiny worlds do not tell the two apart.
+    """
+    told, between = judged(2)
+    fronts = ("linear", "concave")
+    runs_by_front = learned(2, "blend", fronts, "adapters", 50, "group")
+    for front, runs in runs_by_front.items():
+        best = hypervolume(targets(front, told), np.zeros(2))
+        share = [hypervolume(run[: len(told)], np.zeros(2)) / best for run in runs]
+        assert np.mean(share) >= 0.95
+        for run in runs:
+            assert min(tau_b(told, run[: len(told)])) >= 0.95
+            assert min(tau_b(between, run[len(told) :])) >= 0.95
+            assert min(corner_movement(told, run[: len(told)])) >= 0.8
 
 
 def test_weighing_by_the_preference_is_all_or_nothing():
