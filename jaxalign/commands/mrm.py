@@ -125,6 +125,7 @@ def _adapt(arguments: argparse.Namespace, _: list[str]) -> None:
     from jaxalign import mrm
     from jaxalign.data import load_features
     from jaxalign.files import check_output
+    from jaxalign.mrm.gate import count_left_alone
     from jaxalign.runs.user_store import refuse_foreign_file
 
     out = arguments.out or arguments.model / mrm.USERS_FILE
@@ -143,6 +144,9 @@ def _adapt(arguments: argparse.Namespace, _: list[str]) -> None:
     mean = users.mean_accuracy()
     held_out = "" if mean is None else f", held-out accuracy {mean:.3f} on average"
     print(f"{counted(len(users), 'user')}{held_out}; wrote {out}")
+    alone = count_left_alone(model, users)
+    if alone:
+        print(f"{alone:,} of them are left alone by the gate: they have the population's weights")
     name, able = model.method.name, model.method.capabilities
     if "weights" not in able:
         print(f"{name} declares no weights: the file keeps each user's choices instead")

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxalign.data.batching import Pairs
 from jaxalign.errors import InputError
-from jaxalign.mrm.model import UserModel
+from jaxalign.mrm.model import UserModel, infer
 from jaxalign.mrm.sites import Sites, posterior_cov
 from jaxalign.mrm.support_query import on_device
 from jaxalign.runs.user_store import UserRecord
@@ -77,21 +77,45 @@ def user_state(model: UserModel, user: str) -> UserState:
 
 
 def weights_of(model: UserModel, state: UserState | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the mean [K] and covariance [K, K] (or None) of the weights of a user.
+    """Return the mean [K] and covariance [K, K] (or None) of the weights that a user is served.
 
     Args:
         model: whose method represents users by weights.
-        state: as from `user_state`; None for a user without choices, who has the population's.
+        state: as from `user_state`; None for a user without choices, who has the population's, as
+            has one whom the model's gate leaves alone.
 
     Raises:
         InputError: the method has no weights.
     """
-    mean, cov = model.population()
-    if state is None:
-        return mean, cov
+    if state is None or is_left_alone(model, state):
+        return model.population()
+    return own_weights(model, state)
+
+
+def is_left_alone(model: UserModel, state: UserState) -> bool:
+    """Return whether `adapt_users` gave a user the population's weights, as the gate says."""
+    return model.gate is not None and np.array_equal(
+        np.asarray(state.mean, np.float32), np.asarray(model.population()[0], np.float32)
+    )
+
+
+def own_weights(model: UserModel, state: UserState) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the mean [K] and covariance [K, K] (or None) of a user's own weights.
+
+    Args:
+        model: whose method represents users by weights.
+        state: of the user, whether the gate leaves the user alone or not.
+    """
+    cov = model.population()[1]
+    mean = state.mean
+    if is_left_alone(model, state):
+        # Room for a power of two of choices, so that few shapes are compiled.
+        room = 2 ** int(np.ceil(np.log2(max(len(state.rows), 1)))) - len(state.rows)
+        rows = np.pad(state.rows, ((0, room), (0, 0)))[None]
+        mean = infer(model, rows, np.pad(state.weight, (0, room))[None])[0][0]
     if cov is None or state.sites is None:
-        return state.mean, None
-    return state.mean, posterior_cov(cov, state.rows, state.sites.precision)
+        return mean, None
+    return mean, posterior_cov(cov, state.rows, state.sites.precision)
 
 
 def predict_rows(

@@ -14,6 +14,7 @@ from jaxalign.data.splits import learned_from, rows_by_user
 from jaxalign.errors import InputError
 from jaxalign.files import write_aside
 from jaxalign.mrm.adapted_users import extra_columns, predict_rows, read_state
+from jaxalign.mrm.gate import served_weights
 from jaxalign.mrm.model import UserModel, infer
 from jaxalign.mrm.registry import require
 from jaxalign.mrm.serving import item_features
@@ -212,7 +213,8 @@ def adapt_into(
             n + (b.choices if b is not None else 0) for n, b in zip(counts, before, strict=True)
         ]
         names = [choices.users[user] for user in members]
-        users.put(_records(names, counts, shares, mean, batch, sites))
+        served = served_weights(model, mean, batch.rows, sites)
+        users.put(_records(names, counts, shares, served, batch, sites))
         counted(len(members))
 
 

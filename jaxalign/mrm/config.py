@@ -261,6 +261,41 @@ class FeatureConfig:
             )
 
 
+@dataclass(frozen=True)
+class AdaptationConfig:
+    """When a method adapts at all, and to whom.
+
+    Attributes:
+        significance: level of the one-sided paired t-test over users that adaptation must pass, in
+            (0, 1]; 1 adapts wherever the mean is better.
+        folds: folds of training and validation users. A method that is fitted quickly is fitted
+            again without each fold, so that the test sees all of them; 0 tests on validation users
+            alone, as for every other method.
+        enough_users: validation users with whom the test needs no further fits, 2 or more.
+        kept_gain: share of the gain in log-likelihood that the users whom the gate lets through
+            must keep on validation, in (0, 1]; the less, the more users are left alone.
+        reference_pairs: pairs of training choices on which the gate judges what a user's support
+            says, 1 or more.
+
+    Example:
+        >>> from jaxalign.mrm.config import AdaptationConfig
+        >>> AdaptationConfig(folds=0).significance
+        0.05
+    """
+
+    significance: float = 0.05
+    folds: int = 5
+    enough_users: int = 200
+    kept_gain: float = 0.875
+    reference_pairs: int = 128
+
+    def __post_init__(self) -> None:
+        check_range(self, "significance kept_gain", 0, 1, above=True)
+        check_range(self, "enough_users", 2)
+        check_range(self, "reference_pairs", 1)
+        check_range(self, "folds", 0)
+
+
 REGULARISED = MRMConfig(
     hidden_sizes=(8,),
     link="signed",

@@ -8,11 +8,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr
 
 from jaxalign.errors import InputError
-from jaxalign.mrm.adapted_users import user_state, weights_of
+from jaxalign.mrm.adapted_users import own_weights, user_state
 from jaxalign.mrm.known_items import effects_of
 from jaxalign.mrm.model import UserModel
 from jaxalign.mrm.registry import require
-from jaxalign.mrm.serving import encode_answers, known_texts
+from jaxalign.mrm.serving import encode_answers, known_texts, leaves_alone, win_probability
+from jaxalign.mrm.shared_effects import shifted
 
 Floats = NDArray[np.float64]
 
@@ -161,10 +162,19 @@ def best_of(
     require(model.method, "weights", "a personal answer")
     state = None if user is None else user_state(model, user)
     values = encode_answers(model, candidates, prompt) if features is None else features
-    cost = None
+    effects, base = np.zeros(len(candidates)), model.base(values)
     if model.item_effects is not None:
-        keys = known_texts(candidates, prompt)
-        cost = -effects_of(model.item_effects, keys)
-    gains = expected_gains(*weights_of(model, state), model.base(values), cost)
+        effects = effects_of(model.item_effects, known_texts(candidates, prompt))
+    weights = common = model.population()
+    if state is not None and model.gate is not None:
+        own = own_weights(model, state)
+        wins, everybodys = (
+            shifted(win_probability(mean, cov, base), effects[:, None] - effects[None, :])
+            for mean, cov in (own, common)
+        )
+        weights = common if leaves_alone(model, wins, everybodys) else own
+    elif state is not None:
+        weights = own_weights(model, state)
+    gains = expected_gains(*weights, base, -effects)
     position = best_option(gains, k, least_probability)
     return BestOf(position, candidates[position], gains)

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,7 @@ class _PriorMethod(UserRewardMethod[BayesConfig]):
 
     seeded = False
     warm_start = True
+    refits = True
 
     def fit(self, data: TrainingData, seed: int = 0) -> Fitted:
         """Return "mean" [D] and "cov" [D, D] of the population, and its "pseudo_users"."""
@@ -75,6 +77,11 @@ class _PriorMethod(UserRewardMethod[BayesConfig]):
             weight = support.weight if candidate["adapt"] else jnp.zeros_like(support.weight)
             rows.append(np.asarray(_probability(prior, known, weight, wanted)))
         return np.stack(rows)
+
+    def settled(self, fitted: Fitted) -> "_PriorMethod":
+        """Return the method with the number of pseudo-users that a fit chose."""
+        pseudo_users = (float(fitted["pseudo_users"]),)
+        return type(self)(replace(self.settings, pseudo_users=pseudo_users), self.name)
 
     def describe(self, fitted: Fitted, candidate: Candidate) -> Candidate:
         """Return the candidate with the number of pseudo-users that the fit chose."""

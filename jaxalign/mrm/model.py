@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxalign.errors import InputError
 from jaxalign.models.resolve import stated_name
+from jaxalign.mrm.adaptation import Gate
 from jaxalign.mrm.bayes import Prior
 from jaxalign.mrm.config import FeatureConfig
 from jaxalign.mrm.known_items import KnownEffects
@@ -50,6 +51,7 @@ class AboutUserModel:
         encoder_sha256: digest of the encoder's weights, empty for given features.
         scale: of the named base rewards, null for learned features.
         with_prompts: whether the items of the choices were answers with their prompts.
+        gate: whom the model adapts to; null for everybody.
     """
 
     method: str
@@ -59,6 +61,7 @@ class AboutUserModel:
     encoder_sha256: str
     scale: dict[str, list[str] | list[float]] | None
     with_prompts: bool
+    gate: Gate | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,9 @@ class UserModel:
         with_prompts: whether it was trained on answers with their prompts, which the encoder then
             reads too.
         item_effects: of the items of training, which all users share; None where there are none.
+        gate: whom it adapts to; None for everybody.
+        reference: [R, K] differences of base rewards that the gate judges a user's support on;
+            None for a method without weights.
 
     Example:
         >>> import numpy as np
@@ -103,6 +109,8 @@ class UserModel:
     users: UserStore | None = None
     with_prompts: bool = False
     item_effects: KnownEffects | None = None
+    gate: Gate | None = None
+    reference: np.ndarray | None = None
 
     @property
     def reward_ids(self) -> RewardIds | None:
@@ -219,6 +227,7 @@ def save(path: str | Path, model: UserModel) -> str:
         model.encoder_sha256,
         None if scale is None else scale.to_json(),
         model.with_prompts,
+        model.gate,
     )
     arrays: Fitted = {
         "fitted": fitted,
@@ -227,6 +236,8 @@ def save(path: str | Path, model: UserModel) -> str:
     }
     if model.item_effects is not None:
         arrays["item_effects"] = model.item_effects._asdict()
+    if model.reference is not None:
+        arrays["reference"] = model.reference
     return save_artifact(Path(path) / MODEL_FILE, KIND, about, arrays)
 
 
@@ -275,6 +286,8 @@ def load(path: str | Path, with_users: bool = True) -> UserModel:
         encoder_sha256=about.encoder_sha256,
         with_prompts=about.with_prompts,
         item_effects=_effects(subtree(arrays, "item_effects")),
+        gate=about.gate,
+        reference=arrays.get("reference"),
         digest=stored.digest,
     )
     adapted = folder / USERS_FILE

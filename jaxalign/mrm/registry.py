@@ -58,12 +58,14 @@ class UserRewardMethod(ABC, Generic[Settings]):
             the features as they were "encoded", or its number among the items of training ("ids").
         seeded: whether a fit depends on its seed; if not, there is one fit for all seeds.
         warm_start: whether a fit may start from an earlier one, `TrainingData.start`.
+        refits: whether fits are quick enough to be made again without each fold of users.
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset({"new_items"})
     inputs: ClassVar[Inputs] = "projected"
     seeded: ClassVar[bool] = True
     warm_start: ClassVar[bool] = False
+    refits: ClassVar[bool] = False
 
     def __init__(self, settings: Settings, name: str = "") -> None:
         self.settings = settings
@@ -128,6 +130,10 @@ class UserRewardMethod(ABC, Generic[Settings]):
         None, the default, for a method that takes the effects that all methods share.
         """
         return None
+
+    def settled(self, fitted: Fitted) -> "UserRewardMethod[Settings]":
+        """Return the method that fits again with what an earlier fit has chosen by itself."""
+        return self
 
     def save(self, fitted: Fitted, candidate: Candidate) -> tuple[Fitted, Candidate]:
         """Return the arrays that one candidate needs, and the candidate that points into them."""

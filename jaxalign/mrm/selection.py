@@ -56,14 +56,38 @@ def select(
         >>> candidate, round(loss, 4)
         ({'ridge': 1}, 0.3133)
     """
+    losses = candidate_losses(method, fitted, features, users)
+    means = losses[:, np.isfinite(losses[0])].mean(1)
+    best = int(np.argmin(means))
+    return method.candidates(fitted)[best], float(means[best])
+
+
+def candidate_losses(
+    method: UserRewardMethod,
+    fitted: Fitted,
+    features: jax.Array,
+    users: SupportQueryData,
+    adapted: bool = True,
+) -> np.ndarray:
+    """Return the negative log-likelihood per choice of every user under every candidate.
+
+    Args:
+        method: what was fitted.
+        fitted: its arrays.
+        features: [I, D] items that the users' choices point into.
+        users: U of them.
+        adapted: whether the support choices are read.
+
+    Returns:
+        [C, U] nats, NaN for a user without query choices.
+    """
     candidates = method.candidates(fitted)
     losses = np.empty((len(candidates), users.query.users))
     for members, support, query in users.parts():
-        probability = method.predict(fitted, candidates, features, support, query)
+        known = support if adapted else without_choices(support)
+        probability = method.predict(fitted, candidates, features, known, query)
         losses[:, members] = user_nll(probability, query.weight)
-    losses = losses[:, np.isfinite(losses[0])].mean(1)
-    best = int(np.argmin(losses))
-    return candidates[best], float(losses[best])
+    return losses
 
 
 def predict(

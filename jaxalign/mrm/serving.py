@@ -11,7 +11,8 @@ from scipy.special import ndtr
 from jaxalign.data import Conversation, Features, lookup
 from jaxalign.data.features import columns_named
 from jaxalign.errors import InputError
-from jaxalign.mrm.adapted_users import UserState, predict_rows, user_state, weights_of
+from jaxalign.mrm.adaptation import expected_gain
+from jaxalign.mrm.adapted_users import UserState, own_weights, predict_rows, user_state
 from jaxalign.mrm.belief import Belief, belief_moments
 from jaxalign.mrm.known_items import effects_of
 from jaxalign.mrm.logistic_normal import SCALES, SHARES
@@ -156,40 +157,72 @@ def rank(
         raise InputError("there are no texts to rank.")
     state = user_state(model, user) if isinstance(user, str) else None
     values = encode_answers(model, texts, prompt) if features is None else features
-    if isinstance(user, Belief):
-        require(model.method, "posterior", "rank with a belief")
-        moments = map(np.asarray, belief_moments(model.prior(), user))
-        score, wins = _by_weights(model, values, *moments)
-    elif "weights" in model.method.capabilities:
-        score, wins = _by_weights(model, values, *weights_of(model, state))
-    else:
-        score, wins = _by_choices(model, values, state)
+    offset = np.zeros(len(texts))
     if model.item_effects is not None:
-        effects = effects_of(model.item_effects, known_texts(texts, prompt))
-        score, wins = score + effects, shifted(wins, effects[:, None] - effects[None, :])
+        offset = effects_of(model.item_effects, known_texts(texts, prompt))
+    score, wins = _scores(model, values, user if isinstance(user, Belief) else state, offset)
+    if user is not None and model.gate is not None:
+        common = _scores(model, values, None, offset)
+        if leaves_alone(model, wins, common[1]):
+            score, wins = common
     count = len(texts)
     probability = (wins.sum(1) - 0.5) / (count - 1) if count > 1 else np.full(1, 0.5)
     order = np.argsort(-score, kind="stable")
     return [Ranked(int(i), texts[i], float(score[i]), float(probability[i])) for i in order]
 
 
+def leaves_alone(model: UserModel, wins: np.ndarray, common: np.ndarray) -> bool:
+    """Return whether the model's gate leaves a user alone on the very answers to be ranked.
+
+    Args:
+        model: with its gate.
+        wins: [N, N] probabilities that the row's answer is chosen over the column's, by the user.
+        common: [N, N] by a user without choices.
+    """
+    if model.gate is None:
+        return False
+    pairs = np.triu_indices(len(wins), 1)
+    gain = expected_gain(wins[pairs], common[pairs], np.ones(len(pairs[0])))
+    return not model.gate.adapts or bool(gain < model.gate.pairs)
+
+
+def _scores(
+    model: UserModel, values: np.ndarray, user: UserState | Belief | None, effects: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores [N] and win probabilities [N, N] by a user's own weights or choices.
+
+    Both are moved by the effects [N] of the answers, in logits.
+    """
+    if isinstance(user, Belief):
+        require(model.method, "posterior", "rank with a belief")
+        mean, cov = map(np.asarray, belief_moments(model.prior(), user))
+        score, wins = _by_weights(model, values, mean, cov)
+    elif "weights" in model.method.capabilities:
+        weights = model.population() if user is None else own_weights(model, user)
+        score, wins = _by_weights(model, values, *weights)
+    else:
+        score, wins = _by_choices(model, values, user)
+    return score + effects, shifted(wins, effects[:, None] - effects[None, :])
+
+
 def _by_weights(
     model: UserModel, values: np.ndarray, mean: np.ndarray, cov: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores [N] and win probabilities [N, N] under a user's weights."""
-    base, mean = model.base(values).astype(np.float64), mean.astype(np.float64)
-    cov = np.zeros((len(mean), len(mean))) if cov is None else cov.astype(np.float64)
-    return base @ mean, win_probability(mean, cov, base)
+    base = model.base(values).astype(np.float64)
+    return base @ mean.astype(np.float64), win_probability(mean, cov, base)
 
 
-def win_probability(mean: np.ndarray, cov: np.ndarray, base: np.ndarray) -> np.ndarray:
+def win_probability(mean: np.ndarray, cov: np.ndarray | None, base: np.ndarray) -> np.ndarray:
     """Return the probability [N, N] that the row's answer is chosen over the column's.
 
     Args:
         mean: [K] of a user's weights.
-        cov: [K, K].
+        cov: [K, K]; None where it is unknown, and the weights are taken to be certain.
         base: [N, K] base rewards of the answers.
     """
+    mean, base = mean.astype(np.float64), base.astype(np.float64)
+    cov = np.zeros((len(mean), len(mean))) if cov is None else cov.astype(np.float64)
     margin = (base @ mean)[:, None] - (base @ mean)[None, :]
     inner = base @ cov @ base.T
     variance = np.diag(inner)[:, None] + np.diag(inner)[None, :] - 2 * inner

@@ -258,6 +258,20 @@ def cut_support_query(
     return SupportQueryData(*both)
 
 
+def asked_alike(
+    users: SupportQueryData, chosen: np.ndarray, rejected: np.ndarray
+) -> SupportQueryData:
+    """Return the same users, all asked the same R pairs of items, chosen [R] and rejected [R]."""
+
+    def asked(members: np.ndarray) -> Pairs:
+        shape = (len(members), len(chosen))
+        better, worse = (np.broadcast_to(side, shape) for side in (chosen, rejected))
+        return Pairs(better, worse, np.ones(shape, np.float32), np.zeros(shape, np.int32))
+
+    query = UserPairs(users.query.members, tuple(map(asked, users.query.members)))
+    return SupportQueryData(users.support, query)
+
+
 def without_choices(pairs: Pairs) -> Pairs:
     """Return the same users with no choices: every weight is 0."""
     return pairs._replace(weight=jnp.zeros_like(pairs.weight))

@@ -10,8 +10,10 @@ from jaxalign.data.splits import UserSplit
 from jaxalign.errors import InputError
 from jaxalign.experiments.mrm.config import MRMRunConfig
 from jaxalign.experiments.mrm.data import open_source
+from jaxalign.experiments.mrm.gates import gate_figures
 from jaxalign.files import read_json
 from jaxalign.metrics import users
+from jaxalign.mrm.adaptation import expected_gain
 from jaxalign.mrm.known_items import effects_of
 from jaxalign.mrm.model import REMEDY, load
 from jaxalign.mrm.selection import predict
@@ -28,7 +30,8 @@ def evaluate(folder: str | Path, source: str) -> dict[str, float | str]:
         source: the choices, as the run had them, or newer ones of the same users.
 
     Returns:
-        `method`, and the figures of `metrics.users.judge` against one Bradley-Terry model for all.
+        `method`, the figures of `metrics.users.judge` against one Bradley-Terry model for all, and
+        those behind the model's gate on the pairs that are judged.
 
     Raises:
         InputError: no finished run, or none of its test users in the choices.
@@ -50,14 +53,19 @@ def evaluate(folder: str | Path, source: str) -> dict[str, float | str]:
     if model.item_effects is not None:
         effects = effects_of(model.item_effects, choices.texts, choices.items)
     method, candidate = WithItemEffects(model.method, effects), {**model.candidate, KEY: 1.0}
+    adapts = model.gate is None or model.gate.adapts
     adapted, unadapted = (
-        predict(method, model.fitted, candidate, inputs, test, known) for known in (True, False)
+        predict(method, model.fitted, candidate, inputs, test, known) for known in (adapts, False)
     )
     query = test.query.padded
     chosen, rejected, mask = query.chosen, query.rejected, query.weight > 0
     common = features @ model.baseline
     baseline = np.exp(-np.logaddexp(0, common[rejected] - common[chosen]))
     judged = users.judge(adapted, unadapted, baseline, mask, chosen, rejected, draws=config.draws)
+    if model.gate is not None and model.gate.adapts:
+        gain = expected_gain(adapted, unadapted, np.asarray(query.weight))
+        through = {"pairs": (gain >= model.gate.pairs)[None]}
+        judged |= gate_figures((adapted[None], unadapted), baseline, mask, through)
     return {"method": model.method.name, **judged}
 
 

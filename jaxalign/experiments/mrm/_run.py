@@ -9,6 +9,12 @@ import numpy as np
 
 from jaxalign.data.splits import Episodes, split_users
 from jaxalign.errors import InputError
+from jaxalign.experiments.mrm.adaptation import (
+    AdaptationRule,
+    Decision,
+    reference_pairs,
+    set_gates,
+)
 from jaxalign.experiments.mrm.config import ONE_FOR_ALL, MRMRunConfig, method_of
 from jaxalign.experiments.mrm.data import (
     Encoded,
@@ -22,6 +28,7 @@ from jaxalign.experiments.mrm.data import (
 )
 from jaxalign.experiments.mrm.fits import FittedMethod, KeepStage, fit_method, shared_effects
 from jaxalign.experiments.mrm.folds import Predictions, judge_new_items, usable_folds
+from jaxalign.experiments.mrm.gates import let_through
 from jaxalign.experiments.mrm.report import write_pages
 from jaxalign.experiments.mrm.start import earlier_projection, extended_split, load_start
 from jaxalign.experiments.mrm.statistics import NewUsers, Report, assemble, selected_method
@@ -196,6 +203,8 @@ def _new_users(
     training = data.training(config.data)
     validation, test = (support_query(data.choices, cuts[role]) for role in ("validation", "test"))
     fits: dict[str, FittedMethod] = {}
+    decisions: dict[str, Decision] = {}
+    rule = AdaptationRule(data, config, validation, stage, say)
     zeros = np.zeros(len(data.choices.items))
     effects = None
     for name in dict.fromkeys((*ONE_FOR_ALL, *config.methods)):
@@ -204,11 +213,15 @@ def _new_users(
         checkpoint.mkdir(exist_ok=True)
         shared = zeros if name == "bt_items" else effects if method.inputs != "ids" else None
         fit = fit_method(method, training, config.seeds, stage, checkpoint, say, shared)
-        fits[name] = fit.choose(validation)
+        decisions[name], fits[name] = rule.decide(fit, common=name in ONE_FOR_ALL), fit
         if name == "bt_items":
             effects = shared_effects(fit, validation, data.features.shape[1])
     selected = selected_method(config, {name: fit.loss for name, fit in fits.items()})
     chosen = "validation chose" if config.select == "validation" else "as the config says, saving"
+    reference = reference_pairs(data, config)
+    adapting = {name: fit for name, fit in fits.items() if decisions[name].adapts}
+    for fit in adapting.values():
+        set_gates(fit, validation, reference, config.adaptation.kept_gain)
     say(f"{chosen} {selected}; test users are judged once")
     predictions = {n: (f.predict(test), f.predict(test, adapted=False)) for n, f in fits.items()}
     curves = {
@@ -220,13 +233,18 @@ def _new_users(
     controls: Predictions = {
         name: (fit.predict(wrong[0]), fit.predict(wrong[1])) for name, fit in fits.items()
     }
+    through = {
+        name: let_through(fit, test, reference, predictions[name]) for name, fit in adapting.items()
+    }
     dropped = {role: cut.dropped for role, cut in cuts.items()}
     ceiling = None
     if "bayes" in fits:
         full = cut_episodes(data.choices, config.split, data.split.test, everything=True)
         shots = float(np.mean([len(rows) for rows in full.support]))
         ceiling = (fits["bayes"].predict(support_query(data.choices, full)), shots)
-    return NewUsers(fits, test, dropped, selected, predictions, curves, controls, ceiling)
+    return NewUsers(
+        fits, test, dropped, selected, predictions, curves, controls, ceiling, decisions, through
+    )
 
 
 def _first(users: SupportQueryData, shots: int) -> SupportQueryData:
@@ -255,9 +273,16 @@ def _chosen_model(
     elif fit.method.inputs == "directions" and data.all_directions is not None:
         projection = all_directions(config, encoded) or projection
     choices, effects = data.choices, fit.effects()
-    return UserModel(
+    model = UserModel(
         fit.method, fit.fitted[0], fit.candidates[0], baseline, projection,
         config.features, encoded.encoder_sha256,
         with_prompts=bool((choices.prompt >= 0).any()),
         item_effects=known_effects(choices.items, choices.texts, effects),
+        gate=fit.gates[0],
     )  # fmt: skip
+    if "weights" not in fit.method.capabilities:
+        return model
+    pairs = reference_pairs(data, config)
+    base = (model.base(encoded.values[side]) for side in (pairs.chosen, pairs.rejected))
+    chosen, rejected = base
+    return replace(model, reference=chosen - rejected)

@@ -8,7 +8,13 @@ import jaxalign.mrm.baselines
 import jaxalign.mrm.hierarchical
 import jaxalign.mrm.meta  # noqa: F401
 from jaxalign.errors import InputError
-from jaxalign.mrm.config import ChoiceDataConfig, FeatureConfig, SplitConfig, check_range
+from jaxalign.mrm.config import (
+    AdaptationConfig,
+    ChoiceDataConfig,
+    FeatureConfig,
+    SplitConfig,
+    check_range,
+)
 from jaxalign.mrm.registry import METHODS, UserRewardMethod, make_method
 
 ONE_FOR_ALL = ("bt", "bt_items")
@@ -48,6 +54,7 @@ class MRMRunConfig:
         data: how choices are read.
         split: which users train, validate and test, and how their choices are cut.
         features: what the features of an item are.
+        adaptation: when a method adapts at all, and to whom.
         methods: one or more that are fitted and judged beside one model for all users on
             features alone (`bt`) and the best one, with effects of the known items (`bt_items`).
         fold_methods: methods that are fitted again in every item fold.
@@ -62,6 +69,7 @@ class MRMRunConfig:
     data: ChoiceDataConfig = field(default_factory=ChoiceDataConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)
+    adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
     methods: tuple[str, ...] = ("bt_per_user", "item_ids", "bayes", "mrm_published", "mrm")
     fold_methods: tuple[str, ...] = ("item_ids", "bayes", "mrm")
     select: str = "validation"

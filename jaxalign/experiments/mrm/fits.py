@@ -7,8 +7,10 @@ from typing import Protocol
 import jax
 import numpy as np
 
+from jaxalign.mrm.adaptation import Gate
+from jaxalign.mrm.out_of_fold import CandidateLosses
 from jaxalign.mrm.registry import Candidate, Fitted, UserRewardMethod
-from jaxalign.mrm.selection import predict, select, user_nll
+from jaxalign.mrm.selection import candidate_losses, predict, user_nll
 from jaxalign.mrm.shared_effects import WithItemEffects
 from jaxalign.mrm.support_query import SupportQueryData, TrainingData
 
@@ -29,7 +31,9 @@ class FittedMethod:
         fitted: its arrays, one fit per seed.
         features: [I, D] items as it takes them.
         candidates: what validation users chose, one per fit.
-        loss: their mean loss, in nats per choice.
+        adapts: whether it reads users' support choices at all.
+        gates: whom each fit adapts to.
+        loss: mean loss of the validation users, in nats per choice.
     """
 
     def __init__(
@@ -44,14 +48,47 @@ class FittedMethod:
         self.fitted = fitted
         self.features = features
         self.candidates: list[Candidate] = []
+        self.adapts = True
+        self.gates: list[Gate] = []
         self.loss = float("nan")
 
-    def choose(self, users: SupportQueryData) -> "FittedMethod":
-        """Let validation users choose each fit's candidate."""
-        chosen = [select(self.judged, fitted, self.features, users) for fitted in self.fitted]
-        self.candidates = [candidate for candidate, _ in chosen]
-        self.loss = float(np.mean([loss for _, loss in chosen]))
+    def losses(self, users: SupportQueryData, fold: np.ndarray) -> list[CandidateLosses]:
+        """Return every candidate's losses of users, for each fit.
+
+        Args:
+            users: U users.
+            fold: [U] of each of them.
+        """
+        found = []
+        for fitted in self.fitted:
+            adapted, unadapted = (
+                candidate_losses(self.judged, fitted, self.features, users, read)
+                for read in (True, False)
+            )
+            found.append(CandidateLosses(adapted, unadapted, fold))
+        return found
+
+    def choose(self, losses: list[CandidateLosses], may_adapt: bool = True) -> "FittedMethod":
+        """Let validation users choose each fit's candidate.
+
+        Args:
+            losses: of the validation users, for each fit.
+            may_adapt: whether users' support choices may be read.
+        """
+        means = [_means(one, may_adapt) for one in losses]
+        best = [int(np.argmin(mean)) for mean in means]
+        pairs = zip(self.fitted, best, strict=True)
+        self.candidates = [self.judged.candidates(fitted)[place] for fitted, place in pairs]
+        self.loss = float(np.mean([mean[place] for mean, place in zip(means, best, strict=True)]))
+        self.adapts = may_adapt
+        self.gates = [Gate(adapts=may_adapt) for _ in self.fitted]
         return self
+
+    def as_judged(self, method: UserRewardMethod) -> UserRewardMethod:
+        """Return the method, perhaps with other settings, as this one predicts."""
+        if not isinstance(self.judged, WithItemEffects):
+            return method
+        return WithItemEffects(method, self.judged.effects)
 
     def effects(self) -> np.ndarray | None:
         """Return the item effects [I] that the first fit's predictions are moved by, if any."""
@@ -61,10 +98,18 @@ class FittedMethod:
 
     def predict(self, users: SupportQueryData, adapted: bool = True) -> np.ndarray:
         """Return probabilities [S, U, Q] under the chosen candidates."""
+        known = adapted and self.adapts
         pairs = zip(self.fitted, self.candidates, strict=True)
-        return np.stack(
-            [predict(self.judged, f, c, self.features, users, adapted) for f, c in pairs]
-        )
+        return np.stack([predict(self.judged, f, c, self.features, users, known) for f, c in pairs])
+
+
+def _means(losses: CandidateLosses, may_adapt: bool) -> np.ndarray:
+    """Mean losses [C] to choose by; if support choices may not be read, of those that read none."""
+    if may_adapt:
+        return np.nanmean(losses.adapted, axis=1)
+    reads = losses.reads
+    means = np.nanmean(losses.unadapted, axis=1)
+    return means if reads.all() else np.where(reads, np.inf, means)
 
 
 def fit_method(

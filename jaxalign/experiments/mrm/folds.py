@@ -1,6 +1,7 @@
 """Held-out items: known and new users judged on items that no method was fitted on."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from jaxalign.data.preferences import Preferences
 from jaxalign.data.splits import learned_from, rows_by_user
+from jaxalign.experiments.mrm.adaptation import AdaptationRule
 from jaxalign.experiments.mrm.config import ONE_FOR_ALL, MRMRunConfig, method_of
 from jaxalign.experiments.mrm.data import ExperimentData
 from jaxalign.experiments.mrm.fits import FittedMethod, KeepStage, fit_method
@@ -15,6 +17,8 @@ from jaxalign.mrm.registry import Candidate, Fitted
 from jaxalign.mrm.support_query import SupportQueryData, cut_support_query
 
 REGIMES = ("new_items", "new_users_new_items")
+Chosen = dict[str, tuple[Candidate, bool]]
+"""Name of a method -> the candidate that validation users chose, and whether it adapts."""
 Predictions = dict[str, tuple[np.ndarray, np.ndarray]]
 """Name of a method -> probabilities [..., U, Q] with and without the users' support choices."""
 
@@ -53,7 +57,7 @@ def judge_new_items(
     usable = usable_folds(data, config)
     # A fold is judged with the candidates that validation users chose on the fold before it, so
     # that no candidate has seen the fold's items; the first takes those of the known items.
-    candidates = {name: fits[name].candidates[0] for name in names}
+    candidates = {name: (fits[name].candidates[0], fits[name].adapts) for name in names}
     folds = []
     for fold in usable:
         kept = stage(f"fold{fold:02d}", partial(_one_fold, data, config, fold, candidates))
@@ -136,9 +140,7 @@ def _pooled(folds: list[Fitted], where: str, names: list[str]) -> JudgedRegime:
     )
 
 
-def _one_fold(
-    data: ExperimentData, config: MRMRunConfig, fold: int, candidates: dict[str, Candidate]
-) -> Fitted:
+def _one_fold(data: ExperimentData, config: MRMRunConfig, fold: int, candidates: Chosen) -> Fitted:
     """Fit without the fold's items; predict on them with given candidates; choose the next."""
     training = data.training(config.data, ~touching(data, fold))
     wheres = {
@@ -158,15 +160,22 @@ def _one_fold(
             "unadapted": {},
         }
     following = {}
-    for name, candidate in candidates.items():
-        fit = fit_method(method_of(config, name), training, 1, lambda _, compute: compute())
-        fit.choose(validation)
+    rule = AdaptationRule(data, config, validation, _compute, lambda text: None, refit=False)
+    for name, (candidate, adapts) in candidates.items():
+        fit = fit_method(method_of(config, name), training, 1, _compute)
+        rule.decide(fit, common=name in ONE_FOR_ALL)
         result["losses"][name] = np.asarray(fit.loss)
-        following[name], fit.candidates = fit.candidates[0], [candidate]
+        following[name] = fit.candidates[0], fit.adapts
+        fit.candidates, fit.adapts = [candidate], adapts
         for where, (regime, _) in wheres.items():
             result[where]["adapted"][name] = fit.predict(regime)[0]
             result[where]["unadapted"][name] = fit.predict(regime, adapted=False)[0]
     return {**result, "candidates": np.asarray(json.dumps(following))}
+
+
+def _compute(name: str, compute: Callable[[], Fitted]) -> Fitted:
+    """A part of a fold, which is kept as a whole."""
+    return compute()
 
 
 def fold_regime(

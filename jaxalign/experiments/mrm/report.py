@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxalign.experiments.mrm import plots
 from jaxalign.experiments.mrm.statistics import NewUsers, Report
-from jaxalign.experiments.mrm.tables import markdown_tables
+from jaxalign.experiments.mrm.tables import adaptation_table, gate_table, markdown_tables
 from jaxalign.files import write_text
 from jaxalign.metrics import users
 
@@ -38,6 +38,7 @@ def markdown(report: Report) -> str:
         "",
         *ceiling,
         markdown_tables({r: report[r] for r in table_regimes(report)}),
+        *_adaptation(report),
         "",
         "![gains](gains.png)",
         "![shots](shots.png)",
@@ -45,6 +46,29 @@ def markdown(report: Report) -> str:
         "![reliability](reliability.png)",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _adaptation(report: Report) -> list[str]:
+    """Lines on which methods adapt, and on what their gates do."""
+    lines = [
+        "",
+        "**Whether to adapt.** A method adapts if a one-sided paired t-test over users says that "
+        "its log-likelihood is better than without adaptation, or than that of one model for all "
+        "where that is better.",
+        "",
+        adaptation_table(report["adaptation"]),
+    ]
+    table = gate_table(report["new_users"])
+    if not table:
+        return lines
+    return [
+        *lines,
+        "**Whom to adapt to.** Users whose expected gain is below a level that validation chose "
+        "are left alone: served the population's model. The gate sees their support choices, or "
+        "the very pairs that are to be ranked, without labels. A random gate leaves as many alone.",
+        "",
+        table,
+    ]
 
 
 def table_regimes(report: Report) -> list[str]:

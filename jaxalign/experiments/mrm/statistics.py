@@ -1,14 +1,16 @@
 """The numbers of a run's report: every method in every regime against one model for all."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from jaxalign.experiments.mrm.adaptation import Decision
 from jaxalign.experiments.mrm.config import ONE_FOR_ALL, MRMRunConfig, method_of
 from jaxalign.experiments.mrm.data import ExperimentData
 from jaxalign.experiments.mrm.fits import FittedMethod
 from jaxalign.experiments.mrm.folds import JudgedRegime, Predictions
+from jaxalign.experiments.mrm.gates import gate_figures
 from jaxalign.metrics import users
 from jaxalign.mrm.registry import Candidate
 from jaxalign.mrm.support_query import SupportQueryData
@@ -32,6 +34,8 @@ class NewUsers:
         controls: name -> predictions from swapped support choices, and from somebody else's.
         ceiling: predictions of `bayes` from all the choices that a test user has on the support
             side, and how many that is on average; None without `bayes`.
+        decisions: name -> whether the method adapts, and why.
+        through: name of a method that adapts -> form of its gate -> [S, U] whom it adapts to.
     """
 
     fits: dict[str, FittedMethod]
@@ -42,6 +46,8 @@ class NewUsers:
     curves: dict[str, dict[int, np.ndarray]]
     controls: Predictions
     ceiling: tuple[np.ndarray, float] | None
+    decisions: dict[str, Decision]
+    through: dict[str, dict[str, np.ndarray]]
 
 
 def _plain(value: object) -> Any:
@@ -72,6 +78,14 @@ def selected_method(config: MRMRunConfig, losses: dict[str, float]) -> str:
 def _described(fit: FittedMethod) -> list[Candidate]:
     """Chosen candidates in terms that mean something outside the run, one per fit."""
     return [fit.method.describe(*one) for one in zip(fit.fitted, fit.candidates, strict=True)]
+
+
+def _decided(new_users: NewUsers, name: str) -> dict[str, object]:
+    """What the test of a method's adaptation saw, and the levels of its gates, one per fit."""
+    decision, fit = new_users.decisions[name], new_users.fits[name]
+    test = {} if decision.test is None else decision.test._asdict()
+    gates = [asdict(gate) for gate in fit.gates] if decision.adapts else []
+    return {"adapts": decision.adapts, "tested_on": decision.tested_on, **test, "gates": gates}
 
 
 def _judge(
@@ -148,6 +162,7 @@ def assemble(
             for name, fit in new_users.fits.items()
         },
         "validation_nll": {name: fit.loss for name, fit in new_users.fits.items()},
+        "adaptation": {n: _decided(new_users, n) for n in new_users.decisions},
         "users": {
             "train": len(data.split.train),
             "validation": len(data.split.validation) - new_users.dropped["validation"],
@@ -157,6 +172,10 @@ def assemble(
         "new_users": _judge(new_users.predictions, mask, *items, config.draws),
     }
     for name, figures in _controls(new_users, mask, config.draws).items():
+        report["new_users"][name] |= figures
+    baseline = _one_fit(new_users.predictions["bt"][0], mask)
+    for name, through in new_users.through.items():
+        figures = gate_figures(new_users.predictions[name], baseline, mask, through)
         report["new_users"][name] |= figures
     for where, part in folds.items():
         report[where] = _judge(

@@ -4,7 +4,7 @@ Accuracies are in per cent, gains in percentage points, negative log-likelihood 
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Group
 from rich.text import Text
@@ -76,6 +76,65 @@ _COLUMNS = (
     _Column("flipped by swapped choices %", None, "swap_flipped", _share("swap_flipped")),
     _Column("gain with another's choices", None, "gain_other", _difference("gain_other")),
 )
+
+
+_GATES = {"support": "support choices", "pairs": "pairs to be ranked"}
+_TEST = (("gain", "+.4f"), ("standard_error", ".4f"), ("t", ".2f"), ("p", ".2g"))
+
+
+def adaptation_table(decisions: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a Markdown table of the tests that decided which methods adapt.
+
+    Args:
+        decisions: name of a method -> what report.json says of its adaptation.
+    """
+    header = ["method", "adapts", "nats per choice", "standard error", "t", "p", "users", "of"]
+    rows = [
+        [
+            name,
+            "yes" if found["adapts"] else "no",
+            *(_number(found[key], form) for key, form in _TEST),
+            f"{found['users']:,}",
+            found["tested_on"],
+        ]
+        for name, found in decisions.items()
+        if "users" in found
+    ]
+    return tables.markdown_table(header, rows)
+
+
+def _number(value: float | None, form: str) -> str:
+    return MISSING if value is None else f"{value:{form}}"
+
+
+def gate_table(results: Results) -> str:
+    """Return a Markdown table of what each method's gate does, beside a random one of equal size.
+
+    Args:
+        results: name of a method -> its figures; methods without a gate are left out.
+    """
+    header = ["method", "gate sees", "left alone %", "gain, points", "harmed %"]
+    header += ["harmed by noise alone %", "excess harm, points", "nll"]
+    header += ["random gate: gain, points", "random gate: harmed %"]
+    rows = []
+    for name, result in results.items():
+        for form, title in _GATES.items():
+            key = f"gate_{form}_"
+            if f"{key}gain" not in result:
+                continue
+            rows.append([
+                name,
+                title,
+                percent(result[key + "left_alone"]),
+                points(result[key + "gain"]),
+                percent(result[key + "harmed"]),
+                percent(result[key + "harm_floor"]),
+                points(result[key + "harm_excess"]),
+                f"{result[key + 'nll']:.3f}",
+                points(result[key + "random_gain"]),
+                percent(result[key + "random_harmed"]),
+            ])  # fmt: skip
+    return tables.markdown_table(header, rows, left=2) if rows else ""
 
 
 def terminal_tables(regimes: Regimes, baseline: str = "bt") -> Group:

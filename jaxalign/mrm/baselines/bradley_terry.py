@@ -77,6 +77,7 @@ class OneModelForAll(WeightsMethod[OneModelConfig]):
     """One Bradley-Terry model for all users: the baseline that every gain is measured against."""
 
     seeded = False
+    refits = True
 
     @one_blas_thread
     def fit(self, data: TrainingData, seed: int = 0) -> Fitted:
@@ -113,6 +114,7 @@ class OneModelPerUser(WeightsMethod[ModelPerUserConfig]):
     """One Bradley-Terry model per user, which learns nothing from other users."""
 
     seeded = False
+    refits = True
 
     def fit(self, data: TrainingData, seed: int = 0) -> Fitted:
         """Return nothing: a user's model is fitted when the user's choices are there."""

@@ -58,6 +58,7 @@ class OneModelWithItems(WeightsMethod[OneModelItemsConfig]):
 
     inputs = "directions"
     seeded = False
+    refits = True
 
     @one_blas_thread
     def fit(self, data: TrainingData, seed: int = 0) -> Fitted:

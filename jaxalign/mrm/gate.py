@@ -1,0 +1,100 @@
+"""Which users' choices say too little to adapt to them: the gate on the support alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.mrm.adaptation import expected_gain
+from jaxalign.mrm.logistic_normal import choice_mass
+from jaxalign.mrm.model import UserModel
+from jaxalign.mrm.sites import Sites
+from jaxalign.runs.user_store import UserStore
+from jaxalign.train.blas import one_blas_thread
+
+_AT_ONCE = 4096
+
+
+def left_alone(
+    model: UserModel, mean: np.ndarray, rows: np.ndarray, sites: Sites | None
+) -> np.ndarray:
+    """Return which users the gate leaves alone, from what their support choices say.
+
+    Args:
+        model: whose method represents users by weights.
+        mean: [U, K] of the users' own weights.
+        rows: [U, P, K] differences of base rewards of their choices.
+        sites: of the choices [U, P]; None where the method has no posterior.
+
+    Returns:
+        [U] bool.
+    """
+    gate = model.gate
+    if gate is None or (gate.adapts and (gate.support <= 0 or model.reference is None)):
+        return np.zeros(len(mean), bool)
+    if not gate.adapts or model.reference is None:
+        return np.ones(len(mean), bool)
+    pairs = np.asarray(model.reference, np.float32)
+    common, cov = model.population()
+    margin, everybody = mean @ pairs.T, common @ pairs.T
+    before, after = np.zeros(len(pairs), np.float32), np.zeros_like(margin)
+    if cov is not None and sites is not None:
+        before = np.einsum("RK,KJ,RJ->R", pairs, cov, pairs)
+        after = np.asarray(_variances(jnp.asarray(cov), rows, sites.precision, pairs))
+    adapted, unadapted = (
+        np.asarray(choice_mass(jnp.asarray(m), jnp.asarray(v)))
+        for m, v in ((margin, after), (everybody, before))
+    )
+    return expected_gain(adapted, unadapted, np.ones(len(pairs))) < gate.support
+
+
+@one_blas_thread
+def _variances(
+    cov: jax.Array, rows: np.ndarray, precision: np.ndarray, pairs: np.ndarray
+) -> jax.Array:
+    return jax.block_until_ready(_all_variances(cov, rows, precision, pairs))
+
+
+@jax.jit
+def _all_variances(
+    cov: jax.Array, rows: jax.Array, precision: jax.Array, pairs: jax.Array
+) -> jax.Array:
+    """Posterior variances [U, R] of the margins of pairs [R, K], by Woodbury."""
+    spread = pairs @ cov
+    prior = jnp.sum(spread * pairs, axis=1)
+
+    def one_user(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
+        design, sites = inputs
+        scaled = design * jnp.sqrt(sites)[:, None]
+        gram = jnp.eye(len(scaled), dtype=scaled.dtype) + scaled @ cov @ scaled.T
+        half = jax.scipy.linalg.solve_triangular(
+            jnp.linalg.cholesky(gram), scaled @ spread.T, lower=True
+        )
+        return prior - jnp.sum(half * half, axis=0)
+
+    return jax.lax.map(one_user, (rows, precision), batch_size=128)
+
+
+def served_weights(
+    model: UserModel, mean: np.ndarray, rows: np.ndarray, sites: Sites | None
+) -> np.ndarray:
+    """Return the weights [U, K] that users are served: the population's where they are left alone.
+
+    Args:
+        model: whose method may represent users by weights.
+        mean: [U, K] of the users' own weights; [U, 0] for a method without weights.
+        rows: [U, P, K] of their choices.
+        sites: of the choices; None where the method has no posterior.
+    """
+    if model.gate is None or not mean.shape[1]:
+        return mean
+    common = model.population()[0].astype(mean.dtype)
+    return np.where(left_alone(model, mean, rows, sites)[:, None], common, mean)
+
+
+def count_left_alone(model: UserModel, users: UserStore) -> int:
+    """Return how many adapted users have the population's weights because the gate says so."""
+    if model.gate is None or not users.about.weights:
+        return 0
+    common = model.population()[0].astype(np.float32)
+    batches = users.weights(_AT_ONCE)
+    return sum(int((weights == common).all(1).sum()) for _, weights in batches)
