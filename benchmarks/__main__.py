@@ -24,6 +24,7 @@ NAMES = (
     "moc_memory",
     "mrm",
     "moc",
+    "mrm_adaptation",
     "mrm_ask",
     "mrm_best_of",
     "mrm_calibration",

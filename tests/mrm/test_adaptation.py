@@ -1,0 +1,91 @@
+"""Whom to adapt: the test over users against scipy, choices by others, and gates by value."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxalign.mrm.adaptation import (
+    Gate,
+    expected_gain,
+    gate_level,
+    gated,
+    losses_by_others,
+    paired_test,
+)
+from jaxalign.mrm.out_of_fold import CandidateLosses, adaptation_test
+
+RNG = np.random.default_rng(0)
+
+
+def test_the_paired_test_is_scipys():
+    gains = RNG.normal(0.02, 0.1, 60)
+    found, expected = paired_test(gains), stats.ttest_1samp(gains, 0, alternative="greater")
+    assert found.t == pytest.approx(expected.statistic, rel=1e-12)
+    assert found.p == pytest.approx(expected.pvalue, rel=1e-9)
+    assert found.standard_error == pytest.approx(gains.std(ddof=1) / np.sqrt(60))
+    assert paired_test(np.append(gains, np.nan)) == found
+
+
+@pytest.mark.parametrize(("gains", "p"), [([0.3], 1), ([], 1), ([0.0, 0.0], 1), ([0.1, 0.1], 0)])
+def test_too_few_users_or_no_spread(gains, p):
+    assert paired_test(np.array(gains, float)).p == p
+
+
+def test_the_best_of_many_equal_candidates_is_not_better_for_having_been_chosen():
+    """Chosen on the users themselves, the least of 200 noisy losses would look far better."""
+    noise = RNG.normal(0, 0.1, (200, 50))
+    fold = np.arange(50) % 5
+    assert noise.mean(1).min() < -0.03
+    assert abs(losses_by_others(noise, fold).mean()) < 0.03
+    # A candidate that is really better is found by everybody.
+    noise[7] -= 1
+    np.testing.assert_array_equal(losses_by_others(noise, fold), noise[7])
+
+
+def test_adaptation_has_to_beat_the_best_model_for_all():
+    fold, rng = np.arange(80) % 5, np.random.default_rng(1)
+    base = rng.normal(0.7, 0.1, 80)
+    mine = CandidateLosses(
+        np.stack([base, base - 0.05 + rng.normal(0, 0.05, 80)]), np.stack([base, base]), fold
+    )
+    assert adaptation_test(mine).p < 0.001
+    better = CandidateLosses(base[None] - 0.05, base[None] - 0.05, fold)
+    assert adaptation_test(mine, [better]).p > 0.05
+    # A method that reads no support has nothing to be tested.
+    assert adaptation_test(better) is None
+
+
+def test_the_expected_gain_is_what_people_who_choose_by_the_model_gain():
+    p, q = 1 / (1 + np.exp(-RNG.normal(size=(2, 100_000))))
+    seen = RNG.random(len(p)) < p
+    real = np.where(seen, np.log(p / q), np.log((1 - p) / (1 - q))).mean()
+    assert expected_gain(p, q, np.ones(len(p))) == pytest.approx(real, rel=0.03)
+    # Nothing changes, no pair counts, and certainties stay finite.
+    assert expected_gain(p, p, np.ones(len(p))) == 0
+    assert expected_gain(p, q, np.zeros(len(p))) == 0
+    assert np.isfinite(expected_gain(np.array([0.0, 1.0]), np.array([1.0, 0.5]), np.ones(2)))
+
+
+def test_the_level_is_the_highest_that_keeps_the_share():
+    expected = RNG.random(500)
+    gains = np.append(expected[:-1] - 0.3 + RNG.normal(0, 0.5, 499), np.nan)
+    level = gate_level(expected, gains, 0.9)
+    known = np.isfinite(gains)
+    total = gains[known].sum()
+
+    def kept(at):
+        return gains[known & (expected >= at)].sum() / total
+
+    assert kept(level) >= 0.9
+    higher = np.sort(expected[known & (expected > level)])
+    assert all(kept(at) < 0.9 for at in higher)
+    assert gate_level(expected, -np.abs(gains), 0.9) == 0
+    assert gate_level(np.zeros(0), np.zeros(0), 0.9) == 0
+
+
+def test_gated_users_get_the_other_probabilities():
+    adapted, unadapted = np.full((2, 3, 4), 0.9), np.full((2, 3, 4), 0.4)
+    through = np.array([[True, False, True], [False, False, True]])
+    served = gated(adapted, unadapted, through)
+    assert (served[..., 0] == np.where(through, 0.9, 0.4)).all()
+    assert Gate() == Gate(adapts=True, support=0.0, pairs=0.0)
