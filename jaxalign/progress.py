@@ -64,15 +64,20 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, plural: str | None = None) -> str:
     """Return a number with its noun, in the plural where there is not one of them.
+
+    Args:
+        number: how many.
+        noun: the noun in the singular, with what stands before it.
+        plural: None for `noun` with an s.
 
     Example:
         >>> from jaxalign.progress import counted
-        >>> counted(1, "user"), counted(2000, "user")
-        ('1 user', '2,000 users')
+        >>> counted(1, "user"), counted(2000, "new user"), counted(2, "policy", "policies")
+        ('1 user', '2,000 new users', '2 policies')
     """
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def track(

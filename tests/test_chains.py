@@ -1,4 +1,10 @@
-"""What one command writes, the next one reads: the chains of commands, as typed, on tiny models."""
+"""What one command writes, the next one reads: the chains of commands, as typed, on tiny models.
+
+Commands run by their defaults. Where these are sized for real models or data, so that a tiny model
+would take minutes, a setting is made smaller, and stated here: steps and tokens of `moc train` and
+`pplug train`, methods, seeds and draws of `mrm train`, the answers that are drawn to prompts, and
+the comparison of portfolio sizes, which has tests of its own.
+"""
 
 import json
 from types import SimpleNamespace
@@ -13,9 +19,10 @@ from test_moc_cli import CONFIG as MOC
 from test_moc_cli import PROMPTS, WORDS
 
 from jaxalign import mrm
+from jaxalign.rewards.reward_scale import load_scale
 
 REWARDS = ("brevity", "simplicity")
-# The steps of the other tests of moc, so that its programs are compiled once for all of them.
+# The settings of the other tests of moc, so that its programs are compiled once for all of them.
 MOC = MOC | {"rewards": [{"name": name} for name in REWARDS]}
 PPLUG = {
     "data": {"kind": "jsonl", "test_share": 0.4, "validation_share": 0.2},
@@ -25,6 +32,7 @@ PPLUG = {
         "weights": "float32", "compute": "float32",
     },
 }  # fmt: skip
+# By default five methods are fitted, by three seeds each, and judged with 2,000 draws.
 MRM = {"methods": ["bayes"], "seeds": 1, "draws": 200, "split": {"validation_share": 0.3}}
 
 
@@ -57,11 +65,11 @@ def world(tmp_path_factory):
         (root / f"{name}.yaml").write_text(yaml.dump(config))
     texts = [{"prompt": p, "completion": w} for p, w in zip(PROMPTS, WORDS, strict=True)]
     completions = write_rows(root / "completions.jsonl", texts)
-    ran("sft", "--model", made.model, "--data", completions, "--out", root / "sft", *FEW)
+    ran("sft", "--model", made.model, "--data", completions, "--out", root / "sft")
     made.adapter = root / "sft" / "model"
     turned = [row | {"completion": row["completion"][::-1]} for row in texts]
     completions = write_rows(root / "turned.jsonl", turned)
-    ran("sft", "--model", made.model, "--data", completions, "--out", root / "sft2", *FEW)
+    ran("sft", "--model", made.model, "--data", completions, "--out", root / "sft2")
     made.other = root / "sft2" / "model"
     rows = [
         {"user": f"u{row}", "prompt": prompt, "chosen": "the the", "rejected": "in"}
@@ -69,13 +77,12 @@ def world(tmp_path_factory):
     ]
     made.choices = write_rows(root / "choices.jsonl", rows)
     reward = ("reward", "train", "--model", made.model, "--data", made.choices)
-    ran(*reward, "--out", root / "reward", *FEW)
+    ran(*reward, "--out", root / "reward")
     made.reward = root / "reward" / "model"
     return made
 
 
 USERS = "users.sqlite"
-FEW = ("--loop.epochs", 1, "--trunk.lora.rank", 2)
 
 
 def test_an_adapter_of_sft_is_fine_tuned_and_asked(world, tmp_path):
@@ -89,7 +96,7 @@ def test_an_adapter_of_sft_is_fine_tuned_and_asked(world, tmp_path):
     moc = ("moc", "train", "--config", world.root / "moc.yaml", "--data", world.prompts)
     ran(*moc, "--model", world.adapter, "--out", tmp_path / "moc")
     reward = ("reward", "train", "--model", world.adapter, "--data", world.choices)
-    ran(*reward, "--out", tmp_path / "reward", *FEW)
+    ran(*reward, "--out", tmp_path / "reward")
     people = [
         {
             "id": f"{user}", "user": f"u{user}", "input": "say", "output": word,
@@ -142,13 +149,13 @@ def policy(world):
     run = world.root / "policy"
     moc = ("moc", "train", "--config", world.root / "moc.yaml", "--data", world.prompts)
     ran(*moc, "--model", world.model, "--out", run)
-    ran("moc", "evaluate", "--model", run, "--out", world.root / "judged", "--draws", 20)
+    ran("moc", "evaluate", "--model", run, "--out", world.root / "judged")
     return run
 
 
 def test_drawn_answers_are_scored_and_make_a_portfolio(scored, tmp_path):
     assert len(read_rows(scored)) == 4 * len(PROMPTS)
-    ran("palm", "build", "--data", scored, "--out", tmp_path / "portfolio", "--draws", 20)
+    ran("palm", "build", "--data", scored, "--out", tmp_path / "portfolio")
     report = json.loads((tmp_path / "portfolio" / "report.json").read_text())
     assert report["rewards"] == list(REWARDS)
 
@@ -180,12 +187,59 @@ def test_scores_are_named_features_of_users(users):
     assert np.mean([user.weights[0] > 0 for user in found.users]) > 0.8
 
 
-def test_users_are_routed_to_a_portfolio_of_their_own_scale(users, scored, tmp_path):
-    build = ("palm", "build", "--data", scored, "--scale_from", users, "--palm.weights", "signed")
-    ran(*build, "--out", tmp_path / "portfolio", "--draws", 20, "--compare", 0)
-    route = ("palm", "route", "--portfolio", tmp_path / "portfolio", "--normalise")
-    ran(*route, "--users", users / USERS, "--out", tmp_path / "routed.jsonl")
-    assert len(read_rows(tmp_path / "routed.jsonl")) == 12
+@pytest.fixture(scope="module")
+def elsewhere(scored, world):
+    """The scores of other answers to the same prompts, which lie on a scale of their own."""
+    rows = [row | {"completion": f"{row['completion']} so"} for row in read_rows(scored)[::2]]
+    for row in rows:
+        del row["rewards"]
+    data = write_rows(world.root / "more.jsonl", rows)
+    out = world.root / "elsewhere.jsonl"
+    ran("reward", "score", "--rewards", ",".join(REWARDS), "--data", data, "--out", out)
+    assert load_scale(out).digest != load_scale(scored).digest
+    return out
+
+
+SIGNED = ("--palm.weights", "signed")  # users may dislike a reward
+
+
+def test_one_scale_goes_from_scores_to_users_portfolios_and_answers(users, scored, tmp_path):
+    portfolio, routed = tmp_path / "portfolio", tmp_path / "routed.jsonl"
+    ran("palm", "build", "--data", scored, *SIGNED, "--out", portfolio, "--compare", 0)
+    route = ("palm", "route", "--portfolio", portfolio, "--normalise", "--users", users / USERS)
+    ran(*route, "--out", routed)
+    assert len(read_rows(routed)) == 12
+    digest = load_scale(scored).digest
+    assert json.loads((portfolio / "report.json").read_text())["scale"] == digest
+    assert mrm.load(users).reward_ids.digest == mrm.open_users(users / USERS).about.scale == digest
+    best = ran("answer", "--run", users, "--prompt", PROMPTS[0], "--candidates", scored)
+    assert best.removesuffix("\n") in [row["completion"] for row in read_rows(scored)]
+
+
+def test_every_reader_of_scores_refuses_another_scale(users, scored, elsewhere, world, tmp_path):
+    one, other = (load_scale(path).digest[:12] for path in (scored, elsewhere))
+    log, portfolio = world.root / "log.jsonl", tmp_path / "portfolio"
+    ran("palm", "build", "--data", elsewhere, *SIGNED, "--out", portfolio, "--compare", 0)
+    out = tmp_path / "out.jsonl"
+    adapt = ("mrm", "adapt", "--model", users, "--out", tmp_path / "users.sqlite", "--data", log)
+    texts = write_rows(tmp_path / "texts.jsonl", [{"text": read_rows(elsewhere)[0]["completion"]}])
+    answer = ("answer", "--run", users, "--prompt", PROMPTS[0])
+    for words in (
+        (*adapt, "--features", elsewhere),
+        ("mrm", "rank", "--model", users, "--texts", texts, "--features", elsewhere),
+        (*answer, "--candidates", elsewhere),
+        ("palm", "certify", "--portfolio", portfolio, "--data", scored),
+        ("palm", "route", "--portfolio", portfolio, "--users", users / USERS, "--out", out),
+    ):
+        found = call(*words)
+        assert found.code == 2, words
+        assert one in found.err, words
+        assert other in found.err, words
+    # Put on the scale of the users, the other answers are taken.
+    again = tmp_path / "again.jsonl"
+    ran("reward", "score", "--data", elsewhere, "--scale-from", users, "--out", again)
+    said = ran(*answer, "--candidates", again)
+    assert said.removesuffix("\n") in [row["completion"] for row in read_rows(again)]
 
 
 def test_a_user_is_answered_by_the_best_of_several_draws(users, world, scored):
@@ -202,7 +256,7 @@ POOL = ("--policies.samples", 4, "--policies.max_tokens", 8, "--policies.prompts
 def test_a_portfolio_of_adapters_is_certified_routes_and_answers(world, users, tmp_path):
     out = tmp_path / "portfolio"
     build = ("palm", "build", "--data", world.prompts, "--policies", world.adapter, world.other)
-    scale = ("--scale_from", users, "--palm.weights", "signed")
+    scale = ("--scale_from", users, *SIGNED)
     rewards = ("--rewards", *REWARDS)
     ran(*build, "--out", out, *scale, *rewards, "--compare", 0, *POOL)
     more = write_rows(tmp_path / "more.jsonl", [{"prompt": f"tell {word}"} for word in WORDS])

@@ -106,7 +106,7 @@ def test_a_prompt_beyond_the_context_is_left_out_and_named(world, tmp_path):
     run = load_run(world.run)
     judged = _prompts(run, str(path), MocEvaluateConfig(), said.append)
     assert judged == PROMPTS
-    assert said == [f"{path}: 1 rows left out ({path}, line 5: {length:,} tokens)"]
+    assert said == [f"{path}: 1 row left out ({path}, line 5: {length:,} tokens)"]
     sampler = PromptSampler(run.policy, [*PROMPTS, LONG], run.config.moc)
     assert (sampler.prompts, sampler.left_out) == (PROMPTS, 1)
 
@@ -364,3 +364,12 @@ def test_bad_input_is_one_sentence(world, tmp_path):
     refused(call(*evaluate, stopped), "an unfinished run", "--resume")
     refused(call(*evaluate, world.run, "--samples", 0), "samples")
     assert not out.exists()
+
+
+def test_answers_that_fill_the_context_are_refused_by_their_setting(tmp_path):
+    model = tiny_lms.write(tmp_path / "model", "llama")
+    (tmp_path / "p.txt").write_text("say thing\n")
+    (tmp_path / "c.yaml").write_text(yaml.dump(CONFIG))
+    words = ("--config", tmp_path / "c.yaml", "--data", tmp_path / "p.txt", "--out", tmp_path / "o")
+    found = call("moc", "train", "--model", model, *words, "--moc.answer_tokens", 2000)
+    refused(found, "moc.answer_tokens: found 2000, expected less than the context", "lower it")

@@ -30,6 +30,7 @@ FOLDERS = {
     "moc train": "--model none --data READ --config READ",
     "moc evaluate": "--model READ",
     "moc export": "--model READ --preference a=1",
+    "mrm convert": "--checkpoint READ",
     "mrm train": "--data READ",
     "palm build": "--data READ",
     "pplug train": "--model none --encoder none --data READ --config READ",

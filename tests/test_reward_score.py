@@ -2,11 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 import tiny_lms
 from cli_calls import call, refused, write_rows
 
+from jaxalign.data import load_features, load_source, lookup
 from jaxalign.experiments import reward_score
+from jaxalign.rewards.reward_scale import fit_scale, load_scale
 
 ROWS = [
     {"prompt": f"say {row}", "completion": "the " * (row % 5 + 1), "sample": row, "user": "ann"}
@@ -92,3 +95,68 @@ def test_a_stopped_file_goes_on_and_refuses_others(model, tmp_path, monkeypatch)
     refused(score(model, other, out, "--resume"), "not the same data as before")
     assert score(model, data, out, "--resume").code == 0
     assert out.read_bytes() == whole.read_bytes()
+
+
+def scores(data, out, *more):
+    return call("reward", "score", "--data", data, "--out", out, *more)
+
+
+def test_the_scale_of_the_rewards_is_written_beside_them(tmp_path):
+    data, out = write_rows(tmp_path / "a.jsonl", ROWS), tmp_path / "s.jsonl"
+    said = scores(data, out, "--rewards", "brevity,warmth")
+    assert said.code == 0
+    values = np.array([[row["rewards"]["brevity"]] for row in rows_of(out)])
+    expected = fit_scale(values, ("brevity",), None)
+    assert load_scale(out) == expected == load_scale(tmp_path / "s.scale.json")
+    assert expected.digest[:12] in said.out
+    assert "no scale: warmth is the same for all answers" in said.out
+    # A reward that is added leaves the scale of those before it alone, in fewer rows too.
+    few = write_rows(tmp_path / "few.jsonl", rows_of(out)[:4])
+    (tmp_path / "few.scale.json").write_bytes((tmp_path / "s.scale.json").read_bytes())
+    more = tmp_path / "more.jsonl"
+    assert scores(few, more, "--rewards", "simplicity").code == 0
+    assert load_scale(more).names == ("brevity", "simplicity")
+    assert load_scale(more).take(["brevity"]) == expected
+    # A file that says nothing of its scale leaves none of an earlier file of its name.
+    alike = write_rows(tmp_path / "alike.jsonl", [ROWS[0], ROWS[0]])
+    assert scores(alike, more, "--rewards", "brevity").code == 0
+    assert not (tmp_path / "more.scale.json").exists()
+
+
+def test_rewards_are_put_on_the_scale_of_another_run(tmp_path):
+    data, out = write_rows(tmp_path / "a.jsonl", ROWS), tmp_path / "s.jsonl"
+    assert scores(data, out, "--rewards", "brevity,simplicity").code == 0
+    few, other = write_rows(tmp_path / "b.jsonl", ROWS[:4]), tmp_path / "t.jsonl"
+    assert scores(few, other, "--rewards", "brevity", "--scale-from", out).code == 0
+    assert load_scale(other) == load_scale(out).take(["brevity"])
+    # The rewards that rows have already are put on a scale without being computed again.
+    assert scores(few, other, "--rewards", "simplicity,brevity").code == 0
+    again = tmp_path / "u.jsonl"
+    said = scores(other, again, "--scale-from", out)
+    assert "4 answers put on another scale" in said.out
+    assert load_scale(other).names == ("simplicity", "brevity")
+    assert load_scale(again) == load_scale(out)  # and so is their order
+    assert [list(row["rewards"]) for row in rows_of(again)] == [["brevity", "simplicity"]] * 4
+    assert rows_of(again) == rows_of(other)
+    refused(scores(few, again, "--scale-from", out), "rows without `rewards`", "--rewards")
+    refused(
+        scores(few, again, "--rewards", "warmth", "--scale-from", out), "expected one of warmth"
+    )
+    refused(scores(few, again), "found none of --model, --rewards and --scale-from")
+
+
+def test_the_answers_of_choices_are_scored_once_each(tmp_path):
+    asked = {"role": "user", "content": "q"}
+    talk = [[asked, {"role": "assistant", "content": said}] for said in ("longer", "short")]
+    rows = [
+        {"user": "ann", "prompt": "q", "chosen": "short", "rejected": "longer one"},
+        {"user": "bob", "prompt": "q", "chosen": "longer one", "rejected": "short"},
+        {"user": "bob", "chosen": talk[0], "rejected": talk[1]},
+    ]
+    data, out = write_rows(tmp_path / "choices.jsonl", rows), tmp_path / "s.jsonl"
+    assert "3 answers scored" in scores(data, out, "--rewards", "brevity,simplicity").out
+    found = [(row["prompt"], row["completion"]) for row in rows_of(out)]
+    assert found == [("q", "short"), ("q", "longer one"), ("q", "longer")]
+    # Every answer of the choices is found among the scores.
+    features, choices = load_features(out), load_source(data).choices
+    assert lookup(features, choices.items, choices.texts).shape == (3, 2)

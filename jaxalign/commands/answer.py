@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from jaxalign.commands.parser import Commands, add_out, check_drawing, command
+from jaxalign.progress import counted
 
 
 def add(commands: Commands) -> None:
@@ -150,4 +151,7 @@ def _answer(arguments: argparse.Namespace, _: list[str]) -> None:
     config = AnswerConfig(arguments.strategy, sources, rule, arguments.seed)
     plain = write_answers(model.digest, batch, strategy, config, arguments.out, arguments.resume)
     if arguments.out is not None:
-        print(f"{len(rows)} answers, {plain} of them plain; wrote {arguments.out}", file=sys.stderr)
+        print(
+            f"{counted(len(rows), 'answer')}, {plain} of them plain; wrote {arguments.out}",
+            file=sys.stderr,
+        )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from jaxalign.commands.parser import add_out, check_drawing
 from jaxalign.errors import InputError
+from jaxalign.progress import counted
 
 if TYPE_CHECKING:
     from jaxalign.data.prompt_rows import PromptRow
@@ -69,7 +70,7 @@ def complete(
         out=arguments.out,
         resume=arguments.resume,
     )
-    said = f"{done.completions} answers"
+    said = counted(done.completions, "answer")
     if done.new:
         said += f", {done.tokens:,} tokens in {done.seconds:.1f} s"
         said += f" ({done.tokens / done.seconds:,.0f} tokens/s)"

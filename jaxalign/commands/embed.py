@@ -6,6 +6,7 @@ from pathlib import Path
 from jaxalign.commands.parser import Commands, add_out, command
 from jaxalign.data.tables import read_texts
 from jaxalign.errors import InputError
+from jaxalign.progress import counted
 
 
 def add(commands: Commands) -> None:
@@ -40,4 +41,4 @@ def _embed(arguments: argparse.Namespace, _: list[str]) -> None:
     encoder = load_encoder(arguments.model, arguments.dtype)
     values, stats = encode_with_stats(encoder, texts, pooling=pooling)
     save_features(arguments.out, Features(tuple(keys), values))
-    print(f"{stats.encoded} texts encoded, {stats.cached} known; wrote {arguments.out}")
+    print(f"{counted(stats.encoded, 'text')} encoded, {stats.cached} known; wrote {arguments.out}")

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from jaxalign.commands.parser import Commands, add_out, command, group, takes_config
+from jaxalign.progress import counted
 
 
 def add(commands: Commands) -> None:
@@ -108,10 +109,11 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
         before, after = (part[f"reward_{name}"] for part in (first, last))
         print(f"  {name:20s} level {before:.3f} in the first steps, {after:.3f} in the last")
     if report["kl_above"]:
-        print(f"in {report['kl_above']} steps the KL was more than twice its target")
+        print(f"in {counted(report['kl_above'], 'step')} the KL was more than twice its target")
     print(
-        f"{report['steps']} steps; error to the preference {first['error']:.4f} in the first, "
-        f"{last['error']:.4f} in the last; KL {last['kl']:.2f} nats; wrote {arguments.out}/model"
+        f"{counted(report['steps'], 'step')}; error to the preference {first['error']:.4f} in the "
+        f"first, {last['error']:.4f} in the last; KL {last['kl']:.2f} nats; "
+        f"wrote {arguments.out}/model"
     )
 
 

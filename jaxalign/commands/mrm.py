@@ -1,4 +1,4 @@
-"""`jaxalign mrm train|adapt|rank|evaluate`."""
+"""`jaxalign mrm train|adapt|rank|describe|evaluate|convert`."""
 
 import argparse
 import json
@@ -18,6 +18,7 @@ def add(commands: Commands) -> None:
     _add_rank(actions)
     _add_describe(actions)
     _add_evaluate(actions)
+    _add_convert(actions)
 
 
 def _add_train(actions: Commands) -> None:
@@ -102,6 +103,26 @@ def _add_describe(actions: Commands) -> None:
     parser.add_argument("--user", help="whose taste; without it the population's")
     parser.add_argument("--users", type=Path, help="file of adapt (MODEL/users.sqlite)")
     parser.add_argument("--json", action="store_true", help="JSON instead of text")
+
+
+def _add_convert(actions: Commands) -> None:
+    parser = command(
+        actions, "convert", _convert, "a checkpoint of MRM's authors as a model for adapt and rank",
+        epilog="`mrm adapt` and `mrm rank` then need --features of the encoder that the checkpoint "
+        "was trained on.",
+    )  # fmt: skip
+    parser.add_argument("--checkpoint", type=Path, required=True, help=".pt file of their code")
+    add_out(parser, "folder", "folder of the model")
+
+
+def _convert(arguments: argparse.Namespace, _: list[str]) -> None:
+    from jaxalign import mrm
+
+    model = mrm.from_authors(arguments.checkpoint)
+    mrm.save(arguments.out, model)
+    width, rewards = model.projection.matrix.shape[0], model.population()[0].size
+    base = counted(rewards, "base reward")
+    print(f"{base} of features that are {width} wide; wrote {arguments.out}")
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:

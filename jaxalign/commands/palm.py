@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from jaxalign.commands.parser import Commands, add_out, command, group, takes_config
 from jaxalign.errors import InputError
+from jaxalign.progress import counted
 
 if TYPE_CHECKING:
     from jaxalign.palm.candidates import Candidates
@@ -42,11 +43,12 @@ def _add_build(actions: Commands) -> None:
         type=Path,
         nargs="+",
         default=[],
-        help="folders of LoRA adapters, or of one MOC policy: choose among these, their soups or "
-        "mixtures, in place of candidates",
+        help="folders of LoRA adapters or of whole models, or of one MOC policy: choose among "
+        "these, their soups or mixtures, in place of candidates",
     )
     parser.add_argument(
-        "--model", help="base model of --policies (the one that their folders name)"
+        "--model",
+        help="base model of --policies (the one that adapters name; needed for whole models)",
     )
     add_out(parser, "folder", "new folder for the portfolio and its report")
     parser.add_argument("--resume", action="store_true", help="continue an unfinished build")
@@ -101,7 +103,7 @@ def _build(arguments: argparse.Namespace, rest: list[str]) -> None:
     from jaxalign.experiments.palm import report, run, run_policies
     from jaxalign.palm.config import BuildConfig
     from jaxalign.rewards.reward_scale import load_scale
-    from jaxalign.runs.tables import terminal_table
+    from jaxalign.runs.tables import TerminalTable
 
     config = load_config(BuildConfig, arguments.config, rest)
     if arguments.export and arguments.policies:
@@ -134,12 +136,12 @@ def _build(arguments: argparse.Namespace, rest: list[str]) -> None:
         )
     console = Console()
     certificate = report.certificate_rows(built.portfolio.certificate, built.held_out)
-    console.print(terminal_table(*certificate))
-    console.print(terminal_table(*report.member_rows(built)))
+    console.print(TerminalTable(*certificate))
+    console.print(TerminalTable(*report.member_rows(built)))
     if fewer := report.selection_sentence(built.portfolio):
         print(fewer)
     if built.sizes:
-        console.print(terminal_table(*report.size_rows(built.sizes)))
+        console.print(TerminalTable(*report.size_rows(built.sizes)))
         sentence = report.size_sentence(built.sizes)
         console.print(f"{report.SIZES_CAPTION} {sentence}", highlight=False)
     more = "" if arguments.policies else "; report.md ends with what to train next"
@@ -152,7 +154,7 @@ def _certify(arguments: argparse.Namespace, _: list[str]) -> None:
     from jaxalign.experiments.palm import certify_policies, evaluate, load_built, report
     from jaxalign.files import write_json
     from jaxalign.personalize.serve import FILE
-    from jaxalign.runs.tables import terminal_table
+    from jaxalign.runs.tables import TerminalTable
 
     portfolio = load_built(arguments.portfolio)
     if (arguments.portfolio / FILE).is_file():
@@ -160,7 +162,7 @@ def _certify(arguments: argparse.Namespace, _: list[str]) -> None:
     else:
         candidates = _candidates(arguments.data, report.reward_names(portfolio), None)
         held_out = evaluate(portfolio, candidates, arguments.data)
-    Console().print(terminal_table(*report.certificate_rows(None, held_out)))
+    Console().print(TerminalTable(*report.certificate_rows(None, held_out)))
     if arguments.out:
         write_json(arguments.out, held_out.as_dict())
         print(f"wrote {arguments.out}")
@@ -170,16 +172,16 @@ def _route(arguments: argparse.Namespace, _: list[str]) -> None:
     from rich.console import Console
 
     from jaxalign.experiments.palm import load_built, report, route_users
-    from jaxalign.runs.tables import terminal_table
+    from jaxalign.runs.tables import TerminalTable
 
     portfolio = load_built(arguments.portfolio)
     routed = route_users(portfolio, arguments.users, arguments.out, arguments.normalise)
-    Console().print(terminal_table(*report.usage_rows(routed.usage)))
+    Console().print(TerminalTable(*report.usage_rows(routed.usage)))
     never = ", ".join(map(str, routed.usage.unused)) or "none"
     print(
-        f"{routed.users:,} users; perplexity {routed.usage.perplexity:.2f}; never used: {never}; "
-        f"no user loses more than {routed.worst_regret:.4f} ({routed.against}); "
-        f"wrote {arguments.out}"
+        f"{counted(routed.users, 'user')}; perplexity {routed.usage.perplexity:.2f}; "
+        f"never used: {never}; no user loses more than {routed.worst_regret:.4f} "
+        f"({routed.against}); wrote {arguments.out}"
     )
 
 

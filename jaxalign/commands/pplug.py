@@ -12,6 +12,7 @@ from jaxalign.commands.parser import (
     takes_config,
 )
 from jaxalign.errors import InputError
+from jaxalign.progress import counted
 
 
 def add(commands: Commands) -> None:
@@ -104,7 +105,7 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
         if one.validation:
             before, after = one.validation_before["loss"], one.validation["loss"]
             losses = f", validation loss {before:.4f} at first, {after:.4f} at step {one.best_step}"
-        print(f"  {name:20s} {one.parameters:,} parameters, {one.steps} steps{losses}")
+        print(f"  {name:20s} {one.parameters:,} parameters, {counted(one.steps, 'step')}{losses}")
     print(f"wrote {arguments.out}/plugs")
 
 

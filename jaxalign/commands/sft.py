@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from jaxalign.commands.parser import Commands, add_out, command, takes_config
+from jaxalign.progress import counted
 
 
 def add(commands: Commands) -> None:
@@ -42,4 +43,4 @@ def _sft(arguments: argparse.Namespace, rest: list[str]) -> None:
     if report["validation"]:
         before, after = (report[name]["loss"] for name in ("validation_before", "validation"))
         judged = f"validation loss {before:.4f} before, {after:.4f} at step {report['best_step']}; "
-    print(f"{report['steps']} steps; {judged}wrote {arguments.out}/model")
+    print(f"{counted(report['steps'], 'step')}; {judged}wrote {arguments.out}/model")

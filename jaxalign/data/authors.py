@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -26,6 +26,13 @@ class _Entry(NamedTuple):
     answers: tuple[str, str]
     rows: tuple[int, int]
     split: str
+
+
+class AuthorsCheckpoint(TypedDict):
+    """What `read_authors_checkpoint` returns."""
+
+    base: dict[str, dict[str, np.ndarray]]
+    weight_init: np.ndarray
 
 
 _LAYER = re.compile(r"layers\.(\d+)\.(weight|bias)")
@@ -92,7 +99,7 @@ def load_authors(
     return table, values, {"split": split if split.astype(bool).any() else None}
 
 
-def read_authors_checkpoint(path: str | Path) -> dict[str, object]:
+def read_authors_checkpoint(path: str | Path) -> AuthorsCheckpoint:
     """Read an MRM checkpoint of the authors into the parameters of `jaxalign.mrm`.
 
     Args:
@@ -136,7 +143,9 @@ def read_authors_checkpoint(path: str | Path) -> dict[str, object]:
             f"{path}, `shared_weight`: found shape {np.shape(start)}, expected ({width},), one "
             "weight for each output of the last layer."
         )
-    return {"base": base, "weight_init": start}
+    if not base:
+        raise InputError(f"{path} has no `layers.0.weight`, expected one layer or more.")
+    return AuthorsCheckpoint(base=base, weight_init=start)
 
 
 def _check_layer(

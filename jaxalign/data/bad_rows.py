@@ -9,6 +9,7 @@ from jaxalign.data.columns import Origin
 from jaxalign.data.tables import Row, Table, read_each
 from jaxalign.data.values import RowError
 from jaxalign.errors import InputError
+from jaxalign.progress import counted
 
 OnBadRow = Literal["refuse", "drop"]
 Checked = TypeVar("Checked")
@@ -58,7 +59,10 @@ class BadRows:
             InputError: most rows are bad, so that the file is not what it is taken for.
         """
         ratings = (
-            (f"{self.ratings:,} ratings left out: choices between two answers are learned from",)
+            (
+                f"{counted(self.ratings, 'rating')} left out: choices between two answers "
+                "are learned from",
+            )
             if self.ratings
             else ()
         )
@@ -75,7 +79,7 @@ class BadRows:
                 f"{self.source}: {self.count:,} of {total:,} rows are bad, which is more than half "
                 f"({why}); check that this is the right file."
             )
-        return (f"{self.count:,} of {total:,} rows dropped: {why}", *ratings)
+        return (f"{self.count:,} of {counted(total, 'row')} dropped: {why}", *ratings)
 
 
 def checked_rows(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from jaxalign.data.messages import Conversation
 from jaxalign.data.tables import read_rows
 from jaxalign.data.values import check_identifier, check_number, short
 from jaxalign.errors import InputError
-from jaxalign.files import write_aside
+from jaxalign.files import read_json, write_aside
 
 _ROWS_AT_ONCE = 4096
 
@@ -25,16 +25,31 @@ class Features:
         ids: [I] unique ids, which items are looked up by.
         values: [I, E] floating-point features.
         names: [E] names of the columns when they are named base rewards, or None.
+        scale: what the file `scale_file` beside them states, the scale of named base rewards as
+            `jaxalign.rewards.RewardScale.to_json` writes it; None without such a file.
     """
 
     ids: tuple[str, ...]
     values: np.ndarray
     names: tuple[str, ...] | None = None
+    scale: Mapping[str, object] | None = None
 
     @cached_property
     def row_of(self) -> dict[str, int]:
         """The number of each id's row."""
         return {key: row for row, key in enumerate(self.ids)}
+
+
+def scale_file(path: str | Path) -> Path:
+    """Return the file beside scores or named features that states their scale.
+
+    Example:
+        >>> from jaxalign.data.features import scale_file
+        >>> scale_file("runs/scores.jsonl.gz").name
+        'scores.scale.json'
+    """
+    path = Path(path).expanduser()
+    return path.with_name(f"{path.name.removesuffix('.gz').rpartition('.')[0]}.scale.json")
 
 
 def load_features(path: str | Path) -> Features:
@@ -47,6 +62,7 @@ def load_features(path: str | Path) -> Features:
             ids, the ids are in `<stem>.ids.json` (a JSON list) or `<stem>.ids.txt` (one a line).
             Or .jsonl (.gz) of `jaxalign reward score`: the rewards of each answer, with their
             names; an answer is looked up by its text, with its prompt where rewards read that.
+            Their scale is read from `scale_file(path)`, where there is one.
 
     Returns:
         The features; whole numbers become float32, floating-point types stay.
@@ -56,7 +72,7 @@ def load_features(path: str | Path) -> Features:
     """
     path = Path(path)
     if path.name.endswith((".jsonl", ".jsonl.gz")):
-        return _read_scores(path)
+        return _on_scale(path, _read_scores(path))
     readers = {".npy": _read_npy, ".npz": _read_npz, ".safetensors": _read_safetensors}
     if path.suffix not in readers:
         raise InputError(
@@ -66,7 +82,16 @@ def load_features(path: str | Path) -> Features:
     if not path.exists():
         raise InputError(f"{path} does not exist; check the path.")
     values, ids, names = readers[path.suffix](path)
-    return _checked(path, values, _sibling_ids(path) if ids is None else ids, names)
+    ids = _sibling_ids(path) if ids is None else ids
+    return _on_scale(path, _checked(path, values, ids, names))
+
+
+def _on_scale(path: Path, features: Features) -> Features:
+    """Named features with the scale that the file beside them states."""
+    stated = scale_file(path)
+    if features.names is None or not stated.exists():
+        return features
+    return replace(features, scale=read_json(stated, "the scale of the rewards"))
 
 
 def save_features(path: str | Path, features: Features) -> None:
@@ -116,7 +141,7 @@ def columns_named(features: Features, names: Sequence[str], source: str | Path) 
             f"add {', '.join(missing)}."
         )
     order = [features.names.index(name) for name in names]
-    return Features(features.ids, features.values[:, order], tuple(names))
+    return replace(features, values=features.values[:, order], names=tuple(names))
 
 
 def lookup(

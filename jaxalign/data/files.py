@@ -25,6 +25,7 @@ from jaxalign.data.preferences import Preferences
 from jaxalign.data.tables import Row, Table, read_table
 from jaxalign.data.values import RowError, check_flag, check_text
 from jaxalign.errors import InputError
+from jaxalign.progress import counted
 
 REQUIRED = ("user", "chosen", "rejected")
 OPTIONAL = ("prompt", "group", "time", "tie")
@@ -371,13 +372,13 @@ class Remarks(NamedTuple):
         """
         found = []
         if self.repeated:
-            found.append(
-                f"{self.repeated:,} rows repeat an earlier choice of the same user, and count"
-            )
+            rows = counted(self.repeated, "row repeats", "rows repeat")
+            found.append(f"{rows} an earlier choice of the same user, and count")
         if self.reversed:
             first, later = map(place, self.rows)
+            rows = counted(self.reversed, "row chooses", "rows choose")
             found.append(
-                f"{self.reversed:,} rows choose a pair the other way than the same user did before "
+                f"{rows} a pair the other way than the same user did before "
                 f"(first: {first} and {later}); both count, as people change their minds"
             )
         return tuple(found)

@@ -15,6 +15,7 @@ from jaxalign.data.preferences import Preferences
 from jaxalign.data.splits import learned_from
 from jaxalign.errors import InputError
 from jaxalign.files import read_json, write_folder_aside, write_json
+from jaxalign.progress import counted
 
 FORMAT = 1
 _USERS_AT_ONCE = 256
@@ -207,7 +208,7 @@ def open_pairs(path: str | Path) -> PairFile:
     if found != 2 * int(np.prod(shape)) or len(users) + 1 != len(first):
         raise InputError(
             f"{path}: features.bf16 has {found} bytes, expected {2 * int(np.prod(shape))} for "
-            f"{shape[0]} choices: it is not whole, write it again."
+            f"{counted(shape[0], 'choice')}: it is not whole, write it again."
         )
     # Mapped as bytes: a memory map of bfloat16 itself would need NumPy to know the type by name.
     rows = np.memmap(path / "features.bf16", np.uint16, "r", shape=shape).view(ml_dtypes.bfloat16)
@@ -252,7 +253,7 @@ def write_pairs(
                 pairs.group[there],
                 pairs.weight[there],
             )
-            say(f"{start + len(members):,} of {len(known):,} users written to {path}")
+            say(f"{start + len(members):,} of {counted(len(known), 'user')} written to {path}")
     return open_pairs(path)
 
 

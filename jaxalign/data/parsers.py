@@ -24,6 +24,7 @@ Parsed = tuple[int, Values | RowError]
 
 _BLOCK = 2**18  # bytes of a JSON array read at a time
 _PEEK = 256  # bytes in which the first bracket stands
+_decode = json.JSONDecoder().decode  # `json.loads` looks at its options for every line
 _PARQUET_ROWS = 4096
 _NEXT = re.compile(r"[^\s,]")
 
@@ -55,7 +56,7 @@ def json_rows(file: BytesFile, name: str) -> Iterator[Parsed]:
     # Bytes, since a text reader also splits at U+2028 and the like.
     for number, line in enumerate(file, 1):
         if not line.isspace():
-            yield number, _json_object(line, f"{name}, line {number}")
+            yield number, _json_object(line, name, number)
 
 
 def csv_rows(file: BytesFile, name: str) -> Iterator[Parsed]:
@@ -148,18 +149,18 @@ class _Lines(Iterator[str]):
             raise _not_utf8(f"{self.name}, line {self.number}", error) from None
 
 
-def _json_object(line: bytes, where: str) -> Values | RowError:
+def _json_object(line: bytes, name: str, number: int) -> Values | RowError:
     try:
-        values = json.loads(line.decode())
+        values = _decode(line.decode())
     except UnicodeDecodeError as error:
-        return _not_utf8(where, error)
+        return _not_utf8(f"{name}, line {number}", error)
     except (ValueError, RecursionError) as error:
         return RowError(
-            f"{where}: not readable as JSON ({error}), expected one object per line, or one array "
-            "of objects; correct the line.",
+            f"{name}, line {number}: not readable as JSON ({error}), expected one object per "
+            "line, or one array of objects; correct the line.",
             "not readable as JSON",
         )
-    return _object(values, where)
+    return values if isinstance(values, dict) else _object(values, f"{name}, line {number}")
 
 
 def _object(values: object, where: str) -> Values | RowError:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxalign.data.preferences import Preferences
 from jaxalign.errors import InputError
 from jaxalign.files import read_json, write_json
+from jaxalign.progress import counted
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,11 @@ def split_users(
         or (unseen_share > 0 and not parts[2])
     ):
         raise InputError(
-            f"{len(ordered)} users are too few to cut into train, validation and test users "
-            f"(shares {unseen_share:g} unseen, {validation_share:g} of the rest for validation): "
-            "give choices of at least 5 users"
+            f"found choices of {counted(len(ordered), 'user')}, too few to cut into train, "
+            f"validation and test users (shares {unseen_share:g} unseen, {validation_share:g} of "
+            "the rest for validation), expected at least 5: what people have in common is learned "
+            "from several of them. Train on the choices of other people (`jaxalign demo "
+            "--files-only --out data` writes some), and add these with `jaxalign mrm adapt`."
         )
     return UserSplit(parts[0], parts[1], parts[2], seed)
 

@@ -13,7 +13,7 @@ from jaxalign.demo.statistics import assemble
 from jaxalign.demo.study import DemoData, Study, design, learned_features, run_study, simulate
 from jaxalign.errors import InputError
 from jaxalign.files import check_output, write_json
-from jaxalign.progress import Progress
+from jaxalign.progress import Progress, counted
 from jaxalign.rewards.rules import TRAITS
 
 FEWEST_USERS = 30
@@ -68,7 +68,7 @@ def run_demo(
     claim(out)
     say = Progress(show).say
     answers = read_answers()
-    say(f"{len(answers.texts):,} answers to {len(answers.prompts)} prompts")
+    say(f"{counted(len(answers.texts), 'answer')} to {counted(len(answers.prompts), 'prompt')}")
     say(f"measuring {len(TRAITS)} traits of each by rule")
     plan = design(users, len(answers.prompts), seed)
     named = {"named": ({"rewards": list(TRAITS)}, answers.traits)}

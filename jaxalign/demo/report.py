@@ -18,7 +18,7 @@ from jaxalign.demo.portfolio import PortfolioStage
 from jaxalign.demo.statistics import DemoReport
 from jaxalign.demo.study import CURVE, SHOTS, DemoData, Design, Study
 from jaxalign.files import write_json, write_text
-from jaxalign.runs.tables import MISSING, markdown_table, percent, terminal_table
+from jaxalign.runs.tables import MISSING, TerminalTable, markdown_table, percent
 
 PAGE = "page.md"
 _CERTAINTY = (
@@ -261,7 +261,7 @@ def show(report: DemoReport, out: Path, written: list[str]) -> None:
         f"\n[bold]Expected accuracy in %[/bold], {users['test']} unseen [bold]simulated[/bold] "
         f"users after {SHOTS} choices, on prompts nobody chose on"
     )
-    console.print(terminal_table(_ACCURACY, _accuracy_rows(report), left=2))
+    console.print(TerminalTable(_ACCURACY, _accuracy_rows(report), left=2))
     for kind, target in report["targets"].items():
         word = "reached" if target["reached"] else "[red]missed[/red]"
         console.print(f"{kind} rewards: target {percent(target['share'], 0)} % of the gap {word}")

@@ -10,11 +10,18 @@ import numpy as np
 
 from jaxalign import mrm
 from jaxalign.data.prompt_rows import PromptRow, as_prompt
+from jaxalign.errors import InputError
 from jaxalign.experiments.answer_sources import AnswerSources
 from jaxalign.models.chat import Chat
 from jaxalign.mrm import UserModel
 from jaxalign.mrm.adapted_users import find_state, weights_of
-from jaxalign.personalize.strategies import PersonalAnswer, ServingRule, Strategy, UserRequest
+from jaxalign.personalize.strategies import (
+    ASKED_FOR,
+    PersonalAnswer,
+    ServingRule,
+    Strategy,
+    UserRequest,
+)
 from jaxalign.runs.row_file import open_row_file
 from jaxalign.runs.run_dir import Identity
 
@@ -111,7 +118,15 @@ def user_prompts(
         user: of rows that name none.
         chat: make a chat of a plain prompt.
         system: system message before a plain prompt; implies `chat`.
+
+    Raises:
+        InputError: the name of the user is empty.
     """
+    if user is not None and not user.strip():
+        raise InputError(
+            f"--user is {user!r}, expected the id of a user as in the choices; leave it out for an "
+            "answer to the taste of the whole population."
+        )
     users = [row.user(user) for row in rows]
     states = {one: find_state(model, one) for one in dict.fromkeys(users)}
     known = frozenset(one for one, state in states.items() if one and state is not None)
@@ -188,7 +203,11 @@ def reason(answer: PersonalAnswer, user: str | None, known: bool) -> str:
         'member 2 (member), better than the plain answer with probability 0.93 (gain 1.50 ...'
     """
     if answer.strategy == "plain":
-        words = f"the plain answer ({answer.choice}): no other one is likely enough to be better"
+        words = f"the plain answer ({answer.choice})"
+        if answer.held_back:
+            words += ": no other one is likely enough to be better"
+        elif answer.choice != ASKED_FOR:
+            words += ": no other one is expected to be better"
     else:
         words = f"{answer.choice} ({answer.strategy}), "
         if answer.sd is None or answer.probability is None:

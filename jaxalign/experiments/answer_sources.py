@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from jaxalign import moc
-from jaxalign.data import Conversation
+from jaxalign.data import Conversation, Features, load_features
 from jaxalign.data.messages import prompt_text
 from jaxalign.data.tables import read_rows
 from jaxalign.errors import InputError
@@ -19,7 +19,7 @@ from jaxalign.models.chat import Chat
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.sampling import Sampling
 from jaxalign.mrm import UserModel
-from jaxalign.mrm.serving import encode_texts
+from jaxalign.mrm.serving import encode_texts, item_features
 from jaxalign.personalize import serve
 from jaxalign.personalize.strategies import (
     BestOfAnswers,
@@ -48,7 +48,9 @@ class AnswerSources:
 
     Attributes:
         model: language model whose draws `best_of` chooses among.
-        candidates: file of answers that `best_of` chooses among instead: `prompt` and `answer`.
+        candidates: file of answers that `best_of` chooses among instead: `prompt` and `answer`, and
+            perhaps the `rewards` that the users' weights are on, which are read instead of
+            computed.
         portfolio: folder of `jaxalign palm build` over policies.
         policy: folder of `jaxalign moc train`, judged by `jaxalign moc evaluate`.
         reward_models: folders of the reward models that the users' named rewards come from, where
@@ -106,7 +108,7 @@ def load_strategy(name: StrategyName, sources: AnswerSources, model: UserModel) 
         raise InputError(f"--strategy {name} found nothing to answer with: add {needed}.")
     strategies: list[Strategy] = []
     if "best_of" in wanted:
-        read = answer_reader(model, sources.reward_models)
+        read = _scores_reader(model, sources) or answer_reader(model, sources.reward_models)
         strategies.append(BestOfAnswers(_draws(sources, loaded), read))
     if "member" in wanted and sources.portfolio:
         strategies.append(_member(sources, Path(sources.portfolio), model, loaded))
@@ -153,6 +155,36 @@ def answer_reader(model: UserModel, reward_models: Sequence[str] = ()) -> Read:
         return model.base(compute_rewards(reward, texts, list(answers))[:, order])
 
     return read
+
+
+def _scores_reader(model: UserModel, sources: AnswerSources) -> Read | None:
+    """What reads the rewards that stand beside the candidates; None where these are not there."""
+    scale = model.projection.scale
+    if scale is None or sources.candidates is None:
+        return None
+    if not _are_scored(Path(sources.candidates), scale.names):
+        return None
+    scores = load_features(sources.candidates)
+    item_features(model, [], [], scores)  # refuses another scale before any answer
+    return partial(_read_scores, model, scores)
+
+
+def _are_scored(candidates: Path, names: Sequence[str]) -> bool:
+    """Whether a file of answers has these rewards, as `jaxalign reward score` writes them."""
+    if not candidates.name.endswith((".jsonl", ".jsonl.gz")):
+        return False
+    first = next(read_rows(candidates), None)
+    rewards = None if first is None else first.values.get("rewards")
+    return isinstance(rewards, dict) and set(names) <= rewards.keys()
+
+
+def _read_scores(
+    model: UserModel, scores: Features, prompts: Sequence[str | Chat], answers: Sequence[str]
+) -> np.ndarray:
+    """Base rewards of answers of a file of scores."""
+    pairs = zip(map(prompt_text, prompts), answers, strict=True)
+    texts = [Conversation(pair) for pair in pairs]
+    return model.base(item_features(model, answers, texts, scores))
 
 
 def _read_texts(

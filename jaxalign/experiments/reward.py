@@ -7,6 +7,7 @@ from typing import TypedDict
 from jaxalign.experiments.training_run import start_training
 from jaxalign.models.classifier import Classifier
 from jaxalign.models.language import LanguageModel
+from jaxalign.progress import counted
 from jaxalign.rewards.bradley_terry import (
     RewardConfig,
     hold_out,
@@ -91,7 +92,7 @@ def run(
     rows, kept = hold_out(choices, config.hold_out, config.hold_out_share, config.loop.seed)
     training, held = choices.take(rows), choices.take(kept) if len(kept) else None
     progress.say(
-        f"{len(rows):,} choices to learn, {len(kept):,} held out, "
+        f"{counted(len(rows), 'choice')} to learn, {len(kept):,} held out, "
         f"{len(choices.labels)} head{'s' * (len(choices.labels) > 1)}"
     )
     table = choices.preferences

@@ -1,20 +1,32 @@
 """Rewards of the answers in a file, beside all that the file says of them."""
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from jaxalign.data.choices import flat_choice
+from jaxalign.data.features import scale_file
 from jaxalign.data.tables import ANSWERS, Row, read_rows
 from jaxalign.errors import InputError
+from jaxalign.files import write_json
 from jaxalign.models.classifier import classify_tokens, tokenize
 from jaxalign.progress import track
 from jaxalign.rewards.registry import rule_rewards
 from jaxalign.rewards.reward_model import load_reward_model
+from jaxalign.rewards.reward_scale import (
+    RewardScale,
+    fit_scale,
+    join_scales,
+    load_scale,
+    varies,
+)
 from jaxalign.rewards.vector import compute_rewards
 from jaxalign.runs.row_file import open_row_file
+from jaxalign.runs.run_dir import Identity
 
 KIND = "reward score"
 _SPAN = 2048  # rows between two writes of the output
@@ -45,6 +57,20 @@ class ScoreConfig:
     rewards: tuple[str, ...]
 
 
+class Scored(NamedTuple):
+    """What `score_rows` has done.
+
+    Attributes:
+        answers: how many were scored.
+        names: of their rewards.
+        scale: of all rewards that every row has and that vary; None where there are none.
+    """
+
+    answers: int
+    names: tuple[str, ...]
+    scale: RewardScale | None
+
+
 def score_rows(
     source: str,
     out: str | Path,
@@ -52,46 +78,149 @@ def score_rows(
     rewards: Sequence[str] = (),
     *,
     names: Sequence[str] = (),
+    scale_from: str | Path | None = None,
     resume: bool = False,
     show: bool = True,
-) -> tuple[int, tuple[str, ...]]:
+) -> Scored:
     """Write the rows of a file again, each with `rewards`, an object of numbers by name.
+
+    The scale of the rewards, by which weights on them are understood, is written beside the file
+    (`jaxalign.data.features.scale_file`) before the file itself is there.
 
     Args:
         source: rows with `completion`, or `answer`, and, in every row or none, `prompt`; texts or
             conversations: a file or data set as `jaxalign.data.tables.read_rows` takes it. Other
-            columns are kept, and rewards of other names too.
+            columns are kept, and rewards of other names too. Of rows with `chosen` and `rejected`,
+            both answers are scored, each once, without other columns than the prompt.
         out: file of JSON lines to write.
         model: folder of a reward model, or a name; None takes `rewards`.
-        rewards: names of registered rewards.
+        rewards: names of registered rewards; empty, without a model, keeps the rewards that the
+            rows have and puts them on the scale of `scale_from`.
         names: of the model's rewards, one each; empty takes the labels of the model.
+        scale_from: run or scores whose scale the rewards are put on, as `load_scale` takes it; None
+            for the scale that the source states, and an estimate on its rows for other rewards. The
+            rewards of a row then stand in the order of that scale.
         resume: go on with the rows that a stopped run has left.
         show: a progress bar on standard error.
 
-    Returns:
-        How many answers were scored, and the names of their rewards.
-
     Raises:
-        InputError: a bad row or model, a name that no reward has, or `out` is of another run.
+        InputError: a bad row or model, a name that no reward has, a scale of other rewards, or
+            `out` is of another run.
     """
-    rows = list(read_rows(source, ANSWERS[0]))
+    rows = list(_each_answer(read_rows(source, ANSWERS[0])))
+    kept = _common_names([row.values for row in rows])
+    wanted = None if scale_from is None else load_scale(scale_from)
     prompts, answers = _texts(rows)
-    if model is None:
+    if model is not None:
+        scorer = _model_scorer(model, prompts, answers, [row.where for row in rows])
+    elif rewards:
         scorer = _rule_scorer(rewards, prompts or [""] * len(answers), answers, rows)
     else:
-        scorer = _model_scorer(model, prompts, answers, [row.where for row in rows])
+        scorer = Scorer((), "kept", lambda span: np.zeros((len(span), 0)))
     scorer = scorer._replace(names=_checked_names(names or scorer.names, scorer.names, rows))
+    if wanted is not None:
+        _check_covered(wanted, scorer.names or kept, str(scale_from))
+    known = _known_scales(source, kept, scorer.names, wanted)
+    order = () if wanted is None else wanted.names
     data = [repr(sorted(row.values.items())) for row in rows]
-    identity = {"reward model": scorer.id, "data": data}
+    identity: dict[str, Identity] = {
+        "reward model": scorer.id,
+        "data": data,
+        "scales of the rewards": [scale.digest for scale in known],
+        "order of the rewards": list(order),
+    }
     file = open_row_file(out, KIND, ScoreConfig(scorer.names), identity, resume)
     if not file.finished:
         spans = _spans(file.kept(_SPAN), len(rows))
         total = len(rows)
         for span in track("scoring", spans, total, len, show):
-            table = scorer.score(span)
-            file.append(_scored(rows[row], scorer.names, table[row - span.start]) for row in span)
+            table = scorer.score(span).tolist()
+            found = (dict(zip(scorer.names, values, strict=True)) for values in table)
+            file.append(_scored(rows[row], next(found), order) for row in span)
+        _write_scale(out, _scale(list(file.rows()), known))
         file.finish()
-    return len(rows), scorer.names
+    beside = scale_file(out)
+    scale = load_scale(beside) if beside.exists() else None
+    return Scored(len(rows), scorer.names, scale)
+
+
+def _each_answer(rows: Iterable[Row]) -> Iterator[Row]:
+    """Rows of answers as they are; of choices, a row for each answer that has not come before."""
+    known: set[str] = set()
+    for row in rows:
+        chosen, rejected = row.values.get("chosen"), row.values.get("rejected")
+        if chosen is None or rejected is None or any(row.has(name) for name in ANSWERS):
+            yield row
+            continue
+        choice = flat_choice(row.values.get("prompt"), chosen, rejected, row.where)
+        for said in (choice.chosen, choice.rejected):
+            key = json.dumps([choice.prompt, said])
+            if key not in known:
+                known.add(key)
+                prompt = {} if choice.prompt is None else {"prompt": choice.prompt}
+                yield row._replace(values={**prompt, ANSWERS[0]: said})
+
+
+def _common_names(rows: Sequence[Mapping[str, object]]) -> tuple[str, ...]:
+    """The rewards that all rows have, in the order of the first."""
+    objects = [row.get("rewards") for row in rows]
+    if not all(isinstance(one, dict) for one in objects):
+        return ()
+    found = [one for one in objects if isinstance(one, dict)]
+    return tuple(name for name in (found[0] if found else ()) if all(name in one for one in found))
+
+
+def _check_covered(wanted: RewardScale, names: Sequence[str], source: str) -> None:
+    """Refuse a scale that says nothing of the rewards, before they are computed."""
+    if not names:
+        raise InputError(
+            "--scale-from without --rewards or --model: found rows without `rewards`, expected "
+            "some to put on the scale; score the answers: add --rewards or --model."
+        )
+    if unknown := [name for name in names if name not in wanted.names]:
+        raise InputError(
+            f"--scale-from {source}: found a scale of {', '.join(wanted.names)}, expected one of "
+            f"{', '.join(unknown)}; leave the option out to estimate the scale on these answers, "
+            "or rename the rewards of a model with --names."
+        )
+
+
+def _known_scales(
+    source: str, kept: Sequence[str], names: Sequence[str], wanted: RewardScale | None
+) -> list[RewardScale]:
+    """Scales that are not estimated, each of one reward: wanted ones, else the source's own."""
+    beside = scale_file(source)
+    own = load_scale(beside) if kept and beside.exists() else None
+    found = []
+    for name in (*kept, *names):
+        for scale in (wanted, own):
+            if scale is not None and name in scale.names and (scale is wanted or name in kept):
+                found.append(scale.take([name]))
+                break
+    return found
+
+
+def _scale(
+    rows: Sequence[Mapping[str, object]], known: Sequence[RewardScale]
+) -> RewardScale | None:
+    """The scale of the rewards that all rows have; those that never vary have none."""
+    given = {scale.names[0]: scale for scale in known}
+    parts = []
+    for name in _common_names(rows):
+        values = np.array([[row["rewards"][name]] for row in rows], np.float64)  # type: ignore[index]
+        if name in given:
+            parts.append(given[name])
+        elif len(rows) > 1 and varies(values[:, 0]):
+            parts.append(fit_scale(values, (name,), None))
+    return join_scales(parts) if parts else None
+
+
+def _write_scale(out: str | Path, scale: RewardScale | None) -> None:
+    beside = scale_file(out)
+    if scale is None:
+        beside.unlink(missing_ok=True)  # of an earlier file of this name
+    else:
+        write_json(beside, scale.to_json())
 
 
 def _checked_names(
@@ -155,7 +284,9 @@ def _texts(rows: Sequence[Row]) -> tuple[list[str] | None, list[str]]:
     return [row.conversation("prompt", "user") for row in rows], answers
 
 
-def _scored(row: Row, names: Sequence[str], values: np.ndarray) -> dict[str, object]:
+def _scored(row: Row, found: Mapping[str, float], order: Sequence[str]) -> dict[str, object]:
+    """A row with its rewards, those named in `order` first."""
     before = row.values.get("rewards")
-    kept = before if isinstance(before, dict) else {}
-    return {**row.values, "rewards": {**kept, **dict(zip(names, map(float, values), strict=True))}}
+    rewards = {**(before if isinstance(before, dict) else {}), **found}
+    first = [name for name in order if name in rewards]
+    return {**row.values, "rewards": {name: rewards[name] for name in (*first, *rewards)}}

@@ -10,6 +10,7 @@ from jaxalign.data.completions import Completions, load_completions
 from jaxalign.experiments.training_run import start_training
 from jaxalign.models.language import save_language_model
 from jaxalign.models.peft import save_adapter
+from jaxalign.progress import counted
 from jaxalign.train.mesh import DeviceReport
 from jaxalign.train.sft import SftConfig, train
 
@@ -76,8 +77,8 @@ def run(
     for note in completions.notes:
         progress.say(note)
     progress.say(
-        f"{len(completions):,} rows, {completions.learned.sum():,} tokens to learn, "
-        f"{completions.truncated:,} rows cut, {completions.dropped:,} left out"
+        f"{counted(len(completions), 'row')}, {completions.learned.sum():,} tokens to learn, "
+        f"{counted(completions.truncated, 'row')} cut, {completions.dropped:,} left out"
     )
     if validation is None:
         held = hold_out(completions, config)

@@ -29,7 +29,7 @@ from jaxalign.models.chat import stop_ids
 from jaxalign.models.completions import CompletionBatch
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.lora import LoraConfig
-from jaxalign.progress import Progress
+from jaxalign.progress import Progress, counted
 from jaxalign.rewards.vector import TextReward, TokenReward, compute_rewards
 from jaxalign.rollout import completion_texts, sample_and_score
 from jaxalign.runs.log import MetricsLog
@@ -103,7 +103,7 @@ def train(
     say = (progress or Progress(False)).say
     sampler = PromptSampler(policy, prompts, config)
     if sampler.left_out:
-        say(f"left out {sampler.left_out} of {len(prompts)} prompts, too long")
+        say(f"left out {sampler.left_out} of {counted(len(prompts), 'prompt')}, too long")
     mesh, decoder = make_mesh(config.trunk.mesh), config.trunk.decoder(policy.model.config)
     _check_rows(config, mesh)
     frozen = jax.device_put(

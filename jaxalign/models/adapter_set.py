@@ -70,7 +70,8 @@ def adapter_numbers(rows: Sequence[PromptRow], folders: Sequence[Path], mixed: b
         mixed: whether all adapters answer together, so that no row has to name one.
 
     Raises:
-        InputError: a row names no adapter although there are several, or an unknown one.
+        InputError: a row names no adapter although there are several, an unknown one, or one by a
+            name that several have.
 
     Example:
         >>> from pathlib import Path
@@ -80,8 +81,9 @@ def adapter_numbers(rows: Sequence[PromptRow], folders: Sequence[Path], mixed: b
         >>> adapter_numbers([row], [Path("x/a"), Path("x/b")], mixed=False)
         [1]
     """
-    names = {str(path): number for number, path in enumerate(folders)}
-    names |= {path.name: number for number, path in enumerate(folders)}
+    names = {path.name: number for number, path in enumerate(folders)}
+    several = {path.name for path in folders if names[path.name] != folders.index(path)}
+    names |= {str(path): number for number, path in enumerate(folders)}
     numbers = []
     for row in rows:
         name = row.columns.get("adapter")
@@ -93,5 +95,10 @@ def adapter_numbers(rows: Sequence[PromptRow], folders: Sequence[Path], mixed: b
         if name is not None and name not in names:
             known = ", ".join(path.name for path in folders) or "none: give --adapter"
             raise InputError(f"{row.where}: adapter {name!r} is not among {known}.")
+        if name in several and name not in map(str, folders):
+            which = ", ".join(str(path) for path in folders if path.name == name)
+            raise InputError(
+                f"{row.where}: the adapter {name!r} may be any of {which}: name it by its folder."
+            )
         numbers.append(names[str(name)] if name is not None else len(folders) - 1)
     return numbers

@@ -55,6 +55,7 @@ def generate_texts(
     combine: PolicyMixture | None = None,
     prefix: Array | None = None,
     prefix_lengths: Array | None = None,
+    places: Sequence[int] | None = None,
     batch_size: int = 16,
     progress: bool = True,
 ) -> list[Completion]:
@@ -68,6 +69,8 @@ def generate_texts(
         key: random key. A completion depends on its prompt and its place in the list, not on the
             batch.
         adapters, rows, combine, prefix, prefix_lengths: as in `generate`, for all X prompts.
+        places: [X] of the prompts in the list, where they are some of a longer one; None for 0 to
+            X - 1.
         batch_size: most prompts at once.
         progress: show a bar on standard error if the call takes more than a few seconds.
 
@@ -90,7 +93,8 @@ def generate_texts(
         prompt_ids(model, prompt, settings.max_tokens + int(soft[row]), f"prompt {row}")
         for row, prompt in enumerate(prompts)
     ]
-    keys = jax.vmap(partial(jax.random.fold_in, key))(np.arange(len(ids)))
+    own = np.arange(len(ids)) if places is None else np.asarray(places)
+    keys = jax.vmap(partial(jax.random.fold_in, key))(own)
     completions: dict[int, Completion] = {}
     batches = complete_tokens(
         model,
@@ -107,6 +111,27 @@ def generate_texts(
     for batch in track("answering", batches, len(ids), len, progress):
         completions |= batch
     return [completions[row] for row in range(len(ids))]
+
+
+def room_for_prompts(model: "LanguageModel", answer_tokens: int, least: int, field: str) -> int:
+    """Return how many tokens a prompt may have beside an answer and a soft token.
+
+    Args:
+        model: whose context it is.
+        answer_tokens: most tokens of an answer.
+        least: tokens that a prompt has at least.
+        field: name of the setting of `answer_tokens`, for messages.
+
+    Raises:
+        InputError: the answer leaves no room.
+    """
+    room = model.config.positions - answer_tokens - 1
+    if room < least:
+        raise InputError(
+            f"{field}: found {answer_tokens}, expected less than the context of {model.name}, "
+            f"{model.config.positions} tokens, with room for the prompt; lower it."
+        )
+    return room
 
 
 def complete_tokens(

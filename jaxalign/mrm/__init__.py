@@ -15,6 +15,7 @@ from jaxalign.mrm.belief import (
     init_belief,
     update_belief,
 )
+from jaxalign.mrm.checkpoint import from_authors
 from jaxalign.mrm.config import BayesConfig, MRMConfig
 from jaxalign.mrm.feedback import (
     Feedback,
@@ -89,6 +90,7 @@ __all__ = [
     "fit",
     "fit_feedback",
     "fit_prior",
+    "from_authors",
     "infer_beliefs",
     "information",
     "init",

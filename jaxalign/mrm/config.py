@@ -231,8 +231,9 @@ class FeatureConfig:
         named: whether the columns of the feature file are named base rewards: they are
             standardised, kept apart and never rotated; null: where the file names its columns.
         scale: folder of another run, such as `jaxalign palm build`, or its scale.json, whose scale
-            the named rewards are put on, so that weights are in that run's units; empty: estimated
-            on the items of the run.
+            the named rewards are put on, so that weights are in that run's units; empty: the one
+            that `jaxalign reward score` has written beside the scores, else estimated on the items
+            of the run.
         max_dims: most principal directions that are kept of features without names.
         whiten: how far the directions are brought to one scale, from 0 (the features' own) to 1
             (all the same).

@@ -52,6 +52,8 @@ class AboutUserModel:
         scale: of the named base rewards, null for learned features.
         with_prompts: whether the items of the choices were answers with their prompts.
         gate: whom the model adapts to; null for everybody.
+        stated_scale: digest of the scale that the file of the named rewards stated, where weights
+            were put on another one; empty otherwise.
     """
 
     method: str
@@ -62,6 +64,7 @@ class AboutUserModel:
     scale: dict[str, list[str] | list[float]] | None
     with_prompts: bool
     gate: Gate | None = None
+    stated_scale: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ class UserModel:
         gate: whom it adapts to; None for everybody.
         reference: [R, K] differences of base rewards that the gate judges a user's support on;
             None for a method without weights.
+        stated_scale: digest of the scale that the file of the named rewards stated, where weights
+            were put on another one; empty otherwise.
 
     Example:
         >>> import numpy as np
@@ -111,6 +116,7 @@ class UserModel:
     item_effects: KnownEffects | None = None
     gate: Gate | None = None
     reference: np.ndarray | None = None
+    stated_scale: str = ""
 
     @property
     def reward_ids(self) -> RewardIds | None:
@@ -228,6 +234,7 @@ def save(path: str | Path, model: UserModel) -> str:
         None if scale is None else scale.to_json(),
         model.with_prompts,
         model.gate,
+        model.stated_scale,
     )
     arrays: Fitted = {
         "fitted": fitted,
@@ -288,6 +295,7 @@ def load(path: str | Path, with_users: bool = True) -> UserModel:
         item_effects=_effects(subtree(arrays, "item_effects")),
         gate=about.gate,
         reference=arrays.get("reference"),
+        stated_scale=about.stated_scale,
         digest=stored.digest,
     )
     adapted = folder / USERS_FILE

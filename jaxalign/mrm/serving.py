@@ -19,6 +19,7 @@ from jaxalign.mrm.logistic_normal import SCALES, SHARES
 from jaxalign.mrm.model import UserModel
 from jaxalign.mrm.registry import require
 from jaxalign.mrm.shared_effects import shifted
+from jaxalign.rewards.reward_scale import expect_scale, stated_scale
 
 if TYPE_CHECKING:
     from jaxalign.models.embed import Encoder
@@ -90,13 +91,17 @@ def item_features(
     """Return features [N, E] of items: looked up where given, else encoded from text.
 
     Raises:
-        InputError: an item without features, features of other named rewards than the model's, or
-            as `encode_texts`.
+        InputError: an item without features, features of other named rewards than the model's or
+            on another scale, or as `encode_texts`.
     """
     if features is None:
         return encode_texts(model, texts)
-    if model.projection.scale is not None:
-        features = columns_named(features, model.projection.scale.names, "the feature file")
+    scale = model.projection.scale
+    if scale is not None:
+        features = columns_named(features, scale.names, "the feature file")
+        found = stated_scale(features.scale, scale.names, "the feature file")
+        known = (scale.digest, model.stated_scale)
+        expect_scale(found, known, "the feature file", "the user model")
     return lookup(features, list(keys), texts)
 
 

@@ -14,6 +14,7 @@ from jaxalign.data.prompts import Prompt
 from jaxalign.data.values import short
 from jaxalign.errors import InputError
 from jaxalign.palm.domain import Floats
+from jaxalign.rewards.reward_scale import RewardScale
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Candidates:
         rewards: [X, C, R] float64, 0 where a candidate is absent.
         log_ref: [X, C] in nats, -inf where absent; each prompt's probabilities sum to 1.
         answers: [X, C] texts, empty where absent; None where they are not known.
+        scale: of the rewards, where their file states it.
     """
 
     names: tuple[str, ...]
@@ -33,12 +35,14 @@ class Candidates:
     rewards: Floats
     log_ref: Floats
     answers: NDArray[np.object_] | None = None
+    scale: RewardScale | None = None
 
     def take(self, prompts: np.ndarray) -> "Candidates":
         """Return the candidates of some prompts."""
         chosen = tuple(self.prompts[i] for i in prompts)
         answers = None if self.answers is None else self.answers[prompts]
-        return Candidates(self.names, chosen, self.rewards[prompts], self.log_ref[prompts], answers)
+        rewards, log_ref = self.rewards[prompts], self.log_ref[prompts]
+        return Candidates(self.names, chosen, rewards, log_ref, answers, self.scale)
 
     @property
     def marks(self) -> tuple[str, ...]:

@@ -158,12 +158,14 @@ def candidate_scale(candidates: Candidates, config: BuildConfig) -> RewardScale:
 
     Args:
         candidates: candidates of the prompts that members are chosen on.
-        config: `scale`, `clip`, `reward_range` and `scale_from`.
+        config: `scale`, `clip`, `reward_range` and `scale_from`, without which the scale that the
+            candidates' file states is taken.
 
     Raises:
         InputError: as `level_scale`.
     """
-    return level_scale(candidates.rewards[candidates.log_ref > -np.inf], candidates.names, config)
+    rows = candidates.rewards[candidates.log_ref > -np.inf]
+    return level_scale(rows, candidates.names, config, candidates.scale)
 
 
 def level_scale(

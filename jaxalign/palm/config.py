@@ -144,9 +144,10 @@ class BuildConfig:
         scale: what a reward of 0 and of 1 means: "standard" takes `clip` standard deviations below
             and above the mean, the same for all rewards; "range" takes `reward_range`; "none" takes
             rewards as they are, already between 0 and 1.
-        scale_from: folder of another run, or its scale.json, whose mean and standard deviations are
-            used instead of the candidates'. Set it to the run whose users are to be routed, so that
-            their weights mean the same here; empty for the candidates' own.
+        scale_from: folder of another run, its scale.json, or scores of `jaxalign reward score`,
+            whose mean and standard deviations are used. Set it to the run whose users are to be
+            routed, so that their weights mean the same here. Empty for the scale that `jaxalign
+            reward score` has written beside the candidates, else for the candidates' own.
         reward_range: lowest and highest raw reward that is accepted; required for scale "range",
             0 and 1 unless given for "none", any otherwise.
         clip: standard deviations on either side of the mean for scale "standard", above 0; 3 cuts

@@ -1,17 +1,22 @@
 """Files of candidates, every row checked."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from jaxalign.data.columns import Origin, as_list
+from jaxalign.data.features import scale_file
 from jaxalign.data.messages import check_messages, is_messages, prompt_text
 from jaxalign.data.tables import ANSWERS, Table, read_table
 from jaxalign.errors import InputError
+from jaxalign.files import read_json
 from jaxalign.palm.candidates import Candidates, from_rows
 from jaxalign.palm.domain import Floats
 from jaxalign.palm.reward_columns import reward_columns
+from jaxalign.progress import counted
+from jaxalign.rewards.reward_scale import stated_scale
 
 
 def read_candidates(
@@ -31,8 +36,9 @@ def read_candidates(
         say: called with a line on each reward that is taken, and one on what is left out.
 
     Returns:
-        Candidates, prompts in order of first appearance. Without `log_ref` the n answers of a
-        prompt count as drawn from the reference, 1 / n each.
+        Candidates, prompts in order of first appearance, with the scale that `jaxalign reward
+        score` has written beside the file. Without `log_ref` the n answers of a prompt count as
+        drawn from the reference, 1 / n each.
 
     Raises:
         InputError: no such file or column, a row without its values, NaN, a reward outside its
@@ -45,14 +51,20 @@ def read_candidates(
     table.require([answer])
     found = reward_columns(table, names)
     for name, values in zip(found.names, found.values.T, strict=True):
-        say(f"reward `{name}`: {values.min():.6g} to {values.max():.6g}, {len(values):,} values")
+        many = counted(len(values), "value")
+        say(f"reward `{name}`: {values.min():.6g} to {values.max():.6g}, {many}")
     if found.left_out:
         say(f"no rewards: {', '.join(found.left_out)}")
     # An answer that the reference never gives has -inf.
     log_ref = table.numbers("log_ref", (-np.inf,)) if "log_ref" in table.columns else None
     _check_rewards(found.values, found.names, reward_range, table.origin)
     answers = table.texts(answer, blank=True).to_pylist()
-    return from_rows(_prompts(table), found.values, found.names, log_ref, table.origin, answers)
+    rows = from_rows(_prompts(table), found.values, found.names, log_ref, table.origin, answers)
+    beside = scale_file(path)
+    if not beside.exists():
+        return rows
+    stated = read_json(beside, "the scale of the rewards")
+    return replace(rows, scale=stated_scale(stated, found.names, path))
 
 
 def _prompts(table: Table) -> list[str]:

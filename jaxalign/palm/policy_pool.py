@@ -19,6 +19,8 @@ class PolicyPoolConfig:
             the adapters themselves among them; `mixing`: adapters that draw each token together,
             which costs a pass per adapter; `separate`: the adapters and nothing between them.
             `auto` takes `soups` for adapters, and `conditioned` for the folder of a MOC policy.
+            Whole models are loaded one at a time, so that `mixing` is not possible among them;
+            their soups are weighted sums of all parameters.
         steps: steps between two adapters on the grid of weights, 1 or more. 4 gives 0, 0.25, 0.5,
             0.75 and 1: 15 policies for 3 adapters. A MOC policy is taken under the preferences that
             `moc evaluate` reports: 11 for two rewards, 13 for three.

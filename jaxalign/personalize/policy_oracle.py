@@ -215,7 +215,7 @@ class AnswerOracle:
         weights = weights + 0.0  # -0 is 0
         new = {weight.tobytes(): weight for weight in weights if not self._recall(weight)}
         each = len(self.prompts) * self.samples
-        size = max(1, self.batch_size // each)
+        size = 1 if self.policies.one_at_a_time else max(1, self.batch_size // each)
         todo = list(new.values())
         for start in range(0, len(todo), size):
             group = todo[start : start + size]

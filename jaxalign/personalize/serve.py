@@ -19,7 +19,9 @@ from jaxalign.personalize.policies import (
     Mixing,
     Separate,
     Soups,
+    WholeModels,
     identity,
+    open_models,
 )
 from jaxalign.personalize.targets import ids
 from jaxalign.runs.artifact import load_artifact, save_artifact
@@ -62,7 +64,8 @@ class Serving:
 
         Args:
             path: the folder, made if needed: portfolio.safetensors, policies.safetensors, and the
-                adapters as peft writes them, or the conditioned policy as `moc.save` does.
+                adapters as peft writes them, or the conditioned policy as `moc.save` does. Of whole
+                models, as of the base, only names and hashes are written.
 
         Raises:
             InputError: adapters that do not fit the model.
@@ -70,8 +73,11 @@ class Serving:
         folder, model = Path(path), self.model
         folder.mkdir(parents=True, exist_ok=True)
         policies = self.policies
+        models: tuple[str, ...] = ()
         if isinstance(policies, Conditioned):
             moc.save(folder / "policy", policies.policy)
+        elif isinstance(policies, WholeModels):
+            models = tuple(map(stated_name, policies.models))
         else:
             for number, (config, tree) in enumerate(policies.adapters):
                 place = folder / "adapters" / str(number)
@@ -84,6 +90,7 @@ class Serving:
             tuple(identity(policies)),
             self.portfolio.fingerprint,
             self.names,
+            models,
         )
         options = policies.options
         arrays = {} if options is None else {"options": np.asarray(options)}
@@ -101,7 +108,8 @@ class AboutPolicies:
         base_sha256: digest of the base model's weights.
         identity: what identifies each policy, as from `policies.identity`.
         fingerprint: digest of the data that the portfolio was built on.
-        names: [A] what each of a member's weights is of: an adapter, or a reward.
+        names: [A] what each of a member's weights is of: an adapter, a model, or a reward.
+        models: [A] names of whole models; empty for other policies.
     """
 
     kind: str
@@ -110,6 +118,7 @@ class AboutPolicies:
     identity: tuple[str, ...]
     fingerprint: str
     names: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
 
 
 def about_policies(path: str | Path) -> AboutPolicies:
@@ -165,6 +174,9 @@ def _policies(
     if about.kind == Conditioned.kind and options is not None:
         place = folder / "policy"
         policies = Conditioned(moc.load(place, model), options)
+    elif about.kind == WholeModels.kind:
+        place = folder
+        policies = open_models(model, about.models)
     elif about.kind in _ADAPTED:
         place = folder / "adapters"
         numbers = range(len(about.identity))
@@ -173,12 +185,13 @@ def _policies(
     else:
         raise InputError(
             f"{folder / FILE}: found policies of kind {about.kind!r}, expected one of "
-            f"{', '.join([*_ADAPTED, Conditioned.kind])}: {_REMEDY}."
+            f"{', '.join([*_ADAPTED, Conditioned.kind, WholeModels.kind])}: {_REMEDY}."
         )
     for number, (own, saved) in enumerate(zip(identity(policies), about.identity, strict=True)):
         if own != saved:
+            named = about.models[number] if about.models else f"{place}: number {number}"
             raise InputError(
-                f"{place}: number {number} is not the one that the portfolio was saved with (its "
-                "SHA-256 differs): copy the folder again."
+                f"{named} is not the one that the portfolio was saved with (its SHA-256 differs): "
+                "copy the folder again."
             )
     return policies

@@ -6,7 +6,7 @@ holds weights, or values that weights are multiplied with, holds the scale's dig
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from jaxalign.data.features import scale_file
 from jaxalign.errors import InputError
 from jaxalign.files import read_json
 
@@ -65,7 +66,8 @@ class RewardIds:
         if other.digest != self.digest:
             raise InputError(
                 f"{what}: found the scale {other.digest[:12]}, expected {self.digest[:12]}; "
-                "standardise with the same RewardScale, or infer the weights again."
+                "train the users on scores that are put on the other's scale (`jaxalign reward "
+                "score --scale-from RUN`, or `jaxalign mrm train --features.scale RUN`)."
             )
 
 
@@ -205,6 +207,28 @@ class RewardScale:
         weights = np.asarray(weights, np.float64)
         return weights * self._at((self.high - self.low) / self.std, weights)
 
+    def take(self, names: Sequence[str]) -> "RewardScale":
+        """Return the scale of some of the rewards, in another order perhaps.
+
+        Args:
+            names: of the rewards, each once.
+
+        Raises:
+            InputError: a reward that the scale is not of.
+
+        Example:
+            >>> from jaxalign.rewards import RewardScale
+            >>> scale = RewardScale(("kind", "brief"), [0.0, 5.0], [1.0, 2.0], [-3, -3], [3, 3])
+            >>> scale.take(["brief"]).mean
+            array([5.])
+        """
+        if unknown := [name for name in names if name not in self.names]:
+            raise InputError(
+                f"found a scale of {', '.join(self.names)}, expected one of {unknown[0]!r} as well."
+            )
+        order = [self.names.index(name) for name in names]
+        return RewardScale(tuple(names), *(getattr(self, name)[order] for name in SCALE_ARRAYS))
+
     def to_json(self) -> dict[str, list[str] | list[float]]:
         """Return plain numbers, from which `from_json` makes an equal scale, digest included."""
         numbers = {name: getattr(self, name).tolist() for name in SCALE_ARRAYS}
@@ -264,7 +288,8 @@ def load_scale(path: str | Path) -> RewardScale:
 
     Args:
         path: folder of a run that estimated a scale (`jaxalign moc train`, `jaxalign palm build`,
-            `jaxalign mrm train` on named rewards), or its scale.json.
+            `jaxalign mrm train` on named rewards), or its scale.json; or a file of scores, whose
+            scale stands beside it (`scale_file`).
 
     Returns:
         RewardScale.
@@ -273,9 +298,69 @@ def load_scale(path: str | Path) -> RewardScale:
         InputError: there is none, or it is damaged.
     """
     path = Path(path).expanduser()
-    path = path / SCALE_FILE if path.is_dir() else path
-    remedy = f"give the folder of a run that holds {SCALE_FILE}"
+    if path.is_dir():
+        path = path / SCALE_FILE
+    elif path.suffix != ".json" and path.is_file():
+        path = scale_file(path)
+    remedy = f"give the folder of a run that holds {SCALE_FILE}, or scores of `reward score`"
     return RewardScale.from_json(read_json(path, "a scale of rewards", remedy), str(path))
+
+
+def stated_scale(
+    stated: Mapping[str, object] | None, names: Sequence[str], source: str | Path
+) -> RewardScale | None:
+    """Return the scale that a file of scores states for some rewards.
+
+    Args:
+        stated: what the file beside it holds (`jaxalign.data.Features.scale`), None for no file.
+        names: of the rewards, in order.
+        source: the file of scores, for messages.
+
+    Returns:
+        RewardScale; None where the scale of some reward is not stated.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    if stated is None:
+        return None
+    scale = RewardScale.from_json(stated, f"the scale beside {source}")
+    return scale.take(names) if set(names) <= set(scale.names) else None
+
+
+def expect_scale(found: RewardScale | None, digests: Collection[str], source: str, of: str) -> None:
+    """Refuse scores that state another scale than the one that weights are on.
+
+    Args:
+        found: what the scores state, None where they state nothing.
+        digests: of the scales that are accepted, the right one first.
+        source: the scores, for messages.
+        of: folder or words of what the scale belongs to, for messages.
+
+    Raises:
+        InputError: another scale.
+
+    Example:
+        >>> from jaxalign.errors import InputError
+        >>> from jaxalign.rewards import RewardScale
+        >>> from jaxalign.rewards.reward_scale import expect_scale
+        >>> scale = RewardScale(("kind",), [0.0], [1.0], [-3], [3])
+        >>> expect_scale(scale, [scale.digest], "scores.jsonl", "the portfolio")
+        >>> expect_scale(None, [scale.digest], "scores.jsonl", "the portfolio")
+        >>> try:
+        ...     expect_scale(scale, ["0" * 64], "scores.jsonl", "the portfolio")
+        ... except InputError as error:
+        ...     print(str(error)[:48])
+        scores.jsonl: found rewards on the scale e1b54e8
+    """
+    if found is None or found.digest in digests:
+        return
+    wanted = next(iter(digests))
+    raise InputError(
+        f"{source}: found rewards on the scale {found.digest[:12]}, expected {wanted[:12]}, that "
+        f"of {of}; if the same rewards have scored both, say so with `jaxalign reward score --data "
+        "SCORES --scale-from RUN --out NEW`, where RUN is the folder of that scale."
+    )
 
 
 def fit_scale(
@@ -331,6 +416,30 @@ def fit_scale(
     return RewardScale(names, mean, std, low, high)
 
 
+def varies(column: NDArray[np.float64]) -> bool:
+    """Return whether the values [N] of a reward differ, so that it can be standardised."""
+    # Rounding leaves a constant column a standard deviation of about 1e-16 of its size.
+    return bool(np.std(column) > 1e-12 * max(1.0, float(np.max(np.abs(column)))))
+
+
+def join_scales(scales: Sequence[RewardScale]) -> RewardScale:
+    """Return the scale of the rewards of several scales, in their order.
+
+    Raises:
+        InputError: two of them are of one reward.
+
+    Example:
+        >>> from jaxalign.rewards import RewardScale
+        >>> from jaxalign.rewards.reward_scale import join_scales
+        >>> kind, brief = (RewardScale((name,), [0], [1], [0], [1]) for name in ("kind", "brief"))
+        >>> join_scales([kind, brief]).names
+        ('kind', 'brief')
+    """
+    names = tuple(name for scale in scales for name in scale.names)
+    arrays = (np.concatenate([getattr(one, name) for one in scales]) for name in SCALE_ARRAYS)
+    return RewardScale(names, *arrays)
+
+
 def _check_samples(raw: NDArray[np.float64], names: tuple[str, ...]) -> None:
     """Refuse samples that no scale can be estimated from."""
     if raw.ndim != 2 or raw.shape[1] != len(names) or len(raw) < 2:
@@ -347,8 +456,7 @@ def _check_samples(raw: NDArray[np.float64], names: tuple[str, ...]) -> None:
                 f"reward {name!r} is not finite on {bad} of {len(column)} reference samples; "
                 "remove those samples or mend the reward."
             )
-        # Rounding leaves a constant column a standard deviation of about 1e-16 of its size.
-        if np.std(column) <= 1e-12 * max(1.0, float(np.max(np.abs(column)))):
+        if not varies(column):
             raise InputError(
                 f"reward {name!r} is constant ({column[0]:g}) on all {len(column)} reference "
                 "samples and cannot be standardised; leave it out or use more varied samples."

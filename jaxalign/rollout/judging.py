@@ -16,6 +16,7 @@ from jaxalign.models.chat import Chat, check_finite, prompt_ids, with_stops
 from jaxalign.models.completions import CompletionBatch, reference_logprobs
 from jaxalign.models.generate import generate
 from jaxalign.models.language import LanguageModel
+from jaxalign.models.params import Params
 from jaxalign.models.sampling import Sampling
 from jaxalign.progress import track
 from jaxalign.rewards.vector import TextReward, TokenReward, check_rewards, compute_rewards
@@ -108,15 +109,18 @@ def rollout_policies(
         _reward_function(reward),
     )
     several = max(1, min(batch_size // each, len(weights)))
+    several = 1 if policies.one_at_a_time else several
     start, stacked = -1, None
     parts: list[_Part] = []
-    batches = _batches(len(weights), each, batch_size)
+    batches = _batches(len(weights), each, batch_size, several)
     for rows, kept in track(title, batches, len(weights) * each, lambda batch: batch[1], progress):
         first = int(rows[0]) // each
         if stacked is None or first != start:
             members = np.minimum(np.arange(first, first + several), len(weights) - 1)
+            stacked = None  # whole models leave memory before the next one is loaded
             start, stacked = first, policies.stacked(weights[members])
-        parts.append(sampler.batch(rows, kept, stacked.arguments(rows // each - first)))
+        params = model.params if stacked.params is None else stacked.params
+        parts.append(sampler.batch(rows, kept, params, stacked.arguments(rows // each - first)))
     return _gathered(parts, (len(weights), len(prompts), samples), weights)
 
 
@@ -148,7 +152,9 @@ class _Sampler:
     adapted: NDArray[np.bool_]
     reward: _Reward
 
-    def batch(self, rows: NDArray[np.intp], kept: int, arguments: GenerationArguments) -> _Part:
+    def batch(
+        self, rows: NDArray[np.intp], kept: int, params: Params, arguments: GenerationArguments
+    ) -> _Part:
         """Rollout of rows numbered by policy, prompt and sample; only the first `kept` count."""
         which, place = rows // len(self.keys), rows % len(self.keys)
         number = place // self.samples
@@ -156,7 +162,7 @@ class _Sampler:
         def sample() -> _Drawn:
             found = generate(
                 self.model.config,
-                self.model.params,
+                params,
                 self.read.tokens[which, number],
                 self.read.lengths[which, number],
                 self.keys[place],
@@ -220,13 +226,14 @@ def _gathered(
     )
 
 
-def _batches(policies: int, each: int, batch_size: int) -> Iterator[tuple[NDArray[np.intp], int]]:
+def _batches(
+    policies: int, each: int, batch_size: int, several: int
+) -> Iterator[tuple[NDArray[np.intp], int]]:
     """Rows in batches of one size and how many of each are new; filled up with the last one.
 
     A batch holds the completions of several whole policies, or an even part of those of one.
     """
-    several = min(batch_size // each, policies)
-    if several >= 1:
+    if each <= batch_size:
         spans = [
             (first * each, min(first + several, policies) * each)
             for first in range(0, policies, several)

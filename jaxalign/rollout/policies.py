@@ -11,10 +11,16 @@ from numpy.typing import ArrayLike
 
 from jaxalign.models.chat import Chat
 from jaxalign.models.generate import GenerationArguments
+from jaxalign.models.params import Params
 
 
 class PolicyBatch(Protocol):
     """W policies side by side, ready for one decode call."""
+
+    @property
+    def params(self) -> Params | None:
+        """Parameters that take the place of the model's; None for the model's own."""
+        ...
 
     def arguments(self, policy: ArrayLike) -> GenerationArguments:
         """Return what `generate` needs for a batch whose rows are of policy [B], 0 to W - 1."""
@@ -27,6 +33,11 @@ class PolicyFamily(Protocol):
     @property
     def prefix_tokens(self) -> int:
         """How many soft tokens stand before a prompt."""
+        ...
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether `stacked` takes a single policy, which has parameters of its own."""
         ...
 
     def prompt(self, prompt: str | Chat, weight: np.ndarray) -> str | Chat:
@@ -49,6 +60,8 @@ class ReferencePolicy:
     """
 
     prefix_tokens = 0
+    one_at_a_time = False
+    params = None
 
     def prompt(self, prompt: str | Chat, weight: np.ndarray) -> str | Chat:
         """Return the prompt as it is."""

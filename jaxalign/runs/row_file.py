@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +49,11 @@ class RowFile:
         whole = len(lines) // span * span
         os.truncate(part, sum(len(line) + 1 for line in lines[:whole]))
         return whole
+
+    def rows(self) -> Iterator[dict[str, object]]:
+        """Yield the rows that are written so far; call it before `finish`."""
+        with (self.run.path / _ROWS).open("rb") as file:
+            yield from map(json.loads, file)
 
     def append(self, rows: Iterable[Mapping[str, object]]) -> None:
         """Write rows that are not lost from now on."""

@@ -4,8 +4,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from cli_calls import call, write_rows
 
-from jaxalign import data
+from jaxalign import data, mrm
 from jaxalign.errors import InputError
 
 
@@ -96,7 +97,7 @@ def test_bad_files(tmp_path):
     paths = write(tmp_path, {"u": [entry(0, "c"), back]})
     table, _, _ = data.load_authors(*paths)
     assert len(table) == 2
-    assert "1 rows choose a pair the other way than the same user did before" in table.notes[0]
+    assert "1 row chooses a pair the other way than the same user did before" in table.notes[0]
     for meta, part in ((["x"], "holds a JSON list"), ({}, "no choices"), ({"u": 3}, "user 'u'")):
         paths = write(tmp_path, meta)
         refused(lambda paths=paths: data.load_authors(*paths), part)
@@ -148,6 +149,29 @@ def test_a_bad_checkpoint_is_named(tmp_path, change, parts):
     keys = {f"layers.{k}": v for k, v in layers.state_dict().items()}
     torch.save({**keys, "shared_weight": torch.zeros(2), **change}, tmp_path / "m.pt")
     refused(lambda: data.read_authors_checkpoint(tmp_path / "m.pt"), "m.pt", *parts)
+
+
+def test_a_checkpoint_adapts_and_ranks_for_users(tmp_path):
+    own, layers = state(bias=False)
+    keys = {**own.state_dict(), **{f"layers.{k}": v for k, v in layers.state_dict().items()}}
+    torch.save(keys, tmp_path / "m.pt")
+    convert = call("mrm", "convert", "--checkpoint", tmp_path / "m.pt", "--out", tmp_path / "model")
+    assert "2 base rewards of features that are 5 wide" in convert.out
+    texts, values = [f"text {n}" for n in range(4)], np.eye(4, 5, dtype=np.float32)
+    np.savez(tmp_path / "f.npz", features=values, ids=np.array(texts))
+    rows = [{"user": "ann", "chosen": texts[0], "rejected": texts[n]} for n in (1, 2, 3)]
+    data_file = write_rows(tmp_path / "choices.jsonl", rows)
+    model = ("--model", tmp_path / "model", "--features", tmp_path / "f.npz")
+    assert call("mrm", "adapt", *model, "--data", data_file).code == 0
+    loaded = mrm.load(tmp_path / "model")
+    with torch.no_grad():
+        expected = layers[1](layers[0](0.01 * torch.tensor(values))).numpy()
+    np.testing.assert_allclose(loaded.base(values), expected, rtol=1e-5)
+    ranked = write_rows(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
+    found = call("mrm", "rank", *model, "--user", "ann", "--texts", ranked, "--json")
+    scores = {(row := json.loads(line))["text"]: row["score"] for line in found.out.splitlines()}
+    weights = loaded.users.get("ann").weights
+    np.testing.assert_allclose([scores[text] for text in texts], expected @ weights, rtol=1e-4)
 
 
 def test_a_file_without_a_model_is_named(tmp_path):

@@ -17,8 +17,23 @@ def test_markdown_escapes_bars():
 
 def test_terminal_table_keeps_markup_as_text():
     console = Console(width=40, file=io.StringIO())
-    console.print(tables.terminal_table(["method", "gain"], [["[red]bayes", "+1"]]))
+    console.print(tables.TerminalTable(["method", "gain"], [["[red]bayes", "+1"]]))
     assert "[red]bayes" in console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 60])
+def test_a_table_that_is_too_wide_is_printed_in_parts(width):
+    names = ["brevity", "positivity", "simplicity", "warmth", "structure"]
+    header = ["member", *[f"w {name}" for name in names], *names, "KL"]
+    rows = [[str(number), *["0.123"] * 10, "1.000"] for number in range(3)]
+    console = Console(width=width, file=io.StringIO())
+    console.print(tables.TerminalTable(header, rows))
+    said = console.file.getvalue()
+    assert "…" not in said
+    assert all(name in said for name in header)
+    parts = said.split("\n\n")
+    assert len(parts) == (2 if width == 80 else 3)
+    assert all(part.lstrip().startswith("member") for part in parts)
 
 
 def test_a_plot_is_written_whole(tmp_path):

@@ -94,13 +94,16 @@ def import_feedback(
         >>> json.loads((folder / "out.jsonl").read_text())["rating"]
         1.0
     """
-    kind = find_format(format, _first_row(sources[0], on_bad_row))
+    unreadable, first, rest = _until_first(sources[0], on_bad_row)
+    kind = find_format(format, first)
+    others = chain.from_iterable(read_each(source) for source in sources[1:])
+    every = chain(unreadable, (first,), rest, others)
     secret = None if salt is None else _secret(salt)
     summary, users = ImportSummary(kind.name), set()
     where_first: dict[str, str] = {}
     counts: Counter[str] = Counter()
     with write_aside(out) as aside, aside.open("w", encoding="utf-8") as file:
-        for row in _imported(kind, sources, options or ImportOptions(), summary):
+        for row in _imported(kind, every, options or ImportOptions(), summary):
             if isinstance(row, RowError):
                 if on_bad_row == "refuse":
                     raise row
@@ -128,7 +131,7 @@ def import_feedback(
 
 def _imported(
     kind: FeedbackFormat,
-    sources: Sequence[str | Path],
+    read: Iterator[Row | RowError],
     options: ImportOptions,
     summary: ImportSummary,
 ) -> Iterator[ChoiceRow | RatingRow | Skipped | RowError]:
@@ -136,7 +139,7 @@ def _imported(
     unreadable: list[RowError] = []
 
     def rows() -> Iterator[Row]:
-        for row in chain.from_iterable(read_each(source) for source in sources):
+        for row in read:
             summary.rows += 1
             if isinstance(row, RowError):
                 unreadable.append(row)
@@ -150,16 +153,23 @@ def _imported(
     yield from unreadable
 
 
-def _first_row(source: str | Path, on_bad_row: OnBadRow) -> Row:
-    """The first row, or the first that can be read where others are dropped."""
-    error: RowError | None = None
-    for row in read_each(source):
+def _until_first(
+    source: str | Path, on_bad_row: OnBadRow
+) -> tuple[list[RowError], Row, Iterator[Row | RowError]]:
+    """The first row, or the first that can be read where others are dropped.
+
+    A data set of the Hub is opened once for this and for the import: the rows before it, which
+    cannot be read, and those after it are returned as well.
+    """
+    rows = iter(read_each(source))
+    errors: list[RowError] = []
+    for row in rows:
         if isinstance(row, Row):
-            return row
-        error = error or row
+            return errors, row, rows
+        errors.append(row)
         if on_bad_row == "refuse":
             break
-    raise error or InputError(f"{source} is empty, expected at least one row.")
+    raise errors[0] if errors else InputError(f"{source} is empty, expected at least one row.")
 
 
 def _secret(path: Path) -> bytes:

@@ -30,7 +30,7 @@ from jaxalign.moc.files import load, policy_folder
 from jaxalign.moc.policy import ConditionedPolicy
 from jaxalign.moc.preferences import evaluation_points, parse_preference, preference_tag
 from jaxalign.models.language import LanguageModel
-from jaxalign.progress import Progress
+from jaxalign.progress import Progress, counted
 from jaxalign.rewards.spec import build_rewards
 from jaxalign.runs.run_dir import Identity, check_run_dir, finished_report, open_run_dir
 
@@ -169,7 +169,9 @@ def evaluate(
         path = out / "evaluations" / f"{_slug(one.name)}.safetensors"
         if not path.exists():
             count = len(one.preferences)
-            progress.say(f"{one.name}: {count} preferences, {len(prompts)} prompts")
+            progress.say(
+                f"{one.name}: {counted(count, 'preference')}, {counted(len(prompts), 'prompt')}"
+            )
             evaluate_policy(
                 one, rewards, scale, prompts, first.config.moc.sampling(()),
                 jax.random.key(config.seed), config.samples, config.batch_size, show,
@@ -261,7 +263,7 @@ def _prompts(
         for note in read.notes:
             say(note)
         if read.dropped:
-            say(f"{data}: {read.dropped:,} rows left out{named_few(read.off_length)}")
+            say(f"{data}: {counted(read.dropped, 'row')} left out{named_few(read.off_length)}")
     else:
         prompts = held_out_prompts(run.folder)
     if len(prompts) < 2:

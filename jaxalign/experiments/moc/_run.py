@@ -36,9 +36,9 @@ from jaxalign.moc.preferences import (
     sample_preferences,
     without_tags,
 )
-from jaxalign.models.chat import tokenize_prompt
+from jaxalign.models.chat import room_for_prompts, tokenize_prompt
 from jaxalign.models.language import LanguageModel
-from jaxalign.progress import Progress
+from jaxalign.progress import Progress, counted
 from jaxalign.rewards.reward_scale import SCALE_ARRAYS, SCALE_FILE, RewardScale, fit_scale
 from jaxalign.rewards.spec import RewardSpec, build_rewards, known_levels
 from jaxalign.rewards.vector import TextReward
@@ -162,8 +162,8 @@ def run(
     for note in found.notes:
         progress.say(note)
     progress.say(
-        f"{len(train_on):,} prompts, {len(held):,} more held out, {found.repeated:,} repeated, "
-        f"{found.dropped:,} left out{named_few(found.off_length)}"
+        f"{counted(len(train_on), 'prompt')}, {len(held):,} more held out, "
+        f"{found.repeated:,} repeated, {found.dropped:,} left out{named_few(found.off_length)}"
     )
     identity: dict[str, Identity] = {
         "model": model.sha256,
@@ -222,7 +222,7 @@ def prompts_for(model: LanguageModel, read: Prompts, config: MocRunConfig) -> Pr
     preference that the writer of a prompt made up.
 
     Raises:
-        InputError: as `filter_prompts`.
+        InputError: as `room_for_prompts` and `filter_prompts`.
     """
     moc = config.moc
     chat = choose_template(model.tokenizer, config.prompts.template)
@@ -237,7 +237,8 @@ def prompts_for(model: LanguageModel, read: Prompts, config: MocRunConfig) -> Pr
         )
 
     # One for a soft token: all kinds of conditioning have the same prompts.
-    room = model.config.positions - moc.answer_tokens - 1
+    least = config.prompts.min_tokens
+    room = room_for_prompts(model, moc.answer_tokens, least, "moc.answer_tokens")
     bare = replace(read, prompts=tuple(without_tags(names, prompt) for prompt in read.prompts))
     prompts = as_chats(bare) if chat else bare
     return filter_prompts(prompts, count, min(moc.prompt_tokens, room), config.prompts)
@@ -311,7 +312,7 @@ def _scale(
     kept = (run.state / "scale.safetensors").exists()
     if not kept:
         count = config.reference_answers
-        progress.say(f"estimating the scale of the rewards on {count} completions")
+        progress.say(f"estimating the scale of the rewards on {counted(count, 'completion')}")
     arrays = run.stage("scale", estimate)
     scale = RewardScale(rewards.names, *(np.asarray(arrays[name]) for name in SCALE_ARRAYS))
     if path.exists() and kept and RewardScale.from_json(read_json(path), str(path)) != scale:

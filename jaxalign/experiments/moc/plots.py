@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 
 from jaxalign.experiments.moc.statistics import MocEvaluationReport, PointReport
 from jaxalign.metrics import pareto
+from jaxalign.progress import counted
 from jaxalign.runs.plots import escape, legend_below, new_figure, save_png, series_style, tidy
 
 _PANELS_PER_ROW, _LEGEND_COLUMNS = 3, 5
@@ -47,7 +48,7 @@ def plot_front(report: MocEvaluationReport, path: Path) -> None:
     held = any(not point["seen"] for one in report["policies"].values() for point in one["points"])
     lines = [
         "Achieved rewards, one mark for each preference",
-        f"mean of {report['prompts']} prompts ± standard error",
+        f"mean of {counted(report['prompts'], 'prompt')} ± standard error",
     ]
     notes = [
         *(["hollow: held-out preferences"] if held else []),

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from jaxalign.experiments.moc import plots
 from jaxalign.experiments.moc.statistics import FigureInterval, MocEvaluationReport, PartReport
 from jaxalign.files import write_text
-from jaxalign.runs.tables import MISSING, interval, markdown_table, percent, terminal_table
+from jaxalign.progress import counted
+from jaxalign.runs.tables import MISSING, TerminalTable, interval, markdown_table, percent
 
 Rows = list[list[str]]
 
@@ -110,9 +110,9 @@ def point_rows(report: MocEvaluationReport, policy: str) -> tuple[list[str], Row
 
 def terminal(report: MocEvaluationReport) -> Group:
     """The tables and a sentence, for `Console.print`; for usual names eighty columns wide."""
-    parts: list[Text | Table] = []
+    parts: list[Text | TerminalTable] = []
     for title, (header, rows) in _tables(report):
-        parts += [Text(title, style="bold"), terminal_table(header, rows, left=2), Text()]
+        parts += [Text(title, style="bold"), TerminalTable(header, rows, left=2), Text()]
     return Group(*parts, Text(sentence(report)))
 
 
@@ -164,12 +164,12 @@ def markdown(report: MocEvaluationReport) -> str:
         ],
         sentence(report),
         "",
-        f"Means over {report['prompts']} prompts, {_drawn(report)}. Rewards are levels of the "
-        "run's scale: 0 is low and 1 is high among the reference's completions. Intervals, here "
-        f"and in report.json, are at 95 % over {report['draws']} resamples of the prompts; fewer "
-        "than four prompts have none. Noise makes a front look larger and less even than it is, "
-        "and resampling adds the noise once more, so a figure may lie off the middle of its "
-        "interval.",
+        f"Means over {counted(report['prompts'], 'prompt')}, {_drawn(report)}. Rewards are "
+        "levels of the run's scale: 0 is low and 1 is high among the reference's completions. "
+        f"Intervals, here and in report.json, are at 95 % over {report['draws']} resamples of "
+        "the prompts; fewer than four prompts have none. Noise makes a front look larger and less "
+        "even than it is, and resampling adds the noise once more, so a figure may lie off the "
+        "middle of its interval.",
         "",
         "- **preferences**: how many, seen in training or held out"
         + ("; shared are those that all policies have in common." if _has_shared(report) else "."),
@@ -236,8 +236,7 @@ def _has_shared(report: MocEvaluationReport) -> bool:
 
 def _drawn(report: MocEvaluationReport) -> str:
     said = {
-        f"{one['samples']} completion{'s' if one['samples'] > 1 else ''} each at temperature "
-        f"{one['temperature']:g}"
+        f"{counted(one['samples'], 'completion')} each at temperature {one['temperature']:g}"
         for one in report["policies"].values()
     }
     return " or ".join(sorted(said))

@@ -44,7 +44,7 @@ from jaxalign.mrm.support_query import (
     support_query,
     swapped,
 )
-from jaxalign.progress import Progress
+from jaxalign.progress import Progress, counted
 from jaxalign.rewards.reward_scale import SCALE_FILE
 from jaxalign.runs import RunDir
 from jaxalign.runs.run_dir import check_run_dir
@@ -90,7 +90,8 @@ def run(
         split = extended_split(earlier, choices.users, config)
     for note in choices.notes:
         say(note)
-    say(f"{len(choices):,} choices of {len(choices.users):,} users, {len(choices.items):,} items")
+    people, items = counted(len(choices.users), "user"), counted(len(choices.items), "item")
+    say(f"{counted(len(choices), 'choice')} of {people}, {items}")
     encoded = encode_items(config, choices, given)
     if earlier is None:
         projection, begun = project(config, encoded), None
@@ -181,9 +182,9 @@ def _say_folds(data: ExperimentData, config: MRMRunConfig, say: Callable[[str], 
     prompts = data.choices.prompt
     by_prompt = bool((prompts >= 0).all())
     cause = (
-        f"{len(np.unique(prompts)):,} prompts"
+        counted(len(np.unique(prompts)), "prompt")
         if by_prompt
-        else f"{len(data.choices.items):,} items"
+        else counted(len(data.choices.items), "item")
     )
     what = "there are no figures on new items" if not usable else f"figures are of {usable} folds"
     say(
@@ -279,6 +280,7 @@ def _chosen_model(
         with_prompts=bool((choices.prompt >= 0).any()),
         item_effects=known_effects(choices.items, choices.texts, effects),
         gate=fit.gates[0],
+        stated_scale="" if encoded.scale is None else encoded.scale.digest,
     )  # fmt: skip
     if "weights" not in fit.method.capabilities:
         return model

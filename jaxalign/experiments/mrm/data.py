@@ -25,7 +25,7 @@ from jaxalign.mrm.model import RUN_KIND
 from jaxalign.mrm.reduce import Projection, fit_projection, standardise
 from jaxalign.mrm.registry import Fitted
 from jaxalign.mrm.support_query import TrainingData, training_choices
-from jaxalign.rewards.reward_scale import RewardScale, fit_scale, load_scale
+from jaxalign.rewards.reward_scale import RewardScale, fit_scale, load_scale, stated_scale
 from jaxalign.runs.run_dir import Identity, RunDir, open_run_dir
 
 
@@ -61,11 +61,19 @@ class ExperimentData:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Item features of a run, and where they came from."""
+    """Item features of a run, and where they came from.
+
+    Attributes:
+        values: [I, E].
+        names: [E] of named base rewards, None for learned features.
+        encoder_sha256: digest of the encoder's weights, empty for given features.
+        scale: of the named rewards, where their file states it.
+    """
 
     values: np.ndarray
     names: tuple[str, ...] | None
     encoder_sha256: str
+    scale: RewardScale | None = None
 
 
 def open_source(config: MRMRunConfig, source: str) -> tuple[ChoiceSource, Features | None]:
@@ -100,8 +108,9 @@ def encode_items(config: MRMRunConfig, choices: Preferences, given: Features | N
         if wanted.scale:
             given = columns_named(given, load_scale(wanted.scale).names, wanted.path)
         names = None if wanted.named is False else given.names
-        values = lookup(given, choices.items, choices.texts)
-        return Encoded(np.asarray(values, np.float32), names, "")
+        values = np.asarray(lookup(given, choices.items, choices.texts), np.float32)
+        stated = None if names is None else stated_scale(given.scale, names, wanted.path)
+        return Encoded(values, names, "", stated)
     from jaxalign.models.embed import encode, load_encoder
 
     encoder = load_encoder(wanted.model)
@@ -128,9 +137,9 @@ def project(config: MRMRunConfig, encoded: Encoded) -> Projection:
     features = config.features
     if encoded.names is None:
         return fit_projection(encoded.values, features.max_dims, features.whiten)
-    if not features.scale:
-        return standardise(fit_scale(encoded.values, encoded.names, None))
-    return standardise(load_scale(features.scale))
+    if features.scale:
+        return standardise(load_scale(features.scale))
+    return standardise(encoded.scale or fit_scale(encoded.values, encoded.names, None))
 
 
 def all_directions(config: MRMRunConfig, encoded: Encoded) -> Projection | None:

@@ -9,6 +9,7 @@ from jaxalign.experiments.mrm.statistics import NewUsers, Report
 from jaxalign.experiments.mrm.tables import adaptation_table, gate_table, markdown_tables
 from jaxalign.files import write_text
 from jaxalign.metrics import users
+from jaxalign.progress import counted
 
 
 def markdown(report: Report) -> str:
@@ -26,8 +27,9 @@ def markdown(report: Report) -> str:
     lines = [
         f"# User reward models on {Path(report['source']).name}",
         "",
-        f"{people['train']} training users, {people['validation']} validation users, "
-        f"{people['test']} test users; {report['seeds']} seeds. "
+        f"{counted(people['train'], 'training user')}, "
+        f"{counted(people['validation'], 'validation user')}, "
+        f"{counted(people['test'], 'test user')}; {counted(report['seeds'], 'seed')}. "
         "Users dropped because they have too few choices: "
         f"{people['dropped']['validation']} validation, {people['dropped']['test']} test.",
         "",

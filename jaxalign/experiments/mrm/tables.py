@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from rich.console import Group
 from rich.text import Text
 
+from jaxalign.progress import counted
 from jaxalign.runs import tables
 from jaxalign.runs.tables import MISSING, percent, points
 
@@ -160,9 +161,8 @@ def terminal_tables(regimes: Regimes, baseline: str = "bt") -> Group:
                 row.append(Text(text, style=style))
             rows.append(row)
         header = ["method", *(column.narrow or "" for column in columns)]
-        table = tables.terminal_table(header, rows)
-        table.add_row()
-        parts += [Text(title, style="italic"), table]
+        table = tables.TerminalTable(header, rows)
+        parts += [Text(title, style="italic"), table, Text()]
     return Group(*parts)  # type: ignore[arg-type]
 
 
@@ -199,7 +199,7 @@ def _title(regime: str, results: Results) -> str:
     if len(sizes) != 1:
         return regime
     users, pairs = sizes.pop()
-    return f"{regime}: {users:,} users, {pairs:,} pairs"
+    return f"{regime}: {counted(users, 'user')}, {counted(pairs, 'pair')}"
 
 
 def _gain_style(result: Mapping[str, float]) -> str:

@@ -35,8 +35,8 @@ from jaxalign.palm.candidates import Candidates, split_prompts, unseen
 from jaxalign.palm.closed_form import candidate_oracle, candidate_scale
 from jaxalign.palm.config import BuildConfig
 from jaxalign.palm.portfolio import load
-from jaxalign.progress import Progress
-from jaxalign.rewards.reward_scale import SCALE_FILE, RewardScale
+from jaxalign.progress import Progress, counted
+from jaxalign.rewards.reward_scale import SCALE_FILE, RewardScale, expect_scale
 from jaxalign.runs.run_dir import Identity, RunDir, finished_report, open_run_dir
 from jaxalign.version import __version__
 
@@ -125,7 +125,8 @@ def judge(judged: Judged, config: BuildConfig, source: str, say: Say) -> BuiltPo
     oracle, evaluator, found = judged.oracle, judged.evaluator, judged.found
     say(f"choosing the members, in at most {config.palm.time_limit:g} s")
     portfolio = select_members(oracle, config.palm, found, judged.scale, judged.marks)
-    say(f"{len(portfolio.members) - 1} members beside the reference; certifying on other prompts")
+    count = counted(len(portfolio.members) - 1, "member")
+    say(f"{count} beside the reference; certifying on other prompts")
     held_out = portfolio.held_out(evaluator, max(config.draws, 2), config.level)
     sizes: list[SizeRow] = []
     if config.compare:
@@ -215,7 +216,7 @@ def evaluate(portfolio: Portfolio, candidates: Candidates, source: str) -> HeldO
         HeldOut.
 
     Raises:
-        InputError: candidates of other rewards, or fewer than 2 other prompts.
+        InputError: candidates of other rewards or on another scale, or fewer than 2 other prompts.
     """
     if portfolio.scale is None or candidates.names != portfolio.scale.names:
         expected = "a known scale" if portfolio.scale is None else ", ".join(portfolio.scale.names)
@@ -223,6 +224,7 @@ def evaluate(portfolio: Portfolio, candidates: Candidates, source: str) -> HeldO
             f"{source}: found rewards {', '.join(candidates.names)}, expected those of the "
             f"portfolio: {expected}."
         )
+    expect_scale(candidates.scale, [portfolio.scale.digest], source, "the portfolio")
     other = unseen(candidates, portfolio.chosen_on, source)
     return portfolio.held_out(candidate_oracle(other, portfolio.scale, portfolio.beta))
 
@@ -247,7 +249,7 @@ def _searched(oracle: ClosedForm, config: PalmConfig, folder: RunDir, say: Say) 
     path = folder.state / _STATE
     state = load_state(path) if path.exists() else None
     if state is not None:
-        say(f"going on after {len(state.weights)} oracle calls")
+        say(f"going on after {counted(len(state.weights), 'oracle call')}")
 
     def on_call(now: SearchState) -> None:
         now.save(path)
@@ -263,5 +265,5 @@ def _searched(oracle: ClosedForm, config: PalmConfig, folder: RunDir, say: Say) 
             f"the bounds are {np.nanmax(found.gaps[-1:]):.4f} apart: the certificate against the "
             "optimum counts that in; more calls (--palm.max_calls) narrow it slowly"
         )
-    say(f"{len(found.weights)} oracle calls, {end}")
+    say(f"{counted(len(found.weights), 'oracle call')}, {end}")
     return found

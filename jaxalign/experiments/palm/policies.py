@@ -16,7 +16,7 @@ from jaxalign.errors import InputError
 from jaxalign.experiments.moc._run import CONFIG, MocRunConfig
 from jaxalign.moc.files import policy_folder
 from jaxalign.moc.preferences import evaluation_points
-from jaxalign.models.chat import tokenize_prompt
+from jaxalign.models.chat import room_for_prompts, tokenize_prompt
 from jaxalign.models.hf_config import read_config_json
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.peft import load_adapter
@@ -24,7 +24,16 @@ from jaxalign.models.resolve import stated_name
 from jaxalign.palm.baselines import das_dennis
 from jaxalign.palm.config import BuildConfig
 from jaxalign.palm.policy_pool import PolicyPoolConfig
-from jaxalign.personalize.policies import Conditioned, Kind, Mixing, Separate, Soups
+from jaxalign.personalize.policies import (
+    Conditioned,
+    Kind,
+    Mixing,
+    Separate,
+    Soups,
+    adapter_digest,
+    open_models,
+)
+from jaxalign.progress import counted
 from jaxalign.rewards.reward_scale import RewardScale
 from jaxalign.rewards.spec import RewardSpec
 
@@ -61,8 +70,9 @@ def load_pool(folders: Sequence[Path], base: str | None, config: BuildConfig) ->
     """Read the folders of `--policies`.
 
     Args:
-        folders: of adapters in the format of peft, or the one folder of a MOC policy or its run.
-        base: base model; None for the one that the first folder names.
+        folders: of adapters in the format of peft, of whole models, or the one folder of a MOC
+            policy or its run.
+        base: base model; None for the one that the first folder names, where it is an adapter.
         config: of the build.
 
     Raises:
@@ -78,7 +88,7 @@ def load_pool(folders: Sequence[Path], base: str | None, config: BuildConfig) ->
             "expected it alone, since it is many policies by itself: build a portfolio of each."
         )
     if bool(conditioned) != (kind == "conditioned") and kind != "auto":
-        found = "a MOC policy" if conditioned else f"{len(places)} adapters"
+        found = "a MOC policy" if conditioned else counted(len(places), "adapter")
         raise InputError(
             f"policies.kind: found {kind} for {found}, expected "
             f"{'conditioned' if conditioned else 'soups, mixing or separate'}, or auto."
@@ -86,6 +96,8 @@ def load_pool(folders: Sequence[Path], base: str | None, config: BuildConfig) ->
     if conditioned:
         return _of_moc(folders[0], places[0], base, config)
     rewards = _rewards(config, ())
+    if not all((place / ADAPTER).is_file() for place in places):
+        return _of_models(folders, places, base, config)
     bases = [_base_of(place) for place in places]
     if base is None and len(set(bases)) > 1:
         other = next(place for place, name in enumerate(bases) if name != bases[0])
@@ -95,9 +107,46 @@ def load_pool(folders: Sequence[Path], base: str | None, config: BuildConfig) ->
         )
     model = load_language_model(base or bases[0], config.policies.dtype)
     adapters = tuple(load_adapter(place, model.config) for place in places)
+    _refuse_repeated(folders, list(map(adapter_digest, adapters)))
     policies = _MADE_OF["soups" if kind == "auto" else kind](adapters)
     options = np.eye(len(adapters)) if kind == "separate" else _grid(len(adapters), config.policies)
     return PolicyPool(model, policies, options, _names(folders), rewards, None)
+
+
+def _of_models(
+    folders: Sequence[Path], places: Sequence[Path], base: str | None, config: BuildConfig
+) -> PolicyPool:
+    """Whole models, and adapters among them that are merged into theirs."""
+    settings = config.policies
+    if settings.kind == "mixing":
+        raise InputError(
+            "policies.kind: found mixing for whole models, which would all have to be in memory to "
+            "draw each token together, expected soups or separate; fine-tune adapters (--trunk."
+            "method lora) to mix them."
+        )
+    if base is None:
+        raise InputError(
+            f"--policies: {folders[0]} and others are whole models, which name no base model; add "
+            "--model with the one that they were trained from: their gains are over it."
+        )
+    model = load_language_model(base, settings.dtype)
+    policies = open_models(model, [str(place.resolve()) for place in places])
+    _refuse_repeated(folders, policies.digests)
+    size = len(places)
+    options = np.eye(size) if settings.kind == "separate" else _grid(size, settings)
+    return PolicyPool(model, policies, options, _names(folders), _rewards(config, ()), None)
+
+
+def _refuse_repeated(folders: Sequence[Path], digests: Sequence[str]) -> None:
+    """Refuse a policy that is given twice, by one path or as a copy."""
+    for number, digest in enumerate(digests):
+        first = digests.index(digest)
+        if first < number:
+            raise InputError(
+                f"--policies: found the same weights in {folders[first]} (number {first + 1}) and "
+                f"{folders[number]} (number {number + 1}), expected policies that differ; leave "
+                "one out."
+            )
 
 
 def load_prompts_for(model: LanguageModel, source: str, config: PolicyPoolConfig) -> Prompts:
@@ -109,12 +158,8 @@ def load_prompts_for(model: LanguageModel, source: str, config: PolicyPoolConfig
     read = load_prompts(source)
     chat = choose_template(model.tokenizer, config.prompts.template)
     prompts = as_chats(read) if chat else read
-    room = model.config.positions - config.max_tokens - 1
-    if room < config.prompts.min_tokens:
-        raise InputError(
-            f"policies.max_tokens: found {config.max_tokens}, expected less than the context of "
-            f"{model.name}, {model.config.positions} tokens, with room for the prompt; lower it."
-        )
+    least = config.prompts.min_tokens
+    room = room_for_prompts(model, config.max_tokens, least, "policies.max_tokens")
 
     def count(prompt: Prompt) -> int:
         return len(tokenize_prompt(model, prompt))
@@ -123,19 +168,18 @@ def load_prompts_for(model: LanguageModel, source: str, config: PolicyPoolConfig
 
 
 def _policy_place(folder: Path) -> Path:
-    """The folder of an adapter or a MOC policy, which may be that of the run it lies in."""
+    """The folder of an adapter, a model or a MOC policy, perhaps below that of its run."""
     folder = folder.expanduser()
     for place in (folder, folder / "model"):
         if (place / MOC).is_file() or (place / ADAPTER).is_file():
             return place
-    if any((place / "config.json").is_file() for place in (folder, folder / "model")):
-        raise InputError(
-            f"{folder} holds a whole model, expected a LoRA adapter: a portfolio keeps one base "
-            "model and what its members add to it; fine-tune with --trunk.method lora."
-        )
+    for place in (folder, folder / "model"):
+        if (place / "config.json").is_file():
+            return place
     raise InputError(
-        f"{folder} holds neither a LoRA adapter ({ADAPTER}) nor a MOC policy ({MOC}); give the "
-        "output folder of `jaxalign sft` or `jaxalign moc train`, or one that peft wrote."
+        f"{folder} holds no LoRA adapter ({ADAPTER}), no model (config.json) and no MOC policy "
+        f"({MOC}); give the output folder of `jaxalign sft` or `jaxalign moc train`, or one that "
+        "peft or transformers wrote."
     )
 
 

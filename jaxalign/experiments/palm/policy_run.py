@@ -23,9 +23,9 @@ from jaxalign.palm.candidates import prompt_marks
 from jaxalign.palm.closed_form import level_scale
 from jaxalign.palm.config import BuildConfig
 from jaxalign.personalize import serve
-from jaxalign.personalize.policies import identity
+from jaxalign.personalize.policies import PARAMETERS_AT_ONCE, WholeModels, identity
 from jaxalign.personalize.policy_oracle import AnswerOracle
-from jaxalign.progress import Progress
+from jaxalign.progress import Progress, counted
 from jaxalign.rewards.reward_scale import RewardScale
 from jaxalign.rewards.spec import build_rewards
 from jaxalign.rewards.vector import TextReward
@@ -76,7 +76,7 @@ def run_policies(
 
     Args:
         config: settings of the build.
-        folders: of adapters, or the one of a MOC policy.
+        folders: of adapters or whole models, or the one of a MOC policy.
         base: base model; None for the one that the first folder names.
         source: prompts, as `load_prompts` takes them.
         out: folder of the portfolio and its policies, scale.json, config.yaml, report and plots;
@@ -111,9 +111,16 @@ def run_policies(
     run = open_run_dir(out, KIND, config, about, resume)
     write_text(run.path / CONFIG, to_yaml(config))
     say(
-        f"{len(pool.options)} policies ({pool.policies.kind} of {', '.join(pool.names)}), "
-        f"{len(texts)} prompts, {config.policies.samples} answers each"
+        f"{counted(len(pool.options), 'policy', 'policies')} ({pool.policies.kind} of "
+        f"{', '.join(pool.names)}), {counted(len(texts), 'prompt')}, "
+        f"{counted(config.policies.samples, 'answer')} each"
     )
+    if isinstance(pool.policies, WholeModels):
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(pool.model.params))
+        say(
+            "whole models are loaded one at a time: their parameters take "
+            f"{PARAMETERS_AT_ONCE * size / 2**30:.1f} GiB at most, those of the base included"
+        )
     sampler = _Sampler(pool, reward, config, run.state / _VALUES)
     plain = sampler.on(first).rewards_of(np.zeros((1, pool.policies.size)))
     scale = level_scale(plain.reshape(-1, len(reward.names)), reward.names, config, pool.scale)

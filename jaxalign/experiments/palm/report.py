@@ -13,6 +13,7 @@ from jaxalign.experiments.palm.statistics import (
 )
 from jaxalign.files import write_text
 from jaxalign.palm import Certificate, Gap, HeldOut, Portfolio, Usage
+from jaxalign.progress import counted
 from jaxalign.runs.tables import MISSING, interval, markdown_table, percent
 
 Rows = list[list[str]]
@@ -65,7 +66,7 @@ def certificate_rows(certificate: Certificate | None, held_out: HeldOut) -> tupl
         held_out: the gaps on other prompts.
     """
     reports = [held_out.report]
-    header = [f"{held_out.prompts} prompts", f"{100 * held_out.level:g} % band"]
+    header = [counted(held_out.prompts, "prompt"), f"{100 * held_out.level:g} % band"]
     if certificate is not None:
         header = ["optimum", "pool", *header]
     rows = []
@@ -130,10 +131,9 @@ def size_sentence(sizes: Sequence[SizeRow]) -> str:
     for measure, words in whose.items():
         size = smallest(sizes, measure)
         parts.append(
-            f"{words} less than 5 % of the improvement from {size} "
-            f"member{'s' if size != 1 else ''} on"
+            f"{words} less than 5 % of the improvement from {counted(size, 'member')} on"
             if size
-            else f"{words} more than 5 % with {most} members"
+            else f"{words} more than 5 % with {counted(most, 'member')}"
         )
     return "On other prompts " + ", ".join(parts) + "."
 
@@ -144,8 +144,8 @@ def selection_sentence(portfolio: Portfolio) -> str:
     if found is None or found.asked is None or found.distinct >= found.asked:
         return ""
     return (
-        f"{found.asked} members were asked for; only {found.distinct} policies of the pool differ "
-        f"from each other and from the reference, so the portfolio has {found.size}."
+        f"{found.asked} members were asked for; the pool has {found.distinct} that differ from "
+        f"each other and from the reference, so the portfolio has {found.size}."
     )
 
 
@@ -173,10 +173,10 @@ def markdown(built: BuiltPortfolio, plots: dict[str, str]) -> str:
     portfolio, certificate = built.portfolio, built.portfolio.certificate
     proved = portfolio.selection is not None and portfolio.selection.optimal
     lines = [
-        f"# {len(portfolio.members) - 1} policies for every preference over "
+        f"# {counted(len(portfolio.members) - 1, 'policy', 'policies')} for every preference over "
         f"{', '.join(reward_names(portfolio))}",
         "",
-        f"Built from {built.source}: chosen on {built.chosen_on} prompts, certified on "
+        f"Built from {built.source}: chosen on {counted(built.chosen_on, 'prompt')}, certified on "
         f"{built.held_out.prompts} others. {portfolio.calls} "
         f"{'trained policies' if built.weight_names else 'oracle calls'}; the selection is "
         f"{'' if proved else 'not '}proved optimal over the pool. The reference policy is a free "

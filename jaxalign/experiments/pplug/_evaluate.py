@@ -42,7 +42,7 @@ from jaxalign.pplug.model import PPlug, prefixes
 from jaxalign.pplug.retrieval import Places, Retriever, build_questions, retrieve_items
 from jaxalign.pplug.rows import format_prompts
 from jaxalign.pplug.store import HistoryStore, history_store
-from jaxalign.progress import Progress
+from jaxalign.progress import Progress, counted
 from jaxalign.runs.run_dir import Identity, check_run_dir, open_run_dir
 
 KIND, UNTRAINED = "pplug evaluate", "zero-shot"
@@ -131,7 +131,7 @@ def evaluate(
         "encoder": encoder.identity,
     }
     run = open_run_dir(out, KIND, config.evaluate, identity, resume)
-    progress.say(f"{len(samples):,} samples of {len(set(samples.users)):,} users")
+    progress.say(f"{counted(len(samples), 'sample')} of {counted(len(set(samples.users)), 'user')}")
     with history_store(store or trained.store, encoder) as opened:
         evaluator = _Evaluator(trained, config, model, encoder, opened, samples, out, show)
         jobs, notes = _jobs(trained, evaluator)

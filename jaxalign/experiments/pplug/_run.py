@@ -38,7 +38,7 @@ from jaxalign.pplug.model import init_plug
 from jaxalign.pplug.retrieval import Retriever, build_questions, retrieve_items
 from jaxalign.pplug.rows import encoder_config
 from jaxalign.pplug.store import HistoryStore, history_store
-from jaxalign.progress import Progress
+from jaxalign.progress import Progress, counted
 from jaxalign.runs.run_dir import REPORT, Identity
 from jaxalign.train.mesh import DeviceReport
 
@@ -243,9 +243,9 @@ def _read(
         raise InputError(f"{learn.source} holds no sample to train on; give some.")
     lengths = learn.lengths
     progress.say(
-        f"{len(learn):,} samples of {len(set(learn.users)):,} users, histories of "
-        f"{lengths.min()} to {lengths.max()} items, {0 if held is None else len(held):,} "
-        "validation samples"
+        f"{counted(len(learn), 'sample')} of {counted(len(set(learn.users)), 'user')}, "
+        f"histories of {lengths.min()} to {counted(lengths.max(), 'item')}, "
+        f"{counted(0 if held is None else len(held), 'validation sample')}"
     )
     for note in learn.notes:
         progress.say(note)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxalign.data.headlines import huffpost
 from jaxalign.data.histories import Histories, load_histories, load_lamp
 from jaxalign.errors import InputError
+from jaxalign.progress import counted
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
@@ -191,8 +192,8 @@ def _by_user(histories: Histories, config: HistoryDataConfig) -> dict[Part, Hist
     users = sorted(set(histories.users))
     if len(users) < 3:
         raise InputError(
-            f"{histories.source} has samples of {len(users)} users, of whom none can be held out; "
-            "expected at least 3, or a folder with train.jsonl."
+            f"{histories.source} has samples of {counted(len(users), 'user')}, of whom none can be "
+            "held out; expected at least 3, or a folder with train.jsonl."
         )
     order = np.random.Generator(np.random.PCG64([config.seed, 0x5B])).permutation(len(users))
     test = max(1, round(config.test_share * len(users)))

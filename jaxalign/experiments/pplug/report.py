@@ -1,7 +1,6 @@
 """The report of an evaluation: Markdown and terminal tables."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from jaxalign.experiments.pplug.statistics import (
     Gain,
@@ -9,10 +8,8 @@ from jaxalign.experiments.pplug.statistics import (
     MetricStatistics,
     TaskStatistics,
 )
-from jaxalign.runs.tables import MISSING, markdown_table, terminal_table
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from jaxalign.progress import counted
+from jaxalign.runs.tables import MISSING, TerminalTable, markdown_table
 
 _LESS = {
     "MAE": "Less is better. ",
@@ -47,7 +44,7 @@ def markdown(statistics: TaskStatistics, notes: Sequence[str] = ()) -> str:
     return "\n".join(parts)
 
 
-def terminal(statistics: TaskStatistics) -> "Table":
+def terminal(statistics: TaskStatistics) -> TerminalTable:
     """Return a table of the means of all metrics, and of the gains over the first baseline."""
     metrics, first = statistics["metrics"], statistics["baselines"][0]
     # The first metric is the task's own, the last one is the most sensitive.
@@ -59,7 +56,7 @@ def terminal(statistics: TaskStatistics) -> "Table":
         gains = [metrics[name]["methods"][method]["gains"].get(first) for name in gained]
         cells = [method, str(own[0]["seeds"]), *(_number(one["user_mean"]) for one in own)]
         rows.append(cells + [_gain(gain).partition(" (")[0] for gain in gains])
-    return terminal_table(heads, rows)
+    return TerminalTable(heads, rows)
 
 
 def _lead(metric: MetricStatistics) -> str:
@@ -71,9 +68,9 @@ def _lead(metric: MetricStatistics) -> str:
         "over users). "
     )
     return (
-        f"{metric['samples']:,} samples of {metric['users']:,} users. {detectable}"
-        "Gains are means over users, with 95 % intervals over users; in brackets the least that "
-        "80 % power finds."
+        f"{counted(metric['samples'], 'sample')} of {counted(metric['users'], 'user')}. "
+        f"{detectable}Gains are means over users, with 95 % intervals over users; in brackets "
+        "the least that 80 % power finds."
     )
 
 
@@ -90,8 +87,8 @@ def _methods(metric: MetricStatistics, baselines: Sequence[str]) -> str:
 
 def _by_length(groups: Sequence[LengthGroup], baseline: str) -> str:
     heads = [
-        f"{_span(group['least'], group['below'])} ({group['users']:,} users, "
-        f"{group['samples']:,} samples)"
+        f"{_span(group['least'], group['below'])} ({counted(group['users'], 'user')}, "
+        f"{counted(group['samples'], 'sample')})"
         for group in groups
     ]
     rows = [

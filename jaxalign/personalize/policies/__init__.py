@@ -1,4 +1,4 @@
-"""A policy under a weight: soups, mixing, one policy given preferences, or separate policies.
+"""A policy under a weight: soups, mixing, one given preferences, separate ones, whole models.
 
 Every kind makes policies of weights [W, A] and gives many of them to one decode call. Weights of
 zero are the reference, the model alone.
@@ -11,8 +11,10 @@ from jaxalign.personalize.policies.kinds import Kind, adapter_digest, identity
 from jaxalign.personalize.policies.mixing import Mixing
 from jaxalign.personalize.policies.separate import Separate
 from jaxalign.personalize.policies.soups import Soups
+from jaxalign.personalize.policies.whole import PARAMETERS_AT_ONCE, WholeModels, open_models
 
 __all__ = [
+    "PARAMETERS_AT_ONCE",
     "Adapter",
     "Conditioned",
     "Kind",
@@ -21,7 +23,9 @@ __all__ = [
     "Separate",
     "Soups",
     "StackedAdapters",
+    "WholeModels",
     "adapter_digest",
     "answer_as",
     "identity",
+    "open_models",
 ]

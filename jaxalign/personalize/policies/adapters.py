@@ -31,6 +31,11 @@ class StackedAdapters(NamedTuple):
     rows: np.ndarray
     weights: np.ndarray | None = None
 
+    @property
+    def params(self) -> None:
+        """The model's own parameters are used."""
+        return None
+
     def arguments(self, policy: ArrayLike) -> GenerationArguments:
         """Return what `generate` needs for a batch whose rows are of policy [B], 0 to W - 1."""
         policy = np.asarray(policy, np.intp)
@@ -48,6 +53,7 @@ class AdapterPolicies:
 
     adapters: tuple[Adapter, ...] = field(repr=False)
     prefix_tokens = 0
+    one_at_a_time = False
 
     def __post_init__(self) -> None:
         _check(self.adapters)

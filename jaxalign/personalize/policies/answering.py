@@ -1,6 +1,7 @@
 """Answers of several policies of one kind, a policy for each prompt."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -26,6 +27,8 @@ def answer_as(
     progress: bool = True,
 ) -> list[Completion]:
     """Answer each prompt by its policy, with one decoding call per mixed batch.
+
+    Whole models answer one after the other, each loaded once.
 
     Args:
         model: the reference.
@@ -55,12 +58,20 @@ def answer_as(
         return []
     if not 0 <= chosen.min() <= chosen.max() < len(weights):
         raise InputError(f"policies are {chosen}; expected numbers from 0 to {len(weights) - 1}.")
-    return generate_texts(
-        model,
-        [policies.prompt(*pair) for pair in zip(prompts, weights[chosen], strict=True)],
-        settings,
-        key,
-        **policies.stacked(weights).arguments(chosen),
-        batch_size=batch_size,
-        progress=progress,
-    )
+    read = [policies.prompt(*pair) for pair in zip(prompts, weights[chosen], strict=True)]
+    if not policies.one_at_a_time:
+        arguments = policies.stacked(weights).arguments(chosen)
+        return generate_texts(
+            model, read, settings, key, **arguments, batch_size=batch_size, progress=progress
+        )
+    answers: dict[int, Completion] = {}
+    for policy in np.unique(chosen):
+        rows = np.flatnonzero(chosen == policy).tolist()
+        own = policies.stacked(weights[[policy]]).params
+        found = generate_texts(
+            model if own is None else replace(model, params=own),
+            [read[row] for row in rows], settings, key,
+            places=rows, batch_size=batch_size, progress=progress,
+        )  # fmt: skip
+        answers |= dict(zip(rows, found, strict=True))
+    return [answers[row] for row in range(len(prompts))]

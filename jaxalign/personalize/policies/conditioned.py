@@ -32,6 +32,11 @@ class PreferenceConditionedBatch(NamedTuple):
     adapter: Params
     preferences: np.ndarray
 
+    @property
+    def params(self) -> None:
+        """The model's own parameters are used."""
+        return None
+
     def arguments(self, policy: ArrayLike) -> GenerationArguments:
         """Return what `generate` needs for a batch whose rows are of policy [B], 0 to W - 1."""
         rows = self.preferences[np.asarray(policy, np.intp)]
@@ -61,6 +66,7 @@ class Conditioned:
     policy: ConditionedPolicy = field(repr=False)
     options: np.ndarray
     kind = "conditioned"
+    one_at_a_time = False
 
     def __post_init__(self) -> None:
         if self.policy.conditioning == "none":

@@ -10,9 +10,10 @@ from jaxalign.personalize.policies.conditioned import Conditioned
 from jaxalign.personalize.policies.mixing import Mixing
 from jaxalign.personalize.policies.separate import Separate
 from jaxalign.personalize.policies.soups import Soups
+from jaxalign.personalize.policies.whole import WholeModels
 from jaxalign.runs.artifact import Tree, flatten
 
-Kind = Soups | Mixing | Separate | Conditioned
+Kind = Soups | Mixing | Separate | Conditioned | WholeModels
 
 
 def adapter_digest(adapter: Adapter) -> str:
@@ -22,7 +23,9 @@ def adapter_digest(adapter: Adapter) -> str:
 
 
 def identity(policies: Kind) -> list[str]:
-    """Return what identifies policies of a kind: digests of adapters and conditioning."""
+    """Return what identifies policies: digests of adapters and conditioning, or of models."""
+    if isinstance(policies, WholeModels):
+        return list(policies.digests)
     found = [adapter_digest(adapter) for adapter in policies.adapters]
     if isinstance(policies, Conditioned):
         policy = policies.policy

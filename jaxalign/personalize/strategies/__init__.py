@@ -2,6 +2,7 @@
 
 from jaxalign.personalize.strategies.auto import LargestGain, PlainAnswers
 from jaxalign.personalize.strategies.base import (
+    ASKED_FOR,
     PersonalAnswer,
     ServingRule,
     Strategy,
@@ -16,6 +17,7 @@ from jaxalign.personalize.strategies.policies import (
 )
 
 __all__ = [
+    "ASKED_FOR",
     "BestOfAnswers",
     "BestPolicy",
     "Draws",

@@ -7,6 +7,7 @@ import jax
 
 from jaxalign.models.chat import Chat
 from jaxalign.personalize.strategies.base import (
+    ASKED_FOR,
     PersonalAnswer,
     ServingRule,
     Strategy,
@@ -35,7 +36,7 @@ class PlainAnswers:
     ) -> list[PersonalAnswer]:
         """Return the first draw for each request."""
         drawn = self.draws([request.prompt for request in requests], key)
-        return [PersonalAnswer(some[0], self.name, "asked for", 0.0, None, None) for some in drawn]
+        return [PersonalAnswer(some[0], self.name, ASKED_FOR, 0.0, None, None) for some in drawn]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from jaxalign.models.chat import Chat
 from jaxalign.mrm.gains import Gains, best_option
 
 Floats = NDArray[np.float64]
+ASKED_FOR = "asked for"
+"""`PersonalAnswer.choice` of a plain answer that was not chosen among several."""
 
 
 class UserRequest(NamedTuple):
@@ -72,6 +74,8 @@ class PersonalAnswer:
         sd: posterior standard deviation of the gain; None where the user model has no posterior.
         probability: posterior probability that the answer is better for the user than the plain
             one; None without a posterior, and for a plain answer.
+        held_back: whether the plain answer was given although another one has a larger expected
+            gain, which was not likely enough to be better.
     """
 
     text: str
@@ -80,6 +84,7 @@ class PersonalAnswer:
     gain: float
     sd: float | None
     probability: float | None
+    held_back: bool = False
 
 
 class Strategy(Protocol):
@@ -106,7 +111,8 @@ def chosen_answer(
 ) -> PersonalAnswer:
     """Return the answer of an option with its reasons."""
     if not option:
-        return PersonalAnswer(text, "plain", choices[0], 0.0, None, None)
+        held_back = bool(gains.mean.max() > 0)
+        return PersonalAnswer(text, "plain", choices[0], 0.0, None, None, held_back)
     sd = None if gains.sd is None else float(gains.sd[option])
     probability = None if gains.probability is None else float(gains.probability[option])
     return PersonalAnswer(

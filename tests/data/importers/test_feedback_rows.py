@@ -16,7 +16,7 @@ CHOICES = [
     {"user": "bob", "prompt": "Hi", "chosen": "What?", "rejected": "Hello!", "tie": True},
 ]
 RATING = {"user": "ann", "prompt": "Hi", "answer": "Hey", "rating": 1.0, "scale": [-1, 1]}
-NOTE = "1 ratings left out: choices between two answers are learned from"
+NOTE = "1 rating left out: choices between two answers are learned from"
 
 
 def written(folder, kind, rows):

@@ -74,6 +74,10 @@ class Stacked(NamedTuple):
     weights: np.ndarray
     adapted: bool
 
+    @property
+    def params(self):
+        return None
+
     def arguments(self, policy):
         rows = np.asarray(policy, np.int32)
         own = rows if self.adapted else np.full_like(rows, -1)
@@ -87,6 +91,7 @@ class Tiny:
     """
 
     prefix_tokens = 0
+    one_at_a_time = False
 
     def __init__(self, adapted=True):
         self.adapted = adapted

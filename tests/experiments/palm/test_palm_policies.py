@@ -12,13 +12,15 @@ import yaml
 from cli_calls import call, refused, write_rows
 
 from jaxalign import moc, palm
+from jaxalign.errors import InputError
 from jaxalign.experiments.palm.policies import load_pool
 from jaxalign.moc.config import MocConfig
 from jaxalign.moc.policy import init_policy
 from jaxalign.models import load_language_model, lora, save_adapter
+from jaxalign.models.sampling import Sampling
 from jaxalign.palm.config import BuildConfig
 from jaxalign.personalize import serve
-from jaxalign.personalize.policies import identity
+from jaxalign.personalize.policies import answer_as, identity
 from jaxalign.personalize.policy_oracle import AnswerOracle
 from jaxalign.rewards.reward_scale import fit_scale
 from jaxalign.train.trunk import TrunkConfig
@@ -137,6 +139,43 @@ def test_mixtures_and_separate_policies(world, tmp_path, kind):
     assert (about.kind, about.names) == (kind, ("kind", "brief"))
 
 
+def test_whole_models_are_what_the_adapters_are_that_were_merged_into_them(world, tmp_path):
+    """Averages of parameters, each policy loaded by itself, and answers by either way."""
+    for name in ("kind", "brief"):
+        merged = ("merge", "--model", world / name, "--out", tmp_path / name)
+        assert call(*merged).code == 0
+    out, adapted = tmp_path / "whole", tmp_path / "adapted"
+    models = ("--policies", tmp_path / "kind", tmp_path / "brief", "--model", world / "base")
+    words = ("palm", "build", "--data", world / "prompts.jsonl", *QUICK, "--policies.steps", "2")
+    result = call(*words, *models, "--out", out)
+    assert result.code == 0, result.err
+    assert "3 policies (whole of kind, brief)" in result.err
+    assert "loaded one at a time" in result.err
+    assert call(*words, "--policies", world / "kind", world / "brief", "--out", adapted).code == 0
+    one, other = (json.loads((path / "report.json").read_text()) for path in (out, adapted))
+    assert one["policies"]["pool"] == other["policies"]["pool"]
+    found, expected = palm.load(out), palm.load(adapted)
+    np.testing.assert_allclose(found.pool.rewards, expected.pool.rewards, atol=1e-4)
+    np.testing.assert_allclose(found.pool.kl, expected.pool.kl, atol=1e-3)
+    # Served: users of different members in one batch, each answer at its place.
+    base = load_language_model(str(world / "base"))
+    weights = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, 0.5]])
+    which, prompts = [1, 0, 2, 1], ["say the", "tell thing", "say in", "tell an"]
+    texts = [
+        [answer.text for answer in answer_as(
+            base, serve.load(path, base).policies, weights, which, prompts,
+            Sampling(max_tokens=6), jax.random.key(0))]
+        for path in (out, adapted)
+    ]  # fmt: skip
+    assert texts[0] == texts[1]
+    (tmp_path / "brief" / "model.safetensors").write_bytes(
+        (tmp_path / "kind" / "model.safetensors").read_bytes()
+    )
+    with pytest.raises(InputError, match=r"brief is not the one that the portfolio was saved"):
+        serve.load(out, base)
+    refused(call(*words, *models, "--out", tmp_path / "n"), "found the same weights in", "leave")
+
+
 def test_certified_on_other_prompts_and_routed(world, built, tmp_path):
     certify = ("palm", "certify", "--portfolio", built, "--out", tmp_path / "certificate.json")
     result = call(*certify, "--data", world / "others.jsonl")
@@ -193,9 +232,15 @@ def test_what_cannot_be_a_policy_is_refused(world, tmp_path):
     def said(*words, names=("kind",)):
         return build(world, tmp_path / "out", *words, names=names)
 
-    refused(said(names=("kind", "nowhere")), "nowhere holds neither a LoRA adapter", "jaxalign sft")
-    refused(said(names=("base",)), "base holds a whole model", "--trunk.method lora")
-    refused(said("--policies.kind", "conditioned"), "found conditioned for 1 adapters")
+    refused(said(names=("kind", "nowhere")), "nowhere holds no LoRA adapter", "jaxalign sft")
+    refused(said(names=("kind", "base")), "whole models, which name no base model", "--model")
+    mixing = said("--policies.kind", "mixing", names=("kind", "base"))
+    refused(mixing, "found mixing for whole models", "soups or separate")
+    other = tiny_lms.write(tmp_path / "gpt2", "gpt2")
+    models = said("--model", world / "base", names=("kind", other))
+    refused(models, "gpt2: found a model of another architecture than", "from one base")
+    refused(said(names=("kind", "kind")), "found the same weights in", "leave one out")
+    refused(said("--policies.kind", "conditioned"), "found conditioned for 1 adapter,")
     refused(said("--policies.samples", "1"), "samples: found 1, expected 2 or more")
     for name, change, words in (
         ("reward", {"task_type": "SEQ_CLS"}, "reward holds a reward model"),

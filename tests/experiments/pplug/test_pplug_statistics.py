@@ -155,8 +155,8 @@ def test_the_page():
     row = next(line for line in told.splitlines() if line.startswith("| persona | 2 "))
     assert "| 0.8333 | 0.8750 |" in row
     assert "| +0.1250 [+0.0000, +0.2500] (" in row
-    assert "| method | 0 (1 users, 1 samples) | 1 to 15 (1 users" in told
-    assert "| 256 or more (1 users" in told
+    assert "| method | 0 (1 user, 1 sample) | 1 to 15 (1 user" in told
+    assert "| 256 or more (1 user" in told
     assert "| method | accuracy | f1 |" in told
     assert told.endswith("|\n")
     noted = report.markdown(judged(), ["a remark"])
@@ -172,7 +172,7 @@ def test_the_committed_page_is_that_of_the_committed_report():
 def test_the_page_of_one_user():
     found = score_predictions("LaMP_4", {"x": [["a"]], "y": [["b"]]}, ["a"], ["u"], [1], ["x"])
     told = report.markdown(found)
-    assert "1 samples of 1 users. No difference is expected to show with one user." in told
+    assert "1 sample of 1 user. No difference is expected to show with one user." in told
     assert "| y | 1 | 0.0000 | 0.0000 | - | -1.0000 |" in told
 
 
