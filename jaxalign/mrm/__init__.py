@@ -24,6 +24,12 @@ from jaxalign.mrm.feedback import (
     Levels,
     feedback_posterior,
 )
+from jaxalign.mrm.feedback_belief import (
+    FeedbackBelief,
+    feedback_moments,
+    init_feedback_belief,
+    observe,
+)
 from jaxalign.mrm.feedback_population import FeedbackPopulation, fit_feedback
 from jaxalign.mrm.gains import BestOf, Gains, best_of, best_option, expected_gains
 from jaxalign.mrm.hierarchical import HierarchicalBayes
@@ -56,6 +62,7 @@ __all__ = [
     "Belief",
     "BestOf",
     "Feedback",
+    "FeedbackBelief",
     "FeedbackPopulation",
     "FeedbackPosterior",
     "FeedbackPrior",
@@ -86,6 +93,7 @@ __all__ = [
     "choice_probability",
     "effective_weights",
     "expected_gains",
+    "feedback_moments",
     "feedback_posterior",
     "fit",
     "fit_feedback",
@@ -95,11 +103,13 @@ __all__ = [
     "information",
     "init",
     "init_belief",
+    "init_feedback_belief",
     "item_features",
     "load",
     "make_method",
     "meta_objective",
     "next_pair",
+    "observe",
     "open_users",
     "posterior",
     "posterior_cov",

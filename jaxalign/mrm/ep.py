@@ -165,13 +165,19 @@ def sweep(
     around = cavity(found, sites, rows.weight)
     tilted = tilt(around.mean, around.variance)
     target = rows.weight * (sites.shift - sites.precision * rows.prior_margin)
-    prior = sites.shift * rows.prior_margin - 0.5 * sites.precision * rows.prior_margin**2
-    quadratic = 0.5 * jnp.sum(target * (found.mean - rows.prior_margin)) + jnp.sum(
-        rows.weight * prior
-    )
-    terms = rows.weight * (tilted.log_mass - _log_site_mass(around, sites))
-    evidence = quadratic - 0.5 * log_det + jnp.sum(jnp.where(around.proper, terms, 0))
+    quadratic = 0.5 * jnp.sum(target * (found.mean - rows.prior_margin))
+    terms = evidence_terms(rows, sites, around, tilted)
+    evidence = quadratic - 0.5 * log_det + jnp.sum(terms)
     return updated(sites, around, tilted, DAMPING), evidence, found
+
+
+def evidence_terms(
+    rows: ChoiceRows, sites: Sites, around: Cavity, tilted: TiltedNormal
+) -> jax.Array:
+    """Return what each row [P] adds to the log evidence beside the posterior's own mass."""
+    prior = sites.shift * rows.prior_margin - 0.5 * sites.precision * rows.prior_margin**2
+    gained = jnp.where(around.proper, tilted.log_mass - _log_site_mass(around, sites), 0)
+    return rows.weight * (prior + gained)
 
 
 def _log_site_mass(around: Cavity, sites: Sites) -> jax.Array:

@@ -1,0 +1,321 @@
+"""A user's state at any number of rows: natural parameters of all sites, and the rows in blocks.
+
+The sites of all rows are summed, so that a posterior costs one factor of an E x E matrix. A new row
+sweeps over the newest rows and, beyond those, over a few older blocks in turn: each site is taken
+out of the sum, updated and put back. Time does not grow with the number of rows. Nor does memory:
+the oldest rows are let go once there are many more rows than features, and their sites, which
+hardly move any more, stay in the sum.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.errors import InputError
+from jaxalign.mrm import ep
+from jaxalign.mrm.bayes import Prior, factor
+from jaxalign.mrm.feedback import FeedbackPrior, Levels, augmented, mixture, spread_grid
+from jaxalign.mrm.ordered import tilt_by_band
+from jaxalign.train.blas import one_blas_thread
+
+BLOCK = 32
+"""Rows of a block."""
+LIVE = 8
+"""Most blocks that a new row sweeps over: up to so many rows nothing is approximated."""
+KEPT_PER_FEATURE = 128
+"""Rows that are kept for each feature; those before are let go."""
+_LEAST_KEPT = 2048
+_MOST_SWEEPS = 12
+_SMALL_CHANGE = 5e-4
+"""Of the sites together, in standard deviations of the posterior: sweeps end below it."""
+
+
+class Block(NamedTuple):
+    """Rows of one user, B of them, in coordinates z of the weights, theta = mean + root z.
+
+    Attributes:
+        design: [B, r].
+        codes: [B, 3] int32: whether a row is a rating, and its lower and upper edge.
+        known: [B, 2] weight, 0 where there is no row yet, and the margin under the prior's mean.
+        sites: [3, G, B] precision and shift of each site, and its term of the log evidence.
+    """
+
+    design: jax.Array
+    codes: jax.Array
+    known: jax.Array
+    sites: jax.Array
+
+
+class FeedbackBelief(NamedTuple):
+    """What is known of one user after any number of choices and ratings.
+
+    Attributes:
+        mean: [D] of the weights, and of the level where there are ratings.
+        root: [D, r] factor of their prior covariance.
+        edges: of all levels, see `Levels`.
+        spreads: [G] of the grid; 1 alone where there are no ratings.
+        log_mass: [G] logarithms of their prior probabilities.
+        precision: [G, r, r] sum over all rows of what their sites say.
+        shift: [G, r].
+        evidence: [G] sum over all rows of their terms of the log evidence.
+        blocks: the rows, the newest block last.
+        turn: number of the block that is swept next.
+        num_rows: so far.
+    """
+
+    mean: jax.Array
+    root: jax.Array
+    edges: jax.Array
+    spreads: jax.Array
+    log_mass: jax.Array
+    precision: jax.Array
+    shift: jax.Array
+    evidence: jax.Array
+    blocks: tuple[Block, ...]
+    turn: int
+    num_rows: int
+
+
+def init_feedback_belief(prior: Prior | FeedbackPrior) -> FeedbackBelief:
+    """Return the state of a user of whom nothing is known.
+
+    Args:
+        prior: of the weights alone for users who only choose, or of all kinds of feedback.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.mrm import Prior, feedback_moments, init_feedback_belief, observe
+        >>> belief = init_feedback_belief(Prior(jnp.zeros(2), jnp.eye(2)))
+        >>> for _ in range(3):
+        ...     belief = observe(belief, jnp.array([1.0, 0.0]))
+        >>> mean, cov = feedback_moments(belief)
+        >>> belief.num_rows, bool(mean[0] > 0.5), bool(cov[0, 0] < 1)
+        (3, True, True)
+    """
+    if isinstance(prior, FeedbackPrior):
+        mean, root = augmented(prior)
+        spreads, log_mass = spread_grid(prior)
+        edges = prior.edges
+    else:
+        dtype = jnp.promote_types(jnp.result_type(*prior), jnp.float32)
+        mean, root = prior.mean.astype(dtype), factor(prior.cov.astype(dtype))
+        spreads, log_mass = jnp.ones(1, dtype), jnp.zeros(1, dtype)
+        edges = Levels().edges(jnp.zeros(0, dtype))
+    grid, size, dtype = len(spreads), root.shape[1], root.dtype
+    return FeedbackBelief(
+        mean, root, edges, spreads, log_mass,
+        jnp.zeros((grid, size, size), dtype), jnp.zeros((grid, size), dtype),
+        jnp.zeros(grid, dtype), (_empty(grid, size, dtype),), 0, 0,
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=8)
+def _empty(grid: int, size: int, dtype: jnp.dtype) -> Block:
+    codes = jnp.zeros((BLOCK, 3), jnp.int32)
+    known = jnp.zeros((BLOCK, 2), dtype)
+    return Block(jnp.zeros((BLOCK, size), dtype), codes, known, jnp.zeros((3, grid, BLOCK), dtype))
+
+
+def observe(
+    belief: FeedbackBelief,
+    vector: jax.Array,
+    lower: int = 2,
+    upper: int = 1,
+    rating: bool = False,
+    weight: float = 1.0,
+) -> FeedbackBelief:
+    """Return what is known after one more row of any kind, as if all rows had been fitted anew.
+
+    Args:
+        belief: of one user.
+        vector: [E] as in `Feedback.vectors`: chosen minus rejected, or a rated answer's features.
+        lower: edge below what was said, see `Levels`; a plain choice unless given.
+        upper: edge above it.
+        rating: whether the row is a rating.
+        weight: how often the row counts, above 0.
+
+    Returns:
+        The new belief. Up to 256 rows every site is swept; beyond, the newest 32 rows and seven
+        older blocks of 32 in turn.
+
+    Raises:
+        InputError: sizes that disagree, NaN or infinity, or a rating without a prior for ratings.
+    """
+    rated = len(belief.spreads) > 1
+    found = np.asarray(vector, belief.mean.dtype)
+    if found.shape != (len(belief.mean) - rated,):
+        raise InputError(
+            f"a row has shape {found.shape}, expected ({len(belief.mean) - rated},), as the prior."
+        )
+    if not (np.isfinite(found).all() and np.isfinite(weight) and weight > 0):
+        raise InputError(
+            "a row holds NaN, infinity or a weight that is not above 0: compute its features again."
+        )
+    if rating and not rated:
+        raise InputError("the prior is of choices alone: give one of mrm.fit_feedback for ratings.")
+    if not all(0 <= edge < len(belief.edges) for edge in (lower, upper)):
+        raise InputError(
+            f"edges {lower} and {upper}: expected numbers below {len(belief.edges)}, of `Levels`."
+        )
+    blocks, place = belief.blocks, belief.num_rows % BLOCK
+    if place == 0 and belief.num_rows:
+        like = blocks[-1].design
+        blocks = (*blocks, _empty(len(belief.spreads), like.shape[1], like.dtype))
+    values = np.append(found, np.float32(-float(rating))) if rated else found
+    codes = np.array([rating, lower, upper, place], np.int32)
+    chosen, turn = _in_turn(len(blocks) - 1, belief.turn)
+    live = (blocks[-1], *(blocks[number] for number in chosen))
+    width = 2 ** int(np.ceil(np.log2(len(live))))
+    empty = width - len(live)
+    if empty:
+        live += (_empty(len(belief.spreads), *_of(blocks[0])),) * empty
+    sums = (belief.precision, belief.shift, belief.evidence)
+    shared = (belief.mean, belief.root, belief.edges, belief.spreads)
+    # Few of many sites hardly move the posterior, so that there is nothing to damp.
+    damping = ep.DAMPING if len(blocks) <= LIVE else 1.0
+    sums, updated = _observed(shared, sums, live, values, codes, np.float32(weight), damping)
+    after = list(blocks)
+    for number, block in zip((len(blocks) - 1, *chosen), updated, strict=False):
+        after[number] = block
+    most = max(KEPT_PER_FEATURE * len(belief.mean), _LEAST_KEPT) // BLOCK
+    dropped = max(len(after) - most, 0)
+    return belief._replace(
+        precision=sums[0], shift=sums[1], evidence=sums[2], blocks=tuple(after[dropped:]),
+        turn=max(turn - dropped, 0), num_rows=belief.num_rows + 1,
+    )  # fmt: skip
+
+
+def _of(block: Block) -> tuple[int, jnp.dtype]:
+    return block.design.shape[1], block.design.dtype
+
+
+def _in_turn(older: int, turn: int) -> tuple[list[int], int]:
+    """Numbers of the older blocks that are swept now, and where the next sweep goes on."""
+    count = min(older, LIVE - 1)
+    # The last full block always: its rows are the newest ones.
+    chosen = [older - 1] * (count > 0)
+    rest = older - 1
+    chosen += [(turn + step) % rest for step in range(count - 1)]
+    return chosen, (turn + count - 1) % rest if rest > 0 else 0
+
+
+@one_blas_thread
+def _observed(
+    shared: tuple, sums: tuple, live: tuple[Block, ...], values: np.ndarray, codes: np.ndarray,
+    weight: np.floating, damping: float,
+) -> tuple[tuple, tuple[Block, ...]]:  # fmt: skip
+    found: tuple[tuple, tuple[Block, ...]] = jax.block_until_ready(
+        _observe(shared, sums, live, values, codes, weight, damping)
+    )
+    return found
+
+
+@functools.partial(jax.jit, static_argnames="damping")
+def _observe(
+    shared: tuple, sums: tuple, live: tuple[Block, ...], values: jax.Array, codes: jax.Array,
+    weight: jax.Array, damping: float,
+) -> tuple[tuple, tuple[Block, ...]]:  # fmt: skip
+    mean, root, edges, spreads = shared
+    place = codes[3]
+    first = live[0]
+    first = Block(
+        first.design.at[place].set(values @ root),
+        first.codes.at[place].set(codes[:3]),
+        first.known.at[place].set(jnp.stack([weight, values @ mean])),
+        first.sites,
+    )
+    blocks = (first, *live[1:])
+    design, codes, known = (jnp.concatenate(parts) for parts in list(zip(*blocks, strict=True))[:3])
+    sites = jnp.concatenate([block.sites for block in blocks], axis=2)
+    lower, upper = edges[codes[:, 1]], edges[codes[:, 2]]
+
+    def at(spread: jax.Array, sites: jax.Array, sums: tuple) -> tuple:
+        by = jnp.where(codes[:, 0] > 0, spread, 1)
+        rows = ep.ChoiceRows(by[:, None] * design, by * known[:, 1], known[:, 0])
+        return _swept(rows, lambda m, v: tilt_by_band(m, v, lower, upper), sites, sums, damping)
+
+    if len(spreads) > 1:
+        after, sums = jax.vmap(at, (0, 1, 0), (1, 0))(spreads, sites, sums)
+    else:  # LAPACK on one matrix is faster than on a batch of one
+        alone = at(spreads[0], sites[:, 0], jax.tree.map(lambda leaf: leaf[0], sums))
+        after, sums = alone[0][:, None], jax.tree.map(lambda leaf: leaf[None], alone[1])
+    parts = jnp.split(after, len(blocks), axis=2)
+    return sums, tuple(
+        block._replace(sites=part) for block, part in zip(blocks, parts, strict=True)
+    )
+
+
+def _swept(
+    rows: ep.ChoiceRows, tilt: ep.Tilt, sites: jax.Array, sums: tuple, damping: float
+) -> tuple[jax.Array, tuple]:
+    """Sites [3, P] of live rows after sweeps until they no longer change, and the new sums."""
+
+    def contribution(sites: ep.Sites) -> tuple[jax.Array, jax.Array]:
+        by = rows.weight * sites.precision
+        target = rows.weight * (sites.shift - sites.precision * rows.prior_margin)
+        return rows.design.T @ (by[:, None] * rows.design), rows.design.T @ target
+
+    start = ep.Sites(sites[0], sites[1])
+    rest = jax.tree.map(jnp.subtract, sums[:2], contribution(start))
+    eye = jnp.eye(rows.design.shape[1], dtype=rows.design.dtype)
+
+    def going(carry: tuple) -> jax.Array:
+        _, _, change, sweeps = carry
+        return (change > _SMALL_CHANGE) & (sweeps < _MOST_SWEEPS)
+
+    def step(carry: tuple) -> tuple:
+        old, _, _, sweeps = carry
+        precision, shift = jax.tree.map(jnp.add, rest, contribution(old))
+        lower = jnp.linalg.cholesky(eye + precision)
+        both = jnp.concatenate([rows.design.T, shift[:, None]], axis=1)
+        half = jax.scipy.linalg.solve_triangular(lower, both, lower=True)
+        mean = rows.prior_margin + half[:, :-1].T @ half[:, -1]
+        found = ep.Margins(mean, jnp.sum(half[:, :-1] ** 2, axis=0))
+        around = ep.cavity(found, old, rows.weight)
+        tilted = tilt(around.mean, around.variance)
+        new = ep.updated(old, around, tilted, damping)
+        moved = jnp.maximum(
+            jnp.abs(new.precision - old.precision) * found.variance,
+            jnp.abs(new.shift - old.shift) * jnp.sqrt(found.variance),
+        )
+        # Rows may all err to one side, so that it is their sum that moves the posterior.
+        change = jnp.sum(jnp.where(rows.weight > 0, moved, 0)) / jnp.sqrt(float(len(eye)))
+        return new, ep.evidence_terms(rows, old, around, tilted), change, sweeps + 1
+
+    first = (start, sites[2], jnp.full((), jnp.inf, eye.dtype), jnp.zeros((), jnp.int32))
+    new, terms, _, _ = jax.lax.while_loop(going, step, first)
+    total = jax.tree.map(jnp.add, rest, contribution(new))
+    evidence = sums[2] + jnp.sum(terms - sites[2])
+    return jnp.stack([new.precision, new.shift, terms]), (*total, evidence)
+
+
+def feedback_moments(belief: FeedbackBelief) -> tuple[jax.Array, jax.Array]:
+    """Return mean [E] and covariance [E, E] of one user's weights, level and spread left out.
+
+    Args:
+        belief: of one user.
+    """
+    mean, cov = _moments(belief._replace(blocks=(), turn=0, num_rows=0))
+    size = len(belief.mean) - (len(belief.spreads) > 1)
+    return mean[:size], cov[:size, :size]
+
+
+@jax.jit
+def _moments(belief: FeedbackBelief) -> tuple[jax.Array, jax.Array]:
+    eye = jnp.eye(belief.root.shape[1], dtype=belief.root.dtype)
+
+    def at(precision: jax.Array, shift: jax.Array, terms: jax.Array) -> tuple:
+        lower = jnp.linalg.cholesky(eye + precision)
+        both = jnp.concatenate([eye, shift[:, None]], axis=1)
+        half = jax.scipy.linalg.solve_triangular(lower, both, lower=True)
+        z = half[:, :-1].T @ half[:, -1]
+        log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(lower)))
+        evidence = terms + 0.5 * jnp.sum(half[:, -1] ** 2) - 0.5 * log_det
+        return evidence, z, half[:, :-1].T @ half[:, :-1]
+
+    evidence, z, cov = jax.vmap(at)(belief.precision, belief.shift, belief.evidence)
+    _, center, spread = mixture(belief.log_mass + evidence, z, cov)
+    return belief.mean + belief.root @ center, belief.root @ spread @ belief.root.T
