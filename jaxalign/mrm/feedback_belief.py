@@ -33,7 +33,7 @@ _SMALL_CHANGE = 5e-4
 """Of the sites together, in standard deviations of the posterior: sweeps end below it."""
 
 
-class Block(NamedTuple):
+class RowBlock(NamedTuple):
     """Rows of one user, B of them, in coordinates z of the weights, theta = mean + root z.
 
     Attributes:
@@ -74,7 +74,7 @@ class FeedbackBelief(NamedTuple):
     precision: jax.Array
     shift: jax.Array
     evidence: jax.Array
-    blocks: tuple[Block, ...]
+    blocks: tuple[RowBlock, ...]
     turn: int
     num_rows: int
 
@@ -113,10 +113,12 @@ def init_feedback_belief(prior: Prior | FeedbackPrior) -> FeedbackBelief:
 
 
 @functools.lru_cache(maxsize=8)
-def _empty(grid: int, size: int, dtype: jnp.dtype) -> Block:
+def _empty(grid: int, size: int, dtype: jnp.dtype) -> RowBlock:
     codes = jnp.zeros((BLOCK, 3), jnp.int32)
     known = jnp.zeros((BLOCK, 2), dtype)
-    return Block(jnp.zeros((BLOCK, size), dtype), codes, known, jnp.zeros((3, grid, BLOCK), dtype))
+    return RowBlock(
+        jnp.zeros((BLOCK, size), dtype), codes, known, jnp.zeros((3, grid, BLOCK), dtype)
+    )
 
 
 def observe(
@@ -188,7 +190,7 @@ def observe(
     )  # fmt: skip
 
 
-def _of(block: Block) -> tuple[int, jnp.dtype]:
+def _of(block: RowBlock) -> tuple[int, jnp.dtype]:
     return block.design.shape[1], block.design.dtype
 
 
@@ -204,10 +206,10 @@ def _in_turn(older: int, turn: int) -> tuple[list[int], int]:
 
 @one_blas_thread
 def _observed(
-    shared: tuple, sums: tuple, live: tuple[Block, ...], values: np.ndarray, codes: np.ndarray,
+    shared: tuple, sums: tuple, live: tuple[RowBlock, ...], values: np.ndarray, codes: np.ndarray,
     weight: np.floating, damping: float,
-) -> tuple[tuple, tuple[Block, ...]]:  # fmt: skip
-    found: tuple[tuple, tuple[Block, ...]] = jax.block_until_ready(
+) -> tuple[tuple, tuple[RowBlock, ...]]:  # fmt: skip
+    found: tuple[tuple, tuple[RowBlock, ...]] = jax.block_until_ready(
         _observe(shared, sums, live, values, codes, weight, damping)
     )
     return found
@@ -215,13 +217,13 @@ def _observed(
 
 @functools.partial(jax.jit, static_argnames="damping")
 def _observe(
-    shared: tuple, sums: tuple, live: tuple[Block, ...], values: jax.Array, codes: jax.Array,
+    shared: tuple, sums: tuple, live: tuple[RowBlock, ...], values: jax.Array, codes: jax.Array,
     weight: jax.Array, damping: float,
-) -> tuple[tuple, tuple[Block, ...]]:  # fmt: skip
+) -> tuple[tuple, tuple[RowBlock, ...]]:  # fmt: skip
     mean, root, edges, spreads = shared
     place = codes[3]
     first = live[0]
-    first = Block(
+    first = RowBlock(
         first.design.at[place].set(values @ root),
         first.codes.at[place].set(codes[:3]),
         first.known.at[place].set(jnp.stack([weight, values @ mean])),
