@@ -8,16 +8,16 @@ function's own matter: behind a mask of 0 it must not spread.
 """
 
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax.typing import ArrayLike
 
 from jaxalign.errors import InputError
 
-Value = ArrayLike | Sequence[object]
+Value = ArrayLike | npt.ArrayLike
 """What a caller may give for an array: NumPy's or JAX's, a number, or nested lists of numbers."""
 
 
@@ -34,17 +34,20 @@ def check_array(
     mask: jax.Array | None = None,
     empty: str = "",
     finite: bool = True,
+    absent: bool = False,
 ) -> jax.Array:
     """Return an argument as an array of floating point numbers, at least float32.
 
     Args:
         name: of the argument, for the message.
         value: array, or nested lists of numbers.
-        axes: letters of its dimensions, such as "U P E"; a leading "..." stands for any.
+        axes: letters of its dimensions, such as "U P E"; "..." before or after them stands for any.
         sizes: of the call's dimensions so far; those of this argument are added.
         mask: weights of the leading axes of `value`; values where it is 0 are not looked at.
         empty: letters of the dimensions that may be 0.
         finite: whether NaN and infinity are refused.
+        absent: whether -infinity is allowed nevertheless, such as the log-probability of what
+            cannot occur.
 
     Raises:
         InputError: no numbers, another shape, an empty dimension, or a value that is not finite;
@@ -62,7 +65,7 @@ def check_array(
     """
     array = _numbers(name, value, axes)
     _check_shape(name, array.shape, axes, Sizes() if sizes is None else sizes, empty)
-    if finite and (place := _first_bad(array, mask)) is not None:
+    if finite and (place := _first_bad(array, mask, absent)) is not None:
         where = "finite numbers" if mask is None else "finite numbers where the mask is above 0"
         remedy = "correct it" if mask is None else "correct it, or set the mask to 0 there"
         raise InputError(
@@ -100,6 +103,36 @@ def check_mask(
             "correct it, with 0 for what does not count."
         )
     return array
+
+
+def check_whole(
+    name: str, value: Value, axes: str, sizes: Sizes | None = None, *, empty: str = ""
+) -> jax.Array:
+    """Return an argument as an array of whole numbers, such as ids.
+
+    Args:
+        name: of the argument, for the message.
+        value: array of an integer type, or nested lists of whole numbers.
+        axes: as in `check_array`.
+        sizes: as in `check_array`.
+        empty: as in `check_array`.
+
+    Raises:
+        InputError: another type or shape.
+
+    Example:
+        >>> from jaxalign.arrays import check_whole
+        >>> check_whole("segments", [0, 0, 1], "N").tolist()
+        [0, 0, 1]
+    """
+    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise InputError(
+            f"{name}: found values of type {array.dtype}, expected whole numbers of shape "
+            f"{_expected(axes)}; correct it."
+        )
+    _check_shape(name, array.shape, axes, Sizes() if sizes is None else sizes, empty)
+    return jnp.asarray(array)
 
 
 def check_number(
@@ -214,17 +247,15 @@ def _no_numbers(name: str, found: str, axes: str) -> InputError:
 
 
 def _check_shape(name: str, shape: tuple[int, ...], axes: str, sizes: Sizes, empty: str) -> None:
-    letters = axes.split()
-    if letters[:1] == ["..."]:
-        letters = letters[1:]
-        fits, own = len(shape) >= len(letters), shape[len(shape) - len(letters) :]
-    else:
-        fits, own = len(shape) == len(letters), shape
+    letters = [letter for letter in axes.split() if letter != "..."]
+    rest = len(shape) - len(letters)
+    fits = rest >= 0 if "..." in axes else rest == 0
+    own = shape[rest:] if axes.startswith("...") else shape[: len(letters)]
     if not fits:
         raise InputError(
             f"{name}: found shape {list(shape)}, expected {_expected(axes)}; give an array of "
             f"{len(letters)} {'axis' if len(letters) == 1 else 'axes'}"
-            f"{' or more' if axes.startswith('...') else ''}."
+            f"{' or more' if '...' in axes else ''}."
         )
     for letter, size in zip(letters, own, strict=True):
         if letter.isdigit() or (size == 0 and letter not in empty):
@@ -255,12 +286,16 @@ def _concrete(array: np.ndarray | jax.Array) -> np.ndarray | None:
     return np.asarray(array)
 
 
-def _first_bad(array: np.ndarray | jax.Array, mask: jax.Array | None) -> tuple[int, ...] | None:
+def _first_bad(
+    array: np.ndarray | jax.Array, mask: jax.Array | None, absent: bool
+) -> tuple[int, ...] | None:
     """The index of the first value that is not finite and counts."""
     host = _concrete(array)
     if host is None or np.isfinite(host).all():
         return None
     bad = ~np.isfinite(host)
+    if absent:
+        bad &= host != -np.inf
     if mask is not None:
         weights = _concrete(mask)
         if weights is None:

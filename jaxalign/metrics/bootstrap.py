@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from jaxalign.arrays import check_array
 from jaxalign.errors import InputError
 from jaxalign.metrics.scores import Bools, Floats, correct_both, user_gain
 
@@ -108,6 +109,8 @@ def paired_bootstrap(
 
 
 def _present(values: Floats, draws: int) -> Floats:
+    values = np.asarray(values, np.float64)
+    check_array("values", np.where(np.isnan(values), 0, values), "U", empty="U")
     # Sorted: the interval must not depend on the order in which users happen to be stored.
     users = np.sort(values[~np.isnan(values)])
     if len(users) == 0:

@@ -12,7 +12,8 @@ import numpy as np
 
 from jaxalign.errors import InputError
 from jaxalign.moc.config import MocConfig
-from jaxalign.moc.monitor import KLWatch, sample_lines
+from jaxalign.moc.experience import BAD_PARTS
+from jaxalign.moc.monitor import KLWatch, RewardWatch, sample_lines
 from jaxalign.moc.policy import ConditionedPolicy
 from jaxalign.moc.preferences import Prompt
 from jaxalign.moc.prompt_sampler import PromptSampler, StepPrompts
@@ -154,7 +155,7 @@ def _loop(
             folder, first, config.steps, say, partial(_describe, names), config.trackers, _REMEDY
         )
         stack.callback(log.close)
-        watch = KLWatch(config.kl, config.batch, say)
+        watches = KLWatch(config.kl, config.batch, say), RewardWatch(names, say)
         for number in range(first, config.steps):
             drawn = sampler.draw(number)
             try:
@@ -163,7 +164,7 @@ def _loop(
                 _rescue(state, number, log, checkpoints)
                 raise
             done = number + 1
-            log.add(done, metrics, check=partial(_check_step, names, drawn.texts, watch))
+            log.add(done, metrics, check=partial(_check_step, names, drawn.texts, watches))
             due = stop.asked or done % config.checkpoint_every == 0 or done == config.steps
             if checkpoints is not None and due:
                 log.flush()
@@ -189,18 +190,28 @@ def _describe(names: tuple[str, ...], entry: Mapping[str, float]) -> str:
 def _check_step(
     names: tuple[str, ...],
     prompts: Sequence[str],
-    watch: KLWatch,
+    watches: tuple[KLWatch, RewardWatch],
     step: int,
     values: dict[str, float],
 ) -> None:
-    """Refuse a step in which a reward was not finite, and name the row; look at its KL."""
-    watch.look(step, values["kl"], values["kl_coef"])
-    row = int(values.pop("bad_row"))
-    if row >= 0:
+    """Refuse a step in which a row had a number that is not finite; look at KL and rewards."""
+    watches[0].look(step, values["kl"], values["kl_coef"])
+    alike = {name: bool(values.pop(f"alike_{name}")) for name in names}
+    watches[1].look(step, alike, {name: values[f"reward_{name}"] for name in names})
+    row, part = int(values.pop("bad_row")), BAD_PARTS[int(values.pop("bad_part"))]
+    if row < 0:
+        return
+    place = f"(row {row}, prompt {prompts[row]!r:.80})"
+    if part == "reward":
         raise InputError(
-            f"step {step}: one of the rewards {', '.join(names)} is not finite (row {row}, prompt "
-            f"{prompts[row]!r:.80}); correct the reward, or leave the prompt out."
+            f"step {step}: one of the rewards {', '.join(names)} is not finite {place}; correct "
+            "the reward, or leave the prompt out."
         )
+    article = "an" if part[0] == "a" else "a"
+    raise InputError(
+        f"step {step}: {article} {part} of a completion is not finite {place}; expected a finite "
+        f"number: {_REMEDY}."
+    )
 
 
 def _rescue(

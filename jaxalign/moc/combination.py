@@ -13,9 +13,12 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxalign.arrays import Sizes, check_array, check_mask, check_number
 from jaxalign.errors import InputError
 from jaxalign.moc.min_norm_solver import min_norm
+from jaxalign.moc.preferences import check_simplex
 
 Rule = Literal["linear", "minnorm", "two", "blend", "gate", "similarity"]
 Form = Literal["ratio", "distance"]
@@ -81,6 +84,9 @@ def similarity_error(mean: jax.Array, preference: jax.Array, form: Form) -> jax.
     Returns:
         Scalar, at least float32; finite also where the mean is zero.
 
+    Raises:
+        InputError: shapes that disagree, or a concrete value that is not finite.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxalign.moc import similarity_error
@@ -88,7 +94,7 @@ def similarity_error(mean: jax.Array, preference: jax.Array, form: Form) -> jax.
         >>> [round(float(similarity_error(mean, preference, f)), 4) for f in ("ratio", "distance")]
         [0.0, 0.09]
     """
-    mean, preference = _at_least_float32(mean), _at_least_float32(preference)
+    mean, preference = _checked_pair(mean, preference)
     return jnp.mean((_compared(mean, form) - preference) ** 2)
 
 
@@ -107,13 +113,16 @@ def similarity_direction(mean: jax.Array, preference: jax.Array, form: Form) -> 
     Returns:
         [R], at least float32; finite also where the mean is zero.
 
+    Raises:
+        InputError: as `similarity_error`.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxalign.moc import similarity_direction
         >>> similarity_direction(jnp.array([1.0, 0.5]), jnp.array([0.5, 0.5]), "distance").tolist()
         [-1.0, -0.0]
     """
-    mean, preference = _at_least_float32(mean), _at_least_float32(preference)
+    mean, preference = _checked_pair(mean, preference)
     return -jax.grad(lambda at: jnp.sum((_compared(at, form) - preference) ** 2))(mean)
 
 
@@ -134,7 +143,8 @@ def similarity_directions(rewards: jax.Array, preference: jax.Array, form: Form)
         [rows, R], at least float32.
 
     Raises:
-        InputError: a group of one completion, which has no others.
+        InputError: a group of one completion, which has no others; shapes that disagree, or a
+            concrete value that is not finite.
 
     Example:
         >>> import jax.numpy as jnp
@@ -143,10 +153,12 @@ def similarity_directions(rewards: jax.Array, preference: jax.Array, form: Form)
         >>> similarity_directions(rewards, preference, "distance").tolist()
         [[2.0, -2.0], [-0.0, -0.0]]
     """
+    sizes = Sizes()
+    rewards = check_array("rewards", rewards, "rows R", sizes, empty="rows")
+    preference = check_array("preference", preference, "R", sizes)
     rows = len(rewards)
     if rows < 2:
         raise InputError(f"a group has {rows} row; expected 2 or more, raise the rows of a group.")
-    rewards = _at_least_float32(rewards)
     others = (jnp.sum(rewards, axis=0, keepdims=True) - rewards) / (rows - 1)
     return jax.vmap(similarity_direction, (0, None, None))(others, preference, form)
 
@@ -169,6 +181,10 @@ def policy_directions(
     Returns:
         [R, ...], at least float32, without a gradient of its own.
 
+    Raises:
+        InputError: shapes that disagree, a negative mask, or a concrete advantage that is not
+            finite where the mask is set.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxalign.moc import policy_directions
@@ -176,8 +192,14 @@ def policy_directions(
         >>> policy_directions(ratio, advantages, jnp.array([True, True]), clip=0.2).tolist()
         [[-2.0, -0.0]]
     """
-    ratio, advantages = _at_least_float32(ratio), _at_least_float32(advantages)
-    inside = (jnp.abs(ratio - 1) <= clip) & mask.astype(bool)
+    axes = " ".join(f"T{axis}" for axis in range(np.ndim(ratio)))
+    sizes = Sizes()
+    # A ratio that is no number lies outside the range of the clip.
+    ratio = check_array("ratio", ratio, axes, sizes, empty=axes, finite=False)
+    live = check_mask("mask", mask, axes, sizes, empty=axes)
+    every = jnp.broadcast_to(live[None], (len(advantages), *live.shape))
+    advantages = check_array("advantages", advantages, f"R {axes}", sizes, mask=every, empty=axes)
+    inside = (jnp.abs(ratio - 1) <= clip) & (live > 0)
     # Both factors are masked: 0 times an infinite ratio would be NaN.
     gradient = -jnp.where(inside, ratio, 0)[None] * jnp.where(inside[None], advantages, 0)
     return jax.lax.stop_gradient(gradient)
@@ -211,11 +233,11 @@ def combine(
 
     Returns:
         [R], at least float32, non-negative, sum at most 1; 1 minus the sum is the weight of the
-        similarity.
+        similarity. NaN where a traced direction is not finite.
 
     Raises:
-        InputError: the rule needs a preference or an error that is not given, or the shapes do not
-            fit.
+        InputError: the rule needs a preference or an error that is not given, the shapes do not
+            fit, or a concrete value is not finite or a preference not on the simplex.
 
     Source: the min-norm step of arXiv 2604.04497; the blend is that of PreCo's public code.
 
@@ -226,7 +248,10 @@ def combine(
         >>> combine(directions, similarity, CombineConfig("blend", strength=3.0)).tolist()
         [0.125, 0.125]
     """
-    gram = _gram(directions, similarity)
+    check_number("progress", progress)
+    gram = _gram(
+        check_array("directions", directions, "R ..."), check_array("similarity", similarity, "...")
+    )
     objectives = len(directions)
     if config.rule == "similarity":
         return jnp.zeros(objectives, gram.dtype)
@@ -234,6 +259,7 @@ def combine(
         return min_norm(gram)[:-1]
     if config.rule == "gate":
         squared_error = _given(error, "error", config.rule, ())
+        check_number("error", squared_error, 0)
         return jnp.where(squared_error > config.gate, 0, min_norm(gram[:-1, :-1]))
     if config.rule == "blend":
         last = config.strength if config.strength_last is None else config.strength_last
@@ -243,6 +269,8 @@ def combine(
         mix = jnp.concatenate([each, jnp.full((objectives, 1), strength, gram.dtype)], axis=1)
         return min_norm(_mixed(gram, mix)) / (1 + strength).astype(gram.dtype)
     shares = _given(preference, "preference", config.rule, (objectives,)).astype(gram.dtype)
+    if not isinstance(shares, jax.core.Tracer):
+        check_simplex(shares)
     if config.rule == "linear":
         return shares
     # "two": the preference-weighted objective, and the similarity.
@@ -250,9 +278,14 @@ def combine(
     return min_norm(_mixed(gram, mix))[0] * shares
 
 
+def _checked_pair(mean: jax.Array, preference: jax.Array) -> tuple[jax.Array, jax.Array]:
+    sizes = Sizes()
+    return check_array("mean", mean, "R", sizes), check_array("preference", preference, "R", sizes)
+
+
 def _gram(directions: jax.Array, similarity: jax.Array) -> jax.Array:
     """Gram matrix [R + 1, R + 1] of the objectives' directions and, last, the similarity's."""
-    if directions.shape[1:] != similarity.shape:
+    if not directions.shape[:1] or directions.shape[1:] != similarity.shape:
         raise InputError(
             f"the directions have shape {directions.shape} and the similarity {similarity.shape}; "
             "expected [R, ...] and [...]."
@@ -260,7 +293,7 @@ def _gram(directions: jax.Array, similarity: jax.Array) -> jax.Array:
     flat = _at_least_float32(directions).reshape(len(directions), -1)
     rows = jnp.concatenate([flat, _at_least_float32(similarity).reshape(1, -1)])
     # Scaled before the products, so that long or large directions do not overflow them.
-    largest = jnp.max(jnp.abs(rows))
+    largest = jnp.max(jnp.abs(rows), initial=0.0)
     rows = rows / jnp.where(largest > 0, largest, 1)
     return jnp.matmul(rows, rows.T, precision="highest")
 

@@ -142,6 +142,55 @@ def closeness_reward(rewards: jax.Array, preferences: jax.Array) -> jax.Array:
     return -jnp.mean((rewards - rows) ** 2, axis=1, keepdims=True)
 
 
+class BadRow(NamedTuple):
+    """The first row of a step with a number that is not finite.
+
+    Attributes:
+        row: [] int32, -1 where all numbers are finite.
+        part: [] int32, the place in `BAD_PARTS` of what is not finite.
+    """
+
+    row: jax.Array
+    part: jax.Array
+
+
+BAD_PARTS = ("reward", "log-probability or value", "advantage")
+
+
+def find_bad_row(
+    levels: jax.Array, scores: RolloutScores, experience: Experience, mask: jax.Array
+) -> BadRow:
+    """Return the first row with a number that is not finite, causes before what follows from them.
+
+    Args:
+        levels: [B, R].
+        scores: of the completions.
+        experience: that the updates would learn from.
+        mask: [B, M] bool, set on the tokens of the completions.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxalign.moc.experience import Experience, RolloutScores, find_bad_row
+        >>> good, wide = jnp.zeros((2, 1)), jnp.zeros((2, 1, 2))
+        >>> experience = Experience(good, wide, wide, wide[:, :, :1], good, good)
+        >>> mask = jnp.ones((2, 1), bool)
+        >>> scores = RolloutScores(good, good.at[1].set(jnp.nan), wide)
+        >>> tuple(map(int, find_bad_row(jnp.ones((2, 1)), scores, experience, mask)))
+        (1, 1)
+    """
+
+    def bad(tree: tuple[jax.Array, ...]) -> jax.Array:
+        wrong = jnp.zeros(mask.shape, bool)
+        for leaf in tree:
+            wrong |= jnp.any(~jnp.isfinite(leaf), axis=tuple(range(2, leaf.ndim)))
+        return jnp.any(wrong & mask, axis=1)
+
+    parts = jnp.stack([jnp.any(~jnp.isfinite(levels), axis=1), bad(scores), bad(experience)])
+    part = jnp.argmax(jnp.any(parts, axis=1)).astype(jnp.int32)
+    row = jnp.where(jnp.any(parts), jnp.argmax(parts[part]), -1)
+    return BadRow(row.astype(jnp.int32), part)
+
+
 def compute_experience(
     rewards: jax.Array,
     coefficients: jax.Array,

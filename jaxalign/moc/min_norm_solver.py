@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.arrays import check_array
+
 EXACT_UP_TO = 8
 """Most corners whose faces are enumerated: 2^R - 1 small systems, all solved at once."""
 
 
-@jax.jit
 def min_norm(gram: jax.Array) -> jax.Array:
     """Return the weights c on the simplex of least |sum_i c_i g_i|^2 = c^T G c; `vmap` for more.
 
@@ -23,7 +24,10 @@ def min_norm(gram: jax.Array) -> jax.Array:
         gram: [R, R], the Gram matrix g_i . g_j.
 
     Returns:
-        [R], at least float32, non-negative, sum 1; equal weights where the matrix is not finite.
+        [R], at least float32, non-negative, sum 1; NaN where a traced matrix is not finite.
+
+    Raises:
+        InputError: no square matrix, or a concrete value that is not finite.
 
     Source: Desideri, Multiple-gradient descent algorithm (2012); Sener and Koltun (arXiv
     1810.04650), equation 3.
@@ -35,9 +39,19 @@ def min_norm(gram: jax.Array) -> jax.Array:
         >>> [round(c, 3) for c in min_norm(vectors @ vectors.T).tolist()]
         [0.8, 0.2]
     """
-    if gram.shape[-1] > EXACT_UP_TO:
-        return _active_set(gram)
+    return _least(check_array("gram", gram, "R R"))
+
+
+@jax.jit
+def _least(gram: jax.Array) -> jax.Array:
+    finite = jnp.all(jnp.isfinite(gram))
     gram = _scaled(gram)
+    found = _active_set(gram) if gram.shape[-1] > EXACT_UP_TO else _best_face(gram)
+    # Weights from what is no number would be a step that nobody asked for.
+    return jnp.where(finite, found, jnp.nan)
+
+
+def _best_face(gram: jax.Array) -> jax.Array:
     faces = jnp.asarray(_faces(len(gram)))
     found = jax.vmap(_face_minimum, in_axes=(None, 0))(gram, faces)
     # First: where all are equally good, the weights are equal too.

@@ -1,6 +1,6 @@
 """What a run of MOC shows of itself: completions, and a KL that runs away from its target."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -83,6 +83,41 @@ class KLWatch:
             f"from the reference. Raise moc.kl.coef ({coef:.3g} now), {remedy}, or lower "
             "moc.optimiser.rate, in a new folder"
         )
+
+
+class RewardWatch:
+    """Warns while all completions of a step have the same reward, from which nothing is learned."""
+
+    def __init__(self, names: Sequence[str], say: Callable[[str], None]) -> None:
+        """Start to watch.
+
+        Args:
+            names: [R] of the rewards.
+            say: called with a warning.
+        """
+        self._say = say
+        self._alike, self._next = dict.fromkeys(names, 0), dict.fromkeys(names, _PATIENCE)
+
+    def look(self, step: int, alike: Mapping[str, bool], levels: Mapping[str, float]) -> None:
+        """Take which rewards were the same for all completions of a step, and warn of those.
+
+        Args:
+            step: its number.
+            alike: name of a reward -> whether it was.
+            levels: name of a reward -> its mean level.
+        """
+        for name, same in alike.items():
+            self._alike[name] = self._alike[name] + 1 if same else 0
+            if not same:
+                self._next[name] = _PATIENCE
+            if self._alike[name] < self._next[name]:
+                continue
+            self._next[name] *= 2
+            self._say(
+                f"warning: step {step}: for {self._alike[name]} steps the reward {name} was the "
+                f"same for all completions (level {levels[name]:.3g} now): nothing is learned from "
+                "it. Correct the reward or its scale, or raise moc.temperature, in a new folder"
+            )
 
 
 def _short(text: str) -> str:

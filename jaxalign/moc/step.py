@@ -25,6 +25,7 @@ from jaxalign.moc.experience import (
     closeness_reward,
     compute_experience,
     compute_group_experience,
+    find_bad_row,
     group_rewards,
     similarity_coefficients,
     weighted_reward,
@@ -302,15 +303,15 @@ class _Run:
             objective_preferences=objective_preferences,
             similarity_error=achieved.similarity_error,
         )
-        finite = jnp.all(jnp.isfinite(levels))
-        train, metrics = self._updates(state, frozen, inputs, finite)
+        bad = find_bad_row(levels, scores, experience, mask)
+        train, metrics = self._updates(state, frozen, inputs, bad.row < 0)
         log_ratio = jnp.where(mask, scores.old_logprobs - scores.ref_logprobs, 0)
         kl = jnp.mean(jnp.sum(log_ratio, axis=1))
         kl_coef = state.kl_coef
         if config.kl.adaptive:
             kl_coef = adapt_kl_coef(kl_coef, kl, config.kl.target, config.kl.horizon, config.batch)
-        bad = jnp.any(~jnp.isfinite(levels), axis=1)
         lengths = completions.completion_lengths
+        alike = jnp.all(levels == levels[:1], axis=0)
         metrics = metrics | {
             **dict(
                 zip((f"reward_{name}" for name in self.names), levels.mean(axis=0), strict=True)
@@ -320,7 +321,9 @@ class _Run:
             "kl_coef": state.kl_coef,
             "completion_tokens": jnp.mean(lengths.astype(jnp.float32)),
             "tokens": jnp.sum(completions.prompt_lengths + lengths),
-            "bad_row": jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32),
+            **{f"alike_{name}": same for name, same in zip(self.names, alike, strict=True)},
+            "bad_row": bad.row,
+            "bad_part": bad.part,
         }
         return MocTrainState(train, state.step + 1, state.key, kl_coef), metrics
 

@@ -46,12 +46,12 @@ def next_pair(
         2
     """
     pairs = check_array("candidates", candidates, "P E", empty="P", finite=False)
-    open_pairs = jnp.ones(len(pairs), jnp.float32)
+    open_pairs = jnp.ones(len(pairs), pairs.dtype)
     if excluded is not None:
-        open_pairs = 1 - check_mask(
-            "excluded", excluded, "P", Sizes(P=(len(pairs), "candidates")), empty="P"
-        )
-    mean, cov, pairs = check_questions(mean, cov, pairs, "candidates", open_pairs)
+        sizes = Sizes(P=(len(pairs), "candidates"))
+        open_pairs -= check_mask("excluded", excluded, "P", sizes, empty="P")
+    pairs = kept(open_pairs, pairs)
+    mean, cov, pairs = check_questions(mean, cov, pairs, "candidates")
     return _next_pair(mean, cov, pairs, open_pairs)
 
 

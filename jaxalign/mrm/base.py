@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxalign.arrays import Sizes, check_array
 from jaxalign.mrm.config import MRMConfig
 
 Params = dict[str, Any]
@@ -33,7 +34,8 @@ def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     turned = jax.lax.optimization_barrier(kernel.T)
     if thin(x.size, kernel.shape[1]) and jax.default_backend() == "cpu":
         rows = x.reshape(-1, x.shape[-1])
-        return jnp.stack([rows @ column for column in turned], -1).reshape(*x.shape[:-1], -1)
+        columns = [rows @ column for column in turned]
+        return jnp.stack(columns, -1).reshape(*x.shape[:-1], len(turned))
     return jnp.einsum("...E,KE->...K", x, turned)
 
 
@@ -126,6 +128,9 @@ def base_rewards(params: Params, features: jax.Array, config: MRMConfig | None =
         config: the model; without it a linear base with the published input scale, its depth read
             from the parameters.
 
+    Raises:
+        InputError: features of another width, or a concrete value that is not finite.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxalign.mrm import MRMConfig, base_rewards
@@ -134,12 +139,19 @@ def base_rewards(params: Params, features: jax.Array, config: MRMConfig | None =
         >>> base_rewards(params, jnp.array([[2.0, 4.0]]), config).tolist()
         [[1.0, 2.0]]
     """
+    features = check_array("features", features, "... E", _input_width(params))
     if config is None:
         layers = [params["base"][f"layer{i}"] for i in range(len(params["base"]))]
         widths = tuple(int(layer["kernel"].shape[1]) for layer in layers)
         config = MRMConfig(hidden_sizes=widths, use_bias=bool(layers) and "bias" in layers[0])
     rewards: Any = BaseRewards(config).apply({"params": params["base"]}, features)
     return rewards
+
+
+def _input_width(params: Params) -> Sizes:
+    """The width E that the first layer takes, of a base that has one."""
+    first = params["base"].get("layer0")
+    return Sizes() if first is None else Sizes(E=(first["kernel"].shape[0], "the first layer"))
 
 
 def base_differences(
@@ -158,6 +170,9 @@ def base_differences(
 def effective_weights(weights: jax.Array, config: MRMConfig) -> jax.Array:
     """The weights [..., K] that multiply the base rewards: softmax as published, or as they are.
 
+    Raises:
+        InputError: a concrete value that is not finite.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxalign.mrm import MRMConfig, effective_weights
@@ -166,6 +181,7 @@ def effective_weights(weights: jax.Array, config: MRMConfig) -> jax.Array:
         >>> effective_weights(jnp.array([-1.0, 2.0]), MRMConfig(link="signed")).tolist()
         [-1.0, 2.0]
     """
+    weights = check_array("weights", weights, "... K")
     return jax.nn.softmax(weights, axis=-1) if config.link == "softmax" else weights
 
 
@@ -178,6 +194,9 @@ def score(weights: jax.Array, base: jax.Array, config: MRMConfig | None = None) 
         config: if given, its link is applied to the weights first; without it they are used as
             they are.
 
+    Raises:
+        InputError: shapes that disagree, or a concrete value that is not finite.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxalign.mrm import score
@@ -185,6 +204,9 @@ def score(weights: jax.Array, base: jax.Array, config: MRMConfig | None = None) 
         >>> score(weights, base).tolist()
         [[2.0, -2.0]]
     """
+    sizes = Sizes()
+    weights = check_array("weights", weights, "... K", sizes, empty="U")
+    base = check_array("base", base, "... P K", sizes, empty="P")
     if config is not None:
         weights = effective_weights(weights, config)
     return jnp.einsum("...K,...PK->...P", weights, base)

@@ -118,7 +118,7 @@ def rescaled(prior: Prior, strength: float | jax.Array, temperature: float | jax
 
 
 @one_blas_thread
-def posterior(prior: Prior, differences: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+def posterior(prior: Prior, differences: Value, mask: Value) -> tuple[jax.Array, jax.Array]:
     """Posterior mean and covariance of every user, by expectation propagation to convergence.
 
     Args:
@@ -201,7 +201,7 @@ def choice_probability(mean: jax.Array, cov: jax.Array, differences: jax.Array) 
 
 
 def check_questions(
-    mean: Value, cov: Value, pairs: Value, name: str, mask: jax.Array | None = None
+    mean: Value, cov: Value, pairs: Value, name: str
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return one user's mean [E], cov [E, E] and pairs [P, E] as arrays of one type.
 
@@ -210,7 +210,6 @@ def check_questions(
         cov: [E, E].
         pairs: [P, E].
         name: of the pairs' argument.
-        mask: [P] weights, 0 for pairs that may hold any value.
 
     Raises:
         InputError: shapes that disagree, or a concrete value that is not finite.
@@ -219,7 +218,7 @@ def check_questions(
     found = (
         check_array("mean", mean, "E", sizes),
         check_array("cov", cov, "E E", sizes),
-        check_array(name, pairs, "P E", sizes, mask=mask, empty="P"),
+        check_array(name, pairs, "P E", sizes, empty="P"),
     )
     dtype = jnp.result_type(*found)
     return found[0].astype(dtype), found[1].astype(dtype), found[2].astype(dtype)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.arrays import Sizes
+from jaxalign.arrays import Sizes, kept
 from jaxalign.errors import InputError
 from jaxalign.mrm import ep
 from jaxalign.mrm.bayes import Prior, check_choices, check_prior, factor, moments
@@ -114,7 +114,8 @@ def _inferred(prior: Prior, differences: jax.Array, mask: jax.Array) -> Belief:
     def one_user(d: jax.Array, m: jax.Array) -> Belief:
         rows = ep.rows_of(prior.mean, root, d, m)
         sites = ep.converge(rows, ep.no_sites(rows))
-        return Belief(d.astype(rows.weight.dtype), rows.weight, *sites)
+        shown = (kept(rows.weight, site) for site in sites)
+        return Belief(d.astype(rows.weight.dtype), rows.weight, *shown)
 
     return jax.vmap(one_user)(differences, mask)
 

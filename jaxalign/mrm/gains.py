@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr
 
+from jaxalign.arrays import Sizes, check_array
 from jaxalign.errors import InputError
 from jaxalign.mrm.adapted_users import own_weights, user_state
 from jaxalign.mrm.known_items import effects_of
@@ -50,6 +51,9 @@ def expected_gains(
     Returns:
         Gains of the C options.
 
+    Raises:
+        InputError: no options, shapes that disagree, NaN or infinity.
+
     Example:
         >>> import numpy as np
         >>> from jaxalign.mrm import expected_gains
@@ -57,6 +61,13 @@ def expected_gains(
         >>> gains.mean.tolist(), gains.sd.tolist(), gains.probability.round(3).tolist()
         ([0.0, 2.0, 0.0], [0.0, 1.0, 1.0], [0.5, 0.977, 0.5])
     """
+    sizes = Sizes()
+    check_array("mean", mean, "K", sizes)
+    check_array("values", values, "C K", sizes)
+    if cov is not None:
+        check_array("cov", cov, "K K", sizes)
+    if cost is not None:
+        check_array("cost", cost, "C", sizes)
     options = np.asarray(values, np.float64)
     beyond = options - options[:1]
     gain = beyond @ np.asarray(mean, np.float64)

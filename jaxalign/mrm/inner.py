@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from jaxalign.arrays import Sizes, check_array, kept
+from jaxalign.arrays import Sizes, check_array
 from jaxalign.errors import InputError
 from jaxalign.mrm.base import Params, effective_weights
 from jaxalign.mrm.bayes import check_choices
@@ -113,7 +113,7 @@ def adapt_path(
 
     Args:
         params: as from `init`.
-        differences: [U, P, K] base rewards, chosen minus rejected.
+        differences: [U, P, K] base rewards, chosen minus rejected; finite in padding too.
         mask: [U, P] bool or weights of the support pairs.
         config: link and order of differentiation.
         rates: [S].
@@ -129,8 +129,7 @@ def adapt_path(
 
         return adapt_trajectory(loss, params["weight_init"], rates, form, config.second_order)
 
-    # Padding may hold anything: neither its loss nor its gradient may see it.
-    return jax.vmap(one_user)(kept(mask, differences), kept(mask, mask))
+    return jax.vmap(one_user)(differences, mask)
 
 
 def adapt(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.arrays import Sizes, kept
+from jaxalign.arrays import Sizes
 from jaxalign.mrm.bayes import Prior, check_choices, factor
 from jaxalign.mrm.ep import apply_inverse, inverse_factor, rows_of
 
@@ -106,7 +106,7 @@ def bradley_terry(
 @functools.partial(jax.jit, static_argnames="steps")
 def _bradley_terry(d: jax.Array, weight: jax.Array, l2: float | jax.Array, steps: int) -> jax.Array:
     dtype = d.dtype
-    weight = kept(weight, weight.astype(dtype))
+    weight = weight.astype(dtype)
     # In units of the largest, a power of two, so that squares neither overflow nor vanish.
     largest = jnp.max(jnp.abs(d), initial=0.0)
     unit = jnp.ldexp(jnp.ones((), dtype), jnp.frexp(largest)[1])

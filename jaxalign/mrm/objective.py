@@ -128,7 +128,7 @@ def meta_objective(
     base = _differences(params, batch, config)
     weights = adapted(params, base, support, config, "higher")
     margins = jnp.einsum("UK,UPK->UP", effective_weights(weights, config), base)
-    losses = jax.vmap(bradley_terry_loss)(kept(query, margins), query)
+    losses = jax.vmap(bradley_terry_loss)(margins, query)
     objective = rpo(losses, config.rpo_tail, config.rpo_gamma, batch.get("population"))
     if not isinstance(config.l2, float) or config.l2 > 0:  # a traced value is always added
         kernels = [layer["kernel"] for layer in params["base"].values()]

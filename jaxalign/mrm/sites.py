@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxalign.arrays import Sizes, check_array, check_mask
 from jaxalign.data.batching import Array
 
 
@@ -28,7 +29,10 @@ def posterior_cov(prior_cov: np.ndarray, rows: np.ndarray, precision: np.ndarray
     Args:
         prior_cov: [K, K] S.
         rows: [P, K] differences d of the choices.
-        precision: [P].
+        precision: [P], 0 or more.
+
+    Raises:
+        InputError: shapes that disagree, a negative precision, NaN or infinity.
 
     Example:
         >>> import numpy as np
@@ -36,6 +40,10 @@ def posterior_cov(prior_cov: np.ndarray, rows: np.ndarray, precision: np.ndarray
         >>> posterior_cov(np.eye(2), np.array([[1.0, 0.0]]), np.array([3.0])).tolist()
         [[0.25, 0.0], [0.0, 1.0]]
     """
+    sizes = Sizes()
+    check_array("prior_cov", prior_cov, "K K", sizes)
+    check_array("rows", rows, "P K", sizes, empty="P")
+    check_mask("precision", precision, "P", sizes, empty="P")
     cov, rows = np.asarray(prior_cov, np.float64), np.asarray(rows, np.float64)
     gained = rows.T @ (np.asarray(precision, np.float64)[:, None] * rows)
     found = np.linalg.solve(np.eye(len(cov)) + cov @ gained, cov)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxalign.arrays import Sizes, Value, check_array, check_number
 from jaxalign.kernels import scalarize
 
 
@@ -16,7 +17,6 @@ class Sweep(NamedTuple):
     kl: jax.Array
 
 
-@jax.jit(static_argnames="chunk")
 def sweep(
     rewards: jax.Array,
     log_ref: jax.Array,
@@ -41,6 +41,10 @@ def sweep(
     Returns:
         Sweep(values [W], expected [W, R], kl [W]), at least float32.
 
+    Raises:
+        InputError: shapes that disagree, or a concrete value that is not finite; a log_ref of -inf
+            is an absent candidate.
+
     Source: Rafailov et al. (arXiv 2305.18290), equation 4; V is the log-partition.
 
     Example:
@@ -51,11 +55,21 @@ def sweep(
         >>> [round(float(x.squeeze()), 4) for x in found]  # log((1 + e) / 2), e / (1 + e), KL
         [0.6201, 0.7311, 0.1109]
     """
+    return _sweep(*_checked(rewards, log_ref, weights, beta, "weights", "W R"), beta, chunk)
+
+
+@jax.jit(static_argnames="chunk")
+def _sweep(
+    rewards: jax.Array,
+    log_ref: jax.Array,
+    weights: jax.Array,
+    beta: float | jax.Array,
+    chunk: int | None,
+) -> Sweep:
     log_partition, expected, kl = scalarize.tilt_means(rewards, log_ref, weights, beta, chunk)
     return Sweep(jnp.asarray(beta, log_partition.dtype) * log_partition, expected, kl)
 
 
-@jax.jit(static_argnames="chunk")
 def prompt_outcomes(
     rewards: jax.Array,
     log_ref: jax.Array,
@@ -74,7 +88,22 @@ def prompt_outcomes(
 
     Returns:
         expected rewards [M, X, R] and KL [M, X] in nats.
+
+    Raises:
+        InputError: as `sweep`.
     """
+    checked = _checked(rewards, log_ref, weights, beta, "weights", "M R")
+    return _prompt_outcomes(*checked, beta, chunk)
+
+
+@jax.jit(static_argnames="chunk")
+def _prompt_outcomes(
+    rewards: jax.Array,
+    log_ref: jax.Array,
+    weights: jax.Array,
+    beta: float | jax.Array,
+    chunk: int | None,
+) -> tuple[jax.Array, jax.Array]:
     return scalarize.tilt(rewards, log_ref, weights, beta, chunk)[1:]
 
 
@@ -92,6 +121,9 @@ def tilted_log_probs(
     Returns:
         [X, C] in nats, -inf where a candidate is absent.
 
+    Raises:
+        InputError: as `sweep`.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxalign.palm import tilted_log_probs
@@ -100,7 +132,8 @@ def tilted_log_probs(
         >>> jnp.exp(tilted_log_probs(rewards, log_ref, jnp.ones(1), beta=1.0))
         Array([[0.268..., 0.731...]], dtype=float32)
     """
-    dtype = jnp.promote_types(jnp.result_type(rewards, log_ref, weight), jnp.float32)
+    rewards, log_ref, weight = _checked(rewards, log_ref, weight, beta, "weight", "R")
+    dtype = jnp.result_type(rewards, log_ref, weight)
     scaled = weight.astype(dtype) / jnp.asarray(beta, dtype)
     gain = jnp.einsum(
         "XCR,R->XC", rewards.astype(dtype), scaled, precision=jax.lax.Precision.HIGHEST
@@ -108,4 +141,46 @@ def tilted_log_probs(
     return jax.nn.log_softmax(log_ref.astype(dtype) + gain, axis=-1)
 
 
-best_member = jax.jit(scalarize.best_member, static_argnames=("chunk", "backend"))
+def best_member(
+    weights: jax.Array, values: jax.Array, chunk: int | None = None, backend: str = "chunked"
+) -> tuple[jax.Array, jax.Array]:
+    """Return the largest <w, value> over the members and where it occurs, the first among equals.
+
+    Args:
+        weights: [U, R].
+        values: [M, R] of the members, in units of reward.
+        chunk: users handled at once, None for a tile that fits the cache.
+        backend: a name in `jaxalign.kernels.scalarize.BACKENDS`.
+
+    Returns:
+        value [U], at least float32, and index [U] int32.
+
+    Raises:
+        InputError: shapes that disagree, no member, or a concrete value that is not finite.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.palm import best_member
+        >>> best, member = best_member(jnp.eye(2), jnp.array([[1.0, 0.0], [0.0, 2.0]]))
+        >>> best.tolist(), member.tolist()
+        ([1.0, 2.0], [0, 1])
+    """
+    sizes = Sizes()
+    users = check_array("weights", weights, "U R", sizes)
+    return _best_member(users, check_array("values", values, "M R", sizes), chunk, backend)
+
+
+_best_member = jax.jit(scalarize.best_member, static_argnames=("chunk", "backend"))
+
+
+def _checked(
+    rewards: Value, log_ref: Value, weights: Value, beta: float | jax.Array, name: str, axes: str
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Rewards [X, C, R], log_ref [X, C] and weights as arrays; see `sweep`."""
+    sizes = Sizes()
+    check_number("beta", beta, 0, above=True)
+    return (
+        check_array("rewards", rewards, "X C R", sizes),
+        check_array("log_ref", log_ref, "X C", sizes, absent=True),
+        check_array(name, weights, axes, sizes),
+    )

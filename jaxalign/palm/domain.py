@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from jaxalign.arrays import check_array
 from jaxalign.errors import InputError
 from jaxalign.palm.config import WeightKind
 
@@ -54,6 +55,9 @@ def coordinates(kind: WeightKind, rewards: ArrayLike, kl: ArrayLike, beta: float
     Returns:
         [..., D]: R - beta kl, or (R, -beta kl).
 
+    Raises:
+        InputError: NaN or infinity.
+
     Example:
         >>> from jaxalign.palm import coordinates
         >>> coordinates("simplex", [0.5, 0.25], 1.0, beta=0.1)
@@ -61,6 +65,8 @@ def coordinates(kind: WeightKind, rewards: ArrayLike, kl: ArrayLike, beta: float
         >>> coordinates("signed", [0.5, 0.25], 1.0, beta=0.1)
         array([ 0.5 ,  0.25, -0.1 ])
     """
+    check_array("rewards", rewards, "... R")
+    check_array("kl", kl, "...")
     rewards, price = np.asarray(rewards, np.float64), beta * np.asarray(kl, np.float64)[..., None]
     if kind == "simplex":
         return rewards - price

@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -13,8 +11,6 @@ from jaxalign.personalize.protect import pin
 from jaxalign.personalize.utility import LOGITS, Utility
 from jaxalign.rewards.reward_scale import RewardIds
 from jaxalign.train.blas import one_blas_thread
-
-_posterior = jax.jit(posterior)
 
 
 @one_blas_thread
@@ -58,18 +54,15 @@ def from_choices(
         >>> bool(utility.mean[0, 0] > 0.5), bool(utility.cov[0, 0, 0] < 1)
         (True, True)
     """
-    differences, mask = np.asarray(differences), np.asarray(mask)
     size = len(reward_ids.names)
-    if differences.ndim != 3 or differences.shape[2] != size or prior.mean.shape != (size,):
+    width = np.shape(differences)[-1] if np.ndim(differences) == 3 else size
+    if width != size or np.shape(prior.mean) != (size,):
         raise InputError(
-            f"differences: found shape {differences.shape} and a prior of {prior.mean.shape}, "
-            f"expected (users, pairs, {size}) and ({size},) for {', '.join(reward_ids.names)}."
+            f"differences: found shape {np.shape(differences)} and a prior of "
+            f"{np.shape(prior.mean)}, expected (users, pairs, {size}) and ({size},) for "
+            f"{', '.join(reward_ids.names)}."
         )
-    if mask.shape != differences.shape[:2]:
-        raise InputError(f"mask: found {mask.shape}, expected {differences.shape[:2]}.")
-    if not np.isfinite(differences).all():
-        raise InputError("differences: found NaN or infinity, expected finite rewards.")
-    found = _posterior(prior, jnp.asarray(differences), jnp.asarray(mask))
+    found = posterior(prior, differences, mask)
     mean, cov = (np.asarray(x) for x in found)
     inferred = Utility(mean, cov, reward_ids, units)
     return pin(inferred, np.asarray(prior.mean), protected) if protected else inferred

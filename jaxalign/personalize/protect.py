@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxalign.arrays import Sizes, check_array
 from jaxalign.errors import InputError
 from jaxalign.personalize.utility import Array, Utility
 from jaxalign.rewards.reward_scale import RewardIds
@@ -46,12 +47,20 @@ def floors(protected: Mapping[str, float], reward_ids: RewardIds) -> NDArray[np.
 def constrain(weights: Array, least: NDArray[np.float64]) -> Array:
     """Return the closest weights [..., K] that are nowhere below their floors [K].
 
+    Raises:
+        InputError: weights that are not finite, or of another number of rewards.
+
     Example:
         >>> import numpy as np
         >>> from jaxalign.personalize import constrain
         >>> constrain(np.array([-1.0, -1.0]), np.array([-np.inf, 0.5]))
         array([-1. ,  0.5])
     """
+    sizes = Sizes(K=(len(least), "least"))
+    check_array("weights", weights, "... K", sizes)
+    weights = np.asarray(weights)
+    if not np.issubdtype(weights.dtype, np.floating):
+        weights = weights.astype(np.float64)
     return np.maximum(weights, np.broadcast_to(least.astype(weights.dtype), weights.shape))
 
 
@@ -68,7 +77,7 @@ def pin(utility: Utility, level: Array, protected: Mapping[str, float]) -> Utili
         weights stay as they were inferred.
 
     Raises:
-        InputError: as `floors`.
+        InputError: as `floors`, or a level that is not finite or of another number of rewards.
 
     Example:
         >>> import numpy as np
@@ -80,7 +89,10 @@ def pin(utility: Utility, level: Array, protected: Mapping[str, float]) -> Utili
         (array([3., 1.]), array([1., 0.]))
     """
     least = floors(protected, utility.reward_ids)
+    check_array("level", level, "K", Sizes(K=(len(least), "the utility")))
     held = np.isfinite(least)
-    mean = np.where(held, np.maximum(level, least), utility.mean).astype(utility.mean.dtype)
+    mean = np.where(held, np.maximum(np.asarray(level), least), utility.mean).astype(
+        utility.mean.dtype
+    )
     free = ~held[:, None] & ~held[None, :]
     return replace(utility, mean=mean, cov=utility.cov * free)

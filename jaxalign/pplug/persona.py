@@ -16,6 +16,7 @@ from typing import TypedDict
 import jax
 import jax.numpy as jnp
 
+from jaxalign.arrays import Sizes, check_array, check_mask, check_number, check_whole, kept
 from jaxalign.errors import InputError
 from jaxalign.pplug.config import PersonaConfig
 
@@ -147,6 +148,9 @@ def rescale_persona(
     Returns:
         The parameters with another scale of the projection and another null persona.
 
+    Raises:
+        InputError: a concrete value that is not finite, or a length that is not above 0.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from jaxalign.pplug import PersonaConfig, init_persona, rescale_persona
@@ -156,6 +160,8 @@ def rescale_persona(
         >>> round(float(longer["project"]["scale"] / params["project"]["scale"]), 3)
         3.0
     """
+    check_number("embedding_norm", embedding_norm, 0, above=True)
+    personas = check_array("personas", personas, "... S D")
     project = params["project"]
     scale = project["scale"] * (embedding_norm / _mean_length(personas))
     null = params["null"] * (embedding_norm / (scale * _mean_length(params["null"])))
@@ -188,6 +194,9 @@ def aggregate(
     Returns:
         [S, D] soft tokens, at least float32; the null persona if no item is set in `mask`.
 
+    Raises:
+        InputError: shapes that disagree, or a concrete value that is not finite where it counts.
+
     Source: arXiv 2409.11901, equations 3 to 5.
 
     Example:
@@ -202,7 +211,14 @@ def aggregate(
         >>> first.shape, bool((first == second).all())  # padding has no influence
         ((1, 8), True)
     """
-    mask = mask.astype(bool)
+    sizes = Sizes()
+    live = check_mask("mask", mask, "n", empty="n")
+    query = check_array("query", query, "E", sizes)
+    history = check_array("history", history, "n E", sizes, mask=live, empty="n")
+    check_mask("mask", live, "n", sizes, empty="n")
+    if not len(history):
+        return _null_persona(params)
+    mask = live > 0
     # The double where keeps what stands in padding out of the gradient too.
     items = jnp.where(mask[:, None], history.astype(_wide(params["project"])), 0)
     products = jnp.einsum("SE,nE->Sn", _token_queries(params, query), items, precision="highest")
@@ -233,6 +249,9 @@ def aggregate_flat(
     Returns:
         [B, S, D] personas, equal to those that `aggregate` gives one by one.
 
+    Raises:
+        InputError: shapes that disagree, or a concrete value that is not finite where it counts.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from jaxalign.pplug import PersonaConfig, aggregate_flat, init_persona
@@ -243,7 +262,13 @@ def aggregate_flat(
         >>> personas(params, jnp.ones((2, 3)), jnp.eye(3), segments, PersonaConfig()).shape
         (2, 1, 8)
     """
+    sizes = Sizes()
+    queries = check_array("queries", queries, "B E", sizes)
     users = len(queries)
+    segments = check_whole("segments", segments, "N", sizes, empty="N")
+    counted = ((segments >= 0) & (segments < users)).astype(jnp.float32)
+    items = check_array("items", items, "N E", sizes, empty="N", finite=False)
+    check_array("items", kept(counted, items), "N E", sizes, empty="N")
     real = (segments >= 0) & (segments < users)
     own = jnp.where(real, segments, users)  # what is past the end is dropped by segment sums
     place = jnp.minimum(own, users - 1)

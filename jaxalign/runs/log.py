@@ -22,7 +22,7 @@ TIMING = ("seconds", "tokens_per_second", "peak_gib")
 Tracker = Literal["tensorboard", "trackio", "wandb"]
 """Where metrics may be sent beside metrics.jsonl; each needs its package installed."""
 _VALIDATION = "validation_"
-_REMEDY = "lower optimiser.rate, or raise optimiser.warmup, and start again in a new folder"
+REMEDY = "lower optimiser.rate, or raise optimiser.warmup, and start again in a new folder"
 _LINE_EVERY = 5.0  # seconds between two lines on the terminal
 _RECENT = 20  # steps whose seconds tell how long the rest takes
 
@@ -49,7 +49,7 @@ class MetricsLog:
         say: Callable[[str], None],
         describe: Callable[[Mapping[str, float]], str],
         trackers: Sequence[Tracker] = (),
-        remedy: str = _REMEDY,
+        remedy: str = REMEDY,
     ) -> None:
         """Take up the metrics of an interrupted run.
 

@@ -1,8 +1,10 @@
 """The loop around a step: batches in, metrics out, judged, kept, resumed to the same bits."""
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,7 +13,7 @@ import numpy as np
 from jaxalign.config import on_resume
 from jaxalign.errors import InputError
 from jaxalign.models.params import PyTree
-from jaxalign.runs.log import MetricsLog, Tracker
+from jaxalign.runs.log import REMEDY, MetricsLog, Tracker
 from jaxalign.runs.stop import stop_request
 from jaxalign.train.announce import announce
 from jaxalign.train.batches import Batches
@@ -19,6 +21,7 @@ from jaxalign.train.checkpoint import Checkpoints, load_state, save_state
 from jaxalign.train.optimiser import OptimiserConfig, TrainState
 from jaxalign.train.step import Loss, make_judge, make_step
 
+_SHOWN = 8  # rows of a step that a message names
 # Rows (-1 for none) and a width -> arrays [B, ...].
 Assemble = Callable[[np.ndarray, int], Mapping[str, np.ndarray]]
 
@@ -165,7 +168,8 @@ def fit(
             with jax.transfer_guard("disallow"):
                 state, metrics = step(state, frozen, batch)
             done = number + 1
-            log.add(done, metrics, int(train.lengths[rows[rows >= 0]].sum()))
+            own = rows[rows >= 0]
+            log.add(done, metrics, int(train.lengths[own].sum()), partial(_check_step, own, kept))
             if judge is not None and (done % config.evaluate_every == 0 or done == steps):
                 log.flush()
                 log.add_validation(done, judge(state.params))
@@ -181,6 +185,21 @@ def fit(
     best = log.best_step()
     params = load_state(folder / "state" / "best", state.params)
     return LoopResult(params, best, log.validations[best], log.validations[0], steps)
+
+
+def _check_step(rows: np.ndarray, kept: Checkpoints, step: int, values: dict[str, float]) -> None:
+    """Refuse a step with a metric that is not finite, and name its rows and the last good state."""
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if not bad:
+        return
+    shown = ", ".join(map(str, rows[:_SHOWN]))
+    more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
+    last = kept.latest_step()
+    state = "no state is kept" if last is None else f"the state of step {last} is kept"
+    raise InputError(
+        f"step {step}: {bad[0]} is {values[bad[0]]}; expected a finite number: {REMEDY} (training "
+        f"rows {shown}{more}, counted from 0; {state})."
+    )
 
 
 def _describe(entry: Mapping[str, float]) -> str:

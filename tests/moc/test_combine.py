@@ -224,3 +224,32 @@ def test_refuses_what_does_not_belong_together():
         combine(directions, jnp.ones(3), CombineConfig("gate"))
     with pytest.raises(InputError, match="the similarity"):
         combine(directions, jnp.ones(4), CombineConfig())
+
+
+def test_what_is_not_finite_is_refused_by_place():
+    directions, similarity, p = (jnp.asarray(part, jnp.float32) for part in case(0))
+    poisoned = directions.at[1].set(jnp.nan)
+    place = ", ".join(["1", *["0"] * (directions.ndim - 1)])
+    with pytest.raises(InputError) as refused:
+        combine(poisoned, similarity, CombineConfig())
+    assert str(refused.value) == (
+        f"directions[{place}] is nan; expected finite numbers: correct it."
+    )
+    with pytest.raises(InputError) as refused:
+        combine(directions, similarity, CombineConfig(), progress=float("nan"))
+    assert str(refused.value) == "progress: found nan, expected a finite number; correct it."
+    with pytest.raises(
+        InputError, match=r"^preference: \[3\.0, 0\.0, 0\.0\] sums to 3, expected 1"
+    ):
+        combine(directions, similarity, CombineConfig("linear"), preference=jnp.array([3.0, 0, 0]))
+    with pytest.raises(InputError, match=r"^error: found nan, expected a finite number of 0 or"):
+        combine(directions, similarity, CombineConfig("gate"), error=jnp.nan)
+    # Traced, the weights are no numbers either: the loss is not, and the run stops.
+    for rule in ("blend", "minnorm", "two", "gate"):
+        told = {"preference": p, "error": jnp.zeros(())}
+        assert np.isnan(compiled(poisoned, similarity, CombineConfig(rule), **told)).any()
+
+
+def test_no_tokens_are_nothing_to_follow():
+    found = combine(jnp.zeros((2, 0)), jnp.zeros(0), CombineConfig("minnorm"))
+    np.testing.assert_allclose(found, np.full(2, 1 / 3), rtol=1e-6)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from jaxalign.moc.config import KLConfig
-from jaxalign.moc.monitor import KLWatch, sample_lines
+from jaxalign.moc.monitor import KLWatch, RewardWatch, sample_lines
 from jaxalign.moc.prompt_sampler import StepPrompts
 
 
@@ -37,3 +37,15 @@ def test_a_kl_that_stays_far_above_its_target_is_warned_of():
     for step in range(5):
         watch.look(step, 13.0, 0.0)
     assert "set moc.kl.adaptive to true" in said[-1]
+
+
+def test_a_reward_that_is_the_same_for_all_completions_is_warned_of():
+    said = []
+    watch = RewardWatch(("red", "blue"), said.append)
+    for step in range(1, 13):
+        watch.look(step, {"red": step != 3, "blue": False}, {"red": 0.25, "blue": 1.0})
+    assert said == [
+        "warning: step 8: for 5 steps the reward red was the same for all completions (level 0.25 "
+        "now): nothing is learned from it. Correct the reward or its scale, or raise "
+        "moc.temperature, in a new folder"
+    ]

@@ -187,7 +187,7 @@ def test_uniform_weights_in_two_rewards_are_evenly_spaced():
 
 def test_one_trace_of_the_sweep_for_any_weights(x64):
     oracle = palm.ClosedForm(candidates(seed=3, prompts=5), None, 0.1)
-    counted = jax.jit(chex.assert_max_traces(palm.sweep.__wrapped__, n=1))
+    counted = jax.jit(chex.assert_max_traces(palm.sweep, n=1))
     for seed in range(3):
         weights = jnp.asarray(users("simplex", 16, 3, seed))
         found = counted(oracle.rewards, oracle.log_ref, weights, 0.1)

@@ -127,7 +127,7 @@ def test_choices_of_another_shape_are_refused():
         personalize.from_choices(PRIOR, differences[..., :2], mask, IDS)
     with pytest.raises(InputError, match="mask: found"):
         personalize.from_choices(PRIOR, differences, mask[:, :2], IDS)
-    with pytest.raises(InputError, match="NaN"):
+    with pytest.raises(InputError, match="nan"):
         personalize.from_choices(PRIOR, differences * np.nan, mask, IDS)
 
 

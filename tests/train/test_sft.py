@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -327,8 +328,12 @@ def test_a_loss_that_is_no_number_stops_the_run(world, tmp_path):
     model = load_language_model(str(world / "model"))
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, model.params)
     completions = random_completions(np.random.default_rng(0), [9] * 8)
-    with pytest.raises(InputError, match=r"step 1: .* is nan; expected a finite number: lower"):
+    with pytest.raises(InputError) as refused:
         sft.train(replace(model, params=broken), completions, None, settings(), tmp_path)
+    said = str(refused.value)
+    assert re.match(r"step 1: \w+ is nan; expected a finite number: lower optimiser\.rate", said)
+    rows = re.search(r"\(training rows ([\d, ]+), counted from 0; no state is kept\)\.$", said)
+    assert set(map(int, rows[1].split(", "))) <= set(range(8))
     assert not any(path.name.isdigit() for path in (tmp_path / "state").iterdir())
 
 
