@@ -7,16 +7,20 @@ judged by fits to the other folds, and one model for all users is among what ada
 """
 
 import argparse
-import time
+import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
 
 from benchmarks import harness
+from jaxalign.progress import track
 
 USERS, VALIDATION, FOLDS = 130, 26, 5
 SUPPORT, QUERY, ITEMS = 20, 20, 200
+LEVEL = 0.05
+DRAWS = "draws.jsonl"
 _CALIBRATION_USERS, _HALVINGS = 2000, 10
 # Directions, and nats per choice that are to be gained.
 WORLDS = ((4, 0.0), (16, 0.0), (4, 0.015), (16, 0.015))
@@ -31,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Draws and tests every population, written down kind by kind."""
     console = Console(stderr=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {
         "benchmark": "mrm_adaptation",
         "machine": harness.machine(),
@@ -42,33 +47,50 @@ def run(arguments: argparse.Namespace) -> int:
     for size, nats in WORLDS:
         if size in arguments.directions:
             console.print(f"E {size}, {nats:g} nats ...", highlight=False)
-            result["rows"].append(judged(size, nats, range(arguments.draws)))
+            row = judged(size, nats, range(arguments.draws), arguments.out / DRAWS)
+            result["rows"].append(row)
             harness.write(arguments.out, result, _table(result["rows"]))
     print(_table(result["rows"]))
     return 0
 
 
-def judged(size: int, nats: float, seeds: range) -> dict[str, Any]:
+def judged(size: int, nats: float, seeds: range, kept: Path | None = None) -> dict[str, Any]:
     """Return in how many populations, one per seed, the test lets hierarchical Bayes adapt.
 
     Args:
         size: directions E of the weights.
         nats: per choice that the true prior gains; 0 for people who do not differ.
         seeds: of the populations.
+        kept: file of the draws that were made before, one JSON line each, to which new ones are
+            added; None keeps none.
     """
-    began = time.perf_counter()
     spread = spread_for(size, nats)
-    tests = [decided(size, spread, seed) for seed in seeds]
+    tests = _kept_tests(kept, size, nats)
+    for seed in track(seeds, f"E {size}, {nats:g} nats", len(seeds), lambda _: 1, kept is not None):
+        if seed in tests:
+            continue
+        tests[seed] = decided(size, spread, seed)._asdict()
+        if kept is not None:
+            with kept.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([size, nats, seed, tests[seed]]) + "\n")
+    found = [tests[seed] for seed in seeds]
     return {
         "directions": size,
         "nats": nats,
         "sd_of_weights": spread,
-        "draws": len(tests),
-        "adapts": sum(test.p <= 0.05 for test in tests),
-        "by_mean": sum(test.gain > 0 for test in tests),
-        "gain": float(np.mean([test.gain for test in tests])),
-        "seconds": time.perf_counter() - began,
+        "draws": len(found),
+        "adapts": sum(test["p"] <= LEVEL for test in found),
+        "by_mean": sum(test["gain"] > 0 for test in found),
+        "gain": float(np.mean([test["gain"] for test in found])),
     }
+
+
+def _kept_tests(path: Path | None, size: int, nats: float) -> dict[int, dict[str, float]]:
+    """Tests of populations of a kind that a file has, by seed."""
+    if path is None or not path.exists():
+        return {}
+    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return {seed: test for *kind, seed, test in lines if kind == [size, nats]}
 
 
 class People(NamedTuple):
@@ -158,7 +180,7 @@ def decided(size: int, spread: float, seed: int) -> Any:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    header = ["directions", "nats to gain", "adapts", "the mean alone", "gain, nats", "seconds"]
+    header = ["directions", "nats to gain", "adapts", "the mean alone", "gain, nats"]
     lines = [
         [
             str(row["directions"]),
@@ -166,7 +188,6 @@ def _table(rows: list[dict[str, Any]]) -> str:
             f"{row['adapts']} of {row['draws']}",
             f"{row['by_mean']} of {row['draws']}",
             f"{row['gain']:+.4f}",
-            f"{row['seconds']:.0f}",
         ]
         for row in rows
     ]

@@ -177,15 +177,13 @@ def best_of(
     if model.item_effects is not None:
         effects = effects_of(model.item_effects, known_texts(candidates, prompt))
     weights = common = model.population()
-    if state is not None and model.gate is not None:
+    if state is not None:
         own = own_weights(model, state)
         wins, everybodys = (
             shifted(win_probability(mean, cov, base), effects[:, None] - effects[None, :])
             for mean, cov in (own, common)
         )
         weights = common if leaves_alone(model, wins, everybodys) else own
-    elif state is not None:
-        weights = own_weights(model, state)
     gains = expected_gains(*weights, base, -effects)
     position = best_option(gains, k, least_probability)
     return BestOf(position, candidates[position], gains)

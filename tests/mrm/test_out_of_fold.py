@@ -1,0 +1,70 @@
+"""Fits without each fold of users, by hand; the test on people who do and do not differ."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import mrm_adaptation
+from jaxalign.data.batching import Pairs
+from jaxalign.mrm.out_of_fold import out_of_fold, user_folds
+from jaxalign.mrm.registry import make_method
+from jaxalign.mrm.selection import candidate_losses
+from jaxalign.mrm.support_query import SupportQueryData, TrainingData, UserPairs
+
+ITEMS, SIZE = 30, 3
+RNG = np.random.default_rng(0)
+FEATURES = jnp.asarray(RNG.standard_normal((ITEMS, SIZE)), jnp.float32)
+# Two buckets, of few choices and of many; members are not in order.
+MEMBERS = (np.array([0, 3, 5, 7, 8]), np.array([1, 2, 4, 6, 9, 10, 11]))
+
+
+def pairs(users, width):
+    chosen = RNG.integers(0, ITEMS, (users, width))
+    rejected = (chosen + RNG.integers(1, ITEMS, (users, width))) % ITEMS
+    weight = (RNG.random((users, width)) < 0.9).astype(np.float32)
+    return Pairs(chosen, rejected, weight, np.zeros((users, width), np.int32))
+
+
+def test_every_user_is_judged_by_a_fit_to_the_other_folds_users():
+    parts = [pairs(len(members), width) for members, width in zip(MEMBERS, (6, 12), strict=True)]
+    everybody = UserPairs(MEMBERS, tuple(parts))
+
+    def side(first):
+        cut = (
+            Pairs(*(a[:, : a.shape[1] // 2] if first else a[:, a.shape[1] // 2 :] for a in part))
+            for part in parts
+        )
+        return UserPairs(MEMBERS, tuple(cut))
+
+    users, data = (
+        SupportQueryData(side(True), side(False)),
+        TrainingData(FEATURES, FEATURES, everybody),
+    )
+    fold = user_folds(users, 3, seed=0)
+    assert [np.bincount(fold[members]).tolist() for members in MEMBERS] == [[2, 2, 1], [3, 2, 2]]
+    for one in (make_method("bt_per_user"), make_method("bt")):
+        found = out_of_fold(one, data, users, np.arange(12), fold)
+        for number in range(3):
+            weights = everybody.reweighted(
+                lambda members, weight, n=number: weight * (fold[members] != n)[:, None]
+            )
+            fitted = one.fit(TrainingData(FEATURES, FEATURES, weights), 0)
+            mine = fold == number
+            for array, adapted in ((found.adapted, True), (found.unadapted, False)):
+                full = candidate_losses(one, fitted, FEATURES, users, adapted)
+                np.testing.assert_allclose(array[:, mine], full[:, mine], rtol=2e-5)
+    assert not found.reads.any()
+
+
+@pytest.mark.slow
+def test_a_population_of_each_kind():
+    """Two draws of what the benchmark counts: nobody differs, and everybody does by far."""
+    assert mrm_adaptation.decided(4, 0.0, 0).p > mrm_adaptation.LEVEL
+    assert mrm_adaptation.decided(4, 1.0, 0).p < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "nats"), mrm_adaptation.WORLDS)
+def test_a_hundred_populations_of_each_kind(size, nats):
+    row = mrm_adaptation.judged(size, nats, range(100))
+    assert row["adapts"] >= 90 if nats else row["adapts"] <= 5
