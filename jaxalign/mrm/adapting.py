@@ -15,9 +15,11 @@ from jaxalign.errors import InputError
 from jaxalign.files import write_aside
 from jaxalign.mrm.adapted_users import extra_columns, predict_rows, read_state
 from jaxalign.mrm.gate import served_weights
+from jaxalign.mrm.known_items import effects_of
 from jaxalign.mrm.model import UserModel, infer
 from jaxalign.mrm.registry import require
 from jaxalign.mrm.serving import item_features
+from jaxalign.mrm.shared_effects import shifted
 from jaxalign.mrm.sites import Sites
 from jaxalign.progress import track
 from jaxalign.runs.user_store import (
@@ -161,11 +163,16 @@ def item_table(model: UserModel, features: np.ndarray) -> np.ndarray:
 
 
 class _Batch(NamedTuple):
-    """Choices of B users, padded: rows [B, P, R], weight and group [B, P]."""
+    """Choices of B users, padded: rows [B, P, R], weight and group [B, P].
+
+    `offset` [B, P] is what the effects of known items add to the margins; 0 for old choices, whose
+    items are not kept.
+    """
 
     rows: np.ndarray
     weight: np.ndarray
     group: np.ndarray
+    offset: np.ndarray
 
 
 def adapt_into(
@@ -196,16 +203,21 @@ def adapt_into(
     lengths = np.bincount(both, minlength=len(choices.users))
     if known is not None:
         lengths += [0 if record is None else len(record.rows) for record in known]
+    effects = np.zeros(len(choices.items))
+    if model.item_effects is not None:
+        effects = effects_of(model.item_effects, choices.texts, choices.items)
     chunks = list(_chunks(lengths))
     for width, members in track("adapting users", chunks, len(lengths), _count, progress):
         pairs = pad_pairs(choices, [learned[user] for user in members])
         before = [None if known is None else known[user] for user in members]
-        batch = _batch(model, table, pairs, before, (_round_up(len(members)), width))
+        shape = (_round_up(len(members)), width)
+        batch = _batch(model, table, pairs, before, shape, effects)
         mean, sites = _infer(model, batch.rows, batch.weight)
         shares = np.full(len(members), np.nan)
         if accuracy and held is not None:
             query = pad_pairs(choices, [held[user] for user in members])
-            shares = _accuracy_on(model, batch, mean, _rows_of(model, table, query), query.weight)
+            judged = _rows_of(model, table, query), _difference(effects, query)
+            shares = _accuracy_on(model, batch, mean, *judged, query.weight)
         elif accuracy:
             shares = _cross_accuracy(model, batch)
         counts = [len(learned[user]) for user in members]
@@ -253,12 +265,17 @@ def _rows_of(model: UserModel, table: np.ndarray, pairs: Pairs) -> np.ndarray:
     return np.concatenate([chosen, rejected], axis=-1)
 
 
+def _difference(effects: np.ndarray, pairs: Pairs) -> np.ndarray:
+    return np.asarray(effects[pairs.chosen] - effects[pairs.rejected])
+
+
 def _batch(
     model: UserModel,
     table: np.ndarray,
     pairs: Pairs,
     before: Sequence[UserRecord | None],
     shape: tuple[int, int],
+    effects: np.ndarray,
 ) -> _Batch:
     """Old and new choices of users in arrays of a common shape; the old ones come first."""
     fresh = _rows_of(model, table, pairs)
@@ -266,6 +283,7 @@ def _batch(
         np.zeros((*shape, fresh.shape[-1]), np.float32),
         np.zeros(shape, np.float32),
         np.zeros(shape, np.int32),
+        np.zeros(shape),
     )
     there = pairs.weight > 0
     start = np.array([0 if record is None else len(record.rows) for record in before])
@@ -273,12 +291,13 @@ def _batch(
     for user, record in enumerate(before):
         if record is not None:
             state = read_state(model, record)
-            for array, values in zip(batch, (state.rows, state.weight, state.group), strict=True):
+            old = (state.rows, state.weight, state.group)
+            for array, values in zip(batch[:3], old, strict=True):
                 array[user, : start[user]] = values
             # Groups of a new file are new ones.
             first[user] = state.group.max(initial=-1) + 1
     row, place = np.nonzero(there)
-    both = (fresh, pairs.weight, pairs.group + first[:, None])
+    both = (fresh, pairs.weight, pairs.group + first[:, None], _difference(effects, pairs))
     for array, values in zip(batch, both, strict=True):
         array[row, start[row] + place] = values[there]
     return batch
@@ -310,10 +329,15 @@ def _records(
 
 
 def _accuracy_on(
-    model: UserModel, batch: _Batch, mean: np.ndarray, rows: np.ndarray, weight: np.ndarray
+    model: UserModel,
+    batch: _Batch,
+    mean: np.ndarray,
+    rows: np.ndarray,
+    offset: np.ndarray,
+    weight: np.ndarray,
 ) -> np.ndarray:
     """Accuracy [n] on strict choices of rows [n, Q, R], NaN where there are none."""
-    right = _right(model, batch, mean, rows)
+    right = _right(model, batch, mean, rows, offset)
     judged = (weight == 1).sum(1)
     found = (right * (weight == 1)).sum(1) / np.maximum(judged, 1)
     return np.where(judged > 0, found, np.nan)
@@ -329,7 +353,8 @@ def _cross_accuracy(model: UserModel, batch: _Batch) -> np.ndarray:
     for fold in range(FOLDS):
         held_out = (part == fold) & (weight > 0)
         known = batch._replace(weight=np.where(held_out, 0, weight).astype(np.float32))
-        right = _right(model, known, _infer(model, known.rows, known.weight)[0], batch.rows)
+        mean, _ = _infer(model, known.rows, known.weight)
+        right = _right(model, known, mean, batch.rows, batch.offset)
         strict = held_out & (weight == 1)
         correct += (right * strict).sum(1)
         judged += strict.sum(1)
@@ -337,11 +362,13 @@ def _cross_accuracy(model: UserModel, batch: _Batch) -> np.ndarray:
     return np.where(enough, correct / np.maximum(judged, 1), np.nan)
 
 
-def _right(model: UserModel, known: _Batch, mean: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _right(
+    model: UserModel, known: _Batch, mean: np.ndarray, rows: np.ndarray, offset: np.ndarray
+) -> np.ndarray:
     """Whether choices [n, Q, R] are predicted, 1/2 where both items are as likely: [n, Q]."""
     if "weights" in model.method.capabilities:
-        margin = np.einsum("UQK,UK->UQ", rows, mean[: len(rows)])
+        margin = np.einsum("UQK,UK->UQ", rows, mean[: len(rows)]) + offset
         return np.where(margin > 0, 1.0, np.where(margin == 0, 0.5, 0.0))
     support, weight = known.rows[: len(rows)], known.weight[: len(rows)]
-    probability = predict_rows(model, support, weight, rows)
+    probability = shifted(predict_rows(model, support, weight, rows), offset)
     return np.where(probability > 0.5, 1.0, np.where(probability == 0.5, 0.5, 0.0))

@@ -1,12 +1,16 @@
 """One model for all with item effects: the penalised fit, its offset in predictions, and saving."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxalign import mrm
+from jaxalign.data import Features
 from jaxalign.data.batching import Pairs
+from jaxalign.data.preferences import Preferences
 from jaxalign.mrm.config import FeatureConfig
 from jaxalign.mrm.item_effects import CountedPairs, count_pairs, fit_one_model
 from jaxalign.mrm.item_ids import id_features
@@ -174,3 +178,21 @@ def test_many_items_are_known_by_effects_and_factors_of_choices():
     assert not found[-1].any()
     assert np.corrcoef(found[:-1, 0], common[:-1])[0, 1] > 0.8
     assert abs(np.corrcoef(found[:-1, 1], taste[:-1])[0, 1]) > 0.9
+
+
+def test_the_accuracy_of_an_adapted_user_counts_item_effects():
+    ids = ("a", "b")
+    numbers = np.arange(4, dtype=np.int32)
+    chosen, none = np.zeros(4, np.int32), np.full(4, -1, np.int32)
+    choices = Preferences(
+        ("ann",), ids, ids, chosen, chosen, chosen + 1, numbers, none, np.zeros(4, bool)
+    )
+    fitted = {"theta": jnp.array([[0.0, 0.0]])}
+    model = mrm.UserModel(
+        mrm.make_method("bt"), fitted, {"ridge": 0}, np.zeros(2), identity(2),
+        FeatureConfig(path="given"), item_effects=known_effects(ids, ids, np.array([1.0, 0.0])),
+    )  # fmt: skip
+    features = Features(ids, np.eye(2))
+    assert mrm.adapt_users(model, choices, features).get("ann").accuracy == 1
+    plain = dataclasses.replace(model, item_effects=None)
+    assert mrm.adapt_users(plain, choices, features).get("ann").accuracy == 0.5
