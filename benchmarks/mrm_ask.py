@@ -406,7 +406,7 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    across = min(len(rows), 3)
+    across = 2 if len(rows) in (2, 4) else min(len(rows), 3)
     down = -(-len(rows) // across)
     figure = Figure(figsize=(4.2 * across, 3.4 * down), layout="constrained")
     FigureCanvasAgg(figure)
