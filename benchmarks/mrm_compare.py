@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.docs_pages import MRM_PAGE, ROOT, replaced
+from jaxalign.experiments.mrm.tables import adaptation_table, gate_table
 
 ONE_FOR_ALL = ("bt", "bt_items")
 NAME = "mrm_compare"  # of the part of the page
@@ -85,7 +86,22 @@ def load_reports() -> dict[str, dict[str, Any]]:
 
 def rendered(reports: Mapping[str, Mapping[str, Any]]) -> str:
     """The tables of the docs, a paragraph and a table a data set."""
-    return "\n".join(f"{_about(n, report)}\n\n{table(report)}" for n, report in reports.items())
+    return "\n".join(
+        f"{_about(n, report)}\n\n{table(report)}{_adaptation(report)}"
+        for n, report in reports.items()
+    )
+
+
+def _adaptation(report: Mapping[str, Any]) -> str:
+    """The tests that decided which methods adapt, and what their gates do."""
+    if "adaptation" not in report:  # a run of an earlier version
+        return ""
+    gates = gate_table(report["new_users"])
+    text = (
+        "\nThe test of whether each method adapts, and the gates beside random ones of equal size:"
+        f"\n\n{adaptation_table(report['adaptation'])}"
+    )
+    return text + (f"\n{gates}" if gates else "")
 
 
 def _about(name: str, report: Mapping[str, Any]) -> str:

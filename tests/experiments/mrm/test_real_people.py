@@ -23,6 +23,14 @@ def test_jester_personalises(tmp_path):
     chosen = report["new_users"][report["selected"]["new_users"]]
     assert chosen["gain"] >= 0.020
     assert chosen["gain_low"] > 0.015
+    # A gate leaves alone whom adaptation would rather harm, and says how much of harm is noise.
+    assert report["adaptation"][report["selected"]["new_users"]]["p"] < 1e-6
+    assert 0.2 < chosen["harm_floor"] < chosen["harmed"]
+    for form, most, least in (("support", 0.25, 0.023), ("pairs", 0.22, 0.025)):
+        gate = {key: chosen[f"gate_{form}_{key}"] for key in ("harmed", "gain", "random_gain")}
+        assert gate["harmed"] <= most
+        assert gate["gain"] >= least
+        assert gate["gain"] > gate["random_gain"]
     assert {"mrm_published", "mrm", "bayes", "item_ids", "bt"} <= set(report["new_users"])
     # As published, adaptation flips next to no prediction.
     assert report["new_users"]["mrm_published"]["flipped"] < 0.02
