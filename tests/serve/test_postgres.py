@@ -1,0 +1,102 @@
+"""Two copies of the service on one PostgreSQL: a real server, started here as user postgres."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from running import CHAT, client_of, config_of
+
+pytestmark = pytest.mark.slow
+
+
+def binary(name):
+    """Return where a program of PostgreSQL is, None where it is not installed."""
+    places = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    return shutil.which(name) or (str(places[-1]) if places else None)
+
+
+@contextlib.contextmanager
+def server(folder):
+    """Yield the address of a fresh server."""
+    if binary("initdb") is None or binary("postgres") is None:
+        pytest.skip("PostgreSQL's server is not installed")
+    as_user = []
+    if os.getuid() == 0:  # the server refuses to run as root
+        if shutil.which("runuser") is None:
+            pytest.skip("runuser, to start PostgreSQL as another user than root, is not installed")
+        as_user = ["runuser", "-u", "postgres", "--"]
+        shutil.chown(folder, "postgres")
+        for parent in list(folder.parents)[:3]:
+            parent.chmod(parent.stat().st_mode | 0o111)
+    data = folder / "data"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": "/"}
+    command = [*as_user, binary("initdb"), "-D", data, "-A", "trust", "-U", "jaxalign", "-N"]
+    subprocess.run(command, check=True, **quiet)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *as_user,
+        binary("postgres"),
+        "-D",
+        data,
+        "-k",
+        "",
+        "-h",
+        "127.0.0.1",
+        "-p",
+        str(port),
+    ]
+    process = subprocess.Popen(command, **quiet)
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.1)
+        yield f"postgresql+psycopg://jaxalign@127.0.0.1:{port}/postgres"
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def test_two_copies_count_every_row_once(tmp_path, upstream_server, upstream):
+    with server(tmp_path) as url:
+        config = config_of(tmp_path, upstream_server, database=url)
+        with client_of(config) as one, client_of(config) as two:
+            codes = []
+
+            def send(client, key, body):
+                headers = {"Idempotency-Key": key}
+                codes.append(client.post("/v1/feedback", json=body, headers=headers).status_code)
+
+            for number in range(5):
+                asked = one.post("/v1/chat/completions", json={**CHAT, "user": "ann", "n": 2})
+                long, short = asked.json()["jaxalign"]["answers"]
+                body = {"response_id": long, "preferred": short, "user": "ann"}
+                threads = [
+                    threading.Thread(target=send, args=(client, f"key-{number}", body))
+                    for client in (one, two, one, two)
+                ]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+            assert codes == [200] * 20
+            tastes = [c.service.run(c.service.service.taste("local:ann")) for c in (one, two)]
+            assert [taste.used for taste in tastes] == [5, 5]
+            np.testing.assert_allclose(
+                tastes[0].utility.mean, tastes[1].utility.mean, rtol=0, atol=1e-6
+            )
+            about = two.get("/v1/user", params={"id": "ann"}).json()
+            assert about["rows"] == 10
+            # What one copy forgets, the other forgets too.
+            assert one.delete("/v1/user", params={"id": "ann"}).json()["rows"] == 10
+            assert two.get("/v1/user", params={"id": "ann"}).json()["feedback_used"] == 0
