@@ -17,7 +17,7 @@ from jaxalign.serve.identity import Gate, read_keys
 from jaxalign.serve.learning import infer_taste
 from jaxalign.serve.reward_space import RewardSpace, load_space
 from jaxalign.serve.service import Service
-from jaxalign.serve.store.database import open_database
+from jaxalign.serve.store.database import database_url, open_database
 from jaxalign.serve.store.events import ensure_salt
 from jaxalign.serve.strategies import STRATEGIES
 from jaxalign.serve.telemetry import log_to_stderr
@@ -38,11 +38,16 @@ async def open_service(config: ServeConfig) -> Service:
     if config.strategy not in STRATEGIES:
         raise InputError(f"--strategy {config.strategy}: expected one of {', '.join(STRATEGIES)}.")
     keys = read_keys(config.keys) if config.keys is not None else {}
+    database_url(config.database)
     engine = make_engine(config.engine)
-    space = load_space(config.users, config.reward_models)
-    await asyncio.to_thread(_warm, space)
-    await engine.start()
-    database = open_database(config.database, config.synchronous)
+    try:
+        space = load_space(config.users, config.reward_models)
+        await engine.start()
+        await asyncio.to_thread(_warm, space)
+        database = open_database(config.database, config.synchronous)
+    except BaseException:
+        await engine.close()
+        raise
     await database.write(ensure_salt)
     guard = Guard(
         allowed_hosts(config.host, config.hosts, bool(keys)), bool(keys), config.limits.body_bytes
@@ -77,24 +82,25 @@ def serve(config: ServeConfig, say: Callable[[str], None] = _print) -> None:
 
 async def _serve(config: ServeConfig, say: Callable[[str], None]) -> None:
     log_to_stderr()
-    listener = bind(config.host, config.port)
-    service = await open_service(config)
-    settings = uvicorn.Config(
-        create_app(service),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        timeout_graceful_shutdown=_GRACE_SECONDS,
-    )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    say(
-        f"jaxalign answers by {service.engine.model} at http://{shown}:{port}/v1, for users by "
-        f"{service.space.source}; events are kept in {service.database.source}"
-    )
-    await uvicorn.Server(settings).serve(sockets=[listener])
+    with bind(config.host, config.port) as listener:
+        service = await open_service(config)
+        settings = uvicorn.Config(
+            create_app(service),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            timeout_graceful_shutdown=_GRACE_SECONDS,
+        )
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        page = "" if config.keys else f"; the page is at http://{shown}:{port}/"
+        say(
+            f"jaxalign answers by {service.engine.model} at http://{shown}:{port}/v1, for users by "
+            f"{service.space.source}; events are kept in {service.database.source}{page}"
+        )
+        await uvicorn.Server(settings).serve(sockets=[listener])
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -19,6 +19,7 @@ from jaxalign.serve.api_errors import ApiError
 from jaxalign.serve.comparing import compare as compare_answers
 from jaxalign.serve.feedback import receive_feedback
 from jaxalign.serve.guards import GuardMiddleware
+from jaxalign.serve.page import render_page
 from jaxalign.serve.service import Service
 from jaxalign.serve.store import events
 from jaxalign.serve.store.database import StorageError
@@ -148,6 +149,13 @@ def _add_users(app: FastAPI, service: Service) -> None:
 
 
 def _add_operations(app: FastAPI, service: Service) -> None:
+    if not service.guard.has_keys:
+
+        @app.get("/", response_model=None, include_in_schema=False)
+        async def page() -> Response:
+            """Give the page, for loopback without keys alone."""
+            return render_page(service.guard.token)
+
     @app.get("/healthz")
     async def health() -> Json:
         """Say that the process runs."""

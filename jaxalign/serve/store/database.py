@@ -190,17 +190,10 @@ def open_database(url: str, synchronous: Synchronous = "FULL") -> Database:
         True
         >>> database.close()
     """
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        raise InputError(f"--database: found no address of a database; {_REMEDY}.") from None
+    parsed = database_url(url)
     shown = parsed.render_as_string(hide_password=True)
-    if parsed.drivername not in ("sqlite", "postgresql+psycopg"):
-        raise InputError(f"--database {shown}: found {parsed.drivername!r}; {_REMEDY}.")
     if parsed.drivername == "sqlite":
-        if not parsed.database or parsed.database == ":memory:":
-            raise InputError(f"--database {shown}: found no file; {_REMEDY}.")
-        _create_private(Path(parsed.database))
+        _create_private(Path(str(parsed.database)))
     try:
         return Database(parsed, synchronous)
     except (SQLAlchemyError, sqlite3.Error) as error:
@@ -208,6 +201,24 @@ def open_database(url: str, synchronous: Synchronous = "FULL") -> Database:
             f"--database {shown} cannot be opened ({_said(error)}): {_REMEDY}, and check that it "
             "can be reached."
         ) from None
+
+
+def database_url(url: str) -> URL:
+    """Return the address of a database, which is not opened.
+
+    Raises:
+        InputError: no address, or one of another kind of database.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise InputError(f"--database: found no address of a database; {_REMEDY}.") from None
+    shown = parsed.render_as_string(hide_password=True)
+    if parsed.drivername not in ("sqlite", "postgresql+psycopg"):
+        raise InputError(f"--database {shown}: found {parsed.drivername!r}; {_REMEDY}.")
+    if parsed.drivername == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise InputError(f"--database {shown}: found no file; {_REMEDY}.")
+    return parsed
 
 
 def _create_private(path: Path) -> None:

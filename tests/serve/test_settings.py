@@ -1,0 +1,127 @@
+"""Settings of the service: users of a run, retention, keys by the command, a stop in the middle."""
+
+import socket
+import threading
+
+import answer_world
+import httpx
+import pytest
+from cli_calls import call, refused
+from running import CHAT, Running, client_of, config_of, rows_of
+
+from jaxalign.serve.identity import hash_key, read_keys
+from jaxalign.serve.store import events
+
+
+def choose(client, first, second):
+    asked = client.post("/v1/chat/completions", json={**CHAT, "user": "ann", "n": 3}).json()
+    answers = asked["jaxalign"]["answers"]
+    body = {"response_id": answers[first], "preferred": answers[second], "user": "ann"}
+    return client.post("/v1/feedback", json=body).json()
+
+
+def test_the_rewards_and_the_prior_come_from_a_run(tmp_path, upstream_server, upstream):
+    run = answer_world.save_run(tmp_path / "run", answer_world.scale_of())
+    config = config_of(tmp_path, upstream_server, users=str(run))
+    with client_of(config) as client:
+        before = client.get("/v1/user", params={"id": "ann"}).json()
+        assert {one["name"] for one in before["rewards"]} == {"brevity", "warmth"}
+        weights = {one["name"]: one["weight"] for one in before["rewards"]}
+        assert weights == pytest.approx({"brevity": 1.0, "warmth": 0.0})
+        assert choose(client, 1, 2)["used"] is True
+        after = client.get("/v1/user", params={"id": "ann"}).json()
+    assert {one["name"]: one["weight"] for one in after["rewards"]}["warmth"] > 0
+    # Rows on these rewards are kept, and counted as not used, by a service on others.
+    with client_of(config_of(tmp_path, upstream_server)) as client:
+        about = client.get("/v1/user", params={"id": "ann"}).json()
+        assert about["feedback_used"] == 0
+        assert about["feedback_unused"] == {"rows on other rewards than the present ones": 1}
+        assert choose(client, 0, 1)["feedback_used"] == 1
+
+
+def test_rows_are_deleted_when_they_are_older_than_they_may_be(tmp_path, upstream_server, upstream):
+    config = config_of(tmp_path, upstream_server)
+    with client_of(config) as client:
+        choose(client, 0, 1)
+        service = client.service
+        limit = events.now()
+        choose(client, 0, 1)
+        database = service.service.database
+        count = service.run(database.write(lambda c: events.expire(c, limit)))
+        assert count == 2
+        about = client.get("/v1/user", params={"id": "ann"}).json()
+        assert (about["rows"], about["feedback_used"]) == (2, 1)
+        service.run(database.write(lambda c: events.expire(c, events.now())))
+    assert rows_of(tmp_path) == []
+    assert rows_of(tmp_path, "users") == []
+
+
+def test_an_answer_that_is_being_drawn_is_finished_when_the_service_stops(
+    tmp_path, upstream_server, upstream
+):
+    upstream.mode, upstream.pause = "slow", 0.5
+    service = Running(config_of(tmp_path, upstream_server))
+    found = []
+
+    def ask():
+        body = {**CHAT, "user": "ann"}
+        found.append(httpx.post(f"{service.url}/v1/chat/completions", json=body, timeout=30))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert upstream.asked.wait(30)
+    service.stop()
+    thread.join()
+    assert found[0].status_code == 200
+    assert len(rows_of(tmp_path)) == 1
+
+
+def test_a_client_that_goes_away_frees_its_place(tmp_path, upstream_server, upstream):
+    with client_of(config_of(tmp_path, upstream_server, most_waiting=1)) as client:
+        upstream.mode, upstream.pause = "slow", 0.5
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/v1/chat/completions", json={**CHAT, "stream": True}, timeout=0.1)
+        upstream.mode = "well"
+        engine = client.service.service.engine
+        for _ in range(200):
+            if not engine._waiting:
+                break
+            threading.Event().wait(0.05)
+        assert client.post("/v1/chat/completions", json=CHAT).status_code == 200
+
+
+def test_the_command_makes_keys(tmp_path):
+    path = tmp_path / "keys.yaml"
+    words = ["serve", "--keys", str(path), "--new-key"]
+    key = call(*words, "laptop", "--key-user", "ann").out.strip()
+    assert read_keys(path)[hash_key(key)].user == "ann"
+    assert call(*words, "webui").code == 0
+    assert [one.acts_for_any for one in read_keys(path).values()] == [False, True]
+    refused(call(*words, "webui"), "taken")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--host", "0.0.0.0"], "there is no --keys file"),
+        (["--engine", "oracle"], "expected one of local, openai"),
+        (["--engine", "openai"], "--engine.url: found None"),
+        (["--database", "mysql://x/y"], "found 'mysql'"),
+        (["--samples", "1"], "expected 2 or more"),
+        (["--port", "-1"], "expected 0 to 65535"),
+        (["--keys", "nowhere.yaml"], "nowhere.yaml does not exist"),
+        (["--new-key", "a"], "found no --keys"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    refused(call("serve", "--port", "0", *options), message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_address_that_is_taken_is_refused():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        refused(call("serve", "--port", port), "cannot be bound")
