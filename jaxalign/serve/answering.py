@@ -1,9 +1,10 @@
 """One request for answers: whom it is for, which strategy, what is kept, what is sent."""
 
 import asyncio
+import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -275,7 +276,7 @@ class Streaming:
         return event_line(error.body())
 
 
-async def stream_whole(service: Service, ask: Ask) -> AsyncIterator[bytes]:
+async def stream_whole(service: Service, ask: Ask) -> AsyncGenerator[bytes, None]:
     """Yield a response whose answers are chosen before the first piece can be sent."""
     wire = Streaming(ask)
     task = asyncio.ensure_future(_serve_and_store(service, ask))
@@ -317,28 +318,30 @@ async def answer_whole(service: Service, ask: Ask) -> tuple[Json, dict[str, str]
     return whole_body(ask, served.reply, about), headers_of(ask, about)
 
 
-async def stream_plain(service: Service, ask: Ask) -> AsyncIterator[bytes]:
+async def stream_plain(service: Service, ask: Ask) -> AsyncGenerator[bytes, None]:
     """Yield a plain response as the engine's pieces come in."""
     wire = Streaming(ask)
     texts: dict[int, list[str]] = {}
     usage: Usage | None = None
     held: Json | None = None
-    async for chunk in service.engine.stream(call_of(ask)):
-        usage = chunk.usage or usage
-        if not chunk.choices:
-            continue
-        if held is not None:
-            yield event_line(held)
-        for choice in chunk.choices:
-            texts.setdefault(choice.index, []).append(choice.said())
-        # One piece is held back, so that the last one can say what was kept.
-        held = {
-            **chunk.model_dump(exclude_unset=True, exclude={"usage"}),
-            "id": ask.response_id,
-            "object": CHUNKS[ask.endpoint],
-            "created": wire.created,
-            "model": ask.request.model,
-        }
+    # Closed at once when the client goes away, so that the engine stops drawing.
+    async with contextlib.aclosing(service.engine.stream(call_of(ask))) as chunks:
+        async for chunk in chunks:
+            usage = chunk.usage or usage
+            if not chunk.choices:
+                continue
+            if held is not None:
+                yield event_line(held)
+            for choice in chunk.choices:
+                texts.setdefault(choice.index, []).append(choice.said())
+            # One piece is held back, so that the last one can say what was kept.
+            held = {
+                **chunk.model_dump(exclude_unset=True, exclude={"usage"}),
+                "id": ask.response_id,
+                "object": CHUNKS[ask.endpoint],
+                "created": wire.created,
+                "model": ask.request.model,
+            }
     service.telemetry.tokens.inc(usage.completion_tokens if usage else 0)
     service.telemetry.answers.labels("plain").inc()
     said = ["".join(texts[index]) for index in sorted(texts)]

@@ -5,7 +5,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -35,6 +35,7 @@ from jaxalign.serve.wire import (
 from jaxalign.version import __version__
 
 _RETENTION_SECONDS = 3600.0
+_METHODS = ("GET", "POST", "DELETE", "HEAD", "OPTIONS")  # each other word would be a counter
 _DAY_MICROSECONDS = 86_400 * MICROSECONDS
 
 
@@ -114,12 +115,13 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         return await compare_answers(service, ask)
 
 
-async def _guarded(first: bytes, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _guarded(first: bytes, pieces: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
     """Yield the pieces of a response; what fails in the middle is said in a last one."""
     try:
-        yield first
-        async for piece in pieces:
-            yield piece
+        async with contextlib.aclosing(pieces):
+            yield first
+            async for piece in pieces:
+                yield piece
     except Exception as error:
         yield answering.event_line(_as_api_error(error).body())
 
@@ -266,10 +268,11 @@ class _Watch:
         finally:
             telemetry.in_flight.dec()
             route = getattr(scope.get("route"), "path", "unmatched")
-            telemetry.requests.labels(route, scope["method"], str(status)).inc()
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            telemetry.requests.labels(route, method, str(status)).inc()
             telemetry.seconds.labels(route).observe(began or 0.0)
             took = round(1000 * (time.perf_counter() - started), 2)
-            log("request", route=route, method=scope["method"], status=status, ms=took)
+            log("request", route=route, method=method, status=status, ms=took)
 
     async def _answer(
         self,

@@ -77,7 +77,6 @@ class ServeConfig:
         webui_issuer: who must have signed them.
         limits: of one request.
         stored: limits of what is stored.
-        log_texts: whether logs may hold prompts and answers.
     """
 
     host: str = "127.0.0.1"
@@ -98,7 +97,6 @@ class ServeConfig:
     webui_issuer: str = "open-webui"
     limits: RequestLimits = field(default_factory=RequestLimits)
     stored: Limits = field(default_factory=Limits)
-    log_texts: bool = False
 
     def __post_init__(self) -> None:
         if self.samples < 2:

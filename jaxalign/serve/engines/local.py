@@ -8,7 +8,7 @@ import asyncio
 import queue
 import secrets
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -125,7 +125,7 @@ class LocalEngine:
         usage = Usage(prompt_tokens=read, completion_tokens=drawn, total_tokens=read + drawn)
         return Reply(choices=choices, usage=usage)
 
-    async def stream(self, call: Call) -> AsyncIterator[ReplyChunk]:
+    async def stream(self, call: Call) -> AsyncGenerator[ReplyChunk, None]:
         """Yield one answer piece by piece.
 
         Raises:

@@ -1,6 +1,6 @@
 """Engines by name: where answers are drawn, and how an engine is added."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import NamedTuple, Protocol
 
 from jaxalign.errors import InputError
@@ -45,7 +45,7 @@ class AnswerEngine(Protocol):
         """Return n answers."""
         ...
 
-    def stream(self, call: Call) -> AsyncIterator[ReplyChunk]:
+    def stream(self, call: Call) -> AsyncGenerator[ReplyChunk, None]:
         """Yield one answer piece by piece."""
         ...
 

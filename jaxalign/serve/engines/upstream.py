@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
@@ -117,7 +117,7 @@ class UpstreamEngine:
         except ValidationError:
             raise _nonsense() from None
 
-    async def stream(self, call: Call) -> AsyncIterator[ReplyChunk]:
+    async def stream(self, call: Call) -> AsyncGenerator[ReplyChunk, None]:
         """Yield one answer piece by piece, as the server sends them.
 
         Raises:
