@@ -43,7 +43,7 @@ async def open_service(config: ServeConfig) -> Service:
     try:
         space = load_space(config.users, config.reward_models)
         await engine.start()
-        await asyncio.to_thread(_warm, space)
+        await asyncio.to_thread(_warm, space, config.samples)
         database = open_database(config.database, config.synchronous)
     except BaseException:
         await engine.close()
@@ -57,9 +57,9 @@ async def open_service(config: ServeConfig) -> Service:
     return service
 
 
-def _warm(space: RewardSpace) -> None:
+def _warm(space: RewardSpace, samples: int) -> None:
     """Load lexicons and compile programs now, and not while somebody waits for an answer."""
-    values = space.read(["", ""], ["Yes.", "No, not at all."])
+    values = space.read([""] * samples, ["Yes."] * samples)
     most_informative(infer_taste(space, []).utility, values)
 
 
