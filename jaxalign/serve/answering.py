@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxalign.experiments.answer import reason
 from jaxalign.models.chat import Chat
-from jaxalign.personalize.strategies.base import PersonalAnswer
+from jaxalign.personalize.strategies.base import ASKED_FOR, PersonalAnswer
 from jaxalign.serve.api_errors import ApiError
 from jaxalign.serve.engines import Call
 from jaxalign.serve.identity import Caller
@@ -345,7 +345,7 @@ async def stream_plain(service: Service, ask: Ask) -> AsyncGenerator[bytes, None
     service.telemetry.tokens.inc(usage.completion_tokens if usage else 0)
     service.telemetry.answers.labels("plain").inc()
     said = ["".join(texts[index]) for index in sorted(texts)]
-    plain = PersonalAnswer(said[0] if said else "", "plain", "asked for", 0.0, None, None)
+    plain = PersonalAnswer(said[0] if said else "", "plain", ASKED_FOR, 0.0, None, None)
     await store_answers(service, ask, said, plain)
     yield event_line({**(held or {}), "jaxalign": explain(ask, plain, len(said))})
     for line in wire.usage(usage):

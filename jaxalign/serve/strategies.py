@@ -9,7 +9,12 @@ import numpy as np
 from jaxalign.errors import InputError
 from jaxalign.models.chat import Chat
 from jaxalign.mrm.gains import expected_gains
-from jaxalign.personalize.strategies.base import PersonalAnswer, ServingRule, chosen_answer
+from jaxalign.personalize.strategies.base import (
+    ASKED_FOR,
+    PersonalAnswer,
+    ServingRule,
+    chosen_answer,
+)
 from jaxalign.personalize.utility import Utility
 from jaxalign.serve.engines import AnswerEngine, Call
 from jaxalign.serve.wire import Reply
@@ -86,7 +91,7 @@ async def answer_plainly(inputs: StrategyInputs) -> ServedReply:
     """Serve what the engine draws, all n answers that the request asks for."""
     reply = await inputs.engine.complete(inputs.call)
     text = reply.choices[0].said()
-    return ServedReply(reply, PersonalAnswer(text, "plain", "asked for", 0.0, None, None))
+    return ServedReply(reply, PersonalAnswer(text, "plain", ASKED_FOR, 0.0, None, None))
 
 
 @register_strategy("best_of")
