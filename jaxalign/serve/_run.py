@@ -13,7 +13,7 @@ from jaxalign.serve.comparing import most_informative
 from jaxalign.serve.config import ServeConfig
 from jaxalign.serve.engines import make_engine
 from jaxalign.serve.guards import Guard, allowed_hosts
-from jaxalign.serve.identity import Gate, read_keys
+from jaxalign.serve.identity import CallerGate, read_keys
 from jaxalign.serve.learning import infer_taste
 from jaxalign.serve.reward_space import RewardSpace, load_space
 from jaxalign.serve.service import Service
@@ -52,7 +52,7 @@ async def open_service(config: ServeConfig) -> Service:
     guard = Guard(
         allowed_hosts(config.host, config.hosts, bool(keys)), bool(keys), config.limits.body_bytes
     )
-    gate = Gate(keys, config.webui_secret, config.webui_issuer)
+    gate = CallerGate(keys, config.webui_secret, config.webui_issuer)
     service = Service(config, database, engine, space, gate, guard)
     return service
 

@@ -30,7 +30,7 @@ from jaxalign.serve.wire import (
     GenerationRequest,
     Reply,
     TextRequest,
-    Usage,
+    TokenUsage,
 )
 
 AUTO = "auto"
@@ -263,12 +263,12 @@ class Streaming:
             said = {"text": text}
         return {"index": index, **said, "logprobs": None, "finish_reason": finish}
 
-    def usage(self, usage: Usage | None) -> list[bytes]:
+    def usage(self, usage: TokenUsage | None) -> list[bytes]:
         """Return the piece that states the tokens, if the client wants it."""
         options = self.ask.request.stream_options
         if options is None or not options.include_usage:
             return []
-        found = (usage or Usage()).model_dump()
+        found = (usage or TokenUsage()).model_dump()
         return [self.chunk([], usage=found)]
 
     def failure(self, error: ApiError) -> bytes:
@@ -322,7 +322,7 @@ async def stream_plain(service: Service, ask: Ask) -> AsyncGenerator[bytes, None
     """Yield a plain response as the engine's pieces come in."""
     wire = Streaming(ask)
     texts: dict[int, list[str]] = {}
-    usage: Usage | None = None
+    usage: TokenUsage | None = None
     held: Json | None = None
     # Closed at once when the client goes away, so that the engine stops drawing.
     async with contextlib.aclosing(service.engine.stream(call_of(ask))) as chunks:

@@ -19,6 +19,7 @@ from jaxalign.serve.api_errors import ApiError
 from jaxalign.serve.comparing import compare as compare_answers
 from jaxalign.serve.feedback import receive_feedback
 from jaxalign.serve.guards import GuardMiddleware
+from jaxalign.serve.learning import compile_ratings
 from jaxalign.serve.page import render_page
 from jaxalign.serve.service import Service
 from jaxalign.serve.store import events
@@ -49,11 +50,13 @@ def create_app(service: Service) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         retention = asyncio.create_task(_retain(service))
+        compiling = asyncio.create_task(asyncio.to_thread(compile_ratings, service.space))
         try:
             yield
         finally:
             service.stopping = True
             retention.cancel()
+            await compiling
             await service.engine.close()
             await asyncio.to_thread(service.database.close)
 

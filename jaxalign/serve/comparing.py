@@ -13,7 +13,7 @@ from jaxalign.serve.answering import Ask, call_of, store_answers
 from jaxalign.serve.api_errors import ApiError
 from jaxalign.serve.service import Service
 from jaxalign.serve.store.events import Json
-from jaxalign.serve.wire import Usage
+from jaxalign.serve.wire import TokenUsage
 
 LEAST_NATS = 0.01
 """Information from which asking pays: a choice between answers that hardly differ tells less."""
@@ -65,7 +65,7 @@ async def compare(service: Service, ask: Ask) -> Json:
     answer = PersonalAnswer(texts[one], "compare", "two answers to choose from", 0.0, None, None)
     await store_answers(service, ask, [texts[n] for n in shown], answer, values[shown])
     service.telemetry.answers.labels("compare").inc()
-    usage = reply.usage or Usage()
+    usage = reply.usage or TokenUsage()
     service.telemetry.tokens.inc(usage.completion_tokens)
     return {
         "id": ask.response_id,

@@ -209,6 +209,6 @@ async def _edited(
 def _used(service: Service, event: Event) -> tuple[bool, str]:
     if event.space != service.space.ids.digest:
         return False, f"stored, and not used: {OTHER_SPACE}"
-    if "difference" not in event.value:
-        return False, f"stored, and not yet used: {UNREAD}"
+    if event.kind == "rating" and not service.space.named:
+        return False, f"stored, and not used: {UNREAD}"
     return True, "used from the next answer on"

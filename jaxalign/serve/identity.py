@@ -173,7 +173,7 @@ def hash_key(key: str) -> str:
 
 
 @dataclass(frozen=True)
-class Gate:
+class CallerGate:
     """Finds out who is asking.
 
     Attributes:

@@ -4,16 +4,24 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.mrm import Feedback, FeedbackPrior, Levels, feedback_posterior
 from jaxalign.personalize.choices import from_choices
 from jaxalign.personalize.utility import Utility
 from jaxalign.serve.reward_space import RewardSpace
 from jaxalign.serve.store.events import Event
 
+LEVELS = Levels(ratings=(2,))
+"""Choices without ties, and thumbs."""
+LEVEL_SD, LOG_SPREAD_SD = 1.0, 0.5
+"""How far people differ in where a good answer begins, in logits, and by which factor in how
+decisively they rate. Assumed, and not fitted: no log of thumbs comes with the package.
+"""
 LEAST_ROOM = 32
 """Rows of the smallest program; twice as many each time that they do not suffice."""
-UNREAD = "ratings, which the user model does not read yet"
+UNREAD = "ratings on learned features, which have no typical answer to be measured from"
 OTHER_SPACE = "rows on other rewards than the present ones"
 
 
@@ -60,22 +68,52 @@ def infer_taste(space: RewardSpace, rows: Sequence[Event]) -> UserTaste:
         rows: feedback of one user, by time and id.
     """
     unused: Counter[str] = Counter()
-    differences = []
+    used = []
     for row in current_feedback(rows):
-        difference = row.value.get("difference")
         if row.space != space.ids.digest:
             unused[OTHER_SPACE] += 1
-        elif isinstance(difference, list):
-            differences.append(difference)
-        else:
+        elif row.kind == "rating" and not space.named:
             unused[UNREAD] += 1
-    count, size = len(differences), len(space.ids.names)
+        else:
+            used.append(row)
+    table = _table(used, len(space.ids.names))
+    if any(row.kind == "rating" for row in used):
+        found = feedback_posterior(_prior(space), table)
+        utility = Utility(np.asarray(found.mean[0]), np.asarray(found.cov[0]), space.ids)
+    else:
+        both = from_choices(space.prior, table.vectors, table.weight, space.ids)
+        utility = Utility(both.mean[0], both.cov[0], space.ids)
+    return UserTaste(utility, len(used), dict(unused))
+
+
+def compile_ratings(space: RewardSpace) -> None:
+    """Compile what the first thumb needs, which takes seconds."""
+    value: dict[str, object] = {"rating": 1, "features": [0.0] * len(space.ids.names)}
+    infer_taste(space, [Event("", 0, "", "rating", "", value, space.ids.digest)])
+
+
+def _table(rows: Sequence[Event], size: int) -> Feedback:
+    """The rows as the likelihood takes them, of one user and padded to a power of two."""
     room = LEAST_ROOM
-    while room < count:
+    while room < len(rows):
         room *= 2
-    table = np.zeros((1, room, size), np.float32)
+    vectors = np.zeros((1, room, size), np.float32)
+    rating = np.zeros((1, room), bool)
+    up = np.ones((1, room), np.int32)
     weight = np.zeros((1, room), np.float32)
-    if count:
-        table[0, :count], weight[0, :count] = differences, 1
-    found = from_choices(space.prior, table, weight, space.ids)
-    return UserTaste(Utility(found.mean[0], found.cov[0], space.ids), count, dict(unused))
+    for place, row in enumerate(rows):
+        rating[0, place] = row.kind == "rating"
+        named = "features" if rating[0, place] else "difference"
+        vectors[0, place] = np.asarray(row.value[named], np.float32)
+        up[0, place] = row.value.get("rating", 1) == 1
+        weight[0, place] = 1
+    chosen = LEVELS.choice(None, np.zeros_like(rating))
+    rated = LEVELS.rating(0, up)
+    edges = [np.where(rating, one, other) for one, other in zip(rated, chosen, strict=True)]
+    return Feedback(*map(jnp.asarray, (vectors, rating, *edges, weight)))
+
+
+def _prior(space: RewardSpace) -> FeedbackPrior:
+    spread = (np.float32(x) for x in (LEVEL_SD, 0.0, LOG_SPREAD_SD))
+    edges = LEVELS.edges(jnp.zeros(LEVELS.thresholds))
+    return FeedbackPrior(space.prior, edges, *map(jnp.asarray, spread))

@@ -12,7 +12,7 @@ from jaxalign.personalize.utility import Utility
 from jaxalign.serve.config import ServeConfig
 from jaxalign.serve.engines import AnswerEngine
 from jaxalign.serve.guards import Guard
-from jaxalign.serve.identity import Caller, Gate
+from jaxalign.serve.identity import Caller, CallerGate
 from jaxalign.serve.learning import UserTaste, infer_taste
 from jaxalign.serve.reward_space import RewardSpace
 from jaxalign.serve.store import events
@@ -42,7 +42,7 @@ class Service:
     database: Database
     engine: AnswerEngine
     space: RewardSpace
-    gate: Gate
+    gate: CallerGate
     guard: Guard
     telemetry: Telemetry = field(default_factory=Telemetry)
     stopping: bool = False

@@ -93,7 +93,7 @@ class _Found(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
-class Usage(_Found):
+class TokenUsage(_Found):
     """Tokens that were read and drawn."""
 
     prompt_tokens: int = 0
@@ -127,7 +127,7 @@ class Reply(_Found):
     """A whole response of an engine."""
 
     choices: Annotated[list[ReplyChoice], Field(min_length=1)]
-    usage: Usage | None = None
+    usage: TokenUsage | None = None
 
 
 class Delta(_Found):
@@ -156,18 +156,18 @@ class ReplyChunk(_Found):
     """A piece of a response that is streamed."""
 
     choices: list[ChunkChoice] = Field(default_factory=list)
-    usage: Usage | None = None
+    usage: TokenUsage | None = None
 
 
-def sum_usage(parts: list[Usage | None]) -> Usage:
+def sum_usage(parts: list[TokenUsage | None]) -> TokenUsage:
     """Return the tokens of several calls together.
 
     Example:
-        >>> from jaxalign.serve.wire import Usage, sum_usage
-        >>> sum_usage([Usage(completion_tokens=3), None, Usage(completion_tokens=4)]).total_tokens
+        >>> from jaxalign.serve.wire import TokenUsage, sum_usage
+        >>> sum_usage([TokenUsage(completion_tokens=3), None, TokenUsage(completion_tokens=4)]).total_tokens
         7
     """
     known = [part for part in parts if part is not None]
     read = sum(part.prompt_tokens for part in known)
     drawn = sum(part.completion_tokens for part in known)
-    return Usage(prompt_tokens=read, completion_tokens=drawn, total_tokens=read + drawn)
+    return TokenUsage(prompt_tokens=read, completion_tokens=drawn, total_tokens=read + drawn)

@@ -60,17 +60,17 @@ def test_an_edited_answer_is_preferred_to_what_it_was(client, user):
     assert weight(client, user) > before
 
 
-def test_a_thumb_is_kept_and_counted_as_not_yet_used(client, user):
-    answer = chat(client, user)["id"]
-    for rating in ("up", -1):
+def test_thumbs_move_the_taste_and_a_corrected_one_takes_the_place_of_the_first(client, user):
+    before = weight(client, user)
+    long, short = two_answers(client, user)
+    for answer, rating in ((long, "up"), (long, "down"), (short, 1)):
         body = {"response_id": answer, "rating": rating, "user": user}
         found = client.post("/v1/feedback", json=body).json()
-        assert found["used"] is False
-        assert "not yet used" in found["reason"]
+        assert found["used"] is True
+    assert found["feedback_used"] == 2
+    assert weight(client, user) > before
     about = client.get("/v1/user", params={"id": user}).json()
-    # The second thumb took the place of the first.
-    assert about["feedback_unused"] == {"ratings, which the user model does not read yet": 1}
-    assert about["feedback_used"] == 0
+    assert about["feedback_unused"] == {}
 
 
 def test_a_changed_mind_replaces_the_earlier_choice(client, user):

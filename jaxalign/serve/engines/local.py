@@ -22,8 +22,7 @@ from jaxalign.models.sampling import Sampling
 from jaxalign.models.stream import stream
 from jaxalign.serve.api_errors import ApiError
 from jaxalign.serve.config import DEFAULT_MODEL, EngineConfig
-from jaxalign.serve.engines.registry import AnswerEngine, Call, register_engine
-from jaxalign.serve.engines.upstream import too_many
+from jaxalign.serve.engines.registry import AnswerEngine, Call, register_engine, too_many
 from jaxalign.serve.wire import (
     AnswerMessage,
     ChunkChoice,
@@ -32,7 +31,7 @@ from jaxalign.serve.wire import (
     Reply,
     ReplyChoice,
     ReplyChunk,
-    Usage,
+    TokenUsage,
 )
 
 _MOST_ROWS = 16  # of a batch
@@ -122,7 +121,7 @@ class LocalEngine:
             for number, (row, completion) in enumerate(pairs)
         ]
         read, drawn = len(rows[0].ids), sum(len(completion.tokens) for completion in found)
-        usage = Usage(prompt_tokens=read, completion_tokens=drawn, total_tokens=read + drawn)
+        usage = TokenUsage(prompt_tokens=read, completion_tokens=drawn, total_tokens=read + drawn)
         return Reply(choices=choices, usage=usage)
 
     async def stream(self, call: Call) -> AsyncGenerator[ReplyChunk, None]:
@@ -176,7 +175,7 @@ class LocalEngine:
         if len(_cut(said, stops)) == len(said) and drawn >= job.settings.max_tokens:
             finish = "length"
         yield _piece(call.endpoint, "", finish)
-        yield ReplyChunk(usage=Usage(prompt_tokens=read, completion_tokens=drawn,
+        yield ReplyChunk(usage=TokenUsage(prompt_tokens=read, completion_tokens=drawn,
                                      total_tokens=read + drawn))  # fmt: skip
 
     async def is_ready(self) -> bool:

@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol
 
 from jaxalign.errors import InputError
 from jaxalign.models.chat import Chat
+from jaxalign.serve.api_errors import ApiError
 from jaxalign.serve.config import EngineConfig
 from jaxalign.serve.wire import Endpoint, Reply, ReplyChunk
 
@@ -58,6 +59,8 @@ class AnswerEngine(Protocol):
         ...
 
 
+RETRY_AFTER = "1"
+"""Seconds until a refused request may be sent again, as a header has it."""
 MakeEngine = Callable[[EngineConfig], AnswerEngine]
 ENGINES: dict[str, MakeEngine] = {}
 """Every registered engine by its name."""
@@ -103,3 +106,13 @@ def make_engine(config: EngineConfig) -> AnswerEngine:
     if config.kind not in ENGINES:
         raise InputError(f"--engine {config.kind}: expected one of {', '.join(ENGINES)}.")
     return ENGINES[config.kind](config)
+
+
+def too_many(most: int) -> ApiError:
+    """Return the refusal of a request beyond the most that may wait."""
+    return ApiError(
+        429,
+        f"{most} requests are being answered, the most allowed; try again in a moment.",
+        "engine_busy",
+        headers={"Retry-After": RETRY_AFTER},
+    )

@@ -11,14 +11,19 @@ from pydantic import ValidationError
 from jaxalign.errors import InputError
 from jaxalign.serve.api_errors import ApiError
 from jaxalign.serve.config import EngineConfig
-from jaxalign.serve.engines.registry import AnswerEngine, Call, register_engine
+from jaxalign.serve.engines.registry import (
+    RETRY_AFTER,
+    AnswerEngine,
+    Call,
+    register_engine,
+    too_many,
+)
 from jaxalign.serve.wire import PATHS, Reply, ReplyChunk, sum_usage
 
 _RETRIES = 2
 _FIRST_PAUSE = 0.1  # seconds, doubled each time: a server that restarts needs moments
 _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 """Failures before anything was sent: only then does a repeated request cost nothing twice."""
-_RETRY_AFTER = "1"
 
 
 class UpstreamEngine:
@@ -171,16 +176,6 @@ def make_upstream(config: EngineConfig) -> AnswerEngine:
     return UpstreamEngine(config)
 
 
-def too_many(most: int) -> ApiError:
-    """Return the refusal of a request beyond the most that may wait."""
-    return ApiError(
-        429,
-        f"{most} requests are being answered, the most allowed; try again in a moment.",
-        "engine_busy",
-        headers={"Retry-After": _RETRY_AFTER},
-    )
-
-
 async def _events(response: httpx.Response) -> AsyncIterator[ReplyChunk]:
     """Yield the pieces of a stream of server-sent events."""
     async for line in response.aiter_lines():
@@ -215,7 +210,7 @@ def _refused(status: int, content: bytes, headers: httpx.Headers) -> ApiError:
         message, code, param = f"The engine answered with status {status}.", None, None
     code, param = (part if isinstance(part, str) else None for part in (code, param))
     if status == httpx.codes.TOO_MANY_REQUESTS:
-        pause = headers.get("retry-after", _RETRY_AFTER)
+        pause = headers.get("retry-after", RETRY_AFTER)
         return ApiError(429, message, code or "engine_busy", headers={"Retry-After": pause})
     if status in (400, 404, 409, 413, 415, 422):
         return ApiError(400 if status == httpx.codes.UNPROCESSABLE_ENTITY else status, message,
