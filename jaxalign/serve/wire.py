@@ -164,7 +164,8 @@ def sum_usage(parts: list[TokenUsage | None]) -> TokenUsage:
 
     Example:
         >>> from jaxalign.serve.wire import TokenUsage, sum_usage
-        >>> sum_usage([TokenUsage(completion_tokens=3), None, TokenUsage(completion_tokens=4)]).total_tokens
+        >>> parts = [TokenUsage(completion_tokens=3), None, TokenUsage(completion_tokens=4)]
+        >>> sum_usage(parts).total_tokens
         7
     """
     known = [part for part in parts if part is not None]
