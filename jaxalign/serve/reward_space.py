@@ -71,7 +71,7 @@ def mixture_moments() -> tuple[np.ndarray, np.ndarray]:
     Example:
         >>> from jaxalign.serve.reward_space import mixture_moments
         >>> [round(float(weight), 2) for weight in mixture_moments()[0]]
-        [0.08, 0.38, 0.21, 0.11, 0.16]
+        [0.08, 0.38, 0.35, 0.11, 0.2]
     """
     shares, centres = (np.asarray(part, np.float64) for part in zip(*TYPES.values(), strict=True))
     mean = shares @ centres
