@@ -28,6 +28,7 @@ NAMES = (
     "mrm_ask",
     "mrm_best_of",
     "mrm_calibration",
+    "mrm_feedback",
     "mrm_serving",
     "mrm_compare",
     "pplug",
