@@ -148,5 +148,5 @@ def test_an_encoder_reads_prompts_where_the_choices_had_them(monkeypatch):
     )
     chat = ({"role": "user", "content": "q"},)
     for model in (plain, replace(plain, with_prompts=True)):
-        answer_sources._reader(model, ())(["p", chat], ["a", "b"])
+        answer_sources.answer_reader(model)(["p", chat], ["a", "b"])
     assert read == ["a", "b", "p\n\na", "q\n\nb"]
