@@ -63,25 +63,38 @@ def _ranking(rounds: int) -> dict[str, Any]:
     from jaxalign.mrm.serving import encode_texts
 
     model = _text_model(FeatureConfig(model=ENCODER))
-    name, theirs = _torch_encoder()
+    theirs, left_out = _torch_encoders()
     belief = mrm.init_belief(model.prior())
     answers = list(ANSWERS)
-    error = float(np.abs(theirs() - encode_texts(model, answers, keep=False)).max())
+    ours = encode_texts(model, answers, keep=False)
+    errors = {name: float(np.abs(encode() - ours).max()) for name, encode in theirs.items()}
+    threads = {"all threads": os.cpu_count() or 1, "one thread": 1}
     sides = {
-        f"{name}, all threads": functools.partial(_threaded, theirs, os.cpu_count() or 1),
-        f"{name}, one thread": functools.partial(_threaded, theirs, 1),
+        f"{name}, {how}": functools.partial(_threaded, encode, count)
+        for name, encode in theirs.items()
+        for how, count in threads.items()
+    }
+    sides |= {
         "jaxalign, encode": lambda: encode_texts(model, answers, keep=False),
         "jaxalign, rank for a user": lambda: mrm.rank(model, "u0", answers),
         "jaxalign, rank for a belief": lambda: mrm.rank(model, belief, answers),
     }
     timings = harness.measure(sides, rounds=rounds)
-    # On a busy machine torch's threads wait for one another: its better side counts.
+    # On a busy machine torch's threads wait for one another: the better side of each counts.
     ratios = {
-        which: getattr(timings["jaxalign, rank for a user"], which)
-        / min(getattr(timings[side], which) for side in sides if side.startswith(name))
-        for which in ("best", "median")
+        name: {
+            which: getattr(timings["jaxalign, rank for a user"], which)
+            / min(getattr(timings[side], which) for side in sides if side.startswith(name))
+            for which in ("best", "median")
+        }
+        for name in theirs
     }
-    facts = {"answers": len(answers), "rank_to_torch": ratios, "largest_difference": error}
+    facts = {
+        "answers": len(answers),
+        "rank_to_encode": ratios,
+        "largest_difference": errors,
+        "left_out": left_out,
+    }
     return harness.row("rank 8 short answers", timings, "jaxalign, rank for a user", **facts)
 
 
@@ -123,21 +136,14 @@ def _model(projection: Any, features: Any) -> Any:
     return mrm.UserModel(method, fitted, candidate, baseline, projection, features)
 
 
-def _torch_encoder() -> tuple[str, Any]:
-    """What encodes the answers with torch: sentence-transformers, or else the model itself."""
+def _torch_encoders() -> tuple[dict[str, Any], dict[str, str]]:
+    """What encodes the answers with torch, and what could not be measured and why."""
     import torch
+    from transformers import AutoModel, AutoTokenizer
 
     from jaxalign.models.resolve import resolve
 
     folder, answers = str(resolve(ENCODER).folder), list(ANSWERS)
-    try:
-        from sentence_transformers import SentenceTransformer
-
-        encoder = SentenceTransformer(folder, device="cpu")
-        return "sentence-transformers", lambda: encoder.encode(answers)
-    except ModuleNotFoundError:
-        from transformers import AutoModel, AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(folder)
     bert = AutoModel.from_pretrained(folder).eval()
 
@@ -149,7 +155,15 @@ def _torch_encoder() -> tuple[str, Any]:
             vectors = (states * mask).sum(1) / mask.sum(1)
             return torch.nn.functional.normalize(vectors, dim=1).numpy()
 
-    return "transformers, mean-pooled", encode
+    sides: dict[str, Any] = {"transformers, mean-pooled": encode}
+    try:
+        from sentence_transformers import SentenceTransformer, __version__
+    except ModuleNotFoundError as error:
+        return sides, {"sentence-transformers": f"not installed ({error})"}
+    encoder = SentenceTransformer(folder, device="cpu")
+    name = f"sentence-transformers {__version__}"
+    sides[name] = lambda: encoder.encode(answers, show_progress_bar=False)
+    return sides, {}
 
 
 # Many users -------------------------------------------------------------------------------------
@@ -270,7 +284,9 @@ def _table(result: dict[str, Any]) -> str:
                 [side, *(harness.shown(t[kind]) for kind in kinds)]
                 for side, t in row["seconds"].items()
             ]
-            lines.append(["rank / torch", *(f"{row['rank_to_torch'][kind]:.2f}" for kind in kinds)])
+            for name, ratio in row["rank_to_encode"].items():
+                lines.append([f"rank / {name}", *(f"{ratio[kind]:.2f}" for kind in kinds)])
+            lines += [[name, f"left out: {why}", ""] for name, why in row["left_out"].items()]
             parts.append(harness.table([row["name"], *kinds], lines))
     return "\n".join(parts)
 

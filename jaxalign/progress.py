@@ -4,8 +4,10 @@ rich loads when something is first shown: modules that import this one stay ligh
 """
 
 import functools
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -40,6 +42,28 @@ class Progress:
         """Print one line."""
         if self.show:
             self.line(time.monotonic() - self._start, text)
+
+    @contextmanager
+    def waiting(self, title: str) -> Iterator[None]:
+        """Print a line every 10 s while a block works that says nothing of itself.
+
+        Args:
+            title: what is being done.
+        """
+        done = threading.Event()
+
+        def remind() -> None:
+            start = time.monotonic()
+            while not done.wait(_SAY_EVERY):
+                self.say(f"{title}: at work for {duration(time.monotonic() - start)}")
+
+        reminder = threading.Thread(target=remind, daemon=True)
+        reminder.start()
+        try:
+            yield
+        finally:
+            done.set()
+            reminder.join()
 
     @staticmethod
     def line(seconds: float, text: str) -> None:

@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 from contextlib import closing
 
+import chex
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -441,3 +442,30 @@ def test_a_run_starts_from_an_earlier_one(world, tmp_path):
     narrow = write_features(tmp_path / "narrow.npz", world.features[:, :4])
     other = ("--features.path", narrow, "--from", first)
     refused(train(world, choices, tmp_path / "y", *quick, *other), "other features", "4 wide")
+
+
+@pytest.mark.parametrize("method", ["mrm", "mrm_published"])
+def test_meta_reward_models_start_from_an_earlier_run(world, tmp_path, method):
+    """Without a step worth the name, the parameters are those of the earlier run."""
+    quick = ["--methods", method, "--select", method, "--split.item_folds", "0"]
+    quick += [f"--{method}.epochs", "1", f"--{method}.snapshots", "1"]
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    assert train(world, world.choices, first, *quick).code == 0
+    new = [{**row, "user": f"new{row['user'][4:]}"} for row in world.rows[: 6 * CHOICES]]
+    choices = write_rows(tmp_path / "more.jsonl", [*world.rows, *new])
+    still = (f"--{method}.outer_lr", "1e-20")
+    result = train(world, choices, second, *quick, *still, "--from", first)
+    assert result.code == 0, result.err
+    one, other = (mrm.load(run) for run in (first, second))
+    chex.assert_trees_all_close(one.fitted["params"], other.fitted["params"], rtol=1e-6)
+    assert train(world, choices, third, *quick, "--from", first).code == 0
+    moved = mrm.load(third).fitted["params"]["weight_init"] - one.fitted["params"]["weight_init"]
+    assert np.abs(moved).max() > 0
+    for field, value in (
+        ("hidden_sizes", "3"),
+        ("link", "softmax" if method == "mrm" else "signed"),
+    ):
+        words = (f"was trained with {method}.{field}", f"set {method}.{field} as in that run")
+        given = (*quick, f"--{method}.{field}", value, "--from", first)
+        refused(train(world, choices, tmp_path / "x", *given), *words)
+        assert not (tmp_path / "x").exists()

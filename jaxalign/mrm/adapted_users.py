@@ -10,6 +10,7 @@ from jaxalign.errors import InputError
 from jaxalign.mrm.model import UserModel, infer
 from jaxalign.mrm.sites import Sites, posterior_cov
 from jaxalign.mrm.support_query import on_device
+from jaxalign.progress import counted
 from jaxalign.runs.user_store import UserRecord
 
 
@@ -69,7 +70,9 @@ def user_state(model: UserModel, user: str) -> UserState:
         return state
     known = [] if users is None else users.names(4)
     some = ", ".join(known[:3]) + (", ..." if len(known) > 3 else "")
-    have = "there are none" if users is None or not known else f"there are {len(users)} ({some})"
+    have = "nobody else has"
+    if users is not None and known:
+        have = f"the file has {counted(len(users), 'user')} ({some})"
     raise InputError(
         f"user {user!r} has not been adapted; {have}: run `jaxalign mrm adapt` with this user's "
         "choices, or leave the user out for the population's answer."

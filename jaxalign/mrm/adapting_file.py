@@ -123,7 +123,11 @@ def adapt_file(
 
 
 def _is_whole(path: Path, report: object) -> bool:
-    return report == {"about": _stated(open_users(path))}
+    try:
+        users = open_users(path)
+    except InputError:
+        return False
+    return report == {"about": _stated(users)}
 
 
 def _stated(users: UserStore) -> object:
@@ -151,8 +155,8 @@ def _read_parts(
     path = run.state / _PARTS
     if (parts := open_parts(path)) is not None:
         return parts
-    check = _ItemCheck(model, features)
     try:
+        check = _ItemCheck(model, features)
         parts = write_parts(path, source, config.on_bad_row, check, progress)
         if old is not None:
             refuse_known(old, parts.digest)

@@ -38,6 +38,11 @@ class MetaRewardModel(WeightsMethod[MRMConfig]):
 
     warm_start = True
 
+    def start_settings(self) -> tuple[str, ...]:
+        """Return those that say what the parameters mean."""
+        model = ("hidden_sizes", "use_bias", "activation", "input_scale", "link", "learn_inner_lr")
+        return (*model, "inner_steps") if self.settings.learn_inner_lr else model
+
     def fit(self, data: TrainingData, seed: int) -> Fitted:
         """Return `params`, every leaf [snapshots, ...], and `losses` [epochs]."""
         return self.fit_seeds(data, (seed,))[0]

@@ -71,6 +71,10 @@ class UserRewardMethod(ABC, Generic[Settings]):
         self.settings = settings
         self.name = name
 
+    def start_settings(self) -> tuple[str, ...]:
+        """Return the settings that a fit and the earlier one that it starts from must share."""
+        return ()
+
     @abstractmethod
     def fit(self, data: "TrainingData", seed: int) -> Fitted:
         """Return what is learned from the training users' choices.

@@ -40,14 +40,14 @@ def open_file_run(
     """
     folder = path.with_name(f".{path.name}.run")
     finished, begun = (folder / REPORT).exists(), (folder / MARKER).exists()
-    whole = finished and path.is_file() and is_whole(path, read_json(folder / REPORT))
+    whole = resume and finished and path.is_file() and is_whole(path, read_json(folder / REPORT))
     stopped = begun and not finished
     if resume and path.exists() and not (whole or stopped):
         raise InputError(
             f"--out {path} is there, and no run beside it has written what it holds: leave "
             "--resume out to write it anew, or give another --out."
         )
-    if folder.exists() and not stopped and not (resume and whole):
+    if folder.exists() and not stopped and not whole:
         shutil.rmtree(folder)
     try:
         return open_run_dir(folder, kind, config, identity, resume)

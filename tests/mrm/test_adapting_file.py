@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_adapting import bayes_model, choices_of, table_of
+from test_adapting import WIDTH, bayes_model, choices_of, table_of
 
 from jaxalign import mrm
 from jaxalign.data import choice_parts, load
@@ -190,6 +190,10 @@ def test_what_cannot_be_used_is_refused_before_any_user_is_adapted(model, tmp_pa
         with pytest.raises(InputError, match=words):
             mrm.adapt_file(model, str(path), out, features)
         assert sorted(file.name for file in tmp_path.iterdir()) == ["choices.jsonl"]
+    path = write(tmp_path, "jsonl", rows_of())
+    with pytest.raises(InputError, match="wide"):
+        mrm.adapt_file(model, str(path), out, table_of(WIDTH - 1))
+    assert [file.name for file in tmp_path.iterdir()] == ["choices.jsonl"]
     config = mrm.AdaptConfig(on_bad_row="drop")
     with pytest.raises(AssertionError, match="adapted"):
         mrm.adapt_file(model, str(path), out, features, config)

@@ -78,7 +78,8 @@ def run(
         InputError: bad choices, features, settings or folder.
     """
     _check_selected(config)
-    out, say = Path(out).expanduser(), Progress(show).say
+    out, progress = Path(out).expanduser(), Progress(show)
+    say = progress.say
     check_run_dir(out, RUN_KIND, config, resume)
     earlier = None if start is None else load_start(start, config)
     opened, given = open_source(config, source)
@@ -120,7 +121,8 @@ def run(
         write_json(out / SCALE_FILE, projection.scale.to_json())
 
     def stage(name: str, compute: Callable[[], Fitted]) -> Fitted:
-        return folder.stage(name, compute, say)
+        with progress.waiting(name):
+            return folder.stage(name, compute, say)
 
     new_users = _new_users(data, config, cuts, stage, folder, say)
     folds = judge_new_items(data, config, new_users.fits, stage)

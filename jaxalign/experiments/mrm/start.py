@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jaxalign.data.splits import UserSplit, split_users
 from jaxalign.errors import InputError
-from jaxalign.experiments.mrm.config import MRMRunConfig
+from jaxalign.experiments.mrm.config import MRMRunConfig, method_of
 from jaxalign.experiments.mrm.data import Encoded
 from jaxalign.mrm.model import UserModel, load
 from jaxalign.mrm.reduce import Projection
@@ -32,7 +32,8 @@ def load_start(folder: Path, config: MRMRunConfig) -> EarlierRun:
     """Read the run that another one starts from.
 
     Raises:
-        InputError: no finished run, or a model of a method that cannot start from it.
+        InputError: no finished run, a model of a method that cannot start from it, or one that was
+            trained with settings under which its parameters mean something else.
     """
     model = load(folder, with_users=False)
     name = model.method.name
@@ -42,6 +43,14 @@ def load_start(folder: Path, config: MRMRunConfig) -> EarlierRun:
             f"among the methods ({', '.join(config.methods)}): add it to methods, or train without "
             "--from."
         )
+    method = method_of(config, name)
+    for setting in method.start_settings():
+        old, new = (getattr(one.settings, setting) for one in (model.method, method))
+        if old != new:
+            raise InputError(
+                f"--from {folder}: was trained with {name}.{setting} {old}; found {new}, expected "
+                f"the same: set {name}.{setting} as in that run, or train without --from."
+            )
     return EarlierRun(folder, model, UserSplit.load(folder / "splits.json"))
 
 
