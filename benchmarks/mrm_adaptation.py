@@ -65,8 +65,8 @@ def judged(size: int, nats: float, seeds: range, kept: Path | None = None) -> di
             added; None keeps none.
     """
     spread = spread_for(size, nats)
-    tests = _kept_tests(kept, size, nats)
-    for seed in track(seeds, f"E {size}, {nats:g} nats", len(seeds), lambda _: 1, kept is not None):
+    tests, title = _kept_tests(kept, size, nats), f"E {size}, {nats:g} nats"
+    for seed in track(title, seeds, len(seeds), lambda _: 1, kept is not None):
         if seed in tests:
             continue
         tests[seed] = decided(size, spread, seed)._asdict()

@@ -64,7 +64,7 @@ def test_a_population_of_each_kind():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "nats"), mrm_adaptation.WORLDS)
-def test_a_hundred_populations_of_each_kind(size, nats):
-    row = mrm_adaptation.judged(size, nats, range(100))
+@pytest.mark.parametrize("nats", [0.0, 0.015])
+def test_a_hundred_populations_of_each_kind(nats):
+    row = mrm_adaptation.judged(16, nats, range(100))
     assert row["adapts"] >= 90 if nats else row["adapts"] <= 5
