@@ -46,7 +46,7 @@ class Feedback(NamedTuple):
         >>> lower, upper = levels.rating(0, jnp.array([[4, 0]]))  # five stars, and one star
         >>> rated = jnp.array([[[1.0, 0.0], [0.0, 1.0]]])
         >>> Feedback(rated, jnp.ones((1, 2), bool), lower, upper, jnp.ones((1, 2))).upper.tolist()
-        [[1, 3]]
+        [[1, 4]]
     """
 
     vectors: jax.Array

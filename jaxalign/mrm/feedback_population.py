@@ -376,9 +376,10 @@ def fit_feedback(
         >>> import jax.numpy as jnp
         >>> from jaxalign.mrm import BayesConfig, Feedback, Levels, fit_feedback
         >>> levels = Levels(ratings=(2,))
-        >>> liked = jnp.array([[[2.0, 0.0]] * 4, [[-2.0, 0.0]] * 4])  # two users of opposite taste
-        >>> up = levels.rating(0, jnp.ones((2, 4), int))
-        >>> rows = Feedback(liked, jnp.ones((2, 4), bool), *up, jnp.ones((2, 4)))
+        >>> rated = jnp.array([[[2.0, 0.0], [-2.0, 0.0]] * 3] * 2)
+        >>> thumbs = jnp.array([[1, 0] * 3, [0, 1] * 3])  # two users of opposite taste
+        >>> ends, once = levels.rating(0, thumbs), jnp.ones((2, 6))
+        >>> rows = Feedback(rated, once > 0, *ends, once)
         >>> found = fit_feedback([rows], levels, BayesConfig(em_steps=3, pseudo_users=(0.0,)))
         >>> bool(found.weights.cov[0, 0] > found.weights.cov[1, 1])
         True

@@ -71,6 +71,6 @@ def band_mass(
         >>> lower, upper = jnp.array([-jnp.inf, -1.0, 1.0]), jnp.array([-1.0, 1.0, jnp.inf])
         >>> levels = band_mass(jnp.zeros(3), jnp.ones(3), lower, upper)
         >>> [f"{p:.3f}" for p in levels]
-        ['0.303', '0.394', '0.303']
+        ['0.303', '0.393', '0.303']
     """
     return jnp.exp(tilt_by_band(mean, jnp.maximum(variance, 0), lower, upper).log_mass)
