@@ -71,15 +71,26 @@ def commands(page):
                 yield words
 
 
+def written_files(page, folder):
+    """Write the YAML files that a page shows, "file `NAME`", and return their paths by name."""
+    shown = re.compile(r"file `(\w+\.yaml)`[^`]*?\n```yaml\n(.*?)^```", re.M | re.S)
+    found = {}
+    for name, text in shown.findall(page.read_text("utf-8")):
+        found[name] = folder / name
+        found[name].write_text(text, "utf-8")
+    return found
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_commands_of_a_page_parse(page, monkeypatch):
+def test_commands_of_a_page_parse(page, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
+    files = written_files(page, tmp_path)
     configs = {command: config for config, command in COMMANDS.values()}
     for words in commands(page):
         arguments, rest = cli._parser().parse_known_args(words)
         if getattr(arguments, "config", None) or rest:
             (config,) = [c for command, c in configs.items() if " ".join(words).startswith(command)]
-            load_config(config, arguments.config, rest)
+            load_config(config, files.get(str(arguments.config), arguments.config), rest)
 
 
 def test_ci_runs_the_test_command_of_the_readme(readme):
