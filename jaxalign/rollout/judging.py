@@ -108,11 +108,11 @@ def rollout_policies(
         np.asarray(weights.any(axis=1)),
         _reward_function(reward),
     )
-    several = max(1, min(batch_size // each, len(weights)))
-    several = 1 if policies.one_at_a_time else several
+    alone = policies.one_at_a_time
+    several = 1 if alone else max(1, min(batch_size // each, len(weights)))
     start, stacked = -1, None
     parts: list[_Part] = []
-    batches = _batches(len(weights), each, batch_size, several)
+    batches = _batches(len(weights), each, batch_size, alone)
     for rows, kept in track(title, batches, len(weights) * each, lambda batch: batch[1], progress):
         first = int(rows[0]) // each
         if stacked is None or first != start:
@@ -227,13 +227,14 @@ def _gathered(
 
 
 def _batches(
-    policies: int, each: int, batch_size: int, several: int
+    policies: int, each: int, batch_size: int, alone: bool = False
 ) -> Iterator[tuple[NDArray[np.intp], int]]:
     """Rows in batches of one size and how many of each are new; filled up with the last one.
 
     A batch holds the completions of several whole policies, or an even part of those of one.
     """
-    if each <= batch_size:
+    several = min(batch_size // each, 1 if alone else policies)
+    if several >= 1:
         spans = [
             (first * each, min(first + several, policies) * each)
             for first in range(0, policies, several)
