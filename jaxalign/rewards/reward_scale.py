@@ -350,8 +350,8 @@ def expect_scale(found: RewardScale | None, digests: Collection[str], source: st
         >>> try:
         ...     expect_scale(scale, ["0" * 64], "scores.jsonl", "the portfolio")
         ... except InputError as error:
-        ...     print(str(error)[:48])
-        scores.jsonl: found rewards on the scale e1b54e8
+        ...     print(str(error)[:40])
+        scores.jsonl: found rewards on the scale
     """
     if found is None or found.digest in digests:
         return
