@@ -375,12 +375,15 @@ def _sweep(place: Place) -> Program:
 
 
 def _route(place: Place) -> Program:
+    import jax
+
     from jaxalign.palm import best_member
 
     shape = ROUTES[place.sizes.route]
     both = [_array("float32", count, shape.rewards) for count in (shape.users, shape.members)]
     chunk = chunked.ACCELERATOR_USERS if place.described else None
-    return Program(best_member, (*place.held(both), chunk))
+    function = jax.jit(partial(best_member, chunk=chunk))
+    return Program(function, place.held(both))
 
 
 def _personas(place: Place, form: str) -> Program:

@@ -8,6 +8,8 @@ function's own matter: behind a mask of 0 it must not spread.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -95,8 +97,10 @@ def check_mask(
         [1.0, 0.0]
     """
     array = check_array(name, value, axes, sizes, empty=empty, finite=False)
+    if _all(_are_weights, array):
+        return array
     host = _concrete(array)
-    if host is not None and not (good := np.isfinite(host) & (host >= 0)).all():
+    if host is not None and not (good := _are_weights(host)).all():
         place = _place(~good)
         raise InputError(
             f"{_at(name, place)} is {_shown(host, place)}; expected a finite weight of 0 or more: "
@@ -194,10 +198,9 @@ def check_scale(name: str, array: jax.Array) -> None:
         ...     print(error)
         differences: the largest value is 1e+30, expected one from 7e-16 to 1e+15: rescale them.
     """
-    host = _concrete(array)
-    if host is None:
+    if isinstance(array, jax.core.Tracer) or not array.is_fully_addressable:
         return
-    largest, tiny = float(np.abs(host).max(initial=0.0)), float(np.finfo(host.dtype).tiny)
+    largest, tiny = float(abs(array).max(initial=0.0)), float(np.finfo(array.dtype).tiny)
     if largest and not tiny**0.4 <= largest <= tiny**-0.4:
         raise InputError(
             f"{name}: the largest value is {largest:.0e}, expected one from {tiny**0.4:.0e} to "
@@ -286,12 +289,35 @@ def _concrete(array: np.ndarray | jax.Array) -> np.ndarray | None:
     return np.asarray(array)
 
 
+def _are_finite(array: Any) -> Any:
+    return abs(array) < math.inf
+
+
+def _are_weights(array: Any) -> Any:
+    return (array >= 0) & (array < math.inf)
+
+
+def _all(good: Callable[[Any], Any], array: np.ndarray | jax.Array) -> bool:
+    """Whether all values pass a test, which is made where they lie; False where they are traced.
+
+    Only one bit leaves an accelerator. On a CPU the test needs no compilation.
+    """
+    if isinstance(array, jax.Array):
+        if isinstance(array, jax.core.Tracer) or not array.is_fully_addressable:
+            return False
+        if any(device.platform == "cpu" for device in array.devices()):
+            array = np.asarray(array)
+    return bool(good(array).all())
+
+
 def _first_bad(
     array: np.ndarray | jax.Array, mask: jax.Array | None, absent: bool
 ) -> tuple[int, ...] | None:
     """The index of the first value that is not finite and counts."""
+    if _all(_are_finite, array):
+        return None
     host = _concrete(array)
-    if host is None or np.isfinite(host).all():
+    if host is None:
         return None
     bad = ~np.isfinite(host)
     if absent:
