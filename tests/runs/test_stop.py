@@ -53,13 +53,17 @@ def test_a_second_signal_stops_at_once(tmp_path):
 
 
 def test_handlers_are_put_back_and_a_stop_is_no_return():
-    before = signal.getsignal(signal.SIGINT)
-    with stop_request() as stop:
-        assert not stop.asked
-    assert signal.getsignal(signal.SIGINT) is before
-    with pytest.raises(KeyboardInterrupt), stop_request():
-        signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+    # Where tests run in the background of a shell, Ctrl-C is ignored at first.
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with stop_request() as stop:
+            assert not stop.asked
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        with pytest.raises(KeyboardInterrupt), stop_request():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, old)
 
 
 def test_a_handler_that_returns_is_followed_by_an_interrupt(monkeypatch):
