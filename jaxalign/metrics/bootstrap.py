@@ -5,7 +5,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jaxalign.arrays import check_array
 from jaxalign.errors import InputError
 from jaxalign.metrics.scores import Bools, Floats, correct_both, user_gain
 
@@ -109,6 +108,8 @@ def paired_bootstrap(
 
 
 def _present(values: Floats, draws: int) -> Floats:
+    from jaxalign.arrays import check_array  # here, so that metrics load without jax
+
     values = np.asarray(values, np.float64)
     check_array("values", np.where(np.isnan(values), 0, values), "U", empty="U")
     # Sorted: the interval must not depend on the order in which users happen to be stored.

@@ -42,5 +42,5 @@ def test_authors_files_run_end_to_end(tmp_path):
         tmp_path / "out",
         show=False,
     )
-    assert set(report["new_users"]) == {"bt", "bayes", "mrm_published"}
+    assert set(report["new_users"]) == {"bt", "bt_items", "bayes", "mrm_published"}
     assert report["new_users"]["mrm_published"]["users"] == 8
