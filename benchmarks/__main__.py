@@ -25,6 +25,7 @@ NAMES = (
     "mrm",
     "moc",
     "mrm_adaptation",
+    "loop",
     "mrm_ask",
     "mrm_best_of",
     "mrm_calibration",
