@@ -4,6 +4,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 MRM_PAGE = ROOT / "docs" / "mrm.md"
+SERVE_PAGE = ROOT / "docs" / "serve.md"
 SPEED_PAGE = ROOT / "docs" / "benchmarks.md"
 
 

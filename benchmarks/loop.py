@@ -9,7 +9,7 @@ import argparse
 import asyncio
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 
 from benchmarks import harness
+from benchmarks.docs_pages import replaced
 from benchmarks.loop_heuristics import HEURISTICS, served_positions
 from benchmarks.loop_http import Served, Talk, replay, running
 from benchmarks.loop_people import World, draw_world
@@ -26,6 +27,8 @@ FEEDBACK = ("thumbs", "pairs", "both")
 SAMPLES = 8
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 DEFAULT = 0.8
+SOME = 10
+"""Feedbacks from which the service should help."""
 WORSE_AT_MOST = 0.1
 """Share of validation people who may be worse off than with the plain answer."""
 LABELS = {
@@ -49,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoints", nargs="+", type=int, default=list(CHECKPOINTS))
     parser.add_argument("--populations", nargs="+", default=["friendly", "misspecified"])
     parser.add_argument("--feedback", nargs="+", choices=FEEDBACK, default=list(FEEDBACK))
+    parser.add_argument("--page", type=Path, help="whose table is renewed, such as docs/serve.md")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -69,6 +73,10 @@ def run(arguments: argparse.Namespace) -> int:
     }
     for population in arguments.populations:
         asyncio.run(_population(population, arguments, result))
+    if arguments.page is not None:
+        page = arguments.page.read_text("utf-8")
+        page = replaced(page, "loop", summary(result["rows"]))
+        arguments.page.write_text(page, "utf-8")
     print(_table(result["rows"]))
     return 0
 
@@ -154,7 +162,7 @@ def choose_threshold(gains: Mapping[float, np.ndarray], points: tuple[int, ...])
         points: the checkpoints [C]; people may be worse off before the tenth feedback, or before
             the last one where there are fewer.
     """
-    late = np.array(points) >= min(10, points[-1])
+    late = np.array(points) >= min(SOME, points[-1])
     harm = {one: float((found[late] < 0).mean(axis=1).max()) for one, found in gains.items()}
     safe = [one for one in gains if harm[one] < WORSE_AT_MOST] or [min(harm, key=harm.__getitem__)]
     return max(safe, key=lambda one: float(gains[one].mean()))
@@ -218,21 +226,46 @@ def _share(hits: np.ndarray) -> list[float]:
 
 def _table(rows: list[Mapping[str, Any]]) -> str:
     points = rows[0]["feedbacks"] if rows else []
-    header = ["true gain over the plain answer, logits", *(f"{n} feedbacks" for n in points)]
+    header = ["true gain over the plain answer, logits, after feedbacks:", *map(str, points)]
     header.append("worse off than plain after the last, % of people")
     lines = []
     for row in rows:
         name = f"{row['population']}, {row['feedback']}"
         for way, label in LABELS.items():
             chosen = f" {row['chosen_threshold']:g}" if way == "auto_chosen" else ""
-            cells = [
-                f"{mean:.2f} ({low:.2f} to {high:.2f})" for mean, low, high in row["gain"][way]
-            ]
-            share, low, high = (100 * part for part in row["worse"][way][-1])
-            lines.append(
-                [f"{name}, {label}{chosen}", *cells, f"{share:.0f} ({low:.0f} to {high:.0f})"]
-            )
+            cells = [*map(_cell, row["gain"][way]), _percent(row["worse"][way][-1])]
+            lines.append([f"{name}, {label}{chosen}", *cells])
     return harness.table(header, lines)
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table of the docs: every way after about 10 feedbacks, and whom it harms."""
+    number = max(point for point in rows[0]["feedbacks"] if point <= SOME)
+    kinds = list(dict.fromkeys(row["feedback"] for row in rows))
+    header = [f"true gain over the plain answer after {number} feedbacks, logits"]
+    for kind in kinds:
+        header += [kind, "worse off, %"]
+    lines = []
+    for population in dict.fromkeys(row["population"] for row in rows):
+        found = {row["feedback"]: row for row in rows if row["population"] == population}
+        for way, label in LABELS.items():
+            cells = []
+            for kind in kinds:
+                place = found[kind]["feedbacks"].index(number)
+                cells += [_cell(found[kind]["gain"][way][place])]
+                cells += [_percent(found[kind]["worse"][way][place])]
+            lines.append([f"{population} people, {label}", *cells])
+    return harness.table(header, lines)
+
+
+def _cell(interval: Sequence[float]) -> str:
+    mean, low, high = interval
+    return f"{mean:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _percent(interval: Sequence[float]) -> str:
+    share, low, high = (100 * part for part in interval)
+    return f"{share:.0f} ({low:.0f} to {high:.0f})"
 
 
 def plot(rows: list[Mapping[str, Any]], path: Path) -> None:
@@ -241,7 +274,9 @@ def plot(rows: list[Mapping[str, Any]], path: Path) -> None:
 
     across = min(len(rows), len(FEEDBACK))
     down = -(-len(rows) // across)
-    figure = new_figure(4.2 * across, 3.4 * down + 0.6, dpi=110)
+    columns = across + across // 2
+    legend = 0.2 + 0.22 * -(-len(LABELS) // columns)
+    figure = new_figure(4.2 * across, 3.4 * down + legend, dpi=110)
     panels = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
     for axes, row in zip(panels, rows, strict=False):
         ticks = np.arange(len(row["feedbacks"]))
@@ -258,5 +293,5 @@ def plot(rows: list[Mapping[str, Any]], path: Path) -> None:
         tidy(axes)
     for axes in panels[len(rows) :]:
         axes.set_axis_off()
-    legend_below(figure, panels[0], 4)
+    legend_below(figure, panels[0], columns)
     save_png(figure, path)
