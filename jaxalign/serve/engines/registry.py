@@ -69,21 +69,20 @@ ENGINES: dict[str, MakeEngine] = {}
 def register_engine(name: str) -> Callable[[MakeEngine], MakeEngine]:
     """Return a decorator that registers what makes an engine from its settings.
 
-        Args:
-            name: of the engine, for `jaxalign serve --engine NAME`.
+    Args:
+        name: of the engine, for `jaxalign serve --engine NAME`.
 
-        Raises:
-            InputError: the name is taken.
+    Raises:
+        InputError: the name is taken.
 
-        Example:
-            >>> from jaxalign.errors import InputError
-    from jaxalign.models.chat import Chat
-            >>> from jaxalign.serve.engines import register_engine
-            >>> try:
-            ...     register_engine("openai")
-            ... except InputError as error:
-            ...     print(error)
-            the engine 'openai' is registered already; give the new one another name.
+    Example:
+        >>> from jaxalign.errors import InputError
+        >>> from jaxalign.serve.engines import register_engine
+        >>> try:
+        ...     register_engine("openai")
+        ... except InputError as error:
+        ...     print(error)
+        the engine 'openai' is registered already; give the new one another name.
     """
     if name in ENGINES:
         raise InputError(
