@@ -21,6 +21,8 @@ from benchmarks.docs_pages import replaced
 from benchmarks.loop_heuristics import HEURISTICS, served_positions
 from benchmarks.loop_http import Served, Talk, replay, running
 from benchmarks.loop_people import World, draw_world
+from jaxalign.demo.answers import read_answers
+from jaxalign.errors import InputError
 
 CHECKPOINTS = (0, 1, 2, 5, 10, 20, 40)
 FEEDBACK = ("thumbs", "pairs", "both")
@@ -50,13 +52,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--validation", type=int, default=20, help="people who choose auto's rule")
     parser.add_argument("--prompts", type=int, default=6, help="held out, on which is judged")
     parser.add_argument("--checkpoints", nargs="+", type=int, default=list(CHECKPOINTS))
-    parser.add_argument("--populations", nargs="+", default=["friendly", "misspecified"])
+    parser.add_argument(
+        "--populations", nargs="+", choices=("friendly", "misspecified"), default=["friendly"]
+    )
     parser.add_argument("--feedback", nargs="+", choices=FEEDBACK, default=list(FEEDBACK))
     parser.add_argument("--page", type=Path, help="whose table is renewed, such as docs/serve.md")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Let every population give every kind of feedback, written down one by one."""
+    """Let every population give every kind of feedback, written down one by one.
+
+    Raises:
+        InputError: no people, or more prompts than there are.
+    """
+    _check(arguments)
     settings = {
         name: getattr(arguments, name)
         for name in ("seed", "people", "validation", "prompts", "checkpoints")
@@ -79,6 +88,29 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.page.write_text(page, "utf-8")
     print(_table(result["rows"]))
     return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from jaxalign.demo.study import HELD_OUT
+
+    prompts = len(read_answers().prompts)
+    held_out = round(HELD_OUT * prompts)
+    points = arguments.checkpoints = sorted(set(arguments.checkpoints))
+    for name, least in (("people", 2), ("validation", 1), ("prompts", 1)):
+        if getattr(arguments, name) < least:
+            raise InputError(
+                f"--{name}: found {getattr(arguments, name)}, expected {least} or more."
+            )
+    if arguments.prompts > held_out:
+        raise InputError(
+            f"--prompts: found {arguments.prompts}, expected {held_out} or fewer, which are held "
+            "out."
+        )
+    if points[0] < 0 or points[-1] > prompts - held_out:
+        raise InputError(
+            f"--checkpoints: found {points}, expected 0 to {prompts - held_out} feedbacks, each on "
+            "a prompt of its own."
+        )
 
 
 # Measured -------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from benchmarks.docs_pages import ROOT, SERVE_PAGE, replaced
 from benchmarks.loop_heuristics import ARMS, HEURISTICS, Counts, served_positions
 from benchmarks.loop_http import Served
 from benchmarks.loop_people import draw_world
+from jaxalign.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,21 @@ def test_heuristics_serve_draws_and_repeat_themselves(world, name, feedback):
     assert found[0].min() >= 0
     assert found[0].max() < 8
     np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--people=1", "--people: found 1, expected 2 or more"),
+        ("--prompts=51", "--prompts: found 51, expected 50 or fewer"),
+        ("--checkpoints=151", "expected 0 to 150 feedbacks"),
+    ],
+)
+def test_sizes_that_the_pool_does_not_have_are_refused(option, said):
+    parser = argparse.ArgumentParser()
+    loop.add_arguments(parser)
+    with pytest.raises(InputError, match=said):
+        loop.run(parser.parse_args([option]))
 
 
 def test_the_table_of_the_docs_is_that_of_the_committed_result():
