@@ -69,7 +69,8 @@ def test_every_command_refuses_in_one_sentence(models, tmp_path, kind, reason):
         ("reward", "score", "--model", scorer, "--data", answers, "--out", tmp_path / "s.jsonl"),
         ("reward", "train", "--model", model, "--data", choices, *out),
         ("embed", "--model", model, "--data", choices, "--out", tmp_path / "e.npz"),
-        ("moc", "train", "--model", model, "--data", prompts, "--config", config, *out),
+        ("moc", "train", "--model", model, "--data", prompts, "--config", config,
+         "--moc.answer_tokens", "8", *out),
     ]  # fmt: skip
     for command in commands:
         refused(call(*command), reason)

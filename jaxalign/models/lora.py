@@ -275,7 +275,7 @@ def delta(inputs: jax.Array, pair: Params, rows: jax.Array | None = None) -> jax
         >>> lora.delta(jnp.ones((3, 1, 3)), pair, rows)[:, 0, 0].tolist()
         [30.0, 3.0, 0.0]
         >>> lora.delta(jnp.ones((1, 1, 3)), pair, jnp.asarray([[0.5, 0.5]])).tolist()
-        [[[16.5, 16.5, 16.5]]]
+        [[[16.5]]]
     """
     a, b = (leaf(pair, name).astype(inputs.dtype) for name in ("a", "b"))
     if rows is None:
