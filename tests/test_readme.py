@@ -93,6 +93,24 @@ def test_commands_of_a_page_parse(page, monkeypatch, tmp_path):
             load_config(config, files.get(str(arguments.config), arguments.config), rest)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_of_a_page_do_not_write_over_what_earlier_ones_read(page):
+    """Somebody who types them one after another keeps the files that they brought."""
+    read, faults = set(), []
+    for words in commands(page):
+        given = vars(cli._parser().parse_known_args(words)[0])
+        out = given.pop("out", None)
+        if out and given.get("out_kind") == "file" and str(out) in read:
+            faults.append(" ".join(words))
+        values = [
+            one
+            for value in given.values()
+            for one in (value if isinstance(value, list) else [value])
+        ]
+        read.update(str(one) for one in values if isinstance(one, str | Path))
+    assert not faults
+
+
 def test_ci_runs_the_test_command_of_the_readme(readme):
     assert TEST_COMMAND in readme
     shown = subprocess.run(

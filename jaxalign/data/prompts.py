@@ -12,6 +12,7 @@ from jaxalign.data.messages import check_messages, is_messages
 from jaxalign.data.tables import Row
 from jaxalign.data.values import RowError, short
 from jaxalign.errors import InputError
+from jaxalign.progress import counted
 
 Prompt = str | Sequence[Message]
 
@@ -139,6 +140,8 @@ def filter_prompts(
     most: int,
     config: PromptConfig | None = None,
     seed: int = 0,
+    *,
+    remedy: str = "give shorter prompts",
 ) -> Prompts:
     """Those whose length is allowed, at most `limit` of them.
 
@@ -148,6 +151,7 @@ def filter_prompts(
         most: tokens of a prompt.
         config: the other limits.
         seed: of the order in which they are drawn where there is a limit.
+        remedy: what to do where prompts are too long, for messages.
 
     Returns:
         The prompts, in their own order; the others are counted and named in `off_length`.
@@ -160,6 +164,7 @@ def filter_prompts(
     if config.limit is not None:
         order = _shuffled(len(prompts), seed, 1)
     kept: list[int] = []
+    off: list[int] = []
     off_length: list[str] = []
     for row in order:
         if config.limit is not None and len(kept) == config.limit:
@@ -169,11 +174,15 @@ def filter_prompts(
             kept.append(int(row))
         else:
             place = prompts.places[row] if prompts.places else f"prompt {row + 1}"
+            off.append(length)
             off_length.append(f"{place}: {length:,} tokens")
     if not kept:
+        todo = [remedy] if max(off) > most else []
+        todo += ["lower prompts.min_tokens"] if min(off) < config.min_tokens else []
         raise InputError(
-            f"{prompts.source}: none of {len(prompts)} prompts has {config.min_tokens} to "
-            f"{most} tokens; raise the limit, or check the file."
+            f"{prompts.source}: found {counted(len(prompts), 'prompt')} of {min(off):,} to "
+            f"{max(off):,} tokens as the model reads them, expected {config.min_tokens:,} to "
+            f"{most:,}; {', or '.join(todo)}."
         )
     return replace(
         prompts.take(sorted(kept)),

@@ -146,8 +146,20 @@ def test_prompts_that_fit():
     assert some == filter_prompts(many(90), len, 70, PromptConfig(limit=10), seed=1)
     assert some.prompts != filter_prompts(many(90), len, 70, PromptConfig(limit=10), seed=2).prompts
     assert len(filter_prompts(many(9), len, 7, PromptConfig(limit=100))) == 7
-    with pytest.raises(InputError, match=r"p\.jsonl: none of 9 prompts has 8 to 7 tokens"):
-        filter_prompts(many(9), len, 7, PromptConfig(min_tokens=8))
+
+
+def test_prompts_that_do_not_fit_are_told_their_lengths_and_the_setting():
+    """Someone who reads 22 tokens has to learn that the model reads 70, and what limits them."""
+    most = (
+        r"p\.jsonl: found 9 prompts of 1 to 9 tokens as the model reads them, expected 10 to 12; "
+    )
+    with pytest.raises(InputError, match=f"{most}lower prompts.min_tokens"):
+        filter_prompts(many(9), len, 12, PromptConfig(min_tokens=10))
+    with pytest.raises(InputError, match=r"expected 8 to 7; raise moc\.p, or lower prompts\.min"):
+        filter_prompts(many(9), len, 7, PromptConfig(min_tokens=8), remedy="raise moc.p")
+    long = many(9).take([7, 8])
+    with pytest.raises(InputError, match=r"found 2 prompts of 8 to 9 .* 1 to 7; raise moc\.p\."):
+        filter_prompts(long, len, 7, remedy="raise moc.p")
 
 
 def test_no_prompt_is_in_both_parts():

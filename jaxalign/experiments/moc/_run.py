@@ -241,7 +241,14 @@ def prompts_for(model: LanguageModel, read: Prompts, config: MocRunConfig) -> Pr
     room = room_for_prompts(model, moc.answer_tokens, least, "moc.answer_tokens")
     bare = replace(read, prompts=tuple(without_tags(names, prompt) for prompt in read.prompts))
     prompts = as_chats(bare) if chat else bare
-    return filter_prompts(prompts, count, min(moc.prompt_tokens, room), config.prompts)
+    remedy = (
+        "raise moc.prompt_tokens, which counts the preference in the prompt too"
+        if moc.prompt_tokens <= room
+        else "lower moc.answer_tokens or give a model with a longer context, for the preference in "
+        "the prompt counts too"
+    )
+    most = min(moc.prompt_tokens, room)
+    return filter_prompts(prompts, count, most, config.prompts, remedy=remedy)
 
 
 def named_few(off_length: Sequence[str]) -> str:

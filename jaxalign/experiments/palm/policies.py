@@ -164,7 +164,8 @@ def load_prompts_for(model: LanguageModel, source: str, config: PolicyPoolConfig
     def count(prompt: Prompt) -> int:
         return len(tokenize_prompt(model, prompt))
 
-    return filter_prompts(prompts, count, room, config.prompts)
+    remedy = "lower policies.max_tokens or give a model with a longer context"
+    return filter_prompts(prompts, count, room, config.prompts, remedy=remedy)
 
 
 def _policy_place(folder: Path) -> Path:
