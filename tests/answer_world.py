@@ -32,7 +32,7 @@ def scale_of(names=NAMES):
     return fit_scale(raw, names, None)
 
 
-def save_run(folder, scale, variance=0.04):
+def save_run(folder, scale, variance=0.04, users=USERS):
     """A run of `mrm train` on named rewards with its adapted users; everybody likes brevity."""
     size = len(scale.names)
     fitted = {"mean": np.eye(1, size)[0], "cov": 4 * np.eye(size)}
@@ -42,11 +42,10 @@ def save_run(folder, scale, variance=0.04):
         standardise(scale),
     )  # fmt: skip
     digest = mrm.save(folder, model)
-    cov = np.tile(variance * np.eye(size), (len(USERS), 1, 1))
-    cov[list(USERS).index("unsure")] *= 100
-    mean = np.array([(*weights, 0.0)[:size] for weights in USERS.values()])
-    users = posterior_users(digest, 4 * np.eye(size), USERS, mean, cov, scale.ids)
-    users.save(folder / "users.sqlite")
+    cov = np.array([(100 if user == "unsure" else 1) * variance * np.eye(size) for user in users])
+    mean = np.array([(*weights, 0.0)[:size] for weights in users.values()])
+    store = posterior_users(digest, 4 * np.eye(size), users, mean, cov, scale.ids)
+    store.save(folder / "users.sqlite")
     return folder
 
 

@@ -56,6 +56,14 @@ def test_it_says_that_it_is_not_sure_or_does_not_know_the_user(world):
     assert "no user was named" in answer(world).err
 
 
+def test_it_says_that_a_user_with_choices_is_served_as_everybody(world, tmp_path):
+    """Nobody may take an answer for everybody for a personal one."""
+    run = answer_world.save_run(tmp_path / "run", world.scale, users={"ann": (1.0, 0.0)})
+    given = ("answer", "--run", run, "--candidates", world.candidates, "--prompt", PROMPT)
+    said = call(*given, "--user", "ann").err
+    assert "; the run does not adapt to 'ann', so the taste of the whole population" in said
+
+
 def test_the_plain_answer_where_no_other_is_sure_enough(world):
     for more in (("--least-probability", 0.99), ("--caution", 5), ("--strategy", "plain")):
         result = answer(world, "--user", "unsure", *more)

@@ -52,6 +52,8 @@ def test_train_leaves_a_report(world):
     markdown = (world.run / "report.md").read_text()
     assert all(name in markdown for name in ("bayes", "mrm", *PLOTS))
     assert "validation chose" in world.trained.out
+    adapts = report["adaptation"][report["selected"]["new_users"]]["adapts"]
+    assert ("adapts to no user here" in world.trained.out) is not adapts
 
 
 def test_users_with_too_few_choices_are_dropped_counted_and_said(world):

@@ -139,7 +139,13 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     )
     Console().print(terminal_tables({r: report[r] for r in table_regimes(report)}))
     chosen = "validation chose" if config.select == "validation" else "saved, as the config says:"
-    print(f"{chosen} {report['selected']['new_users']}; wrote {arguments.out}/report.md")
+    selected = report["selected"]["new_users"]
+    print(f"{chosen} {selected}; wrote {arguments.out}/report.md")
+    if not report["adaptation"][selected]["adapts"]:
+        print(
+            f"{selected} adapts to no user here, so that everybody is served by the weights of the "
+            "population; more users, or more choices of each, may show that people differ"
+        )
 
 
 def _adapt(arguments: argparse.Namespace, _: list[str]) -> None:

@@ -14,7 +14,7 @@ from jaxalign.errors import InputError
 from jaxalign.experiments.answer_sources import AnswerSources
 from jaxalign.models.chat import Chat
 from jaxalign.mrm import UserModel
-from jaxalign.mrm.adapted_users import find_state, weights_of
+from jaxalign.mrm.adapted_users import find_state, is_alike, weights_of
 from jaxalign.personalize.strategies import (
     ASKED_FOR,
     PersonalAnswer,
@@ -86,12 +86,14 @@ class UserPrompts:
         weights: of each user, mean [K] and covariance [K, K] (or None); the population's where no
             choices of the user are known.
         known: users whose choices are known.
+        alike: those of them to whom the run does not adapt: they have the population's weights.
     """
 
     prompts: Sequence[str | Chat]
     users: Sequence[str | None]
     weights: Mapping[str | None, tuple[np.ndarray, np.ndarray | None]]
     known: frozenset[str]
+    alike: frozenset[str] = frozenset()
 
     def requests(self, rows: slice = slice(None)) -> list[UserRequest]:
         """Return some rows as a strategy takes them."""
@@ -100,7 +102,8 @@ class UserPrompts:
 
     def reason(self, row: int, answer: PersonalAnswer) -> str:
         """Return why the answer of a row was chosen."""
-        return reason(answer, self.users[row], self.users[row] in self.known)
+        user = self.users[row]
+        return reason(answer, user, user in self.known, user in self.alike)
 
 
 def user_prompts(
@@ -131,7 +134,10 @@ def user_prompts(
     states = {one: find_state(model, one) for one in dict.fromkeys(users)}
     known = frozenset(one for one, state in states.items() if one and state is not None)
     weights = {one: weights_of(model, state) for one, state in states.items()}
-    return UserPrompts([as_prompt(row, chat, system) for row in rows], users, weights, known)
+    common = model.population()[0]
+    alike = frozenset(one for one in known if is_alike(weights[one][0], common))
+    prompts = [as_prompt(row, chat, system) for row in rows]
+    return UserPrompts(prompts, users, weights, known, alike)
 
 
 def write_answers(
@@ -187,13 +193,14 @@ def write_answers(
     return plain
 
 
-def reason(answer: PersonalAnswer, user: str | None, known: bool) -> str:
+def reason(answer: PersonalAnswer, user: str | None, known: bool, alike: bool = False) -> str:
     """Return in a sentence what was chosen for a user, why, and how sure it is to help.
 
     Args:
         answer: of a strategy.
         user: whose prompt it is, None for nobody in particular.
         known: whether choices of the user are known.
+        alike: whether the user has the population's weights all the same.
 
     Example:
         >>> from jaxalign.experiments.answer import reason
@@ -216,9 +223,12 @@ def reason(answer: PersonalAnswer, user: str | None, known: bool) -> str:
             words += f"better than the plain answer with probability {answer.probability:.2f}"
             words += f" (gain {answer.gain:.2f} +- {answer.sd:.2f} logits)"
             words += "" if answer.probability >= SURE else ": not sure to help"
-    if known:
+    if known and not alike:
         return words
-    who = "no user was named" if user is None else f"no choices of {user!r} are known"
+    if known:
+        who = f"the run does not adapt to {user!r}"
+    else:
+        who = "no user was named" if user is None else f"no choices of {user!r} are known"
     return f"{words}; {who}, so the taste of the whole population decided"
 
 

@@ -97,10 +97,13 @@ def weights_of(model: UserModel, state: UserState | None) -> tuple[np.ndarray, n
 
 def is_left_alone(model: UserModel, state: UserState) -> bool:
     """Return whether `adapt_users` gave a user the population's weights, as the gate says."""
+    return model.gate is not None and is_alike(state.mean, model.population()[0])
+
+
+def is_alike(mean: np.ndarray, common: np.ndarray) -> bool:
+    """Return whether the weights [K] of a user are those of the population."""
     # Not to the last bit, which another machine may round otherwise.
-    return model.gate is not None and np.allclose(
-        state.mean, model.population()[0], rtol=1e-5, atol=1e-7
-    )
+    return bool(np.allclose(mean, common, rtol=1e-5, atol=1e-7))
 
 
 def own_weights(model: UserModel, state: UserState) -> tuple[np.ndarray, np.ndarray | None]:
