@@ -105,3 +105,9 @@ def test_all_names_exist(name):
     found = __import__(module.removesuffix(".."), fromlist=["x"]) if name != "__init__.py" else None
     for public in getattr(found, "__all__", ()):
         assert hasattr(found, public), f"{module}.{public}"
+
+
+def test_no_two_files_of_tests_have_one_name():
+    """pytest imports them by name alone, and refuses the second one."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert len(names) == len(set(names)), sorted({n for n in names if names.count(n) > 1})

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_feedback import LEVELS, a_prior, simulated
+from test_mixed_feedback import LEVELS, a_prior, simulated
 
 from jaxalign.errors import InputError
 from jaxalign.mrm import bayes, feedback

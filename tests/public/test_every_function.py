@@ -45,7 +45,7 @@ ELSEWHERE = {
     "models.to_nnx": "models/test_nnx_bridge.py",
     "mrm.belief_moments": "mrm/test_padding.py",
     "mrm.best_of": "mrm/test_gains.py",
-    "mrm.feedback_posterior": "mrm/test_feedback.py",
+    "mrm.feedback_posterior": "mrm/test_mixed_feedback.py",
     "mrm.feedback_moments": "mrm/test_feedback_belief.py",
     "mrm.init_feedback_belief": "mrm/test_feedback_belief.py",
     "mrm.observe": "mrm/test_feedback_belief.py",
