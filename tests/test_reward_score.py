@@ -160,3 +160,15 @@ def test_the_answers_of_choices_are_scored_once_each(tmp_path):
     # Every answer of the choices is found among the scores.
     features, choices = load_features(out), load_source(data).choices
     assert lookup(features, choices.items, choices.texts).shape == (3, 2)
+
+
+def test_a_file_that_no_run_has_written_is_kept(tmp_path):
+    """Preferences may have the name that somebody thinks of for their scores."""
+    choices = write_rows(tmp_path / "kind.jsonl", [{"chosen": "a", "rejected": "b"}])
+    data, before = write_rows(tmp_path / "a.jsonl", ROWS), choices.read_bytes()
+    rules = ("reward", "score", "--rewards", "brevity", "--data", data, "--out")
+    refused(call(*rules, choices), "kind.jsonl is there, and no run beside it", "remove it")
+    assert choices.read_bytes() == before
+    assert not (tmp_path / "kind.scale.json").exists()
+    out = tmp_path / "scores.jsonl"
+    assert call(*rules, out).code == call(*rules, out).code == 0  # its own file is replaced

@@ -15,7 +15,11 @@ def add(commands: Commands) -> None:
     parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
     parser.add_argument("--pooling", choices=("auto", "mean", "cls", "last"), default="auto")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--data", help="preference file, folder or datasets name")
+    parser.add_argument(
+        "--data",
+        help="preference file, with rows of `chosen`, `rejected` and perhaps `prompt`; or a "
+        "folder, or a data set of the Hub",
+    )
     parser.add_argument("--texts", type=Path, help="a text a line")
     add_out(parser, "file", ".npz to write", endings=(".npz",))
 

@@ -31,7 +31,12 @@ def _add_train(actions: Commands) -> None:
         epilog="Any field of the config can be set: --bayes.em_steps 12",
     )
     parser.add_argument("--config", type=Path, help="YAML, or a shipped one such as mrm/compare")
-    parser.add_argument("--data", required=True, help="preference file, folder or datasets name")
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="preference file, with rows of `user`, `chosen`, `rejected` and perhaps `prompt`; or "
+        "a folder of a known data set, or a data set of the Hub",
+    )
     add_out(parser, "folder", "folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
     parser.add_argument(
@@ -47,7 +52,11 @@ def _add_train(actions: Commands) -> None:
 def _add_adapt(actions: Commands) -> None:
     parser = command(actions, "adapt", _adapt, "users from their choices, in one file")
     parser.add_argument("--model", type=Path, required=True, help="folder of a run")
-    parser.add_argument("--data", required=True, help="preference file of the users")
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="preference file, with rows of `user`, `chosen`, `rejected` and perhaps `prompt`",
+    )
     parser.add_argument(
         "--features", type=Path, help="features or scores of the items, if not from text"
     )

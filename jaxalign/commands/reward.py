@@ -24,7 +24,12 @@ def _add_train(actions: Commands) -> None:
         epilog="Any field of the config can be set: --hold_out user",
     )
     parser.add_argument("--model", required=True, help="language model: folder, file or name")
-    parser.add_argument("--data", required=True, help="preference file or datasets name")
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="preference file, with rows of `chosen`, `rejected` and perhaps `prompt`; or a data "
+        "set of the Hub",
+    )
     add_out(parser, "folder", "folder of the run")
     parser.add_argument("--config", type=Path, help="YAML, or a shipped one such as reward/lora")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
+def run_folder(path: Path) -> Path:
+    """Return the folder of the run that writes a file, `.NAME.run` beside it."""
+    return path.with_name(f".{path.name}.run")
+
+
 def open_file_run(
     path: Path,
     kind: str,
@@ -38,14 +43,14 @@ def open_file_run(
         InputError: a stopped run of the file is another one, or `resume` is not set; or `resume` is
             set, and nothing says what the file was made from.
     """
-    folder = path.with_name(f".{path.name}.run")
+    folder = run_folder(path)
     finished, begun = (folder / REPORT).exists(), (folder / MARKER).exists()
     whole = resume and finished and path.is_file() and is_whole(path, read_json(folder / REPORT))
     stopped = begun and not finished
     if resume and path.exists() and not (whole or stopped):
         raise InputError(
-            f"--out {path} is there, and no run beside it has written what it holds: leave "
-            "--resume out to write it anew, or give another --out."
+            f"--out {path} is there, and no run beside it has written what it holds: remove it to "
+            "write it anew, or give another --out."
         )
     if folder.exists() and not stopped and not whole:
         shutil.rmtree(folder)

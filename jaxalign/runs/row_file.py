@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxalign.errors import InputError
 from jaxalign.files import write_aside
-from jaxalign.runs.file_run import open_file_run
+from jaxalign.runs.file_run import open_file_run, run_folder
 from jaxalign.runs.run_dir import Identity, RunDir
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def open_row_file(
     """Open an output file of JSON lines to write it anew, or to go on with it.
 
     Args:
-        path: of the file; a finished one is replaced unless `resume` is set.
+        path: of the file; one that a run has finished is replaced unless `resume` is set.
         kind: of the run, such as "generate".
         config: the settings, all that decide the rows.
         identity: what else decides them, by the name that messages call it.
@@ -90,8 +91,8 @@ def open_row_file(
             leave a file alone that such a run has finished.
 
     Raises:
-        InputError: a stopped run of the file is another one, or `resume` is not set; or `resume` is
-            set, and nothing says what the file was made from.
+        InputError: a stopped run of the file is another one, or `resume` is not set; or nothing
+            says what the file was made from, such as one that somebody has written by hand.
 
     Example:
         >>> import tempfile
@@ -112,6 +113,11 @@ def open_row_file(
         ['{"row": 0}', '{"row": 1}']
     """
     path = Path(path).expanduser()
+    if path.exists() and not resume and not run_folder(path).exists():
+        raise InputError(
+            f"--out {path} is there, and no run beside it has written what it holds, which would "
+            "be lost: remove it, or give another --out."
+        )
     return RowFile(path, open_file_run(path, kind, config, identity, _is_whole, resume))
 
 
