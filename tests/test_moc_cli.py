@@ -13,6 +13,7 @@ from cli_calls import call, refused
 
 from jaxalign.config import load_config
 from jaxalign.data.prompts import Prompts, load_prompts
+from jaxalign.errors import InputError
 from jaxalign.experiments.moc import MocEvaluateConfig
 from jaxalign.experiments.moc._evaluate import _prompts, evaluated_policies, load_run
 from jaxalign.experiments.moc._run import MocRunConfig, estimate_scale, prompts_for
@@ -373,3 +374,16 @@ def test_answers_that_fill_the_context_are_refused_by_their_setting(tmp_path):
     words = ("--config", tmp_path / "c.yaml", "--data", tmp_path / "p.txt", "--out", tmp_path / "o")
     found = call("moc", "train", "--model", model, *words, "--moc.answer_tokens", 2000)
     refused(found, "moc.answer_tokens: found 2000, expected less than the context", "lower it")
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "answer_tokens", "remedy"),
+    [(5, 6, "raise moc.prompt_tokens"), (99, 120, "lower moc.answer_tokens")],
+)
+def test_prompts_without_room_name_the_setting(tmp_path, prompt_tokens, answer_tokens, remedy):
+    model = load_language_model(str(tiny_lms.write(tmp_path / "model", "llama")))
+    (tmp_path / "c.yaml").write_text(yaml.dump(CONFIG))
+    sizes = ["--moc.prompt_tokens", str(prompt_tokens), "--moc.answer_tokens", str(answer_tokens)]
+    config = load_config(MocRunConfig, tmp_path / "c.yaml", sizes)
+    with pytest.raises(InputError, match=f"p.txt: found 1 prompt of .*; {remedy}"):
+        prompts_for(model, Prompts(("say thing",), source="p.txt"), config)
