@@ -172,7 +172,8 @@ def test_evaluate_gives_the_figures_of_the_report(world, tmp_path):
     judged = json.loads(result.out)
     assert judged == json.loads((tmp_path / "judged.json").read_text())
     reported = world.report["new_users"][world.report["selected"]["new_users"]]
-    for name in KEYS:
+    # What needs more than the saved model is in the report alone.
+    for name in set(KEYS) - {"gain_best", "swap_flipped", "gain_other"}:
         assert judged[name] == pytest.approx(reported[name], abs=1e-6), name
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -24,8 +25,8 @@ from jaxalign.mrm.registry import require
 from jaxalign.mrm.serving import item_features, require_text
 from jaxalign.progress import track
 from jaxalign.runs import RunDir
-from jaxalign.runs.file_run import open_file_run
-from jaxalign.runs.run_dir import Identity
+from jaxalign.runs.file_run import open_file_run, run_folder
+from jaxalign.runs.run_dir import REPORT, Identity
 from jaxalign.runs.stop import StopRequest, stop_request
 from jaxalign.runs.user_store import UserStore, create_users, open_users, refuse_foreign_file
 
@@ -108,10 +109,11 @@ def adapt_file(
     }
     if old is not None:
         identity["users"] = json.dumps(asdict(old.about))
-    run = open_file_run(out, KIND, config, identity, _is_whole, resume)
-    if run.finished:
-        return AdaptedFile(open_users(out, model.digest), ())
-    parts = _read_parts(run, model, source, features, config, old, progress)
+    with _earlier_kept(run_folder(out), resume):
+        run = open_file_run(out, KIND, config, identity, _is_whole, resume)
+        if run.finished:
+            return AdaptedFile(open_users(out, model.digest), ())
+        parts = _read_parts(run, model, source, features, config, old, progress)
     with stop_request() as stop:
         remarks = _adapt_parts(run, model, parts, features, config, old, stop, progress)
         if not stop.asked:
@@ -120,6 +122,24 @@ def adapt_file(
         old.close()
     notes = (*parts.notes, *remarks.sentences(lambda row: f"{parts.unit} {row}"))
     return AdaptedFile(open_users(out, model.digest), notes)
+
+
+@contextmanager
+def _earlier_kept(folder: Path, resume: bool) -> Iterator[None]:
+    """Keep the folder of an earlier, finished run until the choices of this one are read."""
+    kept = folder.with_name(f"{folder.name}.earlier")
+    shutil.rmtree(kept, ignore_errors=True)
+    if resume or not (folder / REPORT).exists():
+        yield
+        return
+    shutil.move(folder, kept)
+    try:
+        yield
+    except InputError:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.move(kept, folder)
+        raise
+    shutil.rmtree(kept)
 
 
 def _is_whole(path: Path, report: object) -> bool:

@@ -26,7 +26,7 @@ def open_file_run(
     is_whole: Callable[[Path, Mapping[str, object]], bool],
     resume: bool = False,
 ) -> RunDir:
-    """Open the folder of the run that writes a file, `.NAME.run` beside it.
+    """Open the folder of the run that writes a file, see `run_folder`.
 
     The folder of a finished run stays, so that the file is known again.
 
