@@ -163,6 +163,7 @@ def test_progress_shows_on_stderr_only_when_it_takes_long(encoder, capsys, monke
     encode(encoder, TEXTS[:2], batch_tokens=16)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(progress, "_SHOW_AFTER", -1.0)
+    monkeypatch.setattr(progress, "_SAY_EVERY", -1.0)  # in lines, where there is no terminal
     encode(encoder, TEXTS[2:], batch_tokens=16)
     captured = capsys.readouterr()
     assert "encoding texts" in captured.err

@@ -35,7 +35,9 @@ from jaxalign.experiments import mrm as experiment
 options = ["--methods", "bayes", "mean_difference", "--fold_methods", "mean_difference",
            "--mean_difference.shares", "0", "0.5", "--bayes.em_steps", "4", "--seeds", "2",
            "--split.item_folds", "2", "--split.min_support", "3", "--split.min_query", "3",
-           "--features.path", "features.npz", "--draws", "100", "--shots", "0", "5"]
+           "--features.path", "features.npz", "--draws", "100", "--shots", "0", "5",
+           # So few users cannot pass a test at 5 %, and the gate would leave most of them alone.
+           "--adaptation.significance", "1", "--adaptation.kept_gain", "1"]
 config = load_config(experiment.MRMRunConfig, None, [*options, "--select", "mean_difference"])
 report = experiment.run(config, "choices.jsonl", "run", show=False)
 judged = experiment.evaluate("run", "choices.jsonl")
