@@ -65,6 +65,7 @@ def test_a_population_of_each_kind():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("nats", [0.0, 0.015])
-def test_a_hundred_populations_of_each_kind(nats):
-    row = mrm_adaptation.judged(16, nats, range(100))
-    assert row["adapts"] >= 90 if nats else row["adapts"] <= 5
+def test_twelve_populations_of_each_kind(nats):
+    """The first of the hundred that `python -m benchmarks mrm_adaptation` draws."""
+    row = mrm_adaptation.judged(16, nats, range(12))
+    assert row["adapts"] >= 11 if nats else row["adapts"] <= 2

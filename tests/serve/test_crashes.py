@@ -100,10 +100,5 @@ def kill_and_compare(folder, upstream, moments, rng):
 
 
 @pytest.mark.slow
-def test_two_kills_lose_nothing(tmp_path, upstream_server, upstream):
-    kill_and_compare(tmp_path, upstream_server, 2, random.Random(0))
-
-
-@pytest.mark.slow
-def test_twenty_kills_lose_nothing(tmp_path, upstream_server, upstream):
-    kill_and_compare(tmp_path, upstream_server, 20, random.Random(1))
+def test_eight_kills_lose_nothing(tmp_path, upstream_server, upstream):
+    kill_and_compare(tmp_path, upstream_server, 8, random.Random(1))
