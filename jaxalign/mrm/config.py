@@ -275,6 +275,8 @@ class AdaptationConfig:
         enough_users: validation users with whom the test needs no further fits, 2 or more.
         kept_gain: share of the gain in log-likelihood that the users whom the gate lets through
             must keep on validation, in (0, 1]; the less, the more users are left alone.
+        tolerated_harm: share of validation users, from 0 to 1, who may be predicted worse with
+            adaptation before the gate leaves anybody alone; 0 always sets the gate.
         reference_pairs: pairs of training choices on which the gate judges what a user's support
             says, 1 or more.
 
@@ -288,10 +290,12 @@ class AdaptationConfig:
     folds: int = 5
     enough_users: int = 200
     kept_gain: float = 0.875
+    tolerated_harm: float = 0.1
     reference_pairs: int = 128
 
     def __post_init__(self) -> None:
         check_range(self, "significance kept_gain", 0, 1, above=True)
+        check_range(self, "tolerated_harm", 0, 1)
         check_range(self, "enough_users", 2)
         check_range(self, "reference_pairs", 1)
         check_range(self, "folds", 0)

@@ -1,9 +1,12 @@
 """Whom to adapt: the test over users against scipy, choices by others, and gates by value."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy import stats
 
+from jaxalign.experiments.mrm.adaptation import set_gates
 from jaxalign.mrm.adaptation import (
     Gate,
     expected_gain,
@@ -12,6 +15,7 @@ from jaxalign.mrm.adaptation import (
     losses_by_others,
     paired_test,
 )
+from jaxalign.mrm.config import AdaptationConfig
 from jaxalign.mrm.out_of_fold import CandidateLosses, adaptation_test
 
 RNG = np.random.default_rng(0)
@@ -89,3 +93,32 @@ def test_gated_users_get_the_other_probabilities():
     served = gated(adapted, unadapted, through)
     assert (served[..., 0] == np.where(through, 0.9, 0.4)).all()
     assert Gate() == Gate(adapts=True, support=0.0, pairs=0.0)
+
+
+class _Fit:
+    """A fit whose predictions are given: adapted [1, U, P] and unadapted [U, P]."""
+
+    adapts = True
+
+    def __init__(self, adapted, unadapted):
+        self._predictions = {True: adapted, False: unadapted}
+        self.gates = [Gate(True)]
+
+    def predict(self, users, adapted=True):
+        return self._predictions[adapted]
+
+
+def test_a_gate_is_set_where_adaptation_harms_more_than_is_tolerated():
+    """One user in four is predicted worse; the expected gain is least there."""
+    weight = np.ones((4, 2))
+    adapted = np.array([[[0.9, 0.9], [0.9, 0.8], [0.8, 0.8], [0.45, 0.45]]])
+    unadapted = np.array([[0.5, 0.4], [0.4, 0.4], [0.4, 0.4], [0.55, 0.55]])
+    reference = SimpleNamespace(expected=lambda fit, users: np.array([[0.4, 0.3, 0.2, 0.01]]))
+    users = SimpleNamespace(query=SimpleNamespace(padded=SimpleNamespace(weight=weight)))
+    for tolerated, level in ((0.2, 0.2), (0.25, 0.0)):
+        fit = _Fit(adapted, unadapted)
+        config = AdaptationConfig(tolerated_harm=tolerated, kept_gain=1.0)
+        set_gates(fit, users, reference, config)
+        assert fit.gates[0].adapts
+        assert fit.gates[0].support == level
+        assert (fit.gates[0].pairs > 0) == (level > 0)

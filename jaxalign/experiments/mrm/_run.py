@@ -224,7 +224,7 @@ def _new_users(
     reference = reference_pairs(data, config)
     adapting = {name: fit for name, fit in fits.items() if decisions[name].adapts}
     for fit in adapting.values():
-        set_gates(fit, validation, reference, config.adaptation.kept_gain)
+        set_gates(fit, validation, reference, config.adaptation)
     say(f"{chosen} {selected}; test users are judged once")
     predictions = {n: (f.predict(test), f.predict(test, adapted=False)) for n, f in fits.items()}
     curves = {

@@ -9,7 +9,9 @@ from jaxalign.data.splits import UserSplit
 from jaxalign.experiments.mrm.config import MRMRunConfig
 from jaxalign.experiments.mrm.data import ExperimentData
 from jaxalign.experiments.mrm.fits import FittedMethod, KeepStage
+from jaxalign.metrics.harm import harmed_users
 from jaxalign.mrm.adaptation import Gate, PairedTest, expected_gain, gate_level
+from jaxalign.mrm.config import AdaptationConfig
 from jaxalign.mrm.out_of_fold import CandidateLosses, adaptation_test, out_of_fold, user_folds
 from jaxalign.mrm.selection import user_nll
 from jaxalign.mrm.support_query import (
@@ -155,7 +157,7 @@ def reference_pairs(data: ExperimentData, config: MRMRunConfig) -> ReferencePair
 
 
 def set_gates(
-    fit: FittedMethod, users: SupportQueryData, reference: ReferencePairs, kept: float
+    fit: FittedMethod, users: SupportQueryData, reference: ReferencePairs, config: AdaptationConfig
 ) -> None:
     """Let validation users choose the levels of each fit's gate.
 
@@ -163,15 +165,18 @@ def set_gates(
         fit: whose candidates are chosen.
         users: the validation users.
         reference: pairs that the support is judged on.
-        kept: share of the gain that is kept.
+        config: how much harm is tolerated without a gate, and the share of the gain that is kept.
     """
     if not fit.adapts:
         return
     weight = np.asarray(users.query.padded.weight)
     adapted, unadapted = fit.predict(users), fit.predict(users, adapted=False)
+    harm = np.nanmean(harmed_users(adapted, unadapted, weight > 0))
+    if harm <= config.tolerated_harm:
+        return
     gains = user_nll(unadapted, weight) - user_nll(adapted, weight)
     levels = [
-        [gate_level(*one, kept) for one in zip(expected, gains, strict=True)]
+        [gate_level(*one, config.kept_gain) for one in zip(expected, gains, strict=True)]
         for expected in (
             reference.expected(fit, users),
             expected_gain(adapted, unadapted, weight),
