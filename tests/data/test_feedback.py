@@ -377,7 +377,7 @@ def test_the_presets_run_from_embed_to_report(tmp_path, monkeypatch, name, rows)
     by_table = options(**{"features.path": table})
     assert main([*train, "--out", str(out), *by_table]) == 0
     report = json.loads((out / "report.json").read_text())
-    assert set(report["new_users"]) == {"bt", "mrm_published"}
+    assert set(report["new_users"]) == {"bt", "bt_items", "mrm_published"}
     # Half of the users are test users, and each has enough to be judged on.
     assert report["users"]["dropped"] == {"validation": 0, "test": 0}
     # The trunk itself serves as the encoder of a run, with the same features.
