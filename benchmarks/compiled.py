@@ -362,6 +362,8 @@ def _adapt(place: Place, size: str) -> Program:
 
 
 def _sweep(place: Place) -> Program:
+    import jax
+
     from jaxalign.palm import sweep
 
     shape = SWEEPS[place.sizes.sweep]
@@ -371,7 +373,8 @@ def _sweep(place: Place) -> Program:
     arrays = place.held((rewards, log_ref, weights))
     chunk = chunked.ACCELERATOR_WEIGHTS if place.described else None
     note = "prompts of a tile as on a CPU" if place.described else ""
-    return Program(sweep, (*arrays, palm.BETA, chunk), note)
+    function = jax.jit(partial(sweep, beta=palm.BETA, chunk=chunk))
+    return Program(function, arrays, note)
 
 
 def _route(place: Place) -> Program:
