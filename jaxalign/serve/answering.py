@@ -1,4 +1,4 @@
-"""One request for answers: whom it is for, which strategy, what is kept, what is sent."""
+"""One request for answers: its user, its strategy, what is stored and what is sent."""
 
 import asyncio
 import contextlib
@@ -36,20 +36,20 @@ from jaxalign.serve.wire import (
 AUTO = "auto"
 KEEP_ALIVE_SECONDS = 5.0
 _DROPPED = ("model", "stream", "stream_options", "n", "user", "safety_identifier", "jaxalign")
-"""What an engine is not told: who asks, and what this service does itself."""
+"""Fields that no engine gets: names of the user, and what this service does itself."""
 
 
 @dataclass(frozen=True, eq=False)
-class Ask:
+class PreparedRequest:
     """A request with all that its answer depends on.
 
     Attributes:
         endpoint: chat or text.
-        request: as it came.
-        caller: whom it is for.
-        taste: what is believed of the user.
+        request: its body.
+        caller: its key and user.
+        taste: the belief about the user.
         strategy: name of the strategy.
-        why: why the strategy is plain, None where it is not or was asked for.
+        why: why the strategy is plain, None where it is not, or was requested.
         stored: whether the answers are kept, so that feedback about them can be learned from.
         id: of the response, without its prefix.
     """
@@ -83,7 +83,7 @@ class Ask:
 
 async def prepare(
     service: Service, endpoint: Endpoint, request: GenerationRequest, headers: Mapping[str, str]
-) -> Ask:
+) -> PreparedRequest:
     """Return a request with its user and strategy.
 
     Raises:
@@ -112,19 +112,19 @@ async def prepare(
     strategy = service.config.strategy if request.model == AUTO and why is None else "plain"
     stored = caller.user is not None and not task and service.config.store != "none"
     taste = await service.taste(caller.user)
-    return Ask(endpoint, request, caller, taste, strategy, why, stored, events.new_id())
+    return PreparedRequest(endpoint, request, caller, taste, strategy, why, stored, events.new_id())
 
 
-def call_of(ask: Ask, n: int | None = None) -> Call:
+def call_of(prepared: PreparedRequest, n: int | None = None) -> Call:
     """Return a request as an engine takes it."""
-    body = ask.request.model_dump(exclude_unset=True, exclude=set(_DROPPED))
+    body = prepared.request.model_dump(exclude_unset=True, exclude=set(_DROPPED))
     metadata = body.get("metadata")
     if isinstance(metadata, dict):
         body["metadata"] = {key: one for key, one in metadata.items() if key != "user_id"}
-    return Call(ask.endpoint, body, ask.prompt, n or ask.request.n or 1)
+    return Call(prepared.endpoint, body, prepared.prompt, n or prepared.request.n or 1)
 
 
-async def serve_reply(service: Service, ask: Ask) -> ServedReply:
+async def serve_reply(service: Service, prepared: PreparedRequest) -> ServedReply:
     """Return the answers to serve.
 
     Raises:
@@ -132,18 +132,18 @@ async def serve_reply(service: Service, ask: Ask) -> ServedReply:
     """
 
     async def read(texts: list[str]) -> np.ndarray:
-        return await service.read_rewards(ask.prompt, texts)
+        return await service.read_rewards(prepared.prompt, texts)
 
     inputs = StrategyInputs(
         service.engine,
-        call_of(ask),
-        ask.prompt,
-        ask.taste.utility,
+        call_of(prepared),
+        prepared.prompt,
+        prepared.taste.utility,
         read,
         service.config.rule,
         service.config.samples,
     )
-    served = await STRATEGIES[ask.strategy](inputs)
+    served = await STRATEGIES[prepared.strategy](inputs)
     usage = served.reply.usage
     service.telemetry.tokens.inc(usage.completion_tokens if usage else 0)
     service.telemetry.answers.labels(served.answer.strategy).inc()
@@ -152,7 +152,7 @@ async def serve_reply(service: Service, ask: Ask) -> ServedReply:
 
 async def store_answers(
     service: Service,
-    ask: Ask,
+    prepared: PreparedRequest,
     texts: Sequence[str],
     answer: PersonalAnswer,
     features: np.ndarray | None = None,
@@ -161,7 +161,7 @@ async def store_answers(
 
     Args:
         service: where they are kept.
-        ask: the request.
+        prepared: the request.
         texts: of the answers.
         answer: the first of them, with the reason.
         features: [N, K], read here where they are not known.
@@ -169,64 +169,66 @@ async def store_answers(
     Raises:
         StorageError, LimitReached: nothing was kept.
     """
-    if not ask.stored or ask.caller.user is None:
+    if not prepared.stored or prepared.caller.user is None:
         return
-    values = await service.read_rewards(ask.prompt, texts) if features is None else features
+    values = await service.read_rewards(prepared.prompt, texts) if features is None else features
     keep_texts = service.config.store == "texts"
     answers = [
         {"features": [float(x) for x in row], **({"text": text} if keep_texts else {})}
         for text, row in zip(texts, values, strict=True)
     ]
     event = Event(
-        ask.id,
+        prepared.id,
         events.now(),
-        ask.caller.user,
+        prepared.caller.user,
         "answers",
-        ask.id,
+        prepared.id,
         {"strategy": answer.strategy, "probability": answer.probability},
         service.space.ids.digest,
-        json.dumps(ask.prompt, ensure_ascii=False) if keep_texts else None,
+        json.dumps(prepared.prompt, ensure_ascii=False) if keep_texts else None,
         json.dumps(answers, ensure_ascii=False),
     )
-    await service.keep(ask.caller, event)
+    await service.keep(prepared.caller, event)
 
 
-def explain(ask: Ask, answer: PersonalAnswer, count: int) -> Json:
+def explain(prepared: PreparedRequest, answer: PersonalAnswer, count: int) -> Json:
     """Return the `jaxalign` field of a response: what was chosen, how sure it is, and why."""
-    said = f"the plain answer: {ask.why}" if ask.why else reason(answer, ask.caller.shown,
-                                                                 ask.taste.used > 0)  # fmt: skip
-    if ask.strategy == "plain" and ask.why is None:
-        said = "the plain answer, which was asked for"
+    if prepared.why:
+        words = f"the plain answer: {prepared.why}"
+    elif prepared.strategy == "plain":
+        words = "the plain answer, which was asked for"
+    else:
+        words = reason(answer, prepared.caller.shown, prepared.taste.used > 0)
     return {
         "strategy": answer.strategy,
         "choice": answer.choice,
         "probability": answer.probability,
         "gain": answer.gain,
         "gain_sd": answer.sd,
-        "reason": said,
-        "feedback_used": ask.taste.used,
-        "answers": ask.answer_ids(count) if ask.stored else [],
+        "reason": words,
+        "feedback_used": prepared.taste.used,
+        "answers": prepared.answer_ids(count) if prepared.stored else [],
     }
 
 
-def headers_of(ask: Ask, about: Json) -> dict[str, str]:
+def headers_of(prepared: PreparedRequest, about: Json) -> dict[str, str]:
     """Return the `x-jaxalign-*` headers of a response."""
-    headers = {"x-jaxalign-strategy": str(about["strategy"]), "x-request-id": ask.response_id}
+    headers = {"x-jaxalign-strategy": str(about["strategy"]), "x-request-id": prepared.response_id}
     if about["probability"] is not None:
         headers["x-jaxalign-probability"] = f"{about['probability']:.4f}"
     return headers
 
 
-def whole_body(ask: Ask, reply: Reply, about: Json) -> Json:
+def whole_body(prepared: PreparedRequest, reply: Reply, about: Json) -> Json:
     """Return the body of a response that is not streamed."""
     found = reply.model_dump(exclude_unset=True)
     stamp = found.get("created")
     return {
         **found,
-        "id": ask.response_id,
-        "object": WHOLE[ask.endpoint],
+        "id": prepared.response_id,
+        "object": WHOLE[prepared.endpoint],
         "created": stamp if isinstance(stamp, int) else int(time.time()),
-        "model": ask.request.model,
+        "model": prepared.request.model,
         "jaxalign": about,
     }
 
@@ -239,18 +241,18 @@ def event_line(body: object) -> bytes:
 class Streaming:
     """Writes the pieces of one response."""
 
-    def __init__(self, ask: Ask) -> None:
-        self.ask = ask
+    def __init__(self, prepared: PreparedRequest) -> None:
+        self.prepared = prepared
         self.created = int(time.time())
 
     def chunk(self, choices: list[Json], **more: object) -> bytes:
         """Return one piece as an event."""
         return event_line(
             {
-                "id": self.ask.response_id,
-                "object": CHUNKS[self.ask.endpoint],
+                "id": self.prepared.response_id,
+                "object": CHUNKS[self.prepared.endpoint],
                 "created": self.created,
-                "model": self.ask.request.model,
+                "model": self.prepared.request.model,
                 "choices": choices,
                 **more,
             }
@@ -258,28 +260,24 @@ class Streaming:
 
     def piece(self, index: int, text: str, finish: str | None = None) -> Json:
         """Return a choice of a piece."""
-        said: Json = {"delta": {"content": text} if text else {}}
-        if self.ask.endpoint == "text":
-            said = {"text": text}
-        return {"index": index, **said, "logprobs": None, "finish_reason": finish}
+        content: Json = {"delta": {"content": text} if text else {}}
+        if self.prepared.endpoint == "text":
+            content = {"text": text}
+        return {"index": index, **content, "logprobs": None, "finish_reason": finish}
 
     def usage(self, usage: TokenUsage | None) -> list[bytes]:
         """Return the piece that states the tokens, if the client wants it."""
-        options = self.ask.request.stream_options
+        options = self.prepared.request.stream_options
         if options is None or not options.include_usage:
             return []
         found = (usage or TokenUsage()).model_dump()
         return [self.chunk([], usage=found)]
 
-    def failure(self, error: ApiError) -> bytes:
-        """Return the piece that says why the response ends here."""
-        return event_line(error.body())
 
-
-async def stream_whole(service: Service, ask: Ask) -> AsyncGenerator[bytes, None]:
+async def stream_whole(service: Service, prepared: PreparedRequest) -> AsyncGenerator[bytes, None]:
     """Yield a response whose answers are chosen before the first piece can be sent."""
-    wire = Streaming(ask)
-    task = asyncio.ensure_future(_serve_and_store(service, ask))
+    wire = Streaming(prepared)
+    task = asyncio.ensure_future(_serve_and_store(service, prepared))
     try:
         while not (await asyncio.wait({task}, timeout=KEEP_ALIVE_SECONDS))[0]:
             yield b": answers are being drawn\n\n"
@@ -287,11 +285,11 @@ async def stream_whole(service: Service, ask: Ask) -> AsyncGenerator[bytes, None
     finally:
         task.cancel()
     choices = served.reply.choices
-    about = explain(ask, served.answer, len(choices))
+    about = explain(prepared, served.answer, len(choices))
     for number, choice in enumerate(choices):
-        first = wire.piece(number, choice.said())
+        first = wire.piece(number, choice.content())
         message = {} if choice.message is None else choice.message.model_dump(exclude_unset=True)
-        if ask.endpoint == "chat":
+        if prepared.endpoint == "chat":
             first["delta"] = {"role": "assistant", **message}
         yield wire.chunk([first])
     last = [
@@ -304,28 +302,28 @@ async def stream_whole(service: Service, ask: Ask) -> AsyncGenerator[bytes, None
     yield b"data: [DONE]\n\n"
 
 
-async def _serve_and_store(service: Service, ask: Ask) -> ServedReply:
-    served = await serve_reply(service, ask)
-    texts = [choice.said() for choice in served.reply.choices]
-    await store_answers(service, ask, texts, served.answer, served.features)
+async def _serve_and_store(service: Service, prepared: PreparedRequest) -> ServedReply:
+    served = await serve_reply(service, prepared)
+    texts = [choice.content() for choice in served.reply.choices]
+    await store_answers(service, prepared, texts, served.answer, served.features)
     return served
 
 
-async def answer_whole(service: Service, ask: Ask) -> tuple[Json, dict[str, str]]:
+async def answer_whole(service: Service, prepared: PreparedRequest) -> tuple[Json, dict[str, str]]:
     """Return the body and the headers of a response that is not streamed."""
-    served = await _serve_and_store(service, ask)
-    about = explain(ask, served.answer, len(served.reply.choices))
-    return whole_body(ask, served.reply, about), headers_of(ask, about)
+    served = await _serve_and_store(service, prepared)
+    about = explain(prepared, served.answer, len(served.reply.choices))
+    return whole_body(prepared, served.reply, about), headers_of(prepared, about)
 
 
-async def stream_plain(service: Service, ask: Ask) -> AsyncGenerator[bytes, None]:
+async def stream_plain(service: Service, prepared: PreparedRequest) -> AsyncGenerator[bytes, None]:
     """Yield a plain response as the engine's pieces come in."""
-    wire = Streaming(ask)
+    wire = Streaming(prepared)
     texts: dict[int, list[str]] = {}
     usage: TokenUsage | None = None
     held: Json | None = None
     # Closed at once when the client goes away, so that the engine stops drawing.
-    async with contextlib.aclosing(service.engine.stream(call_of(ask))) as chunks:
+    async with contextlib.aclosing(service.engine.stream(call_of(prepared))) as chunks:
         async for chunk in chunks:
             usage = chunk.usage or usage
             if not chunk.choices:
@@ -333,29 +331,29 @@ async def stream_plain(service: Service, ask: Ask) -> AsyncGenerator[bytes, None
             if held is not None:
                 yield event_line(held)
             for choice in chunk.choices:
-                texts.setdefault(choice.index, []).append(choice.said())
+                texts.setdefault(choice.index, []).append(choice.content())
             # One piece is held back, so that the last one can say what was kept.
             held = {
                 **chunk.model_dump(exclude_unset=True, exclude={"usage"}),
-                "id": ask.response_id,
-                "object": CHUNKS[ask.endpoint],
+                "id": prepared.response_id,
+                "object": CHUNKS[prepared.endpoint],
                 "created": wire.created,
-                "model": ask.request.model,
+                "model": prepared.request.model,
             }
     service.telemetry.tokens.inc(usage.completion_tokens if usage else 0)
     service.telemetry.answers.labels("plain").inc()
-    said = ["".join(texts[index]) for index in sorted(texts)]
-    plain = PersonalAnswer(said[0] if said else "", "plain", ASKED_FOR, 0.0, None, None)
-    await store_answers(service, ask, said, plain)
-    yield event_line({**(held or {}), "jaxalign": explain(ask, plain, len(said))})
+    answers = ["".join(texts[index]) for index in sorted(texts)]
+    plain = PersonalAnswer(answers[0] if answers else "", "plain", ASKED_FOR, 0.0, None, None)
+    await store_answers(service, prepared, answers, plain)
+    yield event_line({**(held or {}), "jaxalign": explain(prepared, plain, len(answers))})
     for line in wire.usage(usage):
         yield line
     yield b"data: [DONE]\n\n"
 
 
-def streams_through(ask: Ask) -> bool:
+def streams_through(prepared: PreparedRequest) -> bool:
     """Return whether pieces can be sent as they are drawn: one plain answer."""
-    return ask.strategy == "plain" and (ask.request.n or 1) == 1
+    return prepared.strategy == "plain" and (prepared.request.n or 1) == 1
 
 
 def _text(content: object) -> str:

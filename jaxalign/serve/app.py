@@ -36,7 +36,7 @@ from jaxalign.serve.wire import (
 from jaxalign.version import __version__
 
 _RETENTION_SECONDS = 3600.0
-_METHODS = ("GET", "POST", "DELETE", "HEAD", "OPTIONS")  # each other word would be a counter
+_METHODS = ("GET", "POST", "DELETE", "HEAD", "OPTIONS")  # any other method counts as "other"
 _DAY_MICROSECONDS = 86_400 * MICROSECONDS
 
 
@@ -75,15 +75,15 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     async def generate(
         endpoint: Endpoint, request: GenerationRequest, headers: Mapping[str, str]
     ) -> Response:
-        ask = await answering.prepare(service, endpoint, request, headers)
+        prepared = await answering.prepare(service, endpoint, request, headers)
         if not request.stream:
-            body, about = await answering.answer_whole(service, ask)
+            body, about = await answering.answer_whole(service, prepared)
             return JSONResponse(body, headers=about)
-        through = answering.streams_through(ask)
-        pieces = (answering.stream_plain if through else answering.stream_whole)(service, ask)
+        through = answering.streams_through(prepared)
+        pieces = (answering.stream_plain if through else answering.stream_whole)(service, prepared)
         # What fails before the first piece still has a status of its own.
         first = await anext(pieces)
-        headers = {"x-request-id": ask.response_id, "cache-control": "no-cache"}
+        headers = {"x-request-id": prepared.response_id, "cache-control": "no-cache"}
         return StreamingResponse(
             _guarded(first, pieces), media_type="text/event-stream", headers=headers
         )
@@ -113,13 +113,13 @@ def _add_answers(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/compare")
     async def compare(body: ChatRequest, request: Request) -> Json:
-        """Give two answers to one prompt, of which the user may choose one."""
-        ask = await answering.prepare(service, "chat", body, request.headers)
-        return await compare_answers(service, ask)
+        """Return two answers to one prompt, of which the user may choose one."""
+        prepared = await answering.prepare(service, "chat", body, request.headers)
+        return await compare_answers(service, prepared)
 
 
 async def _guarded(first: bytes, pieces: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
-    """Yield the pieces of a response; what fails in the middle is said in a last one."""
+    """Yield the pieces of a response; after a failure in the middle, the last one is the error."""
     try:
         async with contextlib.aclosing(pieces):
             yield first
@@ -132,24 +132,24 @@ async def _guarded(first: bytes, pieces: AsyncGenerator[bytes, None]) -> AsyncIt
 def _add_users(app: FastAPI, service: Service) -> None:
     @app.post("/v1/feedback")
     async def feedback(body: FeedbackRequest, request: Request) -> Json:
-        """Learn from what a user says about an answer."""
+        """Take feedback of a user about an answer."""
         caller = service.gate.caller(request.headers, body.user, None, body.metadata)
         source = request.headers.get("idempotency-key")
         return await receive_feedback(service, caller, body, source)
 
     @app.get("/v1/user")
     async def user(request: Request, id: str | None = None) -> Json:
-        """Say what is believed of a user, and from what."""
+        """Return the belief about a user, and the number of rows that it is based on."""
         return await users.describe(service, service.gate.caller(request.headers, id))
 
     @app.get("/v1/user/export")
     async def export(request: Request, id: str | None = None) -> Json:
-        """Give all that is stored of a user."""
+        """Return all that is stored about a user."""
         return await users.export(service, service.gate.caller(request.headers, id))
 
     @app.delete("/v1/user")
     async def delete(request: Request, id: str | None = None) -> Json:
-        """Forget a user."""
+        """Delete all rows of a user."""
         return await users.forget(service, service.gate.caller(request.headers, id))
 
 
@@ -158,17 +158,17 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
         @app.get("/", response_model=None, include_in_schema=False)
         async def page() -> Response:
-            """Give the page, for loopback without keys alone."""
+            """Return the page, which is served on loopback without keys alone."""
             return render_page(service.guard.token)
 
     @app.get("/healthz")
     async def health() -> Json:
-        """Say that the process runs."""
+        """Return that the process runs."""
         return {"status": "ok"}
 
     @app.get("/readyz")
     async def ready() -> Json:
-        """Say whether requests can be answered now."""
+        """Return whether requests can be answered now."""
         if service.stopping:
             raise ApiError(503, "The service is being shut down.", "stopping")
         await service.database.read(lambda connection: events.user_row(connection, ""))
@@ -178,7 +178,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
     @app.get("/metrics", response_model=None)
     async def metrics() -> Response:
-        """Give the counters in the format of Prometheus."""
+        """Return the counters in the format of Prometheus."""
         return Response(service.telemetry.text(), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -192,7 +192,7 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def _as_api_error(error: Exception) -> ApiError:
-    """Return what a client is told of an exception; of an unexpected one, nothing."""
+    """Return an exception as the client sees it; of an unexpected one, it sees no message."""
     match error:
         case ApiError():
             return error
@@ -215,16 +215,16 @@ def _as_api_error(error: Exception) -> ApiError:
 
 
 def _invalid(error: RequestValidationError) -> ApiError:
-    """The first thing that is wrong with a body, in one sentence."""
+    """The first invalid field of a body, in one sentence."""
     found = error.errors()[0]
     where = [str(part) for part in found["loc"] if part not in ("body", "query")]
     if found["type"] == "json_invalid":
         return ApiError(400, "The body is no JSON; expected a JSON object.", "invalid_json")
     place = ".".join(where)
-    said = str(found["msg"]).removeprefix("Input should be ")
+    message = str(found["msg"]).removeprefix("Input should be ")
     return ApiError(
         400,
-        f"{place or 'The body'}: expected {said[:1].lower()}{said[1:]}."
+        f"{place or 'The body'}: expected {message[:1].lower()}{message[1:]}."
         if found["type"] != "missing"
         else f"{place or 'The body'} is missing.",
         "invalid_value",

@@ -1,4 +1,4 @@
-"""Two answers for one prompt: the pair whose comparison tells most about the user."""
+"""Two answers to one prompt: the pair whose comparison is most informative about the user."""
 
 import itertools
 
@@ -9,19 +9,19 @@ import numpy as np
 from jaxalign.mrm import information
 from jaxalign.personalize.strategies.base import PersonalAnswer
 from jaxalign.personalize.utility import Utility
-from jaxalign.serve.answering import Ask, call_of, store_answers
+from jaxalign.serve.answering import PreparedRequest, call_of, store_answers
 from jaxalign.serve.api_errors import ApiError
 from jaxalign.serve.service import Service
 from jaxalign.serve.store.events import Json
 from jaxalign.serve.wire import TokenUsage
 
 LEAST_NATS = 0.01
-"""Information from which asking pays: a choice between answers that hardly differ tells less."""
+"""Least information at which a comparison pays, such as one of answers that differ clearly."""
 _information = jax.jit(information)
 
 
 def most_informative(utility: Utility, values: np.ndarray) -> tuple[tuple[int, int], float]:
-    """Return the pair of answers whose comparison tells most, and how many nats.
+    """Return the pair of answers whose comparison is most informative, and its nats.
 
     Args:
         utility: mean [K] and covariance [K, K] of the user's weights.
@@ -45,34 +45,35 @@ def most_informative(utility: Utility, values: np.ndarray) -> tuple[tuple[int, i
     return pairs[best], float(nats[best])
 
 
-async def compare(service: Service, ask: Ask) -> Json:
-    """Draw answers, and return the two whose comparison tells most.
+async def compare(service: Service, prepared: PreparedRequest) -> Json:
+    """Draw answers, and return the two whose comparison is most informative.
 
     Raises:
-        ApiError: nobody is named, or nothing is stored that a choice could be learned from.
+        ApiError: no user is named, or nothing is stored that a choice could be learned from.
     """
-    ask.caller.require_user()
-    if not ask.stored:
+    prepared.caller.require_user()
+    if not prepared.stored:
         raise ApiError(
             409, "The service stores nothing (--store none) that a choice could be learned from.",
             "nothing_stored",
         )  # fmt: skip
-    reply = await service.engine.complete(call_of(ask, service.config.samples))
-    texts = [choice.said() for choice in reply.choices]
-    values = await service.read_rewards(ask.prompt, texts)
-    (one, other), nats = most_informative(ask.taste.utility, values)
+    reply = await service.engine.complete(call_of(prepared, service.config.samples))
+    texts = [choice.content() for choice in reply.choices]
+    values = await service.read_rewards(prepared.prompt, texts)
+    (one, other), nats = most_informative(prepared.taste.utility, values)
     shown = [one, other]
     answer = PersonalAnswer(texts[one], "compare", "two answers to choose from", 0.0, None, None)
-    await store_answers(service, ask, [texts[n] for n in shown], answer, values[shown])
+    await store_answers(service, prepared, [texts[n] for n in shown], answer, values[shown])
     service.telemetry.answers.labels("compare").inc()
     usage = reply.usage or TokenUsage()
     service.telemetry.tokens.inc(usage.completion_tokens)
     return {
-        "id": ask.response_id,
+        "id": prepared.response_id,
         "object": "jaxalign.comparison",
-        "model": ask.request.model,
+        "model": prepared.request.model,
         "answers": [
-            {"id": name, "text": texts[n]} for name, n in zip(ask.answer_ids(2), shown, strict=True)
+            {"id": name, "text": texts[n]}
+            for name, n in zip(prepared.answer_ids(2), shown, strict=True)
         ],
         "information": nats,
         "pays": nats >= LEAST_NATS,

@@ -1,4 +1,4 @@
-"""What users say about answers: checked, kept, and turned into rows that are learned from."""
+"""Feedback of users about answers: checked, stored, and turned into rows to learn from."""
 
 import hashlib
 import json
@@ -46,11 +46,12 @@ async def receive_feedback(
     Args:
         service: where it is kept.
         caller: whose feedback it is.
-        request: what was said.
+        request: the feedback.
         source: the client's idempotency key, None where it gave none.
 
     Raises:
-        ApiError: nobody is named, the answer is unknown or another user's, or the feedback is none.
+        ApiError: no user is named, the answer is unknown or another user's, or the feedback is
+            not valid.
         StorageError, LimitReached: nothing was kept.
     """
     user = caller.require_user()
@@ -165,8 +166,8 @@ async def _value(
             )
         difference = np.asarray(features[other.number]) - own
         # A changed mind about one request replaces the earlier choice, whichever way it went.
-        said: Json = {"preferred": other.number, "rejected": place.number}
-        return place.event, {**said, "difference": difference.tolist()}
+        numbers: Json = {"preferred": other.number, "rejected": place.number}
+        return place.event, {**numbers, "difference": difference.tolist()}
     return await _edited(service, request, place, answers, own)
 
 

@@ -183,7 +183,7 @@ def _check_json(body: bytes) -> None:
             400, "The body holds half of a surrogate pair, which is no text.", "invalid_json"
         ) from None
     except (ValueError, RecursionError):
-        return  # whatever else is wrong is said where the body is read
+        return  # every other mistake is refused where the body is parsed
 
 
 def _refuse_constant(name: str) -> NoReturn:

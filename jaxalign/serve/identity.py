@@ -1,4 +1,4 @@
-"""Who is asking: the key of a request, and the user whom the key may speak for."""
+"""The key of a request, and the user whom the key may speak for."""
 
 import hashlib
 import os
@@ -50,11 +50,11 @@ LOCAL = Key("local", "")
 
 @dataclass(frozen=True)
 class Caller:
-    """Whom a request is answered for.
+    """The key and the user of a request.
 
     Attributes:
         key: that it came with.
-        user: id with the namespace of the key; None for nobody in particular.
+        user: id with the namespace of the key; None where no user is named.
     """
 
     key: Key
@@ -66,10 +66,10 @@ class Caller:
         return None if self.user is None else self.user.removeprefix(f"{self.key.name}:")
 
     def require_user(self) -> str:
-        """Return the user, or refuse a request that names nobody.
+        """Return the user, or refuse a request without one.
 
         Raises:
-            ApiError: nobody was named.
+            ApiError: no user is named.
         """
         if self.user is None:
             raise ApiError(
@@ -174,7 +174,7 @@ def hash_key(key: str) -> str:
 
 @dataclass(frozen=True)
 class CallerGate:
-    """Finds out who is asking.
+    """Finds the key and the user of a request.
 
     Attributes:
         keys: by their hash; empty on loopback without keys.
@@ -212,7 +212,7 @@ class CallerGate:
         safety_identifier: str | None = None,
         metadata: Mapping[str, object] | None = None,
     ) -> Caller:
-        """Return whom a request is answered for.
+        """Return the key and the user of a request.
 
         Args:
             headers: of the request, names in lower case.

@@ -27,7 +27,7 @@ OTHER_SPACE = "rows on other rewards than the present ones"
 
 @dataclass(frozen=True, eq=False)
 class UserTaste:
-    """What is believed of a user, and from what.
+    """The belief about a user, and the rows that it is based on.
 
     Attributes:
         utility: mean [K] and covariance [K, K] of the user's weights.

@@ -1,4 +1,4 @@
-"""The state of a running service, and what it knows of one user."""
+"""The state of a running service, and its belief about one user."""
 
 import asyncio
 from collections import OrderedDict
@@ -32,7 +32,7 @@ class Service:
         database: where events are kept.
         engine: where answers are drawn.
         space: the base rewards, and the population.
-        gate: finds out who is asking.
+        gate: finds the key and the user of a request.
         guard: refuses foreign requests.
         telemetry: counters.
         stopping: whether the service is being shut down.
@@ -54,7 +54,7 @@ class Service:
         return Utility(np.asarray(prior.mean), np.asarray(prior.cov), self.space.ids)
 
     async def taste(self, user: str | None) -> UserTaste:
-        """Return what is believed of a user, the population's for nobody in particular.
+        """Return the belief about a user; where no user is named, about the population.
 
         It is computed from the user's rows, and kept until the user has another row.
 

@@ -49,7 +49,7 @@ class ServedReply:
     Attributes:
         reply: its choices are those that are served.
         answer: the first of them, with the reason.
-        features: [N, K] base rewards of the choices; None where nobody has read them yet.
+        features: [N, K] base rewards of the choices; None where they are not computed yet.
     """
 
     reply: Reply
@@ -90,7 +90,7 @@ def register_strategy(name: str) -> Callable[[StrategyFunction], StrategyFunctio
 async def answer_plainly(inputs: StrategyInputs) -> ServedReply:
     """Serve what the engine draws, all n answers that the request asks for."""
     reply = await inputs.engine.complete(inputs.call)
-    text = reply.choices[0].said()
+    text = reply.choices[0].content()
     return ServedReply(reply, PersonalAnswer(text, "plain", ASKED_FOR, 0.0, None, None))
 
 
@@ -105,7 +105,7 @@ async def answer_best(inputs: StrategyInputs) -> ServedReply:
 async def answer_by_rule(inputs: StrategyInputs) -> ServedReply:
     """Serve the best draw where it is likely enough to be better, and else the first."""
     reply = await inputs.engine.complete(inputs.call._replace(n=inputs.samples))
-    texts = [choice.said() for choice in reply.choices]
+    texts = [choice.content() for choice in reply.choices]
     values = await inputs.read(texts)
     gains = expected_gains(inputs.utility.mean, inputs.utility.cov, values)
     option = inputs.rule.choose(gains)

@@ -18,7 +18,7 @@ def is_task(turns: Sequence[ChatTurn]) -> bool:
     """Return whether a chat is a chat application's own: a title, tags, follow-ups, a query.
 
     open-webui sends them as one message that begins with "### Task:" and names guidelines, an
-    output format or the history of the chat. Nobody reads them as an answer.
+    output format or the history of the chat. No user reads them as an answer.
 
     Example:
         >>> from jaxalign.serve.tasks import is_task

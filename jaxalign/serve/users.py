@@ -1,4 +1,4 @@
-"""What a user may see of what is stored and believed, and how it is forgotten."""
+"""What a user may see of the stored rows and the belief, and how they are deleted."""
 
 import json
 
@@ -17,7 +17,7 @@ REMAINS = (
 
 
 async def describe(service: Service, caller: Caller) -> Json:
-    """Return what is believed of a user, in numbers and words, and from what."""
+    """Return the belief about a user in numbers and words, and the rows that it is based on."""
     user = caller.require_user()
     taste = await service.taste(user)
     row = await service.database.read(lambda connection: events.user_row(connection, user))
@@ -55,7 +55,7 @@ async def describe(service: Service, caller: Caller) -> Json:
 
 
 async def export(service: Service, caller: Caller) -> Json:
-    """Return all that is stored of a user, and what is believed.
+    """Return all that is stored about a user, and the belief.
 
     Raises:
         ApiError: there are no rows of the user.

@@ -17,33 +17,33 @@ Count = Annotated[int, Field(ge=1, le=MOST_CHOICES)]
 Real = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _Open(BaseModel):
+class _RequestObject(BaseModel):
     """An object that keeps fields that are not named here."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
 
-class StreamOptions(_Open):
+class StreamOptions(_RequestObject):
     """How a response is streamed."""
 
     include_usage: bool | None = None
 
 
-class TextPart(_Open):
+class TextPart(_RequestObject):
     """A part of a message's content; only those of type `text` are read."""
 
     type: str
     text: str | None = None
 
 
-class ChatTurn(_Open):
+class ChatTurn(_RequestObject):
     """A message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[TextPart] | None = None
 
 
-class GenerationRequest(_Open):
+class GenerationRequest(_RequestObject):
     """What requests for chat and for text completions have in common."""
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -87,13 +87,13 @@ class FeedbackRequest(BaseModel):
     metadata: dict[str, object] | None = None
 
 
-class _Found(BaseModel):
-    """What an engine says; servers differ, so that only what is used has to be right."""
+class _EngineObject(BaseModel):
+    """An object of an engine; servers differ, so that only fields that are used are checked."""
 
     model_config = ConfigDict(extra="allow")
 
 
-class TokenUsage(_Found):
+class TokenUsage(_EngineObject):
     """Tokens that were read and drawn."""
 
     prompt_tokens: int = 0
@@ -101,14 +101,14 @@ class TokenUsage(_Found):
     total_tokens: int = 0
 
 
-class AnswerMessage(_Found):
+class AnswerMessage(_EngineObject):
     """The message of an answer."""
 
     role: str = "assistant"
     content: str | None = None
 
 
-class ReplyChoice(_Found):
+class ReplyChoice(_EngineObject):
     """One answer of a reply: a message of a chat, or a text."""
 
     index: int = 0
@@ -116,28 +116,28 @@ class ReplyChoice(_Found):
     text: str | None = None
     finish_reason: str | None = None
 
-    def said(self) -> str:
+    def content(self) -> str:
         """Return the text of the answer."""
         if self.message is not None:
             return self.message.content or ""
         return self.text or ""
 
 
-class Reply(_Found):
+class Reply(_EngineObject):
     """A whole response of an engine."""
 
     choices: Annotated[list[ReplyChoice], Field(min_length=1)]
     usage: TokenUsage | None = None
 
 
-class Delta(_Found):
+class Delta(_EngineObject):
     """A piece of a message."""
 
     role: str | None = None
     content: str | None = None
 
 
-class ChunkChoice(_Found):
+class ChunkChoice(_EngineObject):
     """A piece of one answer."""
 
     index: int = 0
@@ -145,14 +145,14 @@ class ChunkChoice(_Found):
     text: str | None = None
     finish_reason: str | None = None
 
-    def said(self) -> str:
+    def content(self) -> str:
         """Return the text of the piece."""
         if self.delta is not None:
             return self.delta.content or ""
         return self.text or ""
 
 
-class ReplyChunk(_Found):
+class ReplyChunk(_EngineObject):
     """A piece of a response that is streamed."""
 
     choices: list[ChunkChoice] = Field(default_factory=list)

@@ -78,7 +78,7 @@ def test_rows_of_a_batch_do_not_depend_on_each_other(folder):
         return await asyncio.gather(*(engine.complete(one) for one in calls))
 
     each, both = in_engine(folder, alone), in_engine(folder, together)
-    assert [one.choices[0].said() for one in each] == [one.choices[0].said() for one in both]
+    assert [one.choices[0].content() for one in each] == [one.choices[0].content() for one in both]
     drawn = [one.usage.completion_tokens for one in both]
     assert drawn == [one.usage.completion_tokens for one in each]
     assert (np.array(drawn) <= [3, 8, 5]).all()
@@ -109,7 +109,7 @@ def test_what_cannot_be_drawn_is_refused(client, change, status, code, stream):
 def test_a_stop_text_ends_an_answer_and_is_left_out(folder):
     async def use(engine):
         whole = await engine.complete(Call("chat", GREEDY, PROMPT))
-        text = whole.choices[0].said()
+        text = whole.choices[0].content()
         stop = text[2:4]
         call = Call("chat", {**GREEDY, "stop": [stop]}, PROMPT)
         cut = await engine.complete(call)
@@ -117,10 +117,10 @@ def test_a_stop_text_ends_an_answer_and_is_left_out(folder):
         return text, stop, cut.choices[0], pieces
 
     text, stop, cut, pieces = in_engine(folder, use)
-    assert cut.said() == text[: text.index(stop)]
+    assert cut.content() == text[: text.index(stop)]
     assert cut.finish_reason == "stop"
-    streamed = "".join(choice.said() for piece in pieces for choice in piece.choices)
-    assert streamed == cut.said()
+    streamed = "".join(choice.content() for piece in pieces for choice in piece.choices)
+    assert streamed == cut.content()
 
 
 def test_the_queue_is_bounded(folder):

@@ -200,7 +200,7 @@ class LocalEngine:
         except InputError as error:
             raise ApiError(400, str(error), "context_length_exceeded", "messages") from None
         room = self._language.config.positions - len(ids)
-        asked = body.get("max_completion_tokens") or body.get("max_tokens") or _MAX_TOKENS
+        most = body.get("max_completion_tokens") or body.get("max_tokens") or _MAX_TOKENS
         temperature, top_p = body.get("temperature"), body.get("top_p")
         seed = body.get("seed")
         number = seed if isinstance(seed, int) else secrets.randbits(_SEED_BITS)
@@ -208,7 +208,7 @@ class LocalEngine:
         return [
             _DecodeRow(
                 ids,
-                min(int(str(asked)), room),
+                min(int(str(most)), room),
                 float(str(_TEMPERATURE if temperature is None else temperature)),
                 float(str(_TOP_P if top_p is None else top_p)),
                 jax.random.fold_in(key, place),
@@ -248,7 +248,7 @@ class LocalEngine:
         try:
             for row, completion in zip(rows, self._completions(rows), strict=True):
                 row.done.set_result(completion)
-        except Exception as error:  # told to the requests that wait for it
+        except Exception as error:  # raised again in the requests that wait
             for row in rows:
                 if not row.done.done():
                     row.done.set_exception(error)
@@ -284,7 +284,7 @@ class LocalEngine:
                     return
                 job.put(piece)
             job.put(None)
-        except Exception as error:  # told to the request that waits for it
+        except Exception as error:  # raised again in the request that waits
             job.put(error)
 
 
@@ -346,5 +346,5 @@ def _cut(text: str, stops: Sequence[str]) -> str:
 
 
 def _piece(endpoint: Endpoint, text: str, finish: str | None = None) -> ReplyChunk:
-    said = {"text": text} if endpoint == "text" else {"delta": Delta(content=text)}
-    return ReplyChunk(choices=[ChunkChoice(index=0, finish_reason=finish, **said)])
+    content = {"text": text} if endpoint == "text" else {"delta": Delta(content=text)}
+    return ReplyChunk(choices=[ChunkChoice(index=0, finish_reason=finish, **content)])

@@ -11,7 +11,7 @@ from jaxalign.serve.wire import Endpoint, Reply, ReplyChunk
 
 
 class Call(NamedTuple):
-    """What an engine is asked.
+    """One request to an engine.
 
     Attributes:
         endpoint: chat or text.
@@ -27,7 +27,7 @@ class Call(NamedTuple):
 
 
 class AnswerEngine(Protocol):
-    """Draws answers. What it raises to be told to the client is an `ApiError`."""
+    """Draws answers. A failure that the client may see is raised as an `ApiError`."""
 
     @property
     def model(self) -> str:

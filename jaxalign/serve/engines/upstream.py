@@ -27,7 +27,7 @@ _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
 class UpstreamEngine:
-    """Asks a server; connections are kept and shared."""
+    """Sends requests to a server; connections are kept and shared."""
 
     def __init__(self, config: EngineConfig) -> None:
         if not config.url or not config.url.startswith(("http://", "https://")):
@@ -65,8 +65,8 @@ class UpstreamEngine:
             if self._model:
                 return  # some servers list nothing, and one that is down may come back
             raise InputError(
-                f"--engine.url {self._config.url}: its models cannot be listed ({_said(error)}); "
-                "start the server, or name its model with --engine.model."
+                f"--engine.url {self._config.url}: its models cannot be listed "
+                f"({_message(error)}); start the server, or name its model with --engine.model."
             ) from None
         if not self._model and not listed:
             raise InputError(
@@ -75,7 +75,7 @@ class UpstreamEngine:
         self._model = self._model or listed[0]
 
     async def complete(self, call: Call) -> Reply:
-        """Return n answers; a server that gives fewer is asked for each of the others.
+        """Return n answers; from a server that returns fewer, the others are requested one by one.
 
         Raises:
             ApiError: too many requests wait, or the server is down, slow, refuses or is not
@@ -84,7 +84,7 @@ class UpstreamEngine:
         async with self._place():
             if call.n == 1 or self._ignores_n:
                 return await self._several(call, [])
-            first = await self._ask(call, call.n)
+            first = await self._request(call, call.n)
             if len(first.choices) >= call.n:
                 return first
             self._ignores_n = True
@@ -92,7 +92,7 @@ class UpstreamEngine:
 
     async def _several(self, call: Call, known: list[Reply]) -> Reply:
         have = sum(len(reply.choices) for reply in known)
-        more = await asyncio.gather(*(self._ask(call, 1) for _ in range(call.n - have)))
+        more = await asyncio.gather(*(self._request(call, 1) for _ in range(call.n - have)))
         replies = [*known, *more]
         choices = [choice for reply in replies for choice in reply.choices]
         numbered = [
@@ -103,7 +103,7 @@ class UpstreamEngine:
             return replies[0]
         return replies[0].model_copy(update={"choices": numbered, "usage": usage})
 
-    async def _ask(self, call: Call, n: int) -> Reply:
+    async def _request(self, call: Call, n: int) -> Reply:
         body = {**call.body, "model": self._model, **({"n": n} if n > 1 else {})}
         for attempt in range(_RETRIES + 1):
             try:
@@ -201,7 +201,7 @@ def _unreachable(error: Exception) -> ApiError:
 
 
 def _refused(status: int, content: bytes, headers: httpx.Headers) -> ApiError:
-    """What a client is told of a refusal: its own mistakes as they are, all else as a failure."""
+    """Return a refusal as the client sees it: its own mistakes unchanged, all else as a failure."""
     try:
         detail = json.loads(content)["error"]
         message = str(detail["message"])
@@ -223,5 +223,5 @@ def _refused(status: int, content: bytes, headers: httpx.Headers) -> ApiError:
     )
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return str(error).strip() or type(error).__name__

@@ -90,7 +90,7 @@ class Database:
             with self._engine.connect() as connection:
                 return job(connection)
         except (SQLAlchemyError, sqlite3.Error) as error:
-            raise StorageError(_said(error)) from error
+            raise StorageError(_message(error)) from error
 
     async def compact(self) -> bool:
         """Remove deleted rows from the files of SQLite too; return whether nothing is left of them.
@@ -122,10 +122,10 @@ class Database:
                 busy, *_ = raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
                 return not busy
         except (SQLAlchemyError, sqlite3.Error) as error:
-            raise StorageError(_said(error)) from error
+            raise StorageError(_message(error)) from error
 
     def _check_file(self) -> None:
-        """Refuse to go on with a file that was deleted or replaced: nobody would find the rows."""
+        """Refuse to go on with a file that was deleted or replaced: later rows would be lost."""
         if self._file is None:
             return
         try:
@@ -146,7 +146,7 @@ class Database:
             self._commit([job for job in wanted if job.future.set_running_or_notify_cancel()])
 
     def _commit(self, jobs: list[_Job]) -> None:
-        """Run jobs in one transaction, each in a savepoint, and tell each how it went."""
+        """Run jobs in one transaction, each in a savepoint, and give each its result."""
         results: dict[_Job, object] = {}
         failures: dict[_Job, Exception] = {}
         if not jobs:
@@ -164,7 +164,7 @@ class Database:
                         failures[job] = error
         except Exception as error:
             for job in jobs:
-                failures.setdefault(job, StorageError(_said(error)))
+                failures.setdefault(job, StorageError(_message(error)))
         for job in jobs:
             if job in failures:
                 job.future.set_exception(failures[job])
@@ -198,8 +198,8 @@ def open_database(url: str, synchronous: Synchronous = "FULL") -> Database:
         return Database(parsed, synchronous)
     except (SQLAlchemyError, sqlite3.Error) as error:
         raise InputError(
-            f"--database {shown} cannot be opened ({_said(error)}): {_REMEDY}, and check that it "
-            "can be reached."
+            f"--database {shown} cannot be opened ({_message(error)}): {_REMEDY}, and check "
+            "that it can be reached."
         ) from None
 
 
@@ -257,8 +257,8 @@ def _engine(url: URL, synchronous: Synchronous) -> Engine:
     return engine
 
 
-def _said(error: Exception) -> str:
-    """What the driver said, without the statement and its values, which may hold texts."""
+def _message(error: Exception) -> str:
+    """The driver's message, without the statement and its values, which may hold texts."""
     origin = getattr(error, "orig", None) or error
     lines = str(origin).strip().splitlines()
     return lines[0] if lines else type(error).__name__
