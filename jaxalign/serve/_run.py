@@ -121,5 +121,4 @@ def bind(host: str, port: int) -> socket.socket:
             "free address of this machine: give another --port."
         ) from None
     listener.listen(_BACKLOG)
-    listener.set_inheritable(True)
     return listener

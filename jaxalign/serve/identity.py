@@ -19,6 +19,7 @@ WEBUI_TOKEN = "x-openwebui-user-jwt"
 WEBUI_USER = "x-openwebui-user-id"
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_FIELDS = {"name", "sha256", "user", "acts_for"}
 _KEY_BYTES = 32
 _LONGEST_USER = 256
 _REMEDY = "write it with `jaxalign serve --keys FILE --new-key NAME`"
@@ -123,16 +124,11 @@ def _key(entry: object, where: str) -> Key:
     if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
         raise InputError(f"{where}: found no sha256 of 64 hexadecimal digits: {_REMEDY}.")
     bound = isinstance(user, str) and bool(user)
-    if bound == (acts_for == "any") or unknown_fields(fields):
+    if bound == (acts_for == "any") or not fields.keys() <= _FIELDS:
         raise InputError(
             f"{where}: expected name, sha256 and either `user: ID` or `acts_for: any`; correct it."
         )
     return Key(name, digest, user if bound else None)
-
-
-def unknown_fields(fields: Mapping[str, object]) -> set[str]:
-    """Return the fields of an entry that no key has."""
-    return set(fields) - {"name", "sha256", "user", "acts_for"}
 
 
 def add_key(path: str | Path, name: str, user: str | None = None) -> str:

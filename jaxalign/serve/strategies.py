@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxalign.errors import InputError
 from jaxalign.models.chat import Chat
 from jaxalign.mrm.gains import expected_gains
 from jaxalign.personalize.strategies.base import (
@@ -57,36 +56,6 @@ class ServedReply:
     features: np.ndarray | None = None
 
 
-StrategyFunction = Callable[[StrategyInputs], Awaitable[ServedReply]]
-STRATEGIES: dict[str, StrategyFunction] = {}
-"""Every strategy of the service by its name."""
-
-
-def register_strategy(name: str) -> Callable[[StrategyFunction], StrategyFunction]:
-    """Return a decorator that registers a strategy of the service.
-
-    Args:
-        name: of the strategy, for `jaxalign serve --strategy NAME`.
-
-    Raises:
-        InputError: the name is taken.
-
-    Example:
-        >>> from jaxalign.serve.strategies import STRATEGIES
-        >>> list(STRATEGIES)
-        ['plain', 'best_of', 'auto']
-    """
-    if name in STRATEGIES:
-        raise InputError(f"the strategy {name!r} is registered already; give another name.")
-
-    def register(function: StrategyFunction) -> StrategyFunction:
-        STRATEGIES[name] = function
-        return function
-
-    return register
-
-
-@register_strategy("plain")
 async def answer_plainly(inputs: StrategyInputs) -> ServedReply:
     """Serve what the engine draws, all n answers that the request asks for."""
     reply = await inputs.engine.complete(inputs.call)
@@ -94,14 +63,12 @@ async def answer_plainly(inputs: StrategyInputs) -> ServedReply:
     return ServedReply(reply, PersonalAnswer(text, "plain", ASKED_FOR, 0.0, None, None))
 
 
-@register_strategy("best_of")
 async def answer_best(inputs: StrategyInputs) -> ServedReply:
     """Serve the draw of the largest gain less k standard deviations, however sure it is."""
     rule = ServingRule(inputs.rule.k, least_probability=0.0)
     return await answer_by_rule(inputs._replace(rule=rule))
 
 
-@register_strategy("auto")
 async def answer_by_rule(inputs: StrategyInputs) -> ServedReply:
     """Serve the best draw where it is likely enough to be better, and else the first."""
     reply = await inputs.engine.complete(inputs.call._replace(n=inputs.samples))
@@ -114,3 +81,11 @@ async def answer_by_rule(inputs: StrategyInputs) -> ServedReply:
     served = reply.choices[option].model_copy(update={"index": 0})
     kept = reply.model_copy(update={"choices": [served]})
     return ServedReply(kept, answer, values[option : option + 1])
+
+
+STRATEGIES: dict[str, Callable[[StrategyInputs], Awaitable[ServedReply]]] = {
+    "plain": answer_plainly,
+    "best_of": answer_best,
+    "auto": answer_by_rule,
+}
+"""Every strategy of the service by its name."""

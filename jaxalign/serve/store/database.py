@@ -55,11 +55,6 @@ class Database:
         self._thread = threading.Thread(target=self._write_all, name="jaxalign writer", daemon=True)
         self._thread.start()
 
-    @property
-    def is_sqlite(self) -> bool:
-        """Whether it is an SQLite file."""
-        return self._file is not None
-
     async def write(self, job: Callable[[Connection], T]) -> T:
         """Run a job in the writing thread and return its result once it is committed.
 
@@ -186,7 +181,8 @@ def open_database(url: str, synchronous: Synchronous = "FULL") -> Database:
         >>> import tempfile
         >>> from jaxalign.serve.store.database import open_database
         >>> database = open_database(f"sqlite:///{tempfile.mkdtemp()}/service.sqlite")
-        >>> database.is_sqlite
+        >>> from jaxalign.serve.store.events import user_row
+        >>> database.read_now(lambda connection: user_row(connection, "local:ann")) is None
         True
         >>> database.close()
     """

@@ -262,16 +262,6 @@ def erase(connection: Connection, user: str) -> int:
     return int(deleted)
 
 
-def erased_at(connection: Connection, user: str) -> int | None:
-    """Return when the rows of a user were last erased, None if they never were."""
-    found = scalar(
-        connection,
-        "SELECT erased FROM tombstones WHERE digest = :digest",
-        digest=_digest(connection, user),
-    )
-    return None if found is None else int(found)
-
-
 def expire(connection: Connection, before: int) -> int:
     """Delete the rows of all users that are older than a time.
 
