@@ -12,6 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from running import CHAT, client_of, config_of
+from sqlalchemy import create_engine, text
+
+from jaxalign.serve.store import events
+from jaxalign.serve.store.database import open_database
 
 pytestmark = pytest.mark.slow
 
@@ -100,3 +104,54 @@ def test_two_copies_count_every_row_once(tmp_path, upstream_server, upstream):
             # What one copy forgets, the other forgets too.
             assert one.delete("/v1/user", params={"id": "ann"}).json()["rows"] == 10
             assert two.get("/v1/user", params={"id": "ann"}).json()["feedback_used"] == 0
+
+
+def insert(connection, received):
+    row = events.Event(events.new_id(), received, "local:ann", "answers", "1", {}, "space")
+    events.insert(connection, row, "local", events.Limits())
+
+
+def in_turn(engine, first, second):
+    """Return what two transactions return, of which the second waits for the first's commit."""
+    found = []
+
+    def run_second():
+        with engine.begin() as connection:
+            found.append(second(connection))
+
+    thread = threading.Thread(target=run_second)
+    with engine.connect() as watch, engine.begin() as connection:
+        found.append(first(connection))
+        thread.start()
+        waiting = text("SELECT COUNT(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        deadline = time.monotonic() + 30
+        while not watch.execute(waiting).scalar() and time.monotonic() < deadline:
+            watch.rollback()
+            time.sleep(0.01)
+        assert time.monotonic() < deadline
+    thread.join()
+    return found
+
+
+def test_copies_that_delete_at_once_leave_the_counts_right(tmp_path):
+    with server(tmp_path) as url:
+        open_database(url).close()
+        engine = create_engine(url)
+        with engine.begin() as connection:
+            events.ensure_salt(connection)
+            for received in [1] * 5 + [100] * 5:
+                insert(connection, received)
+        found = in_turn(
+            engine, lambda c: events.expire(c, before=50), lambda c: events.expire(c, before=50)
+        )
+        assert found == [5, 0]
+        with engine.begin() as connection:
+            assert events.user_row(connection, "local:ann").events == 5
+            assert len(list(events.everything(connection, "local:ann"))) == 5
+        # A row that is being written when its user is deleted goes too.
+        found = in_turn(engine, lambda c: insert(c, 101), lambda c: events.erase(c, "local:ann"))
+        assert found == [None, 6]
+        with engine.begin() as connection:
+            assert events.user_row(connection, "local:ann") is None
+            assert not list(events.everything(connection, "local:ann"))
+        engine.dispose()

@@ -247,10 +247,11 @@ def erase(connection: Connection, user: str) -> int:
     Returns:
         How many rows were deleted.
     """
+    # The row of the user first: it waits for another copy's insert, whose event is then deleted.
+    connection.execute(text("DELETE FROM users WHERE user_id = :user"), {"user": user})
     deleted = connection.execute(
         text("DELETE FROM events WHERE user_id = :user"), {"user": user}
     ).rowcount
-    connection.execute(text("DELETE FROM users WHERE user_id = :user"), {"user": user})
     connection.execute(
         text(
             "INSERT INTO tombstones (digest, erased, events) VALUES (:digest, :erased, :events) "
@@ -272,21 +273,28 @@ def expire(connection: Connection, before: int) -> int:
     Returns:
         How many rows were deleted.
     """
-    users = connection.execute(
-        text("SELECT user_id, COUNT(*) FROM events WHERE received < :before GROUP BY user_id"),
-        {"before": before},
-    ).all()
-    for user, count in users:
-        connection.execute(
-            text(
-                "UPDATE users SET events = events - :count, version = :version "
-                "WHERE user_id = :user"
-            ),
-            {"count": count, "version": new_id(), "user": user},
-        )
-    connection.execute(text("DELETE FROM events WHERE received < :before"), {"before": before})
+    values = {"before": before, "version": new_id()}
+    # The rows of the users are locked before anything is counted: another copy that expires the
+    # same events waits, and counts none of them.
+    connection.execute(
+        text(
+            "UPDATE users SET version = :version WHERE user_id IN "
+            "(SELECT user_id FROM events WHERE received < :before)"
+        ),
+        values,
+    )
+    connection.execute(
+        text(
+            "UPDATE users SET events = events - (SELECT COUNT(*) FROM events WHERE "
+            "events.user_id = users.user_id AND received < :before) WHERE version = :version"
+        ),
+        values,
+    )
+    deleted = connection.execute(
+        text("DELETE FROM events WHERE received < :before"), {"before": before}
+    ).rowcount
     connection.execute(text("DELETE FROM users WHERE events <= 0"))
-    return sum(int(count) for _, count in users)
+    return int(deleted)
 
 
 def _digest(connection: Connection, user: str) -> str:
