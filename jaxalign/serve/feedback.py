@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxalign.serve.api_errors import ApiError
 from jaxalign.serve.identity import Caller
-from jaxalign.serve.learning import OTHER_SPACE, UNREAD
+from jaxalign.serve.learning import why_unused
 from jaxalign.serve.service import Service
 from jaxalign.serve.store import events
 from jaxalign.serve.store.events import Event, EventKind, Json
@@ -77,15 +77,15 @@ async def receive_feedback(
             "idempotency_key_reused",
         )
     taste = await service.taste(user)
-    used, why = _used(service, kept)
+    unused = why_unused(service.space, kept)
     if kept.id == event.id:
-        service.telemetry.feedback.labels(kind, str(used).lower()).inc()
+        service.telemetry.feedback.labels(kind, str(unused is None).lower()).inc()
     return {
         "id": f"feedback-{kept.id}",
         "object": "jaxalign.feedback",
         "kind": kept.kind,
-        "used": used,
-        "reason": why,
+        "used": unused is None,
+        "reason": f"stored, and not used: {unused}" if unused else "used from the next answer on",
         "feedback_used": taste.used,
     }
 
@@ -205,11 +205,3 @@ async def _edited(
     if service.config.store == "texts":
         value["edited"] = text
     return place.subject, value
-
-
-def _used(service: Service, event: Event) -> tuple[bool, str]:
-    if event.space != service.space.ids.digest:
-        return False, f"stored, and not used: {OTHER_SPACE}"
-    if event.kind == "rating" and not service.space.named:
-        return False, f"stored, and not used: {UNREAD}"
-    return True, "used from the next answer on"

@@ -21,8 +21,8 @@ decisively they rate. Assumed, and not fitted: no log of thumbs comes with the p
 """
 LEAST_ROOM = 32
 """Rows of the smallest program; twice as many each time that they do not suffice."""
-UNREAD = "ratings on learned features, which have no typical answer to be measured from"
-OTHER_SPACE = "rows on other rewards than the present ones"
+_UNREAD = "ratings on learned features, which have no typical answer to be measured from"
+_OTHER_SPACE = "rows on other rewards than the present ones"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +57,13 @@ def current_feedback(rows: Sequence[Event]) -> list[Event]:
     return [row for row in rows if last[row.kind, row.subject] == row.id]
 
 
+def why_unused(space: RewardSpace, row: Event) -> str | None:
+    """Return why nothing is learned from a row of feedback, None for a row that is learned from."""
+    if row.space != space.ids.digest:
+        return _OTHER_SPACE
+    return _UNREAD if row.kind == "rating" and not space.named else None
+
+
 def infer_taste(space: RewardSpace, rows: Sequence[Event]) -> UserTaste:
     """Return the posterior of a user's weights.
 
@@ -70,12 +77,11 @@ def infer_taste(space: RewardSpace, rows: Sequence[Event]) -> UserTaste:
     unused: Counter[str] = Counter()
     used = []
     for row in current_feedback(rows):
-        if row.space != space.ids.digest:
-            unused[OTHER_SPACE] += 1
-        elif row.kind == "rating" and not space.named:
-            unused[UNREAD] += 1
-        else:
+        reason = why_unused(space, row)
+        if reason is None:
             used.append(row)
+        else:
+            unused[reason] += 1
     table = _table(used, len(space.ids.names))
     if any(row.kind == "rating" for row in used):
         found = feedback_posterior(_prior(space), table)
