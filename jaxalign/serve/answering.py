@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from jaxalign.serve.identity import Caller
 from jaxalign.serve.learning import UserTaste
 from jaxalign.serve.service import Service
 from jaxalign.serve.store import events
-from jaxalign.serve.store.events import Event, Json
+from jaxalign.serve.store.events import Event, Json, LimitReached
 from jaxalign.serve.strategies import STRATEGIES, ServedReply, StrategyInputs
 from jaxalign.serve.tasks import is_task, why_plain
+from jaxalign.serve.telemetry import log
 from jaxalign.serve.wire import (
     CHUNKS,
     PREFIXES,
@@ -75,10 +77,6 @@ class PreparedRequest:
     def response_id(self) -> str:
         """The id of the response."""
         return PREFIXES[self.endpoint] + self.id
-
-    def answer_ids(self, count: int) -> list[str]:
-        """Return the ids of the answers, by which feedback names them."""
-        return [f"{self.response_id}.{number}" for number in range(count)]
 
 
 async def prepare(
@@ -156,21 +154,24 @@ async def store_answers(
     texts: Sequence[str],
     answer: PersonalAnswer,
     features: np.ndarray | None = None,
-) -> None:
-    """Keep the answers that a user was given, with their base rewards.
+) -> list[str]:
+    """Store the answers that a user was given, with their base rewards.
 
     Args:
-        service: where they are kept.
+        service: where they are stored.
         prepared: the request.
         texts: of the answers.
         answer: the first of them, with the reason.
-        features: [N, K], read here where they are not known.
+        features: [N, K], computed here where they are not known.
+
+    Returns:
+        The ids by which feedback names the answers; none where they are not to be stored.
 
     Raises:
-        StorageError, LimitReached: nothing was kept.
+        StorageError, LimitReached: nothing was stored.
     """
     if not prepared.stored or prepared.caller.user is None:
-        return
+        return []
     values = await service.read_rewards(prepared.prompt, texts) if features is None else features
     keep_texts = service.config.store == "texts"
     answers = [
@@ -189,9 +190,25 @@ async def store_answers(
         json.dumps(answers, ensure_ascii=False),
     )
     await service.keep(prepared.caller, event)
+    return [f"{prepared.response_id}.{number}" for number in range(len(texts))]
 
 
-def explain(prepared: PreparedRequest, answer: PersonalAnswer, count: int) -> Json:
+async def _store_if_room(
+    service: Service,
+    prepared: PreparedRequest,
+    texts: Sequence[str],
+    answer: PersonalAnswer,
+    features: np.ndarray | None = None,
+) -> list[str]:
+    """Store answers as `store_answers`, or none: a user at the limit of rows is answered too."""
+    try:
+        return await store_answers(service, prepared, texts, answer, features)
+    except LimitReached as error:
+        log("answers not stored", logging.WARNING, why=str(error))
+        return []
+
+
+def explain(prepared: PreparedRequest, answer: PersonalAnswer, ids: Sequence[str]) -> Json:
     """Return the `jaxalign` field of a response: what was chosen, how sure it is, and why."""
     if prepared.why:
         words = f"the plain answer: {prepared.why}"
@@ -207,7 +224,7 @@ def explain(prepared: PreparedRequest, answer: PersonalAnswer, count: int) -> Js
         "gain_sd": answer.sd,
         "reason": words,
         "feedback_used": prepared.taste.used,
-        "answers": prepared.answer_ids(count) if prepared.stored else [],
+        "answers": list(ids),
     }
 
 
@@ -281,11 +298,11 @@ async def stream_whole(service: Service, prepared: PreparedRequest) -> AsyncGene
     try:
         while not (await asyncio.wait({task}, timeout=KEEP_ALIVE_SECONDS))[0]:
             yield b": answers are being drawn\n\n"
-        served = task.result()
+        served, ids = task.result()
     finally:
         task.cancel()
     choices = served.reply.choices
-    about = explain(prepared, served.answer, len(choices))
+    about = explain(prepared, served.answer, ids)
     for number, choice in enumerate(choices):
         first = wire.piece(number, choice.content())
         message = {} if choice.message is None else choice.message.model_dump(exclude_unset=True)
@@ -302,17 +319,18 @@ async def stream_whole(service: Service, prepared: PreparedRequest) -> AsyncGene
     yield b"data: [DONE]\n\n"
 
 
-async def _serve_and_store(service: Service, prepared: PreparedRequest) -> ServedReply:
+async def _serve_and_store(
+    service: Service, prepared: PreparedRequest
+) -> tuple[ServedReply, list[str]]:
     served = await serve_reply(service, prepared)
     texts = [choice.content() for choice in served.reply.choices]
-    await store_answers(service, prepared, texts, served.answer, served.features)
-    return served
+    return served, await _store_if_room(service, prepared, texts, served.answer, served.features)
 
 
 async def answer_whole(service: Service, prepared: PreparedRequest) -> tuple[Json, dict[str, str]]:
     """Return the body and the headers of a response that is not streamed."""
-    served = await _serve_and_store(service, prepared)
-    about = explain(prepared, served.answer, len(served.reply.choices))
+    served, ids = await _serve_and_store(service, prepared)
+    about = explain(prepared, served.answer, ids)
     return whole_body(prepared, served.reply, about), headers_of(prepared, about)
 
 
@@ -344,8 +362,8 @@ async def stream_plain(service: Service, prepared: PreparedRequest) -> AsyncGene
     service.telemetry.answers.labels("plain").inc()
     answers = ["".join(texts[index]) for index in sorted(texts)]
     plain = PersonalAnswer(answers[0] if answers else "", "plain", ASKED_FOR, 0.0, None, None)
-    await store_answers(service, prepared, answers, plain)
-    yield event_line({**(held or {}), "jaxalign": explain(prepared, plain, len(answers))})
+    ids = await _store_if_room(service, prepared, answers, plain)
+    yield event_line({**(held or {}), "jaxalign": explain(prepared, plain, ids)})
     for line in wire.usage(usage):
         yield line
     yield b"data: [DONE]\n\n"

@@ -61,9 +61,9 @@ async def compare(service: Service, prepared: PreparedRequest) -> Json:
     texts = [choice.content() for choice in reply.choices]
     values = await service.read_rewards(prepared.prompt, texts)
     (one, other), nats = most_informative(prepared.taste.utility, values)
-    shown = [one, other]
     answer = PersonalAnswer(texts[one], "compare", "two answers to choose from", 0.0, None, None)
-    await store_answers(service, prepared, [texts[n] for n in shown], answer, values[shown])
+    pair = [texts[one], texts[other]]
+    ids = await store_answers(service, prepared, pair, answer, values[[one, other]])
     service.telemetry.answers.labels("compare").inc()
     usage = reply.usage or TokenUsage()
     service.telemetry.tokens.inc(usage.completion_tokens)
@@ -71,10 +71,7 @@ async def compare(service: Service, prepared: PreparedRequest) -> Json:
         "id": prepared.response_id,
         "object": "jaxalign.comparison",
         "model": prepared.request.model,
-        "answers": [
-            {"id": name, "text": texts[n]}
-            for name, n in zip(prepared.answer_ids(2), shown, strict=True)
-        ],
+        "answers": [{"id": name, "text": text} for name, text in zip(ids, pair, strict=True)],
         "information": nats,
         "pays": nats >= LEAST_NATS,
         "usage": usage.model_dump(),

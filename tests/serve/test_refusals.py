@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import re
 import sqlite3
 import stat
 import threading
@@ -249,12 +250,25 @@ def test_identities_that_cannot_be_trusted(keyed, upstream, headers, changes, ex
 
 
 def test_rows_of_a_user_and_users_of_a_key_are_limited(keyed, upstream):
-    signed = {"x-openwebui-user-jwt": token()}
+    """Beyond the limits, users are answered; nothing is stored, and feedback is refused."""
+    given = {"authorization": f"Bearer {keyed.keys['other']}", "x-openwebui-user-jwt": token()}
     for _ in range(3):
-        assert send(keyed, "other", signed).status_code == 200
-    assert error_of(send(keyed, "other", signed)) == (429, "insufficient_quota")
-    assert send(keyed, "other", user="second").status_code == 200
-    assert error_of(send(keyed, "other", user="third")) == (429, "insufficient_quota")
+        (kept,) = send(keyed, "other", given).json()["jaxalign"]["answers"]
+    beyond = [{}, {"model": fake_upstream.MODEL}, {"stream": True}]
+    beyond.append({"model": fake_upstream.MODEL, "stream": True})
+    for change in beyond:
+        found = send(keyed, "other", given, **change)
+        assert found.status_code == 200
+        assert re.search(r'"answers": ?\[\]', found.text)
+    assert len([row for row in rows_of(keyed.folder) if row[2] == "other:bob"]) == 3
+    body = {"response_id": kept, "rating": "up"}
+    refused = keyed.client.post("/v1/feedback", json=body, headers=given)
+    assert error_of(refused) == (429, "insufficient_quota")
+    assert send(keyed, "other", user="second").json()["jaxalign"]["answers"]
+    assert send(keyed, "other", user="third").json()["jaxalign"]["answers"] == []
+    third = {"authorization": given["authorization"]}
+    compared = keyed.client.post("/v1/compare", json={**CHAT, "user": "third"}, headers=third)
+    assert error_of(compared) == (429, "insufficient_quota")
 
 
 def test_a_database_that_is_gone_is_no_place_to_learn(tmp_path, upstream_server, upstream):
