@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxalign.experiments.answer import reason
 from jaxalign.models.chat import Chat
 from jaxalign.personalize.strategies.base import ASKED_FOR, PersonalAnswer
 from jaxalign.serve.api_errors import ApiError
@@ -210,22 +209,36 @@ async def _store_if_room(
 
 def explain(prepared: PreparedRequest, answer: PersonalAnswer, ids: Sequence[str]) -> Json:
     """Return the `jaxalign` field of a response: what was chosen, how sure it is, and why."""
-    if prepared.why:
-        words = f"the plain answer: {prepared.why}"
-    elif prepared.strategy == "plain":
-        words = "the plain answer, which was asked for"
-    else:
-        words = reason(answer, prepared.caller.shown, prepared.taste.used > 0)
     return {
         "strategy": answer.strategy,
         "choice": answer.choice,
         "probability": answer.probability,
         "gain": answer.gain,
         "gain_sd": answer.sd,
-        "reason": words,
+        "reason": _reason(prepared, answer),
         "feedback_used": prepared.taste.used,
         "answers": list(ids),
     }
+
+
+def _reason(prepared: PreparedRequest, answer: PersonalAnswer) -> str:
+    """Why an answer is served, in a sentence for the user."""
+    if prepared.why:
+        return f"the plain answer: {prepared.why}"
+    if prepared.strategy == "plain":
+        if prepared.request.model == AUTO:
+            return "the plain answer: the service runs with --strategy plain"
+        return "the plain answer: the request names the engine's own model"
+    if answer.probability is not None:
+        words = f"{answer.choice}, better than the plain answer with probability "
+        words += f"{answer.probability:.2f}"
+    else:
+        found = "likely enough" if answer.held_back else "expected"
+        words = f"the plain answer: no other one is {found} to be better"
+    if prepared.taste.used:
+        return words
+    who = "no user is named" if prepared.caller.user is None else "no feedback is known yet"
+    return f"{words}; {who}, so the taste of the whole population decides"
 
 
 def headers_of(prepared: PreparedRequest, about: Json) -> dict[str, str]:

@@ -24,6 +24,9 @@ def test_a_chat_is_answered_and_says_how(sdk, user, upstream):
     assert found.model == "auto"
     about = found.model_extra["jaxalign"]
     assert about["strategy"] in ("best_of", "plain")
+    assert about["reason"].endswith(
+        "no feedback is known yet, so the taste of the whole population decides"
+    )
     assert len(about["answers"]) == 1
     assert about["answers"][0].startswith(found.id)
     # All four draws are counted, and the engine is not told who asks.
@@ -36,7 +39,9 @@ def test_a_chat_is_answered_and_says_how(sdk, user, upstream):
 def test_the_engine_s_own_model_answers_plainly(sdk, user, upstream):
     found = sdk.chat.completions.create(model=fake_upstream.MODEL, messages=MESSAGES, user=user)
     assert found.choices[0].message.content == fake_upstream.ANSWERS[0]
-    assert found.model_extra["jaxalign"]["strategy"] == "plain"
+    about = found.model_extra["jaxalign"]
+    assert about["strategy"] == "plain"
+    assert about["reason"] == "the plain answer: the request names the engine's own model"
     assert "n" not in upstream.requests[0].body
 
 
