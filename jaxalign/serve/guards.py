@@ -72,7 +72,8 @@ class Guard:
     def _check_origin(self, method: str, headers: Mapping[str, str], host: str) -> None:
         origin = headers.get("origin")
         foreign = origin is not None and origin not in (f"http://{host}", f"https://{host}")
-        if foreign or headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        elsewhere = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+        if foreign or (elsewhere and not _follows_link(method, headers)):
             raise ApiError(
                 403,
                 "The request comes from a page of another origin, which this service does not "
@@ -93,6 +94,12 @@ class Guard:
                 "the page again.",
                 "csrf_token_invalid",
             )
+
+
+def _follows_link(method: str, headers: Mapping[str, str]) -> bool:
+    """Whether a link opens the service in a tab of its own, which the other page cannot read."""
+    mode, target = headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")
+    return method == "GET" and mode == "navigate" and target == "document"
 
 
 def allowed_hosts(host: str, more: tuple[str, ...], has_keys: bool) -> frozenset[str]:

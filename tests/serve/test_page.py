@@ -26,6 +26,20 @@ def test_another_page_does_not_get_the_token(client):
     assert found.json()["error"]["code"] == "origin_not_allowed"
 
 
+def test_a_link_on_another_page_opens_the_page_and_a_frame_does_not(client):
+    link = {
+        "sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"
+    }  # fmt: skip
+    assert client.get("/", headers=link).headers["content-type"].startswith("text/html")
+    refused = [
+        client.get("/", headers=link | {"sec-fetch-dest": "iframe"}),
+        client.get("/", headers=link | {"sec-fetch-mode": "no-cors"}),
+        client.get("/", headers=link | {"origin": "http://evil.example"}),
+        client.post("/v1/chat/completions", json=CHAT, headers=link),
+    ]
+    assert [one.status_code for one in refused] == [403] * 4
+
+
 def test_what_the_page_does(client, served, user):
     """Two answers, a choice, a personal answer, and nothing after forgetting."""
     token = re.search(r'name="csrf" content="([^"]+)"', client.get("/").text)[1]
