@@ -20,7 +20,7 @@ from jaxalign.serve.service import Service
 from jaxalign.serve.store.database import database_url, open_database
 from jaxalign.serve.store.events import ensure_salt
 from jaxalign.serve.strategies import STRATEGIES
-from jaxalign.serve.telemetry import log_to_stderr
+from jaxalign.serve.telemetry import log, log_to_stderr
 
 _GRACE_SECONDS = 20  # most that answers may still take when the service is asked to stop
 _BACKLOG = 2048
@@ -41,8 +41,11 @@ async def open_service(config: ServeConfig) -> Service:
     database_url(config.database)
     engine = make_engine(config.engine)
     try:
+        log("rewards loading")
         space = load_space(config.users, config.reward_models)
+        log("engine starting", engine=config.engine.kind)
         await engine.start()
+        log("programs compiling", model=engine.model)
         await asyncio.to_thread(_warm, space, config.samples)
         database = open_database(config.database, config.synchronous)
     except BaseException:
@@ -58,7 +61,7 @@ async def open_service(config: ServeConfig) -> Service:
 
 
 def _warm(space: RewardSpace, samples: int) -> None:
-    """Load lexicons and compile programs now, and not while somebody waits for an answer."""
+    """Load lexicons and compile programs now, and not in the first request."""
     values = space.read([""] * samples, ["Yes."] * samples)
     most_informative(infer_taste(space, []).utility, values)
 
