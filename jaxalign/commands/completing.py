@@ -88,5 +88,5 @@ def _stream(policies: "RowPolicies", config: "GenerateConfig") -> None:
             print(f"[{policies.routes[row]['adapter']}]")
         key, own = row_key(config.seed, row), policies.arguments([row])
         for piece in stream(policies.model, prompt, config.sampling, key, **own):
-            print(piece, end="", flush=True)
+            print(piece.text, end="", flush=True)
         print()

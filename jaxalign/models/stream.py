@@ -1,7 +1,7 @@
 """One completion as it is sampled, piece by piece."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
@@ -22,6 +22,20 @@ _prefill = jax.jit(prefill, static_argnums=0)
 _decode_until = jax.jit(decode_until, static_argnums=0, donate_argnums=2)
 
 
+class StreamedPiece(NamedTuple):
+    """What was sampled since the piece before.
+
+    Attributes:
+        text: of whole characters; it may be empty in the last piece.
+        tokens: sampled so far, with those of earlier pieces and the stop token.
+        stopped: whether the completion ended here with a stop id.
+    """
+
+    text: str
+    tokens: int
+    stopped: bool
+
+
 def stream(
     model: "LanguageModel",
     prompt: str | Chat,
@@ -33,8 +47,8 @@ def stream(
     combine: PolicyMixture | None = None,
     prefix: Array | None = None,
     prefix_lengths: Array | None = None,
-) -> Iterator[str]:
-    """Yield the pieces of one completion; joined, they are what `generate_texts` returns.
+) -> Iterator[StreamedPiece]:
+    """Yield the pieces of one completion; their joined texts are what `generate_texts` returns.
 
     Args:
         model: from `load_language_model`.
@@ -44,7 +58,7 @@ def stream(
         adapters, rows, combine, prefix, prefix_lengths: as in `generate`, for a batch of one.
 
     Yields:
-        Text of whole characters, about eight tokens each, as soon as they are sampled.
+        Pieces of about eight tokens each, as soon as they are sampled.
 
     Raises:
         InputError: as `generate_texts`.
@@ -73,8 +87,8 @@ def stream(
         last = ended or length >= settings.max_tokens
         # A character whose bytes are not all there yet ends in U+FFFD: it waits.
         ready = len(text if last else text.rstrip(_UNFINISHED))
-        if ready > sent:
-            yield text[sent:ready]
+        if ready > sent or last:
+            yield StreamedPiece(text[sent:ready], length, ended)
             sent = ready
         if last:
             return

@@ -399,7 +399,9 @@ def test_a_stream_is_the_text_in_whole_characters(model):
     settings = Sampling(max_tokens=40, min_tokens=35, temperature=3.0)
     [answer] = generate_texts(model, ["a"], settings, KEY, progress=False)
     pieces = list(stream(model, "a", settings, KEY))
-    assert "".join(pieces) == answer.text
+    assert "".join(piece.text for piece in pieces) == answer.text
+    assert pieces[-1].tokens == len(answer.tokens)
+    assert pieces[-1].stopped == answer.stopped
     assert len(pieces) > 2
 
 
@@ -415,7 +417,7 @@ def test_a_character_waits_for_its_bytes(model, monkeypatch):
         lambda model, tokens: model.tokenizer.decode(ids[: len(tokens)]),
     )
     settings = Sampling(max_tokens=len(ids), min_tokens=len(ids))
-    pieces = list(stream(model, "a", settings, KEY))
+    pieces = [piece.text for piece in stream(model, "a", settings, KEY)]
     assert "".join(pieces) == text
     assert all("\ufffd" not in piece for piece in pieces)
     assert len(pieces) == len(text)

@@ -57,11 +57,13 @@ def test_greedy_answers_are_the_library_s_own(client, folder):
     assert found["choices"][0]["message"]["content"] == expected.text
     assert found["usage"]["completion_tokens"] == len(expected.tokens)
     assert found["choices"][0]["finish_reason"] == ("stop" if expected.stopped else "length")
-    pieces = client.post("/v1/chat/completions", json={**body, "stream": True})
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    pieces = client.post("/v1/chat/completions", json={**body, **options})
     lines = [line.removeprefix("data: ") for line in pieces.text.split("\n\n")[:-2]]
     choices = [choice for line in lines for choice in json.loads(line)["choices"]]
     assert "".join(choice["delta"].get("content") or "" for choice in choices) == expected.text
     assert choices[-1]["finish_reason"] == found["choices"][0]["finish_reason"]
+    assert json.loads(lines[-1])["usage"] == found["usage"]
 
 
 def test_rows_of_a_batch_do_not_depend_on_each_other(folder):

@@ -19,7 +19,7 @@ from jaxalign.errors import InputError
 from jaxalign.models.chat import Chat, Completion, complete_tokens, prompt_ids, text_of
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.sampling import Sampling
-from jaxalign.models.stream import stream
+from jaxalign.models.stream import StreamedPiece, stream
 from jaxalign.serve.api_errors import ApiError
 from jaxalign.serve.config import DEFAULT_MODEL, EngineConfig
 from jaxalign.serve.engines.registry import AnswerEngine, Call, register_engine, too_many
@@ -61,10 +61,10 @@ class _StreamJob:
     settings: Sampling
     key: jax.Array
     loop: asyncio.AbstractEventLoop
-    pieces: asyncio.Queue[str | Exception | None]
+    pieces: asyncio.Queue[StreamedPiece | Exception | None]
     dropped: threading.Event = field(default_factory=threading.Event)
 
-    def put(self, piece: str | Exception | None) -> None:
+    def put(self, piece: StreamedPiece | Exception | None) -> None:
         self.loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
 
 
@@ -153,27 +153,25 @@ class LocalEngine:
             self._waiting -= 1
 
     async def _pieces(self, call: Call, job: _StreamJob, read: int) -> AsyncIterator[ReplyChunk]:
-        said, sent, stops = "", 0, _stops(call.body)
+        text, sent, stops = "", 0, _stops(call.body)
         longest = max(map(len, stops), default=1)
-        finish = "stop"
+        drawn, finish = 0, "length"
         while (piece := await job.pieces.get()) is not None:
             if isinstance(piece, Exception):
                 raise piece
-            said += piece
-            cut = _cut(said, stops)
+            text, drawn = text + piece.text, piece.tokens
+            cut = _cut(text, stops)
             # What may be the beginning of a stop text waits.
-            ready = len(cut) if len(cut) < len(said) else max(sent, len(said) - longest + 1)
+            ready = len(cut) if len(cut) < len(text) else max(sent, len(text) - longest + 1)
             if ready > sent:
                 yield _piece(call.endpoint, cut[sent:ready])
                 sent = ready
-            if len(cut) < len(said):
+            if piece.stopped or len(cut) < len(text):
+                finish = "stop"
                 break
-        rest = _cut(said, stops)[sent:]
+        rest = _cut(text, stops)[sent:]
         if rest:
             yield _piece(call.endpoint, rest)
-        drawn = len(self._language.tokenizer(said)["input_ids"])
-        if len(_cut(said, stops)) == len(said) and drawn >= job.settings.max_tokens:
-            finish = "length"
         yield _piece(call.endpoint, "", finish)
         yield ReplyChunk(usage=TokenUsage(prompt_tokens=read, completion_tokens=drawn,
                                      total_tokens=read + drawn))  # fmt: skip
