@@ -51,6 +51,8 @@ class GenerationRequest(_RequestObject):
     stream_options: StreamOptions | None = None
     n: Count | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    stop: str | list[str] | None = None
     temperature: Annotated[Real, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Real, Field(gt=0, le=1)] | None = None
     seed: int | None = None
@@ -64,7 +66,6 @@ class ChatRequest(GenerationRequest):
     """The body of `POST /v1/chat/completions`."""
 
     messages: Annotated[list[ChatTurn], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
 class TextRequest(GenerationRequest):

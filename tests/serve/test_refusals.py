@@ -69,6 +69,17 @@ def test_fields_of_the_wrong_type_are_named(client, change, param):
     assert found.json()["error"]["param"] == param
 
 
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [({"max_completion_tokens": "many"}, "max_completion_tokens"), ({"stop": [5]}, "stop.str")],
+)
+def test_fields_of_text_completions_are_checked_too(client, change, param):
+    body = {"model": "auto", "prompt": "Once", **change}
+    found = client.post("/v1/completions", json=body)
+    assert error_of(found) == (400, "invalid_value")
+    assert found.json()["error"]["param"] == param
+
+
 def test_prompts_are_limited(client):
     long = [{"role": "user", "content": "x" * 200_001}]
     found = client.post("/v1/chat/completions", json={**CHAT, "messages": long})
