@@ -56,9 +56,11 @@ def create_app(service: Service) -> FastAPI:
         finally:
             service.stopping = True
             retention.cancel()
-            await compiling
-            await service.engine.close()
-            await asyncio.to_thread(service.database.close)
+            try:
+                await compiling
+            finally:
+                await service.engine.close()
+                await asyncio.to_thread(service.database.close)
 
     app = FastAPI(title="jaxalign", version=__version__, lifespan=lifespan, docs_url=None,
                   redoc_url=None)  # fmt: skip
@@ -200,7 +202,7 @@ def _as_api_error(error: Exception) -> ApiError:
             log("storage failed", logging.ERROR, why=str(error))
             return ApiError(
                 503,
-                f"Nothing was stored: {error}; try again later.",
+                f"The database failed: {error}; try again later.",
                 "storage_unavailable",
                 headers={"Retry-After": "1"},
             )
@@ -237,11 +239,13 @@ async def _retain(service: Service) -> None:
     days = service.config.retain_days
     while days is not None:
         before = events.now() - round(days * _DAY_MICROSECONDS)
-        with contextlib.suppress(StorageError):
+        try:
             count = await service.database.write(functools.partial(events.expire, before=before))
             if count:
                 await service.database.compact()
                 log("rows expired", rows=count)
+        except StorageError as error:
+            log("rows not expired", logging.WARNING, why=str(error))
         await asyncio.sleep(_RETENTION_SECONDS)
 
 
