@@ -35,7 +35,7 @@ def add(commands: Commands) -> None:
     option(
         "--engine",
         default="local",
-        help="local draws in this process, openai asks a server (local)",
+        help="local draws answers in this process, openai on a server (local)",
     )
     option("--engine.url", dest="engine_url", help="base address of an OpenAI-compatible server")
     option(
@@ -55,7 +55,8 @@ def add(commands: Commands) -> None:
         dest="engine_waiting",
         type=int,
         default=64,
-        help="answers that may wait or be drawn at once; more are refused with 429 (64)",
+        help="answers (of openai: requests) that may wait or be drawn at once; more are refused "
+        "with 429 (64)",
     )
     option("--dtype", default="float32", help="of --engine local: float32 or bfloat16 (float32)")
     option(
@@ -140,6 +141,8 @@ def _serve(arguments: argparse.Namespace, _: list[str]) -> None:
             raise InputError("--new-key: found no --keys; expected the file to add the key to.")
         print(add_key(arguments.keys, arguments.new_key, arguments.key_user))
         return
+    if arguments.key_user is not None:
+        raise InputError("--key-user: found no --new-key; expected the name of the key to add.")
     serve(_config(arguments))
 
 

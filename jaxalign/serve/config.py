@@ -20,13 +20,14 @@ class EngineConfig:
     """Where answers are drawn.
 
     Attributes:
-        kind: name of a registered engine: `local` draws in this process, `openai` asks a server.
+        kind: name of a registered engine: `local` draws in this process, `openai` on a server.
         url: base address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1.
         model: language model of `local`: a folder, file or name; or the model's name upstream,
             None for the first one that the server lists.
         key: the server's own key; it never comes from a client.
         dtype: of weights and compute of `local`.
-        most_waiting: requests that may wait or be answered at once; more are refused with 429.
+        most_waiting: answers of `local`, or requests to `openai`, that may wait or be answered at
+            once; more are refused with 429.
         connect_seconds: until a connection must stand.
         read_seconds: most between two pieces of a response.
     """
@@ -102,6 +103,16 @@ class ServeConfig:
         if self.samples < 2:
             raise InputError(
                 f"--samples: found {self.samples}, expected 2 or more answers to choose among."
+            )
+        if self.engine.kind == "local" and self.samples > self.engine.most_waiting:
+            raise InputError(
+                f"--samples {self.samples} is more than the {self.engine.most_waiting} answers of "
+                "--engine.waiting, so that every request would be refused; raise the latter."
+            )
+        if self.reward_models and self.users is None:
+            raise InputError(
+                "--reward-model is given without --users; expected the run whose named rewards it "
+                "computes."
             )
         if self.retain_days is not None and self.retain_days <= 0:
             raise InputError(

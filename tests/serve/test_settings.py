@@ -111,6 +111,10 @@ def test_the_command_makes_keys(tmp_path):
         (["--port", "-1"], "expected 0 to 65535"),
         (["--keys", "nowhere.yaml"], "nowhere.yaml does not exist"),
         (["--new-key", "a"], "found no --keys"),
+        (["--key-user", "ann"], "found no --new-key"),
+        (["--engine.url", "http://127.0.0.1:1/v1"], "is not used by --engine local"),
+        (["--samples", "65"], "more than the 64 answers of --engine.waiting"),
+        (["--reward-model", "folder"], "without --users"),
     ],
 )
 def test_settings_that_cannot_be_used_are_refused(tmp_path, monkeypatch, options, message):

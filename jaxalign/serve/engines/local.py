@@ -288,7 +288,16 @@ class LocalEngine:
 
 @register_engine("local")
 def make_local(config: EngineConfig) -> AnswerEngine:
-    """Return the engine of a model in this process."""
+    """Return the engine of a model in this process.
+
+    Raises:
+        InputError: the settings name a server.
+    """
+    if config.url is not None:
+        raise InputError(
+            f"--engine.url {config.url} is not used by --engine local; add --engine openai, or "
+            "leave the address out."
+        )
     return LocalEngine(config)
 
 
