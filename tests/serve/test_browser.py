@@ -236,6 +236,14 @@ def test_another_name_begins_another_conversation(open_page, upstream, user):
     assert "secret" not in str(upstream.requests[-1].body)
 
 
+def test_the_name_is_kept_at_a_reload(open_page, user):
+    page = open_page()
+    introduce(page, user)
+    page.reload()
+    idle(page)
+    assert page.input_value("#name") == user
+
+
 def test_failures_are_told_and_the_message_is_kept(open_page, upstream, user):
     page = open_page()
     introduce(page, user)
