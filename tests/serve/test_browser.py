@@ -226,6 +226,19 @@ def test_without_a_choice_the_chat_goes_on(open_page, upstream, user):
     assert page.locator(".pair").count() == 0
 
 
+def test_comparisons_that_do_not_pay_become_rarer(open_page, user, monkeypatch):
+    page = open_page()
+    introduce(page, user)
+    compared = []
+    page.on("request", lambda request: compared.append(request.url.endswith("/v1/compare")))
+    for number in range(9):
+        monkeypatch.setattr("jaxalign.serve.comparing.LEAST_NATS", 0.0 if number > 7 else 99.0)
+        ask(page, f"Question {number}")
+    # The first, the fourth and the ninth message; the last comparison pays.
+    assert sum(compared) == 3
+    assert page.locator(".pair").count() == 1
+
+
 def test_another_name_begins_another_conversation(open_page, upstream, user):
     page = open_page()
     introduce(page, user)
