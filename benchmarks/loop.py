@@ -1,7 +1,7 @@
 """The loop closes: people with hidden tastes talk to `jaxalign serve`, and it learns from them.
 
 Simulated people ask over HTTP on loopback, rate what they are served or choose between two answers,
-and are judged on prompts that nobody gave feedback on, by the true utility of what is served. The
+and are judged on held-out prompts, by the true utility of what is served. The
 answers were drawn once and are replayed; server, store, posterior and strategy are the real ones.
 """
 
@@ -15,20 +15,24 @@ from typing import Any
 
 import httpx
 import numpy as np
+from scipy.stats import binomtest
 
 from benchmarks import harness
 from benchmarks.docs_pages import replaced
 from benchmarks.loop_heuristics import HEURISTICS, served_positions
 from benchmarks.loop_http import Served, Talk, replay, running
-from benchmarks.loop_people import World, draw_world
+from benchmarks.loop_people import LoopData, draw_loop_data
 from jaxalign.demo.answers import read_answers
+from jaxalign.demo.study import HELD_OUT
 from jaxalign.errors import InputError
+from jaxalign.metrics.bootstrap import mean_interval
+from jaxalign.progress import Progress
+from jaxalign.serve.config import LIKELY
 
 CHECKPOINTS = (0, 1, 2, 5, 10, 20, 40)
 FEEDBACK = ("thumbs", "pairs", "both")
 SAMPLES = 8
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-DEFAULT = 0.8
 SOME = 10
 """Feedbacks from which the service should help."""
 WORSE_AT_MOST = 0.1
@@ -36,9 +40,9 @@ WORSE_AT_MOST = 0.1
 LABELS = {
     "oracle": "oracle: knows the taste",
     "best_of": "`best_of`",
-    "auto": f"`auto`, at {DEFAULT:g}",
+    "auto": f"`auto`, at {LIKELY:g}",
     "auto_chosen": "`auto`, as validation chose",
-    "shuffled": "`best_of`, somebody else's feedback",
+    "shuffled": "`best_of`, another person's feedback",
     "blend": "0.3/0.7 blend after 3 interactions",
     "shared_bandit": "Beta bandit, one for all",
     "own_bandit": "Beta bandit per person",
@@ -91,8 +95,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from jaxalign.demo.study import HELD_OUT
-
     prompts = len(read_answers().prompts)
     held_out = round(HELD_OUT * prompts)
     points = arguments.checkpoints = sorted(set(arguments.checkpoints))
@@ -119,32 +121,30 @@ def _check(arguments: argparse.Namespace) -> None:
 async def _population(
     population: str, arguments: argparse.Namespace, result: dict[str, Any]
 ) -> None:
-    from jaxalign.progress import Progress
-
     progress = Progress()
     points = tuple(arguments.checkpoints)
     users = arguments.people + arguments.validation
-    world = draw_world(population, users, points[-1], arguments.prompts, SAMPLES, arguments.seed)
+    data = draw_loop_data(population, users, points[-1], arguments.prompts, SAMPLES, arguments.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        async with replay(world) as engine:
+        async with replay(data) as engine:
             found: dict[str, tuple[Served, list[float], float]] = {}
             async with _service(folder, engine, "best_of") as address:
                 for feedback in arguments.feedback:
                     async with httpx.AsyncClient(base_url=address, timeout=120) as client:
-                        talk, begun = Talk(world, client, feedback), time.perf_counter()
+                        talk, begun = Talk(data, client, feedback), time.perf_counter()
                         with progress.waiting(f"{population} people, {feedback}"):
-                            served = await talk.everybody(range(users), points)
+                            served = await talk.all_people(range(users), points)
                         found[feedback] = served, talk.seconds, time.perf_counter() - begun
             # The same database, another process: the posteriors are made from the events anew.
             differ = {}
             async with _service(folder, engine, "auto") as address:
                 for feedback, (served, *_) in found.items():
                     async with httpx.AsyncClient(base_url=address, timeout=120) as client:
-                        talk = Talk(world, client, feedback)
+                        talk = Talk(data, client, feedback)
                         differ[feedback] = await _differing(talk, served, arguments.people)
     for feedback, (served, seconds, wall) in found.items():
-        row = _row(world, served, feedback, points, arguments.people, arguments.seed)
+        row = _row(data, served, feedback, points, arguments.people, arguments.seed)
         row["requests"] = {
             "count": len(seconds),
             "median_ms": 1000 * float(np.median(seconds)),
@@ -162,12 +162,12 @@ def _service(folder: Path, engine: str, strategy: str) -> Any:
 
 async def _differing(talk: Talk, served: Served, people: int) -> int:
     """Return how many people `auto` serves another answer than `thresholded` says."""
-    judged = talk.world.judged
+    judged = talk.data.judged
     prompts = [int(judged[person % len(judged)]) for person in range(people)]
     found = await asyncio.gather(
         *(talk.served(person, prompt) for person, prompt in enumerate(prompts))
     )
-    expected = thresholded(served, DEFAULT)[-1]
+    expected = thresholded(served, LIKELY)[-1]
     asked = np.arange(people)
     places = np.array([place for place, _ in found])
     return int(np.count_nonzero(places != expected[asked, asked % len(judged)]))
@@ -179,9 +179,9 @@ def thresholded(served: Served, threshold: float) -> np.ndarray:
     return np.where(sure, served.position, 0)
 
 
-def gain(world: World, position: np.ndarray) -> np.ndarray:
+def gain(data: LoopData, position: np.ndarray) -> np.ndarray:
     """Return the true gain [C, U] over the first draw, from positions [C, U, H]."""
-    true = world.judged_utility()
+    true = data.judged_utility()
     worth = np.take_along_axis(true[None], position[..., None], axis=-1)[..., 0]
     return (worth - true[None, :, :, 0]).mean(axis=-1)
 
@@ -201,26 +201,26 @@ def choose_threshold(gains: Mapping[float, np.ndarray], points: tuple[int, ...])
 
 
 def _row(
-    world: World, served: Served, feedback: str, points: tuple[int, ...], people: int, seed: int
+    data: LoopData, served: Served, feedback: str, points: tuple[int, ...], people: int, seed: int
 ) -> dict[str, Any]:
     """Gains of the people who are judged; the others choose the threshold."""
-    by_threshold = {one: gain(world, thresholded(served, one)) for one in THRESHOLDS}
+    by_threshold = {one: gain(data, thresholded(served, one)) for one in THRESHOLDS}
     validation = {one: found[:, people:] for one, found in by_threshold.items()}
     chosen = choose_threshold(validation, points)
-    # Nobody keeps the own feedback: everybody has that of the next person in a random circle.
-    circle = np.random.default_rng([seed, 9]).permutation(people)
-    other = np.arange(len(world.utility))
-    other[circle] = np.roll(circle, 1)
-    best = np.argmax(world.judged_utility(), axis=-1)
+    # Each person gets the feedback of the next one in a random cycle.
+    cycle = np.random.default_rng([seed, 9]).permutation(people)
+    other = np.arange(len(data.utility))
+    other[cycle] = np.roll(cycle, 1)
+    best = np.argmax(data.judged_utility(), axis=-1)
     ways = {
-        "oracle": gain(world, np.broadcast_to(best, served.position.shape)),
-        "best_of": gain(world, served.position),
-        "auto": by_threshold[DEFAULT],
+        "oracle": gain(data, np.broadcast_to(best, served.position.shape)),
+        "best_of": gain(data, served.position),
+        "auto": by_threshold[LIKELY],
         "auto_chosen": by_threshold[chosen],
-        "shuffled": gain(world, served.position[:, other]),
+        "shuffled": gain(data, served.position[:, other]),
     }
     for name in HEURISTICS:
-        ways[name] = gain(world, served_positions(world, name, feedback, points, seed))
+        ways[name] = gain(data, served_positions(data, name, feedback, points, seed))
     judged = {name: found[:, :people] for name, found in ways.items()}
     return {
         "people": people,
@@ -241,14 +241,10 @@ def _row(
 
 
 def _mean(values: np.ndarray) -> list[float]:
-    from jaxalign.metrics.bootstrap import mean_interval
-
     return list(mean_interval(0, values)[:3])
 
 
 def _share(hits: np.ndarray) -> list[float]:
-    from scipy.stats import binomtest
-
     found = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
     return [float(hits.mean()), float(found.low), float(found.high)]
 

@@ -1,12 +1,12 @@
 """How other products learn from thumbs today: success rates of arms, without features.
 
-An arm is the manner in which an answer was written, which these heuristics are told and the service
-is not. They serve the draw whose arm they like best.
+An arm is the manner in which an answer was written, which these heuristics know and the service
+does not. They serve the draw whose arm they like best.
 """
 
 import numpy as np
 
-from benchmarks.loop_people import World
+from benchmarks.loop_people import LoopData
 
 ARMS = 16
 OWN_SHARE, LEAST_INTERACTIONS = 0.3, 3
@@ -28,13 +28,13 @@ class Counts:
 
 def scores(name: str, counts: Counts, person: int, rng: np.random.Generator) -> np.ndarray:
     """Return how much a heuristic likes each arm [16] for a person, now."""
-    everybody = counts.own.sum(axis=0)
+    everyone = counts.own.sum(axis=0)
     if name == "blend":
-        rates = _rates(everybody)
+        rates = _rates(everyone)
         if counts.turns[person] >= LEAST_INTERACTIONS:
             rates = (1 - OWN_SHARE) * rates + OWN_SHARE * _rates(counts.own[person])
         return rates
-    seen = everybody if name == "shared_bandit" else counts.own[person]
+    seen = everyone if name == "shared_bandit" else counts.own[person]
     return rng.beta(1 + seen[:, 0], 1 + seen[:, 1])
 
 
@@ -43,12 +43,12 @@ def _rates(seen: np.ndarray) -> np.ndarray:
 
 
 def served_positions(
-    world: World, name: str, feedback: str, checkpoints: tuple[int, ...], seed: int
+    data: LoopData, name: str, feedback: str, checkpoints: tuple[int, ...], seed: int
 ) -> np.ndarray:
     """Return which draw a heuristic serves after each number of feedbacks, [C, U, H].
 
     Args:
-        world: people and prompts.
+        data: people and prompts.
         name: of the heuristic.
         feedback: "thumbs", "pairs" or "both" in turn; a pair is a success of one arm and a failure
             of the other.
@@ -56,36 +56,36 @@ def served_positions(
         seed: of its random numbers.
     """
     rng = np.random.default_rng([seed, 8])
-    users = len(world.utility)
+    users = len(data.utility)
     counts, found = Counts(users), []
     for turn in range(checkpoints[-1] + 1):
         if turn in checkpoints:
             found.append([
-                [_best(world, scores(name, counts, person, rng), prompt) for prompt in world.judged]
+                [_best(data, scores(name, counts, person, rng), prompt) for prompt in data.judged]
                 for person in range(users)
             ])  # fmt: skip
         if turn == checkpoints[-1]:
             break
         for person in range(users):
-            _one_turn(world, name, feedback, counts, person, turn, rng)
+            _one_turn(data, name, feedback, counts, person, turn, rng)
     return np.array(found)
 
 
 def _one_turn(
-    world: World, name: str, feedback: str, counts: Counts, person: int, turn: int,
+    data: LoopData, name: str, feedback: str, counts: Counts, person: int, turn: int,
     rng: np.random.Generator,
 ) -> None:  # fmt: skip
-    prompt = world.asked[person, turn]
-    draws = world.draws[prompt]
-    first = _best(world, scores(name, counts, person, rng), prompt)
+    prompt = data.feedback_prompts[person, turn]
+    draws = data.draws[prompt]
+    first = _best(data, scores(name, counts, person, rng), prompt)
     if way(feedback, turn) == "thumbs":
-        up = world.thumb(person, turn, draws[first])
-        counts.add(person, world.arm[draws[first]], up)
+        up = data.thumb(person, turn, draws[first])
+        counts.add(person, data.arm[draws[first]], up)
     else:
         second = rng.choice([place for place in range(len(draws)) if place != first])
-        wins = world.takes_first(person, turn, draws[first], draws[second])
-        counts.add(person, world.arm[draws[first]], wins)
-        counts.add(person, world.arm[draws[second]], not wins)
+        wins = data.takes_first(person, turn, draws[first], draws[second])
+        counts.add(person, data.arm[draws[first]], wins)
+        counts.add(person, data.arm[draws[second]], not wins)
     counts.turns[person] += 1
 
 
@@ -96,5 +96,5 @@ def way(feedback: str, turn: int) -> str:
     return "pairs" if turn % 2 == 0 else "thumbs"
 
 
-def _best(world: World, liking: np.ndarray, prompt: int) -> int:
-    return int(np.argmax(liking[world.arm[world.draws[prompt]]]))
+def _best(data: LoopData, liking: np.ndarray, prompt: int) -> int:
+    return int(np.argmax(liking[data.arm[data.draws[prompt]]]))

@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 
 from benchmarks.loop_heuristics import way
-from benchmarks.loop_people import World
+from benchmarks.loop_people import LoopData
 
 MODEL = "replay"
 AT_ONCE = 16
@@ -39,11 +39,11 @@ class Served(NamedTuple):
 
 
 @asynccontextmanager
-async def replay(world: World) -> AsyncIterator[str]:
+async def replay(data: LoopData) -> AsyncIterator[str]:
     """Serve the draws of every prompt in the OpenAI protocol, and yield the address."""
     texts = {
-        prompt: [world.answers.texts[number] for number in draws]
-        for prompt, draws in zip(world.answers.prompts, world.draws, strict=True)
+        prompt: [data.answers.texts[number] for number in draws]
+        for prompt, draws in zip(data.answers.prompts, data.draws, strict=True)
     }
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -111,8 +111,8 @@ async def running(folder: Path, engine: str, samples: int, *options: str) -> Asy
             line = await process.stdout.readline() if process.stdout else b""
             found = re.search(r"http://[^/]+", line.decode())
             if found is None:
-                said = (folder / "log").read_text()[-2000:]
-                raise RuntimeError(f"jaxalign serve did not start: {said}")
+                log_end = (folder / "log").read_text()[-2000:]
+                raise RuntimeError(f"jaxalign serve did not start: {log_end}")
             yield found[0]
         finally:
             if process.returncode is None:
@@ -127,23 +127,23 @@ class Talk:
     """People who talk to one service.
 
     Attributes:
-        world: people and prompts.
+        data: people and prompts.
         client: of the service.
         feedback: "thumbs", "pairs" or "both".
         seconds: of every request.
     """
 
-    def __init__(self, world: World, client: httpx.AsyncClient, feedback: str) -> None:
-        self.world, self.client, self.feedback = world, client, feedback
+    def __init__(self, data: LoopData, client: httpx.AsyncClient, feedback: str) -> None:
+        self.data, self.client, self.feedback = data, client, feedback
         self.seconds: list[float] = []
         self._free = asyncio.Semaphore(AT_ONCE)
         self._place = [
-            {world.answers.texts[number]: place for place, number in enumerate(draws)}
-            for draws in world.draws
+            {data.answers.texts[number]: place for place, number in enumerate(draws)}
+            for draws in data.draws
         ]
 
-    async def everybody(self, people: range, checkpoints: tuple[int, ...]) -> Served:
-        """Let everybody give feedback, and judge what is served at the checkpoints."""
+    async def all_people(self, people: range, checkpoints: tuple[int, ...]) -> Served:
+        """Let all people give feedback, and judge what is served at the checkpoints."""
         found = await asyncio.gather(*(self._person(one, checkpoints) for one in people))
         both = np.moveaxis(np.array(found), 0, 1)  # [C, U, H, 2]
         return Served(both[..., 0].astype(int), both[..., 1])
@@ -159,31 +159,31 @@ class Talk:
         found = []
         for turn in range(checkpoints[-1] + 1):
             if turn in checkpoints:
-                asked = (self.served(person, int(prompt)) for prompt in self.world.judged)
+                asked = (self.served(person, int(prompt)) for prompt in self.data.judged)
                 found.append(await asyncio.gather(*asked))
             if turn < checkpoints[-1]:
                 await self._feedback(person, turn)
         return found
 
     async def _feedback(self, person: int, turn: int) -> None:
-        prompt = int(self.world.asked[person, turn])
-        draws, place = self.world.draws[prompt], self._place[prompt]
+        prompt = int(self.data.feedback_prompts[person, turn])
+        draws, place = self.data.draws[prompt], self._place[prompt]
         if way(self.feedback, turn) == "thumbs":
             found = await self._chat("/v1/chat/completions", person, prompt)
             answer = draws[place[found["choices"][0]["message"]["content"]]]
-            up = self.world.thumb(person, turn, answer)
-            said = {"response_id": found["id"], "rating": "up" if up else "down"}
+            up = self.data.thumb(person, turn, answer)
+            body = {"response_id": found["id"], "rating": "up" if up else "down"}
         else:
             found = await self._chat("/v1/compare", person, prompt)
             first, second = found["answers"]
             shown = [int(draws[place[one["text"]]]) for one in (first, second)]
-            wins = self.world.takes_first(person, turn, *shown)
+            wins = self.data.takes_first(person, turn, *shown)
             chosen, other = (first, second) if wins else (second, first)
-            said = {"response_id": other["id"], "preferred": chosen["id"]}
-        await self._post("/v1/feedback", {**said, "user": self._name(person)})
+            body = {"response_id": other["id"], "preferred": chosen["id"]}
+        await self._post("/v1/feedback", {**body, "user": self._name(person)})
 
     async def _chat(self, path: str, person: int, prompt: int) -> dict[str, Any]:
-        turns = [{"role": "user", "content": self.world.answers.prompts[prompt]}]
+        turns = [{"role": "user", "content": self.data.answers.prompts[prompt]}]
         body = {"model": "auto", "messages": turns, "user": self._name(person)}
         return await self._post(path, body)
 

@@ -35,7 +35,7 @@ class Rates(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class World:
+class LoopData:
     """People, prompts and draws of one population.
 
     Attributes:
@@ -46,9 +46,9 @@ class World:
         draws: [X, n] the answers that are drawn for each prompt, in order; the first is the plain
             one.
         arm: [N] the manner in which an answer was written, 0 to 15.
-        asked: [U, T] prompts that each person gives feedback on.
-        judged: [H] prompts that nobody gives feedback on.
-        luck: [U, T] uniform numbers that decide thumbs and choices.
+        feedback_prompts: [U, T] prompts that each person gives feedback on.
+        judged: [H] held-out prompts, on which no feedback is given.
+        uniforms: [U, T] uniform numbers that decide thumbs and choices.
     """
 
     answers: DemoAnswers
@@ -57,28 +57,28 @@ class World:
     utility: np.ndarray
     draws: np.ndarray
     arm: np.ndarray
-    asked: np.ndarray
+    feedback_prompts: np.ndarray
     judged: np.ndarray
-    luck: np.ndarray
+    uniforms: np.ndarray
 
     def thumb(self, person: int, turn: int, answer: int) -> bool:
         """Return whether a person's thumb is up."""
         utility = float(self.utility[person, answer])
-        return bool(self.luck[person, turn] < self.rates.up(person, utility))
+        return bool(self.uniforms[person, turn] < self.rates.up(person, utility))
 
     def takes_first(self, person: int, turn: int, first: int, second: int) -> bool:
         """Return whether a person prefers the answer shown first to the second."""
         margin = self.utility[person, first] - self.utility[person, second]
-        return bool(self.luck[person, turn] < self.people.choice(margin))
+        return bool(self.uniforms[person, turn] < self.people.choice(margin))
 
     def judged_utility(self) -> np.ndarray:
         """Return the utility [U, H, n] of the draws of judged prompts."""
         return self.utility[:, self.draws[self.judged]]
 
 
-def draw_world(
+def draw_loop_data(
     population: str, users: int, turns: int, judged: int, samples: int, seed: int
-) -> World:
+) -> LoopData:
     """Return people, prompts and draws.
 
     Args:
@@ -103,14 +103,14 @@ def draw_world(
         np.exp(LOG_SPREAD_SD * rng.standard_normal(users)),
         0.0 if friendly else LAPSES,
     )
-    return World(
+    return LoopData(
         answers=answers,
         people=people,
         rates=rates,
         utility=people.utility(answers.traits),
         draws=np.stack([rng.permutation(row)[:samples] for row in rows]),
         arm=place,
-        asked=np.stack([rng.permutation(plan.known)[:turns] for _ in range(users)]),
+        feedback_prompts=np.stack([rng.permutation(plan.known)[:turns] for _ in range(users)]),
         judged=plan.held_out[:judged],
-        luck=rng.random((users, turns)),
+        uniforms=rng.random((users, turns)),
     )

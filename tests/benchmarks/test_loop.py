@@ -10,34 +10,34 @@ from benchmarks import loop, loop_heuristics
 from benchmarks.docs_pages import ROOT, SERVE_PAGE, replaced
 from benchmarks.loop_heuristics import ARMS, HEURISTICS, Counts, served_positions
 from benchmarks.loop_http import Served
-from benchmarks.loop_people import draw_world
+from benchmarks.loop_people import draw_loop_data
 from jaxalign.errors import InputError
 
 
 @pytest.fixture(scope="module")
-def world():
-    return draw_world("friendly", users=5, turns=6, judged=3, samples=8, seed=0)
+def data():
+    return draw_loop_data("friendly", users=5, turns=6, judged=3, samples=8, seed=0)
 
 
-def test_nobody_is_judged_on_a_prompt_that_feedback_was_given_on(world):
-    assert not set(world.judged) & set(world.asked.ravel())
-    assert (world.answers.prompt[world.draws] == np.arange(len(world.draws))[:, None]).all()
-    assert all(len(set(row)) == 8 for row in world.draws)
+def test_no_prompt_of_feedback_is_judged(data):
+    assert not set(data.judged) & set(data.feedback_prompts.ravel())
+    assert (data.answers.prompt[data.draws] == np.arange(len(data.draws))[:, None]).all()
+    assert all(len(set(row)) == 8 for row in data.draws)
 
 
 def test_misspecified_people_rate_more_kindly_and_sometimes_by_chance():
-    friendly = draw_world("friendly", 5, 2, 1, 8, 0).rates
-    kind = draw_world("misspecified", 5, 2, 1, 8, 0).rates
+    friendly = draw_loop_data("friendly", 5, 2, 1, 8, 0).rates
+    kind = draw_loop_data("misspecified", 5, 2, 1, 8, 0).rates
     np.testing.assert_allclose(kind.level, friendly.level - 1)
     assert friendly.up(0, friendly.level[0]) == 0.5
     assert 0.97 < kind.up(0, 100.0) < 1
 
 
-def test_gains_are_those_of_the_served_draws_over_the_first(world):
-    true = world.judged_utility()
+def test_gains_are_those_of_the_served_draws_over_the_first(data):
+    true = data.judged_utility()
     position = np.array([[[0, 3, 7]] * 5])
     expected = (true[:, 1, 3] - true[:, 1, 0] + true[:, 2, 7] - true[:, 2, 0]) / 3
-    np.testing.assert_allclose(loop.gain(world, position), [expected])
+    np.testing.assert_allclose(loop.gain(data, position), [expected])
 
 
 def test_auto_serves_the_first_draw_where_it_is_not_sure():
@@ -75,8 +75,8 @@ def test_heuristics_score_arms_by_what_they_counted():
 
 @pytest.mark.parametrize("name", HEURISTICS)
 @pytest.mark.parametrize("feedback", ["thumbs", "pairs", "both"])
-def test_heuristics_serve_draws_and_repeat_themselves(world, name, feedback):
-    found = [served_positions(world, name, feedback, (0, 2, 6), 0) for _ in range(2)]
+def test_heuristics_serve_draws_and_repeat_themselves(data, name, feedback):
+    found = [served_positions(data, name, feedback, (0, 2, 6), 0) for _ in range(2)]
     assert found[0].shape == (3, 5, 3)
     assert found[0].min() >= 0
     assert found[0].max() < 8
