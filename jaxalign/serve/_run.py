@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
 
 import uvicorn
 
@@ -66,24 +65,19 @@ def _warm(space: RewardSpace, samples: int) -> None:
     most_informative(infer_taste(space, []).utility, values)
 
 
-def _print(line: str) -> None:
-    print(line, flush=True)  # whoever reads a pipe waits for the address
-
-
-def serve(config: ServeConfig, say: Callable[[str], None] = _print) -> None:
+def serve(config: ServeConfig) -> None:
     """Serve until the process is asked to stop; requests that are being answered are finished.
 
     Args:
         config: the settings.
-        say: called with one line when requests are taken.
 
     Raises:
         InputError: a setting that cannot be used, or an address that is taken.
     """
-    asyncio.run(_serve(config, say))
+    asyncio.run(_serve(config))
 
 
-async def _serve(config: ServeConfig, say: Callable[[str], None]) -> None:
+async def _serve(config: ServeConfig) -> None:
     log_to_stderr()
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     with bind(config.host, config.port) as listener:
@@ -99,9 +93,10 @@ async def _serve(config: ServeConfig, say: Callable[[str], None]) -> None:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         page = "" if config.keys else f"; the page is at http://{shown}:{port}/"
-        say(
+        print(
             f"jaxalign answers by {service.engine.model} at http://{shown}:{port}/v1, for users by "
-            f"{service.space.source}; events are kept in {service.database.source}{page}"
+            f"{service.space.source}; events are kept in {service.database.source}{page}",
+            flush=True,  # a program that reads the address from a pipe waits for it
         )
         await uvicorn.Server(settings).serve(sockets=[listener])
 
