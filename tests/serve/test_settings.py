@@ -108,6 +108,7 @@ def test_the_command_makes_keys(tmp_path):
         (["--engine", "openai"], "--engine.url: found None"),
         (["--database", "mysql://x/y"], "found 'mysql'"),
         (["--samples", "1"], "expected 2 or more"),
+        (["--caution", "-1"], "k: found -1.0, expected 0 or more standard deviations"),
         (["--port", "-1"], "expected 0 to 65535"),
         (["--keys", "nowhere.yaml"], "nowhere.yaml does not exist"),
         (["--new-key", "a"], "found no --keys"),

@@ -52,6 +52,10 @@ class ServingRule:
     least_probability: float = 0.5
 
     def __post_init__(self) -> None:
+        if not (self.k >= 0 and np.isfinite(self.k)):
+            raise InputError(
+                f"k: found {self.k}, expected 0 or more standard deviations; correct it."
+            )
         if not 0 <= self.least_probability <= 1:
             raise InputError(
                 f"least_probability: found {self.least_probability}, expected 0 to 1; correct it."
