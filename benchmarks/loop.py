@@ -10,6 +10,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,7 @@ async def _population(
         plot(result["rows"], arguments.out / "loop.png")
 
 
-def _service(folder: Path, engine: str, strategy: str) -> Any:
+def _service(folder: Path, engine: str, strategy: str) -> AbstractAsyncContextManager[str]:
     return running(folder, engine, SAMPLES, "--strategy", strategy)
 
 

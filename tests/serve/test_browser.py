@@ -257,7 +257,7 @@ def test_the_name_is_kept_at_a_reload(open_page, user):
     assert page.input_value("#name") == user
 
 
-def test_failures_are_told_and_the_message_is_kept(open_page, upstream, user):
+def test_failures_are_shown_and_the_message_is_kept(open_page, upstream, user):
     page = open_page()
     introduce(page, user)
     upstream.mode = "fail"
