@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm.registry import Candidate, Fitted, UserRewardMethod
+from jaxalign.mrm.support_query import TrainingData
 
 KEY = "item_effects"
 """Entry of a candidate: the factor on the shared effects."""
@@ -52,9 +53,9 @@ class WithItemEffects(UserRewardMethod):
         super().__init__(inner.settings, inner.name)
         self.inner, self.effects, self.scales = inner, np.asarray(effects), scales
 
-    def fit(self, data: object, seed: int) -> Fitted:
+    def fit(self, data: TrainingData, seed: int) -> Fitted:
         """Fit the method itself, which does not read the effects."""
-        return self.inner.fit(data, seed)  # type: ignore[arg-type]
+        return self.inner.fit(data, seed)
 
     def candidates(self, fitted: Fitted) -> list[Candidate]:
         """Return the method's candidates, each with every scale of the effects."""
