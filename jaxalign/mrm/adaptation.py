@@ -90,7 +90,7 @@ def losses_by_others(losses: Floats, fold: np.ndarray) -> Floats:
 
 @dataclass(frozen=True)
 class Gate:
-    """Which users a model adapts to; the others are served the population's model.
+    """Which users a model adapts to, by default all; the others get the population's model.
 
     Attributes:
         adapts: whether the model adapts to anybody.
@@ -107,6 +107,16 @@ class Gate:
     adapts: bool = True
     support: float = 0.0
     pairs: float = 0.0
+
+    @property
+    def by_support(self) -> bool:
+        """Whether there are support choices that say too little to adapt to their user."""
+        return not self.adapts or self.support > 0
+
+    @property
+    def by_pairs(self) -> bool:
+        """Whether there are pairs to be ranked on which no user is adapted to."""
+        return not self.adapts or self.pairs > 0
 
 
 def expected_gain(probability: np.ndarray, unadapted: np.ndarray, weight: np.ndarray) -> Floats:

@@ -52,7 +52,7 @@ def extra_columns(model: UserModel) -> int:
 
 
 def find_state(model: UserModel, user: str | None) -> UserState | None:
-    """Return what is known of a user of `model.users`, None for nobody or one without choices."""
+    """Return what is known of a user of `model.users`; None without a user or any choices."""
     if user is None or model.users is None:
         return None
     record = model.users.get(user)
@@ -97,13 +97,13 @@ def weights_of(model: UserModel, state: UserState | None) -> tuple[np.ndarray, n
 
 def is_left_alone(model: UserModel, state: UserState) -> bool:
     """Return whether `adapt_users` gave a user the population's weights, as the gate says."""
-    return model.gate is not None and is_alike(state.mean, model.population()[0])
+    return model.gate.by_support and bool(is_alike(state.mean, model.population()[0]))
 
 
-def is_alike(mean: np.ndarray, common: np.ndarray) -> bool:
-    """Return whether the weights [K] of a user are those of the population."""
+def is_alike(mean: np.ndarray, common: np.ndarray) -> np.ndarray:
+    """Return whether weights [..., K] of users are the population's [K]: [...] bool."""
     # Not to the last bit, which another machine may round otherwise.
-    return bool(np.allclose(mean, common, rtol=1e-5, atol=1e-7))
+    return np.isclose(mean, common, rtol=1e-5, atol=1e-7).all(axis=-1)
 
 
 def own_weights(model: UserModel, state: UserState) -> tuple[np.ndarray, np.ndarray | None]:

@@ -203,9 +203,7 @@ def adapt_into(
     lengths = np.bincount(both, minlength=len(choices.users))
     if known is not None:
         lengths += [0 if record is None else len(record.rows) for record in known]
-    effects = np.zeros(len(choices.items))
-    if model.item_effects is not None:
-        effects = effects_of(model.item_effects, choices.texts, choices.items)
+    effects = effects_of(model.item_effects, choices.texts, choices.items)
     chunks = list(_chunks(lengths))
     for width, members in track("adapting users", chunks, len(lengths), _count, progress):
         pairs = pad_pairs(choices, [learned[user] for user in members])

@@ -153,7 +153,7 @@ def best_of(
     Raises:
         InputError: no candidates, a user who was not adapted, or a method without weights.
 
-    Source: best of n by a user's own reward model; the choice by lower bounds is ours.
+    Source: best of n by a user's own reward model; the choice by lower bounds is added here.
 
     Example:
         >>> import jax.numpy as jnp
@@ -173,17 +173,17 @@ def best_of(
     require(model.method, "weights", "a personal answer")
     state = None if user is None else user_state(model, user)
     values = encode_answers(model, candidates, prompt) if features is None else features
-    effects, base = np.zeros(len(candidates)), model.base(values)
-    if model.item_effects is not None:
-        effects = effects_of(model.item_effects, known_texts(candidates, prompt))
-    weights = common = model.population()
-    if state is not None:
-        own = own_weights(model, state)
-        wins, everybodys = (
+    base = model.base(values)
+    effects = effects_of(model.item_effects, known_texts(candidates, prompt))
+    population = model.population()
+    weights = population if state is None else own_weights(model, state)
+    if state is not None and model.gate.by_pairs:
+        wins, common = (
             shifted(win_probability(mean, cov, base), effects[:, None] - effects[None, :])
-            for mean, cov in (own, common)
+            for mean, cov in (weights, population)
         )
-        weights = common if leaves_alone(model, wins, everybodys) else own
+        if leaves_alone(model, wins, common):
+            weights = population
     gains = expected_gains(*weights, base, -effects)
     position = best_option(gains, k, least_probability)
     return BestOf(position, candidates[position], gains)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.mrm.adaptation import expected_gain
+from jaxalign.mrm.adapted_users import is_alike
 from jaxalign.mrm.logistic_normal import choice_mass
 from jaxalign.mrm.model import UserModel
 from jaxalign.mrm.sites import Sites
@@ -29,20 +30,20 @@ def left_alone(
         [U] bool.
     """
     gate = model.gate
-    if gate is None or (gate.adapts and (gate.support <= 0 or model.reference is None)):
-        return np.zeros(len(mean), bool)
-    if not gate.adapts or model.reference is None:
+    if not gate.adapts:
         return np.ones(len(mean), bool)
+    if gate.support <= 0 or model.reference is None:
+        return np.zeros(len(mean), bool)
     pairs = np.asarray(model.reference, np.float32)
     common, cov = model.population()
-    margin, everybody = mean @ pairs.T, common @ pairs.T
+    margin, common_margin = mean @ pairs.T, common @ pairs.T
     before, after = np.zeros(len(pairs), np.float32), np.zeros_like(margin)
     if cov is not None and sites is not None:
         before = np.einsum("RK,KJ,RJ->R", pairs, cov, pairs)
         after = np.asarray(_variances(jnp.asarray(cov), rows, sites.precision, pairs))
     adapted, unadapted = (
         np.asarray(choice_mass(jnp.asarray(m), jnp.asarray(v)))
-        for m, v in ((margin, after), (everybody, before))
+        for m, v in ((margin, after), (common_margin, before))
     )
     return expected_gain(adapted, unadapted, np.ones(len(pairs))) < gate.support
 
@@ -85,7 +86,7 @@ def served_weights(
         rows: [U, P, K] of their choices.
         sites: of the choices; None where the method has no posterior.
     """
-    if model.gate is None or not mean.shape[1]:
+    if not (model.gate.by_support and mean.shape[1]):
         return mean
     common = model.population()[0].astype(mean.dtype)
     return np.where(left_alone(model, mean, rows, sites)[:, None], common, mean)
@@ -93,9 +94,7 @@ def served_weights(
 
 def count_left_alone(model: UserModel, users: UserStore) -> int:
     """Return how many adapted users have the population's weights because the gate says so."""
-    if model.gate is None or not users.about.weights:
+    if not (model.gate.by_support and users.about.weights):
         return 0
     common = model.population()[0]
-    batches = users.weights(_AT_ONCE)
-    alike = (np.isclose(weights, common, rtol=1e-5, atol=1e-7).all(1) for _, weights in batches)
-    return sum(int(rows.sum()) for rows in alike)
+    return sum(int(is_alike(weights, common).sum()) for _, weights in users.weights(_AT_ONCE))

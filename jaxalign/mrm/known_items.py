@@ -2,14 +2,16 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 _BYTES = 16
 
 
-class KnownEffects(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class KnownEffects:
     """Effects of M texts or ids.
 
     Attributes:
@@ -19,6 +21,12 @@ class KnownEffects(NamedTuple):
 
     keys: np.ndarray
     values: np.ndarray
+
+    @cached_property
+    def by_key(self) -> dict[bytes, float]:
+        """The effects by their keys, made once for all look-ups."""
+        keys = np.ascontiguousarray(self.keys, np.uint8)
+        return dict(zip(map(bytes, keys), self.values.astype(np.float64).tolist(), strict=True))
 
 
 def _key(text: str) -> bytes:
@@ -45,12 +53,12 @@ def known_effects(
 
 
 def effects_of(
-    known: KnownEffects, texts: Sequence[str], items: Sequence[str] | None = None
+    known: KnownEffects | None, texts: Sequence[str], items: Sequence[str] | None = None
 ) -> np.ndarray:
     """Return the effects [N] of items; 0 for those that training has not seen.
 
     Args:
-        known: of a saved model.
+        known: of a saved model; None where all effects are 0.
         texts: of the items, with their prompts, which are looked up before the ids.
         items: their ids, where they have any.
 
@@ -61,9 +69,9 @@ def effects_of(
         >>> effects_of(known, ["another", "a new one", "1"]).tolist()
         [-1.0, 0.0, 0.5]
     """
-    keys = np.ascontiguousarray(known.keys, np.uint8)
-    value_of = dict(zip(map(bytes, keys), np.asarray(known.values, np.float64), strict=True))
-    ids = texts if items is None else items
+    if known is None:
+        return np.zeros(len(texts))
+    ids, value_of = texts if items is None else items, known.by_key
     return np.array(
         [
             value_of.get(_key(text), value_of.get(_key(name), 0.0))

@@ -51,7 +51,7 @@ class AboutUserModel:
         encoder_sha256: digest of the encoder's weights, empty for given features.
         scale: of the named base rewards, null for learned features.
         with_prompts: whether the items of the choices were answers with their prompts.
-        gate: whom the model adapts to; null for everybody.
+        gate: which users the model adapts to.
         stated_scale: digest of the scale that the file of the named rewards stated, where weights
             were put on another one; empty otherwise.
     """
@@ -63,7 +63,7 @@ class AboutUserModel:
     encoder_sha256: str
     scale: dict[str, list[str] | list[float]] | None
     with_prompts: bool
-    gate: Gate | None = None
+    gate: Gate = field(default_factory=Gate)
     stated_scale: str = ""
 
 
@@ -85,7 +85,7 @@ class UserModel:
         with_prompts: whether it was trained on answers with their prompts, which the encoder then
             reads too.
         item_effects: of the items of training, which all users share; None where there are none.
-        gate: whom it adapts to; None for everybody.
+        gate: which users it adapts to; all of them by default.
         reference: [R, K] differences of base rewards that the gate judges a user's support on;
             None for a method without weights.
         stated_scale: digest of the scale that the file of the named rewards stated, where weights
@@ -114,7 +114,7 @@ class UserModel:
     users: UserStore | None = None
     with_prompts: bool = False
     item_effects: KnownEffects | None = None
-    gate: Gate | None = None
+    gate: Gate = field(default_factory=Gate)
     reference: np.ndarray | None = None
     stated_scale: str = ""
 
@@ -242,7 +242,8 @@ def save(path: str | Path, model: UserModel) -> str:
         "baseline": model.baseline,
     }
     if model.item_effects is not None:
-        arrays["item_effects"] = model.item_effects._asdict()
+        known = model.item_effects
+        arrays["item_effects"] = {"keys": known.keys, "values": known.values}
     if model.reference is not None:
         arrays["reference"] = model.reference
     return save_artifact(Path(path) / MODEL_FILE, KIND, about, arrays)

@@ -162,11 +162,9 @@ def rank(
         raise InputError("there are no texts to rank.")
     state = user_state(model, user) if isinstance(user, str) else None
     values = encode_answers(model, texts, prompt) if features is None else features
-    offset = np.zeros(len(texts))
-    if model.item_effects is not None:
-        offset = effects_of(model.item_effects, known_texts(texts, prompt))
+    offset = effects_of(model.item_effects, known_texts(texts, prompt))
     score, wins = _scores(model, values, user if isinstance(user, Belief) else state, offset)
-    if user is not None and model.gate is not None:
+    if user is not None and model.gate.by_pairs:
         common = _scores(model, values, None, offset)
         if leaves_alone(model, wins, common[1]):
             score, wins = common
@@ -184,8 +182,6 @@ def leaves_alone(model: UserModel, wins: np.ndarray, common: np.ndarray) -> bool
         wins: [N, N] probabilities that the row's answer is chosen over the column's, by the user.
         common: [N, N] by a user without choices.
     """
-    if model.gate is None:
-        return False
     pairs = np.triu_indices(len(wins), 1)
     gain = expected_gain(wins[pairs], common[pairs], np.ones(len(pairs[0])))
     return not model.gate.adapts or bool(gain < model.gate.pairs)

@@ -49,11 +49,9 @@ def evaluate(folder: str | Path, source: str) -> dict[str, float | str]:
     table = load_features(config.features.path) if config.features.path else given
     features = item_features(model, choices.items, choices.texts, table)
     test, inputs = support_query(choices, cut), model.inputs(features)
-    effects = np.zeros(len(choices.items))
-    if model.item_effects is not None:
-        effects = effects_of(model.item_effects, choices.texts, choices.items)
+    effects = effects_of(model.item_effects, choices.texts, choices.items)
     method, candidate = WithItemEffects(model.method, effects), {**model.candidate, KEY: 1.0}
-    adapts = model.gate is None or model.gate.adapts
+    adapts = model.gate.adapts
     adapted, unadapted = (
         predict(method, model.fitted, candidate, inputs, test, known) for known in (adapts, False)
     )
@@ -62,7 +60,7 @@ def evaluate(folder: str | Path, source: str) -> dict[str, float | str]:
     common = features @ model.baseline
     baseline = np.exp(-np.logaddexp(0, common[rejected] - common[chosen]))
     judged = users.judge(adapted, unadapted, baseline, mask, chosen, rejected, draws=config.draws)
-    if model.gate is not None and model.gate.adapts:
+    if adapts:
         gain = expected_gain(adapted, unadapted, np.asarray(query.weight))
         through = {"pairs": (gain >= model.gate.pairs)[None]}
         judged |= gate_figures((adapted[None], unadapted), baseline, mask, through)
