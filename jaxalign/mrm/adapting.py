@@ -1,6 +1,6 @@
 """Users adapted from their choices, a bounded number at a time, and updated with new ones."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -183,7 +183,6 @@ def adapt_into(
     accuracy: bool = True,
     old: UserStore | None = None,
     progress: bool = False,
-    counted: Callable[[int], None] = lambda users: None,
 ) -> None:
     """Adapt the users of some choices and write them.
 
@@ -193,7 +192,6 @@ def adapt_into(
         table: of the items, as from `item_table`.
         old: users whose earlier choices are kept.
         progress: whether to show a bar on standard error.
-        counted: receives the number of users whenever some have been written.
     """
     learned = learned_from(choices, choices.users)
     held = _held_out(choices)
@@ -225,7 +223,6 @@ def adapt_into(
         names = [choices.users[user] for user in members]
         served = served_weights(model, mean, batch.rows, sites)
         users.put(_records(names, counts, shares, served, batch, sites))
-        counted(len(members))
 
 
 def _held_out(choices: Preferences) -> list[np.ndarray] | None:

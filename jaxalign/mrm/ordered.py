@@ -25,6 +25,14 @@ def tilt_by_band(
         variance: [...], 0 or more.
         lower: [...] threshold below the level, -inf for the lowest level.
         upper: [...] threshold above the level, inf for the highest, greater than `lower`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.mrm.ordered import tilt_by_band
+        >>> lower, upper = jnp.array([-jnp.inf, -1.0, 1.0]), jnp.array([-1.0, 1.0, jnp.inf])
+        >>> levels = jnp.exp(tilt_by_band(jnp.zeros(3), jnp.ones(3), lower, upper).log_mass)
+        >>> [f"{p:.3f}" for p in levels]
+        ['0.303', '0.393', '0.303']
     """
     middle = 0.5 * (jnp.where(jnp.isinf(lower), 0, lower) + jnp.where(jnp.isinf(upper), 0, upper))
     # A level with one threshold needs the one term alone; one with two is seen from its far side.
@@ -52,25 +60,3 @@ def tilt_by_band(
         one.log_mass + jnp.log(left), jnp.where(mirrored, -gradient, gradient), curvature
     )
     return jax.tree.map(lambda value: jnp.where(open_band, 0, value), found)
-
-
-def band_mass(
-    mean: jax.Array, variance: jax.Array, lower: jax.Array, upper: jax.Array
-) -> jax.Array:
-    """Return the probability of the level between two thresholds, the margin integrated out.
-
-    Args:
-        mean: [...].
-        variance: [...]; what rounding has made negative counts as 0.
-        lower: [...] threshold below the level, -inf for the lowest level.
-        upper: [...] threshold above the level, inf for the highest.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from jaxalign.mrm.ordered import band_mass
-        >>> lower, upper = jnp.array([-jnp.inf, -1.0, 1.0]), jnp.array([-1.0, 1.0, jnp.inf])
-        >>> levels = band_mass(jnp.zeros(3), jnp.ones(3), lower, upper)
-        >>> [f"{p:.3f}" for p in levels]
-        ['0.303', '0.393', '0.303']
-    """
-    return jnp.exp(tilt_by_band(mean, jnp.maximum(variance, 0), lower, upper).log_mass)

@@ -1,6 +1,6 @@
 """One run, from choices to a report: resumable stage by stage, to the same bytes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from jaxalign.files import write_json
 from jaxalign.mrm.known_items import known_effects
 from jaxalign.mrm.model import RUN_KIND, UserModel, save
 from jaxalign.mrm.reduce import Projection, identity
-from jaxalign.mrm.registry import Fitted, require
+from jaxalign.mrm.registry import Fitted, Inputs, require
 from jaxalign.mrm.support_query import (
     SupportQueryData,
     cut_episodes,
@@ -96,10 +96,10 @@ def run(
     encoded = encode_items(config, choices, given)
     if earlier is None:
         projection, begun = project(config, encoded), None
+        every = all_directions(config, encoded)
     else:
-        projection = earlier_projection(earlier, encoded)
+        projection, every = earlier_projection(earlier, encoded), None
         begun = (earlier.model.method.name, earlier.model.fitted)
-    every = all_directions(config, encoded)
     data = ExperimentData(
         choices,
         opened.fold_choices or choices,
@@ -108,7 +108,7 @@ def run(
         jnp.asarray(encoded.values),
         split,
         begun,
-        None if every is None or earlier is not None else jnp.asarray(every.apply(encoded.values)),
+        None if every is None else jnp.asarray(every.apply(encoded.values)),
     )
     cuts = _cut_users(data, config, say)
     _say_folds(data, config, say)
@@ -127,7 +127,11 @@ def run(
     new_users = _new_users(data, config, cuts, stage, folder, say)
     folds = judge_new_items(data, config, new_users.fits, stage)
     report = assemble(config, data, new_users, folds)
-    save(out, _chosen_model(config, data, encoded, projection, new_users))
+    projections: dict[Inputs, Projection] = {
+        "projected": projection,
+        "directions": every or projection,
+    }
+    save(out, _chosen_model(config, data, encoded, projections, new_users))
     write_pages(out, report, new_users)
     folder.finish(report)
     return report
@@ -264,17 +268,16 @@ def _chosen_model(
     config: MRMRunConfig,
     data: ExperimentData,
     encoded: Encoded,
-    projection: Projection,
+    projections: Mapping[Inputs, Projection],
     new_users: NewUsers,
 ) -> UserModel:
-    """The model to save: the first fit of the chosen method."""
+    """The model to save: the first fit of the chosen method, with the projection that it reads."""
     fit, one = new_users.fits[new_users.selected], new_users.fits["bt"]
     theta = one.fitted[0]["theta"][one.candidates[0]["ridge"]]
-    baseline = (projection.matrix @ theta).astype(np.float32)
-    if fit.method.inputs == "encoded":
+    baseline = (projections["projected"].matrix @ theta).astype(np.float32)
+    projection = projections.get(fit.method.inputs)
+    if projection is None:  # of the encoded features themselves
         projection = identity(encoded.values.shape[1])
-    elif fit.method.inputs == "directions" and data.all_directions is not None:
-        projection = all_directions(config, encoded) or projection
     choices, effects = data.choices, fit.effects()
     model = UserModel(
         fit.method, fit.fitted[0], fit.candidates[0], baseline, projection,

@@ -10,7 +10,7 @@ import numpy as np
 from jaxalign.mrm.adaptation import Gate
 from jaxalign.mrm.out_of_fold import CandidateLosses
 from jaxalign.mrm.registry import Candidate, Fitted, UserRewardMethod
-from jaxalign.mrm.selection import candidate_losses, predict, user_nll
+from jaxalign.mrm.selection import candidate_losses, predict
 from jaxalign.mrm.shared_effects import WithItemEffects
 from jaxalign.mrm.support_query import SupportQueryData, TrainingData
 
@@ -68,7 +68,7 @@ class FittedMethod:
             found.append(CandidateLosses(adapted, unadapted, fold))
         return found
 
-    def choose(self, losses: list[CandidateLosses], may_adapt: bool = True) -> "FittedMethod":
+    def choose(self, losses: list[CandidateLosses], may_adapt: bool) -> None:
         """Let validation users choose each fit's candidate.
 
         Args:
@@ -82,7 +82,6 @@ class FittedMethod:
         self.loss = float(np.mean([mean[place] for mean, place in zip(means, best, strict=True)]))
         self.adapts = may_adapt
         self.gates = [Gate(adapts=may_adapt) for _ in self.fitted]
-        return self
 
     def as_judged(self, method: UserRewardMethod) -> UserRewardMethod:
         """Return the method, perhaps with other settings, as this one predicts."""
@@ -154,17 +153,10 @@ def shared_effects(one_model: FittedMethod, users: SupportQueryData, directions:
         users: the validation users.
         directions: number of directions of the features that the methods see.
     """
-    fitted, mask = one_model.fitted[0], users.query.padded.weight
-    among = [
-        candidate
-        for candidate in one_model.method.candidates(fitted)
-        if candidate["directions"] == directions
-    ]
-    losses = [
-        np.nanmean(
-            user_nll(predict(one_model.judged, fitted, c, one_model.features, users)[None], mask)
-        )
-        for c in among
-    ]
-    best = one_model.method.item_effects(fitted, among[int(np.argmin(losses))])
-    return np.zeros(len(one_model.features)) if best is None else best
+    fitted, method = one_model.fitted[0], one_model.method
+    candidates = method.candidates(fitted)
+    losses = candidate_losses(one_model.judged, fitted, one_model.features, users)
+    same = [candidate["directions"] == directions for candidate in candidates]
+    best = int(np.argmin(np.where(same, np.nanmean(losses, axis=1), np.inf)))
+    effects = method.item_effects(fitted, candidates[best])
+    return np.zeros(len(one_model.features)) if effects is None else effects

@@ -5,6 +5,7 @@ import numpy as np
 from jaxalign.experiments.mrm.adaptation import ReferencePairs
 from jaxalign.experiments.mrm.fits import FittedMethod
 from jaxalign.metrics import users
+from jaxalign.metrics.harm import harmed_users
 from jaxalign.mrm.adaptation import expected_gain, gated
 from jaxalign.mrm.support_query import SupportQueryData
 
@@ -61,23 +62,23 @@ def gate_figures(
         return users.accuracy(probability, mask) - users.accuracy(baseline, mask)
 
     def harm(probability: np.ndarray) -> float:
-        return users.harmed(probability, unadapted, mask, draws=2).mean
+        return float(np.nanmean(harmed_users(probability, unadapted, mask)))
 
-    everybody, nobody, harmed = gain(adapted), gain(unadapted), harm(adapted)
+    with_it, without, all_harmed = gain(adapted), gain(unadapted), harm(adapted)
     figures: dict[str, float] = {}
     for form, kept in through.items():
         served = gated(adapted, unadapted, kept)
         alone = float(1 - kept[:, judged].mean())
-        floor = users.harm_floor(served, unadapted, mask)
+        harmed, floor = harm(served), users.harm_floor(served, unadapted, mask)
         found = {
             "left_alone": alone,
             "gain": gain(served),
-            "harmed": harm(served),
+            "harmed": harmed,
             "harm_floor": floor,
-            "harm_excess": harm(served) - floor,
+            "harm_excess": harmed - floor,
             "nll": users.nll(served, mask),
-            "random_gain": (1 - alone) * everybody + alone * nobody,
-            "random_harmed": (1 - alone) * harmed,
+            "random_gain": (1 - alone) * with_it + alone * without,
+            "random_harmed": (1 - alone) * all_harmed,
         }
         figures |= {f"gate_{form}_{name}": value for name, value in found.items()}
     return figures

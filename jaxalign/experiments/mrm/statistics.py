@@ -155,12 +155,7 @@ def assemble(
         "notes": list(data.choices.notes),
         "seeds": config.seeds,
         "selected": {"new_users": new_users.selected},
-        "settings": {
-            name: [
-                fit.method.describe(*one) for one in zip(fit.fitted, fit.candidates, strict=True)
-            ]
-            for name, fit in new_users.fits.items()
-        },
+        "settings": {name: _described(fit) for name, fit in new_users.fits.items()},
         "validation_nll": {name: fit.loss for name, fit in new_users.fits.items()},
         "adaptation": {n: _decided(new_users, n) for n in new_users.decisions},
         "users": {
