@@ -1,8 +1,11 @@
 """The candidate of a fit that validation users prefer."""
 
+from collections.abc import Iterator, Sequence
+
 import jax
 import numpy as np
 
+from jaxalign.data.batching import Pairs
 from jaxalign.mrm.registry import Candidate, Fitted, UserRewardMethod
 from jaxalign.mrm.support_query import SupportQueryData, without_choices
 
@@ -83,11 +86,20 @@ def candidate_losses(
     """
     candidates = method.candidates(fitted)
     losses = np.empty((len(candidates), users.query.users))
-    for members, support, query in users.parts():
-        known = support if adapted else without_choices(support)
-        probability = method.predict(fitted, candidates, features, known, query)
+    found = _predictions(method, fitted, candidates, features, users, adapted)
+    for members, query, probability in found:
         losses[:, members] = user_nll(probability, query.weight)
     return losses
+
+
+def _predictions(
+    method: UserRewardMethod, fitted: Fitted, candidates: Sequence[Candidate],
+    features: jax.Array, users: SupportQueryData, adapted: bool,
+) -> Iterator[tuple[np.ndarray, Pairs, np.ndarray]]:  # fmt: skip
+    """Members [B], query [B, Q] and probabilities [C, B, Q] of each bucket of users."""
+    for members, support, query in users.parts():
+        known = support if adapted else without_choices(support)
+        yield members, query, method.predict(fitted, candidates, features, known, query)
 
 
 def predict(
@@ -106,12 +118,11 @@ def predict(
         candidate: the chosen one.
         features: [I, D].
         users: whose choices.
-        adapted: whether the support choices are read; without them users are strangers.
+        adapted: whether the support choices are read; without them all users are predicted alike.
     """
     width = max((part.weight.shape[1] for part in users.query.parts), default=1)
     probability = np.full((users.query.users, width), 0.5, np.float32)
-    for members, support, query in users.parts():
-        known = support if adapted else without_choices(support)
-        found = method.predict(fitted, [candidate], features, known, query)[0]
-        probability[members, : found.shape[1]] = found
+    predictions = _predictions(method, fitted, [candidate], features, users, adapted)
+    for members, _, found in predictions:
+        probability[members, : found.shape[2]] = found[0]
     return probability

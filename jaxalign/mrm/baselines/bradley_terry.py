@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import numpy as np
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm import newton
 from jaxalign.mrm.config import check_range
-from jaxalign.mrm.registry import Candidate, Fitted, WeightsMethod, register
+from jaxalign.mrm.registry import Candidate, Fitted, Settings, WeightsMethod, register
 from jaxalign.mrm.support_query import TrainingData, differences
 from jaxalign.train.blas import one_blas_thread
 
@@ -72,12 +73,42 @@ def _probability_per_user(
     return jax.lax.map(one_user, arrays, batch_size=128)
 
 
-@register("bt", OneModelConfig())
-class OneModelForAll(WeightsMethod[OneModelConfig]):
-    """One Bradley-Terry model for all users: the baseline that every gain is measured against."""
+class GlobalModel(WeightsMethod[Settings]):
+    """A method with the same weights for all users: a row of "theta" [C, D] for each candidate.
+
+    Attributes:
+        row: entry of a candidate that is the number of its row.
+    """
 
     seeded = False
     refits = True
+    row: ClassVar[str]
+
+    def predict(
+        self, fitted: Fitted, candidates: Sequence[Candidate], features: jax.Array,
+        support: Pairs, query: Pairs,
+    ) -> np.ndarray:  # fmt: skip
+        """Return probabilities [C, U, Q] from the features alone; the support is not read."""
+        thetas = [fitted["theta"][candidate[self.row]] for candidate in candidates]
+        return np.stack([np.asarray(_probability(t, features, query)) for t in thetas])
+
+    def save(self, fitted: Fitted, candidate: Candidate) -> tuple[Fitted, Candidate]:
+        """Return the chosen weights alone."""
+        return {"theta": fitted["theta"][[candidate[self.row]]]}, {**candidate, self.row: 0}
+
+    def infer(
+        self, fitted: Fitted, candidate: Candidate, differences: jax.Array, mask: jax.Array
+    ) -> tuple[jax.Array, None]:
+        """Return the common weights for every user."""
+        theta = jnp.asarray(fitted["theta"][candidate[self.row]])
+        return jnp.broadcast_to(theta, (differences.shape[0], theta.shape[0])), None
+
+
+@register("bt", OneModelConfig())
+class OneModelForAll(GlobalModel[OneModelConfig]):
+    """One Bradley-Terry model for all users: the baseline that every gain is measured against."""
+
+    row = "ridge"
 
     @one_blas_thread
     def fit(self, data: TrainingData, seed: int = 0) -> Fitted:
@@ -88,25 +119,6 @@ class OneModelForAll(WeightsMethod[OneModelConfig]):
     def candidates(self, fitted: Fitted) -> list[Candidate]:
         """Return the ridges by number."""
         return [{"ridge": i} for i in range(len(fitted["theta"]))]
-
-    def predict(
-        self, fitted: Fitted, candidates: Sequence[Candidate], features: jax.Array,
-        support: Pairs, query: Pairs,
-    ) -> np.ndarray:  # fmt: skip
-        """Return probabilities [C, U, Q]; the support is not read."""
-        thetas = [fitted["theta"][candidate["ridge"]] for candidate in candidates]
-        return np.stack([np.asarray(_probability(t, features, query)) for t in thetas])
-
-    def save(self, fitted: Fitted, candidate: Candidate) -> tuple[Fitted, Candidate]:
-        """Return the chosen weights alone."""
-        return {"theta": fitted["theta"][[candidate["ridge"]]]}, {"ridge": 0}
-
-    def infer(
-        self, fitted: Fitted, candidate: Candidate, differences: jax.Array, mask: jax.Array
-    ) -> tuple[jax.Array, None]:
-        """Return the common weights for every user."""
-        theta = fitted["theta"][candidate["ridge"]]
-        return jnp.broadcast_to(theta, (differences.shape[0], theta.shape[0])), None
 
 
 @register("bt_per_user", ModelPerUserConfig())

@@ -2,18 +2,17 @@
 
 import functools
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.data.batching import Pairs
+from jaxalign.mrm.baselines.bradley_terry import GlobalModel
 from jaxalign.mrm.config import check_range
 from jaxalign.mrm.item_effects import CountedPairs, OneModel, count_pairs, fit_one_model
-from jaxalign.mrm.registry import Candidate, Fitted, WeightsMethod, register
-from jaxalign.mrm.support_query import TrainingData, differences
+from jaxalign.mrm.registry import Candidate, Fitted, register
+from jaxalign.mrm.support_query import TrainingData
 from jaxalign.train.blas import one_blas_thread
 
 
@@ -47,18 +46,12 @@ def _fit_grid(
     return jax.lax.map(lambda one: fit_one_model(features, pairs, *one), jnp.asarray(grid))
 
 
-@jax.jit
-def _probability(theta: jax.Array, features: jax.Array, query: Pairs) -> jax.Array:
-    return jax.nn.sigmoid(jnp.einsum("UPD,D->UP", differences(features, query), theta))
-
-
 @register("bt_items", OneModelItemsConfig())
-class OneModelWithItems(WeightsMethod[OneModelItemsConfig]):
+class OneModelWithItemEffects(GlobalModel[OneModelItemsConfig]):
     """The best one model for all users, with which every personal model is compared too."""
 
     inputs = "directions"
-    seeded = False
-    refits = True
+    row = "model"
 
     @one_blas_thread
     def fit(self, data: TrainingData, seed: int = 0) -> Fitted:
@@ -88,27 +81,8 @@ class OneModelWithItems(WeightsMethod[OneModelItemsConfig]):
             for model, (ridge, tau, width) in enumerate(np.asarray(fitted["grid"]))
         ]
 
-    def predict(
-        self, fitted: Fitted, candidates: Sequence[Candidate], features: jax.Array,
-        support: Pairs, query: Pairs,
-    ) -> np.ndarray:  # fmt: skip
-        """Return probabilities [C, U, Q] from the features alone; the support is not read."""
-        thetas = [fitted["theta"][candidate["model"]] for candidate in candidates]
-        return np.stack([np.asarray(_probability(t, features, query)) for t in thetas])
-
     def item_effects(self, fitted: Fitted, candidate: Candidate) -> np.ndarray | None:
-        """Return the effects [I] of the items, fitted with the weights; None once saved."""
+        """Return the effects [I] of the items; None once saved, as a `UserModel` keeps them."""
         if "effects" not in fitted:
             return None
         return np.asarray(fitted["effects"][candidate["model"]])
-
-    def save(self, fitted: Fitted, candidate: Candidate) -> tuple[Fitted, Candidate]:
-        """Return the chosen weights alone; a `UserModel` keeps the effects by item."""
-        return {"theta": fitted["theta"][[candidate["model"]]]}, {**candidate, "model": 0}
-
-    def infer(
-        self, fitted: Fitted, candidate: Candidate, differences: jax.Array, mask: jax.Array
-    ) -> tuple[jax.Array, None]:
-        """Return the common weights for every user."""
-        theta = jnp.asarray(fitted["theta"][candidate["model"]])
-        return jnp.broadcast_to(theta, (differences.shape[0], theta.shape[0])), None
