@@ -82,17 +82,22 @@ def _add_adapt(actions: Commands) -> None:
 
 def _add_rank(actions: Commands) -> None:
     parser = command(actions, "rank", _rank, "answers scored and ordered for a user")
-    parser.add_argument("--model", type=Path, required=True, help="folder of a run")
-    parser.add_argument("--user", help="whose taste; without it the population's")
+    _add_user(parser)
     parser.add_argument(
         "--texts", type=Path, required=True, help="an answer a line, or .jsonl with `text`"
     )
     parser.add_argument("--prompt", help="what the answers are to, where the choices had prompts")
-    parser.add_argument("--users", type=Path, help="file of adapt (MODEL/users.sqlite)")
     parser.add_argument(
         "--features", type=Path, help="features or scores of the answers, by their texts"
     )
     parser.add_argument("--json", action="store_true", help="JSON lines instead of a table")
+
+
+def _add_user(parser: argparse.ArgumentParser) -> None:
+    """Adds the model, and whose weights of it are wanted."""
+    parser.add_argument("--model", type=Path, required=True, help="folder of a run")
+    parser.add_argument("--user", help="whose taste; without it the population's")
+    parser.add_argument("--users", type=Path, help="file of adapt (MODEL/users.sqlite)")
 
 
 def _add_evaluate(actions: Commands) -> None:
@@ -108,9 +113,7 @@ def _add_describe(actions: Commands) -> None:
         epilog="The run must have named rewards: trained with --features.path on scores of "
         "`jaxalign reward score`, or on other features with names.",
     )  # fmt: skip
-    parser.add_argument("--model", type=Path, required=True, help="folder of a run")
-    parser.add_argument("--user", help="whose taste; without it the population's")
-    parser.add_argument("--users", type=Path, help="file of adapt (MODEL/users.sqlite)")
+    _add_user(parser)
     parser.add_argument("--json", action="store_true", help="JSON instead of text")
 
 
@@ -152,8 +155,8 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     print(f"{chosen} {selected}; wrote {arguments.out}/report.md")
     if not report["adaptation"][selected]["adapts"]:
         print(
-            f"{selected} adapts to no user here, so that everybody is served by the weights of the "
-            "population; more users, or more choices of each, may show that people differ"
+            f"{selected} adapts to no user here, so that all users are served by the weights of "
+            "the population; more users, or more choices per user, may show that users differ"
         )
 
 
