@@ -99,6 +99,12 @@ def attention_bias(weight: jax.Array) -> jax.Array:
     return jnp.where(weight > 0, jnp.log(jnp.where(weight > 0, weight, 1.0)), _ABSENT)
 
 
+def mean_choice_loss(logits: jax.Array, query: Pairs) -> jax.Array:
+    """Mean negative log-likelihood of query choices [B, Q] from the logits that chosen wins."""
+    losses = jax.nn.softplus(-logits)
+    return jnp.sum(query.weight * losses) / jnp.maximum(jnp.sum(query.weight), 1.0)
+
+
 # Episodes -------------------------------------------------------------------------------------
 
 
@@ -249,8 +255,8 @@ def _train(
         return carry, (carry[0], values)
 
     init_key, key = jax.random.split(key)
-    nobody = Pairs(*(jnp.zeros((1,), array.dtype) for array in pairs))
-    params = model.init(init_key, scaled[:1], nobody, nobody)["params"]
+    one = Pairs(*(jnp.zeros((1,), array.dtype) for array in pairs))
+    params = model.init(init_key, scaled[:1], one, one)["params"]
     start = (params, optimiser.init(params), key, jnp.zeros((), jnp.int32))
     _, (kept, values) = jax.lax.scan(span, start, None, length=snapshots)
     return kept, values.reshape(-1), scaling

@@ -6,7 +6,7 @@ transformer without positions; all attend to the context only: a neural process.
 pair of answers and its choice, +1 for the first; the paper's points are single answers with a
 group's preference. A new user costs one pass.
 
-Ours: a learned first context point, as the context may be empty; predictions are half the
+Added here: a learned first context point, as the context may be empty; predictions are half the
 difference of the two orders of the pair, so that swapping the answers swaps the probabilities.
 """
 
@@ -151,8 +151,7 @@ def choice_loss(
         return logits
 
     logits = jax.vmap(one)(support, swapped(query, turned))
-    losses = jax.nn.softplus(jnp.where(turned, logits, -logits))
-    return jnp.sum(query.weight * losses) / jnp.maximum(jnp.sum(query.weight), 1.0)
+    return episodes.mean_choice_loss(jnp.where(turned, -logits, logits), query)
 
 
 def probability(

@@ -3,8 +3,8 @@
 Source: Bose, Xiong, Chi, Du, Xiao, Fazel, "LoRe: Personalizing LLMs via Low-Rank Reward Modeling",
 arXiv 2504.14439: weights on the simplex (softmax), basis and weights by Adam on the Bradley-Terry
 loss, new users by Adam on their weights alone, the basis pulled towards a reference reward. The
-signed form is ours: w_u ~ N(mean, I), mean ~ N(0, I) and a ridge on V, everything by MAP, so that
-a dislike can be expressed and a new user with few choices stays near the mean.
+signed form is added here: w_u ~ N(mean, I), mean ~ N(0, I) and a ridge on V, everything by MAP, so
+that a dislike can be expressed and a new user with few choices stays near the mean.
 """
 
 import functools

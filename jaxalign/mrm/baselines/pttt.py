@@ -8,9 +8,9 @@ trained through that update. A new user costs one sum over the choices and no gr
 Here the backbone is frozen, and its features pass through one MLP block of that kind. The reward is
 linear in W, so that a user is a vector of weights on the block's hidden units.
 
-Ours: episodes of 0 to `most_support` choices, as a new user has none; the rate falls with their
-number by a learned factor, as a sum grows without bound; v starts as the head, for which the update
-is a gradient step of the Bradley-Terry loss.
+Added here: episodes of 0 to `most_support` choices, as a new user has none; the rate falls with
+their number by a learned factor, as a sum grows without bound; v starts as the head, for which the
+update is a gradient step of the Bradley-Terry loss.
 """
 
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from jaxalign.mrm.baselines.episodes import (
     EpisodeNetwork,
     Params,
     Scaling,
+    mean_choice_loss,
 )
 from jaxalign.mrm.config import check_range
 from jaxalign.mrm.registry import Candidate, Fitted, WeightsMethod, register
@@ -169,8 +170,7 @@ def choice_loss(
         done: share of training that is done; not used.
     """
     logits = jax.vmap(model.logits, in_axes=(None, None, 0, 0))(params, table, support, query)
-    losses = jax.nn.softplus(-logits)
-    return jnp.sum(query.weight * losses) / jnp.maximum(jnp.sum(query.weight), 1.0)
+    return mean_choice_loss(logits, query)
 
 
 def probability(
@@ -206,8 +206,9 @@ class PTTT(EpisodeMethod[PTTTConfig], WeightsMethod[PTTTConfig]):
     ) -> tuple[jax.Array, None]:
         """Return users' weights [U, 1 + H] after the update."""
         known = mask if candidate["adapt"] else jnp.zeros_like(mask)
-        given = (_snapshot(fitted, candidate), differences, known, self.settings.rate)
-        return jax.vmap(user_weights, in_axes=(None, 0, 0, None))(*given), None
+        params, rate = _snapshot(fitted, candidate), self.settings.rate
+        weights = jax.vmap(user_weights, in_axes=(None, 0, 0, None))
+        return weights(params, differences, known, rate), None
 
 
 def _snapshot(fitted: Fitted, candidate: Candidate) -> Params:

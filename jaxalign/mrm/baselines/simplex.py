@@ -104,7 +104,7 @@ def _mean_log_weights(logits: tuple[jax.Array, ...], buckets: tuple[Pairs, ...])
     weights = jax.nn.softmax(jnp.concatenate(logits), axis=-1)
     active = jnp.concatenate([jnp.any(pairs.weight > 0, axis=1) for pairs in buckets])
     share = active.astype(weights.dtype) / jnp.maximum(jnp.sum(active), 1)
-    # A component that nobody uses must stay within a new user's reach.
+    # A component that no user has must stay within a new user's reach.
     mean = jnp.einsum("U,UK->K", share, weights)
     return jnp.log(jnp.maximum(mean, 1e-3))
 

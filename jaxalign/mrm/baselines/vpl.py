@@ -2,10 +2,10 @@
 
 Source: Poddar, Wan, Ivison, Gupta, Jaques, "Personalizing Reinforcement Learning from Human
 Feedback with Variational Preference Learning", arXiv 2408.10075. An encoder q(z | pairs) reads a
-user's pairs, one reward r(e, z) serves everybody, choices are Bradley-Terry in it, and both are
+user's pairs, one reward r(e, z) serves all users, choices are Bradley-Terry in it, and both are
 trained on the evidence lower bound. A new user costs one pass of the encoder and no gradient.
 
-Ours: episodes of 0 to `most_support` choices, where the authors always show as many; without
+Added here: episodes of 0 to `most_support` choices, where the authors always show as many; without
 choices q is the prior N(0, I); the pooled pairs are scaled by log(1 + their number), as an average
 does not say how many there were; predictions average over a few draws of z.
 """
@@ -176,7 +176,7 @@ def probability(
     """
     config = model.config
     mean, log_var = _posterior(model, params, table, support)
-    # The same draws for everybody: predictions do not depend on the other users of a batch.
+    # The same draws for all users: predictions do not depend on the other users of a batch.
     noise = jax.random.normal(
         jax.random.key(0), (max(config.draws, 1), config.latent), mean.dtype
     ) * (config.draws > 0)
