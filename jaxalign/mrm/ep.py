@@ -157,6 +157,16 @@ def updated(sites: Sites, around: Cavity, tilted: TiltedNormal, damping: float) 
     )
 
 
+def after_others(sites: Sites, done: jax.Array) -> Sites:
+    """Return the same sites, which cannot be read before a number, such as an evidence, is known.
+
+    On a CPU of two cores, two batched LAPACK calls at once hold both of XLA's threads and wait for
+    ever. XLA keeps 0 * x, which may be NaN, and so the dependence; it drops an optimization_barrier
+    before it schedules.
+    """
+    return Sites(sites.precision, sites.shift + 0 * done)
+
+
 def sweep(
     rows: ChoiceRows, gram: jax.Array | None, sites: Sites, tilt: Tilt = tilt_by_choice
 ) -> tuple[Sites, jax.Array, Margins]:

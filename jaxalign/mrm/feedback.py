@@ -210,15 +210,6 @@ def tilt_of(edges: jax.Array, feedback: Feedback) -> ep.Tilt:
     return lambda mean, variance: tilt_by_band(mean, variance, lower, upper)
 
 
-def after_others(sites: ep.Sites, done: jax.Array) -> ep.Sites:
-    """Return the same sites, which cannot be read before a number is known.
-
-    On a CPU of two cores, two batched LAPACK calls at once wait for each other for ever, see
-    `population.expect`.
-    """
-    return ep.Sites(sites.precision, sites.shift + 0 * done)
-
-
 def mixture(
     log_weight: jax.Array, means: jax.Array, covs: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -271,7 +262,7 @@ def _posteriors(prior: FeedbackPrior, feedback: Feedback) -> FeedbackPosterior:
             scaled = rows_at(mean, root, rows, spread)
             sites = ep.converge(scaled, ep.no_sites(scaled), tilt)
             _, evidence, _ = ep.sweep(scaled, ep.gram_of(scaled), sites, tilt)
-            after = after_others(sites, evidence)
+            after = ep.after_others(sites, evidence)
             return (evidence, *moments(mean, root, scaled, after))
 
         evidence, means, covs = jax.vmap(at)(spreads)

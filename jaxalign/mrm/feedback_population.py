@@ -7,9 +7,7 @@ concave (Pratt 1981).
 """
 
 import functools
-import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -19,12 +17,12 @@ import numpy as np
 from jaxalign.mrm import ep
 from jaxalign.mrm.bayes import Prior, truncate
 from jaxalign.mrm.config import BayesConfig
+from jaxalign.mrm.em import accelerated, fit_pseudo_users, squarem, step_settings
 from jaxalign.mrm.feedback import (
     SPREAD_NODES,
     Feedback,
     FeedbackPrior,
     Levels,
-    after_others,
     augmented,
     mixture,
     rows_at,
@@ -34,17 +32,15 @@ from jaxalign.mrm.feedback import (
 from jaxalign.mrm.ordered import tilt_by_band
 from jaxalign.mrm.population import (
     anisotropy,
+    at_coordinates,
     choices_of,
-    exp_cov,
-    log_cov,
+    coordinates,
     shrunk,
-    squarem,
     start_of,
     unit_of,
 )
 from jaxalign.train.blas import one_blas_thread
 
-_FOLDS, _JUDGING_STEPS = 5, 6
 _FIRST_LEVEL_SD, _FIRST_SPREAD_SD, _WIDER = 0.7, 0.4, 1.2
 _LEAST_SD = 1e-3
 """Least standard deviation of levels and log spreads: EM cannot leave 0."""
@@ -103,7 +99,7 @@ def _one_user(
 
         new, evidence = jax.lax.scan(one_sweep, sites, None, length=sweeps)
         z, half = ep.weights(scaled, new)
-        found, _ = ep.margins(scaled, gram, after_others(new, z[0]))
+        found, _ = ep.margins(scaled, gram, ep.after_others(new, z[0]))
         cavity = ep.cavity(found, new, scaled.weight)
         return new, evidence[-1], z, ep.inverse(half), cavity
 
@@ -168,7 +164,7 @@ def _expect(
     for bucket, old in zip(buckets, sites, strict=True):
         users = len(bucket.weight)
         width = min(config.user_chunk, users)
-        old = old if sums is None else after_others(old, sums.evidence)
+        old = old if sums is None else ep.after_others(old, sums.evidence)
 
         def pad(array: jax.Array, width: int = width, users: int = users) -> jax.Array:
             array = jnp.pad(array, [(0, -users % width)] + [(0, 0)] * (array.ndim - 1))
@@ -267,15 +263,13 @@ def _ahead(
 
     def place(found: FeedbackPopulation) -> tuple:
         logs = jnp.log(jnp.stack([found.level_sd, found.log_spread_sd]))
-        mean, cov = found.weights.mean / unit, log_cov(found.weights.cov)
-        return mean, cov, found.thresholds, logs, found.log_spread
+        return coordinates(found.weights, unit), found.thresholds, logs, found.log_spread
 
-    mean, log, thresholds, logs, log_spread = squarem([place(p) for p in (start, once, twice)])
+    weights, thresholds, logs, log_spread = squarem([place(p) for p in (start, once, twice)])
     sound = jnp.all(jnp.asarray(levels.gaps, thresholds.dtype) @ thresholds > 0)
-    cov = exp_cov(log)
     sds = jnp.clip(jnp.exp(logs), _LEAST_SD, 1 / _LEAST_SD)
     return FeedbackPopulation(
-        Prior(mean * unit, 0.5 * (cov + cov.T)),
+        at_coordinates(weights, unit),
         jnp.where(sound, thresholds, twice.thresholds),
         sds[0],
         log_spread,
@@ -292,25 +286,20 @@ def _no_sites(buckets: Sequence[Feedback]) -> Sites:
 
 def _em(
     start: FeedbackPopulation, buckets: tuple[Feedback, ...], pseudo_users: float,
-    levels: Levels, config: BayesConfig,
+    config: BayesConfig, levels: Levels,
 ) -> FeedbackPopulation:  # fmt: skip
-    """Run EM, accelerated as `population.em`, until a cycle of three steps gains too little."""
+    """Run EM, accelerated as that of `population.em`."""
     # Without a choice the scale of the weights is that of the ratings alone.
     free = any(bool(jnp.any((b.weight > 0) & ~b.rating)) for b in buckets)
-    step = functools.partial(_em_step, levels=levels, config=config, free_spread=free)
-    found, sites, steps, last = start, _no_sites(buckets), 0, -math.inf
-    while steps < config.em_steps:
-        once, sites, _ = step(found, buckets, sites, pseudo_users)
-        twice, sites, plain = step(once, buckets, sites, pseudo_users)
-        ahead = _ahead(found, once, twice, levels)
-        better, new_sites, value = step(ahead, buckets, sites, pseudo_users)
-        found, steps = twice, steps + 3
-        if value >= plain:
-            found, sites, plain = better, new_sites, value
-        if abs(float(plain) - last) <= config.least_gain:
-            break
-        last = float(plain)
-    return found
+    settings = step_settings(config)
+
+    def step(
+        found: FeedbackPopulation, sites: Sites
+    ) -> tuple[FeedbackPopulation, Sites, jax.Array]:
+        return _em_step(found, buckets, sites, pseudo_users, levels, settings, free)
+
+    ahead = functools.partial(_ahead, levels=levels)
+    return accelerated(step, ahead, start, _no_sites(buckets), config)[0]
 
 
 def _start(buckets: tuple[Feedback, ...], levels: Levels, l2: float) -> FeedbackPopulation:
@@ -386,32 +375,11 @@ def fit_feedback(
     """
     config = config or BayesConfig()
     parts = tuple(jax.tree.map(jnp.asarray, bucket) for bucket in buckets)
-    numbers = sorted(config.pseudo_users, reverse=True)
-    found, best = _start(parts, levels, config.l2), numbers[0]
-    if len(numbers) > 1 and sum(len(b.weight) for b in parts) >= 2 * _FOLDS:
-        found, best = _validated(found, parts, numbers, levels, config)
-    found = _em(found, parts, best, levels, config)
+    judge = functools.partial(
+        _em_step, pseudo_users=0.0, levels=levels, config=step_settings(config), free_spread=True
+    )
+    found, _ = fit_pseudo_users(
+        functools.partial(_em, levels=levels), judge, _start(parts, levels, config.l2), parts,
+        _no_sites(parts), config,
+    )  # fmt: skip
     return jax.block_until_ready(found._replace(weights=truncate(found.weights, config.rank)))
-
-
-def _validated(
-    start: FeedbackPopulation, buckets: tuple[Feedback, ...], numbers: Sequence[float],
-    levels: Levels, config: BayesConfig,
-) -> tuple[FeedbackPopulation, float]:  # fmt: skip
-    """Return the fit to four fifths of the users under the best number, and that number."""
-    held = [(jnp.arange(len(b.weight)) % _FOLDS == _FOLDS - 1)[:, None] for b in buckets]
-    both = list(zip(buckets, held, strict=True))
-    fitted = tuple(b._replace(weight=jnp.where(h, 0, b.weight)) for b, h in both)
-    judged = tuple(b._replace(weight=jnp.where(h, b.weight, 0)) for b, h in both)
-    steps = max(config.em_steps // 3, 1)
-    rough = replace(config, em_steps=steps, least_gain=50 * config.least_gain)
-    found, best, most, chosen = start, numbers[0], -math.inf, start
-    for number in numbers:
-        found = _em(found, fitted, number, levels, rough)
-        sites = _no_sites(buckets)
-        for _ in range(_JUDGING_STEPS):
-            _, sites, value = _em_step(found, judged, sites, 0.0, levels, rough, True)
-        if not float(value) > most:
-            break
-        chosen, best, most = found, number, float(value)
-    return chosen, best

@@ -1,10 +1,7 @@
 """The population of users, theta_u ~ N(mean, cov), from their choices: EM around EP posteriors."""
 
 import functools
-import math
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +11,11 @@ from jaxalign.errors import InputError
 from jaxalign.mrm import ep
 from jaxalign.mrm.bayes import Prior, check_choices, factor, truncate
 from jaxalign.mrm.config import BayesConfig
+from jaxalign.mrm.em import accelerated, fit_pseudo_users, squarem, step_settings
 from jaxalign.mrm.newton import bradley_terry
 from jaxalign.train.blas import one_blas_thread
 
-_LONGEST = 32.0
-"""Longest step of the acceleration, in EM steps."""
 _SIZE_STEPS = 50
-_FOLDS = 5
-_JUDGING_STEPS = 6
 
 
 class Choices(NamedTuple):
@@ -37,7 +31,6 @@ class Choices(NamedTuple):
 
 
 Buckets = tuple[Choices, ...]
-Place = TypeVar("Place")
 BucketSites = tuple[ep.Sites, ...]
 
 
@@ -70,11 +63,8 @@ def expect(
     size = root.shape[1]
     total = Moments(jnp.zeros(size, dtype), jnp.zeros((size, size), dtype), jnp.zeros((), dtype))
     after = []
-    # Each bucket waits for the one before: on a CPU of two cores, two batched LAPACK calls at
-    # once hold both of XLA's threads and wait for ever. XLA keeps 0 * x, which may be NaN, and
-    # so the dependence; it drops an optimization_barrier before it schedules.
     for bucket, old in zip(buckets, sites, strict=True):
-        old = ep.Sites(old.precision, old.shift + 0 * total.second[0, 0])
+        old = ep.after_others(old, total.second[0, 0])
         total, new = _expect_bucket(prior.mean, root, total, bucket, old, config)
         after.append(new)
     return total, tuple(after)
@@ -184,7 +174,6 @@ def start_of(buckets: Buckets, l2: float) -> Prior:
     return Prior(bradley_terry(flat, weight, l2), jnp.eye(size, dtype=dtype) * variance)
 
 
-@functools.partial(jax.jit, static_argnames="config")
 def em_step(
     prior: Prior,
     buckets: Buckets,
@@ -203,6 +192,17 @@ def em_step(
         pseudo_users: see `maximise`.
         config: number of sweeps, and users at once.
     """
+    return _em_step(prior, buckets, sites, pseudo_users, step_settings(config))
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _em_step(
+    prior: Prior,
+    buckets: Buckets,
+    sites: BucketSites,
+    pseudo_users: float | jax.Array,
+    config: BayesConfig,
+) -> tuple[Prior, BucketSites, jax.Array]:
     active = sum(jnp.sum(jnp.any(b.weight > 0, axis=1)) for b in buckets)
     users = jnp.maximum(active, 1).astype(prior.mean.dtype)
     moments, sites = expect(prior, buckets, sites, config)
@@ -220,9 +220,7 @@ class EMResult(NamedTuple):
 def em(start: Prior, buckets: Buckets, pseudo_users: float, config: BayesConfig) -> EMResult:
     """Run EM, accelerated, until a cycle of three steps gains `config.least_gain` or less.
 
-    Two steps give the direction and its curvature, and SQUAREM (Varadhan and Roland 2008) goes
-    along both, in the mean and the logarithm of the covariance, so that it stays one. Where
-    that does not pay, the two steps count.
+    The acceleration is in the mean and the logarithm of the covariance, so that it stays one.
 
     Args:
         start: the first estimate.
@@ -230,19 +228,11 @@ def em(start: Prior, buckets: Buckets, pseudo_users: float, config: BayesConfig)
         pseudo_users: see `maximise`.
         config: limits and sweeps.
     """
-    prior, sites, steps, last = start, no_sites(buckets), 0, -math.inf
-    while steps < config.em_steps:
-        once, sites, _ = em_step(prior, buckets, sites, pseudo_users, config)
-        twice, sites, plain = em_step(once, buckets, sites, pseudo_users, config)
-        ahead = _extrapolated(prior, once, twice)
-        better, new_sites, value = em_step(ahead, buckets, sites, pseudo_users, config)
-        prior, steps = twice, steps + 3
-        if value >= plain:
-            prior, sites, plain = better, new_sites, value
-        if abs(float(plain) - last) <= config.least_gain:
-            break
-        last = float(plain)
-    return EMResult(prior, steps)
+
+    def step(prior: Prior, sites: BucketSites) -> tuple[Prior, BucketSites, jax.Array]:
+        return em_step(prior, buckets, sites, pseudo_users, config)
+
+    return EMResult(*accelerated(step, _extrapolated, start, no_sites(buckets), config))
 
 
 def anisotropy(cov: jax.Array) -> jax.Array:
@@ -254,7 +244,7 @@ def anisotropy(cov: jax.Array) -> jax.Array:
     return 0.5 * (len(values) * jnp.log(jnp.mean(1 / relative)) + jnp.sum(jnp.log(relative)))
 
 
-def log_cov(cov: jax.Array) -> jax.Array:
+def _log_cov(cov: jax.Array) -> jax.Array:
     """Return the matrix logarithm of a covariance [E, E]."""
     values, vectors = jnp.linalg.eigh(cov)
     dtype = cov.dtype
@@ -262,19 +252,18 @@ def log_cov(cov: jax.Array) -> jax.Array:
     return (vectors * jnp.log(jnp.maximum(values, floor))[None, :]) @ vectors.T
 
 
-def exp_cov(log: jax.Array) -> jax.Array:
-    """Return the matrix exponential of a symmetric matrix [E, E]."""
+def _exp_cov(log: jax.Array) -> jax.Array:
+    """Return the covariance whose matrix logarithm is a symmetric matrix [E, E]."""
     values, vectors = jnp.linalg.eigh(log)
-    return (vectors * jnp.exp(values)[None, :]) @ vectors.T
+    cov = (vectors * jnp.exp(values)[None, :]) @ vectors.T
+    return 0.5 * (cov + cov.T)
 
 
 @jax.jit
 def _extrapolated(start: Prior, once: Prior, twice: Prior) -> Prior:
     """Return where a SQUAREM step from three successive estimates leads."""
     unit = unit_of(twice)
-    mean, log = squarem([(p.mean / unit, log_cov(p.cov)) for p in (start, once, twice)])
-    cov = exp_cov(log)
-    return Prior(mean * unit, 0.5 * (cov + cov.T))
+    return at_coordinates(squarem([coordinates(p, unit) for p in (start, once, twice)]), unit)
 
 
 def unit_of(prior: Prior) -> jax.Array:
@@ -283,22 +272,14 @@ def unit_of(prior: Prior) -> jax.Array:
     return jnp.maximum(unit, jnp.finfo(unit.dtype).tiny)
 
 
-def squarem(places: Sequence[Place]) -> Place:
-    """Return where a SQUAREM step from three successive estimates, trees of arrays, leads."""
-    start, once, twice = places
-    forward = jax.tree.map(lambda a, b: b - a, start, once)
-    bend = jax.tree.map(lambda a, b, c: c - 2 * b + a, start, once, twice)
+def coordinates(prior: Prior, unit: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the coordinates that EM is accelerated in: mean in units, log of the covariance."""
+    return prior.mean / unit, _log_cov(prior.cov)
 
-    def norm(tree: Place) -> jax.Array:
-        return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
 
-    bent = norm(bend)
-    length = jnp.where(bent > 0, norm(forward) / jnp.where(bent > 0, bent, 1), 1)
-    length = jnp.clip(length, 1, _LONGEST)
-    found: Place = jax.tree.map(
-        lambda at, r, v: at + 2 * length * r + length**2 * v, start, forward, bend
-    )
-    return found
+def at_coordinates(place: tuple[jax.Array, jax.Array], unit: jax.Array) -> Prior:
+    """Return the prior of some coordinates."""
+    return Prior(place[0] * unit, _exp_cov(place[1]))
 
 
 class FittedPopulation(NamedTuple):
@@ -314,45 +295,19 @@ def fit_population(
 ) -> FittedPopulation:
     """Fit the population, with the number of pseudo-users that held-out users prefer.
 
-    Every fifth user is held out, and the numbers are tried from the greatest on, each from where
-    the one before ended, until the held-out users' choices become less probable. All users are then
-    fitted with the best.
-
     Args:
         buckets: choices of the users, those with about equally many together.
         config: see `BayesConfig`.
         start: where EM starts, such as the population of an earlier run; None for a broad one.
     """
-    numbers = sorted(config.pseudo_users, reverse=True)
-    prior, best = start_of(buckets, config.l2) if start is None else start, numbers[0]
-    if len(numbers) > 1 and sum(len(b.weight) for b in buckets) >= 2 * _FOLDS:
-        prior, best = _validated(prior, buckets, numbers, config)
-    found = em(prior, buckets, best, config).prior
-    return FittedPopulation(jax.block_until_ready(truncate(found, config.rank)), best)
 
+    def fit(prior: Prior, some: Buckets, pseudo_users: float, limits: BayesConfig) -> Prior:
+        return em(prior, some, pseudo_users, limits).prior
 
-def _validated(
-    prior: Prior, buckets: Buckets, numbers: list[float], config: BayesConfig
-) -> tuple[Prior, float]:
-    """The prior of the first four fifths under the best number, and that number."""
-    # Others count with weight 0, so that all fits are of one shape and one compilation.
-    held = [jnp.arange(len(b.weight)) % _FOLDS == _FOLDS - 1 for b in buckets]
-    both = list(zip(buckets, held, strict=True))
-    fitted = tuple(b._replace(weight=jnp.where(h[:, None], 0, b.weight)) for b, h in both)
-    judged = tuple(b._replace(weight=jnp.where(h[:, None], b.weight, 0)) for b, h in both)
-    # Numbers differ by far more than the last steps of EM gain.
-    steps = max(config.em_steps // 3, 1)
-    config = replace(config, em_steps=steps, least_gain=50 * config.least_gain)
-    best, most, chosen = numbers[0], -math.inf, prior
-    for number in numbers:
-        prior = em(prior, fitted, number, config).prior
-        sites = no_sites(buckets)
-        for _ in range(_JUDGING_STEPS):
-            _, sites, value = em_step(prior, judged, sites, 0.0, config)
-        if not float(value) > most:
-            break
-        chosen, best, most = prior, number, float(value)
-    return chosen, best
+    judge = functools.partial(em_step, pseudo_users=0.0, config=config)
+    first = start_of(buckets, config.l2) if start is None else start
+    found, number = fit_pseudo_users(fit, judge, first, buckets, no_sites(buckets), config)
+    return FittedPopulation(jax.block_until_ready(truncate(found, config.rank)), number)
 
 
 def fit_prior(differences: jax.Array, mask: jax.Array, config: BayesConfig | None = None) -> Prior:
