@@ -145,8 +145,8 @@ def _true_gain(size: int, spread: float) -> float:
     support, query = d[:, :SUPPORT], d[:, SUPPORT:]
     mask = jnp.ones(support.shape[:2])
     predict = jax.jit(mrm.predict)
-    adapted, alike = (predict(prior, support, weight, query) for weight in (mask, 0 * mask))
-    return float(jnp.mean(jnp.log(adapted) - jnp.log(alike)))
+    adapted, unadapted = (predict(prior, support, weight, query) for weight in (mask, 0 * mask))
+    return float(jnp.mean(jnp.log(adapted) - jnp.log(unadapted)))
 
 
 def decided(size: int, spread: float, seed: int) -> Any:
@@ -167,13 +167,13 @@ def decided(size: int, spread: float, seed: int) -> Any:
     ]
     users, number = SupportQueryData(*cut), np.arange(USERS)
     features = jnp.asarray(people.features, jnp.float32)
-    everybody = TrainingData(features, features, one_bucket(pairs))
+    pooled = TrainingData(features, features, one_bucket(pairs))
     training = Pairs(*(array[:-VALIDATION] for array in pairs))
     fold = user_folds(users, FOLDS, seed)
     common, bayes = make_method("bt"), make_method("bayes")
     fitted = bayes.fit(TrainingData(features, features, one_bucket(training)), 0)
     one_for_all, losses = (
-        out_of_fold(method, everybody, users, number, fold)
+        out_of_fold(method, pooled, users, number, fold)
         for method in (common, bayes.settled(fitted))
     )
     return adaptation_test(losses, [one_for_all])

@@ -1,6 +1,6 @@
 """Accuracy against number of choices: pairs chosen by `mrm.next_pair` beside random ones.
 
-Simulated people of the demo, judged on prompts that nobody was asked about; and raters of Jester,
+Simulated people of the demo, judged on held-out prompts; and raters of Jester,
 asked about pairs of one half of the jokes they rated, 3 points apart or more, and judged on such
 pairs of the other half. Both ways draw from the same pairs, a pair is answered alike whoever asks
 it, and none is asked twice.

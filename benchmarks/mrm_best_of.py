@@ -1,9 +1,9 @@
 """Personal best of n on the demo's people: the true utility of the answer that is given.
 
-Simulated users, from 10 choices each, are given one of the first N answers to prompts that nobody
-was asked about; the first answer is the plain one. What it is worth to a user is known, and stated
-as the gain over the plain answer, in logits of a choice. Beside the user's own posterior stand one
-model for all, the posterior of somebody else's choices, and the best of the N answers.
+Simulated users, from 10 choices each, are given one of the first N answers to held-out prompts; the
+first answer is the plain one. What it is worth to a user is known, and stated as the gain over the
+plain answer, in logits of a choice. Beside the user's own posterior stand one model for all, the
+posterior of another user's choices, and the best of the N answers.
 """
 
 import argparse
@@ -23,7 +23,7 @@ SHOTS = 10
 WAYS = {
     "oracle": "oracle: true utility",
     "own": "the user's own choices",
-    "other": "somebody else's choices",
+    "other": "another user's choices",
     "one_model": "one model for all",
 }
 
@@ -116,17 +116,17 @@ def judged(population: str, kind: str, seed: int, users: int) -> dict[str, Any]:
     by_validation = [reached(true["validation"], *known, k)[:, -1].mean() for k in CAUTIONS]
     k = CAUTIONS[int(np.argmax(by_validation))]
     test, own = true["test"], gains(beliefs["test"], values)
-    # Nobody keeps the own choices: everybody has those of the next user in a random circle.
-    circle = rng.permutation(len(test))
-    other = np.empty(len(test), int)
-    other[circle] = np.roll(circle, 1)
-    somebody = gains(Beliefs(*(array[other] for array in beliefs["test"])), values)
+    # Every user gets the choices of another one, the next in a random order.
+    order = rng.permutation(len(test))
+    next_user = np.empty(len(test), int)
+    next_user[order] = np.roll(order, 1)
+    other = gains(Beliefs(*(array[next_user] for array in beliefs["test"])), values)
     common = np.broadcast_to(values @ theta, test.shape)
     return {
         "gains": {
             "oracle": reached(test, test, np.zeros_like(test), 0.0),
             "own": reached(test, *own, k),
-            "other": reached(test, *somebody, k),
+            "other": reached(test, *other, k),
             "one_model": reached(test, common, np.zeros_like(test), 0.0),
         },
         "k": k,
@@ -152,6 +152,7 @@ def fitted(features: np.ndarray, world: Any) -> tuple[np.ndarray, dict[str, Beli
     import jax.numpy as jnp
 
     from jaxalign import mrm
+    from jaxalign.mrm.hierarchical import prior_of
     from jaxalign.mrm.selection import select
     from jaxalign.mrm.support_query import SupportQueryData, TrainingData, differences, one_bucket
     from jaxalign.train.blas import one_blas_thread
@@ -166,11 +167,7 @@ def fitted(features: np.ndarray, world: Any) -> tuple[np.ndarray, dict[str, Beli
     common, population = one_model.fit(data, 0), bayes.fit(data, 0)
     ridge, _ = select(one_model, common, table, validation)
     setting, _ = select(bayes, population, table, validation)
-    prior = mrm.rescaled(
-        mrm.Prior(population["mean"], population["cov"]),
-        setting["strength"],
-        setting["temperature"],
-    )
+    prior = prior_of(population, setting)
     infer = one_blas_thread(jax.jit(mrm.posterior))
     beliefs = {}
     for role, pairs in support.items():

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.docs_pages import MRM_PAGE, ROOT, replaced
+from jaxalign.experiments.mrm.config import GLOBAL_MODELS
 from jaxalign.experiments.mrm.tables import adaptation_table, gate_table
 
-ONE_FOR_ALL = ("bt", "bt_items")
 NAME = "mrm_compare"  # of the part of the page
 RESULTS = ROOT / "benchmarks" / "results"
 # The preset of each data set, its folder, and where its result lies.
@@ -85,7 +85,7 @@ def load_reports() -> dict[str, dict[str, Any]]:
 
 
 def rendered(reports: Mapping[str, Mapping[str, Any]]) -> str:
-    """The tables of the docs, a paragraph and a table a data set."""
+    """The tables of the docs: for each data set a paragraph and its tables."""
     return "\n".join(
         f"{_about(n, report)}\n\n{table(report)}{_adaptation(report)}"
         for n, report in reports.items()
@@ -135,7 +135,7 @@ MORE = (
     ("calibration error, %", "calibration_error", "{:.1%}"),
     ("flipped, %", "flipped", "{:.1%}"),
     ("flipped by swapped choices, %", "swap_flipped", "{:.1%}"),
-    ("gain with another's choices", "gain_other", ""),
+    ("gain with another user's choices", "gain_other", ""),
     ("harmed, %", "harmed", "{:.1%}"),
     ("by noise alone, %", "harm_floor", "{:.1%}"),
     ("worst tenth, %", "worst_10_split", "{:.1%}"),
@@ -176,7 +176,7 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _more(name: str, figures: Mapping[str, float], key: str, form: str) -> str:
-    if key not in figures or (name in ONE_FOR_ALL and key in _NOT_PERSONAL):
+    if key not in figures or (name in GLOBAL_MODELS and key in _NOT_PERSONAL):
         return ""
     if form:
         return form.format(figures[key]).rstrip("%")

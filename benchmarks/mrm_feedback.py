@@ -83,7 +83,7 @@ def feedback(
         ends = levels.rating(scale, np.searchsorted(cuts[scale + 1], said))
         mine = kind == scale + 1
         lower, upper = np.where(mine, ends[0], lower), np.where(mine, ends[1], upper)
-    told = np.choose(kind, [_information(margin, edges) for edges in cuts])
+    information = np.choose(kind, [_information(margin, edges) for edges in cuts])
     slope = np.concatenate(
         [
             np.where(rating, spread[:, None], 1)[..., None] * vectors,
@@ -92,7 +92,7 @@ def feedback(
         ],
         axis=-1,
     )
-    whole = np.einsum("UP,UPi,UPj->Uij", told, slope, slope)
+    whole = np.einsum("UP,UPi,UPj->Uij", information, slope, slope)
     nuisance = whole[:, SIZE:, SIZE:] + np.diag([LEVEL_SD**-2, SPREAD_SD**-2])
     cross = whole[:, :SIZE, SIZE:]
     lost = cross @ np.linalg.solve(nuisance, np.swapaxes(cross, 1, 2))
@@ -128,7 +128,7 @@ def judged(shots: int, users: int, seed: int) -> dict[str, Any]:
     rng = np.random.default_rng([seed, shots])
     person = people(rng, users)
     theta = person[0]
-    rows, told = feedback(rng, person, shots, MIXED)
+    rows, information = feedback(rng, person, shots, MIXED)
     found = mrm.feedback_posterior(_prior(), rows)
     mean, cov = np.asarray(found.mean), np.asarray(found.cov)
     variance = np.diagonal(cov, axis1=1, axis2=2)
@@ -137,7 +137,7 @@ def judged(shots: int, users: int, seed: int) -> dict[str, Any]:
     d = rng.standard_normal((users, 400, SIZE)) * np.sqrt(2)
     chance = expit(np.einsum("UPE,UE->UP", d, theta))
     one = (chance * (1 - chance))[..., None, None] * d[..., :, None] * d[..., None, :]
-    count = max(1, round(_mean_trace(told) / _mean_trace(one)))
+    count = max(1, round(_mean_trace(information) / _mean_trace(one)))
     first = rng.random((users, count)) < chance[:, :count]
     choices = np.where(first[..., None], d[:, :count], -d[:, :count]).astype(np.float32)
     plain = mrm.posterior(_prior().weights, choices, np.ones((users, count), np.float32))
@@ -201,15 +201,16 @@ def _nll(found: Any, theta: np.ndarray, query: np.ndarray) -> float:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
+    header = ["rows", "cover", "variance", "error / that of plain choices (how many)"]
+    header += ["nll inferred", "ignored", "known"]
     lines = [
-        "| rows | cover | variance | error / that of plain choices (how many) | "
-        "nll inferred | ignored | known |",
-        "|---|---|---|---|---|---|---|",
+        [
+            str(row["rows"]),
+            f"{100 * row['cover']:.1f} %",
+            f"{row['variance']:.2f}",
+            f"{row['error_ratio']:.2f} ({row['plain_choices']})",
+            *(f"{row['nll'][name]:.4f}" for name in ("inferred", "ignored", "known")),
+        ]
+        for row in rows
     ]
-    for row in rows:
-        nll = " | ".join(f"{row['nll'][name]:.4f}" for name in ("inferred", "ignored", "known"))
-        lines.append(
-            f"| {row['rows']} | {100 * row['cover']:.1f} % | {row['variance']:.2f} | "
-            f"{row['error_ratio']:.2f} ({row['plain_choices']}) | {nll} |"
-        )
-    return "\n".join(lines)
+    return harness.table(header, lines)

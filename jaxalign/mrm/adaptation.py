@@ -93,7 +93,7 @@ class Gate:
     """Which users a model adapts to, by default all; the others get the population's model.
 
     Attributes:
-        adapts: whether the model adapts to anybody.
+        adapts: whether the model adapts to any user.
         support: least expected gain, on pairs that are the same for all users, that a user must
             have from the support choices, in nats per pair.
         pairs: least expected gain on the very pairs that are to be ranked, in nats per pair.
@@ -156,7 +156,7 @@ def gate_level(expected: Floats, gains: Floats, kept: float) -> float:
             must have.
 
     Returns:
-        The level; 0, at which everybody is adapted, where nothing is gained in all.
+        The level; 0, at which all users are adapted to, where nothing is gained in all.
 
     Example:
         >>> import numpy as np

@@ -70,7 +70,7 @@ def user_state(model: UserModel, user: str) -> UserState:
         return state
     known = [] if users is None else users.names(4)
     some = ", ".join(known[:3]) + (", ..." if len(known) > 3 else "")
-    have = "nobody else has"
+    have = "nor has any other user"
     if users is not None and known:
         have = f"the file has {counted(len(users), 'user')} ({some})"
     raise InputError(
@@ -145,7 +145,7 @@ def predict_rows(
     known, wanted = np.split(first, [weight.size])
     known, wanted = known.reshape(weight.shape), wanted.reshape(query.shape[:2])
     pairs = Pairs(known, known + 1, np.asarray(weight, np.float32), 0 * known)
-    asked = Pairs(wanted, wanted + 1, np.ones(wanted.shape, np.float32), 0 * wanted)
+    queries = Pairs(wanted, wanted + 1, np.ones(wanted.shape, np.float32), 0 * wanted)
     features = jnp.asarray(table, jnp.float32)
-    both = (on_device(pairs), on_device(asked))
+    both = (on_device(pairs), on_device(queries))
     return model.method.predict(model.fitted, [model.candidate], features, *both)[0]

@@ -268,7 +268,7 @@ class AdaptationConfig:
 
     Attributes:
         significance: level of the one-sided paired t-test over users that adaptation must pass, in
-            (0, 1]; 1 adapts wherever the mean is better.
+            (0, 1]; 0.5 adapts wherever the mean is better, and 1 always.
         folds: folds of training and validation users. A method that is fitted quickly is fitted
             again without each fold, so that the test sees all of them; 0 tests on validation users
             alone, as for every other method.
@@ -276,7 +276,8 @@ class AdaptationConfig:
         kept_gain: share of the gain in log-likelihood that the users whom the gate lets through
             must keep on validation, in (0, 1]; the less, the more users are left alone.
         tolerated_harm: share of validation users, from 0 to 1, who may be predicted worse with
-            adaptation before the gate leaves anybody alone; 0 always sets the gate.
+            adaptation without a gate: up to it, all users are adapted to. 0 sets a gate wherever
+            adaptation harms any of them, and 1 never.
         reference_pairs: pairs of training choices on which the gate judges what a user's support
             says, 1 or more.
 

@@ -352,7 +352,7 @@ def fit_feedback(
     levels: Levels,
     config: BayesConfig | None = None,
 ) -> FeedbackPopulation:
-    """Return the population of users, of their levels and spreads, and everybody's thresholds.
+    """Return the population of users, of their levels and spreads, and the common thresholds.
 
     The number of pseudo-users is the one that every fifth user, held out, prefers.
 

@@ -60,9 +60,9 @@ def adaptation_test(
     reads = losses.reads
     if not reads.any():
         return None
-    nobody = np.concatenate([losses.unadapted, *(one.unadapted for one in common)])
+    unadapted = np.concatenate([losses.unadapted, *(one.unadapted for one in common)])
     adapted = losses_by_others(losses.adapted[reads], losses.fold)
-    return paired_test(losses_by_others(nobody, losses.fold) - adapted)
+    return paired_test(losses_by_others(unadapted, losses.fold) - adapted)
 
 
 def user_folds(users: SupportQueryData, folds: int, seed: int) -> np.ndarray:

@@ -170,7 +170,7 @@ class TrainingData:
 
     @cached_property
     def _by_number(self) -> jax.Array:
-        """Items [I, D] of whom the choices alone are known."""
+        """Items [I, D] by the training users' choices alone."""
         return jnp.asarray(id_features(self.choices.parts, self.features.shape[0]))
 
 
@@ -258,18 +258,18 @@ def cut_support_query(
     return SupportQueryData(*both)
 
 
-def asked_alike(
+def with_common_query(
     users: SupportQueryData, chosen: np.ndarray, rejected: np.ndarray
 ) -> SupportQueryData:
-    """Return the same users, all asked the same R pairs of items, chosen [R] and rejected [R]."""
+    """Return the same users with the same R query pairs for all, chosen [R] and rejected [R]."""
 
-    def asked(members: np.ndarray) -> Pairs:
+    def query(members: np.ndarray) -> Pairs:
         shape = (len(members), len(chosen))
         better, worse = (np.broadcast_to(side, shape) for side in (chosen, rejected))
         return Pairs(better, worse, np.ones(shape, np.float32), np.zeros(shape, np.int32))
 
-    query = UserPairs(users.query.members, tuple(map(asked, users.query.members)))
-    return SupportQueryData(users.support, query)
+    members = users.query.members
+    return SupportQueryData(users.support, UserPairs(members, tuple(map(query, members))))
 
 
 def without_choices(pairs: Pairs) -> Pairs:
@@ -292,7 +292,7 @@ def differences(features: jax.Array, pairs: Pairs) -> jax.Array:
     return features[pairs.chosen] - features[pairs.rejected]
 
 
-def swapped(users: SupportQueryData) -> SupportQueryData:
+def with_swapped_support(users: SupportQueryData) -> SupportQueryData:
     """Return the same users with every support choice made the other way round.
 
     A method whose predictions then stay as they were has not read what the users chose.
@@ -303,7 +303,7 @@ def swapped(users: SupportQueryData) -> SupportQueryData:
     return SupportQueryData(UserPairs(users.support.members, parts), users.query)
 
 
-def somebody_elses(users: SupportQueryData) -> SupportQueryData:
+def with_other_support(users: SupportQueryData) -> SupportQueryData:
     """Return the same users, each with the support choices of another user in place of their own.
 
     It is the next user of the same bucket; a user who is alone in a bucket has no choices then.

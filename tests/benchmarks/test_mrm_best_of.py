@@ -50,7 +50,7 @@ def test_rows_pool_the_users_of_all_seeds():
 
 
 @pytest.mark.slow
-def test_own_choices_are_worth_more_than_somebody_elses(tmp_path, capsys):
+def test_own_choices_are_worth_more_than_another_users(tmp_path, capsys):
     parser = argparse.ArgumentParser()
     mrm_best_of.add_arguments(parser)
     options = parser.parse_args(["--seeds", "0", "--users", "120", "--kinds", "named"])

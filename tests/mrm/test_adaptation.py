@@ -41,7 +41,7 @@ def test_the_best_of_many_equal_candidates_is_not_better_for_having_been_chosen(
     fold = np.arange(50) % 5
     assert noise.mean(1).min() < -0.03
     assert abs(losses_by_others(noise, fold).mean()) < 0.03
-    # A candidate that is really better is found by everybody.
+    # A candidate that is really better is found from any users.
     noise[7] -= 1
     np.testing.assert_array_equal(losses_by_others(noise, fold), noise[7])
 
@@ -119,6 +119,7 @@ def test_a_gate_is_set_where_adaptation_harms_more_than_is_tolerated():
         fit = _Fit(adapted, unadapted)
         config = AdaptationConfig(tolerated_harm=tolerated, kept_gain=1.0)
         set_gates(fit, users, reference, config)
+        assert fit.harmed == 0.25
         assert fit.gates[0].adapts
         assert fit.gates[0].support == level
         assert (fit.gates[0].pairs > 0) == (level > 0)

@@ -1,4 +1,4 @@
-"""Controls of a table, swapped choices and somebody else's, on people who differ and who do not."""
+"""Controls: swapped support choices and another user's, on users who differ and who do not."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +14,8 @@ from jaxalign.mrm.support_query import (
     SupportQueryData,
     TrainingData,
     one_bucket,
-    somebody_elses,
-    swapped,
+    with_other_support,
+    with_swapped_support,
 )
 
 ITEMS, WIDTH, USERS, TRAINED = 40, 3, 240, 160
@@ -49,25 +49,28 @@ def population(spread):
     users = SupportQueryData(part(new, slice(20)), part(new, slice(20, 40)))
     candidate = {**CANDIDATE, "item_effects": 1.0}
 
-    def told(who, adapted=True):
+    def probability(who, adapted=True):
         return predict(method, fitted, candidate, table, who, adapted)
 
-    return told(users), told(users, False), told(swapped(users)), told(somebody_elses(users))
+    wrong = (with_swapped_support(users), with_other_support(users))
+    return probability(users), probability(users, False), *map(probability, wrong)
 
 
 @pytest.fixture(scope="module")
-def told():
+def predictions():
     return {spread: population(spread) for spread in (0.0, 1.5)}
 
 
-def test_swapped_choices_flip_what_is_read_from_them(told):
-    flipped = {spread: judge.flipped(found[2], found[0], MASK) for spread, found in told.items()}
+def test_swapped_choices_flip_what_is_read_from_them(predictions):
+    flipped = {
+        spread: judge.flipped(found[2], found[0], MASK) for spread, found in predictions.items()
+    }
     assert flipped[0.0] < 0.1
     assert flipped[1.5] > 0.4
 
 
-def test_the_choices_of_somebody_else_help_nobody(told):
-    for spread, (own, none, _, other) in told.items():
+def test_the_choices_of_another_user_do_not_help(predictions):
+    for spread, (own, none, _, other) in predictions.items():
         accuracy = [judge.accuracy(found, MASK) for found in (own, none, other)]
         if spread:
             assert accuracy[0] > accuracy[1] + 0.05

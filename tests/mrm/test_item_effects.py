@@ -23,8 +23,8 @@ from jaxalign.mrm.support_query import (
     SupportQueryData,
     UserPairs,
     one_bucket,
-    somebody_elses,
-    swapped,
+    with_other_support,
+    with_swapped_support,
 )
 
 ITEMS, WIDTH, L2, TAU = 12, 3, 1e-2, 0.7
@@ -129,15 +129,15 @@ def test_controls_tell_who_reads_the_choices(world):
         return predict(method, fitted, chosen, table, who) > 0.5
 
     own = right(users)
-    assert (right(swapped(users)) != own).mean() > 0.5
-    assert (right(somebody_elses(users)) != own).mean() > 0.1
-    assert (right(swapped(users), adapt=False) == right(users, adapt=False)).all()
+    assert (right(with_swapped_support(users)) != own).mean() > 0.5
+    assert (right(with_other_support(users)) != own).mean() > 0.1
+    assert (right(with_swapped_support(users), adapt=False) == right(users, adapt=False)).all()
     np.testing.assert_array_equal(
-        somebody_elses(users).support.padded.chosen, np.roll(pairs.chosen[:, :5], 1, axis=0)
+        with_other_support(users).support.padded.chosen, np.roll(pairs.chosen[:, :5], 1, axis=0)
     )
     alone = Pairs(*(array[:1, :5] for array in pairs))
     buckets = UserPairs((np.array([0]),), (alone,))
-    assert not somebody_elses(SupportQueryData(buckets, buckets)).support.padded.weight.any()
+    assert not with_other_support(SupportQueryData(buckets, buckets)).support.padded.weight.any()
 
 
 def test_a_saved_model_knows_its_items_by_text_and_by_id(tmp_path):

@@ -15,7 +15,7 @@ from jaxalign.experiments.mrm.adaptation import (
     reference_pairs,
     set_gates,
 )
-from jaxalign.experiments.mrm.config import ONE_FOR_ALL, MRMRunConfig, method_of
+from jaxalign.experiments.mrm.config import GLOBAL_MODELS, MRMRunConfig, method_of
 from jaxalign.experiments.mrm.data import (
     Encoded,
     ExperimentData,
@@ -40,9 +40,9 @@ from jaxalign.mrm.registry import Fitted, Inputs, require
 from jaxalign.mrm.support_query import (
     SupportQueryData,
     cut_episodes,
-    somebody_elses,
     support_query,
-    swapped,
+    with_other_support,
+    with_swapped_support,
 )
 from jaxalign.progress import Progress, counted
 from jaxalign.rewards.reward_scale import SCALE_FILE
@@ -151,7 +151,7 @@ def _check_selected(config: MRMRunConfig) -> None:
     """Refuse to save a method that is not fitted, or that cannot score new items."""
     if config.select == "validation":
         return
-    if config.select not in (*ONE_FOR_ALL, *config.methods):
+    if config.select not in (*GLOBAL_MODELS, *config.methods):
         raise InputError(
             f"select: found {config.select!r}, expected one of the fitted methods, "
             f"{', '.join(config.methods)}; add it to methods."
@@ -214,13 +214,13 @@ def _new_users(
     rule = AdaptationRule(data, config, validation, stage, say)
     zeros = np.zeros(len(data.choices.items))
     effects = None
-    for name in dict.fromkeys((*ONE_FOR_ALL, *config.methods)):
+    for name in dict.fromkeys((*GLOBAL_MODELS, *config.methods)):
         method = method_of(config, name)
         checkpoint = folder.state / f"{name}.epochs"
         checkpoint.mkdir(exist_ok=True)
         shared = zeros if name == "bt_items" else effects if method.inputs != "ids" else None
         fit = fit_method(method, training, config.seeds, stage, checkpoint, say, shared)
-        decisions[name], fits[name] = rule.decide(fit, common=name in ONE_FOR_ALL), fit
+        decisions[name], fits[name] = rule.decide(fit, common=name in GLOBAL_MODELS), fit
         if name == "bt_items":
             effects = shared_effects(fit, validation, data.features.shape[1])
     selected = selected_method(config, {name: fit.loss for name, fit in fits.items()})
@@ -234,9 +234,9 @@ def _new_users(
     curves = {
         name: {shots: fits[name].predict(_first(test, shots)) for shots in config.shots}
         for name in fits
-        if name not in ONE_FOR_ALL
+        if name not in GLOBAL_MODELS
     }
-    wrong = (swapped(test), somebody_elses(test))
+    wrong = (with_swapped_support(test), with_other_support(test))
     controls: Predictions = {
         name: (fit.predict(wrong[0]), fit.predict(wrong[1])) for name, fit in fits.items()
     }

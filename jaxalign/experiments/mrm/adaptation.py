@@ -16,9 +16,9 @@ from jaxalign.mrm.out_of_fold import CandidateLosses, adaptation_test, out_of_fo
 from jaxalign.mrm.selection import user_nll
 from jaxalign.mrm.support_query import (
     SupportQueryData,
-    asked_alike,
     cut_episodes,
     support_query,
+    with_common_query,
 )
 
 
@@ -76,8 +76,8 @@ class AdaptationRule:
             self._seen_users = support_query(data.choices, cut)
             place = {user: number for number, user in enumerate(seen)}
             self._number = np.array([place[user] for user in cut.users])
-            everybody = replace(data, split=UserSplit(seen, (), (), seed))
-            self._seen = everybody.training(config.data)
+            pooled = replace(data, split=UserSplit(seen, (), (), seed))
+            self._seen = pooled.training(config.data)
             self._seen_fold = user_folds(self._seen_users, settings.folds, seed)
         self._common: list[CandidateLosses] = []
         self._common_refitted: list[CandidateLosses] = []
@@ -138,8 +138,8 @@ class ReferencePairs:
 
     def expected(self, fit: FittedMethod, users: SupportQueryData) -> np.ndarray:
         """Return the gain per pair [S, U] that each fit expects of adapting to each user."""
-        asked = asked_alike(users, self.chosen, self.rejected)
-        adapted, unadapted = (fit.predict(asked, read) for read in (True, False))
+        judged = with_common_query(users, self.chosen, self.rejected)
+        adapted, unadapted = (fit.predict(judged, read) for read in (True, False))
         return expected_gain(adapted, unadapted, np.ones(len(self.chosen)))
 
 
@@ -159,20 +159,18 @@ def reference_pairs(data: ExperimentData, config: MRMRunConfig) -> ReferencePair
 def set_gates(
     fit: FittedMethod, users: SupportQueryData, reference: ReferencePairs, config: AdaptationConfig
 ) -> None:
-    """Let validation users choose the levels of each fit's gate.
+    """Let validation users choose the levels of each fit's gate, if adaptation harms too many.
 
     Args:
-        fit: whose candidates are chosen.
+        fit: of a method that adapts, whose candidates are chosen.
         users: the validation users.
         reference: pairs that the support is judged on.
         config: how much harm is tolerated without a gate, and the share of the gain that is kept.
     """
-    if not fit.adapts:
-        return
     weight = np.asarray(users.query.padded.weight)
     adapted, unadapted = fit.predict(users), fit.predict(users, adapted=False)
-    harm = np.nanmean(harmed_users(adapted, unadapted, weight > 0))
-    if harm <= config.tolerated_harm:
+    fit.harmed = float(np.nanmean(harmed_users(adapted, unadapted, weight > 0)))
+    if fit.harmed <= config.tolerated_harm:
         return
     gains = user_nll(unadapted, weight) - user_nll(adapted, weight)
     levels = [

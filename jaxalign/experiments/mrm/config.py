@@ -17,8 +17,8 @@ from jaxalign.mrm.config import (
 )
 from jaxalign.mrm.registry import METHODS, UserRewardMethod, make_method
 
-ONE_FOR_ALL = ("bt", "bt_items")
-"""Models that gains are over: one on features alone, and the best one for all users."""
+GLOBAL_MODELS = ("bt", "bt_items")
+"""Models for all users, which every gain is over: on features alone, and with item effects."""
 _Config = TypeVar("_Config")
 
 

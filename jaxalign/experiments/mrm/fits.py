@@ -33,6 +33,8 @@ class FittedMethod:
         candidates: what validation users chose, one per fit.
         adapts: whether it reads users' support choices at all.
         gates: whom each fit adapts to.
+        harmed: share of validation users who are predicted worse with adaptation, before any gate;
+            NaN for a method that does not adapt.
         loss: mean loss of the validation users, in nats per choice.
     """
 
@@ -50,6 +52,7 @@ class FittedMethod:
         self.candidates: list[Candidate] = []
         self.adapts = True
         self.gates: list[Gate] = []
+        self.harmed = float("nan")
         self.loss = float("nan")
 
     def losses(self, users: SupportQueryData, fold: np.ndarray) -> list[CandidateLosses]:

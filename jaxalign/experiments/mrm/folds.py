@@ -10,7 +10,7 @@ import numpy as np
 from jaxalign.data.preferences import Preferences
 from jaxalign.data.splits import learned_from, rows_by_user
 from jaxalign.experiments.mrm.adaptation import AdaptationRule
-from jaxalign.experiments.mrm.config import ONE_FOR_ALL, MRMRunConfig, method_of
+from jaxalign.experiments.mrm.config import GLOBAL_MODELS, MRMRunConfig, method_of
 from jaxalign.experiments.mrm.data import ExperimentData
 from jaxalign.experiments.mrm.fits import FittedMethod, KeepStage, fit_method
 from jaxalign.mrm.registry import Candidate, Fitted
@@ -53,7 +53,7 @@ def judge_new_items(
         fits: what was fitted on all items, by name.
         stage: keeps each fold for a resumed run.
     """
-    names = [*dict.fromkeys((*ONE_FOR_ALL, *(n for n in config.fold_methods if n in fits)))]
+    names = [*dict.fromkeys((*GLOBAL_MODELS, *(n for n in config.fold_methods if n in fits)))]
     usable = usable_folds(data, config)
     # A fold is judged with the candidates that validation users chose on the fold before it, so
     # that no candidate has seen the fold's items; the first takes those of the known items.
@@ -163,7 +163,7 @@ def _one_fold(data: ExperimentData, config: MRMRunConfig, fold: int, candidates:
     rule = AdaptationRule(data, config, validation, _compute, lambda text: None, refit=False)
     for name, (candidate, adapts) in candidates.items():
         fit = fit_method(method_of(config, name), training, 1, _compute)
-        rule.decide(fit, common=name in ONE_FOR_ALL)
+        rule.decide(fit, common=name in GLOBAL_MODELS)
         result["losses"][name] = np.asarray(fit.loss)
         following[name] = fit.candidates[0], fit.adapts
         fit.candidates, fit.adapts = [candidate], adapts

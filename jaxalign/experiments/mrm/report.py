@@ -60,14 +60,16 @@ def _adaptation(report: Report) -> list[str]:
         "",
         adaptation_table(report["adaptation"]),
     ]
-    table = gate_table(report["new_users"])
+    table, most = gate_table(report["new_users"]), report["adaptation_settings"]["tolerated_harm"]
     if not table:
         return lines
     return [
         *lines,
-        "**Whom to adapt to.** Users whose expected gain is below a level that validation chose "
-        "are left alone: served the population's model. The gate sees their support choices, or "
-        "the very pairs that are to be ranked, without labels. A random gate leaves as many alone.",
+        f"**Whom to adapt to.** A gate is set where more than {most:.0%} of the validation users "
+        "are predicted worse with adaptation. Users whose expected gain is then below a level that "
+        "validation chose are left alone: served the population's model. The gate sees their "
+        "support choices, or the very pairs that are to be ranked, without labels. A random gate "
+        "leaves as many alone.",
         "",
         table,
     ]

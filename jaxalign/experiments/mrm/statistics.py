@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.experiments.mrm.adaptation import Decision
-from jaxalign.experiments.mrm.config import ONE_FOR_ALL, MRMRunConfig, method_of
+from jaxalign.experiments.mrm.config import GLOBAL_MODELS, MRMRunConfig, method_of
 from jaxalign.experiments.mrm.data import ExperimentData
 from jaxalign.experiments.mrm.fits import FittedMethod
 from jaxalign.experiments.mrm.folds import JudgedRegime, Predictions
@@ -31,7 +31,7 @@ class NewUsers:
         selected: name of the method to save.
         predictions: for the test users, by name.
         curves: name -> (shots -> probabilities).
-        controls: name -> predictions from swapped support choices, and from somebody else's.
+        controls: name -> predictions from swapped support choices, and from another user's.
         ceiling: predictions of `bayes` from all the choices that a test user has on the support
             side, and how many that is on average; None without `bayes`.
         decisions: name -> whether the method adapts, and why.
@@ -83,9 +83,12 @@ def _described(fit: FittedMethod) -> list[Candidate]:
 def _decided(new_users: NewUsers, name: str) -> dict[str, object]:
     """What the test of a method's adaptation saw, and the levels of its gates, one per fit."""
     decision, fit = new_users.decisions[name], new_users.fits[name]
-    test = {} if decision.test is None else decision.test._asdict()
-    gates = [asdict(gate) for gate in fit.gates] if decision.adapts else []
-    return {"adapts": decision.adapts, "tested_on": decision.tested_on, **test, "gates": gates}
+    found = {} if decision.test is None else decision.test._asdict()
+    found |= {"adapts": decision.adapts, "tested_on": decision.tested_on}
+    if not decision.adapts:
+        return {**found, "gates": []}
+    gates = [asdict(gate) for gate in fit.gates]
+    return {**found, "harmed_on_validation": fit.harmed, "gates": gates}
 
 
 def _judge(
@@ -95,7 +98,7 @@ def _judge(
     rejected: np.ndarray,
     draws: int,
 ) -> dict[str, dict[str, float]]:
-    plain, best = (_one_fit(predictions[name][0], mask) for name in ONE_FOR_ALL)
+    plain, best = (_one_fit(predictions[name][0], mask) for name in GLOBAL_MODELS)
     judged = {}
     for name, (adapted, unadapted) in predictions.items():
         judged[name] = users.judge(
@@ -119,7 +122,7 @@ def _gain(
 
 
 def _controls(new_users: NewUsers, mask: np.ndarray, draws: int) -> dict[str, dict[str, float]]:
-    """Return, for each method, what becomes of its predictions when it is told something wrong.
+    """Return, for each method, figures of its predictions from support choices that are wrong.
 
     "swap_flipped" is the share of predictions that flip when every support choice is made the other
     way round, "gain_other" the gain over `bt` with the support choices of another user.
@@ -157,6 +160,7 @@ def assemble(
         "selected": {"new_users": new_users.selected},
         "settings": {name: _described(fit) for name, fit in new_users.fits.items()},
         "validation_nll": {name: fit.loss for name, fit in new_users.fits.items()},
+        "adaptation_settings": asdict(config.adaptation),
         "adaptation": {n: _decided(new_users, n) for n in new_users.decisions},
         "users": {
             "train": len(data.split.train),

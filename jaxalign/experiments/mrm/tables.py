@@ -75,7 +75,7 @@ _COLUMNS = (
     _Column("excess harm, points", None, "harm_excess", _difference("harm_excess")),
     _Column("flipped %", "flip\n%", "flipped", _share("flipped")),
     _Column("flipped by swapped choices %", None, "swap_flipped", _share("swap_flipped")),
-    _Column("gain with another's choices", None, "gain_other", _difference("gain_other")),
+    _Column("gain with another user's choices", None, "gain_other", _difference("gain_other")),
 )
 
 
