@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.arrays import Sizes, check_mask, check_whole
+from jaxalign.errors import InputError
 from jaxalign.mrm import ep
-from jaxalign.mrm.bayes import Prior, factor, moments
+from jaxalign.mrm.bayes import Prior, check_choices, check_prior, factor, moments
 from jaxalign.mrm.ordered import tilt_by_band
 from jaxalign.train.blas import one_blas_thread
 
@@ -116,10 +118,15 @@ class Levels:
         return jnp.concatenate([ends, jnp.asarray(self.matrix, thresholds.dtype) @ thresholds])
 
     @property
+    def num_edges(self) -> int:
+        """Number of edges, the infinite ones among them."""
+        return _FIRST + self.strengths + 1 + sum(levels - 1 for levels in self.ratings)
+
+    @property
     def matrix(self) -> np.ndarray:
         """Edges but the infinite ones [K] as linear in the thresholds [T]: [K, T]."""
         free, ties, steps = self.thresholds, int(self.ties), self.strengths
-        found = np.zeros((steps + 1 + sum(n - 1 for n in self.ratings), free))
+        found = np.zeros((self.num_edges - _FIRST, free))
         first = 1 - ties
         found[first:steps, : steps - first] = np.eye(steps - first)
         if ties:
@@ -141,6 +148,38 @@ class Levels:
             found[row : row + len(block), column : column + block.shape[1]] = block
             row, column = row + len(block), column + block.shape[1]
         return found
+
+
+def check_feedback(
+    feedback: Feedback, edges: int, sizes: Sizes, name: str = "feedback"
+) -> Feedback:
+    """Return feedback as arrays, with 0 in the vectors of rows that do not count.
+
+    Args:
+        feedback: of U users.
+        edges: number of edges that there are, see `Levels`.
+        sizes: of the call's dimensions so far, see `jaxalign.arrays`.
+        name: of the argument.
+
+    Raises:
+        InputError: shapes that disagree, a negative weight, or NaN, infinity or an edge that there
+            is not where the weight is above 0.
+    """
+    names = (f"{name}.vectors", f"{name}.weight")
+    vectors, weight = check_choices(feedback.vectors, feedback.weight, "U P", sizes, names)
+    rating = check_mask(f"{name}.rating", feedback.rating, "U P", sizes, empty="U P") > 0
+    ends = []
+    for side, value in (("lower", feedback.lower), ("upper", feedback.upper)):
+        end = check_whole(f"{name}.{side}", value, "U P", sizes, empty="U P")
+        wrong = (weight > 0) & ((end < 0) | (end >= edges))
+        if not isinstance(wrong, jax.core.Tracer) and bool(wrong.any()):
+            user, row = np.argwhere(wrong)[0]
+            raise InputError(
+                f"{name}.{side}[{user}, {row}] is {end[user, row]}; expected the number of an edge "
+                f"below {edges}, as of `Levels`: correct it."
+            )
+        ends.append(end)
+    return Feedback(vectors, rating, ends[0], ends[1], weight)
 
 
 class FeedbackPrior(NamedTuple):
@@ -232,6 +271,10 @@ def feedback_posterior(prior: FeedbackPrior, feedback: Feedback) -> FeedbackPost
     Returns:
         Posterior moments, each user's level and spread integrated out.
 
+    Raises:
+        InputError: shapes that disagree, a negative weight, or NaN, infinity or an edge that the
+            prior has not where the weight is above 0.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxalign.mrm import Feedback, FeedbackPrior, Levels, Prior, feedback_posterior
@@ -245,7 +288,10 @@ def feedback_posterior(prior: FeedbackPrior, feedback: Feedback) -> FeedbackPost
         >>> bool(found.mean[0, 0] > 0), bool(found.level[0] < 0)
         (True, True)
     """
-    found: FeedbackPosterior = jax.block_until_ready(_posteriors(prior, feedback))
+    sizes = Sizes()
+    prior = prior._replace(weights=check_prior(prior.weights, sizes))
+    rows = check_feedback(feedback, len(prior.edges), sizes)
+    found: FeedbackPosterior = jax.block_until_ready(_posteriors(prior, rows))
     return found
 
 
@@ -269,4 +315,4 @@ def _posteriors(prior: FeedbackPrior, feedback: Feedback) -> FeedbackPosterior:
         share, center, cov = mixture(log_mass + evidence, means, covs)
         return FeedbackPosterior(center[:size], cov[:size, :size], center[size], share)
 
-    return jax.vmap(one_user)(jax.tree.map(jnp.asarray, feedback))
+    return jax.vmap(one_user)(feedback)

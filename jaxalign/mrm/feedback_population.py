@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.arrays import Sizes
+from jaxalign.errors import InputError
 from jaxalign.mrm import ep
 from jaxalign.mrm.bayes import Prior, truncate
 from jaxalign.mrm.config import BayesConfig
@@ -24,6 +26,7 @@ from jaxalign.mrm.feedback import (
     FeedbackPrior,
     Levels,
     augmented,
+    check_feedback,
     mixture,
     rows_at,
     spread_grid,
@@ -182,7 +185,7 @@ def _expect(
         found = _summed(found)
         sums = found if sums is None else jax.tree.map(jnp.add, sums, found)
         after.append(ep.Sites(*(leaf.reshape(-1, *leaf.shape[2:])[:users] for leaf in new)))
-    if sums is None:
+    if sums is None:  # which `fit_feedback` has refused
         raise ValueError("no bucket of users")
     return sums, tuple(after)
 
@@ -361,6 +364,9 @@ def fit_feedback(
         levels: what can be said.
         config: see `BayesConfig`.
 
+    Raises:
+        InputError: no feedback at all, or as `feedback_posterior`.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxalign.mrm import BayesConfig, Feedback, Levels, fit_feedback
@@ -374,7 +380,12 @@ def fit_feedback(
         True
     """
     config = config or BayesConfig()
-    parts = tuple(jax.tree.map(jnp.asarray, bucket) for bucket in buckets)
+    parts = tuple(
+        check_feedback(bucket, levels.num_edges, Sizes(), f"buckets[{number}]")
+        for number, bucket in enumerate(buckets)
+    )
+    if not any(bool(jnp.any(part.weight > 0)) for part in parts):
+        raise InputError("buckets: found no weight above 0, expected a row or more; give feedback.")
     judge = functools.partial(
         _em_step, pseudo_users=0.0, levels=levels, config=step_settings(config), free_spread=True
     )

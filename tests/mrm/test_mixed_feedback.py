@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import log_expit
 
+from jaxalign.errors import InputError
 from jaxalign.mrm import bayes, ep, feedback, feedback_population
 from jaxalign.mrm.config import BayesConfig
 from jaxalign.mrm.feedback import Feedback, FeedbackPrior, Levels
@@ -167,3 +168,35 @@ def test_levels_are_numbered_without_a_gap():
         assert upper.max() == len(levels.matrix) + 1
         first = levels.rating(0, np.arange(2))
         assert set(first[0]) | set(first[1]) == {0, 1, levels.strengths + 3}
+
+
+@pytest.mark.parametrize(
+    ("field", "change", "message"),
+    [
+        ("vectors", np.nan, r"vectors\[0, 0, 0\] is nan"),
+        ("lower", 99, r"lower\[0, 0\] is 99; expected the number of an edge below 9"),
+        ("upper", -1, r"upper\[0, 0\] is -1"),
+        ("weight", -1.0, r"weight\[0, 0\] is -1"),
+    ],
+)
+def test_feedback_that_means_nothing_is_refused(field, change, message):
+    rows = mixed_rows()
+    wrong = np.array(getattr(rows, field))
+    wrong[0, 0] = change
+    rows = rows._replace(**{field: wrong})
+    with pytest.raises(InputError, match=r"feedback\." + message):
+        feedback.feedback_posterior(a_prior(), rows)
+    with pytest.raises(InputError, match=r"buckets\[0\]\." + message):
+        feedback_population.fit_feedback([rows], LEVELS)
+
+
+def test_padding_may_hold_any_edge_and_no_feedback_is_refused():
+    rows = mixed_rows()
+    any_edge = rows._replace(lower=rows.lower.at[0, -1].set(99))
+    chex.assert_trees_all_close(
+        feedback.feedback_posterior(a_prior(), any_edge),
+        feedback.feedback_posterior(a_prior(), rows),
+    )
+    for buckets in ([], [rows._replace(weight=0 * rows.weight)]):
+        with pytest.raises(InputError, match="no weight above 0"):
+            feedback_population.fit_feedback(buckets, LEVELS)
