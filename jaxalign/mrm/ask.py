@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.arrays import Sizes, check_array, check_mask, kept
-from jaxalign.mrm.bayes import check_questions
+from jaxalign.mrm.bayes import check_user_pairs
 
 # A sum at these nodes integrates what falls off as exp(-|x|) and has poles at i pi, times a normal
 # density, to 1e-8: whatever the normal.
@@ -27,8 +27,8 @@ def next_pair(
             candidates may hold any value.
 
     Returns:
-        Its number, int32: the first of several alike; -1 if none is left to ask. Under `jit`, a
-        candidate whose information is NaN is never asked.
+        Its number, int32: the first of several alike; -1 if none is left. Under `jit`, a candidate
+        whose information is NaN is never returned.
 
     Raises:
         InputError: shapes that disagree, or a concrete value that is not finite.
@@ -51,7 +51,7 @@ def next_pair(
         sizes = Sizes(P=(len(pairs), "candidates"))
         open_pairs -= check_mask("excluded", excluded, "P", sizes, empty="P")
     pairs = kept(open_pairs, pairs)
-    mean, cov, pairs = check_questions(mean, cov, pairs, "candidates")
+    mean, cov, pairs = check_user_pairs(mean, cov, pairs, "candidates")
     return _next_pair(mean, cov, pairs, open_pairs)
 
 
@@ -60,10 +60,10 @@ def _next_pair(
     mean: jax.Array, cov: jax.Array, candidates: jax.Array, open_pairs: jax.Array
 ) -> jax.Array:
     gain = _information(mean, cov, kept(open_pairs, candidates))
-    asked = (open_pairs > 0) & ~jnp.isnan(gain)
+    eligible = (open_pairs > 0) & ~jnp.isnan(gain)
     # One place more, so that no candidates at all have an answer too.
-    best = jnp.argmax(jnp.append(jnp.where(asked, gain, -1), -1.0)).astype(jnp.int32)
-    return jnp.where(jnp.any(asked), best, -1)
+    best = jnp.argmax(jnp.append(jnp.where(eligible, gain, -1), -1.0)).astype(jnp.int32)
+    return jnp.where(jnp.any(eligible), best, -1)
 
 
 def information(mean: jax.Array, cov: jax.Array, candidates: jax.Array) -> jax.Array:
@@ -92,7 +92,7 @@ def information(mean: jax.Array, cov: jax.Array, candidates: jax.Array) -> jax.A
         >>> [f"{value:.2f}" for value in nats]
         ['0.00', '0.09', '0.33']
     """
-    return _information(*check_questions(mean, cov, candidates, "candidates"))
+    return _information(*check_user_pairs(mean, cov, candidates, "candidates"))
 
 
 @jax.jit

@@ -196,11 +196,11 @@ def choice_probability(mean: jax.Array, cov: jax.Array, differences: jax.Array) 
         >>> [f"{p:.2f}" for p in choice_probability(mean, jnp.eye(2) * 9.0, pairs)]
         ['0.72', '0.28']
     """
-    mean, cov, differences = check_questions(mean, cov, differences, "differences")
+    mean, cov, differences = check_user_pairs(mean, cov, differences, "differences")
     return _choice_probability(mean, cov, differences)
 
 
-def check_questions(
+def check_user_pairs(
     mean: Value, cov: Value, pairs: Value, name: str
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return one user's mean [E], cov [E, E] and pairs [P, E] as arrays of one type.
@@ -269,8 +269,8 @@ def predict(
     prior = check_prior(prior, sizes)
     names = ("support", "support_mask")
     pairs, weight = check_choices(support, support_mask, "U P", sizes, names)
-    asked = check_array("query", query, "U Q E", sizes, empty="U Q")
-    return _predictions(prior, pairs, weight, asked, chunk)
+    queries = check_array("query", query, "U Q E", sizes, empty="U Q")
+    return _predictions(prior, pairs, weight, queries, chunk)
 
 
 @functools.partial(jax.jit, static_argnames="chunk")

@@ -6,7 +6,7 @@ Accuracies are in per cent, gains in percentage points, negative log-likelihood 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from jaxalign.progress import counted
@@ -89,7 +89,8 @@ def adaptation_table(decisions: Mapping[str, Mapping[str, Any]]) -> str:
     Args:
         decisions: name of a method -> what report.json says of its adaptation.
     """
-    header = ["method", "adapts", "nats per choice", "standard error", "t", "p", "users", "of"]
+    header = ["method", "adapts", "nats per choice", "standard error", "t", "p"]
+    header += ["users", "tested on"]
     rows = [
         [
             name,
@@ -147,7 +148,7 @@ def terminal_tables(regimes: Regimes, baseline: str = "bt") -> Group:
         regimes: what is shown.
         baseline: the method that gains are over; its own gain is left blank.
     """
-    parts: list[object] = []
+    parts: list[RenderableType] = []
     for regime, results in regimes.items():
         # Not the table's own title: that would wrap at the width of the table.
         title = f"{_title(regime, results)}; gain over {baseline} in points"
@@ -163,7 +164,7 @@ def terminal_tables(regimes: Regimes, baseline: str = "bt") -> Group:
         header = ["method", *(column.narrow or "" for column in columns)]
         table = tables.TerminalTable(header, rows)
         parts += [Text(title, style="italic"), table, Text()]
-    return Group(*parts)  # type: ignore[arg-type]
+    return Group(*parts)
 
 
 def markdown_tables(regimes: Regimes, baseline: str = "bt") -> str:
