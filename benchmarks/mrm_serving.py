@@ -170,7 +170,7 @@ def _torch_encoders() -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _many_users(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds and memory of `mrm adapt` for all users at once, and of looking one up."""
+    """Seconds and memory of `mrm adapt` for all users of a file, and of looking one up."""
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as name:
         root = Path(name)
         _write(root, arguments.users)
