@@ -33,7 +33,7 @@ class WeightedRows(Protocol):
 Population = TypeVar("Population")
 Sites = TypeVar("Sites")
 Bucket = TypeVar("Bucket", bound=WeightedRows)
-Place = TypeVar("Place")
+Tree = TypeVar("Tree")
 Step = Callable[[Population, Sites], tuple[Population, Sites, jax.Array]]
 
 
@@ -43,6 +43,17 @@ def step_settings(config: BayesConfig) -> BayesConfig:
     Fits with other limits then share its compilation.
     """
     return BayesConfig(sweeps=config.sweeps, user_chunk=config.user_chunk)
+
+
+def in_chunks(arrays: Tree, width: int) -> Tree:
+    """Return arrays [U, ...] of users as [N, width, ...], filled up with zeros."""
+
+    def split(array: jax.Array) -> jax.Array:
+        array = jnp.pad(array, [(0, -len(array) % width)] + [(0, 0)] * (array.ndim - 1))
+        return array.reshape(-1, width, *array.shape[1:])
+
+    found: Tree = jax.tree.map(split, arrays)
+    return found
 
 
 def accelerated(
@@ -82,19 +93,19 @@ def accelerated(
     return found, steps
 
 
-def squarem(places: Sequence[Place]) -> Place:
+def squarem(places: Sequence[Tree]) -> Tree:
     """Return where a SQUAREM step from three successive estimates, trees of arrays, leads."""
     start, once, twice = places
     forward = jax.tree.map(lambda a, b: b - a, start, once)
     bend = jax.tree.map(lambda a, b, c: c - 2 * b + a, start, once, twice)
 
-    def norm(tree: Place) -> jax.Array:
+    def norm(tree: Tree) -> jax.Array:
         return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
 
     bent = norm(bend)
     length = jnp.where(bent > 0, norm(forward) / jnp.where(bent > 0, bent, 1), 1)
     length = jnp.clip(length, 1, _LONGEST)
-    found: Place = jax.tree.map(
+    found: Tree = jax.tree.map(
         lambda at, r, v: at + 2 * length * r + length**2 * v, start, forward, bend
     )
     return found

@@ -19,7 +19,7 @@ from jaxalign.errors import InputError
 from jaxalign.mrm import ep
 from jaxalign.mrm.bayes import Prior, truncate
 from jaxalign.mrm.config import BayesConfig
-from jaxalign.mrm.em import accelerated, fit_pseudo_users, squarem, step_settings
+from jaxalign.mrm.em import accelerated, fit_pseudo_users, in_chunks, squarem, step_settings
 from jaxalign.mrm.feedback import (
     SPREAD_NODES,
     Feedback,
@@ -166,19 +166,14 @@ def _expect(
     sums, after = None, []
     for bucket, old in zip(buckets, sites, strict=True):
         users = len(bucket.weight)
-        width = min(config.user_chunk, users)
         old = old if sums is None else ep.after_others(old, sums.evidence)
-
-        def pad(array: jax.Array, width: int = width, users: int = users) -> jax.Array:
-            array = jnp.pad(array, [(0, -users % width)] + [(0, 0)] * (array.ndim - 1))
-            return array.reshape(-1, width, *array.shape[1:])
 
         def one_chunk(_: None, inputs: tuple) -> tuple:
             each = functools.partial(_one_user, prior, around, sweeps=config.sweeps)
             new, found = jax.vmap(each)(*inputs)
             return None, (new, _summed(found))
 
-        inputs = jax.tree.map(pad, (bucket, old))
+        inputs = in_chunks((bucket, old), min(config.user_chunk, users))
         new: ep.Sites
         found: _Sums
         _, (new, found) = jax.lax.scan(one_chunk, None, inputs)

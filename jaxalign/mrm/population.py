@@ -11,7 +11,7 @@ from jaxalign.errors import InputError
 from jaxalign.mrm import ep
 from jaxalign.mrm.bayes import Prior, check_choices, factor, truncate
 from jaxalign.mrm.config import BayesConfig
-from jaxalign.mrm.em import accelerated, fit_pseudo_users, squarem, step_settings
+from jaxalign.mrm.em import accelerated, fit_pseudo_users, in_chunks, squarem, step_settings
 from jaxalign.mrm.newton import bradley_terry
 from jaxalign.train.blas import one_blas_thread
 
@@ -80,11 +80,6 @@ def _expect_bucket(
 ) -> tuple[Moments, ep.Sites]:
     """Add the moments of a bucket's users to `total`, a chunk of users at a time."""
     users = len(bucket.weight)
-    width = min(config.user_chunk, users)
-
-    def pad(array: jax.Array) -> jax.Array:
-        array = jnp.pad(array, [(0, -users % width)] + [(0, 0)] * (array.ndim - 1))
-        return array.reshape(-1, width, *array.shape[1:])
 
     def one_user(d: jax.Array, m: jax.Array, old: ep.Sites) -> tuple:
         rows = ep.rows_of(mean, root, d, m)
@@ -113,7 +108,7 @@ def _expect_bucket(
             total.evidence + jnp.sum(evidence),
         ), new
 
-    inputs = jax.tree.map(pad, (bucket.differences, bucket.weight, sites))
+    inputs = in_chunks((*bucket, sites), min(config.user_chunk, users))
     total, new = jax.lax.scan(one_chunk, total, inputs)
     return total, jax.tree.map(lambda site: site.reshape(-1, site.shape[2])[:users], new)
 

@@ -12,7 +12,7 @@ from jaxalign.mrm.feedback import Feedback
 from jaxalign.mrm.feedback_belief import feedback_moments, init_feedback_belief, observe
 
 
-def told(belief, rows):
+def after(belief, rows):
     """The belief after rows of one user [P]."""
     for vector, rating, lower, upper, weight in zip(*map(np.asarray, rows), strict=True):
         belief = observe(belief, vector, int(lower), int(upper), bool(rating), float(weight))
@@ -48,7 +48,7 @@ def test_any_kind_of_row_is_as_if_fitted_anew():
     prior = a_prior()
     one = Feedback(*(np.asarray(leaf)[0] for leaf in rows))
     found = feedback.feedback_posterior(prior, jax.tree.map(jnp.asarray, rows))
-    belief = told(init_feedback_belief(prior), one)
+    belief = after(init_feedback_belief(prior), one)
     assert belief.num_rows == 30
     assert in_sds(feedback_moments(belief), (found.mean[0], found.cov[0])) < 1e-3
 
