@@ -1,4 +1,4 @@
-"""The door of the public functions that take arrays: one place for shapes, types and bad values.
+"""Checks of the arguments of public functions that take arrays: shapes, types and bad values.
 
 A public function passes each argument through `check_array` (or `check_mask`), and then calls its
 mathematics with arrays of at least float32. Shapes are checked always, since they are known under
@@ -67,7 +67,8 @@ def check_array(
     """
     array = _numbers(name, value, axes)
     _check_shape(name, array.shape, axes, Sizes() if sizes is None else sizes, empty)
-    if finite and (place := _first_bad(array, mask, absent)) is not None:
+    good = _are_finite_or_absent if absent else _are_finite
+    if finite and (place := _first_bad(array, good, mask)) is not None:
         where = "finite numbers" if mask is None else "finite numbers where the mask is above 0"
         remedy = "correct it" if mask is None else "correct it, or set the mask to 0 there"
         raise InputError(
@@ -97,13 +98,9 @@ def check_mask(
         [1.0, 0.0]
     """
     array = check_array(name, value, axes, sizes, empty=empty, finite=False)
-    if _all(_are_weights, array):
-        return array
-    host = _concrete(array)
-    if host is not None and not (good := _are_weights(host)).all():
-        place = _place(~good)
+    if (place := _first_bad(array, _are_weights)) is not None:
         raise InputError(
-            f"{_at(name, place)} is {_shown(host, place)}; expected a finite weight of 0 or more: "
+            f"{_at(name, place)} is {_shown(array, place)}; expected a finite weight of 0 or more: "
             "correct it, with 0 for what does not count."
         )
     return array
@@ -198,9 +195,10 @@ def check_scale(name: str, array: jax.Array) -> None:
         ...     print(error)
         differences: the largest value is 1e+30, expected one from 7e-16 to 1e+15: rescale them.
     """
-    if isinstance(array, jax.core.Tracer) or not array.is_fully_addressable:
+    values = _testable(array)
+    if values is None:
         return
-    largest, tiny = float(abs(array).max(initial=0.0)), float(np.finfo(array.dtype).tiny)
+    largest, tiny = float(abs(values).max(initial=0.0)), float(np.finfo(values.dtype).tiny)
     if largest and not tiny**0.4 <= largest <= tiny**-0.4:
         raise InputError(
             f"{name}: the largest value is {largest:.0e}, expected one from {tiny**0.4:.0e} to "
@@ -226,13 +224,15 @@ def kept(mask: jax.Array, values: jax.Array) -> jax.Array:
 
 
 def _numbers(name: str, value: Value, axes: str) -> np.ndarray | jax.Array:
-    array = value
-    if not isinstance(value, jax.Array):
+    array: np.ndarray | jax.Array
+    if isinstance(value, jax.Array):
+        array = value
+    else:
         try:
             array = np.asarray(value)
         except (ValueError, TypeError, OverflowError):
             raise _no_numbers(name, "rows of different lengths", axes) from None
-    kind = array.dtype  # type: ignore[union-attr]
+    kind = array.dtype
     if jnp.issubdtype(kind, jnp.floating):
         wide = jnp.promote_types(kind, jnp.float32)
     elif jnp.issubdtype(kind, jnp.integer) or jnp.issubdtype(kind, jnp.bool_):
@@ -240,7 +240,7 @@ def _numbers(name: str, value: Value, axes: str) -> np.ndarray | jax.Array:
     else:
         raise _no_numbers(name, f"values of type {kind}", axes)
     with np.errstate(over="ignore"):  # found by the check for finite numbers
-        return array.astype(jax.dtypes.canonicalize_dtype(wide))  # type: ignore[union-attr]
+        return array.astype(jax.dtypes.canonicalize_dtype(wide))
 
 
 def _no_numbers(name: str, found: str, axes: str) -> InputError:
@@ -280,53 +280,49 @@ def _expected(axes: str) -> str:
     return "a number" if not axes else f"[{', '.join(axes.split())}]"
 
 
-def _concrete(array: np.ndarray | jax.Array) -> np.ndarray | None:
-    """The values on the host; None where they are traced, or on devices of other processes."""
-    if isinstance(array, jax.core.Tracer):
-        return None
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        return None
-    return np.asarray(array)
-
-
 def _are_finite(array: Any) -> Any:
     return abs(array) < math.inf
+
+
+def _are_finite_or_absent(array: Any) -> Any:
+    return array < math.inf
 
 
 def _are_weights(array: Any) -> Any:
     return (array >= 0) & (array < math.inf)
 
 
-def _all(good: Callable[[Any], Any], array: np.ndarray | jax.Array) -> bool:
-    """Whether all values pass a test, which is made where they lie; False where they are traced.
+def _testable(array: np.ndarray | jax.Array) -> np.ndarray | jax.Array | None:
+    """The values where they lie, from a CPU as NumPy's, whose tests need no compilation.
 
-    Only one bit leaves an accelerator. On a CPU the test needs no compilation.
+    None where they are traced, or on devices of other processes.
     """
-    if isinstance(array, jax.Array):
-        if isinstance(array, jax.core.Tracer) or not array.is_fully_addressable:
-            return False
-        if any(device.platform == "cpu" for device in array.devices()):
-            array = np.asarray(array)
-    return bool(good(array).all())
+    if not isinstance(array, jax.Array):
+        return array
+    if isinstance(array, jax.core.Tracer) or not array.is_fully_addressable:
+        return None
+    on_cpu = any(device.platform == "cpu" for device in array.devices())
+    return np.asarray(array) if on_cpu else array
 
 
 def _first_bad(
-    array: np.ndarray | jax.Array, mask: jax.Array | None, absent: bool
+    array: np.ndarray | jax.Array, good: Callable[[Any], Any], mask: jax.Array | None = None
 ) -> tuple[int, ...] | None:
-    """The index of the first value that is not finite and counts."""
-    if _all(_are_finite, array):
+    """The index of the first value that fails a test and counts; None where there is none.
+
+    Where all pass, only one bit leaves an accelerator.
+    """
+    values = _testable(array)
+    if values is None or bool(good(values).all()):
         return None
-    host = _concrete(array)
-    if host is None:
-        return None
-    bad = ~np.isfinite(host)
-    if absent:
-        bad &= host != -np.inf
+    host = np.asarray(values)
+    bad = ~good(host)
     if mask is not None:
-        weights = _concrete(mask)
+        weights = _testable(mask)
         if weights is None:
             return None
-        bad &= (weights > 0).reshape(weights.shape + (1,) * (host.ndim - weights.ndim))
+        live = np.asarray(weights) > 0
+        bad &= live.reshape(live.shape + (1,) * (host.ndim - live.ndim))
     return _place(bad) if bad.any() else None
 
 
