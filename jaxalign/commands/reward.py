@@ -101,7 +101,7 @@ def _score(arguments: argparse.Namespace, _: list[str]) -> None:
     print(f"{counted(found.answers, 'answer')} {done}; wrote {arguments.out}")
     if found.scale is not None:
         names, digest = ", ".join(found.scale.names), found.scale.digest[:12]
-        print(f"the scale of {names} ({digest}) is beside it, for what is made of these scores")
-    apart = [name for name in found.names if name not in getattr(found.scale, "names", ())]
-    if apart:
-        print(f"no scale: {', '.join(apart)} is the same for all answers")
+        print(f"the scale of {names} ({digest}) is beside it; commands that read the scores use it")
+    scaled = () if found.scale is None else found.scale.names
+    if constant := [name for name in found.names if name not in scaled]:
+        print(f"no scale: {', '.join(constant)} is the same for all answers")

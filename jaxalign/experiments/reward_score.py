@@ -126,7 +126,7 @@ def score_rows(
     identity: dict[str, Identity] = {
         "reward model": scorer.id,
         "data": data,
-        "scales of the rewards": [scale.digest for scale in known],
+        "scales of the rewards": [scale.digest for scale in known.values()],
         "order of the rewards": list(order),
     }
     file = open_row_file(out, KIND, ScoreConfig(scorer.names), identity, resume)
@@ -163,11 +163,16 @@ def _each_answer(rows: Iterable[Row]) -> Iterator[Row]:
 
 def _common_names(rows: Sequence[Mapping[str, object]]) -> tuple[str, ...]:
     """The rewards that all rows have, in the order of the first."""
-    objects = [row.get("rewards") for row in rows]
-    if not all(isinstance(one, dict) for one in objects):
-        return ()
-    found = [one for one in objects if isinstance(one, dict)]
+    found = list(map(_rewards_of, rows))
     return tuple(name for name in (found[0] if found else ()) if all(name in one for one in found))
+
+
+def _rewards_of(row: Mapping[str, object]) -> dict[str, float]:
+    """The rewards of a row that are numbers."""
+    rewards = row.get("rewards")
+    if not isinstance(rewards, dict):
+        return {}
+    return {name: value for name, value in rewards.items() if isinstance(value, int | float)}
 
 
 def _check_covered(wanted: RewardScale, names: Sequence[str], source: str) -> None:
@@ -187,29 +192,27 @@ def _check_covered(wanted: RewardScale, names: Sequence[str], source: str) -> No
 
 def _known_scales(
     source: str, kept: Sequence[str], names: Sequence[str], wanted: RewardScale | None
-) -> list[RewardScale]:
-    """Scales that are not estimated, each of one reward: wanted ones, else the source's own."""
+) -> dict[str, RewardScale]:
+    """Scales of single rewards that are not estimated: the wanted ones, else the source's own."""
     beside = scale_file(source)
     own = load_scale(beside) if kept and beside.exists() else None
-    found = []
-    for name in (*kept, *names):
-        for scale in (wanted, own):
-            if scale is not None and name in scale.names and (scale is wanted or name in kept):
-                found.append(scale.take([name]))
-                break
+    found: dict[str, RewardScale] = {}
+    for scale, rewards in ((own, kept), (wanted, (*kept, *names))):
+        if scale is not None:
+            found |= {name: scale.take([name]) for name in rewards if name in scale.names}
     return found
 
 
 def _scale(
-    rows: Sequence[Mapping[str, object]], known: Sequence[RewardScale]
+    rows: Sequence[Mapping[str, object]], known: Mapping[str, RewardScale]
 ) -> RewardScale | None:
     """The scale of the rewards that all rows have; those that never vary have none."""
-    given = {scale.names[0]: scale for scale in known}
+    rewards = list(map(_rewards_of, rows))
     parts = []
     for name in _common_names(rows):
-        values = np.array([[row["rewards"][name]] for row in rows], np.float64)  # type: ignore[index]
-        if name in given:
-            parts.append(given[name])
+        values = np.array([[row[name]] for row in rewards], np.float64)
+        if name in known:
+            parts.append(known[name])
         elif len(rows) > 1 and varies(values[:, 0]):
             parts.append(fit_scale(values, (name,), None))
     return join_scales(parts) if parts else None
