@@ -1,4 +1,4 @@
-"""`jaxalign moc train|evaluate`."""
+"""`jaxalign moc train|evaluate|export`."""
 
 import argparse
 from pathlib import Path

@@ -47,7 +47,7 @@ def _least(gram: jax.Array) -> jax.Array:
     finite = jnp.all(jnp.isfinite(gram))
     gram = _scaled(gram)
     found = _active_set(gram) if gram.shape[-1] > EXACT_UP_TO else _best_face(gram)
-    # Weights from what is no number would be a step that nobody asked for.
+    # Weights made of NaN would hide that the gradients are no numbers.
     return jnp.where(finite, found, jnp.nan)
 
 

@@ -1,4 +1,4 @@
-"""What a run of MOC shows of itself: completions, and a KL that runs away from its target."""
+"""What a run of MOC shows: completions, a KL that runs away, and rewards that do not vary."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -45,6 +45,23 @@ def sample_lines(
     return lines
 
 
+class _Streak:
+    """Counts steps in a row, and says when to warn: after `_PATIENCE`, then after twice as many."""
+
+    def __init__(self) -> None:
+        self.length, self._next = 0, _PATIENCE
+
+    def is_due(self, holds: bool) -> bool:
+        """Take whether a step has what is counted, and return whether to warn now."""
+        self.length = self.length + 1 if holds else 0
+        if not holds:
+            self._next = _PATIENCE
+        if self.length < self._next:
+            return False
+        self._next *= 2
+        return True
+
+
 class KLWatch:
     """Warns while the KL to the reference stays far above its target."""
 
@@ -57,7 +74,7 @@ class KLWatch:
             say: called with a warning.
         """
         self._config, self._batch, self._say = config, batch, say
-        self._above, self._next = 0, _PATIENCE
+        self._above = _Streak()
 
     def look(self, step: int, kl: float, coef: float) -> None:
         """Take the KL of a step, and warn where it has been too high for several steps.
@@ -68,19 +85,15 @@ class KLWatch:
             coef: the KL coefficient that the step used.
         """
         target = self._config.target
-        self._above = self._above + 1 if kl > KL_FACTOR * target else 0
-        if not self._above:
-            self._next = _PATIENCE
-        if self._above < self._next:
+        if not self._above.is_due(kl > KL_FACTOR * target):
             return
-        self._next *= 2
         remedy = f"lower moc.kl.horizon to about {100 * self._batch:,}"
         if not self._config.adaptive:
             remedy = "set moc.kl.adaptive to true"
         self._say(
-            f"warning: step {step}: the KL is {kl:.1f} nats, and for {self._above} steps it has "
-            f"been more than {KL_FACTOR:g} times its target of {target:g}: the policy drifts away "
-            f"from the reference. Raise moc.kl.coef ({coef:.3g} now), {remedy}, or lower "
+            f"warning: step {step}: the KL is {kl:.1f} nats, and for {self._above.length} steps it "
+            f"has been more than {KL_FACTOR:g} times its target of {target:g}: the policy drifts "
+            f"away from the reference. Raise moc.kl.coef ({coef:.3g} now), {remedy}, or lower "
             "moc.optimiser.rate, in a new folder"
         )
 
@@ -95,8 +108,7 @@ class RewardWatch:
             names: [R] of the rewards.
             say: called with a warning.
         """
-        self._say = say
-        self._alike, self._next = dict.fromkeys(names, 0), dict.fromkeys(names, _PATIENCE)
+        self._say, self._alike = say, {name: _Streak() for name in names}
 
     def look(self, step: int, alike: Mapping[str, bool], levels: Mapping[str, float]) -> None:
         """Take which rewards were the same for all completions of a step, and warn of those.
@@ -107,17 +119,13 @@ class RewardWatch:
             levels: name of a reward -> its mean level.
         """
         for name, same in alike.items():
-            self._alike[name] = self._alike[name] + 1 if same else 0
-            if not same:
-                self._next[name] = _PATIENCE
-            if self._alike[name] < self._next[name]:
-                continue
-            self._next[name] *= 2
-            self._say(
-                f"warning: step {step}: for {self._alike[name]} steps the reward {name} was the "
-                f"same for all completions (level {levels[name]:.3g} now): nothing is learned from "
-                "it. Correct the reward or its scale, or raise moc.temperature, in a new folder"
-            )
+            if self._alike[name].is_due(same):
+                self._say(
+                    f"warning: step {step}: for {self._alike[name].length} steps the reward {name} "
+                    f"was the same for all completions (level {levels[name]:.3g} now): nothing is "
+                    "learned from it. Correct the reward or its scale, or raise moc.temperature, "
+                    "in a new folder"
+                )
 
 
 def _short(text: str) -> str:

@@ -354,6 +354,6 @@ def _part(steps: int) -> int:
 
 def _means(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return means of the metrics that every step has."""
-    names = set.intersection(*(set(step) for step in history)) - {"step", "bad_row", "bad_part"}
+    names = set.intersection(*(set(step) for step in history)) - {"step"}
     ordered = [name for name in history[0] if name in names]
     return {name: float(np.mean([step[name] for step in history])) for name in ordered}
