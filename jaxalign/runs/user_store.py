@@ -25,11 +25,12 @@ CREATE TABLE users (
     weights BLOB NOT NULL, rows BLOB NOT NULL
 )"""
 _PUT = """
-INSERT INTO users VALUES (?, ?, ?, ?, ?) ON CONFLICT (user) DO UPDATE SET
+INSERT INTO users {} ON CONFLICT (user) DO UPDATE SET
     choices = excluded.choices, accuracy = excluded.accuracy,
     weights = excluded.weights, rows = excluded.rows"""
+_PUT_ROW = _PUT.format("VALUES (?, ?, ?, ?, ?)")
 # Without a condition, SQLite would take the conflict clause for one of a join.
-_FROM_OTHER = "SELECT * FROM other.users WHERE true"
+_PUT_OTHER = _PUT.format("SELECT * FROM other.users WHERE true")
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class UserStore:
     def put(self, records: Iterable[UserRecord]) -> None:
         """Write users, in place of those of the same ids; `changing` makes it last."""
         with self._guarded():
-            self._database.executemany(_PUT, map(_row, records))
+            self._database.executemany(_PUT_ROW, map(_row, records))
 
     @contextmanager
     def changing(self, sources: Sequence[str] = ()) -> Iterator[None]:
@@ -168,10 +169,12 @@ class UserStore:
 
     def put_all(self, path: Path) -> None:
         """Write all users of another file, in place of those of the same ids, or nothing."""
+        with closing(open_users(path)) as other:
+            sources = other.about.sources
         self._all("ATTACH DATABASE ? AS other", (str(path),))
         try:
-            with self.changing(open_users(path).about.sources):
-                self._all(_PUT.replace("VALUES (?, ?, ?, ?, ?)", _FROM_OTHER), ())
+            with self.changing(sources):
+                self._all(_PUT_OTHER, ())
         finally:
             self._all("DETACH DATABASE other", ())
 
@@ -231,7 +234,7 @@ def create_users(
             otherwise a crash leaves half of it.
     """
     database = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False)
-    # A file that nobody reads before it is whole needs no journal.
+    # A file that is not read before it is whole needs no journal.
     how = ("TRUNCATE", "NORMAL") if durable else ("OFF", "OFF")
     database.executescript("PRAGMA journal_mode = {}; PRAGMA synchronous = {};".format(*how))
     database.executescript(_SCHEMA)
@@ -297,7 +300,7 @@ def is_users_file(path: Path) -> bool:
 
 
 def refuse_foreign_file(path: str | Path, option: str = "--out") -> None:
-    """Refuse to replace a file that holds no users, of whatever format, be they damaged.
+    """Refuse to replace a file that is not one of users; older formats and damage are accepted.
 
     Args:
         path: file that will be written; it may be missing.
@@ -315,7 +318,7 @@ def refuse_foreign_file(path: str | Path, option: str = "--out") -> None:
             with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as database:
                 kind = json.loads(database.execute("SELECT value FROM about").fetchone()[0])["kind"]
     except sqlite3.Error as error:
-        # What is damaged is replaced; a whole database that lacks the table is somebody else's.
+        # What is damaged is replaced; a whole database that lacks the table is another program's.
         kind = None if error.sqlite_errorcode == sqlite3.SQLITE_ERROR else KIND
     except (ValueError, KeyError, TypeError):
         pass
