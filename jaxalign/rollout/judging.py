@@ -119,8 +119,9 @@ def rollout_policies(
             members = np.minimum(np.arange(first, first + several), len(weights) - 1)
             stacked = None  # whole models leave memory before the next one is loaded
             start, stacked = first, policies.stacked(weights[members])
-        params = model.params if stacked.params is None else stacked.params
-        parts.append(sampler.batch(rows, kept, params, stacked.arguments(rows // each - first)))
+        arguments = stacked.arguments(rows // each - first)
+        # No name for the parameters: it would keep them in memory.
+        parts.append(sampler.batch(rows, kept, stacked.params or model.params, arguments))
     return _gathered(parts, (len(weights), len(prompts), samples), weights)
 
 

@@ -23,7 +23,7 @@ from jaxalign.palm.candidates import prompt_marks
 from jaxalign.palm.closed_form import level_scale
 from jaxalign.palm.config import BuildConfig
 from jaxalign.personalize import serve
-from jaxalign.personalize.policies import PARAMETERS_AT_ONCE, WholeModels, identity
+from jaxalign.personalize.policies import WholeModels, identity
 from jaxalign.personalize.policy_oracle import AnswerOracle
 from jaxalign.progress import Progress, counted
 from jaxalign.rewards.reward_scale import RewardScale
@@ -116,10 +116,9 @@ def run_policies(
         f"{counted(config.policies.samples, 'answer')} each"
     )
     if isinstance(pool.policies, WholeModels):
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(pool.model.params))
         say(
             "whole models are loaded one at a time: their parameters take "
-            f"{PARAMETERS_AT_ONCE * size / 2**30:.1f} GiB at most, those of the base included"
+            f"{pool.policies.most_bytes / 2**30:.1f} GiB at most, those of the base included"
         )
     sampler = _Sampler(pool, reward, config, run.state / _VALUES)
     plain = sampler.on(first).rewards_of(np.zeros((1, pool.policies.size)))

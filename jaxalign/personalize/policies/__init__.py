@@ -11,10 +11,9 @@ from jaxalign.personalize.policies.kinds import Kind, adapter_digest, identity
 from jaxalign.personalize.policies.mixing import Mixing
 from jaxalign.personalize.policies.separate import Separate
 from jaxalign.personalize.policies.soups import Soups
-from jaxalign.personalize.policies.whole import PARAMETERS_AT_ONCE, WholeModels, open_models
+from jaxalign.personalize.policies.whole import WholeModels, open_models
 
 __all__ = [
-    "PARAMETERS_AT_ONCE",
     "Adapter",
     "Conditioned",
     "Kind",

@@ -67,11 +67,16 @@ def answer_as(
     answers: dict[int, Completion] = {}
     for policy in np.unique(chosen):
         rows = np.flatnonzero(chosen == policy).tolist()
-        own = policies.stacked(weights[[policy]]).params
         found = generate_texts(
-            model if own is None else replace(model, params=own),
+            _model_of(model, policies, weights[[policy]]),
             [read[row] for row in rows], settings, key,
             places=rows, batch_size=batch_size, progress=progress,
         )  # fmt: skip
         answers |= dict(zip(rows, found, strict=True))
     return [answers[row] for row in range(len(prompts))]
+
+
+def _model_of(model: LanguageModel, policies: Kind, weights: np.ndarray) -> LanguageModel:
+    """The model with the parameters of the policy of weights [1, A]."""
+    params = policies.stacked(weights).params
+    return model if params is None else replace(model, params=params)

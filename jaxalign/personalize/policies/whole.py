@@ -17,8 +17,6 @@ from jaxalign.models.params import Params
 from jaxalign.models.resolve import resolve
 from jaxalign.personalize.policies.adapters import check_weights
 
-PARAMETERS_AT_ONCE = 3
-"""Sets of parameters in memory at most: the reference, a sum of models, and the one being added."""
 # How far weights may be off a sum of 1 and still do without the reference's parameters.
 _SUM_TOLERANCE = 1e-6
 
@@ -66,6 +64,12 @@ class WholeModels:
         """A, how many weights make a policy."""
         return len(self.models)
 
+    @property
+    def most_bytes(self) -> int:
+        """Bytes of parameters held at most: the reference, a sum, and the model being added."""
+        leaves = jax.tree.leaves(self.reference.params)
+        return sum(2 * x.nbytes + x.size * _sum_dtype(x).itemsize for x in leaves)
+
     def prompt(self, prompt: str | Chat, weight: np.ndarray) -> str | Chat:
         """Return the prompt as it is: models do not read their weights."""
         return prompt
@@ -77,34 +81,39 @@ class WholeModels:
             InputError: weights of another number or not finite, several policies, or a model whose
                 files have changed.
         """
-        (weight,) = rows if len(rows := check_weights(weights, self.size)) == 1 else (None,)
-        if weight is None:
+        rows = check_weights(weights, self.size)
+        if len(rows) != 1:
             raise InputError(f"found {len(rows)} policies of whole models, expected one at a time.")
-        used = np.flatnonzero(weight)
+        used = np.flatnonzero(rows[0])
         if not len(used):
             return WholeModel(None)
-        if len(used) == 1 and weight[used[0]] == 1:
+        if len(used) == 1 and rows[0, used[0]] == 1:
             return WholeModel(self._params(int(used[0])))
-        rest = 1 - weight.sum()
-        total = None
-        if abs(rest) > _SUM_TOLERANCE:
-            total = _added(None, self.reference.params, float(rest))
-        for number in used:
-            total = _added(total, self._params(int(number)), float(weight[number]))
-        cast = jax.tree.map(lambda x, like: x.astype(like.dtype), total, self.reference.params)
-        return WholeModel(cast)
+        return WholeModel(self._soup(rows[0]))
+
+    def _soup(self, weight: np.ndarray) -> Params:
+        """The weighted sum of parameters, summed in place, leaf by leaf, in at least float32."""
+        leaves, tree = jax.tree.flatten(self.reference.params)
+        rest = float(1 - weight.sum())
+        rest = rest if abs(rest) > _SUM_TOLERANCE else 0.0
+        total = [rest * leaf.astype(_sum_dtype(leaf)) for leaf in leaves]
+        for number in np.flatnonzero(weight):
+            own, share = jax.tree.leaves(self._params(int(number))), float(weight[number])
+            for place, leaf in enumerate(own):
+                total[place] += share * leaf.astype(_sum_dtype(leaf))
+            del own  # before the next model is loaded
+        for place, leaf in enumerate(leaves):
+            total[place] = total[place].astype(leaf.dtype)
+        soup: Params = jax.tree.unflatten(tree, total)
+        return soup
 
     def _params(self, number: int) -> Params:
         name, dtype = self.models[number], self.reference.config.dtype
         return load_language_model(name, str(dtype), sha256=self.digests[number]).params
 
 
-def _added(total: Params | None, params: Params, weight: float) -> Params:
-    """A weighted sum in at least float32."""
-    scaled = jax.tree.map(
-        lambda x: weight * x.astype(jnp.promote_types(x.dtype, jnp.float32)), params
-    )
-    return scaled if total is None else jax.tree.map(jnp.add, total, scaled)
+def _sum_dtype(leaf: jax.Array) -> np.dtype:
+    return jnp.promote_types(leaf.dtype, jnp.float32)
 
 
 def open_models(reference: LanguageModel, names: Sequence[str]) -> WholeModels:
