@@ -277,9 +277,12 @@ def test_a_conditioned_policy_answers_users_on_its_scale(world, users, policy, s
     train = ("mrm", "train", "--config", world.root / "mrm.yaml", "--data", log)
     ran(*train, "--out", run, "--features.path", scored, "--features.scale", policy)
     ran("mrm", "adapt", "--model", run, "--data", log, "--features", scored)
-    answer = ("answer", "--user", "u1", "--prompt", PROMPTS[0], "--max-tokens", 8)
+    # Without a length of their own, answers are as long as those that the policy was trained on.
+    answer = ("answer", "--user", "u1", "--prompt", PROMPTS[0])
     assert ran(*answer, "--run", run, "--policy", policy)
     out = tmp_path / "portfolio"
-    ran("palm", "build", "--data", world.prompts, "--policies", policy, "--out", out, *POOL)
+    build = ("palm", "build", "--data", world.prompts, "--policies", policy, "--out", out)
+    said = call(*build, "--policies.samples", 4, "--policies.prompts.template", "plain")
+    assert (said.code, "4 answers each of at most 8 tokens" in said.err) == (0, True), said.err
     assert ran(*answer, "--run", run, "--portfolio", out)
     assert "expected" in call(*answer, "--run", users, "--policy", policy).err  # another scale

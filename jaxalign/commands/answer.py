@@ -78,7 +78,12 @@ def add(commands: Commands) -> None:
     option("--samples", type=int, default=8, help="answers drawn from --model for each prompt (8)")
     option("--chat", action="store_true", help="put prompts through the model's chat template")
     option("--system", help="system message before every prompt; implies --chat")
-    option("--max-tokens", type=int, default=256, help="most tokens of an answer (256)")
+    option(
+        "--max-tokens",
+        type=int,
+        help="most tokens of an answer (those that --policy was trained with and --portfolio was "
+        "built with, else 256)",
+    )
     option(
         "--temperature",
         type=float,
@@ -118,7 +123,7 @@ def _answer(arguments: argparse.Namespace, _: list[str]) -> None:
     check_drawing(arguments)
     rule = ServingRule(arguments.caution, arguments.least_probability)
     settings = Sampling(
-        max_tokens=arguments.max_tokens,
+        max_tokens=256 if arguments.max_tokens is None else arguments.max_tokens,
         temperature=arguments.temperature,
         top_k=arguments.top_k,
         top_p=arguments.top_p,
@@ -133,6 +138,7 @@ def _answer(arguments: argparse.Namespace, _: list[str]) -> None:
         settings,
         arguments.dtype,
         arguments.batch_size,
+        own_length=arguments.max_tokens is None,
     )
     rows = [PromptRow(arguments.prompt)]
     if arguments.prompts:

@@ -1,11 +1,14 @@
 """`jaxalign generate`."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from jaxalign.commands.completing import add_completing, check_completing, complete
 from jaxalign.commands.parser import Commands, command
 from jaxalign.errors import InputError
+
+_MOST_TOKENS = 256
 
 
 def add(commands: Commands) -> None:
@@ -51,7 +54,11 @@ def add(commands: Commands) -> None:
         help="name of the chat template, where the tokenizer has several; implies --chat",
     )
     option("--system", help="system message before every prompt; implies --chat")
-    option("--max-tokens", type=int, default=256, help="most tokens of a completion (256)")
+    option(
+        "--max-tokens",
+        type=int,
+        help="most tokens of a completion (those that a MOC policy was trained with, else 256)",
+    )
     option(
         "--min-tokens", type=int, default=0, help="tokens before a completion may end by itself (0)"
     )
@@ -86,7 +93,7 @@ def _generate(arguments: argparse.Namespace, _: list[str]) -> None:
     from jaxalign.models.sampling import Sampling
 
     sampling = Sampling(
-        max_tokens=arguments.max_tokens,
+        max_tokens=_MOST_TOKENS if arguments.max_tokens is None else arguments.max_tokens,
         min_tokens=arguments.min_tokens,
         temperature=arguments.temperature,
         top_k=arguments.top_k,
@@ -114,6 +121,12 @@ def _generate(arguments: argparse.Namespace, _: list[str]) -> None:
                 "--preference and --adapter are both given: a policy that is conditioned on "
                 "preferences has an adapter of its own; give one of them"
             )
+        if arguments.max_tokens is None:
+            from jaxalign.experiments.moc._run import find_config
+
+            if (run := find_config(arguments.model)) is not None:
+                sampling = replace(sampling, max_tokens=run.moc.answer_tokens)
+                config = replace(config, sampling=sampling)
         policies = preference_policies(
             arguments.model, rows, prompts, arguments.preference, **loading
         )

@@ -59,6 +59,8 @@ class AnswerSources:
         settings: how tokens are sampled.
         dtype: of weights and compute.
         batch_size: the most prompts at once.
+        own_length: whether answers of the portfolio and of the policy have at most the tokens that
+            they were built and trained with, where that is known, in place of those of `settings`.
     """
 
     model: str | None = None
@@ -70,6 +72,7 @@ class AnswerSources:
     settings: Sampling = field(default_factory=Sampling)
     dtype: str = "float32"
     batch_size: int = 16
+    own_length: bool = False
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -234,7 +237,13 @@ def _member(
     serving = serve.load(folder, base)
     names = serving.portfolio.scale.names if serving.portfolio.scale else ()
     population = _population(model, folder, names)
-    return member_strategy(serving, population, sources.settings, sources.batch_size)
+    settings = sources.settings
+    if sources.own_length:
+        from jaxalign.experiments.palm.policy_run import find_config  # with plots; for this alone
+
+        if (config := find_config(folder)) is not None:
+            settings = replace(settings, max_tokens=config.policies.answer_tokens)
+    return member_strategy(serving, population, settings, sources.batch_size)
 
 
 def _conditioned(sources: AnswerSources, folder: Path, model: UserModel) -> Strategy:
@@ -242,4 +251,10 @@ def _conditioned(sources: AnswerSources, folder: Path, model: UserModel) -> Stra
     table = ValueTable.load(place)
     population = _population(model, folder, table.names)
     policy = moc.load(place, dtype=sources.dtype)
-    return conditioned_strategy(policy, table, population, sources.settings, sources.batch_size)
+    settings = sources.settings
+    if sources.own_length:
+        from jaxalign.experiments.moc._run import find_config  # with plots; for this alone
+
+        if (run := find_config(folder)) is not None:
+            settings = replace(settings, max_tokens=run.moc.answer_tokens)
+    return conditioned_strategy(policy, table, population, settings, sources.batch_size)

@@ -7,6 +7,8 @@ from jaxalign.data.prompts import PromptConfig
 from jaxalign.errors import InputError
 from jaxalign.rewards.spec import RewardSpec
 
+ANSWER_TOKENS = 128
+"""Most tokens of an answer, unless the config or the run of a MOC policy states another number."""
 PoolKind = Literal["auto", "separate", "soups", "mixing", "conditioned"]
 
 
@@ -29,7 +31,8 @@ class PolicyPoolConfig:
         prompts: which prompts of the source are used; `hold_out_share` is not used here.
         samples: answers drawn to each prompt by each policy, 2 or more; the certificate states what
             more of them would narrow.
-        max_tokens: most tokens of an answer, 1 or more.
+        max_tokens: most tokens of an answer, 1 or more; null takes `moc.answer_tokens` of the run
+            of a MOC policy, and 128 for other policies.
         temperature: divides the logits, above 0; 1 samples from the policies as they are.
         dtype: of parameters and compute.
         batch_size: answers sampled at once, 1 or more; lower it if memory runs out.
@@ -45,19 +48,23 @@ class PolicyPoolConfig:
     rewards: tuple[RewardSpec, ...] = ()
     prompts: PromptConfig = field(default_factory=PromptConfig)
     samples: int = 8
-    max_tokens: int = 128
+    max_tokens: int | None = None
     temperature: float = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
     batch_size: int = 32
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("samples", 2), ("max_tokens", 1), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"{name}: found {getattr(self, name)}, expected {least} or more; correct it."
-                )
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{name}: found {value}, expected {least} or more; correct it.")
         if not self.temperature > 0:
             raise InputError(
                 f"temperature: found {self.temperature}, expected above 0; a policy is judged by "
                 "answers that it draws."
             )
+
+    @property
+    def answer_tokens(self) -> int:
+        """Most tokens of an answer, for policies that bring no number of their own."""
+        return self.max_tokens or ANSWER_TOKENS

@@ -19,6 +19,7 @@ from jaxalign.models.sampling import Sampling
 from jaxalign.palm.domain import Floats
 from jaxalign.palm.oracle import OraclePolicy, Policies
 from jaxalign.personalize.policies import Conditioned, Kind, identity
+from jaxalign.progress import counted
 from jaxalign.rewards.reward_scale import RewardScale
 from jaxalign.rewards.vector import TextReward
 from jaxalign.rollout import check_untruncated, rollout_policies
@@ -219,14 +220,20 @@ class AnswerOracle:
         todo = list(new.values())
         for start in range(0, len(todo), size):
             group = todo[start : start + size]
-            title = f"policy {start + 1} of {len(todo)}, answering {len(self.prompts)} prompts"
-            found = self._draw(np.stack(group), size, title)
+            found = self._draw(np.stack(group), size, self._title(group, start, len(todo)))
             for weight, sampled in zip(group, found, strict=True):
                 self._known[weight.tobytes()] = sampled
                 if self.cache is not None:
                     path = self._path(self.cache, weight)
                     save_arrays(path, {"weight": weight, **sampled._asdict()})
         return [self._known[weight.tobytes()] for weight in weights]
+
+    def _title(self, group: list[Floats], start: int, count: int) -> str:
+        """What is drawn: the reference alone, or which of the policies that are not known yet."""
+        first, last = start + 1, start + len(group)
+        which = f"policy {first}" if first == last else f"policies {first} to {last}"
+        drawn = f"{which} of {count}" if np.any(group) else "the reference"
+        return f"{drawn}, answering {counted(len(self.prompts), 'prompt')}"
 
     def _path(self, cache: Path, weight: Floats) -> Path:
         own = hashlib.sha256(weight.astype("<f8").tobytes()).hexdigest()

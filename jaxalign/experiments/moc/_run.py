@@ -9,7 +9,7 @@ from typing import Literal, TypedDict
 import jax
 import numpy as np
 
-from jaxalign.config import to_yaml
+from jaxalign.config import load_config, to_yaml
 from jaxalign.data.chat_template import choose_template
 from jaxalign.data.prompts import (
     Prompt,
@@ -26,7 +26,7 @@ from jaxalign.experiments.training_run import start_training
 from jaxalign.files import read_json, write_json, write_text
 from jaxalign.moc._train import train
 from jaxalign.moc.config import MocConfig
-from jaxalign.moc.files import POLICY, save
+from jaxalign.moc.files import POLICY, policy_folder, save
 from jaxalign.moc.monitor import KL_FACTOR
 from jaxalign.moc.policy import init_policy
 from jaxalign.moc.preferences import (
@@ -200,6 +200,20 @@ def run(
     }
     run_dir.finish(report)
     return report
+
+
+def find_config(folder: str | Path) -> MocRunConfig | None:
+    """Return the config of the run that trained a policy, None where the policy stands alone.
+
+    Args:
+        folder: of the run, or of the policy in it.
+
+    Raises:
+        InputError: there is no policy, or its config cannot be read.
+    """
+    places = Path(folder).expanduser() / CONFIG, policy_folder(folder).parent / CONFIG
+    found = next((place for place in places if place.is_file()), None)
+    return None if found is None else load_config(MocRunConfig, found, [])
 
 
 def held_out_prompts(folder: Path) -> list[Prompt]:

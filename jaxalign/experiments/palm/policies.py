@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxalign import moc
-from jaxalign.config import load_config
 from jaxalign.data.chat_template import choose_template
 from jaxalign.data.prompts import Prompt, Prompts, as_chats, filter_prompts, load_prompts
 from jaxalign.errors import InputError
-from jaxalign.experiments.moc._run import CONFIG, MocRunConfig
+from jaxalign.experiments.moc._run import find_config
 from jaxalign.moc.files import policy_folder
 from jaxalign.moc.preferences import evaluation_points
 from jaxalign.models.chat import room_for_prompts, tokenize_prompt
@@ -23,7 +22,7 @@ from jaxalign.models.peft import load_adapter
 from jaxalign.models.resolve import stated_name
 from jaxalign.palm.baselines import das_dennis
 from jaxalign.palm.config import BuildConfig
-from jaxalign.palm.policy_pool import PolicyPoolConfig
+from jaxalign.palm.policy_pool import ANSWER_TOKENS, PolicyPoolConfig
 from jaxalign.personalize.policies import (
     Conditioned,
     Kind,
@@ -56,6 +55,7 @@ class PolicyPool:
         names: [A] what a weight is of: an adapter's folder, or a reward.
         rewards: of the answers.
         scale: of a MOC policy's rewards, None for other policies.
+        answer_tokens: most tokens of an answer that a MOC policy was trained with.
     """
 
     model: LanguageModel
@@ -64,6 +64,7 @@ class PolicyPool:
     names: tuple[str, ...]
     rewards: tuple[RewardSpec, ...]
     scale: RewardScale | None
+    answer_tokens: int = ANSWER_TOKENS
 
 
 def load_pool(folders: Sequence[Path], base: str | None, config: BuildConfig) -> PolicyPool:
@@ -94,10 +95,10 @@ def load_pool(folders: Sequence[Path], base: str | None, config: BuildConfig) ->
             f"{'conditioned' if conditioned else 'soups, mixing or separate'}, or auto."
         )
     if conditioned:
-        return _of_moc(folders[0], places[0], base, config)
+        return _of_moc(folders[0], base, config)
     rewards = _rewards(config, ())
     if not all((place / ADAPTER).is_file() for place in places):
-        return _of_models(folders, places, base, config)
+        return _of_models(folders, places, base, config, rewards)
     bases = [_base_of(place) for place in places]
     if base is None and len(set(bases)) > 1:
         other = next(place for place, name in enumerate(bases) if name != bases[0])
@@ -114,9 +115,13 @@ def load_pool(folders: Sequence[Path], base: str | None, config: BuildConfig) ->
 
 
 def _of_models(
-    folders: Sequence[Path], places: Sequence[Path], base: str | None, config: BuildConfig
+    folders: Sequence[Path],
+    places: Sequence[Path],
+    base: str | None,
+    config: BuildConfig,
+    rewards: tuple[RewardSpec, ...],
 ) -> PolicyPool:
-    """Whole models, and adapters among them that are merged into theirs."""
+    """Whole models; adapters among them are merged into their base models."""
     settings = config.policies
     if settings.kind == "mixing":
         raise InputError(
@@ -134,7 +139,7 @@ def _of_models(
     _refuse_repeated(folders, policies.digests)
     size = len(places)
     options = np.eye(size) if settings.kind == "separate" else _grid(size, settings)
-    return PolicyPool(model, policies, options, _names(folders), _rewards(config, ()), None)
+    return PolicyPool(model, policies, options, _names(folders), rewards, None)
 
 
 def _refuse_repeated(folders: Sequence[Path], digests: Sequence[str]) -> None:
@@ -159,7 +164,7 @@ def load_prompts_for(model: LanguageModel, source: str, config: PolicyPoolConfig
     chat = choose_template(model.tokenizer, config.prompts.template)
     prompts = as_chats(read) if chat else read
     least = config.prompts.min_tokens
-    room = room_for_prompts(model, config.max_tokens, least, "policies.max_tokens")
+    room = room_for_prompts(model, config.answer_tokens, least, "policies.max_tokens")
 
     def count(prompt: Prompt) -> int:
         return len(tokenize_prompt(model, prompt))
@@ -201,18 +206,16 @@ def _base_of(adapter: Path) -> str:
     return next((str(place.resolve()) for place in found), name)
 
 
-def _of_moc(given: Path, place: Path, base: str | None, config: BuildConfig) -> PolicyPool:
-    run = given.expanduser() / CONFIG
-    run = run if run.is_file() else place.parent / CONFIG
-    own = load_config(MocRunConfig, run, []).rewards if run.is_file() else ()
-    rewards = _rewards(config, own)
+def _of_moc(folder: Path, base: str | None, config: BuildConfig) -> PolicyPool:
+    run = find_config(folder)
+    rewards = _rewards(config, () if run is None else run.rewards)
     dtype = config.policies.dtype
     model = load_language_model(base, dtype) if base else None
-    policy = moc.load(policy_folder(place), model, dtype)
+    policy = moc.load(policy_folder(folder), model, dtype)
     options = evaluation_points(len(policy.names)).astype(np.float64).round(7)
-    return PolicyPool(
-        policy.model, Conditioned(policy, options), options, policy.names, rewards, policy.scale
-    )
+    policies = Conditioned(policy, options)
+    length = ANSWER_TOKENS if run is None else run.moc.answer_tokens
+    return PolicyPool(policy.model, policies, options, policy.names, rewards, policy.scale, length)
 
 
 def _rewards(config: BuildConfig, own: Sequence[RewardSpec]) -> tuple[RewardSpec, ...]:

@@ -52,7 +52,7 @@ class _Sampler(NamedTuple):
             prompts,
             self.reward,
             self.config.beta or 0.0,
-            Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature),
+            Sampling(max_tokens=settings.answer_tokens, temperature=settings.temperature),
             jax.random.key(self.config.seed),
             samples=settings.samples,
             options=self.pool.options,
@@ -95,7 +95,11 @@ def run_policies(
     config = replace(
         config,
         rewards=tuple(spec.name for spec in pool.rewards),
-        policies=replace(config.policies, rewards=pool.rewards),
+        policies=replace(
+            config.policies,
+            rewards=pool.rewards,
+            max_tokens=config.policies.max_tokens or pool.answer_tokens,
+        ),
     )
     reward = build_rewards(pool.rewards)
     prompts = load_prompts_for(pool.model, source, config.policies)
@@ -111,9 +115,10 @@ def run_policies(
     run = open_run_dir(out, KIND, config, about, resume)
     write_text(run.path / CONFIG, to_yaml(config))
     say(
-        f"{counted(len(pool.options), 'policy', 'policies')} ({pool.policies.kind} of "
-        f"{', '.join(pool.names)}), {counted(len(texts), 'prompt')}, "
-        f"{counted(config.policies.samples, 'answer')} each"
+        f"{counted(len(pool.options), 'policy', 'policies')}: {_made_of(pool)} "
+        f"{', '.join(pool.names)}; {counted(len(texts), 'prompt')}, "
+        f"{counted(config.policies.samples, 'answer')} each of at most "
+        f"{counted(config.policies.answer_tokens, 'token')}"
     )
     if isinstance(pool.policies, WholeModels):
         say(
@@ -174,6 +179,16 @@ def certify_policies(folder: Path, source: str) -> HeldOut:
     )
 
 
+def find_config(folder: Path) -> BuildConfig | None:
+    """Return the config of a build over policies, None where only the portfolio is in the folder.
+
+    Raises:
+        InputError: the config cannot be read.
+    """
+    path = folder.expanduser() / CONFIG
+    return load_config(BuildConfig, path, []) if path.is_file() else None
+
+
 def _split(
     prompts: Sequence[Prompt], config: BuildConfig, source: str
 ) -> tuple[list[Prompt], list[Prompt]]:
@@ -188,6 +203,19 @@ def _split(
     parts = np.sort(order[held:]), np.sort(order[:held])
     first, second = ([prompts[int(row)] for row in part] for part in parts)
     return first, second
+
+
+def _made_of(pool: PolicyPool) -> str:
+    """The words before the names of what the policies are made of."""
+    summed = np.count_nonzero(pool.options, axis=1).max() > 1
+    words = {
+        "soups": "weighted sums of the adapters",
+        "mixing": "mixtures of the adapters",
+        "separate": "the adapters",
+        "conditioned": "one policy under preferences over",
+        "whole": "weighted sums of the models" if summed else "the models",
+    }
+    return words[pool.policies.kind]
 
 
 def _described(pool: PolicyPool, folders: Sequence[Path]) -> dict[str, object]:

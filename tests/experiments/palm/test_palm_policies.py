@@ -58,7 +58,8 @@ def built(world):
     out = world / "built"
     result = build(world, out, "--policies.steps", "2", "--palm.size", "3")
     assert result.code == 0, result.err
-    assert "6 policies (soups of kind, brief, plain), 12 prompts" in result.err
+    assert "6 policies: weighted sums of the adapters kind, brief, plain; 12 prompts" in result.err
+    assert "4 answers each of at most 6 tokens" in result.err
     return out
 
 
@@ -119,7 +120,7 @@ def test_a_stopped_build_goes_on_where_it_was(world, built, tmp_path, monkeypatc
     drawn.clear()
     again = build(world, tmp_path / "part", *words, "--resume")
     assert again.code == 0, again.err
-    assert "policy 1 of 1," not in drawn[0]  # the reference is there
+    assert "the reference" not in drawn[0]  # it is there
     whole, part = (
         json.loads((folder / "report.json").read_text()) for folder in (built, tmp_path / "part")
     )
@@ -149,7 +150,7 @@ def test_whole_models_are_what_the_adapters_are_that_were_merged_into_them(world
     words = ("palm", "build", "--data", world / "prompts.jsonl", *QUICK, "--policies.steps", "2")
     result = call(*words, *models, "--out", out)
     assert result.code == 0, result.err
-    assert "3 policies (whole of kind, brief)" in result.err
+    assert "3 policies: weighted sums of the models kind, brief; 12 prompts" in result.err
     assert "loaded one at a time" in result.err
     assert call(*words, "--policies", world / "kind", world / "brief", "--out", adapted).code == 0
     one, other = (json.loads((path / "report.json").read_text()) for path in (out, adapted))
