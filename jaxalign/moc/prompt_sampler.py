@@ -11,7 +11,7 @@ from jaxalign.moc.config import MocConfig
 from jaxalign.moc.policy import ConditionedPolicy, conditioned_prompts, prompt_token_ids
 from jaxalign.moc.preferences import Prompt, sample_preferences, without_tags
 from jaxalign.models.buckets import bucket_length, padded
-from jaxalign.models.chat import tokenize_prompt
+from jaxalign.models.chat import room_for_prompts, tokenize_prompt
 
 _SALT = 0x726F7773  # "rows": keeps these draws apart from the run's others, of the same seed
 
@@ -99,14 +99,8 @@ class PromptSampler:
     def _room(self) -> int:
         """Return how many tokens of the context a prompt may take."""
         soft = 1 if self.policy.conditioning == "token" else 0
-        room = self.policy.model.config.positions - self.config.answer_tokens - soft
-        if room < 1:
-            raise InputError(
-                f"answer_tokens: found {self.config.answer_tokens}, which leave no room for a "
-                f"prompt in the {self.policy.model.config.positions} tokens that "
-                f"{self.policy.model.name} reads; lower it."
-            )
-        return room
+        answer = self.config.answer_tokens
+        return room_for_prompts(self.policy.model, answer, 1, "answer_tokens", soft)
 
     def _tagged_lengths(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """Return the tokens of each prompt with a tag: the most for the corners and the centre."""
@@ -114,8 +108,8 @@ class PromptSampler:
         points = np.concatenate([np.eye(count), np.full((1, count), 1 / count)])
         longest = np.zeros(len(prompts), np.int64)
         for point in points.astype(np.float32):
-            told = conditioned_prompts(self.policy, prompts, np.tile(point, (len(prompts), 1)))
-            lengths = [len(tokenize_prompt(self.policy.model, prompt)) for prompt in told]
+            tagged = conditioned_prompts(self.policy, prompts, np.tile(point, (len(prompts), 1)))
+            lengths = [len(tokenize_prompt(self.policy.model, prompt)) for prompt in tagged]
             longest = np.maximum(longest, lengths)
         return longest
 

@@ -113,19 +113,22 @@ def generate_texts(
     return [completions[row] for row in range(len(ids))]
 
 
-def room_for_prompts(model: "LanguageModel", answer_tokens: int, least: int, field: str) -> int:
-    """Return how many tokens a prompt may have beside an answer and a soft token.
+def room_for_prompts(
+    model: "LanguageModel", answer_tokens: int, least: int, field: str, soft: int = 1
+) -> int:
+    """Return how many tokens a prompt may have beside an answer and soft tokens.
 
     Args:
         model: whose context it is.
         answer_tokens: most tokens of an answer.
         least: tokens that a prompt has at least.
         field: name of the setting of `answer_tokens`, for messages.
+        soft: number of soft tokens.
 
     Raises:
         InputError: the answer leaves no room.
     """
-    room = model.config.positions - answer_tokens - 1
+    room = model.config.positions - answer_tokens - soft
     if room < least:
         raise InputError(
             f"{field}: found {answer_tokens}, expected less than the context of {model.name}, "
@@ -208,7 +211,7 @@ def prompt_ids(
         raise InputError(
             f"{name} has {len(ids)} tokens, and {reserved} more are reserved for the answer and "
             f"soft tokens; the context of {model.name} has {model.config.positions}: shorten the "
-            "prompt or lower max_tokens."
+            "prompt, or lower max_tokens (option --max-tokens)."
         )
     return ids
 

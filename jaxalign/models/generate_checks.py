@@ -103,7 +103,7 @@ def _check_lengths(
     if totals[row] > limit:
         raise InputError(
             f"row {row} has {lengths[row] + firsts[row]} tokens, and {settings.max_tokens} may be "
-            f"drawn; the model has room for {limit}: shorten the prompt or lower max_tokens."
+            f"drawn; the model has room for {limit}: shorten the prompt, or lower max_tokens."
         )
 
 

@@ -24,7 +24,7 @@ class SelectionSummary:
     Attributes:
         mode: "cover", the fewest members within the tolerances, or "budget", the best of a size.
         size: number of members chosen.
-        asked: number of members that was asked for, None for a cover. It is above `size` where
+        asked: number of members that was requested, None for a cover. It is above `size` where
             fewer policies of the pool differ from each other and from the reference.
         distinct: number of policies of the pool that differ from each other and from the reference.
         optimal: whether no better choice from the pool exists.

@@ -92,7 +92,7 @@ def open_row_file(
 
     Raises:
         InputError: a stopped run of the file is another one, or `resume` is not set; or nothing
-            says what the file was made from, such as one that somebody has written by hand.
+            says what the file was made from, such as one that was written by hand.
 
     Example:
         >>> import tempfile

@@ -240,7 +240,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
         moc.train(policy, world.reward(), world.PROMPTS, world.config(reward="closeness"))
     with pytest.raises(InputError, match="none of 1 prompts has at most 16 tokens"):
         moc.train(policy, world.reward(), ["a " * 14], config)
-    with pytest.raises(InputError, match="leave no room for a prompt"):
+    with pytest.raises(InputError, match=r"answer_tokens: found .* with room for the prompt"):
         moc.train(policy, world.reward(), ["a"], world.config(answer_tokens=64))
     with pytest.raises(InputError, match="groups: found 4, which do not split into 3"):
         world.config(minibatches=3)

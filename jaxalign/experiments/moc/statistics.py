@@ -13,7 +13,7 @@ from jaxalign.metrics.pareto import Floats
 from jaxalign.version import __version__
 
 FORMAT = 3
-"""Version of report.json; format 1 had `speakers`, `told` and `reached`, format 2 no `movement`."""
+"""Version of report.json, raised when its keys change."""
 
 
 class FigureInterval(TypedDict):

@@ -139,13 +139,14 @@ def size_sentence(sizes: Sequence[SizeRow]) -> str:
 
 
 def selection_sentence(portfolio: Portfolio) -> str:
-    """Return one sentence on fewer members than were asked for, empty where there are not fewer."""
+    """Return one sentence on fewer members than were requested, empty where there are not fewer."""
     found = portfolio.selection
     if found is None or found.asked is None or found.distinct >= found.asked:
         return ""
     return (
-        f"{found.asked} members were asked for; the pool has {found.distinct} that differ from "
-        f"each other and from the reference, so the portfolio has {found.size}."
+        f"{counted(found.asked, 'member was', 'members were')} requested; the pool has "
+        f"{found.distinct} that differ from each other and from the reference, so the portfolio "
+        f"has {found.size}."
     )
 
 

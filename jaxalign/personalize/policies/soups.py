@@ -18,7 +18,7 @@ class Soups(AdapterPolicies):
 
     The sum is exact: ranks are put side by side, and b_i is scaled. Averaging the factors a and b
     apart, as averaging all trained weights does where they are LoRA factors, gives
-    (sum_i w_i a_i)(sum_j w_j b_j), whose products of one adapter's a with another's b nobody has
+    (sum_i w_i a_i)(sum_j w_j b_j), whose products of one adapter's a with another's b are not
     trained. The price is a rank of A r, and a stack that grows with the number of policies; a
     decode costs one pass whatever A. Weights of any sign or sum will do.
 
