@@ -55,17 +55,19 @@ def sweep(
         >>> [round(float(x.squeeze()), 4) for x in found]  # log((1 + e) / 2), e / (1 + e), KL
         [0.6201, 0.7311, 0.1109]
     """
-    return _sweep(*_checked(rewards, log_ref, weights, beta, "weights", "W R"), beta, chunk)
+    checked = _checked(rewards, log_ref, weights, beta, "weights", "W R")
+    return sweep_unchecked(*checked, beta, chunk)
 
 
 @jax.jit(static_argnames="chunk")
-def _sweep(
+def sweep_unchecked(
     rewards: jax.Array,
     log_ref: jax.Array,
     weights: jax.Array,
     beta: float | jax.Array,
-    chunk: int | None,
+    chunk: int | None = None,
 ) -> Sweep:
+    """Return `sweep` of arrays that are checked already, at least float32."""
     log_partition, expected, kl = scalarize.tilt_means(rewards, log_ref, weights, beta, chunk)
     return Sweep(jnp.asarray(beta, log_partition.dtype) * log_partition, expected, kl)
 
@@ -93,17 +95,18 @@ def prompt_outcomes(
         InputError: as `sweep`.
     """
     checked = _checked(rewards, log_ref, weights, beta, "weights", "M R")
-    return _prompt_outcomes(*checked, beta, chunk)
+    return outcomes_unchecked(*checked, beta, chunk)
 
 
 @jax.jit(static_argnames="chunk")
-def _prompt_outcomes(
+def outcomes_unchecked(
     rewards: jax.Array,
     log_ref: jax.Array,
     weights: jax.Array,
     beta: float | jax.Array,
-    chunk: int | None,
+    chunk: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
+    """Return `prompt_outcomes` of arrays that are checked already, at least float32."""
     return scalarize.tilt(rewards, log_ref, weights, beta, chunk)[1:]
 
 

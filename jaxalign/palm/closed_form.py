@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxalign.errors import InputError
-from jaxalign.palm._sweep import prompt_outcomes, sweep
+from jaxalign.palm._sweep import outcomes_unchecked, sweep_unchecked
 from jaxalign.palm.candidates import Candidates
 from jaxalign.palm.config import BuildConfig
 from jaxalign.palm.domain import Floats
@@ -134,7 +134,10 @@ class ClosedForm:
             padded = np.zeros((1 if len(part) == 1 else _BATCH, self.num_rewards))
             padded[: len(part)] = part
             dtype = self.rewards.dtype
-            found = sweep(self.rewards, self.log_ref, jnp.asarray(padded, dtype), self.beta)
+            # The oracle's own arrays were checked once; a search calls this hundreds of times.
+            found = sweep_unchecked(
+                self.rewards, self.log_ref, jnp.asarray(padded, dtype), self.beta
+            )
             expected, kl = (np.asarray(x, np.float64) for x in (found.expected, found.kl))
             policies += [
                 OraclePolicy(expected[i], max(float(kl[i]), 0.0), {"weight": weight.copy()})
@@ -149,7 +152,7 @@ class ClosedForm:
     def outcomes(self, policies: Policies) -> tuple[Floats, Floats]:
         """Return expected rewards [n, X, R] and KL [n, X], of policies solved here or elsewhere."""
         weights = jnp.asarray(policies.payload["weight"], self.rewards.dtype)
-        expected, kl = prompt_outcomes(self.rewards, self.log_ref, weights, self.beta)
+        expected, kl = outcomes_unchecked(self.rewards, self.log_ref, weights, self.beta)
         return np.asarray(expected, np.float64), np.asarray(kl, np.float64)
 
 

@@ -266,10 +266,9 @@ def aggregate_flat(
     queries = check_array("queries", queries, "B E", sizes)
     users = len(queries)
     segments = check_whole("segments", segments, "N", sizes, empty="N")
-    counted = ((segments >= 0) & (segments < users)).astype(jnp.float32)
-    items = check_array("items", items, "N E", sizes, empty="N", finite=False)
-    check_array("items", kept(counted, items), "N E", sizes, empty="N")
     real = (segments >= 0) & (segments < users)
+    items = check_array("items", items, "N E", sizes, empty="N", finite=False)
+    check_array("items", kept(real, items), "N E", sizes, empty="N")
     own = jnp.where(real, segments, users)  # what is past the end is dropped by segment sums
     place = jnp.minimum(own, users - 1)
     items = jnp.where(real[:, None], items.astype(_wide(params["project"])), 0)
