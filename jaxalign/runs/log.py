@@ -22,12 +22,13 @@ TIMING = ("seconds", "tokens_per_second", "peak_gib")
 Tracker = Literal["tensorboard", "trackio", "wandb"]
 """Where metrics may be sent beside metrics.jsonl; each needs its package installed."""
 _VALIDATION = "validation_"
-REMEDY = "lower optimiser.rate, or raise optimiser.warmup, and start again in a new folder"
+_REMEDY = "lower optimiser.rate, or raise optimiser.warmup, and start again in a new folder"
 _LINE_EVERY = 5.0  # seconds between two lines on the terminal
 _RECENT = 20  # steps whose seconds tell how long the rest takes
 
 Check = Callable[[int, dict[str, float]], None]
-_Waiting = tuple[int, int | None, Mapping[str, jax.typing.ArrayLike], Check | None]
+Where = Callable[[], str]
+_Waiting = tuple[int, int | None, Mapping[str, jax.typing.ArrayLike], Check | None, Where]
 
 
 class MetricsLog:
@@ -49,7 +50,7 @@ class MetricsLog:
         say: Callable[[str], None],
         describe: Callable[[Mapping[str, float]], str],
         trackers: Sequence[Tracker] = (),
-        remedy: str = REMEDY,
+        remedy: str = _REMEDY,
     ) -> None:
         """Take up the metrics of an interrupted run.
 
@@ -94,6 +95,7 @@ class MetricsLog:
         metrics: Mapping[str, jax.typing.ArrayLike],
         tokens: int | None = None,
         check: Check | None = None,
+        where: Where = lambda: "",
     ) -> None:
         """Take the metrics of a step, and write those of the step before.
 
@@ -103,11 +105,12 @@ class MetricsLog:
             tokens: tokens of the step, unless `metrics` has them under "tokens".
             check: called with the step and its values before they are written; it may take values
                 out, and raise.
+            where: returns what a message adds on the step where a metric is not finite.
 
         Raises:
             InputError: a metric of the step before is not finite.
         """
-        waiting, self._waiting = self._waiting, (step, tokens, metrics, check)
+        waiting, self._waiting = self._waiting, (step, tokens, metrics, check, where)
         self._write(waiting)
 
     def flush(self) -> None:
@@ -149,11 +152,11 @@ class MetricsLog:
     def _write(self, waiting: _Waiting | None) -> None:
         if waiting is None:
             return
-        step, tokens, metrics, check = waiting
+        step, tokens, metrics, check, where = waiting
         values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
         if check is not None:
             check(step, values)
-        values = self._finite(step, values)
+        values = self._finite(step, values, where)
         if tokens is not None:
             values["tokens"] = tokens
         now = time.monotonic()
@@ -188,11 +191,14 @@ class MetricsLog:
         for tracker in self._trackers:
             tracker.log(int(entry["step"]), values)
 
-    def _finite(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
+    def _finite(
+        self, step: int, values: Mapping[str, float], where: Where = lambda: ""
+    ) -> dict[str, float]:
         for name, value in values.items():
             if not math.isfinite(value):
                 raise InputError(
-                    f"step {step}: {name} is {value}; expected a finite number: {self._remedy}."
+                    f"step {step}: {name} is {value}; expected a finite number: "
+                    f"{self._remedy}{where()}."
                 )
         return dict(values)
 
