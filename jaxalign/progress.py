@@ -41,7 +41,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Print one line."""
         if self.show:
-            self.line(time.monotonic() - self._start, text)
+            _print_line(time.monotonic() - self._start, text)
 
     @contextmanager
     def waiting(self, title: str) -> Iterator[None]:
@@ -50,6 +50,9 @@ class Progress:
         Args:
             title: what is being done.
         """
+        if not self.show:
+            yield
+            return
         done = threading.Event()
 
         def remind() -> None:
@@ -65,13 +68,13 @@ class Progress:
             done.set()
             reminder.join()
 
-    @staticmethod
-    def line(seconds: float, text: str) -> None:
-        """Print one line with the seconds since a start."""
-        from rich.text import Text
 
-        # A text of its own: brackets in it, such as those of a prompt, are no markup.
-        stderr_console().print(Text.assemble((f"{seconds:6.1f} s", "dim"), f"  {text}"))
+def _print_line(seconds: float, text: str) -> None:
+    """Print one line with the seconds since a start."""
+    from rich.text import Text
+
+    # A text of its own: brackets in it, such as those of a prompt, are no markup.
+    stderr_console().print(Text.assemble((f"{seconds:6.1f} s", "dim"), f"  {text}"))
 
 
 def duration(seconds: float) -> str:
@@ -119,7 +122,7 @@ def track(
     Args:
         title: what is being done.
         batches: passed on one by one.
-        total: the sum of `count` over all batches; None where it is not known.
+        total: the sum of `count` over all batches, or an estimate; None where it is not known.
         count: how much of the total a batch is.
         show: False shows no bar.
         note: what stands behind the bar, such as a rate; called after every batch.
@@ -146,7 +149,7 @@ def track(
             if not drawn:
                 if show and now - said > _SAY_EVERY:
                     said = now
-                    Progress.line(now - start, _so_far(title, done, total, now - start, note()))
+                    _print_line(now - start, _so_far(title, done, total, now - start, note()))
                 continue
             bar.update(task, completed=done, note=note())
             if show and not visible and now - start > _SHOW_AFTER:
@@ -158,7 +161,8 @@ def track(
 
 
 def _so_far(title: str, done: int, total: int | None, seconds: float, note: str) -> str:
-    parts = [f"{title}: {done:,}" + (f" of {total:,}" if total else "")]
+    # An estimate may turn out too low.
+    parts = [f"{title}: {done:,}" + (f" of {total:,}" if total and done <= total else "")]
     if total and 0 < done < total:
         parts.append(f"{duration(seconds * (total - done) / done)} left")
     return ", ".join([*parts, note] if note else parts)

@@ -59,7 +59,7 @@ class ChoiceParts:
         unit: what places of the source count, `line` or `row`.
         rows: [PARTS] of each part.
         blocks: number of blocks of `PARTS` batches in the file.
-        digest: of the choices in their order, see `digest_of`.
+        digest: of the choices in their order, as `digest_of` computes it.
         notes: what reading dropped, a sentence each.
     """
 
@@ -165,10 +165,8 @@ def open_parts(path: Path) -> ChoiceParts | None:
     if not (path.exists() and _about(path).exists()):
         return None
     about = json.loads(_about(path).read_text())
-    rows, notes = tuple(about["rows"]), tuple(about["notes"])
-    return ChoiceParts(
-        path, about["source"], about["unit"], rows, about["blocks"], about["digest"], notes
-    )
+    lists = {name: tuple(about[name]) for name in ("rows", "notes")}
+    return ChoiceParts(**{**about, **lists, "path": path})
 
 
 def digest_of(choices: Preferences) -> str:
