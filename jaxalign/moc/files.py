@@ -72,7 +72,7 @@ def save(folder: str | Path, policy: ConditionedPolicy) -> None:
     with write_folder_aside(folder, last=FILE) as aside:
         adapter = trained["adapter"]
         if policy.conditioning == "adapters":
-            adapter = lora.side_by_side(adapter)
+            adapter = lora.concatenate(adapter)
         save_adapter(aside, adapter, policy.lora, model.name, model.config)
         arrays = {name: np.asarray(value, np.float32) for name, value in flatten(rest).items()}
         save_artifact(aside / FILE, KIND, info, arrays)
@@ -104,7 +104,7 @@ def load(
         )
     lora_config, adapter = load_adapter(folder, model.config)
     if info.conditioning == "adapters":
-        adapter = lora.apart(adapter, len(info.names))
+        adapter = lora.split(adapter, len(info.names))
     heads, token = (jax.tree.map(jnp.asarray, subtree(found.arrays, n)) for n in ("heads", "token"))
     trained: TrainedParams = {"adapter": adapter, "heads": heads}
     if token:
@@ -129,8 +129,8 @@ def save_preference(folder: str | Path, policy: ConditionedPolicy, preference: A
     Args:
         folder: new, or one whose adapter is replaced once the new one is whole.
         policy: conditioned by "adapters".
-        preference: [R] on the simplex. With two rewards or more above 0 the rank is R times that of
-            one adapter; at a corner it is the reward's own adapter.
+        preference: [R] on the simplex. The rank is that of one adapter times the number of weights
+            above 0; at a corner the reward's own adapter is written.
 
     Raises:
         InputError: a policy that is conditioned in another way, or no preference.
@@ -148,7 +148,7 @@ def save_preference(folder: str | Path, policy: ConditionedPolicy, preference: A
         raise InputError(f"preference: found shape {weights.shape}, expected [R], one preference.")
     used = np.flatnonzero(weights)
     stack = jax.tree.map(lambda leaf: leaf[:, used], policy.trained["adapter"])
-    adapter = lora.side_by_side(stack, jnp.asarray(weights[used]))
+    adapter = lora.concatenate(stack, jnp.asarray(weights[used]))
     save_adapter(folder, adapter, policy.lora, policy.model.name, policy.model.config)
 
 

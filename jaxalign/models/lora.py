@@ -145,7 +145,7 @@ def stack(adapters: Sequence[Params]) -> Params:
     return tree
 
 
-def side_by_side(stack: Params, weights: jax.Array | None = None) -> Params:
+def concatenate(stack: Params, weights: jax.Array | None = None) -> Params:
     """Join a stack of adapters into one adapter that adds the weighted sum of their updates.
 
     Its rank is the sum of theirs, and the sum is exact: a = [a_1 | a_2], b = [w_1 b_1; w_2 b_2].
@@ -163,7 +163,7 @@ def side_by_side(stack: Params, weights: jax.Array | None = None) -> Params:
         >>> import jax.numpy as jnp
         >>> from jaxalign.models import lora
         >>> stack = {"up": {"a": jnp.ones((1, 2, 3, 1)), "b": jnp.ones((1, 2, 1, 4))}}
-        >>> joined = lora.side_by_side(stack, jnp.asarray([0.25, 0.75]))
+        >>> joined = lora.concatenate(stack, jnp.asarray([0.25, 0.75]))
         >>> joined["up"]["a"].shape, joined["up"]["b"][0, :, 0].tolist()
         ((1, 3, 2), [0.25, 0.75])
     """
@@ -182,8 +182,8 @@ def side_by_side(stack: Params, weights: jax.Array | None = None) -> Params:
     return result
 
 
-def apart(adapter: Params, count: int) -> Params:
-    """Cut an adapter of `side_by_side` into its stack of `count` adapters again.
+def split(adapter: Params, count: int) -> Params:
+    """Split an adapter of `concatenate` into its stack of `count` adapters again.
 
     Args:
         adapter: leaves [L, in, A r] and [L, A r, out].
@@ -199,7 +199,7 @@ def apart(adapter: Params, count: int) -> Params:
         >>> import jax.numpy as jnp
         >>> from jaxalign.models import lora
         >>> joined = {"up": {"a": jnp.ones((1, 3, 2)), "b": jnp.ones((1, 2, 4))}}
-        >>> stack = lora.apart(joined, 2)
+        >>> stack = lora.split(joined, 2)
         >>> stack["up"]["a"].shape, stack["up"]["b"].shape
         ((1, 2, 3, 1), (1, 2, 1, 4))
     """
@@ -209,7 +209,7 @@ def apart(adapter: Params, count: int) -> Params:
         if a.shape[-1] % count:
             raise InputError(
                 f"an adapter has rank {a.shape[-1]}, expected a multiple of {count}, the number of "
-                "adapters side by side in it."
+                "adapters that are joined in it."
             )
         return {
             "a": jnp.moveaxis(a.reshape(*a.shape[:2], count, -1), 2, 1),

@@ -147,17 +147,17 @@ def test_generation_takes_weights_by_row():
             answers({"adapters": adapters, "rows": rows})
 
 
-def test_a_policy_comes_back_and_side_by_side_is_undone(tmp_path):
+def test_a_policy_comes_back_and_concatenation_is_undone(tmp_path):
     policy = trained_policy()
     moc.save(tmp_path, policy)
     back = moc.load(tmp_path, policy.model)
     chex.assert_trees_all_equal(back.trained, policy.trained)
     assert back.conditioning == "adapters"
     np.testing.assert_array_equal(logprobs(back, PREFERENCES), logprobs(policy, PREFERENCES))
-    joined = lora.side_by_side(policy.trained["adapter"])
-    chex.assert_trees_all_equal(lora.apart(joined, 3), policy.trained["adapter"])
+    joined = lora.concatenate(policy.trained["adapter"])
+    chex.assert_trees_all_equal(lora.split(joined, 3), policy.trained["adapter"])
     with pytest.raises(InputError, match="rank 24, expected a multiple of 5"):
-        lora.apart(joined, 5)
+        lora.split(joined, 5)
 
 
 # Of the library peft, which asks its base for a name that is going away.

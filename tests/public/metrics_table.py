@@ -11,7 +11,7 @@ PROB = np.array([[0.75, 0.25, 0.5], [1.0, 0.5, 0.25]])
 OTHER = np.array([[0.25, 0.75, 0.5], [1.0, 0.25, 0.75]])
 MASK = np.array([[True, True, False], [True, True, True]])
 POINTS = np.array([[0.5, 0.25], [0.25, 0.75], [0.25, 0.25], [1.0, 0.0]])
-ASKED = np.array([[0.5, 0.5], [0.25, 0.75], [0.0, 1.0], [1.0, 0.0]])
+REQUESTED = np.array([[0.5, 0.5], [0.25, 0.75], [0.0, 1.0], [1.0, 0.0]])
 TINY = float(np.finfo(np.float32).tiny)
 
 _OUTSIDE = "probability: expected probabilities from 0 to 1; found values outside or NaN."
@@ -193,7 +193,7 @@ def of_points(call, reference, **more):
 def of_preferences(call, reference, refused, **more):
     """An entry of requested and achieved [W, R]."""
     return Entry(
-        call, {"requested": ASKED, "achieved": POINTS}, reference, "achieved",
+        call, {"requested": REQUESTED, "achieved": POINTS}, reference, "achieved",
         rows=("requested", "achieved"), refused=refused, typed=("achieved",), skipped=more,
         tolerance=1e-9,
     )  # fmt: skip
@@ -265,7 +265,7 @@ METRICS = {
     "entropy": of_points(metrics.entropy, entropy),
     "tau_b": of_preferences(metrics.tau_b, tau, _of_points(1.0)),
     "tau_cap": Entry(
-        metrics.tau_cap, {"requested": ASKED}, cap, "requested", rows=("requested",),
+        metrics.tau_cap, {"requested": REQUESTED}, cap, "requested", rows=("requested",),
         refused=_of_points(1.0), tolerance=1e-9,
     ),
     "squared_error": of_preferences(
@@ -279,7 +279,7 @@ METRICS = {
     "corner_movement": of_preferences(metrics.corner_movement, movement, _of_points(1.0)),
     "linear_regret": Entry(
         lambda weights, values: metrics.linear_regret(weights, values, np.eye(2)),
-        {"weights": ASKED, "values": POINTS}, regret, "values", rows=("weights", "values"),
+        {"weights": REQUESTED, "values": POINTS}, regret, "values", rows=("weights", "values"),
         refused=_of_points(1.0), typed=("values",), tolerance=1e-9,
     ),
 }  # fmt: skip

@@ -24,7 +24,7 @@ def of_persona(params, query, history):
 
 
 def of_flat_personas(params, query, history):
-    segments = jnp.array([0, 0, 7])  # the last item is nobody's
+    segments = jnp.array([0, 0, 7])  # the last item belongs to no user
     return jnp.sum(pplug.aggregate_flat(params, query[None], history, segments, CONFIG) ** 2)
 
 
