@@ -142,6 +142,10 @@ def test_an_interrupted_file_goes_on_to_the_same_bytes_or_is_refused(world, tmp_
     resumed = answer(world, *options, "--out", again, "--resume", prompt=None)
     assert resumed.code == 0, resumed.err
     assert again.read_bytes() == whole
+    plain = whole.count(b'"strategy": "plain"')
+    finished = answer(world, *options, "--out", again, "--resume", prompt=None)
+    for result in (resumed, finished):
+        assert f"{len(rows)} answers, {plain} of them plain" in result.err
 
 
 def test_an_encoder_reads_prompts_where_the_choices_had_them(monkeypatch):

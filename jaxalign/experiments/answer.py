@@ -22,7 +22,7 @@ from jaxalign.personalize.strategies import (
     Strategy,
     UserRequest,
 )
-from jaxalign.runs.row_file import open_row_file
+from jaxalign.runs.row_file import RowFile, open_row_file
 from jaxalign.runs.run_dir import Identity
 
 KIND = "answer"
@@ -159,7 +159,7 @@ def write_answers(
         resume: go on with a file that was interrupted, of the same settings, users and prompts.
 
     Returns:
-        How many of the new answers are plain.
+        How many of the answers are plain, of a file those of an earlier run included.
     """
     span, first = _SPAN * config.sources.batch_size, 0
     file = None
@@ -174,7 +174,7 @@ def write_answers(
         }
         file = open_row_file(out, KIND, config, identity, resume)
         if file.finished:
-            return 0
+            return _count_plain(file)
         first = file.kept(span)
     plain = 0
     for start in range(first, len(batch.prompts), span):
@@ -188,9 +188,14 @@ def write_answers(
             continue
         for line in lines:
             print(json.dumps(line, ensure_ascii=False, default=dict), flush=True)
-    if file is not None:
-        file.finish()
-    return plain
+    if file is None:
+        return plain
+    file.finish()
+    return _count_plain(file)
+
+
+def _count_plain(file: RowFile) -> int:
+    return sum(row["strategy"] == "plain" for row in file.rows())
 
 
 def reason(answer: PersonalAnswer, user: str | None, known: bool, alike: bool = False) -> str:

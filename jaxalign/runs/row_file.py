@@ -52,8 +52,9 @@ class RowFile:
         return whole
 
     def rows(self) -> Iterator[dict[str, object]]:
-        """Yield the rows that are written so far; call it before `finish`."""
-        with (self.run.path / _ROWS).open("rb") as file:
+        """Yield the rows that are written so far, all of them after `finish`."""
+        part = self.run.path / _ROWS
+        with (part if part.exists() else self.path).open("rb") as file:
             yield from map(json.loads, file)
 
     def append(self, rows: Iterable[Mapping[str, object]]) -> None:
