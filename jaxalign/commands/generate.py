@@ -8,8 +8,6 @@ from jaxalign.commands.completing import add_completing, check_completing, compl
 from jaxalign.commands.parser import Commands, command
 from jaxalign.errors import InputError
 
-_MOST_TOKENS = 256
-
 
 def add(commands: Commands) -> None:
     """Add the command."""
@@ -93,7 +91,7 @@ def _generate(arguments: argparse.Namespace, _: list[str]) -> None:
     from jaxalign.models.sampling import Sampling
 
     sampling = Sampling(
-        max_tokens=_MOST_TOKENS if arguments.max_tokens is None else arguments.max_tokens,
+        max_tokens=256 if arguments.max_tokens is None else arguments.max_tokens,
         min_tokens=arguments.min_tokens,
         temperature=arguments.temperature,
         top_k=arguments.top_k,
