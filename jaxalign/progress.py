@@ -135,6 +135,9 @@ def track(
         >>> sum(sum(batch) for batch in track("adding", [[1, 2], [3]], 3, len, show=False))
         6
     """
+    if not show:
+        yield from batches
+        return
     from rich.progress import MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
@@ -147,12 +150,12 @@ def track(
             yield batch
             now, done = time.monotonic(), done + count(batch)
             if not drawn:
-                if show and now - said > _SAY_EVERY:
+                if now - said > _SAY_EVERY:
                     said = now
                     _print_line(now - start, _so_far(title, done, total, now - start, note()))
                 continue
             bar.update(task, completed=done, note=note())
-            if show and not visible and now - start > _SHOW_AFTER:
+            if not visible and now - start > _SHOW_AFTER:
                 bar.start()
                 visible = True
     finally:
