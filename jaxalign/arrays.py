@@ -198,7 +198,8 @@ def check_scale(name: str, array: jax.Array) -> None:
     values = _testable(array)
     if values is None:
         return
-    largest, tiny = float(abs(values).max(initial=0.0)), float(np.finfo(values.dtype).tiny)
+    largest = max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
+    tiny = float(np.finfo(values.dtype).tiny)
     if largest and not tiny**0.4 <= largest <= tiny**-0.4:
         raise InputError(
             f"{name}: the largest value is {largest:.0e}, expected one from {tiny**0.4:.0e} to "
