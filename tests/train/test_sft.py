@@ -184,11 +184,11 @@ def test_a_stopped_run_ends_with_the_same_bits(world, tmp_path, method, monkeypa
     def stop_after(limit, kind):
         calls = []
 
-        def judged_step(*inner):
+        def judged_step(*inner, **named):
             calls.append(1)
             if len(calls) > limit and kind is Stop:
                 raise Stop
-            real(*inner)
+            real(*inner, **named)
             if len(calls) == limit and kind is not Stop:
                 signal.raise_signal(signal.SIGINT)
 
