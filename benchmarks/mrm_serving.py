@@ -4,7 +4,7 @@ import argparse
 import functools
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -178,9 +178,12 @@ def _many_users(arguments: argparse.Namespace) -> dict[str, Any]:
         common += ["--features", root / "features.npz", "--out", root / "users.sqlite"]
         begun = time.perf_counter()
         command = [sys.executable, "-m", "jaxalign.cli", *map(str, [*common, "--skip-accuracy"])]
-        subprocess.run(command, check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        with subprocess.Popen(command, env=environment) as process:
+            peak = _peak_memory(process)
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
         seconds = time.perf_counter() - begun
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         size = (root / "users.sqlite").stat().st_size
         lookups = json.loads(
             subprocess.run(
@@ -200,6 +203,21 @@ def _many_users(arguments: argparse.Namespace) -> dict[str, Any]:
         "bytes_per_user": size / arguments.users,
         **lookups,
     }
+
+
+def _peak_memory(process: subprocess.Popen[bytes]) -> int:
+    """Largest resident memory in bytes of a process, when it has ended.
+
+    `getrusage` of a child is never below the memory of the process that started it, so that the
+    kernel's own high-water mark is read while the process runs.
+    """
+    peak = 0
+    while process.poll() is None:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        found = re.search(r"VmHWM:\s+(\d+) kB", status)
+        peak = max(peak, int(found[1]) * 1024 if found else 0)
+        time.sleep(0.2)
+    return peak
 
 
 _LOOK_UP = """
