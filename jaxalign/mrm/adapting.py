@@ -14,12 +14,12 @@ from jaxalign.data.splits import learned_from, rows_by_user
 from jaxalign.errors import InputError
 from jaxalign.files import write_aside
 from jaxalign.mrm.adapted_users import extra_columns, predict_rows, read_state
+from jaxalign.mrm.calibrated import moved
 from jaxalign.mrm.gate import served_weights
 from jaxalign.mrm.known_items import effects_of
 from jaxalign.mrm.model import UserModel, infer
 from jaxalign.mrm.registry import require
 from jaxalign.mrm.serving import item_features
-from jaxalign.mrm.shared_effects import shifted
 from jaxalign.mrm.sites import Sites
 from jaxalign.progress import track
 from jaxalign.runs.user_store import (
@@ -365,5 +365,5 @@ def _right(
         margin = np.einsum("UQK,UK->UQ", rows, mean[: len(rows)]) + offset
         return np.where(margin > 0, 1.0, np.where(margin == 0, 0.5, 0.0))
     support, weight = known.rows[: len(rows)], known.weight[: len(rows)]
-    probability = shifted(predict_rows(model, support, weight, rows), offset)
+    probability = moved(predict_rows(model, support, weight, rows), offset)
     return np.where(probability > 0.5, 1.0, np.where(probability == 0.5, 0.5, 0.0))

@@ -10,11 +10,11 @@ from scipy.special import ndtr
 from jaxalign.arrays import Sizes, check_array
 from jaxalign.errors import InputError
 from jaxalign.mrm.adapted_users import own_weights, user_state
+from jaxalign.mrm.calibrated import moved
 from jaxalign.mrm.known_items import effects_of
 from jaxalign.mrm.model import UserModel
 from jaxalign.mrm.registry import require
 from jaxalign.mrm.serving import encode_answers, known_texts, leaves_alone, win_probability
-from jaxalign.mrm.shared_effects import shifted
 
 Floats = NDArray[np.float64]
 
@@ -179,7 +179,11 @@ def best_of(
     weights = population if state is None else own_weights(model, state)
     if state is not None and model.gate.by_pairs:
         wins, common = (
-            shifted(win_probability(mean, cov, base), effects[:, None] - effects[None, :])
+            moved(
+                win_probability(mean, cov, base),
+                effects[:, None] - effects[None, :],
+                model.temperature,
+            )
             for mean, cov in (weights, population)
         )
         if leaves_alone(model, wins, common):

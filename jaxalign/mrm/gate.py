@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxalign.mrm.adaptation import expected_gain
 from jaxalign.mrm.adapted_users import is_alike
+from jaxalign.mrm.calibrated import moved
 from jaxalign.mrm.logistic_normal import choice_mass
 from jaxalign.mrm.model import UserModel
 from jaxalign.mrm.sites import Sites
@@ -41,8 +42,9 @@ def left_alone(
     if cov is not None and sites is not None:
         before = np.einsum("RK,KJ,RJ->R", pairs, cov, pairs)
         after = np.asarray(_variances(jnp.asarray(cov), rows, sites.precision, pairs))
+    effects = np.zeros(()) if model.reference_effects is None else model.reference_effects
     adapted, unadapted = (
-        np.asarray(choice_mass(jnp.asarray(m), jnp.asarray(v)))
+        moved(np.asarray(choice_mass(jnp.asarray(m), jnp.asarray(v))), effects, model.temperature)
         for m, v in ((margin, after), (common_margin, before))
     )
     return expected_gain(adapted, unadapted, np.ones(len(pairs))) < gate.support

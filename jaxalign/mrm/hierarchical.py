@@ -43,6 +43,7 @@ class _PriorMethod(UserRewardMethod[BayesConfig]):
     seeded = False
     warm_start = True
     refits = True
+    own_temperature = True
 
     def fit(self, data: TrainingData, seed: int = 0) -> Fitted:
         """Return "mean" [D] and "cov" [D, D] of the population, and its "pseudo_users"."""

@@ -14,6 +14,7 @@ from jaxalign.errors import InputError
 from jaxalign.models.resolve import stated_name
 from jaxalign.mrm.adaptation import Gate
 from jaxalign.mrm.bayes import Prior
+from jaxalign.mrm.calibrated import Calibrated
 from jaxalign.mrm.config import FeatureConfig
 from jaxalign.mrm.known_items import KnownEffects
 from jaxalign.mrm.reduce import Projection
@@ -88,6 +89,7 @@ class UserModel:
         gate: which users it adapts to; all of them by default.
         reference: [R, K] differences of base rewards that the gate judges a user's support on;
             None for a method without weights.
+        reference_effects: [R] differences of the effects of the same items; None for none.
         stated_scale: digest of the scale that the file of the named rewards stated, where weights
             were put on another one; empty otherwise.
 
@@ -116,6 +118,7 @@ class UserModel:
     item_effects: KnownEffects | None = None
     gate: Gate = field(default_factory=Gate)
     reference: np.ndarray | None = None
+    reference_effects: np.ndarray | None = None
     stated_scale: str = ""
 
     @property
@@ -124,6 +127,11 @@ class UserModel:
         scale, method = self.projection.scale, self.method
         named = isinstance(method, WeightsMethod) and method.on_inputs
         return scale.ids if scale is not None and named else None
+
+    @property
+    def temperature(self) -> float:
+        """What the method's margins, moved by item effects, are divided by in probabilities."""
+        return Calibrated(self.method).divisor_of(self.candidate)
 
     def inputs(self, features: np.ndarray) -> jax.Array:
         """Return features [..., E] as the method takes them [..., D]."""
@@ -244,8 +252,10 @@ def save(path: str | Path, model: UserModel) -> str:
     if model.item_effects is not None:
         known = model.item_effects
         arrays["item_effects"] = {"keys": known.keys, "values": known.values}
-    if model.reference is not None:
-        arrays["reference"] = model.reference
+    for name in ("reference", "reference_effects"):
+        array = getattr(model, name)
+        if array is not None:
+            arrays[name] = array
     return save_artifact(Path(path) / MODEL_FILE, KIND, about, arrays)
 
 
@@ -296,6 +306,7 @@ def load(path: str | Path, with_users: bool = True) -> UserModel:
         item_effects=_effects(subtree(arrays, "item_effects")),
         gate=about.gate,
         reference=arrays.get("reference"),
+        reference_effects=arrays.get("reference_effects"),
         stated_scale=about.stated_scale,
         digest=stored.digest,
     )

@@ -6,7 +6,7 @@ the others, and saves it for `adapt` and `rank` where it can score texts that tr
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
@@ -59,6 +59,8 @@ class UserRewardMethod(ABC, Generic[Settings]):
         seeded: whether a fit depends on its seed; if not, there is one fit for all seeds.
         warm_start: whether a fit may start from an earlier one, `TrainingData.start`.
         refits: whether fits are quick enough to be made again without each fold of users.
+        own_temperature: whether its candidates have a "temperature", by which it divides its
+            margins itself; to any other method a run adds one.
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset({"new_items"})
@@ -66,6 +68,7 @@ class UserRewardMethod(ABC, Generic[Settings]):
     seeded: ClassVar[bool] = True
     warm_start: ClassVar[bool] = False
     refits: ClassVar[bool] = False
+    own_temperature: ClassVar[bool] = False
 
     def __init__(self, settings: Settings, name: str = "") -> None:
         self.settings = settings
@@ -109,6 +112,13 @@ class UserRewardMethod(ABC, Generic[Settings]):
         Returns:
             [C, U, Q]. Swapping the two items of a query pair gives one minus the probability.
         """
+
+    def each_prediction(
+        self, fitted: Fitted, candidates: Sequence[Candidate], features: jax.Array,
+        support: Pairs, query: Pairs,
+    ) -> Iterator[np.ndarray]:  # fmt: skip
+        """Yield the probabilities [U, Q] of each candidate, as `predict` stacks them."""
+        yield from self.predict(fitted, candidates, features, support, query)
 
     def fit_seeds(
         self,

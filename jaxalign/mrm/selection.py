@@ -1,6 +1,6 @@
 """The candidate of a fit that validation users prefer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -86,20 +86,17 @@ def candidate_losses(
     """
     candidates = method.candidates(fitted)
     losses = np.empty((len(candidates), users.query.users))
-    found = _predictions(method, fitted, candidates, features, users, adapted)
-    for members, query, probability in found:
-        losses[:, members] = user_nll(probability, query.weight)
+    for members, support, query in _buckets(users, adapted):
+        found = method.each_prediction(fitted, candidates, features, support, query)
+        for number, probability in enumerate(found):
+            losses[number, members] = user_nll(probability[None], query.weight)[0]
     return losses
 
 
-def _predictions(
-    method: UserRewardMethod, fitted: Fitted, candidates: Sequence[Candidate],
-    features: jax.Array, users: SupportQueryData, adapted: bool,
-) -> Iterator[tuple[np.ndarray, Pairs, np.ndarray]]:  # fmt: skip
-    """Members [B], query [B, Q] and probabilities [C, B, Q] of each bucket of users."""
+def _buckets(users: SupportQueryData, adapted: bool) -> Iterator[tuple[np.ndarray, Pairs, Pairs]]:
+    """Members [B], support [B, P] and query [B, Q] of each bucket of users."""
     for members, support, query in users.parts():
-        known = support if adapted else without_choices(support)
-        yield members, query, method.predict(fitted, candidates, features, known, query)
+        yield members, support if adapted else without_choices(support), query
 
 
 def predict(
@@ -122,7 +119,7 @@ def predict(
     """
     width = max((part.weight.shape[1] for part in users.query.parts), default=1)
     probability = np.full((users.query.users, width), 0.5, np.float32)
-    predictions = _predictions(method, fitted, [candidate], features, users, adapted)
-    for members, _, found in predictions:
-        probability[members, : found.shape[2]] = found[0]
+    for members, support, query in _buckets(users, adapted):
+        found = method.predict(fitted, [candidate], features, support, query)[0]
+        probability[members, : found.shape[1]] = found
     return probability

@@ -14,11 +14,11 @@ from jaxalign.errors import InputError
 from jaxalign.mrm.adaptation import expected_gain
 from jaxalign.mrm.adapted_users import UserState, own_weights, predict_rows, user_state
 from jaxalign.mrm.belief import Belief, belief_moments
+from jaxalign.mrm.calibrated import moved
 from jaxalign.mrm.known_items import effects_of
 from jaxalign.mrm.logistic_normal import SCALES, SHARES
 from jaxalign.mrm.model import UserModel
 from jaxalign.mrm.registry import require
-from jaxalign.mrm.shared_effects import shifted
 from jaxalign.rewards.reward_scale import expect_scale, stated_scale
 
 if TYPE_CHECKING:
@@ -203,7 +203,8 @@ def _scores(
         score, wins = _by_weights(model, values, *weights)
     else:
         score, wins = _by_choices(model, values, user)
-    return score + effects, shifted(wins, effects[:, None] - effects[None, :])
+    offset = effects[:, None] - effects[None, :]
+    return score + effects, moved(wins, offset, model.temperature)
 
 
 def _by_weights(

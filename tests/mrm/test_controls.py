@@ -7,9 +7,9 @@ import pytest
 from jaxalign import mrm
 from jaxalign.data.batching import Pairs
 from jaxalign.metrics import users as judge
+from jaxalign.mrm.calibrated import Calibrated
 from jaxalign.mrm.config import BayesConfig
 from jaxalign.mrm.selection import predict
-from jaxalign.mrm.shared_effects import WithItemEffects
 from jaxalign.mrm.support_query import (
     SupportQueryData,
     TrainingData,
@@ -43,7 +43,7 @@ def population(spread):
     table = jnp.asarray(items)
     data = TrainingData(table, table, part(slice(TRAINED), slice(40)))
     settings = BayesConfig(em_steps=30, pseudo_users=(10.0,))
-    method = WithItemEffects(mrm.make_method("bayes", settings), common)
+    method = Calibrated(mrm.make_method("bayes", settings), common)
     fitted = method.fit(data, 0)
     new = slice(TRAINED, USERS)
     users = SupportQueryData(part(new, slice(20)), part(new, slice(20, 40)))

@@ -11,6 +11,7 @@ from jaxalign import mrm
 from jaxalign.data import Features
 from jaxalign.data.batching import Pairs
 from jaxalign.data.preferences import Preferences
+from jaxalign.mrm.calibrated import Calibrated
 from jaxalign.mrm.config import FeatureConfig
 from jaxalign.mrm.item_effects import CountedPairs, count_pairs, fit_one_model
 from jaxalign.mrm.item_ids import id_features
@@ -18,7 +19,6 @@ from jaxalign.mrm.known_items import effects_of, known_effects
 from jaxalign.mrm.newton import bradley_terry
 from jaxalign.mrm.reduce import identity
 from jaxalign.mrm.selection import predict
-from jaxalign.mrm.shared_effects import WithItemEffects
 from jaxalign.mrm.support_query import (
     SupportQueryData,
     UserPairs,
@@ -108,7 +108,7 @@ def test_the_offset_moves_logits_of_known_items_alone(world):
     effects = np.zeros(ITEMS)
     effects[:3] = [1.0, -0.5, 0.25]
     users = halves(pairs)
-    moved = WithItemEffects(method, effects)
+    moved = Calibrated(method, effects)
     assert len(moved.candidates(fitted)) == 3 * len(method.candidates(fitted))
     bare = predict(method, fitted, candidate, table, users).astype(np.float64)
     one = predict(moved, fitted, {**candidate, "item_effects": 0.5}, table, users)

@@ -14,11 +14,11 @@ from jaxalign.experiments.mrm.gates import gate_figures
 from jaxalign.files import read_json
 from jaxalign.metrics import users
 from jaxalign.mrm.adaptation import expected_gain
+from jaxalign.mrm.calibrated import KEY, Calibrated
 from jaxalign.mrm.known_items import effects_of
 from jaxalign.mrm.model import REMEDY, load
 from jaxalign.mrm.selection import predict
 from jaxalign.mrm.serving import item_features
-from jaxalign.mrm.shared_effects import KEY, WithItemEffects
 from jaxalign.mrm.support_query import cut_episodes, support_query
 
 
@@ -50,7 +50,7 @@ def evaluate(folder: str | Path, source: str) -> dict[str, float | str]:
     features = item_features(model, choices.items, choices.texts, table)
     test, inputs = support_query(choices, cut), model.inputs(features)
     effects = effects_of(model.item_effects, choices.texts, choices.items)
-    method, candidate = WithItemEffects(model.method, effects), {**model.candidate, KEY: 1.0}
+    method, candidate = Calibrated(model.method, effects), {**model.candidate, KEY: 1.0}
     adapts = model.gate.adapts
     adapted, unadapted = (
         predict(method, model.fitted, candidate, inputs, test, known) for known in (adapts, False)

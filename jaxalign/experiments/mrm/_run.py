@@ -212,13 +212,12 @@ def _new_users(
     fits: dict[str, FittedMethod] = {}
     decisions: dict[str, Decision] = {}
     rule = AdaptationRule(data, config, validation, stage, say)
-    zeros = np.zeros(len(data.choices.items))
     effects = None
     for name in dict.fromkeys((*GLOBAL_MODELS, *config.methods)):
         method = method_of(config, name)
         checkpoint = folder.state / f"{name}.epochs"
         checkpoint.mkdir(exist_ok=True)
-        shared = zeros if name == "bt_items" else effects if method.inputs != "ids" else None
+        shared = effects if method.inputs != "ids" else None
         fit = fit_method(method, training, config.seeds, stage, checkpoint, say, shared)
         decisions[name], fits[name] = rule.decide(fit, common=name in GLOBAL_MODELS), fit
         if name == "bt_items":
@@ -274,13 +273,13 @@ def _chosen_model(
     """The model to save: the first fit of the chosen method, with the projection that it reads."""
     fit, one = new_users.fits[new_users.selected], new_users.fits["bt"]
     theta = one.fitted[0]["theta"][one.candidates[0]["ridge"]]
-    baseline = (projections["projected"].matrix @ theta).astype(np.float32)
+    margins = projections["projected"].matrix @ theta / one.judged.divisor_of(one.candidates[0])
     projection = projections.get(fit.method.inputs)
     if projection is None:  # of the encoded features themselves
         projection = identity(encoded.values.shape[1])
     choices, effects = data.choices, fit.effects()
     model = UserModel(
-        fit.method, fit.fitted[0], fit.candidates[0], baseline, projection,
+        fit.method, fit.fitted[0], fit.candidates[0], margins.astype(np.float32), projection,
         config.features, encoded.encoder_sha256,
         with_prompts=bool((choices.prompt >= 0).any()),
         item_effects=known_effects(choices.items, choices.texts, effects),
@@ -292,4 +291,5 @@ def _chosen_model(
     pairs = reference_pairs(data, config)
     base = (model.base(encoded.values[side]) for side in (pairs.chosen, pairs.rejected))
     chosen, rejected = base
-    return replace(model, reference=chosen - rejected)
+    moves = None if effects is None else effects[pairs.chosen] - effects[pairs.rejected]
+    return replace(model, reference=chosen - rejected, reference_effects=moves)

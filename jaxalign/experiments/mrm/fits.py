@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 from jaxalign.mrm.adaptation import Gate
+from jaxalign.mrm.calibrated import Calibrated
 from jaxalign.mrm.out_of_fold import CandidateLosses
 from jaxalign.mrm.registry import Candidate, Fitted, UserRewardMethod
 from jaxalign.mrm.selection import candidate_losses, predict
-from jaxalign.mrm.shared_effects import WithItemEffects
 from jaxalign.mrm.support_query import SupportQueryData, TrainingData
 
 
@@ -27,7 +27,7 @@ class FittedMethod:
 
     Attributes:
         method: the method.
-        judged: the method as it predicts: with the effects of known items, where there are any.
+        judged: the method as it predicts: at a temperature, with the effects of known items.
         fitted: its arrays, one fit per seed.
         features: [I, D] items as it takes them.
         candidates: what validation users chose, one per fit.
@@ -46,7 +46,7 @@ class FittedMethod:
         effects: np.ndarray | None = None,
     ) -> None:
         self.method = method
-        self.judged = method if effects is None else WithItemEffects(method, effects)
+        self.judged = Calibrated(method, effects)
         self.fitted = fitted
         self.features = features
         self.candidates: list[Candidate] = []
@@ -88,14 +88,10 @@ class FittedMethod:
 
     def as_judged(self, method: UserRewardMethod) -> UserRewardMethod:
         """Return the method, perhaps with other settings, as this one predicts."""
-        if not isinstance(self.judged, WithItemEffects):
-            return method
-        return WithItemEffects(method, self.judged.effects)
+        return Calibrated(method, self.judged.effects)
 
     def effects(self) -> np.ndarray | None:
         """Return the item effects [I] that the first fit's predictions are moved by, if any."""
-        if not isinstance(self.judged, WithItemEffects):
-            return None
         return self.judged.effects_of(self.fitted[0], self.candidates[0])
 
     def predict(self, users: SupportQueryData, adapted: bool = True) -> np.ndarray:
@@ -157,7 +153,7 @@ def shared_effects(one_model: FittedMethod, users: SupportQueryData, directions:
         directions: number of directions of the features that the methods see.
     """
     fitted, method = one_model.fitted[0], one_model.method
-    candidates = method.candidates(fitted)
+    candidates = one_model.judged.candidates(fitted)
     losses = candidate_losses(one_model.judged, fitted, one_model.features, users)
     same = [candidate["directions"] == directions for candidate in candidates]
     best = int(np.argmin(np.where(same, np.nanmean(losses, axis=1), np.inf)))
