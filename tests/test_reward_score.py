@@ -70,6 +70,14 @@ def test_a_bad_row_is_found_before_the_work(model, tmp_path, monkeypatch):
     refused(score(model, data, out), "half.jsonl, line 10: `prompt` is missing")
     data = write_rows(tmp_path / "none.jsonl", [{"prompt": "a", "text": "b"}])
     refused(score(model, data, out), "none.jsonl, line 1: `completion` is missing")
+    choice = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    for name, value, found in (
+        ("chosen", None, "missing"),
+        ("rejected", 5, "5 (int)"),
+        ("chosen", "\ud83d", "surrogate"),
+    ):
+        data = write_rows(tmp_path / "pair.jsonl", [choice, choice | {name: value}])
+        refused(score(model, data, out), f"pair.jsonl, line 2: `{name}`", found)
     assert not list(tmp_path.glob("*s.jsonl*"))
 
 

@@ -71,6 +71,12 @@ def csv_rows(file: BytesFile, name: str) -> Iterator[Parsed]:
         header = next(reader, None)
         if header is None:
             return
+        # Spreadsheets of many countries write semicolons, and call the file .csv all the same.
+        if len(header) == 1 and (other := next((c for c in ";\t|" if c in header[0]), None)):
+            raise InputError(
+                f"{name}, line 1: found columns separated by {other!r}, expected commas; save the "
+                "file with commas between its columns."
+            )
         if len(set(header)) < len(header) or not all(header):
             raise InputError(
                 f"{name}, line 1: found the columns {', '.join(header)}, expected a header of "

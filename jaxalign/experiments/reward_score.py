@@ -144,21 +144,27 @@ def score_rows(
     return Scored(len(rows), scorer.names, scale)
 
 
+_SIDES = ("chosen", "rejected")
+
+
 def _each_answer(rows: Iterable[Row]) -> Iterator[Row]:
     """Rows of answers as they are; of choices, a row for each answer that has not come before."""
     known: set[str] = set()
     for row in rows:
-        chosen, rejected = row.values.get("chosen"), row.values.get("rejected")
-        if chosen is None or rejected is None or any(row.has(name) for name in ANSWERS):
+        is_choice = any(name in row.values for name in _SIDES)
+        if not is_choice or any(row.has(name) for name in ANSWERS):
             yield row
             continue
-        choice = flat_choice(row.values.get("prompt"), chosen, rejected, row.where)
+        for name in _SIDES:  # by its own name, which the row of its answer has no longer
+            row.conversation(name, "assistant")
+        prompt, chosen, rejected = map(row.values.get, ("prompt", *_SIDES))
+        choice = flat_choice(prompt, chosen, rejected, row.where)
         for said in (choice.chosen, choice.rejected):
             key = json.dumps([choice.prompt, said])
             if key not in known:
                 known.add(key)
-                prompt = {} if choice.prompt is None else {"prompt": choice.prompt}
-                yield row._replace(values={**prompt, ANSWERS[0]: said})
+                own = {} if choice.prompt is None else {"prompt": choice.prompt}
+                yield row._replace(values={**own, ANSWERS[0]: said})
 
 
 def _common_names(rows: Sequence[Mapping[str, object]]) -> tuple[str, ...]:

@@ -189,6 +189,8 @@ def test_csv_counts_lines_and_knows_numbers_and_flags(tmp_path):
         ("a.csv", b"t,u\n1\n", "line 2: found 1 values, expected 2"),
         ("a.csv", b't\n"1\n', "not readable as CSV"),
         ("a.csv", b"t,t\n1,2\n", "expected a header of different names"),
+        ("a.csv", b"t;u\n1;2\n", "line 1: found columns separated by ';', expected commas"),
+        ("a.csv", b"t\tu\n1\t2\n", "line 1: found columns separated by"),
         ("a.csv", b"t\n", "is empty, expected at least one row"),
         ("a.json", b"[]", "is empty"),
         ("a.txt", b"\n \n", "is empty"),

@@ -9,6 +9,7 @@ import jaxalign.data.importers.label_studio
 import jaxalign.data.importers.langfuse
 import jaxalign.data.importers.open_webui
 import jaxalign.data.importers.openai
+import jaxalign.data.importers.own
 import jaxalign.data.importers.trl  # noqa: F401, registers itself
 from jaxalign.data.importers._run import ImportSummary, import_feedback
 from jaxalign.data.importers.registry import (

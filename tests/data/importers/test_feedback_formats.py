@@ -173,6 +173,16 @@ CASES = {
          "rejected": "\n\nHuman: Hi\n\nAssistant: Hm."}],
         [{"user": "me", "prompt": "Hi", "chosen": "Hello!", "rejected": "Hm."}],
     ),
+    "jaxalign": (
+        [{"user": 7, "prompt": [ask("Hi")], "chosen": "Hello!", "rejected": "What?", "tie": True,
+          "group": 3, "time": "2025-01-02T03:04:05Z", "source": "b1"},
+         {"user": "7", "chosen": "Hello!", "rejected": "What?", "strength": 2, "implicit": False},
+         UP],
+        [{"user": "7", "prompt": "Hi", "time": "2025-01-02T03:04:05Z", "group": "3",
+          "source": "b1", "chosen": "Hello!", "rejected": "What?", "tie": True},
+         {"user": "7", "chosen": "Hello!", "rejected": "What?", "strength": 2.0,
+          "implicit": False}, UP],
+    ),
     "trl": (
         [{"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"},
          {"chosen": [ask("Hi"), tell("Hello!")], "rejected": [ask("Hi"), tell("What?")]},
@@ -227,6 +237,18 @@ def changed(row, **fields):
 
 
 MALFORMED = {
+    "null": (
+        [{"user": "u", "prompt": "Hi", "chosen": None, "rejected": "b"}], {},
+        "`chosen` is missing",
+    ),
+    "tie": (
+        [{"user": "u", "chosen": "a", "rejected": "b", "tie": "yes"}], {},
+        "`tie` is 'yes'.*expected true or false",
+    ),
+    "scale": (
+        [{"user": "u", "answer": "a", "rating": 1, "scale": [1]}], {},
+        "`scale` is .1., expected a lowest and a highest rating",
+    ),
     "thumb": ([webui("f1", 5, "a")], {}, "line 1: `data.rating` is 5, expected -1 or 1"),
     "side": (
         [changed(LABEL_STUDIO, annotations=[{"completed_by": 1, "result": [
@@ -361,3 +383,22 @@ def test_the_command_says_what_it_did(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["import", "--formats"])
     assert "open-webui-chats     open-webui chat export" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["auto", "trl"])
+def test_a_tie_stays_a_tie_in_every_format_of_the_file(name, tmp_path):
+    one, two, out = tmp_path / "one.csv", tmp_path / "two.jsonl", tmp_path / "out.jsonl"
+    one.write_text("user,prompt,chosen,rejected,tie\n7,Hi,Hello!,What?,TRUE\n7,Hi,Hm.,What?,\n")
+    row = {"user": 7, "prompt": [ask("Hi")], "chosen": [tell("Hello!")], "rejected": [tell("Hm.")]}
+    two.write_text(json.dumps(row | {"tie": True}) + "\n")
+    import_feedback([one, two], out, name)
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row.get("tie", False) for row in found] == [True, False, True]
+
+
+def test_a_rating_of_a_file_of_choices_without_a_scale_asks_for_one(tmp_path):
+    rows = [{"user": "u", "answer": "a", "rating": 4}]
+    with pytest.raises(InputError, match=r"has no scale.*--scale LOW HIGH"):
+        imported(tmp_path, rows)
+    _, found = imported(tmp_path, rows, {"scale": (1.0, 5.0)})
+    assert found == [{"user": "u", "answer": "a", "rating": 4.0, "scale": [1.0, 5.0]}]
