@@ -26,6 +26,7 @@ NAMES = (
     "moc",
     "mrm_adaptation",
     "loop",
+    "serve",
     "mrm_ask",
     "mrm_best_of",
     "mrm_calibration",

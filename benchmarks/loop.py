@@ -130,7 +130,7 @@ async def _population(
         folder = Path(name)
         async with replay(data) as engine:
             found: dict[str, tuple[Served, list[float], float]] = {}
-            async with _service(folder, engine, "best_of") as address:
+            async with _service(folder, engine, "best_of") as (address, _):
                 for feedback in arguments.feedback:
                     async with httpx.AsyncClient(base_url=address, timeout=120) as client:
                         talk, begun = Talk(data, client, feedback), time.perf_counter()
@@ -139,7 +139,7 @@ async def _population(
                         found[feedback] = served, talk.seconds, time.perf_counter() - begun
             # The same database, another process: the posteriors are made from the events anew.
             differ = {}
-            async with _service(folder, engine, "auto") as address:
+            async with _service(folder, engine, "auto") as (address, _):
                 for feedback, (served, *_) in found.items():
                     async with httpx.AsyncClient(base_url=address, timeout=120) as client:
                         talk = Talk(data, client, feedback)
@@ -157,7 +157,9 @@ async def _population(
         plot(result["rows"], arguments.out / "loop.png")
 
 
-def _service(folder: Path, engine: str, strategy: str) -> AbstractAsyncContextManager[str]:
+def _service(
+    folder: Path, engine: str, strategy: str
+) -> AbstractAsyncContextManager[tuple[str, int]]:
     return running(folder, engine, SAMPLES, "--strategy", strategy)
 
 

@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,14 +45,22 @@ async def replay(data: LoopData) -> AsyncIterator[str]:
         prompt: [data.answers.texts[number] for number in draws]
         for prompt, draws in zip(data.answers.prompts, data.draws, strict=True)
     }
+    async with answering(lambda body: texts[body["messages"][-1]["content"]]) as address:
+        yield address
+
+
+@asynccontextmanager
+async def answering(draws: Callable[[dict[str, Any]], list[str]]) -> AsyncIterator[str]:
+    """Serve the first n draws of each request in the OpenAI protocol, and yield the address."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
                 length = re.search(r"content-length: *(\d+)", head, re.IGNORECASE)
-                body = await reader.readexactly(int(length[1])) if length else b""
-                answer = json.dumps(_reply(texts, json.loads(body)) if body else _MODELS).encode()
+                sent = json.loads(await reader.readexactly(int(length[1]))) if length else None
+                found = _MODELS if sent is None else _reply(draws(sent)[: sent.get("n", 1)])
+                answer = json.dumps(found).encode()
                 writer.write(
                     b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
                     b"content-length: %d\r\n\r\n" % len(answer) + answer
@@ -73,8 +81,7 @@ async def replay(data: LoopData) -> AsyncIterator[str]:
 _MODELS = {"object": "list", "data": [{"id": MODEL, "object": "model"}]}
 
 
-def _reply(texts: dict[str, list[str]], body: dict[str, Any]) -> dict[str, Any]:
-    drawn = texts[body["messages"][-1]["content"]][: body.get("n", 1)]
+def _reply(drawn: list[str]) -> dict[str, Any]:
     tokens = sum(len(text.split()) for text in drawn)
     return {
         "id": "replayed", "object": "chat.completion", "created": 1, "model": MODEL,
@@ -88,8 +95,10 @@ def _reply(texts: dict[str, list[str]], body: dict[str, Any]) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def running(folder: Path, engine: str, samples: int, *options: str) -> AsyncIterator[str]:
-    """Run `jaxalign serve` in a process of its own, and yield its address.
+async def running(
+    folder: Path, engine: str, samples: int, *options: str
+) -> AsyncIterator[tuple[str, int]]:
+    """Run `jaxalign serve` in a process of its own, and yield its address and its process's id.
 
     Args:
         folder: of its database and log.
@@ -102,18 +111,29 @@ async def running(folder: Path, engine: str, samples: int, *options: str) -> Asy
         "--engine.url", engine, "--database", f"sqlite:///{folder}/loop.sqlite",
         "--samples", str(samples), *options,
     ]  # fmt: skip
-    with (folder / "log").open("ab") as log:
-        # The engine is in this process: a wait for the service must not stop it.
+    async with started(command, folder / "log") as found:
+        yield found
+
+
+@asynccontextmanager
+async def started(command: list[str], log: Path) -> AsyncIterator[tuple[str, int]]:
+    """Run a server in a process of its own, and yield the address that it prints and its id.
+
+    Args:
+        command: its words.
+        log: file for what it writes on standard error.
+    """
+    with log.open("ab") as errors:
+        # An engine may be in this process: a wait for the server must not stop it.
         process = await asyncio.create_subprocess_exec(
-            *command, stdout=asyncio.subprocess.PIPE, stderr=log
+            *command, stdout=asyncio.subprocess.PIPE, stderr=errors
         )
         try:
             line = await process.stdout.readline() if process.stdout else b""
-            found = re.search(r"http://[^/]+", line.decode())
+            found = re.search(r"http://[^/\s]+", line.decode())
             if found is None:
-                log_end = (folder / "log").read_text()[-2000:]
-                raise RuntimeError(f"jaxalign serve did not start: {log_end}")
-            yield found[0]
+                raise RuntimeError(f"{command[2]} did not start: {log.read_text()[-2000:]}")
+            yield found[0], process.pid
         finally:
             if process.returncode is None:
                 process.send_signal(signal.SIGTERM)

@@ -9,7 +9,7 @@ from scipy.special import expit
 from jaxalign.demo.answers import DemoAnswers, read_answers
 from jaxalign.demo.people import LAPSES, Population, draw_people
 from jaxalign.demo.study import design
-from jaxalign.serve.learning import LEVEL_SD, LOG_SPREAD_SD
+from jaxalign.serve.reward_space import LEVEL_SD, LOG_SPREAD_SD
 
 GENEROSITY = 1.0
 """Logits by which misspecified people like every answer better than the service assumes."""

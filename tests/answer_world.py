@@ -7,6 +7,7 @@ import numpy as np
 from few_states import posterior_users
 
 from jaxalign import mrm
+from jaxalign.mrm.adaptation import Gate
 from jaxalign.mrm.reduce import standardise
 from jaxalign.rewards import fit_scale, rule_rewards
 
@@ -32,14 +33,14 @@ def scale_of(names=NAMES):
     return fit_scale(raw, names, None)
 
 
-def save_run(folder, scale, variance=0.04, users=USERS):
+def save_run(folder, scale, variance=0.04, users=USERS, gate=None):
     """A run of `mrm train` on named rewards with its adapted users; everybody likes brevity."""
     size = len(scale.names)
     fitted = {"mean": np.eye(1, size)[0], "cov": 4 * np.eye(size)}
     candidate = {"strength": 1.0, "temperature": 1.0, "adapt": True}
     model = mrm.UserModel(
         mrm.make_method("bayes"), fitted, candidate, np.zeros(size),
-        standardise(scale),
+        standardise(scale), gate=gate or Gate(), reference=np.eye(size, dtype=np.float32),
     )  # fmt: skip
     digest = mrm.save(folder, model)
     cov = np.array([(100 if user == "unsure" else 1) * variance * np.eye(size) for user in users])

@@ -108,12 +108,13 @@ def init_feedback_belief(prior: Prior | FeedbackPrior) -> FeedbackBelief:
     return FeedbackBelief(
         mean, root, edges, spreads, log_mass,
         jnp.zeros((grid, size, size), dtype), jnp.zeros((grid, size), dtype),
-        jnp.zeros(grid, dtype), (_empty(grid, size, dtype),), 0, 0,
+        jnp.zeros(grid, dtype), (empty_block(grid, size, dtype),), 0, 0,
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=8)
-def _empty(grid: int, size: int, dtype: jnp.dtype) -> RowBlock:
+def empty_block(grid: int, size: int, dtype: jnp.dtype) -> RowBlock:
+    """Return a block without rows, of a grid of spreads and a number of directions."""
     codes = jnp.zeros((BLOCK, 3), jnp.int32)
     known = jnp.zeros((BLOCK, 2), dtype)
     return RowBlock(
@@ -165,15 +166,15 @@ def observe(
     blocks, place = belief.blocks, belief.num_rows % BLOCK
     if place == 0 and belief.num_rows:
         like = blocks[-1].design
-        blocks = (*blocks, _empty(len(belief.spreads), like.shape[1], like.dtype))
+        blocks = (*blocks, empty_block(len(belief.spreads), like.shape[1], like.dtype))
     values = np.append(found, np.float32(-float(rating))) if rated else found
     codes = np.array([rating, lower, upper, place], np.int32)
-    chosen, turn = _in_turn(len(blocks) - 1, belief.turn)
+    chosen, turn = in_turn(len(blocks) - 1, belief.turn, LIVE - 1)
     live = (blocks[-1], *(blocks[number] for number in chosen))
     width = 2 ** int(np.ceil(np.log2(len(live))))
     empty = width - len(live)
     if empty:
-        live += (_empty(len(belief.spreads), *_of(blocks[0])),) * empty
+        live += (empty_block(len(belief.spreads), *_of(blocks[0])),) * empty
     sums = (belief.precision, belief.shift, belief.evidence)
     shared = (belief.mean, belief.root, belief.edges, belief.spreads)
     # Few of many sites hardly move the posterior, so that there is nothing to damp.
@@ -194,9 +195,15 @@ def _of(block: RowBlock) -> tuple[int, jnp.dtype]:
     return block.design.shape[1], block.design.dtype
 
 
-def _in_turn(older: int, turn: int) -> tuple[list[int], int]:
-    """Numbers of the older blocks that are swept now, and where the next sweep goes on."""
-    count = min(older, LIVE - 1)
+def in_turn(older: int, turn: int, most: int) -> tuple[list[int], int]:
+    """Return numbers of the older blocks that are swept now, and where the next sweep goes on.
+
+    Args:
+        older: how many there are.
+        turn: number of the block that is swept next.
+        most: of them that are swept at once.
+    """
+    count = min(older, most)
     # The last full block always: its rows are the newest ones.
     chosen = [older - 1] * (count > 0)
     rest = older - 1
@@ -220,7 +227,7 @@ def _observe(
     shared: tuple, sums: tuple, live: tuple[RowBlock, ...], values: jax.Array, codes: jax.Array,
     weight: jax.Array, damping: float,
 ) -> tuple[tuple, tuple[RowBlock, ...]]:  # fmt: skip
-    mean, root, edges, spreads = shared
+    mean, root, *_ = shared
     place = codes[3]
     first = live[0]
     first = RowBlock(
@@ -229,7 +236,21 @@ def _observe(
         first.known.at[place].set(jnp.stack([weight, values @ mean])),
         first.sites,
     )
-    blocks = (first, *live[1:])
+    return sweep_blocks(shared, sums, (first, *live[1:]), damping)
+
+
+def sweep_blocks(
+    shared: tuple, sums: tuple, blocks: tuple[RowBlock, ...], damping: float
+) -> tuple[tuple, tuple[RowBlock, ...]]:
+    """Return the sums over all sites, and live blocks, after sweeps until these hardly change.
+
+    Args:
+        shared: mean, root, edges and spreads, as in `FeedbackBelief`.
+        sums: precision, shift and evidence of all sites.
+        blocks: whose sites are swept; those of all other rows stay as they are.
+        damping: of each step, in (0, 1].
+    """
+    _, _, edges, spreads = shared
     design, codes, known = (jnp.concatenate(parts) for parts in list(zip(*blocks, strict=True))[:3])
     sites = jnp.concatenate([block.sites for block in blocks], axis=2)
     lower, upper = edges[codes[:, 1]], edges[codes[:, 2]]

@@ -36,18 +36,48 @@ def left_alone(
     if gate.support <= 0 or model.reference is None:
         return np.zeros(len(mean), bool)
     pairs = np.asarray(model.reference, np.float32)
-    common, cov = model.population()
-    margin, common_margin = mean @ pairs.T, common @ pairs.T
-    before, after = np.zeros(len(pairs), np.float32), np.zeros_like(margin)
+    cov = model.population()[1]
+    variance = None
     if cov is not None and sites is not None:
-        before = np.einsum("RK,KJ,RJ->R", pairs, cov, pairs)
-        after = np.asarray(_variances(jnp.asarray(cov), rows, sites.precision, pairs))
+        variance = np.asarray(_variances(jnp.asarray(cov), rows, sites.precision, pairs))
+    return _reference_gain(model, pairs, mean @ pairs.T, variance) < gate.support
+
+
+def posterior_gain(model: UserModel, mean: np.ndarray, cov: np.ndarray) -> float | None:
+    """Return the gain that a user is expected to have on the pairs of the gate, in nats per pair.
+
+    Args:
+        model: whose method represents users by weights.
+        mean: [K] posterior mean of the user's weights.
+        cov: [K, K] posterior covariance.
+
+    Returns:
+        None where the gate does not look at the support.
+    """
+    if model.gate.support <= 0 or model.reference is None:
+        return None
+    pairs = np.asarray(model.reference, np.float32)
+    variance = np.einsum("RK,KJ,RJ->R", pairs, cov, pairs)
+    return float(_reference_gain(model, pairs, (pairs @ mean)[None], variance[None])[0])
+
+
+def _reference_gain(
+    model: UserModel, pairs: np.ndarray, margin: np.ndarray, variance: np.ndarray | None
+) -> np.ndarray:
+    """Expected gains [U] of users over the population, from their margins [U, R] of pairs [R, K].
+
+    Without variances [U, R] of the margins, weights are taken to be certain.
+    """
+    common, cov = model.population()
+    before, after = np.zeros(len(pairs), np.float32), np.zeros_like(margin)
+    if cov is not None and variance is not None:
+        before, after = np.einsum("RK,KJ,RJ->R", pairs, cov, pairs), variance
     effects = np.zeros(()) if model.reference_effects is None else model.reference_effects
     adapted, unadapted = (
         moved(np.asarray(choice_mass(jnp.asarray(m), jnp.asarray(v))), effects, model.temperature)
-        for m, v in ((margin, after), (common_margin, before))
+        for m, v in ((margin, after), (common @ pairs.T, before))
     )
-    return expected_gain(adapted, unadapted, np.ones(len(pairs))) < gate.support
+    return expected_gain(adapted, unadapted, np.ones(len(pairs)))
 
 
 @one_blas_thread

@@ -1,8 +1,11 @@
 """Starting and stopping the service."""
 
 import asyncio
+import contextlib
 import logging
 import socket
+import time
+from collections.abc import AsyncIterator
 
 import uvicorn
 
@@ -13,7 +16,6 @@ from jaxalign.serve.config import ServeConfig
 from jaxalign.serve.engines import make_engine
 from jaxalign.serve.guards import Guard, allowed_hosts
 from jaxalign.serve.identity import CallerGate, read_keys
-from jaxalign.serve.learning import infer_taste
 from jaxalign.serve.reward_space import RewardSpace, load_space
 from jaxalign.serve.service import Service
 from jaxalign.serve.store.database import database_url, open_database
@@ -23,6 +25,7 @@ from jaxalign.serve.telemetry import log, log_to_stderr
 
 _GRACE_SECONDS = 20  # most that answers may still take when the service is asked to stop
 _BACKLOG = 2048
+_REMIND_SECONDS = 5.0  # a model may be fetched and read for minutes
 
 
 async def open_service(config: ServeConfig) -> Service:
@@ -40,12 +43,12 @@ async def open_service(config: ServeConfig) -> Service:
     database_url(config.database)
     engine = make_engine(config.engine)
     try:
-        log("rewards loading")
-        space = load_space(config.users, config.reward_models)
-        log("engine starting", engine=config.engine.kind)
-        await engine.start()
-        log("programs compiling", model=engine.model)
-        await asyncio.to_thread(_warm, space, config.samples)
+        async with _stage("rewards loading", config.users or "by rule"):
+            space = await asyncio.to_thread(load_space, config.users, config.reward_models)
+        async with _stage("engine starting", config.engine.kind):
+            await engine.start()
+        async with _stage("programs compiling", engine.model):
+            await asyncio.to_thread(_warm, space, config.samples)
         database = open_database(config.database, config.synchronous)
     except BaseException:
         await engine.close()
@@ -59,10 +62,28 @@ async def open_service(config: ServeConfig) -> Service:
     return service
 
 
+@contextlib.asynccontextmanager
+async def _stage(event: str, what: str) -> AsyncIterator[None]:
+    """Log what the start is at, and every few seconds that it still is."""
+
+    async def remind() -> None:
+        started = time.monotonic()
+        while True:
+            await asyncio.sleep(_REMIND_SECONDS)
+            log(f"still {event}", what=what, seconds=round(time.monotonic() - started))
+
+    log(event, what=what)
+    reminder = asyncio.create_task(remind())
+    try:
+        yield
+    finally:
+        reminder.cancel()
+
+
 def _warm(space: RewardSpace, samples: int) -> None:
     """Load lexicons and compile programs now, and not in the first request."""
     values = space.read([""] * samples, ["Yes."] * samples)
-    most_informative(infer_taste(space, []).utility, values)
+    most_informative(space.population, values)
 
 
 def serve(config: ServeConfig) -> None:

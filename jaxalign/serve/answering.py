@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxalign.integrations.open_webui import CHAT_HEADER, MESSAGE_HEADER, answer_key
 from jaxalign.models.chat import Chat
 from jaxalign.personalize.strategies.base import ASKED_FOR, PersonalAnswer
 from jaxalign.serve.api_errors import ApiError
 from jaxalign.serve.engines import Call
-from jaxalign.serve.identity import Caller
+from jaxalign.serve.identity import WEBUI_TOKEN, WEBUI_USER, Caller
 from jaxalign.serve.learning import UserTaste
 from jaxalign.serve.service import Service
 from jaxalign.serve.store import events
@@ -53,6 +54,8 @@ class PreparedRequest:
         why: why the strategy is plain, None where it is not, or was requested.
         stored: whether the answers are kept, so that feedback about them can be learned from.
         id: of the response, without its prefix.
+        join: what a rating of open-webui is joined by: ids of chat and message; empty for question
+            and answer; None for requests of other clients.
     """
 
     endpoint: Endpoint
@@ -63,6 +66,7 @@ class PreparedRequest:
     why: str | None
     stored: bool
     id: str
+    join: tuple[str, ...] | None = None
 
     @property
     def prompt(self) -> str | Chat:
@@ -106,10 +110,21 @@ async def prepare(
         )
     task = isinstance(request, ChatRequest) and is_task(request.messages)
     why = why_plain(request) if request.model == AUTO else None
-    strategy = service.config.strategy if request.model == AUTO and why is None else "plain"
     stored = caller.user is not None and not task and service.config.store != "none"
     taste = await service.taste(caller.user)
-    return PreparedRequest(endpoint, request, caller, taste, strategy, why, stored, events.new_id())
+    if request.model == AUTO and why is None and service.config.strategy == AUTO:
+        why = taste.left_alone
+    strategy = service.config.strategy if request.model == AUTO and why is None else "plain"
+    return PreparedRequest(
+        endpoint, request, caller, taste, strategy, why, stored, events.new_id(), _join(headers)
+    )
+
+
+def _join(headers: Mapping[str, str]) -> tuple[str, ...] | None:
+    ids = tuple(headers.get(name, "") for name in (CHAT_HEADER, MESSAGE_HEADER))
+    if all(ids):
+        return ids
+    return () if {CHAT_HEADER, WEBUI_USER, WEBUI_TOKEN} & set(headers) else None
 
 
 def call_of(prepared: PreparedRequest, n: int | None = None) -> Call:
@@ -121,17 +136,13 @@ def call_of(prepared: PreparedRequest, n: int | None = None) -> Call:
     return Call(prepared.endpoint, body, prepared.prompt, n or prepared.request.n or 1)
 
 
-async def serve_reply(service: Service, prepared: PreparedRequest) -> ServedReply:
-    """Return the answers to serve.
-
-    Raises:
-        ApiError: of the engine.
-    """
+def strategy_inputs(service: Service, prepared: PreparedRequest) -> StrategyInputs:
+    """Return what a strategy answers a request with."""
 
     async def read(texts: list[str]) -> np.ndarray:
         return await service.read_rewards(prepared.prompt, texts)
 
-    inputs = StrategyInputs(
+    return StrategyInputs(
         service.engine,
         call_of(prepared),
         prepared.prompt,
@@ -139,8 +150,17 @@ async def serve_reply(service: Service, prepared: PreparedRequest) -> ServedRepl
         read,
         service.config.rule,
         service.config.samples,
+        lambda values: service.space.left_alone_on(prepared.taste.utility, values),
     )
-    served = await STRATEGIES[prepared.strategy](inputs)
+
+
+async def serve_reply(service: Service, prepared: PreparedRequest) -> ServedReply:
+    """Return the answers to serve.
+
+    Raises:
+        ApiError: of the engine.
+    """
+    served = await STRATEGIES[prepared.strategy](strategy_inputs(service, prepared))
     usage = served.reply.usage
     service.telemetry.tokens.inc(usage.completion_tokens if usage else 0)
     service.telemetry.answers.labels(served.answer.strategy).inc()
@@ -187,9 +207,19 @@ async def store_answers(
         service.space.ids.digest,
         json.dumps(prepared.prompt, ensure_ascii=False) if keep_texts else None,
         json.dumps(answers, ensure_ascii=False),
+        _source(prepared, texts[0]) if keep_texts or prepared.join else None,
     )
     await service.keep(prepared.caller, event)
     return [f"{prepared.response_id}.{number}" for number in range(len(texts))]
+
+
+def _source(prepared: PreparedRequest, answer: str) -> str | None:
+    """By what a rating of open-webui finds an answer; of texts only where these are stored."""
+    if prepared.join or prepared.join is None:
+        return answer_key(*prepared.join) if prepared.join else None
+    turns = prepared.prompt
+    question = turns if isinstance(turns, str) else turns[-1]["content"]
+    return answer_key(question, answer)
 
 
 async def _store_if_room(
@@ -207,24 +237,33 @@ async def _store_if_room(
         return []
 
 
-def explain(prepared: PreparedRequest, answer: PersonalAnswer, ids: Sequence[str]) -> Json:
-    """Return the `jaxalign` field of a response: what was chosen, how sure it is, and why."""
+def explain(
+    prepared: PreparedRequest, answer: PersonalAnswer, ids: Sequence[str], why: str | None = None
+) -> Json:
+    """Return the `jaxalign` field of a response: what was chosen, how sure it is, and why.
+
+    Args:
+        prepared: the request.
+        answer: the first answer that is served.
+        ids: of the answers that are stored.
+        why: why the plain answer was served whatever the gains, None where it was not.
+    """
     return {
         "strategy": answer.strategy,
         "choice": answer.choice,
         "probability": answer.probability,
         "gain": answer.gain,
         "gain_sd": answer.sd,
-        "reason": _reason(prepared, answer),
+        "reason": _reason(prepared, answer, why or prepared.why),
         "feedback_used": prepared.taste.used,
         "answers": list(ids),
     }
 
 
-def _reason(prepared: PreparedRequest, answer: PersonalAnswer) -> str:
+def _reason(prepared: PreparedRequest, answer: PersonalAnswer, why: str | None) -> str:
     """Why an answer is served, in a sentence for the user."""
-    if prepared.why:
-        return f"the plain answer: {prepared.why}"
+    if why:
+        return f"the plain answer: {why}"
     if prepared.strategy == "plain":
         if prepared.request.model == AUTO:
             return "the plain answer: the service runs with --strategy plain"
@@ -315,7 +354,7 @@ async def stream_whole(service: Service, prepared: PreparedRequest) -> AsyncGene
     finally:
         task.cancel()
     choices = served.reply.choices
-    about = explain(prepared, served.answer, ids)
+    about = explain(prepared, served.answer, ids, served.why)
     for number, choice in enumerate(choices):
         first = wire.piece(number, choice.content())
         message = {} if choice.message is None else choice.message.model_dump(exclude_unset=True)
@@ -343,7 +382,7 @@ async def _serve_and_store(
 async def answer_whole(service: Service, prepared: PreparedRequest) -> tuple[Json, dict[str, str]]:
     """Return the body and the headers of a response that is not streamed."""
     served, ids = await _serve_and_store(service, prepared)
-    about = explain(prepared, served.answer, ids)
+    about = explain(prepared, served.answer, ids, served.why)
     return whole_body(prepared, served.reply, about), headers_of(prepared, about)
 
 

@@ -26,6 +26,26 @@ class ErrorBody(TypedDict):
     error: ErrorDetail
 
 
+_TEXT_OR_NULL = {"type": ["string", "null"]}
+ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": _TEXT_OR_NULL,
+                "code": _TEXT_OR_NULL,
+            },
+        }
+    },
+}
+"""`ErrorBody` as OpenAPI states it."""
+
+
 class ApiError(Exception):
     """A request that is refused, or that failed.
 

@@ -14,18 +14,20 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jaxalign.integrations.open_webui import RECEIVER
 from jaxalign.serve import answering, users
-from jaxalign.serve.api_errors import ApiError
+from jaxalign.serve.api_errors import ERROR_SCHEMA, ApiError
 from jaxalign.serve.comparing import compare as compare_answers
 from jaxalign.serve.feedback import receive_feedback
 from jaxalign.serve.guards import GuardMiddleware
-from jaxalign.serve.learning import compile_ratings
+from jaxalign.serve.learning import compile_feedback
 from jaxalign.serve.page import render_page
 from jaxalign.serve.service import Service
 from jaxalign.serve.store import events
 from jaxalign.serve.store.database import StorageError
 from jaxalign.serve.store.events import MICROSECONDS, Json, LimitReached
 from jaxalign.serve.telemetry import LOGGER, log
+from jaxalign.serve.webhooks import receive_webui
 from jaxalign.serve.wire import (
     ChatRequest,
     Endpoint,
@@ -37,6 +39,12 @@ from jaxalign.version import __version__
 
 _RETENTION_SECONDS = 3600.0
 _METHODS = ("GET", "POST", "DELETE", "HEAD", "OPTIONS")  # any other method counts as "other"
+_OF_ERRORS = {"application/json": {"schema": ERROR_SCHEMA}}
+_ERRORS: dict[int | str, dict[str, object]] = {
+    "4XX": {"description": "The request is refused.", "content": _OF_ERRORS},
+    "5XX": {"description": "The service, its database or its engine failed.",
+            "content": _OF_ERRORS},
+}  # fmt: skip
 _DAY_MICROSECONDS = 86_400 * MICROSECONDS
 
 
@@ -50,7 +58,7 @@ def create_app(service: Service) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         retention = asyncio.create_task(_retain(service))
-        compiling = asyncio.create_task(asyncio.to_thread(compile_ratings, service.space))
+        compiling = asyncio.create_task(asyncio.to_thread(compile_feedback, service.space))
         try:
             yield
         finally:
@@ -63,7 +71,7 @@ def create_app(service: Service) -> FastAPI:
                 await asyncio.to_thread(service.database.close)
 
     app = FastAPI(title="jaxalign", version=__version__, lifespan=lifespan, docs_url=None,
-                  redoc_url=None)  # fmt: skip
+                  redoc_url=None, responses=_ERRORS)  # fmt: skip
     _add_answers(app, service)
     _add_users(app, service)
     _add_operations(app, service)
@@ -138,6 +146,12 @@ def _add_users(app: FastAPI, service: Service) -> None:
         caller = service.gate.caller(request.headers, body.user, None, body.metadata)
         source = request.headers.get("idempotency-key")
         return await receive_feedback(service, caller, body, source)
+
+    @app.post(RECEIVER)
+    async def webui(body: dict[str, object] | list[dict[str, object]], request: Request) -> Json:
+        """Take rows of open-webui's feedback export: one, or a list of them."""
+        rows = body if isinstance(body, list) else [body]
+        return await receive_webui(service, request.headers, rows)
 
     @app.get("/v1/user")
     async def user(request: Request, id: str | None = None) -> Json:

@@ -9,14 +9,23 @@ import numpy as np
 from jaxalign.mrm import information
 from jaxalign.personalize.strategies.base import PersonalAnswer
 from jaxalign.personalize.utility import Utility
-from jaxalign.serve.answering import PreparedRequest, call_of, store_answers
+from jaxalign.serve.answering import (
+    PreparedRequest,
+    call_of,
+    explain,
+    store_answers,
+    strategy_inputs,
+    whole_body,
+)
 from jaxalign.serve.api_errors import ApiError
 from jaxalign.serve.service import Service
 from jaxalign.serve.store.events import Json
-from jaxalign.serve.wire import TokenUsage
+from jaxalign.serve.strategies import ServedReply, however_sure, serve_draw
+from jaxalign.serve.wire import Reply, TokenUsage
 
 LEAST_NATS = 0.01
 """Least information at which a comparison pays, such as one of answers that differ clearly."""
+_CHOICE = "two answers to choose from"
 _information = jax.jit(information)
 
 
@@ -60,19 +69,43 @@ async def compare(service: Service, prepared: PreparedRequest) -> Json:
     reply = await service.engine.complete(call_of(prepared, service.config.samples))
     texts = [choice.content() for choice in reply.choices]
     values = await service.read_rewards(prepared.prompt, texts)
-    (one, other), nats = most_informative(prepared.taste.utility, values)
-    answer = PersonalAnswer(texts[one], "compare", "two answers to choose from", 0.0, None, None)
-    pair = [texts[one], texts[other]]
-    ids = await store_answers(service, prepared, pair, answer, values[[one, other]])
-    service.telemetry.answers.labels("compare").inc()
+    pair, nats = most_informative(prepared.taste.utility, values)
+    pays = nats >= LEAST_NATS
+    served = None if pays else _served(service, prepared, reply, values)
+    numbers = list(pair) if served is None else sorted({*pair, served.number})
+    answer = PersonalAnswer(texts[pair[0]], "compare", _CHOICE, 0.0, None, None)
+    names = await store_answers(
+        service, prepared, [texts[number] for number in numbers],
+        answer if served is None else served.answer, values[numbers],
+    )  # fmt: skip
+    ids = dict(zip(numbers, names, strict=True))
+    about = None
+    if served is not None:
+        said = explain(prepared, served.answer, [ids[served.number]], served.why)
+        about = whole_body(prepared, served.reply, said)
+    service.telemetry.answers.labels("compare" if served is None else served.answer.strategy).inc()
     usage = reply.usage or TokenUsage()
     service.telemetry.tokens.inc(usage.completion_tokens)
     return {
         "id": prepared.response_id,
         "object": "jaxalign.comparison",
         "model": prepared.request.model,
-        "answers": [{"id": name, "text": text} for name, text in zip(ids, pair, strict=True)],
+        "answers": [{"id": ids[number], "text": texts[number]} for number in pair],
         "information": nats,
-        "pays": nats >= LEAST_NATS,
+        "pays": pays,
+        "served": about,
         "usage": usage.model_dump(),
     }
+
+
+def _served(
+    service: Service, prepared: PreparedRequest, reply: Reply, values: np.ndarray
+) -> ServedReply | None:
+    """What a chat would be given of the same draws; None where it would draw others."""
+    inputs = strategy_inputs(service, prepared)
+    match prepared.strategy:
+        case "auto":
+            return serve_draw(inputs, reply, values)
+        case "best_of":
+            return serve_draw(however_sure(inputs), reply, values)
+    return None

@@ -1,26 +1,28 @@
-"""From a user's feedback to the posterior of the user's weights: a pure function of the rows."""
+"""From a user's feedback to the posterior of the user's weights: a pure function of the rows.
+
+Rows enter the posterior in blocks. The rows of whole blocks are in a state whose size does not grow
+with their number; the newest ones stand beside it, so that one of them can still be replaced. The
+state is a cache: built anew from all rows, it has the same bits.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from sqlalchemy import Connection
 
-from jaxalign.mrm import Feedback, FeedbackPrior, Levels, feedback_posterior
-from jaxalign.personalize.choices import from_choices
+from jaxalign.mrm import Feedback
+from jaxalign.mrm.feedback_belief import BLOCK, FeedbackBelief, feedback_moments
+from jaxalign.mrm.feedback_blocks import NEWEST, observe_rows
 from jaxalign.personalize.utility import Utility
-from jaxalign.serve.reward_space import RewardSpace
+from jaxalign.serve.reward_space import LEVELS, RewardSpace
+from jaxalign.serve.store import events
 from jaxalign.serve.store.events import Event
 
-LEVELS = Levels(ratings=(2,))
-"""Choices without ties, and thumbs."""
-LEVEL_SD, LOG_SPREAD_SD = 1.0, 0.5
-"""How far people differ in where a good answer begins, in logits, and by which factor in how
-decisively they rate. Assumed, and not fitted: no log of thumbs comes with the package.
-"""
-LEAST_ROOM = 32
-"""Rows of the smallest program; twice as many each time that they do not suffice."""
 _UNREAD = "ratings on learned features, which have no typical answer to be measured from"
 _OTHER_SPACE = "rows on other rewards than the present ones"
 
@@ -33,11 +35,58 @@ class UserTaste:
         utility: mean [K] and covariance [K, K] of the user's weights.
         used: rows of feedback that it is based on.
         unused: number of rows that it is not based on, by the reason.
+        left_alone: why `auto` does not personalise for the user, None where it may.
     """
 
     utility: Utility
     used: int
     unused: dict[str, int] = field(default_factory=dict)
+    left_alone: str | None = None
+
+
+class LearnedRow(NamedTuple):
+    """A row of feedback as the posterior takes it.
+
+    Attributes:
+        id: of the event.
+        vector: [K] features of a rated answer, or of the preferred one less the other's.
+        rating: whether an answer was rated.
+        up: whether the rating was a thumb up.
+    """
+
+    id: str
+    vector: np.ndarray
+    rating: bool
+    up: bool
+
+
+@dataclass(frozen=True, eq=False)
+class TasteState:
+    """What is kept of one user in memory.
+
+    Attributes:
+        taste: of all rows.
+        belief: after the rows of whole blocks.
+        newest: rows beside it, by kind and subject, in their order.
+        first: id of the oldest row that is stored; None where there is none.
+        last: when the last row was received, in microseconds since 1970.
+        version: of the user, see `UserRow`.
+    """
+
+    taste: UserTaste
+    belief: FeedbackBelief
+    newest: dict[tuple[str, str], LearnedRow]
+    first: str | None = None
+    last: int = -1
+    version: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its arrays, without those that all users share."""
+        arrays = jax.tree.leaves(self.belief) if self.belief.num_rows else []
+        utility = self.taste.utility
+        rows = [row.vector for row in self.newest.values()]
+        return sum(int(np.size(one)) * 4 for one in (*arrays, *rows, utility.mean, utility.cov))
 
 
 def current_feedback(rows: Sequence[Event]) -> list[Event]:
@@ -64,62 +113,102 @@ def why_unused(space: RewardSpace, row: Event) -> str | None:
     return _UNREAD if row.kind == "rating" and not space.named else None
 
 
-def infer_taste(space: RewardSpace, rows: Sequence[Event]) -> UserTaste:
-    """Return the posterior of a user's weights.
+def first_state(space: RewardSpace) -> TasteState:
+    """Return the state of a user without feedback."""
+    taste = UserTaste(space.population, 0, {}, space.left_alone(space.population))
+    return TasteState(taste, space.start, {})
 
-    The same rows give the same bits on one machine: all of them are fitted anew, in their order, in
-    a program whose size is a power of two.
+
+def infer_taste(space: RewardSpace, rows: Sequence[Event]) -> UserTaste:
+    """Return the posterior of a user's weights. The same rows give the same bits on one machine.
 
     Args:
         space: the base rewards, and the population.
         rows: feedback of one user, by time and id.
     """
-    unused: Counter[str] = Counter()
-    used = []
-    for row in current_feedback(rows):
+    return advance(space, first_state(space), current_feedback(rows)).taste
+
+
+def advance(space: RewardSpace, state: TasteState, rows: Sequence[Event]) -> TasteState:
+    """Return a user's state after more rows, as if it had been built from all of them.
+
+    Args:
+        space: the base rewards, and the population.
+        state: after the rows before.
+        rows: newer feedback, by time; none replaces a row that is in the belief.
+    """
+    if not rows:
+        return state
+    belief, newest = state.belief, dict(state.newest)
+    used, unused = state.taste.used, Counter(state.taste.unused)
+    for row in rows:
+        place = (row.kind, row.subject)
         reason = why_unused(space, row)
-        if reason is None:
-            used.append(row)
-        else:
+        if reason is not None:
             unused[reason] += 1
-    table = _table(used, len(space.ids.names))
-    if any(row.kind == "rating" for row in used):
-        found = feedback_posterior(_prior(space), table)
-        utility = Utility(np.asarray(found.mean[0]), np.asarray(found.cov[0]), space.ids)
-    else:
-        both = from_choices(space.prior, table.vectors, table.weight, space.ids)
-        utility = Utility(both.mean[0], both.cov[0], space.ids)
-    return UserTaste(utility, len(used), dict(unused))
+            continue
+        used += newest.pop(place, None) is None
+        newest[place] = _learned(row)
+        if len(newest) == NEWEST * BLOCK:
+            oldest = list(newest)[:BLOCK]
+            belief = observe_rows(belief, _table([newest.pop(one) for one in oldest]))
+    utility = space.population
+    if newest:  # or else the belief is that of no row
+        after = observe_rows(belief, _table(list(newest.values())))
+        mean, cov = feedback_moments(after)
+        utility = Utility(np.asarray(mean), np.asarray(cov), space.ids)
+    taste = UserTaste(utility, used, dict(unused), space.left_alone(utility))
+    return replace(state, taste=taste, belief=belief, newest=newest, last=rows[-1].received)
 
 
-def compile_ratings(space: RewardSpace) -> None:
-    """Compile what the first thumb needs, which takes seconds."""
-    value: dict[str, object] = {"rating": 1, "features": [0.0] * len(space.ids.names)}
-    infer_taste(space, [Event("", 0, "", "rating", "", value, space.ids.digest)])
+def unseen_rows(
+    connection: Connection, user: str, state: TasteState, empty: TasteState
+) -> tuple[str, TasteState, list[Event]]:
+    """Return the version of a user's rows, the state to go on from, and the rows that follow.
+
+    Args:
+        connection: to read from.
+        user: whose.
+        state: that is known, perhaps the empty one.
+        empty: the state of a user without feedback.
+
+    Returns:
+        The known state and no rows where nothing has changed; the empty state and all rows where
+        rows were deleted since, or where one replaces a row that can no longer be taken out.
+    """
+    row = events.user_row(connection, user)
+    if row is None:
+        return empty.version, empty, []
+    if row.version == state.version:
+        return row.version, state, []
+    first = events.first_feedback(connection, user)
+    if state.first == first:
+        rows = events.feedback(connection, user, state.last)
+        known = {row.id for row in rows} | {row.id for row in state.newest.values()}
+        if all(events.about_same(connection, row) <= known for row in rows):
+            return row.version, state, current_feedback(rows)
+    rows = current_feedback(events.feedback(connection, user))
+    return row.version, replace(empty, first=first), rows
 
 
-def _table(rows: Sequence[Event], size: int) -> Feedback:
-    """The rows as the likelihood takes them, of one user and padded to a power of two."""
-    room = LEAST_ROOM
-    while room < len(rows):
-        room *= 2
-    vectors = np.zeros((1, room, size), np.float32)
-    rating = np.zeros((1, room), bool)
-    up = np.ones((1, room), np.int32)
-    weight = np.zeros((1, room), np.float32)
-    for place, row in enumerate(rows):
-        rating[0, place] = row.kind == "rating"
-        named = "features" if rating[0, place] else "difference"
-        vectors[0, place] = np.asarray(row.value[named], np.float32)
-        up[0, place] = row.value.get("rating", 1) == 1
-        weight[0, place] = 1
+def compile_feedback(space: RewardSpace) -> None:
+    """Compile what the first row of feedback needs, which takes seconds."""
+    value: dict[str, object] = {"preferred": 0, "difference": [0.0] * len(space.ids.names)}
+    infer_taste(space, [Event("", 0, "", "preferred", "", value, space.ids.digest)])
+
+
+def _learned(row: Event) -> LearnedRow:
+    rating = row.kind == "rating"
+    vector = np.asarray(row.value["features" if rating else "difference"], np.float32)
+    return LearnedRow(row.id, vector, rating, row.value.get("rating", 1) == 1)
+
+
+def _table(rows: Sequence[LearnedRow]) -> Feedback:
+    """Rows of one user as the likelihood takes them."""
+    vectors = np.stack([row.vector for row in rows])
+    rating, up = (np.array([getattr(row, name) for row in rows]) for name in ("rating", "up"))
     chosen = LEVELS.choice(None, np.zeros_like(rating))
-    rated = LEVELS.rating(0, up)
-    edges = [np.where(rating, one, other) for one, other in zip(rated, chosen, strict=True)]
-    return Feedback(*map(jnp.asarray, (vectors, rating, *edges, weight)))
-
-
-def _prior(space: RewardSpace) -> FeedbackPrior:
-    spread = (np.float32(x) for x in (LEVEL_SD, 0.0, LOG_SPREAD_SD))
-    edges = LEVELS.edges(jnp.zeros(LEVELS.thresholds))
-    return FeedbackPrior(space.prior, edges, *map(jnp.asarray, spread))
+    rated = LEVELS.rating(0, up.astype(np.int32))
+    lower, upper = (np.where(rating, *both) for both in zip(rated, chosen, strict=True))
+    weight = np.ones(len(rows), np.float32)
+    return Feedback(*map(jnp.asarray, (vectors, rating, lower, upper, weight)))

@@ -3,24 +3,26 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
 from jaxalign.models.chat import Chat
-from jaxalign.personalize.utility import Utility
 from jaxalign.serve.config import ServeConfig
 from jaxalign.serve.engines import AnswerEngine
 from jaxalign.serve.guards import Guard
 from jaxalign.serve.identity import Caller, CallerGate
-from jaxalign.serve.learning import UserTaste, infer_taste
+from jaxalign.serve.learning import TasteState, UserTaste, advance, first_state, unseen_rows
 from jaxalign.serve.reward_space import RewardSpace
 from jaxalign.serve.store import events
 from jaxalign.serve.store.database import Database
 from jaxalign.serve.store.events import Event
 from jaxalign.serve.telemetry import Telemetry
 
-_MOST_TASTES = 10_000  # about 1 kB each; any of them can be inferred anew
+_MOST_STATES = 10_000
+_MOST_STATE_BYTES = 256_000_000
+"""Of the states that are kept: any of them can be built anew from the user's rows."""
 
 
 @dataclass(eq=False)
@@ -46,12 +48,12 @@ class Service:
     guard: Guard
     telemetry: Telemetry = field(default_factory=Telemetry)
     stopping: bool = False
-    _tastes: OrderedDict[str, tuple[str, UserTaste]] = field(default_factory=OrderedDict)
+    _states: OrderedDict[str, TasteState] = field(default_factory=OrderedDict)
+    _state_bytes: int = 0
 
-    def population(self) -> Utility:
-        """Return the weights of a user without feedback."""
-        prior = self.space.prior
-        return Utility(np.asarray(prior.mean), np.asarray(prior.cov), self.space.ids)
+    @cached_property
+    def _empty(self) -> TasteState:
+        return first_state(self.space)
 
     async def taste(self, user: str | None) -> UserTaste:
         """Return the belief about a user; where no user is named, about the population.
@@ -62,26 +64,31 @@ class Service:
             StorageError: the rows cannot be read.
         """
         if user is None:
-            return UserTaste(self.population(), 0)
-        row = await self.database.read(lambda connection: events.user_row(connection, user))
-        if row is None:
-            self.forget(user)
-            return UserTaste(self.population(), 0)
-        known = self._tastes.get(user)
-        if known is not None and known[0] == row.version:
-            self._tastes.move_to_end(user)
-            return known[1]
-        rows = await self.database.read(lambda connection: events.feedback(connection, user))
-        found = await asyncio.to_thread(infer_taste, self.space, rows)
-        # Rows of later than the version may be in it: then it is inferred once more, to no harm.
-        self._tastes[user] = (row.version, found)
-        while len(self._tastes) > _MOST_TASTES:
-            self._tastes.popitem(last=False)
-        return found
+            return self._empty.taste
+        known = self._states.get(user, self._empty)
+        if user in self._states:
+            self._states.move_to_end(user)
+        version, start, rows = await self.database.read(
+            lambda connection: unseen_rows(connection, user, known, self._empty)
+        )
+        if version == known.version and not rows:
+            return known.taste
+        found = await asyncio.to_thread(advance, self.space, start, rows)
+        # Rows of later than the version may be in it: then it is read once more, to no harm.
+        self._remember(user, replace(found, version=version))
+        return found.taste
+
+    def _remember(self, user: str, state: TasteState) -> None:
+        self.forget(user)
+        self._states[user] = state
+        self._state_bytes += state.size
+        while len(self._states) > _MOST_STATES or self._state_bytes > _MOST_STATE_BYTES:
+            self.forget(next(iter(self._states)))
 
     def forget(self, user: str) -> None:
         """Drop what is kept in memory of a user."""
-        self._tastes.pop(user, None)
+        state = self._states.pop(user, None)
+        self._state_bytes -= 0 if state is None else state.size
 
     async def keep(self, caller: Caller, event: Event) -> Event:
         """Write an event of the caller's user, and return the one that is kept.

@@ -30,6 +30,8 @@ class StrategyInputs(NamedTuple):
         read: of texts to their base rewards [N, K], as answers to the prompt.
         rule: when an answer other than the plain one is served.
         samples: answers that may be drawn.
+        gate: of the base rewards [N, K] of the draws to why the user is left alone on them, None
+            where the user is not.
     """
 
     engine: AnswerEngine
@@ -39,6 +41,7 @@ class StrategyInputs(NamedTuple):
     read: Callable[[list[str]], Awaitable[np.ndarray]]
     rule: ServingRule
     samples: int
+    gate: Callable[[np.ndarray], str | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,11 +52,15 @@ class ServedReply:
         reply: its choices are those that are served.
         answer: the first of them, with the reason.
         features: [N, K] base rewards of the choices; None where they are not computed yet.
+        why: why the plain answer was served whatever the gains, None where it was not.
+        number: of the first choice among all that were drawn.
     """
 
     reply: Reply
     answer: PersonalAnswer
     features: np.ndarray | None = None
+    why: str | None = None
+    number: int = 0
 
 
 async def answer_plainly(inputs: StrategyInputs) -> ServedReply:
@@ -65,22 +72,39 @@ async def answer_plainly(inputs: StrategyInputs) -> ServedReply:
 
 async def answer_best(inputs: StrategyInputs) -> ServedReply:
     """Serve the draw of the largest gain less k standard deviations, however sure it is."""
+    return await answer_by_rule(however_sure(inputs))
+
+
+def however_sure(inputs: StrategyInputs) -> StrategyInputs:
+    """Return inputs with which the best draw is served however sure it is to be better."""
     rule = ServingRule(inputs.rule.k, least_probability=0.0)
-    return await answer_by_rule(inputs._replace(rule=rule))
+    return inputs._replace(rule=rule, gate=lambda _: None)
 
 
 async def answer_by_rule(inputs: StrategyInputs) -> ServedReply:
     """Serve the best draw where it is likely enough to be better, and else the first."""
     reply = await inputs.engine.complete(inputs.call._replace(n=inputs.samples))
     texts = [choice.content() for choice in reply.choices]
-    values = await inputs.read(texts)
+    return serve_draw(inputs, reply, await inputs.read(texts))
+
+
+def serve_draw(inputs: StrategyInputs, reply: Reply, values: np.ndarray) -> ServedReply:
+    """Return the draw to serve by the rule and the gate.
+
+    Args:
+        inputs: of the request.
+        reply: N draws, the first of which is the plain answer.
+        values: [N, K] their base rewards.
+    """
+    texts = [choice.content() for choice in reply.choices]
     gains = expected_gains(inputs.utility.mean, inputs.utility.cov, values)
-    option = inputs.rule.choose(gains)
+    why = inputs.gate(values)
+    option = 0 if why else inputs.rule.choose(gains)
     words = [f"answer {place} of {len(texts)}" for place in range(1, len(texts) + 1)]
     answer = chosen_answer(texts[option], "best_of", words, option, gains)
     served = reply.choices[option].model_copy(update={"index": 0})
     kept = reply.model_copy(update={"choices": [served]})
-    return ServedReply(kept, answer, values[option : option + 1])
+    return ServedReply(kept, answer, values[option : option + 1], why, option)
 
 
 STRATEGIES: dict[str, Callable[[StrategyInputs], Awaitable[ServedReply]]] = {

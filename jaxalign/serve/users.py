@@ -31,13 +31,14 @@ async def describe(service: Service, caller: Caller) -> Json:
         "feedback_used": taste.used,
         "feedback_unused": taste.unused,
         "strategy": service.config.strategy,
+        "left_alone": taste.left_alone,
         "recent_probability": probability,
         "rewards": [],
         "words": [],
     }
     if not service.space.named:
         return found
-    words = describe_taste(taste.utility, taste.used, caller.shown, service.population())
+    words = describe_taste(taste.utility, taste.used, caller.shown, service.space.population)
     rewards = [
         {
             "name": one.name,

@@ -1,5 +1,6 @@
 """A small OpenAI-compatible server whose answers are known, and which can misbehave."""
 
+import contextlib
 import json
 import threading
 import time
@@ -14,6 +15,8 @@ ANSWERS = (
     "- Good\n- Short",
 )
 """Draws in order; the first is the plain one."""
+LONG = 2000
+"""Times that a long stream repeats an answer: more than the buffers of sockets hold."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -43,7 +46,7 @@ class _Handler(BaseHTTPRequestHandler):
         if mode == "slow":
             time.sleep(world.pause)
         if body.get("stream"):
-            return self._stream(body, broken=mode == "break")
+            return self._stream(body, mode)
         n = 1 if mode == "ignores_n" else body.get("n", 1)
         self._send(200, self._reply(body, n))
 
@@ -60,17 +63,21 @@ class _Handler(BaseHTTPRequestHandler):
             "created": 1, "model": body["model"], "choices": choices, "usage": usage,
         }  # fmt: skip
 
-    def _stream(self, body, broken):
+    def _stream(self, body, mode):
         chat = self.path.endswith("/chat/completions")
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.send_header("connection", "close")
         self.end_headers()
         self.close_connection = True
-        words = self.server.world.next_answer().split(" ")
+        words = self.server.world.next_answer().split(" ") * (LONG if mode == "long" else 1)
         for number, word in enumerate(words):
-            if broken and number == 2:
+            if number == 2 and mode == "break":
                 return
+            if number == 2 and mode == "garble":
+                self.wfile.write(b"data: {no json\n\n")
+            if number == 2 and mode == "stall":
+                time.sleep(self.server.world.pause)
             text = word if number == 0 else " " + word
             said = {"delta": {"content": text}} if chat else {"text": text}
             self._event({"choices": [{"index": 0, "finish_reason": None, **said}]})
@@ -79,6 +86,10 @@ class _Handler(BaseHTTPRequestHandler):
         usage = {"prompt_tokens": 5, "completion_tokens": len(words), "total_tokens": 0}
         self._event({"choices": [], "usage": usage})
         self.wfile.write(b"data: [DONE]\n\n")
+
+    def handle(self):
+        with contextlib.suppress(ConnectionError):  # the service broke off
+            super().handle()
 
     def _event(self, chunk):
         whole = {"id": "up-1", "object": "chunk", "created": 1, "model": MODEL, **chunk}

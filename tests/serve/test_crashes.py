@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 from running import CHAT
+from test_postgres import server
 
 from jaxalign.serve.learning import infer_taste
 from jaxalign.serve.reward_space import demo_space
@@ -25,10 +26,10 @@ USERS = ("ann", "bob", "eve")
 class Process:
     """`jaxalign serve` in a process of its own, with a client."""
 
-    def __init__(self, folder, upstream):
+    def __init__(self, folder, upstream, url):
         command = [
             sys.executable, "-m", "jaxalign.cli", "serve", "--port", "0", "--engine", "openai",
-            "--engine.url", upstream.url, "--database", f"sqlite:///{folder}/service.sqlite",
+            "--engine.url", upstream.url, "--database", url,
         ]  # fmt: skip
         self.log = (folder / "log").open("ab")
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
@@ -58,32 +59,37 @@ def talk(client, user, sent, acknowledged):
                 acknowledged.add(key)
 
 
-def kill_and_compare(folder, upstream, moments, rng):
+def kill_and_compare(folder, upstream, url, copies, moments, rng):
+    """Kill all copies again and again, and compare what is stored with what was acknowledged."""
     sent, acknowledged = {}, set()
     for _ in range(moments):
-        service = Process(folder, upstream)
+        services = [Process(folder, upstream, url) for _ in range(copies)]
         # What was sent and not acknowledged is sent again: it may or may not be there already.
         for key, body in sent.items():
             if key not in acknowledged:
-                found = service.client.post(
+                found = services[0].client.post(
                     "/v1/feedback", json=body, headers={"Idempotency-Key": key}
                 )
                 assert found.status_code == 200
                 acknowledged.add(key)
         threads = [
-            threading.Thread(target=talk, args=(service.client, user, sent, acknowledged))
-            for user in USERS
+            threading.Thread(
+                target=talk, args=(services[number % copies].client, user, sent, acknowledged)
+            )
+            for number, user in enumerate(USERS)
         ]
         for thread in threads:
             thread.start()
         threading.Event().wait(rng.uniform(0.2, 1.5))
-        assert service.end(signal.SIGKILL) == -signal.SIGKILL
+        for service in services:
+            service.process.send_signal(signal.SIGKILL)
         for thread in threads:
             thread.join()
-    service = Process(folder, upstream)
+        assert [service.end(signal.SIGKILL) for service in services] == [-signal.SIGKILL] * copies
+    service = Process(folder, upstream, url)
     served = {user: service.client.get("/v1/user", params={"id": user}).json() for user in USERS}
     assert service.end(signal.SIGTERM) == 128 + signal.SIGTERM
-    database = open_database(f"sqlite:///{folder}/service.sqlite")
+    database = open_database(url)
     space, seen = demo_space(), []
     for user in USERS:
         rows = database.read_now(lambda c, user=user: events.feedback(c, f"local:{user}"))
@@ -101,4 +107,12 @@ def kill_and_compare(folder, upstream, moments, rng):
 
 @pytest.mark.slow
 def test_eight_kills_lose_nothing(tmp_path, upstream_server, upstream):
-    kill_and_compare(tmp_path, upstream_server, 8, random.Random(1))
+    url = f"sqlite:///{tmp_path}/service.sqlite"
+    kill_and_compare(tmp_path, upstream_server, url, 1, 8, random.Random(1))
+
+
+@pytest.mark.slow
+def test_kills_of_two_copies_on_postgresql_lose_nothing(tmp_path, upstream_server, upstream):
+    (tmp_path / "postgres").mkdir()
+    with server(tmp_path / "postgres") as url:
+        kill_and_compare(tmp_path, upstream_server, url, 2, 3, random.Random(2))

@@ -3,9 +3,14 @@
 import time
 
 import fake_upstream
+import httpx
 import jwt
 import pytest
 from running import CHAT, client_of, config_of, rows_of
+from webui_feedback import webui
+
+from jaxalign.errors import InputError
+from jaxalign.integrations.open_webui import Poller, main
 
 SECRET = "a secret of at least thirty-two bytes"
 TITLE = """### Task:
@@ -90,3 +95,99 @@ def test_a_signed_user_is_believed(tmp_path, upstream_server, upstream):
         found = client.post("/v1/chat/completions", json=CHAT, headers=signed)
     assert found.status_code == 200
     assert [row[2] for row in rows_of(tmp_path)] == ["local:ann"]
+
+
+@pytest.fixture
+def exported():
+    """A row of the feedback export about the answer to "Hi", as the importer's tests have it."""
+
+    def row(key, rating, user, answer, **changes):
+        found = webui(key, rating, "a", user=user)
+        messages = found["snapshot"]["chat"]["chat"]["history"]["messages"]
+        messages["a"]["content"] = answer
+        return {**found, "updated_at": 1700000000, **changes}
+
+    return row
+
+
+HI = {"model": fake_upstream.MODEL, "messages": [{"role": "user", "content": "Hi"}]}
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_rating_finds_its_answer(client, user, folder, upstream, exported, named):
+    """By the ids that came with the request, else by question and answer."""
+    given = headers(user) | ({"x-openwebui-chat-id": "c1", "x-openwebui-message-id": "a"} if named
+             else {})  # fmt: skip
+    said = client.post("/v1/chat/completions", json=HI, headers=given).json()
+    answer = "edited since" if named else said["choices"][0]["message"]["content"]
+    rows = [
+        exported(f"{user}-1", 1, user, answer),
+        exported(f"{user}-1", -1, user, answer, updated_at=1700000001),
+        exported(f"{user}-1", -1, user, answer, updated_at=1700000001),
+        exported(f"{user}-2", 1, f"{user}-other", answer),
+        {**exported(f"{user}-3", 1, user, answer), "data": {"rating": 5}},
+    ]
+    found = client.post("/v1/integrations/open-webui", json=rows).json()
+    assert found["joined"] == 3
+    assert sorted(found["left"].values()) == [1, 1]
+    kept = [row for row in rows_of(folder) if row[2] == f"local:{user}" and row[3] == "rating"]
+    assert len(kept) == 2
+    about = client.get("/v1/user", params={"id": user}).json()
+    assert (about["feedback_used"], about["feedback_unused"]) == (1, {})
+
+
+def test_an_answer_that_is_drawn_again_under_its_ids_takes_the_place_of_the_first(
+    client, user, folder, upstream
+):
+    given = headers(user) | {"x-openwebui-message-id": "a"}
+    for _ in range(2):
+        assert client.post("/v1/chat/completions", json=HI, headers=given).status_code == 200
+    sources = [row[9] for row in rows_of(folder) if row[2] == f"local:{user}"]
+    assert [source is None for source in sources] == [True, False]
+
+
+def test_ratings_that_name_no_answer_are_counted_by_their_reasons(client, user, exported):
+    rows = [
+        exported("f1", 1, user, "never served"),
+        {"id": "f2"},
+        exported("f3", 1, user, "x", meta={"arena": True, "chat_id": "c1", "message_id": "a"}),
+        exported("f4", 1, user, "x", snapshot=None),
+    ]
+    found = client.post("/v1/integrations/open-webui", json=rows).json()
+    assert found["joined"] == 0
+    assert len(found["left"]) == 4
+    refused = client.post("/v1/integrations/open-webui", json="no rows")
+    assert refused.status_code == 400
+
+
+def test_the_export_is_polled_and_each_row_is_sent_once(client, user, upstream, exported):
+    given = headers(user)
+    said = client.post("/v1/chat/completions", json=HI, headers=given).json()
+    rows = [exported(f"{user}-1", 1, user, said["choices"][0]["message"]["content"])]
+
+    def export(request):
+        if request.headers.get("authorization") != "Bearer admin":
+            return httpx.Response(401)
+        assert request.url.path == "/api/v1/evaluations/feedbacks/all/export"
+        return httpx.Response(200, json=rows)
+
+    def client_with(key):
+        return httpx.Client(
+            base_url="http://webui", transport=httpx.MockTransport(export),
+            headers={"authorization": f"Bearer {key}"},
+        )  # fmt: skip
+
+    with client_with("admin") as asked:
+        poller = Poller(asked, client)
+        assert poller.poll() == (1, {})
+        assert poller.poll() == (0, {})
+        rows[0] = {**rows[0], "data": {"rating": -1}, "updated_at": 1700000002}
+        assert poller.poll() == (1, {})
+    with client_with("wrong") as asked, pytest.raises(InputError, match="status 401"):
+        Poller(asked, client).poll()
+    assert client.get("/v1/user", params={"id": user}).json()["feedback_used"] == 1
+
+
+def test_the_command_says_what_is_wrong(capsys):
+    assert main(["--webui", "http://127.0.0.1:9", "--once"]) == 2
+    assert "check that the server runs" in capsys.readouterr().err

@@ -116,12 +116,31 @@ def test_concurrent_feedback_is_counted_once_each(client, user, served, folder):
 def test_comparison_gives_the_pair_that_tells_most(client, user):
     body = {**CHAT, "user": user}
     found = client.post("/v1/compare", json=body).json()
-    assert found["pays"] is True
+    assert (found["pays"], found["served"]) == (True, None)
     texts = [one["text"] for one in found["answers"]]
     assert len(set(texts)) == 2
     ids = [one["id"] for one in found["answers"]]
     said = {"response_id": ids[0], "preferred": ids[1], "user": user}
     assert client.post("/v1/feedback", json=said).json()["feedback_used"] == 1
+
+
+def test_a_comparison_that_does_not_pay_holds_the_answer_of_the_same_draws(
+    client, user, upstream, monkeypatch
+):
+    monkeypatch.setattr("jaxalign.serve.comparing.LEAST_NATS", 1.0)  # more than a choice can tell
+    for _ in range(5):
+        prefer_short(client, user)
+    drawn = len(upstream.requests)
+    found = client.post("/v1/compare", json={**CHAT, "user": user}).json()
+    assert len(upstream.requests) == drawn + 1
+    assert found["pays"] is False
+    served = found["served"]
+    assert served["object"] == "chat.completion"
+    assert served["choices"][0]["message"]["content"] == fake_upstream.ANSWERS[1]
+    assert served["jaxalign"]["strategy"] == "best_of"
+    (answer,) = served["jaxalign"]["answers"]
+    body = {"response_id": answer, "rating": "up", "user": user}
+    assert client.post("/v1/feedback", json=body).json()["used"] is True
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from cli_calls import call, refused
 from running import CHAT, Running, client_of, config_of, rows_of
 
+from jaxalign.mrm.adaptation import Gate
 from jaxalign.serve.identity import hash_key, read_keys
 from jaxalign.serve.store import events
 
@@ -37,6 +38,34 @@ def test_the_rewards_and_the_prior_come_from_a_run(tmp_path, upstream_server, up
         assert about["feedback_used"] == 0
         assert about["feedback_unused"] == {"rows on other rewards than the present ones": 1}
         assert choose(client, 0, 1)["feedback_used"] == 1
+
+
+@pytest.mark.parametrize(
+    ("gate", "before", "after", "draws"),
+    [
+        (Gate(adapts=False), "adapting to users did not help", "did not help", 1),
+        (Gate(support=0.02), "too little so far (expected gain 0 nats", "better than the", 1),
+        (Gate(pairs=0.02), "hardly differ on the answers", "better than the", 3),
+    ],
+)
+def test_the_gate_of_a_run_says_who_is_answered_plainly(
+    tmp_path, upstream_server, upstream, gate, before, after, draws
+):
+    run = answer_world.save_run(tmp_path / "run", answer_world.scale_of(), gate=gate)
+    config = config_of(tmp_path, upstream_server, users=str(run), samples=3)
+    with client_of(config) as client:
+        about = []
+        for _ in range(2):
+            found = client.post("/v1/chat/completions", json={**CHAT, "user": "ann"}).json()
+            about.append(found["jaxalign"])
+            for _ in range(4):
+                choose(client, 1, 2)
+        reason = client.get("/v1/user", params={"id": "ann"}).json()["left_alone"]
+    assert upstream.requests[0].body.get("n", 1) == draws
+    assert about[0]["strategy"] == "plain"
+    for said, expected in zip(about, (before, after), strict=True):
+        assert expected in said["reason"]
+    assert (reason is None) == gate.adapts
 
 
 def test_rows_are_deleted_when_they_are_older_than_they_may_be(tmp_path, upstream_server, upstream):

@@ -5,7 +5,7 @@ import json
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from sqlalchemy import Connection, Row, text
@@ -36,7 +36,8 @@ class Event:
         space: digest of the base rewards that numbers in it are on.
         prompt: as JSON; None where texts are not stored.
         answers: as JSON; None for feedback.
-        source: the client's idempotency key, None where it gave none.
+        source: the client's idempotency key, None where it gave none; of answers, by what a rating
+            of a chat application finds them, of which the last ones count.
     """
 
     id: str
@@ -99,17 +100,24 @@ def insert(connection: Connection, event: Event, namespace: str, limits: Limits)
         limits: that the event must not exceed.
 
     Returns:
-        The event that the table holds.
+        The event that the table holds. It was received after all others of its user: where clocks
+        of several copies disagree, or one went back, its time is moved.
 
     Raises:
         LimitReached: nothing was written.
     """
-    if event.source is not None:
+    repeats = event.source is not None and event.kind != "answers"
+    if event.source is not None and repeats:
         known = by_source(connection, event.user, event.source)
         if known is not None:
             return known
     _count(connection, event, namespace, limits)
-    if event.source is not None:
+    if event.source is not None and not repeats:
+        connection.execute(
+            text("UPDATE events SET source = NULL WHERE user_id = :user AND source = :source"),
+            {"user": event.user, "source": event.source},
+        )
+    elif event.source is not None:
         # Another copy may have written it while this one waited for the user's row.
         known = by_source(connection, event.user, event.source)
         if known is not None:
@@ -118,6 +126,11 @@ def insert(connection: Connection, event: Event, namespace: str, limits: Limits)
                 {"user": event.user},
             )
             return known
+    last = scalar(
+        connection, "SELECT MAX(received) FROM events WHERE user_id = :user", user=event.user
+    )
+    if last is not None:  # the row of the user is locked, so that no other event comes between
+        event = replace(event, received=max(event.received, int(last) + 1))
     values = {
         "id": event.id,
         "received": event.received,
@@ -197,16 +210,39 @@ def by_id(connection: Connection, user: str, event: str) -> Event | None:
     return None if found is None else _event(found)
 
 
-def feedback(connection: Connection, user: str) -> list[Event]:
-    """Return all feedback of a user, by time and id."""
+def feedback(connection: Connection, user: str, after: int = -1) -> list[Event]:
+    """Return the feedback of a user that was received after a time, by time and id."""
     found = connection.execute(
         text(
             f"SELECT {_COLUMNS} FROM events WHERE user_id = :user AND kind <> 'answers' "
-            "ORDER BY received, id"
+            "AND received > :after ORDER BY received, id"
         ),
-        {"user": user},
+        {"user": user, "after": after},
     )
     return [_event(row) for row in found]
+
+
+def first_feedback(connection: Connection, user: str) -> str | None:
+    """Return the id of the oldest row of feedback of a user; another one after a deletion."""
+    found = scalar(
+        connection,
+        "SELECT id FROM events WHERE user_id = :user AND kind <> 'answers' "
+        "ORDER BY received, id LIMIT 1",
+        user=user,
+    )
+    return None if found is None else str(found)
+
+
+def about_same(connection: Connection, event: Event) -> set[str]:
+    """Return the ids of all feedback of one kind about one subject."""
+    found = connection.execute(
+        text(
+            "SELECT id FROM events WHERE user_id = :user AND kind = :kind AND subject = :subject "
+            "AND kind <> 'answers'"
+        ),
+        {"user": event.user, "kind": event.kind, "subject": event.subject},
+    )
+    return {str(row[0]) for row in found}
 
 
 def everything(connection: Connection, user: str) -> Iterator[Event]:

@@ -4,6 +4,7 @@ import gzip
 import json
 
 import pytest
+from webui_feedback import webui
 
 from jaxalign.cli import main
 from jaxalign.data.importers import ImportOptions, formats, import_feedback
@@ -16,24 +17,6 @@ def ask(text):
 
 def tell(text):
     return {"role": "assistant", "content": text}
-
-
-def webui(row, rating, key, *, user="u1", arena=False, details=None):
-    node = {"role": "assistant", "parentId": "q"}
-    messages = {
-        "s": {"id": "s", "parentId": None, "role": "system", "content": "Be brief."},
-        "q": {"id": "q", "parentId": "s", "role": "user", "content": "Hi", "childrenIds": ["a",
-         "b"]},
-        "a": {**node, "id": "a", "content": "Hello.", "model": "m1", "childrenIds": []},
-        "b": {**node, "id": "b", "content": "What?", "model": "m2", "childrenIds": []},
-    }  # fmt: skip
-    data = {"rating": rating, "model_id": "m1", "details": {"rating": details}}
-    return {
-        "id": row, "user_id": user, "type": "rating", "data": data,
-        "meta": {"arena": arena, "chat_id": "c1", "message_id": key},
-        "snapshot": {"chat": {"chat": {"history": {"messages": messages}}}},
-        "created_at": 1700000000,
-    }  # fmt: skip
 
 
 PROMPT = [{"role": "system", "content": "Be brief."}, ask("Hi")]

@@ -1,0 +1,362 @@
+"""What `jaxalign serve` costs over loopback: latency, throughput, feedback, memory.
+
+Upstream, an empty proxy (FastAPI and httpx) and the service are processes of their own; requests
+alternate between them, so that a slow moment of the machine meets all of them. Run it on an idle
+machine: on a busy one the 99th percentiles say nothing.
+"""
+
+import argparse
+import asyncio
+import json
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import harness
+from benchmarks.loop_http import MODEL, running, started
+from benchmarks.serve_processes import DRAWS, WIDTH, wide_ids
+from jaxalign.errors import InputError
+from jaxalign.progress import Progress
+from jaxalign.serve.reward_space import demo_space
+from jaxalign.serve.store import events
+from jaxalign.serve.store.database import open_database
+from jaxalign.serve.store.events import Event, Limits
+
+MESSAGES = [{"role": "user", "content": "How can I sleep better?"}]
+SAMPLES = 4
+CLIENTS = 64
+ROWS = {10: 20, 100: 4, 1_000: 1, 10_000: 1}
+"""Rows of a user before the feedback that is timed, and how many such users there are."""
+FEEDBACKS = 200
+"""Rows of feedback that are timed at each number of rows."""
+CHAT, FEEDBACK = "/v1/chat/completions", "/v1/feedback"
+LIMITS = {
+    "plain median": 4.0, "plain p99": 8.0, "throughput": 0.5, "best_of": 10.0, "feedback p99": 15.0,
+}  # fmt: skip
+"""What the service should reach: milliseconds, and the share of the proxy's throughput."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this benchmark."""
+    parser.add_argument("--requests", type=int, default=400, help="of each path, at one client")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of throughput, three times")
+    parser.add_argument("--feedbacks", type=int, default=FEEDBACKS, help="at each number of rows")
+    parser.add_argument("--memory", type=float, default=60.0, help="seconds of requests")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure all, and write the result.
+
+    Raises:
+        InputError: too few requests for a 99th percentile, or no time.
+    """
+    for name, least in (("requests", 20), ("seconds", 0.1), ("feedbacks", 20), ("memory", 1.0)):
+        if getattr(arguments, name) < least:
+            raise InputError(f"--{name}: found {getattr(arguments, name)}, expected {least:g} or "
+                             "more.")  # fmt: skip
+    result: dict[str, Any] = {
+        "benchmark": "serve",
+        "machine": harness.machine(),
+        "units": "milliseconds; over: less the median of the direct call, or of n draws and the "
+        "rewards for best_of; throughput in requests a second; memory in MB of resident pages",
+        "limits": LIMITS,
+    }
+    asyncio.run(_measure(arguments, result))
+    harness.write(arguments.out, result, _table(result))
+    print(_table(result))
+    return 0
+
+
+async def _measure(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
+    progress = Progress()
+    module = [sys.executable, "-m", "benchmarks.serve_processes"]
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        progress.say("starting the upstream, an empty proxy and the service")
+        upstream, _ = await stack.enter_async_context(
+            started([*module, "upstream"], folder / "upstream.log")
+        )
+        url = f"{upstream}/v1"
+        proxy, _ = await stack.enter_async_context(
+            started([*module, "proxy", url], folder / "proxy.log")
+        )
+        options = ["--strategy", "best_of", "--least-probability", "0"]
+        service, pid = await stack.enter_async_context(running(folder, url, SAMPLES, *options))
+        paths = _paths(upstream, proxy, service)
+        progress.say(f"latency of {', '.join(paths)}")
+        result["latency"] = await _latency(paths, arguments.requests)
+        progress.say(f"throughput of {CLIENTS} clients")
+        result["throughput"] = await _throughput(paths, arguments.seconds)
+        progress.say("memory over many requests")
+        result["memory"] = await _memory(service, pid, arguments.memory)
+    with tempfile.TemporaryDirectory() as name:
+        progress.say(f"feedback at {WIDTH} features")
+        result["feedback"] = await _feedback(Path(name), module, arguments.feedbacks, progress)
+
+
+# Requests -------------------------------------------------------------------------------------
+
+
+class Client:
+    """One connection that is kept: as little work as a client can have."""
+
+    def __init__(self, address: str) -> None:
+        self._host, self._port = address.removeprefix("http://").split(":")
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the body of the response.
+
+        Raises:
+            RuntimeError: a status other than 200.
+        """
+        return await self._send("POST", path, json.dumps(body).encode())
+
+    async def get(self, path: str) -> dict[str, Any]:
+        """Return the body of the response; as `post`."""
+        return await self._send("GET", path, b"")
+
+    async def _send(self, method: str, path: str, content: bytes) -> dict[str, Any]:
+        if self._streams is None:
+            self._streams = await asyncio.open_connection(self._host, int(self._port))
+        reader, writer = self._streams
+        head = f"{method} {path} HTTP/1.1\r\nhost: {self._host}:{self._port}\r\n"
+        head += f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+        writer.write(head.encode() + content)
+        answer = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        length = re.search(r"content-length: *(\d+)", answer, re.IGNORECASE)
+        found = await reader.readexactly(int(length[1]) if length else 0)
+        if not answer.startswith("HTTP/1.1 200"):
+            raise RuntimeError(f"{path}: {answer.splitlines()[0]}, {found[:500]!r}")
+        parsed: dict[str, Any] = json.loads(found)
+        return parsed
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._streams is not None:
+            self._streams[1].close()
+
+
+async def _timed(call: Awaitable[object]) -> float:
+    started_at = time.perf_counter()
+    await call
+    return 1000 * (time.perf_counter() - started_at)
+
+
+# Measured -------------------------------------------------------------------------------------
+
+
+def _paths(upstream: str, proxy: str, service: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    plain = {"model": MODEL, "messages": MESSAGES}
+    named = {**plain, "user": "ann"}
+    return {
+        "direct": (upstream, plain),
+        "proxy": (proxy, plain),
+        "plain": (service, plain),
+        "plain, stored": (service, named),
+        "direct, n": (upstream, {**plain, "n": SAMPLES}),
+        "best_of": (service, {**named, "model": "auto"}),
+    }
+
+
+async def _latency(
+    paths: dict[str, tuple[str, dict[str, Any]]], requests: int
+) -> dict[str, dict[str, float]]:
+    """Median and 99th percentile at one client, requests in turn."""
+    clients = {name: Client(address) for name, (address, _) in paths.items()}
+    times: dict[str, list[float]] = {name: [] for name in paths}
+    warm = requests // 10
+    for number in range(warm + requests):
+        for name, (_, body) in paths.items():
+            took = await _timed(clients[name].post(CHAT, body))
+            if number >= warm:
+                times[name].append(took)
+    for client in clients.values():
+        client.close()
+    found = {name: _quantiles(values) for name, values in times.items()}
+    reading = _reading_ms()
+    for name in ("proxy", "plain", "plain, stored"):
+        found[name] |= _over(times[name], found["direct"]["median"])
+    found["best_of"] |= _over(times["best_of"], found["direct, n"]["median"] + reading)
+    found["best_of"]["rewards"] = reading
+    return found
+
+
+def _quantiles(values: Sequence[float]) -> dict[str, float]:
+    return {"median": float(np.median(values)), "p99": float(np.quantile(values, 0.99))}
+
+
+def _over(values: Sequence[float], base: float) -> dict[str, float]:
+    return {f"over {name}": value - base for name, value in _quantiles(values).items()}
+
+
+def _reading_ms() -> float:
+    """Time to compute the rewards of the draws, in this process."""
+    read = demo_space().read
+    prompts = [MESSAGES[0]["content"]] * SAMPLES
+    times = []
+    for _ in range(50):
+        started_at = time.perf_counter()
+        read(prompts, DRAWS[:SAMPLES])
+        times.append(1000 * (time.perf_counter() - started_at))
+    return float(np.median(times))
+
+
+async def _throughput(
+    paths: dict[str, tuple[str, dict[str, Any]]], seconds: float
+) -> dict[str, float]:
+    """Requests a second of 64 clients, the median of three turns."""
+    found: dict[str, list[float]] = {"proxy": [], "plain": [], "plain, stored": []}
+    for _ in range(3):
+        for name, rates in found.items():
+            rates.append(await _rate(*paths[name], seconds))
+    return {name: float(np.median(rates)) for name, rates in found.items()}
+
+
+async def _rate(address: str, body: dict[str, Any], seconds: float) -> float:
+    end = time.perf_counter() + seconds
+
+    async def ask() -> int:
+        client, count = Client(address), 0
+        while time.perf_counter() < end:
+            await client.post(CHAT, body)
+            count += 1
+        client.close()
+        return count
+
+    started_at = time.perf_counter()
+    counts = await asyncio.gather(*(ask() for _ in range(CLIENTS)))
+    return sum(counts) / (time.perf_counter() - started_at)
+
+
+async def _memory(service: str, pid: int, seconds: float) -> dict[str, Any]:
+    """Resident memory of the service while 16 clients send requests of 200 users."""
+    end, done, seen = time.perf_counter() + seconds, 0, []
+
+    async def ask(number: int) -> None:
+        nonlocal done
+        client = Client(service)
+        while time.perf_counter() < end:
+            user = f"user-{(done + number) % 200}"
+            model = "auto" if done % 2 else MODEL
+            await client.post(CHAT, {"model": model, "messages": MESSAGES, "user": user})
+            done += 1
+        client.close()
+
+    async def watch() -> None:
+        while time.perf_counter() < end:
+            seen.append((done, _resident_mb(pid)))
+            await asyncio.sleep(seconds / 30)
+
+    await asyncio.gather(watch(), *(ask(number) for number in range(16)))
+    half = seen[len(seen) // 2]
+    grown = _resident_mb(pid) - half[1]
+    return {
+        "requests": done, "first": seen[0][1], "half": half[1], "last": _resident_mb(pid),
+        "MB per 10,000 requests in the second half": 10_000 * grown / max(done - half[0], 1),
+        "series": seen,
+    }  # fmt: skip
+
+
+def _resident_mb(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"VmRSS:\s+(\d+) kB", status)
+    return int(found[1]) / 1000 if found else float("nan")
+
+
+async def _feedback(
+    folder: Path, module: list[str], feedbacks: int, progress: Progress
+) -> dict[str, dict[str, float]]:
+    """Time from a row of feedback to the posterior with it, at several numbers of rows."""
+    database = f"sqlite:///{folder}/wide.sqlite"
+    asked = _fill(database, feedbacks)
+    found: dict[str, dict[str, float]] = {}
+    async with (
+        started([*module, "upstream"], folder / "upstream.log") as (upstream, _),
+        started([*module, "wide", f"{upstream}/v1", database], folder / "log") as (service, _),
+    ):
+        client = Client(service)
+        for rows, users in asked.items():
+            progress.say(f"feedback of users with {rows:,} rows")
+            first, times = [], []
+            for user, bodies in users.items():
+                first.append(await _timed(client.get(f"/v1/user?id={user}")))
+                for body in bodies:
+                    times.append(await _timed(client.post(FEEDBACK, body)))
+            found[str(rows)] = {**_quantiles(times), "built anew": max(first)}
+        client.close()
+    return found
+
+
+def _fill(database: str, feedbacks: int) -> dict[int, dict[str, list[dict[str, Any]]]]:
+    """Write users with rows of feedback, and return what they say next: by rows and user."""
+    rng, opened = np.random.default_rng(0), open_database(database)
+    asked: dict[int, dict[str, list[dict[str, Any]]]] = {}
+    with opened._writer.connect() as connection, connection.begin():
+        events.ensure_salt(connection)
+        for rows, count in ROWS.items():
+            for number in range(count):
+                user, more = f"user-{rows}-{number}", feedbacks // count
+                ids = []
+                for place in range(rows + more):
+                    event = _answers(user, rng) if place >= rows else _preferred(user, place, rng)
+                    events.insert(connection, event, "local", Limits())
+                    if place >= rows:
+                        ids.append(event.id)
+                bodies = [{"response_id": f"{key}.0", "preferred": f"{key}.1", "user": user}
+                          for key in ids]  # fmt: skip
+                asked.setdefault(rows, {})[user] = bodies
+    opened.close()
+    return asked
+
+
+def _vector(rng: np.random.Generator) -> list[float]:
+    found: list[float] = (rng.standard_normal(WIDTH) / np.sqrt(WIDTH)).tolist()
+    return found
+
+
+def _answers(user: str, rng: np.random.Generator) -> Event:
+    key, answers = events.new_id(), [{"features": _vector(rng)} for _ in range(2)]
+    text = json.dumps(answers)
+    return Event(key, events.now(), f"local:{user}", "answers", key, {}, wide_ids().digest,
+                 None, text)  # fmt: skip
+
+
+def _preferred(user: str, place: int, rng: np.random.Generator) -> Event:
+    value: dict[str, object] = {"difference": _vector(rng)}
+    return Event(events.new_id(), events.now(), f"local:{user}", "preferred", f"{place}", value,
+                 wide_ids().digest)  # fmt: skip
+
+
+# Shown ----------------------------------------------------------------------------------------
+
+
+def _table(result: dict[str, Any]) -> str:
+    latency, rates = result["latency"], result["throughput"]
+    lines = []
+    for name in ("proxy", "plain", "plain, stored", "best_of"):
+        lines.append(
+            [f"`{name}` over the direct call, ms", f"{latency[name]['over median']:.1f}",
+             f"{latency[name]['over p99']:.1f}"]
+        )  # fmt: skip
+    for rows, found in result["feedback"].items():
+        lines.append(
+            [f"feedback to posterior, {int(rows):,} rows, {WIDTH} features, ms",
+             f"{found['median']:.1f}", f"{found['p99']:.1f}"]
+        )  # fmt: skip
+    text = harness.table(["over loopback", "median", "99th percentile"], lines)
+    shares = ", ".join(f"`{name}` {rates[name]:,.0f}" for name in rates)
+    memory = result["memory"]
+    text += f"\nRequests a second of {CLIENTS} clients: {shares}.\n"
+    text += (
+        f"\nResident memory over {memory['requests']:,} requests: {memory['first']:.0f} MB at "
+        f"first, {memory['half']:.0f} MB at half, {memory['last']:.0f} MB at the end.\n"
+    )
+    return text

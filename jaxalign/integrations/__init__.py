@@ -1,0 +1,1 @@
+"""Other products that need more of `jaxalign serve` than the OpenAI protocol."""

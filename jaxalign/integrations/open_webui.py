@@ -1,0 +1,254 @@
+"""open-webui's ratings for `jaxalign serve`, to which open-webui itself does not send them.
+
+Each row of open-webui's feedback export is posted to the service's `/v1/integrations/open-webui`,
+by a webhook or by this module, which polls the export:
+
+    python -m jaxalign.integrations.open_webui --webui http://127.0.0.1:3000
+
+A rating finds its answer by the ids of chat and message, which open-webui sends with each request
+if ENABLE_FORWARD_USER_INFO_HEADERS is set; where it sent none, by a hash of the question and the
+answer.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import httpx
+
+from jaxalign.data.importers.open_webui import read_feedback
+from jaxalign.data.importers.registry import ImportOptions, child
+from jaxalign.data.importers.rows import ChoiceRow, RatingRow, Skipped, Text
+from jaxalign.data.tables import Row
+from jaxalign.data.values import RowError, as_number
+from jaxalign.errors import InputError
+
+CHAT_HEADER, MESSAGE_HEADER = "x-openwebui-chat-id", "x-openwebui-message-id"
+EXPORT = "/api/v1/evaluations/feedbacks/all/export"
+RECEIVER = "/v1/integrations/open-webui"
+_WEBUI_KEY, _SERVICE_KEY = "JAXALIGN_WEBUI_KEY", "JAXALIGN_KEY"
+_SECONDS = 60.0  # between two polls
+_TIMEOUT = 60.0
+_COMPARED = "the user compared answers of an arena, which are answers to several requests"
+
+
+class WebuiRating(NamedTuple):
+    """A thumb of a user about an answer.
+
+    Attributes:
+        user: id in open-webui.
+        up: whether it was a thumb up.
+        keys: by which the answer may be stored, the surest first.
+        source: identifies this state of the rating.
+    """
+
+    user: str
+    up: bool
+    keys: tuple[str, str]
+    source: str
+
+
+def answer_key(*parts: str) -> str:
+    """Return by what an answer is found again: a hash of ids, or of question and answer.
+
+    Example:
+        >>> from jaxalign.integrations.open_webui import answer_key
+        >>> answer_key("chat", "message") == answer_key("chat", "message")
+        True
+        >>> len(answer_key("How are you?", "Fine.")), answer_key("a", "b") == answer_key("ab", "")
+        (75, False)
+    """
+    stripped = json.dumps([part.strip() for part in parts], ensure_ascii=False)
+    return f"open-webui:{hashlib.sha256(stripped.encode()).hexdigest()}"
+
+
+def read_rating(values: Mapping[str, object]) -> WebuiRating:
+    """Return the rating of a row of open-webui's feedback export.
+
+    Args:
+        values: the row; snapshot, data, meta, user_id and id are read.
+
+    Raises:
+        RowError: the row has no rating of one answer, or lacks what the answer is found by.
+
+    Example:
+        >>> from jaxalign.integrations.open_webui import read_rating
+        >>> messages = {
+        ...     "q": {"role": "user", "content": "Tea?"},
+        ...     "a": {"role": "assistant", "content": "Yes.", "parentId": "q"},
+        ... }
+        >>> rating = read_rating({
+        ...     "id": "f1", "user_id": "ann", "data": {"rating": 1},
+        ...     "meta": {"chat_id": "c", "message_id": "a"},
+        ...     "snapshot": {"chat": {"chat": {"history": {"messages": messages}}}},
+        ... })
+        >>> rating.user, rating.up
+        ('ann', True)
+    """
+    row = Row(values, "open-webui", 1, unit="row")
+    missing = [name for name in ("id", "user_id", "data", "meta") if not row.has(name)]
+    if missing:
+        raise RowError(f"{row.where}: {missing[0]} is missing", "a field is missing")
+    found = next(iter(read_feedback(iter([row]), ImportOptions())), None)
+    match found:
+        case RowError():
+            raise found
+        case RatingRow():
+            chat, message = (str(child(values["meta"], f"{name}_id")) for name in _NAMES)
+            return WebuiRating(
+                found.user,
+                as_number(child(values["data"], "rating")) > 0,
+                (answer_key(chat, message), answer_key(_last(found.prompt), _last(found.answer))),
+                answer_key(row.identifier("id"), str(values.get("updated_at")), message),
+            )
+        case ChoiceRow():
+            raise RowError(f"{row.where}: {_COMPARED}", _COMPARED)
+        case Skipped():
+            raise RowError(f"{found.where}: {found.reason}", found.reason)
+    raise RowError(f"{row.where}: no rating", "no rating")
+
+
+_NAMES = ("chat", "message")
+
+
+def _last(text: Text | None) -> str:
+    """The text, or the content of the last turn."""
+    if text is None or isinstance(text, str):
+        return text or ""
+    return str(text[-1]["content"])
+
+
+class Polled(NamedTuple):
+    """What became of the rows of one poll.
+
+    Attributes:
+        joined: ratings whose answer was found.
+        left: rows that are not used, by the reason.
+    """
+
+    joined: int
+    left: dict[str, int]
+
+
+class Poller:
+    """Sends the new rows of open-webui's export to the service.
+
+    Args:
+        webui: client of open-webui, with the key of an administrator.
+        service: client of the service, with the key that open-webui uses.
+    """
+
+    def __init__(self, webui: httpx.Client, service: httpx.Client) -> None:
+        self._webui, self._service = webui, service
+        self._sent: dict[str, object] = {}
+
+    def poll(self) -> Polled:
+        """Send what is new or has changed since the last call, and return what became of it.
+
+        Raises:
+            InputError: one of the two servers cannot be reached or refuses; the rows that were not
+                sent are sent by the next call.
+        """
+        joined, left = 0, dict[str, int]()
+        for row in self._rows():
+            key, state = str(row.get("id")), row.get("updated_at", row.get("data"))
+            if key in self._sent and self._sent[key] == state:
+                continue
+            found = _json(self._service, "POST", RECEIVER, _needed(row))
+            self._sent[key] = state
+            if not isinstance(found, Mapping):
+                raise InputError(f"{self._service.base_url}: found no object, expected a report.")
+            joined += int(as_number(found.get("joined")))
+            reasons = found.get("left")
+            for reason in reasons if isinstance(reasons, Mapping) else ():
+                left[str(reason)] = left.get(str(reason), 0) + 1
+        return Polled(joined, left)
+
+    def _rows(self) -> list[Mapping[str, object]]:
+        found = _json(self._webui, "GET", EXPORT, None)
+        if not isinstance(found, list) or not all(isinstance(row, Mapping) for row in found):
+            raise InputError(
+                f"{self._webui.base_url}: found no list of feedback at {EXPORT}; expected the "
+                "address of open-webui."
+            )
+        return found
+
+
+def _json(client: httpx.Client, method: str, path: str, body: object) -> object:
+    try:
+        response = client.request(method, path, json=body)
+        response.raise_for_status()
+        return response.json()
+    except httpx.HTTPStatusError as error:
+        raise InputError(
+            f"{client.base_url}{path} answered with status {error.response.status_code}: check "
+            f"the keys in {_WEBUI_KEY} (of an administrator) and {_SERVICE_KEY}."
+        ) from None
+    except (httpx.HTTPError, ValueError) as error:
+        raise InputError(
+            f"{client.base_url}{path} gives no answer ({str(error) or type(error).__name__}): "
+            "check that the server runs and the address."
+        ) from None
+
+
+def _needed(row: Mapping[str, object]) -> dict[str, object]:
+    """The parts of a row that are read; a snapshot holds each message of the chat twice."""
+    names = ("id", "user_id", "type", "data", "meta", "created_at", "updated_at")
+    messages = child(row, "snapshot", "chat", "chat", "history", "messages")
+    history = {"chat": {"chat": {"history": {"messages": messages}}}}
+    return {**{name: row[name] for name in names if name in row}, "snapshot": history}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Poll until stopped, and say what became of the rows."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxalign.integrations.open_webui",
+        description="Send the ratings of open-webui to jaxalign serve.",
+        epilog=f"{_WEBUI_KEY} holds the API key of an administrator of open-webui, {_SERVICE_KEY} "
+        "the key of the service that open-webui uses.",
+    )
+    parser.add_argument("--webui", required=True, help="address of open-webui")
+    parser.add_argument(
+        "--service", default="http://127.0.0.1:8080", help="of jaxalign serve (%(default)s)"
+    )
+    parser.add_argument("--every", type=float, default=_SECONDS, help="seconds (%(default)g)")
+    parser.add_argument("--once", action="store_true", help="poll once, and stop")
+    arguments = parser.parse_args(words)
+    if not arguments.every > 0:
+        parser.error(f"--every {arguments.every:g}: expected more than 0 seconds")
+    with (
+        _client(arguments.webui, _WEBUI_KEY) as webui,
+        _client(arguments.service, _SERVICE_KEY) as service,
+    ):
+        poller = Poller(webui, service)
+        while True:
+            try:
+                found = poller.poll()
+            except InputError as error:
+                print(f"open-webui: {error}", file=sys.stderr)
+                if arguments.once:
+                    return 2
+            else:
+                reasons = "".join(f"; {count}: {why}" for why, count in found.left.items())
+                print(f"{found.joined} ratings sent{reasons}", flush=True)
+            if arguments.once:
+                return 0
+            time.sleep(arguments.every)
+
+
+def _client(address: str, variable: str) -> httpx.Client:
+    key = os.environ.get(variable)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return httpx.Client(base_url=address.rstrip("/"), headers=headers, timeout=_TIMEOUT)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

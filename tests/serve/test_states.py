@@ -1,0 +1,127 @@
+"""The state of a user: as if built from all rows anew, whatever came in which order."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from jaxalign.mrm.feedback_belief import BLOCK
+from jaxalign.serve.learning import (
+    advance,
+    current_feedback,
+    first_state,
+    infer_taste,
+    unseen_rows,
+)
+from jaxalign.serve.reward_space import demo_space
+from jaxalign.serve.store import events
+from jaxalign.serve.store.database import open_database
+from jaxalign.serve.store.events import Event, Limits
+
+SPACE = demo_space()
+USER = "local:ann"
+
+
+@pytest.fixture
+def database(tmp_path):
+    database = open_database(f"sqlite:///{tmp_path}/service.sqlite")
+    with database._writer.connect() as connection, connection.begin():
+        events.ensure_salt(connection)
+    yield database
+    database.close()
+
+
+def row(number, subject=None, kind=None, space=SPACE.ids.digest):
+    rng = np.random.default_rng(number)
+    vector = rng.standard_normal(len(SPACE.ids.names)).tolist()
+    kind = kind or ("preferred" if number % 3 else "rating")
+    named = "features" if kind == "rating" else "difference"
+    value = {named: vector, "rating": 1 if number % 2 else -1}
+    about = subject or f"answer-{number}"
+    return Event(f"{number:032x}", 1, USER, kind, about, value, space)
+
+
+def write(database, *rows):
+    with database._writer.connect() as connection, connection.begin():
+        for one in rows:
+            events.insert(connection, one, "local", Limits())
+
+
+def follow(database, state):
+    with database._engine.connect() as connection:
+        version, start, rows = unseen_rows(connection, USER, state, first_state(SPACE))
+    return replace(advance(SPACE, start, rows), version=version), len(rows)
+
+
+def expect_rebuilt(database, state):
+    rebuilt = infer_taste(
+        SPACE, database.read_now(lambda connection: events.feedback(connection, USER))
+    )
+    np.testing.assert_array_equal(state.taste.utility.mean, rebuilt.utility.mean)
+    np.testing.assert_array_equal(state.taste.utility.cov, rebuilt.utility.cov)
+    assert (state.taste.used, state.taste.unused) == (rebuilt.used, rebuilt.unused)
+
+
+def test_a_state_that_follows_reads_the_new_row_alone_and_does_not_grow(database):
+    write(database, *(row(number) for number in range(150)))
+    state, read = follow(database, first_state(SPACE))
+    assert read == 150
+    sizes = []
+    for number in range(150, 216):
+        write(database, row(number))
+        state, read = follow(database, state)
+        assert read == 1
+        assert len(state.newest) < 2 * BLOCK
+        sizes.append(len(state.newest))
+    assert max(sizes) == 2 * BLOCK - 1
+    expect_rebuilt(database, state)
+    assert follow(database, state)[1] == 0
+
+
+@pytest.mark.parametrize(("replaced", "read"), [(90, 1), (3, 99)])
+def test_a_row_that_is_replaced_is_taken_out(database, replaced, read):
+    """One of the newest rows at once; of an older one, all rows are read anew."""
+    write(database, *(row(number) for number in range(99)))
+    state, _ = follow(database, first_state(SPACE))
+    write(database, row(200, f"answer-{replaced}", row(replaced).kind))
+    state, found = follow(database, state)
+    assert found == read
+    assert state.taste.used == 99
+    expect_rebuilt(database, state)
+
+
+def test_rows_that_come_together_and_replace_each_other_count_once(database):
+    state = first_state(SPACE)
+    write(database, row(1), row(2, "answer-1", row(1).kind), row(4, space="another"))
+    state, _ = follow(database, state)
+    assert (state.taste.used, sum(state.taste.unused.values())) == (1, 1)
+    write(database, row(7, "answer-4", row(4).kind))  # on the present rewards
+    state, _ = follow(database, state)
+    assert (state.taste.used, state.taste.unused) == (2, {})
+    expect_rebuilt(database, state)
+
+
+def test_a_state_is_dropped_when_old_rows_are_deleted(database):
+    write(database, *(row(number) for number in range(40)))
+    state, _ = follow(database, first_state(SPACE))
+    with database._writer.connect() as connection, connection.begin():
+        events.expire(connection, before=11)
+    write(database, row(50))
+    state, read = follow(database, state)
+    assert read == state.taste.used == 31
+    expect_rebuilt(database, state)
+    with database._writer.connect() as connection, connection.begin():
+        events.erase(connection, USER)
+    write(database, row(60))
+    state, _ = follow(database, state)
+    assert state.taste.used == 1
+    expect_rebuilt(database, state)
+
+
+def test_rows_of_a_user_are_in_the_order_in_which_they_were_written(database):
+    """A clock that went back, or another copy's, cannot put a row before those that are read."""
+    write(database, *(row(number) for number in (5, 1, 3)))
+    found = database.read_now(lambda connection: events.feedback(connection, USER))
+    assert [one.id for one in found] == [row(number).id for number in (5, 1, 3)]
+    assert len({one.received for one in found}) == 3
+    assert current_feedback(found) == found
