@@ -17,6 +17,7 @@ NAMES = (
     "logprob",
     "adapters",
     "compiled",
+    "checks",
     "palm_regret",
     "palm",
     "palm_portfolio",

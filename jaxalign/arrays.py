@@ -65,16 +65,45 @@ def check_array(
         ...     print(error)
         mean[1] is nan; expected finite numbers: correct it.
     """
-    array = _numbers(name, value, axes)
+    array = _widened(_numbers(name, value, axes))
     _check_shape(name, array.shape, axes, Sizes() if sizes is None else sizes, empty)
-    good = _are_finite_or_absent if absent else _are_finite
-    if finite and (place := _first_bad(array, good, mask)) is not None:
-        where = "finite numbers" if mask is None else "finite numbers where the mask is above 0"
-        remedy = "correct it" if mask is None else "correct it, or set the mask to 0 there"
-        raise InputError(
-            f"{_at(name, place)} is {_shown(array, place)}; expected {where}: {remedy}."
-        )
+    if finite:
+        _check_finite(name, array, _are_finite_or_absent if absent else _are_finite, mask)
     return jnp.asarray(array)
+
+
+def check_numpy(
+    name: str,
+    value: Value,
+    axes: str,
+    sizes: Sizes | None = None,
+    *,
+    empty: str = "",
+    finite: bool = True,
+) -> npt.NDArray[np.float64]:
+    """Return an argument as float64 numbers of NumPy, for functions that compute in NumPy.
+
+    Args:
+        name: of the argument, for the message.
+        value: array, or nested lists of numbers.
+        axes: as in `check_array`.
+        sizes: as in `check_array`.
+        empty: as in `check_array`.
+        finite: as in `check_array`.
+
+    Raises:
+        InputError: as `check_array`.
+
+    Example:
+        >>> from jaxalign.arrays import check_numpy
+        >>> check_numpy("values", [[1e300, 0]], "P W")
+        array([[1.e+300, 0.e+000]])
+    """
+    array = np.asarray(_numbers(name, value, axes)).astype(np.float64)
+    _check_shape(name, array.shape, axes, Sizes() if sizes is None else sizes, empty)
+    if finite:
+        _check_finite(name, array, _are_finite)
+    return array
 
 
 def check_mask(
@@ -224,7 +253,23 @@ def kept(mask: jax.Array, values: jax.Array) -> jax.Array:
     return jnp.where(live, values, 0)
 
 
+def _check_finite(
+    name: str,
+    array: np.ndarray | jax.Array,
+    good: Callable[[Any], Any],
+    mask: jax.Array | None = None,
+) -> None:
+    place = _first_bad(array, good, mask)
+    if place is not None:
+        where = "finite numbers" if mask is None else "finite numbers where the mask is above 0"
+        remedy = "correct it" if mask is None else "correct it, or set the mask to 0 there"
+        raise InputError(
+            f"{_at(name, place)} is {_shown(array, place)}; expected {where}: {remedy}."
+        )
+
+
 def _numbers(name: str, value: Value, axes: str) -> np.ndarray | jax.Array:
+    """An array of numbers of the type that they have."""
     array: np.ndarray | jax.Array
     if isinstance(value, jax.Array):
         array = value
@@ -233,13 +278,17 @@ def _numbers(name: str, value: Value, axes: str) -> np.ndarray | jax.Array:
             array = np.asarray(value)
         except (ValueError, TypeError, OverflowError):
             raise _no_numbers(name, "rows of different lengths", axes) from None
+    kinds = (jnp.floating, jnp.integer, jnp.bool_)
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
+        raise _no_numbers(name, f"values of type {array.dtype}", axes)
+    return array
+
+
+def _widened(array: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
+    """The same numbers as at least float32."""
     kind = array.dtype
-    if jnp.issubdtype(kind, jnp.floating):
-        wide = jnp.promote_types(kind, jnp.float32)
-    elif jnp.issubdtype(kind, jnp.integer) or jnp.issubdtype(kind, jnp.bool_):
-        wide = jnp.result_type(float)
-    else:
-        raise _no_numbers(name, f"values of type {kind}", axes)
+    floating = jnp.issubdtype(kind, jnp.floating)
+    wide = jnp.promote_types(kind, jnp.float32) if floating else jnp.result_type(float)
     with np.errstate(over="ignore"):  # found by the check for finite numbers
         return array.astype(jax.dtypes.canonicalize_dtype(wide))
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxalign.errors import InputError
-from jaxalign.metrics.scores import Bools, Floats, correct_both, user_gain
+from jaxalign.metrics.scores import Bools, Floats, correct_both, floats, user_gain
 
 # Resampled entries held at a time: memory does not grow with the number of draws.
 _BLOCK = 2**20
@@ -110,7 +110,7 @@ def paired_bootstrap(
 def _present(values: Floats, draws: int) -> Floats:
     from jaxalign.arrays import check_array  # here, so that metrics load without jax
 
-    values = np.asarray(values, np.float64)
+    values = floats("values", values)
     check_array("values", np.where(np.isnan(values), 0, values), "U", empty="U")
     # Sorted: the interval must not depend on the order in which users happen to be stored.
     users = np.sort(values[~np.isnan(values)])

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxalign.errors import InputError
+from jaxalign.metrics.scores import floats
 
 Floats = NDArray[np.float64]
 
@@ -62,7 +63,7 @@ def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
     """
     import moocore
 
-    values, floor = check_points(points), np.asarray(reference, np.float64)
+    values, floor = check_points(points), floats("reference", reference)
     if floor.shape != values.shape[1:] or not np.isfinite(floor).all():
         raise InputError(
             f"reference point: found {floor.tolist()}, expected {values.shape[1]} finite numbers, "
@@ -142,7 +143,7 @@ def check_points(points: ArrayLike) -> Floats:
     Raises:
       InputError: they are not, or not finite.
     """
-    values = np.asarray(points, np.float64)
+    values = floats("points", points)
     if values.ndim != 2 or 0 in values.shape:
         raise InputError(
             f"points: found shape {values.shape}, expected [W, R], a row a point and a column an "

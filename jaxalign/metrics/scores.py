@@ -19,6 +19,29 @@ Bools = NDArray[np.bool_]
 _LEAST = float(np.finfo(np.float32).tiny)
 
 
+def floats(name: str, values: ArrayLike) -> Floats:
+    """Return an argument as float64, whatever its shape; NaN and infinity are left to the caller.
+
+    Raises:
+      InputError: it holds what is no number, or rows of different lengths.
+
+    Example:
+        >>> from jaxalign.metrics.scores import floats
+        >>> floats("values", [[1, 0]])
+        array([[1., 0.]])
+    """
+    try:
+        found = np.asarray(values)
+        if found.dtype.kind in "OUS":  # text would be read as numbers, and None as NaN
+            raise TypeError
+        return found.astype(np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(
+            f"{name}: found values that are no numbers, or rows of different lengths; expected "
+            "numbers: correct it."
+        ) from None
+
+
 def check_probabilities(
     probability: ArrayLike, mask: ArrayLike, name: str = "probability"
 ) -> tuple[Floats, Bools]:
@@ -36,7 +59,7 @@ def check_probabilities(
       InputError: shapes differ, the mask is not boolean or empty, or a probability is outside 0..1.
     """
     keep = np.asarray(mask)
-    values = np.asarray(probability, np.float64)
+    values = floats(name, probability)
     if keep.ndim != 2 or keep.dtype != np.bool_:
         raise InputError(f"mask: expected [users, pairs] bool, found {keep.shape} {keep.dtype}.")
     if values.ndim < 2 or values.shape[-2:] != keep.shape:

@@ -96,8 +96,8 @@ def train(
 
     Raises:
         InputError: rewards or a config that do not fit the policy, no usable prompt, a mesh that
-            does not fit, a reward that fails (with the row; the state before is on disk), or
-            metrics that are not finite.
+            does not fit, a reward that fails (with the row; the state before is on disk), metrics
+            that are not finite, or a KL that stays very far above its target (see `KLWatch`).
         KeyboardInterrupt: at Ctrl-C, when the state is written.
     """
     _check(policy, rewards, config)
@@ -164,7 +164,9 @@ def _loop(
                 _rescue(state, number, log, checkpoints)
                 raise
             done = number + 1
-            log.add(done, metrics, check=partial(_check_step, names, drawn.texts, watches))
+            last = None if checkpoints is None else checkpoints.latest_step()
+            check = partial(_check_step, names, drawn.texts, watches, last)
+            log.add(done, metrics, check=check)
             due = stop.asked or done % config.checkpoint_every == 0 or done == config.steps
             if checkpoints is not None and due:
                 log.flush()
@@ -191,17 +193,21 @@ def _check_step(
     names: tuple[str, ...],
     prompts: Sequence[str],
     watches: tuple[KLWatch, RewardWatch],
+    last: int | None,
     step: int,
     values: dict[str, float],
 ) -> None:
     """Refuse a step in which a row had a number that is not finite; look at KL and rewards."""
-    watches[0].look(step, values["kl"], values["kl_coef"])
+    kept = "no state is kept" if last is None else f"the state of step {last} is kept"
+    furthest = int(values.pop("kl_row"))
+    far = f" (most in row {furthest}, prompt {prompts[furthest]!r:.80}; {kept})"
+    watches[0].look(step, values["kl"], values["kl_coef"], far)
     alike = {name: bool(values.pop(f"alike_{name}")) for name in names}
     watches[1].look(step, alike, {name: values[f"reward_{name}"] for name in names})
     row, part = int(values.pop("bad_row")), BAD_PARTS[int(values.pop("bad_part"))]
     if row < 0:
         return
-    place = f"(row {row}, prompt {prompts[row]!r:.80})"
+    place = f"(row {row}, prompt {prompts[row]!r:.80}; {kept})"
     if part == "reward":
         raise InputError(
             f"step {step}: one of the rewards {', '.join(names)} is not finite {place}; correct "

@@ -1,14 +1,24 @@
-"""What a run of MOC shows: completions, a KL that runs away, and rewards that do not vary."""
+"""What a run of MOC shows: completions, a KL that runs away, and rewards that do not vary.
+
+A KL that stays very far above its target stops the run: its later steps would only lead further
+away, and would replace the last states that are near the reference. Rewards that do not vary are
+warned of and no more: a reward that every completion has is also what a trained policy reaches, and
+one that no completion has at first may be found later. A reward that is constant from the start is
+refused before training, when its scale is estimated.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from jaxalign.errors import InputError
 from jaxalign.moc.config import KLConfig
 from jaxalign.moc.prompt_sampler import StepPrompts
 
 KL_FACTOR = 2.0
 """How many times its target the KL may be before it counts as having run away."""
+KL_LIMIT, KL_LIMIT_STEPS = 20.0, 10
+"""How many times its target the KL may be, and for how many steps in a row, before a run stops."""
 _PATIENCE = 5  # steps in a row before the first warning; each further one waits twice as long
 _SHOWN = 160  # characters of a prompt or completion
 
@@ -63,7 +73,10 @@ class _Streak:
 
 
 class KLWatch:
-    """Warns while the KL to the reference stays far above its target."""
+    """Warns while the KL to the reference stays far above its target, and stops a lost run.
+
+    A run whose coefficient is fixed is only warned of: it does not aim at the target.
+    """
 
     def __init__(self, config: KLConfig, batch: int, say: Callable[[str], None]) -> None:
         """Start to watch.
@@ -74,28 +87,39 @@ class KLWatch:
             say: called with a warning.
         """
         self._config, self._batch, self._say = config, batch, say
-        self._above = _Streak()
+        self._above, self._lost = _Streak(), 0
 
-    def look(self, step: int, kl: float, coef: float) -> None:
+    def look(self, step: int, kl: float, coef: float, place: str = "") -> None:
         """Take the KL of a step, and warn where it has been too high for several steps.
 
         Args:
             step: its number.
             kl: nats of a completion to the reference.
             coef: the KL coefficient that the step used.
+            place: the completion that is furthest from the reference, and the last state on disk.
+
+        Raises:
+            InputError: an adaptive coefficient above 0, and for `KL_LIMIT_STEPS` steps in a row a
+                KL of more than `KL_LIMIT` times the target.
         """
         target = self._config.target
-        if not self._above.is_due(kl > KL_FACTOR * target):
-            return
         remedy = f"lower moc.kl.horizon to about {100 * self._batch:,}"
         if not self._config.adaptive:
             remedy = "set moc.kl.adaptive to true"
-        self._say(
-            f"warning: step {step}: the KL is {kl:.1f} nats, and for {self._above.length} steps it "
-            f"has been more than {KL_FACTOR:g} times its target of {target:g}: the policy drifts "
-            f"away from the reference. Raise moc.kl.coef ({coef:.3g} now), {remedy}, or lower "
-            "moc.optimiser.rate, in a new folder"
-        )
+        remedy = f"raise moc.kl.coef ({coef:.3g} now), {remedy}, or lower moc.optimiser.rate"
+        self._lost = self._lost + 1 if kl > KL_LIMIT * target else 0
+        if self._lost >= KL_LIMIT_STEPS and self._config.adaptive and coef > 0:
+            raise InputError(
+                f"step {step}: the KL is {kl:.1f} nats, and for {self._lost} steps it has been "
+                f"more than {KL_LIMIT:g} times its target of {target:g}{place}: the policy has "
+                f"left the reference: {remedy}, in a new folder."
+            )
+        if self._above.is_due(kl > KL_FACTOR * target):
+            self._say(
+                f"warning: step {step}: the KL is {kl:.1f} nats, and for {self._above.length} "
+                f"steps it has been more than {KL_FACTOR:g} times its target of {target:g}: the "
+                f"policy drifts away from the reference: {remedy}, in a new folder"
+            )
 
 
 class RewardWatch:

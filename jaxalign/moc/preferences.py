@@ -73,7 +73,7 @@ def check_simplex(
     """
     try:
         table = np.asarray(values, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         table = np.zeros(())
     if table.ndim < 1 or (names is not None and table.shape[-1] != len(names)):
         wanted = "numbers" if names is None else f"one number for each of {', '.join(names)}"
@@ -241,6 +241,8 @@ def preference_tag(names: Sequence[str], preference: ArrayLike, decimals: int = 
         '<pref_helpful> 0.3 <pref_humor> 0.7'
     """
     values = check_simplex(preference, names)
+    if values.ndim != 1:
+        raise InputError(f"preference: found shape {values.shape}, expected [R], one preference.")
     pairs = zip(names, values.tolist(), strict=True)
     return " ".join(f"<pref_{name}> {value:.{decimals}f}" for name, value in pairs)
 

@@ -306,7 +306,8 @@ class _Run:
         bad = find_bad_row(levels, scores, experience, mask)
         train, metrics = self._updates(state, frozen, inputs, bad.row < 0)
         log_ratio = jnp.where(mask, scores.old_logprobs - scores.ref_logprobs, 0)
-        kl = jnp.mean(jnp.sum(log_ratio, axis=1))
+        row_kl = jnp.sum(log_ratio, axis=1)
+        kl = jnp.mean(row_kl)
         kl_coef = state.kl_coef
         if config.kl.adaptive:
             kl_coef = adapt_kl_coef(kl_coef, kl, config.kl.target, config.kl.horizon, config.batch)
@@ -318,6 +319,7 @@ class _Run:
             ),
             "error": jnp.mean(achieved.squared_error),
             "kl": kl,
+            "kl_row": jnp.argmax(row_kl),
             "kl_coef": state.kl_coef,
             "completion_tokens": jnp.mean(lengths.astype(jnp.float32)),
             "tokens": jnp.sum(completions.prompt_lengths + lengths),

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from jaxalign.arrays import check_number, check_numpy
 from jaxalign.errors import InputError
 from jaxalign.metrics.pareto import check_points
 from jaxalign.rewards.reward_scale import RewardIds
@@ -48,7 +49,7 @@ class ValueTable:
     def __post_init__(self) -> None:
         preferences = check_points(self.preferences)
         achieved = check_points(self.achieved_rewards)
-        kl = np.asarray(self.kl, np.float64)
+        kl = check_numpy("value table: KL", self.kl, "...", finite=False)
         same = preferences.shape == achieved.shape == (len(preferences), len(self.names))
         if not same or kl.shape != (len(preferences),) or not np.isfinite(kl).all():
             raise InputError(
@@ -71,9 +72,10 @@ class ValueTable:
             [..., R], a row of `preferences`; the first among equals.
 
         Raises:
-            InputError: another number of weights, or some that are not finite.
+            InputError: another number of weights, some that are not finite, or a negative price.
         """
-        wanted = np.asarray(weights, np.float64)
+        check_number("beta", beta, 0)
+        wanted = check_numpy("weights", weights, "...", finite=False)
         if wanted.shape[-1:] != (len(self.names),) or not np.isfinite(wanted).all():
             raise InputError(
                 f"weights: found {wanted.tolist()}, expected finite numbers, one for each of "

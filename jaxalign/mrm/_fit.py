@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.arrays import Sizes, check_array
 from jaxalign.data import Features, Preferences, lookup
 from jaxalign.data.splits import split_users
 from jaxalign.metrics import users
@@ -83,13 +83,15 @@ def fit(
         FitResult.
 
     Raises:
-        InputError: too few users or choices, or training diverged.
+        InputError: too few users or choices, features of another shape or that are not finite, or
+            training diverged.
     """
     config, split, data = config or REGULARISED, split or SplitConfig(), data or ChoiceDataConfig()
     if isinstance(features, Features):
         features = lookup(features, preferences.items, preferences.texts)
+    sizes = Sizes(I=(len(preferences.items), "the items"))
+    values = check_array("features", features, "I E", sizes)
     roles = split_users(preferences.users, split.seed, 0.0, split.validation_share)
-    values = jnp.asarray(features)
     choices = training_choices(preferences, roles.train, data, split.seed)
     method = MetaRewardModel(config, "mrm")
     fitted = method.fit(TrainingData(values, values, choices), seed)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.arrays import Sizes, kept
+from jaxalign.arrays import Sizes, check_array, check_numpy, kept
 from jaxalign.errors import InputError
 from jaxalign.mrm import ep
 from jaxalign.mrm.bayes import Prior, check_choices, check_prior, factor, moments
@@ -127,6 +127,10 @@ def belief_moments(prior: Prior, belief: Belief) -> tuple[jax.Array, jax.Array]:
         prior: as given to `init_belief`.
         belief: of one user.
 
+    Raises:
+        InputError: shapes that disagree, a negative weight, NaN or infinity; values are looked at
+            only where they are concrete, so not under `jit`.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxalign.mrm import Prior, belief_moments, init_belief, update_belief
@@ -136,9 +140,19 @@ def belief_moments(prior: Prior, belief: Belief) -> tuple[jax.Array, jax.Array]:
         >>> bool(mean[0] > 0), bool(cov[0, 0] < 1)
         (True, True)
     """
+    sizes = Sizes()
+    prior = check_prior(prior, sizes)
+    names = ("belief.differences", "belief.weight")
+    pairs, weight = check_choices(belief.differences, belief.weight, "N", sizes, names)
+    precision, shift = (
+        kept(weight, check_array(f"belief.{name}", value, "N", sizes, mask=weight, empty="N"))
+        for name, value in (
+            ("site_precision", belief.site_precision), ("site_shift", belief.site_shift),
+        )
+    )  # fmt: skip
     root = factor(prior.cov)
-    rows = ep.rows_of(prior.mean, root, belief.differences, belief.weight)
-    return moments(prior.mean, root, rows, ep.Sites(belief.site_precision, belief.site_shift))
+    rows = ep.rows_of(prior.mean, root, pairs, weight)
+    return moments(prior.mean, root, rows, ep.Sites(precision, shift))
 
 
 def update_belief(
@@ -171,7 +185,10 @@ def update_belief(
         InputError: sizes that disagree, NaN or infinity.
     """
     dtype, many = belief.weight.dtype, belief.weight.shape[:-1]
-    found, weights = np.asarray(difference, dtype), np.asarray(weight, dtype)
+    found, weights = (
+        check_numpy(name, value, "...", finite=False).astype(dtype)
+        for name, value in (("difference", difference), ("weight", weight))
+    )
     expected = (*many, belief.differences.shape[-1])
     if found.shape != expected or weights.shape not in ((), many):
         raise InputError(

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.arrays import Sizes, check_mask, check_whole
+from jaxalign.arrays import Sizes, check_array, check_mask, check_whole
 from jaxalign.errors import InputError
 from jaxalign.mrm import ep
 from jaxalign.mrm.bayes import Prior, check_choices, check_prior, factor, moments
@@ -200,6 +200,28 @@ class FeedbackPrior(NamedTuple):
     log_spread_sd: jax.Array
 
 
+def check_feedback_prior(prior: FeedbackPrior, sizes: Sizes | None = None) -> FeedbackPrior:
+    """Return a prior as arrays of at least float32.
+
+    Args:
+        prior: of the population.
+        sizes: of the call's dimensions so far, see `jaxalign.arrays`.
+
+    Raises:
+        InputError: another shape, NaN, a number that is infinite but for the two first edges, or a
+            negative standard deviation.
+    """
+    edges = check_array("prior.edges", prior.edges, "edges", finite=False)
+    check_array("prior.edges beyond -infinity and infinity", edges[_FIRST:], "edges", empty="edges")
+    for name in ("level_sd", "log_spread_sd"):
+        check_mask(f"prior.{name}", getattr(prior, name), "")
+    return FeedbackPrior(
+        check_prior(prior.weights, sizes),
+        edges,
+        *(check_array(f"prior.{name}", getattr(prior, name), "") for name in prior._fields[2:]),
+    )
+
+
 class FeedbackPosterior(NamedTuple):
     """What is known of users after their feedback.
 
@@ -289,7 +311,7 @@ def feedback_posterior(prior: FeedbackPrior, feedback: Feedback) -> FeedbackPost
         (True, True)
     """
     sizes = Sizes()
-    prior = prior._replace(weights=check_prior(prior.weights, sizes))
+    prior = check_feedback_prior(prior, sizes)
     rows = check_feedback(feedback, len(prior.edges), sizes)
     found: FeedbackPosterior = jax.block_until_ready(_posteriors(prior, rows))
     return found

@@ -14,10 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.arrays import check_numpy
 from jaxalign.errors import InputError
 from jaxalign.mrm import ep
-from jaxalign.mrm.bayes import Prior, factor
-from jaxalign.mrm.feedback import FeedbackPrior, Levels, augmented, mixture, spread_grid
+from jaxalign.mrm.bayes import Prior, check_prior, factor
+from jaxalign.mrm.feedback import (
+    FeedbackPrior,
+    Levels,
+    augmented,
+    check_feedback_prior,
+    mixture,
+    spread_grid,
+)
 from jaxalign.mrm.ordered import tilt_by_band
 from jaxalign.train.blas import one_blas_thread
 
@@ -85,6 +93,9 @@ def init_feedback_belief(prior: Prior | FeedbackPrior) -> FeedbackBelief:
     Args:
         prior: of the weights alone for users who only choose, or of all kinds of feedback.
 
+    Raises:
+        InputError: shapes that disagree, NaN or infinity, or a negative standard deviation.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxalign.mrm import Prior, feedback_moments, init_feedback_belief, observe
@@ -96,11 +107,13 @@ def init_feedback_belief(prior: Prior | FeedbackPrior) -> FeedbackBelief:
         (3, True, True)
     """
     if isinstance(prior, FeedbackPrior):
+        prior = check_feedback_prior(prior)
         mean, root = augmented(prior)
         spreads, log_mass = spread_grid(prior)
         edges = prior.edges
     else:
-        dtype = jnp.promote_types(jnp.result_type(*prior), jnp.float32)
+        prior = check_prior(prior)
+        dtype = jnp.result_type(*prior)
         mean, root = prior.mean.astype(dtype), factor(prior.cov.astype(dtype))
         spreads, log_mass = jnp.ones(1, dtype), jnp.zeros(1, dtype)
         edges = Levels().edges(jnp.zeros(0, dtype))
@@ -148,7 +161,7 @@ def observe(
         InputError: sizes that disagree, NaN or infinity, or a rating without a prior for ratings.
     """
     rated = len(belief.spreads) > 1
-    found = np.asarray(vector, belief.mean.dtype)
+    found = check_numpy("vector", vector, "...", finite=False).astype(belief.mean.dtype)
     if found.shape != (len(belief.mean) - rated,):
         raise InputError(
             f"a row has shape {found.shape}, expected ({len(belief.mean) - rated},), as the prior."

@@ -7,14 +7,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr
 
-from jaxalign.arrays import Sizes, check_array
+from jaxalign.arrays import Sizes, check_number, check_numpy
 from jaxalign.errors import InputError
 from jaxalign.mrm.adapted_users import own_weights, user_state
 from jaxalign.mrm.calibrated import moved
 from jaxalign.mrm.known_items import effects_of
 from jaxalign.mrm.model import UserModel
 from jaxalign.mrm.registry import require
-from jaxalign.mrm.serving import encode_answers, known_texts, leaves_alone, win_probability
+from jaxalign.mrm.serving import answer_features, known_texts, leaves_alone, win_probability
 
 Floats = NDArray[np.float64]
 
@@ -62,21 +62,17 @@ def expected_gains(
         ([0.0, 2.0, 0.0], [0.0, 1.0, 1.0], [0.5, 0.977, 0.5])
     """
     sizes = Sizes()
-    check_array("mean", mean, "K", sizes)
-    check_array("values", values, "C K", sizes)
-    if cov is not None:
-        check_array("cov", cov, "K K", sizes)
-    if cost is not None:
-        check_array("cost", cost, "C", sizes)
-    options = np.asarray(values, np.float64)
+    weights = check_numpy("mean", mean, "K", sizes)
+    options = check_numpy("values", values, "C K", sizes)
     beyond = options - options[:1]
-    gain = beyond @ np.asarray(mean, np.float64)
+    gain = beyond @ weights
     if cost is not None:
-        price = np.asarray(cost, np.float64)
+        price = check_numpy("cost", cost, "C", sizes)
         gain = gain - (price - price[0])
     if cov is None:
         return Gains(gain, None, None)
-    variance = np.einsum("CK,KJ,CJ->C", beyond, np.asarray(cov, np.float64), beyond)
+    spread = check_numpy("cov", cov, "K K", sizes)
+    variance = np.einsum("CK,KJ,CJ->C", beyond, spread, beyond)
     sd = np.sqrt(np.maximum(variance, 0.0))
     certain = np.where(gain > 0, np.inf, -np.inf)
     scaled = np.divide(gain, sd, out=certain, where=sd > 0)
@@ -95,14 +91,17 @@ def best_option(gains: Gains, k: float = 0.0, least_probability: float = 0.0) ->
     Returns:
         Number of the option, the first among equals; 0 is the plain one.
 
+    Raises:
+        InputError: k below 0, or a probability outside [0, 1].
+
     Example:
         >>> from jaxalign.mrm import best_option, expected_gains
         >>> gains = expected_gains([1.0], [[1.0]], [[0.0], [1.0]])  # 1 +- 1 logits
         >>> best_option(gains), best_option(gains, k=2), best_option(gains, least_probability=0.9)
         (1, 0, 0)
     """
-    if not (k >= 0 and np.isfinite(k)):
-        raise InputError(f"k: found {k}, expected 0 or more standard deviations; correct it.")
+    check_number("k", k, 0)
+    check_number("least_probability", least_probability, 0, 1)
     score = gains.mean if gains.sd is None else gains.mean - k * gains.sd
     best = int(np.argmax(score))
     sure = gains.probability is None or gains.probability[best] >= least_probability
@@ -127,7 +126,7 @@ def best_of(
     model: UserModel,
     user: str | None,
     candidates: Sequence[str],
-    features: np.ndarray | None = None,
+    features: ArrayLike | None = None,
     prompt: str | None = None,
     k: float = 0.0,
     least_probability: float = 0.0,
@@ -151,7 +150,8 @@ def best_of(
         BestOf.
 
     Raises:
-        InputError: no candidates, a user who was not adapted, or a method without weights.
+        InputError: no candidates, a user who was not adapted, a method without weights, or features
+            of another shape or that are not finite.
 
     Source: best of n by a user's own reward model; the choice by lower bounds is added here.
 
@@ -172,7 +172,7 @@ def best_of(
         raise InputError("candidates: found none, expected one answer or more.")
     require(model.method, "weights", "a personal answer")
     state = None if user is None else user_state(model, user)
-    values = encode_answers(model, candidates, prompt) if features is None else features
+    values = answer_features(model, candidates, prompt, features)
     base = model.base(values)
     effects = effects_of(model.item_effects, known_texts(candidates, prompt))
     population = model.population()

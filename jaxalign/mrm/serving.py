@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import ndtr
 
+from jaxalign.arrays import Sizes, check_array
 from jaxalign.data import Conversation, Features, lookup
 from jaxalign.data.features import columns_named
 from jaxalign.errors import InputError
@@ -80,6 +82,25 @@ def encode_answers(
     return encode_texts(model, known_texts(answers, prompt), keep=False)
 
 
+def answer_features(
+    model: UserModel,
+    answers: Sequence[str],
+    prompt: str | None = None,
+    features: ArrayLike | None = None,
+) -> np.ndarray:
+    """Return features [N, E] of answers: those that are given, else encoded from text.
+
+    Raises:
+        InputError: features of another shape, NaN or infinity, or as `encode_answers`.
+    """
+    if features is None:
+        return encode_answers(model, answers, prompt)
+    width = model.projection.matrix.shape[0]
+    sizes = Sizes(N=(len(answers), "the answers"), E=(width, "the model"))
+    check_array("features", features, "N E", sizes)
+    return np.asarray(features)
+
+
 def known_texts(answers: Sequence[str], prompt: str | None = None) -> Sequence[str]:
     """Return what answers are known by: their texts, with the prompt where there is one."""
     return answers if prompt is None else [Conversation((prompt, answer)) for answer in answers]
@@ -128,7 +149,7 @@ def rank(
     model: UserModel,
     user: str | Belief | None,
     texts: Sequence[str],
-    features: np.ndarray | None = None,
+    features: ArrayLike | None = None,
     prompt: str | None = None,
 ) -> list[Ranked]:
     """Return answers ordered for a user, best first.
@@ -143,7 +164,8 @@ def rank(
         prompt: that the answers are to, where the model was trained on choices with prompts.
 
     Raises:
-        InputError: no texts, a user who was not adapted, or a method that cannot score new items.
+        InputError: no texts, a user who was not adapted, a method that cannot score new items, or
+            features of another shape or that are not finite.
 
     Example:
         >>> import jax.numpy as jnp
@@ -161,7 +183,7 @@ def rank(
     if not texts:
         raise InputError("there are no texts to rank.")
     state = user_state(model, user) if isinstance(user, str) else None
-    values = encode_answers(model, texts, prompt) if features is None else features
+    values = answer_features(model, texts, prompt, features)
     offset = effects_of(model.item_effects, known_texts(texts, prompt))
     score, wins = _scores(model, values, user if isinstance(user, Belief) else state, offset)
     if user is not None and model.gate.by_pairs:

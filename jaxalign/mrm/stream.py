@@ -22,6 +22,7 @@ from jaxalign.errors import InputError
 from jaxalign.mrm import train
 from jaxalign.mrm.base import Params, is_linear
 from jaxalign.mrm.config import MRMConfig
+from jaxalign.mrm.diverged import all_finite, training_diverged
 from jaxalign.runs import open_run_dir
 from jaxalign.runs.stop import stop_request
 from jaxalign.train.checkpoint import Checkpoints
@@ -109,7 +110,8 @@ def fit_stream(
         StreamResult; the same bits however often the run was interrupted.
 
     Raises:
-        InputError: training diverged, or the folder holds another run.
+        InputError: training diverged (with the epoch and the users of the block; the state before
+            is on disk), or the folder holds another run.
     """
     config = config or MRMConfig()
     users = len(choices.users)
@@ -134,10 +136,11 @@ def fit_stream(
             carried = _step(carried, place, block_pairs(block), block.features, config, most_groups)
             # Waited for, so that no more than the next block piles up behind it.
             jax.block_until_ready(carried)
+            loss = float(carried[1][epoch])
+            if not all_finite((carried[0].params, loss)):
+                raise _diverged(epoch, start, config, plan, kept)
             done += 1
             if done % len(plan) == 0:
-                loss = float(carried[1][epoch])
-                _check(loss, config)
                 say(f"epoch {epoch + 1} of {config.epochs}, query loss {loss:.4f}")
             if kept and (stop.asked or done == total or done % max(len(plan) // 10, 1) == 0):
                 kept.save(done, carried)
@@ -200,9 +203,14 @@ def draw_block(
     return train.draw_epoch(mine, pairs, config, most_groups)
 
 
-def _check(loss: float, config: MRMConfig) -> None:
-    if not np.isfinite(loss):
-        raise InputError(
-            f"training diverged (the query loss is {loss}): lower outer_lr ({config.outer_lr:g}) "
-            f"or inner_lr ({config.inner_lr:g})"
-        )
+def _diverged(
+    epoch: int, start: int, config: MRMConfig, plan: StreamPlan, kept: Checkpoints | None
+) -> InputError:
+    """The error of a pass over a block that diverged, with the last good state."""
+    if kept is not None:
+        kept.wait()
+    latest = None if kept is None else kept.latest_step()
+    last = "no state is kept" if latest is None else f"the state of block {latest} is kept"
+    users = f"users {start} to {min(start + plan.size, plan.users) - 1} of the file"
+    where = f"epoch {epoch + 1} of {config.epochs}, {users}"
+    return training_diverged("mrm stream", where, train.remedy(config), kept=last)

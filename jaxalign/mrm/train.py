@@ -5,7 +5,7 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,12 @@ from jaxalign.errors import InputError
 from jaxalign.files import write_json
 from jaxalign.mrm.base import Params, init, is_linear
 from jaxalign.mrm.config import MRMConfig
+from jaxalign.mrm.diverged import all_finite, training_diverged
 from jaxalign.mrm.objective import Batch, meta_objective
 from jaxalign.runs.stop import stop_request
 from jaxalign.train.checkpoint import load_state, save_state
 
+Tree = TypeVar("Tree")
 Sweep = dict[str, jax.Array]
 """Name of a numeric field of the config -> its values, one for each state."""
 
@@ -265,6 +267,10 @@ def fit_mrm(
 
     Returns:
         `params`, every leaf [snapshots, seeds, ...], and `losses` [seeds, epochs].
+
+    Raises:
+        InputError: training diverged (with the epoch, the step and its users; the state of the
+            snapshot before is on disk), or a state or start of other shapes.
     """
     keys = jax.vmap(jax.random.key)(jnp.asarray(list(seeds)))
     states = init_states(keys, config, features.shape[1], pairs.chosen.shape[0])
@@ -282,6 +288,9 @@ def fit_mrm(
                 saved = load_state(path, shape)
             else:
                 saved = run_epochs(states, table, pairs, config, span, most_groups)
+                if not all_finite((saved[0].params, saved[1])):
+                    training = (table, pairs, config, most_groups)
+                    raise _diverged(states, saved, training, first, checkpoint)
                 if path:
                     save_state(path, saved)
                 loss = float(saved[1][:, -1].mean())
@@ -290,13 +299,57 @@ def fit_mrm(
         kept.append(jax.device_get(states.params))
         losses.append(np.asarray(saved[1]))
     params = jax.tree.map(lambda *leaves: np.stack(leaves), *kept)
-    finite = all(bool(np.isfinite(leaf).all()) for leaf in jax.tree.leaves(params))
-    if not finite:
-        raise InputError(
-            f"training diverged (parameters are not finite): lower outer_lr ({config.outer_lr:g}) "
-            f"or inner_lr ({config.inner_lr:g})"
-        )
     return {"params": params, "losses": np.concatenate(losses, axis=1)}
+
+
+def remedy(config: MRMConfig) -> str:
+    """Return what to do about a training that diverged."""
+    return f"lower outer_lr ({config.outer_lr:g}) or inner_lr ({config.inner_lr:g})"
+
+
+def _diverged(
+    before: MetaTrainState,
+    after: tuple[MetaTrainState, jax.Array],
+    training: tuple[jax.Array, Pairs, MRMConfig, int],
+    first: int,
+    checkpoint: Path | None,
+) -> InputError:
+    """The error of a span of epochs that diverged: its steps are taken again, to name the first.
+
+    Args:
+        before: the good states that the span began with [S].
+        after: the states [S] and losses [S, span] that it ended with.
+        training: table, pairs, config and `most_groups`, as of `run_epochs`.
+        first: epochs before the span.
+        checkpoint: where states are kept.
+    """
+    table, pairs, config, most_groups = training
+    states, losses = after
+    seed = next(s for s in range(len(losses)) if not all_finite(_of_seed((states, losses), s)))
+    epochs, state = f"of {config.epochs}", _of_seed(before, seed)
+    last = "no state is kept"
+    if checkpoint is not None and first:
+        last = f"the state of epoch {first} is kept"
+    for number in range(losses.shape[1]):
+        key, masks, order = draw_epoch(state.key, pairs, config, most_groups)
+        state, steps = _take_steps(state._replace(key=key), table, pairs, masks, order, config)
+        if all_finite((state.params, steps)):
+            continue
+        finite = np.isfinite(steps)
+        step = len(steps) - 1 if finite.all() else int(np.argmin(finite))
+        size = min(config.users_per_batch, len(order))
+        users = np.asarray(order)[step * size : (step + 1) * size].tolist()
+        where = f"epoch {first + number + 1} {epochs}, step {step + 1} of {len(steps)}"
+        return training_diverged("mrm", where, remedy(config), users, last)
+    where = f"one of the epochs {first + 1} to {first + losses.shape[1]} {epochs}"
+    return training_diverged("mrm", where, remedy(config), kept=last)
+
+
+def _of_seed(tree: Tree, seed: int) -> Tree:
+    return jax.tree.map(lambda leaf: leaf[seed], tree)
+
+
+_take_steps = jax.jit(take_steps, static_argnames="config")
 
 
 def _started(fresh: Params, start: Params) -> Params:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.optimize import LinearConstraint, milp
 from scipy.sparse import csr_array
 
+from jaxalign.arrays import Sizes, check_mask, check_number, check_numpy
 from jaxalign.errors import InputError
 from jaxalign.palm.domain import Floats
 
@@ -63,7 +64,8 @@ def cover(
         Cover, members in ascending order; never larger than the greedy one.
 
     Raises:
-        InputError: a weight that no policy covers.
+        InputError: no array [P, W] of bool, or of numbers of 0 or more; or a weight that no policy
+            covers.
 
     Source: set cover; HiGHS (Huangfu and Hall 2018) by scipy.optimize.milp.
 
@@ -76,7 +78,8 @@ def cover(
         ([0, 1], True)
     """
     begun = time.monotonic()
-    covers = np.asarray(covers, bool)
+    if getattr(covers, "dtype", None) != np.bool_ or covers.ndim != 2:
+        covers = np.asarray(check_mask("covers", covers, "P W", empty="W")) > 0
     if not covers.any(axis=0).all():
         missing = int((~covers.any(axis=0)).sum())
         raise InputError(
@@ -116,6 +119,9 @@ def best_of_size(
     Returns:
         Selection; `worst` less `lower_bound` is the gap left.
 
+    Raises:
+        InputError: shapes that disagree, no policy or weight, NaN or infinity, or a size below 1.
+
     Example:
         >>> import numpy as np
         >>> from jaxalign.palm import best_of_size
@@ -124,8 +130,11 @@ def best_of_size(
         ([2], [0, 1])
     """
     deadline = time.monotonic() + time_limit
+    sizes = Sizes()
+    losses = check_numpy("losses", losses, "P W", sizes)
+    check_number("size", size, 1)
     if free is not None:
-        losses = np.minimum(losses, free[None])
+        losses = np.minimum(losses, check_numpy("free", free, "W", sizes)[None])
     size = min(size, len(losses))
     # Few weights decide: begin with some, and add those at which the answer turns out worst.
     rows = np.unique(np.linspace(0, losses.shape[1] - 1, _FIRST_ROWS).astype(np.intp))

@@ -4,6 +4,7 @@ from typing import Literal
 
 import numpy as np
 
+from jaxalign.arrays import check_number
 from jaxalign.errors import InputError
 from jaxalign.palm._search import SearchState
 from jaxalign.palm.config import PalmConfig, WeightKind
@@ -67,7 +68,7 @@ def baseline_weights(
         [size, R].
 
     Raises:
-        InputError: an unknown rule, or a size below 1.
+        InputError: an unknown rule, or a size or number of rewards below 1.
 
     Source: Das and Dennis (1998); Gonzalez (1985), farthest first.
 
@@ -76,8 +77,8 @@ def baseline_weights(
         >>> baseline_weights("uniform", num_rewards=2, size=3).tolist()
         [[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]]
     """
-    if size < 1:
-        raise InputError(f"size: found {size}, expected 1 or more; correct it.")
+    for name, count in (("size", size), ("num_rewards", num_rewards)):
+        check_number(name, count, 1)
     rng = np.random.default_rng(seed)
     if kind == "random":
         return _signs(rng, rng.dirichlet(np.ones(num_rewards), size), weights)

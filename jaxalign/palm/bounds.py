@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import ConvexHull, HalfspaceIntersection, QhullError
 
+from jaxalign.arrays import Sizes, check_numpy
 from jaxalign.palm.domain import Floats
 
 # Facets whose weights are closer to dependent than this take Qhull's plane instead of their own.
@@ -29,6 +30,9 @@ def upper_facets(weights: Floats, values: Floats) -> Floats:
     Returns:
         [Y, D], with U(w) = max over rows of <y, w>.
 
+    Raises:
+        InputError: shapes that disagree, no weight, NaN or infinity.
+
     Source: optimistic linear support (Roijers, Whiteson, Oliehoek, JAIR 2015), as one hull.
 
     Example:
@@ -39,6 +43,9 @@ def upper_facets(weights: Floats, values: Floats) -> Floats:
         >>> round(float((facets @ [0.75, 0.25]).max()), 6)  # halfway between 1 and 0.75
         0.875
     """
+    sizes = Sizes()
+    weights = check_numpy("weights", weights, "n D", sizes)
+    values = check_numpy("values", values, "n", sizes)
     size = weights.shape[1]
     if size == 1:
         return np.array([[values.min()]])
@@ -105,6 +112,9 @@ def tie_points(policies: Floats, corners: Floats) -> Floats:
     Returns:
         [W, D]; a sample of the domain should Qhull fail on degenerate policies.
 
+    Raises:
+        InputError: shapes that disagree, no policy, NaN or infinity.
+
     Source: corner weights (Roijers, Whiteson, Oliehoek, JAIR 2015).
 
     Example:
@@ -115,6 +125,9 @@ def tie_points(policies: Floats, corners: Floats) -> Floats:
                [0.5, 0.5],
                [1. , 0. ]])
     """
+    sizes = Sizes()
+    corners = check_numpy("corners", corners, "N D", sizes)
+    policies = check_numpy("policies", policies, "M D", sizes)
     if corners.shape[1] == 1:
         return corners
     policies = policies / (float(np.abs(policies @ corners.T).max()) or 1.0)

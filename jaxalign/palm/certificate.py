@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxalign.arrays import Sizes, check_number, check_numpy
 from jaxalign.errors import InputError
 from jaxalign.palm.domain import Floats
 from jaxalign.palm.gaps import Gap, worst_gap, worst_ratio
@@ -101,6 +102,9 @@ def report(
     Returns:
         Report.
 
+    Raises:
+        InputError: shapes that disagree, nothing to compare, NaN or infinity, or a negative floor.
+
     Example:
         >>> import numpy as np
         >>> from jaxalign.palm import report
@@ -111,6 +115,15 @@ def report(
         >>> round(found.share_lost.value, 6)
         0.4
     """
+    sizes = Sizes()
+    pool, members = (
+        check_numpy("pool", pool, "C D", sizes),
+        check_numpy("members", members, "M D", sizes),
+    )
+    reference = check_numpy("reference", reference, "D", sizes)
+    corners = check_numpy("corners", corners, "N D", sizes)
+    spread = check_numpy("spread", spread, "R", sizes)
+    check_number("floor", floor, 0)
     members = np.concatenate([members, reference[None]])
     at_pool, at_members, at_reference = (x @ corners.T for x in (pool, members, reference[None]))
     units = np.abs(corners[:, : len(spread)]) @ spread
@@ -144,6 +157,9 @@ def guarantee(eps: float, delta: float, eta: float = 0.0, tau: float = 0.0) -> t
     Returns:
         a, b.
 
+    Raises:
+        InputError: a number that is not finite or below 0.
+
     Source: ours (PALM specification: proved by rounding a user down to the grid).
 
     Example:
@@ -152,6 +168,8 @@ def guarantee(eps: float, delta: float, eta: float = 0.0, tau: float = 0.0) -> t
         >>> round(a, 3), round(b, 3)
         (0.909, 0.045)
     """
+    for name, value in (("eps", eps), ("delta", delta), ("eta", eta), ("tau", tau)):
+        check_number(name, value, 0)
     return (1 - eta) / (1 + eps), (1 - eta) * delta / (1 + eps) + tau
 
 
@@ -215,7 +233,8 @@ def held_out(
         HeldOut.
 
     Raises:
-        InputError: fewer than 2 prompts.
+        InputError: fewer than 2 prompts, shapes that disagree, NaN or infinity, no draws, or a
+            level outside [0, 1].
 
     Source: Romano and Wolf (2005), studentised maximum; the reduction to corners is ours.
 
@@ -228,6 +247,13 @@ def held_out(
         >>> round(found.report.additive.value, 6), found.prompts
         (0.1, 8)
     """
+    sizes = Sizes()
+    values = check_numpy("values", values, "C X D", sizes)
+    member_values = check_numpy("member_values", member_values, "M X D", sizes)
+    corners = check_numpy("corners", corners, "N D", sizes)
+    spread = check_numpy("spread", spread, "R", sizes)
+    check_number("draws", draws, 1)
+    check_number("level", level, 0, 1)
     prompts = values.shape[1]
     if prompts < 2:
         raise InputError(f"prompts: found {prompts}, expected at least 2 to certify on.")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxalign.arrays import check_array
 from jaxalign.errors import InputError
 from jaxalign.palm._sweep import outcomes_unchecked, sweep_unchecked
 from jaxalign.palm.candidates import Candidates
@@ -57,8 +58,7 @@ class ClosedForm:
             InputError: shapes that do not fit, NaN, a reward outside its range or constant, fewer
                 than 2 candidates, log_ref that does not sum to 1, or beta not above 0.
         """
-        given = jnp.asarray(rewards)
-        self.rewards = given.astype(jnp.promote_types(given.dtype, jnp.float32))
+        self.rewards = check_array("rewards", rewards, "...", finite=False)
         if self.rewards.ndim != 3 or self.rewards.shape[1] < 2 or 0 in self.rewards.shape:
             raise InputError(
                 f"rewards: found shape {self.rewards.shape}, expected [prompts, candidates, "
@@ -69,7 +69,8 @@ class ClosedForm:
         self.names = tuple(names or (f"reward {i}" for i in range(self.rewards.shape[2])))
         if log_ref is None:
             log_ref = np.full(self.rewards.shape[:2], -np.log(self.rewards.shape[1]))
-        self.log_ref = jnp.asarray(log_ref, self.rewards.dtype)
+        log_p = check_array("log_ref", log_ref, "...", finite=False)
+        self.log_ref = log_p.astype(self.rewards.dtype)
         self.num_rewards = self.rewards.shape[2]
         self.beta = float(beta)
         self.spread = self._check(reward_range)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jaxalign.arrays import check_array
+from jaxalign.arrays import check_number, check_numpy
 from jaxalign.errors import InputError
 from jaxalign.palm.config import WeightKind
 
@@ -30,12 +30,16 @@ def corners(kind: WeightKind, num_rewards: int) -> Floats:
     Returns:
         [N, D]: the identity [R, R]; or +e_i and -e_i, each with a last 1, [2 R, R + 1].
 
+    Raises:
+        InputError: no reward.
+
     Example:
         >>> from jaxalign.palm import corners
         >>> corners("signed", 1)
         array([[ 1.,  1.],
                [-1.,  1.]])
     """
+    check_number("num_rewards", num_rewards, 1)
     identity = np.eye(num_rewards)
     if kind == "simplex":
         return identity
@@ -65,9 +69,8 @@ def coordinates(kind: WeightKind, rewards: ArrayLike, kl: ArrayLike, beta: float
         >>> coordinates("signed", [0.5, 0.25], 1.0, beta=0.1)
         array([ 0.5 ,  0.25, -0.1 ])
     """
-    check_array("rewards", rewards, "... R")
-    check_array("kl", kl, "...")
-    rewards, price = np.asarray(rewards, np.float64), beta * np.asarray(kl, np.float64)[..., None]
+    rewards = check_numpy("rewards", rewards, "... R")
+    price = beta * check_numpy("kl", kl, "...")[..., None]
     if kind == "simplex":
         return rewards - price
     return np.concatenate([rewards, -price], axis=-1)
@@ -109,6 +112,7 @@ def check_weights(kind: WeightKind, weights: ArrayLike, num_rewards: int) -> Flo
         array([[1. , 0. ],
                [0.5, 0.5]])
     """
+    check_numpy("weights", weights, "...", finite=False)
     given = np.asarray(weights)
     slack = _SLACK
     if jnp.issubdtype(given.dtype, jnp.floating):

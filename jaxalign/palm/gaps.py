@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import linprog
 
+from jaxalign.arrays import check_numpy
 from jaxalign.errors import InputError
 from jaxalign.palm.domain import Floats
 
@@ -97,8 +98,9 @@ def worst_gap(
 def _at_corners(
     pool: ArrayLike, members: ArrayLike, corners: ArrayLike | None
 ) -> tuple[Floats, Floats, Floats]:
-    arrays = [np.asarray(x, np.float64) for x in (pool, members)]
-    for name, array in zip(("pool", "members"), arrays, strict=True):
+    given = {"pool": pool, "members": members}
+    arrays = [check_numpy(name, x, "...", finite=False) for name, x in given.items()]
+    for name, array in zip(given, arrays, strict=True):
         if array.ndim != 2 or 0 in array.shape or array.shape[1] != arrays[0].shape[1]:
             raise InputError(
                 f"{name}: found shape {array.shape}, expected one row per policy, as wide as the "
@@ -106,7 +108,9 @@ def _at_corners(
             )
         if not np.isfinite(array).all():
             raise InputError(f"{name}: found NaN or infinity, expected finite values.")
-    corner = np.eye(arrays[0].shape[1]) if corners is None else np.asarray(corners, np.float64)
+    corner = np.eye(arrays[0].shape[1])
+    if corners is not None:
+        corner = check_numpy("corners", corners, "...", finite=False)
     if corner.ndim != 2 or corner.shape[1] != arrays[0].shape[1] or not np.isfinite(corner).all():
         raise InputError(
             f"corners: found shape {corner.shape} or values that are not finite, expected finite "

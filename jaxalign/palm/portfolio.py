@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxalign.arrays import check_mask
 from jaxalign.errors import InputError
 from jaxalign.palm._search import SearchState, known_values, optimistic, search
 from jaxalign.palm._sweep import best_member
@@ -196,14 +197,14 @@ def usage(counts: ArrayLike) -> Usage:
     """Return who is routed where, from the number of users [M] of each member.
 
     Raises:
-        InputError: no user.
+        InputError: no user, or a number that is not finite or below 0.
 
     Example:
         >>> from jaxalign.palm import usage
         >>> usage([2, 0, 2]).unused, round(usage([2, 0, 2]).perplexity, 6)
         ((1,), 2.0)
     """
-    counts = np.asarray(counts)
+    counts = np.asarray(check_mask("counts", counts, "M"), np.float64)
     if not counts.sum():
         raise InputError("weights: found no user, expected at least one.")
     share = counts / counts.sum()

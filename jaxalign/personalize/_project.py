@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from jaxalign.arrays import check_numpy
 from jaxalign.errors import InputError
 from jaxalign.personalize.utility import LOGITS, Utility
 from jaxalign.rewards.reward_scale import RewardIds
@@ -58,9 +59,10 @@ def project(
         >>> utility.mean.round(6).tolist(), round(float(explained), 6)
         ([2.0, 1.0], 1.0)
     """
-    weights, covariance, basis, rewards = (
-        np.asarray(x, np.float64) for x in (mean, cov, features, named)
-    )
+    weights = check_numpy("mean", mean, "... E")
+    covariance = check_numpy("cov", cov, "... E1 E2")
+    basis, rewards = check_numpy("features", features, "N E"), check_numpy("named", named, "N K")
+    answered = np.asarray(prompt)
     size, width = len(reward_ids.names), weights.shape[-1]
     count = len(basis)
     expected = ((count, width), (count, size), (*weights.shape, width))
@@ -69,10 +71,9 @@ def project(
             f"features, named, cov: found {basis.shape}, {rewards.shape}, {covariance.shape}, "
             f"expected {expected[0]}, {expected[1]}, {expected[2]}."
         )
-    for name, array in (("features", basis), ("named", rewards), ("mean", weights)):
-        if not np.isfinite(array).all():
-            raise InputError(f"{name}: found NaN or infinity, expected finite values.")
-    onto, explained = regress(weights, basis, rewards, np.asarray(prompt))
+    if answered.shape != (count,):
+        raise InputError(f"prompt: found shape {answered.shape}, expected ({count},).")
+    onto, explained = regress(weights, basis, rewards, answered)
     if (explained < least).any():
         worst, count = float(np.min(explained)), int(np.sum(explained < least))
         raise InputError(

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxalign.arrays import check_array
 from jaxalign.errors import InputError
 from jaxalign.mrm import Prior, posterior
 from jaxalign.personalize.protect import pin
@@ -55,6 +56,7 @@ def from_choices(
         (True, True)
     """
     size = len(reward_ids.names)
+    differences = check_array("differences", differences, "...", finite=False)
     width = np.shape(differences)[-1] if np.ndim(differences) == 3 else size
     if width != size or np.shape(prior.mean) != (size,):
         raise InputError(

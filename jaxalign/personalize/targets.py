@@ -35,7 +35,8 @@ def target_for(utility: Utility, table: ValueTable, beta: float = 0.0) -> Target
         Target, values [..., R]; the first row among equals.
 
     Raises:
-        InputError: something else than a utility, other rewards, or another scale.
+        InputError: something else than a utility, other rewards, another scale, or a negative
+            price.
 
     Source: ours (weights given as a target lose more than twice the utility that the right target
         does on a bandit of two rewards).

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from jaxalign.arrays import check_array
 from jaxalign.errors import InputError
 from jaxalign.rewards.reward_scale import RewardIds
 
@@ -45,7 +46,7 @@ class Utility:
     units: str = LOGITS
 
     def __post_init__(self) -> None:
-        mean, cov = _floats(self.mean), _floats(self.cov)
+        mean, cov = _floats("utility.mean", self.mean), _floats("utility.cov", self.cov)
         size = len(self.reward_ids.names)
         if mean.ndim < 1 or mean.shape[-1] != size or cov.shape != (*mean.shape, size):
             raise InputError(
@@ -79,7 +80,7 @@ class Target:
     reward_ids: RewardIds
 
     def __post_init__(self) -> None:
-        values = _floats(self.values)
+        values = _floats("target.values", self.values)
         if values.ndim < 1 or values.shape[-1] != len(self.reward_ids.names):
             raise InputError(
                 f"target: found values {values.shape}, expected one per reward of "
@@ -90,7 +91,8 @@ class Target:
         object.__setattr__(self, "values", values)
 
 
-def _floats(values: ArrayLike) -> Array:
+def _floats(name: str, values: ArrayLike) -> Array:
+    check_array(name, values, "...", finite=False)
     array = np.asarray(values)
     return array.astype(np.promote_types(array.dtype, np.float32))
 
@@ -113,7 +115,7 @@ def known(weights: ArrayLike, reward_ids: RewardIds, units: str = LOGITS) -> Uti
         >>> utility.mean.shape, utility.cov.any().item()
         ((2, 2), False)
     """
-    mean = _floats(weights)
+    mean = _floats("weights", weights)
     return Utility(mean, np.zeros((*mean.shape, mean.shape[-1]), mean.dtype), reward_ids, units)
 
 

@@ -149,7 +149,8 @@ def rescale_persona(
         The parameters with another scale of the projection and another null persona.
 
     Raises:
-        InputError: a concrete value that is not finite, or a length that is not above 0.
+        InputError: no persona, a concrete value that is not finite, or a length that is not above
+            0.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -162,6 +163,8 @@ def rescale_persona(
     """
     check_number("embedding_norm", embedding_norm, 0, above=True)
     personas = check_array("personas", personas, "... S D")
+    if not personas.size:
+        raise InputError("personas: found no persona, expected one or more; correct it.")
     project = params["project"]
     scale = project["scale"] * (embedding_norm / _mean_length(personas))
     null = params["null"] * (embedding_norm / (scale * _mean_length(params["null"])))

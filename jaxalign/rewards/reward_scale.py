@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from jaxalign.arrays import check_numpy
 from jaxalign.data.features import scale_file
 from jaxalign.errors import InputError
 from jaxalign.files import read_json
@@ -104,7 +105,7 @@ class RewardScale:
         object.__setattr__(self, "names", tuple(self.names))
         listed = ", ".join(self.names)
         for name in SCALE_ARRAYS:
-            values = np.asarray(getattr(self, name), np.float64)
+            values = check_numpy(f"the scale's {name}", getattr(self, name), "...", finite=False)
             if values.shape != (len(self.names),) or not np.isfinite(values).all():
                 raise InputError(
                     f"the scale's {name} is {values}; expected {len(self.names)} finite numbers, "
@@ -398,7 +399,7 @@ def fit_scale(
         raise InputError(
             f"quantiles are {quantiles[0]} and {quantiles[1]}; expected 0 <= first < last <= 1."
         )
-    raw, names = np.asarray(raw, np.float64), tuple(names)
+    raw, names = check_numpy("raw", raw, "...", finite=False), tuple(names)
     _check_samples(raw, names)
     known = dict(ranges or {})
     if unknown := sorted(known.keys() - set(names)):

@@ -261,7 +261,7 @@ def _table(names: tuple[str, ...], values: ArrayLike, rows: int) -> np.ndarray:
     try:
         with np.errstate(over="ignore"):  # too large for float32 is infinite, which is refused
             table = np.asarray(values, np.float32)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise _Faulty(names, -1, f"gave no table of numbers ({error})") from error
     expected = (rows, len(names))
     if table.shape == (rows,) and len(names) == 1:

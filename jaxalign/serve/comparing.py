@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.arrays import Sizes, check_numpy
 from jaxalign.mrm import information
 from jaxalign.personalize.strategies.base import PersonalAnswer
 from jaxalign.personalize.utility import Utility
@@ -36,6 +37,9 @@ def most_informative(utility: Utility, values: np.ndarray) -> tuple[tuple[int, i
         utility: mean [K] and covariance [K, K] of the user's weights.
         values: [N, K] base rewards of N >= 2 answers.
 
+    Raises:
+        InputError: shapes that disagree, NaN or infinity.
+
     Example:
         >>> import numpy as np
         >>> from jaxalign.personalize import Utility
@@ -45,6 +49,7 @@ def most_informative(utility: Utility, values: np.ndarray) -> tuple[tuple[int, i
         >>> most_informative(utility, np.array([[0.0, 0.0], [0.1, 0.0], [2.0, 0.0]]))[0]
         (0, 2)
     """
+    values = check_numpy("values", values, "N K", Sizes(K=(len(utility.mean), "the utility")))
     pairs = list(itertools.combinations(range(len(values)), 2))
     first, second = (np.asarray(side) for side in zip(*pairs, strict=True))
     difference = jnp.asarray(values[first] - values[second], jnp.float32)

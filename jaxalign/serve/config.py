@@ -1,8 +1,10 @@
 """The settings of the service."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from jaxalign.arrays import check_number
 from jaxalign.errors import InputError
 from jaxalign.personalize.strategies.base import ServingRule
 from jaxalign.serve.store.database import Synchronous
@@ -40,6 +42,11 @@ class EngineConfig:
     most_waiting: int = 64
     connect_seconds: float = 5.0
     read_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        check_number("engine.most_waiting", self.most_waiting, 1)
+        check_number("engine.connect_seconds", self.connect_seconds, 0, above=True)
+        check_number("engine.read_seconds", self.read_seconds, 0, above=True)
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ class ServeConfig:
                 "--reward-model is given without --users; expected the run whose named rewards it "
                 "computes."
             )
-        if self.retain_days is not None and self.retain_days <= 0:
+        if self.retain_days is not None and not 0 < self.retain_days < math.inf:
             raise InputError(
                 f"--retain: found {self.retain_days:g}, expected more than 0 days; --store none "
                 "keeps nothing."

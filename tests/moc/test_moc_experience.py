@@ -7,9 +7,11 @@ import pytest
 from ppo_loop import loop_gae
 
 from jaxalign.moc.experience import (
+    BAD_PARTS,
     RolloutScores,
     closeness_reward,
     compute_experience,
+    find_bad_row,
     group_rewards,
     similarity_coefficients,
 )
@@ -114,3 +116,28 @@ def test_closeness_is_of_single_answers():
     preferences = jnp.array([[0.5, 0.5], [0.0, 1.0]])
     found = closeness_reward(rewards, preferences)
     np.testing.assert_allclose(found[:, 0], [0.0, -0.25, -0.5, -0.04], atol=1e-7)
+
+
+@pytest.mark.parametrize("part", BAD_PARTS)
+def test_the_row_of_a_number_that_is_not_finite(part):
+    rewards, slope, scored, mask = draws()
+    experience = compute_experience(rewards, slope, scored, mask, COEFFICIENT, GAMMA, LAM)
+    ends = mask.sum(1)
+    row = int(np.argmax(ends < M))  # with a place behind its end
+    find = jax.jit(find_bad_row)
+    for value in (np.nan, np.inf):
+        levels, scores, found = rewards.copy(), scored, experience
+        if part == "reward":
+            levels[row, 1] = value
+        elif part == "advantage":
+            found = experience._replace(advantages=experience.advantages.at[row, 0, 1].set(value))
+        else:
+            scores = scored._replace(values=np.array(scored.values))
+            scores.values[row, 0, 0] = value
+        bad = find(levels, scores, found, mask)
+        assert (int(bad.row), BAD_PARTS[int(bad.part)]) == (row, part)
+        # Behind the end of a completion anything may stand.
+        behind = experience._replace(
+            advantages=experience.advantages.at[row, ends[row] :].set(value)
+        )
+        assert int(find(rewards, scored, behind, mask).row) == -1

@@ -10,6 +10,7 @@ import reference_baselines as ref
 import torch
 
 from jaxalign.data.batching import Pairs
+from jaxalign.errors import InputError
 from jaxalign.mrm.baselines import lore, mixture, neighbours, pal, simplex
 from jaxalign.mrm.baselines.lore import LoReConfig
 from jaxalign.mrm.baselines.mixture import MixtureConfig
@@ -234,6 +235,25 @@ def test_simplex_baselines_train_as_in_torch(name, x64):
         served = [user for user, choices in enumerate(users) if choices]
         mean = torch.softmax(raw, 1)[served].mean(0).numpy()
         np.testing.assert_allclose(np.exp(kept["log_weights"][place]), mean, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["lore", "pal"])
+def test_a_diverged_training_is_refused(name):
+    _, items, pairs, _ = world(7)
+    features, buckets = jnp.asarray(items, jnp.float32), (pairs._replace(weight=pairs.weight > 0),)
+    short = {"steps": 3, "learning_rate": float("inf")}
+    if name == "lore":
+        config = LoReConfig(ranks=(2,), decays=(1e-3,), **short)
+        fit, where = lore.fit_lore, "rank 2, decay 0.001"
+    else:
+        config = PALConfig(prototypes=(3,), snapshots=1, **short)
+        fit, where = pal.fit_pal, "3 prototypes"
+    with pytest.raises(InputError) as refused:
+        fit(features, buckets, config, 0)
+    assert str(refused.value) == (
+        f"{name}: training diverged at one of 3 steps ({where}), where the loss or the parameters "
+        "are not finite: lower learning_rate (inf)."
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -1,5 +1,7 @@
 """Training on episodes: networks learn users of their own kind; how episodes are drawn."""
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -168,8 +170,14 @@ def test_a_diverged_training_is_refused(name):
     model = network(config(epochs=1, snapshots=1))
     features, pairs = clusters(0, users=20, pairs=6)
     training = columns(pairs, slice(0, 20), slice(None))
-    with pytest.raises(InputError, match=r"diverged.*learning_rate"):
+    with pytest.raises(InputError) as refused:
         episodes.fit(model, loss, features * jnp.nan, training, 0)
+    assert re.fullmatch(
+        r"\w+Network: training diverged at step 1 of 1, where the loss or the parameters are not "
+        r"finite \(training users (\d+, ){7}\d+ and 12 more, counted from 0\): lower "
+        r"learning_rate \(0\.002\)\.",
+        str(refused.value),
+    )
 
 
 # Episodes -------------------------------------------------------------------------------------

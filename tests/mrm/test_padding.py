@@ -180,6 +180,23 @@ def test_a_large_margin_in_half_precision_is_no_coin_flip():
     assert 0.8 < float(found[0]) < 1
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_priors_of_every_float(dtype):
+    half = mrm.Prior(*(leaf.astype(dtype) for leaf in prior()))
+    d, one = choices(), choices()[0, 0]
+    belief = mrm.update_belief(prior(), mrm.init_belief(prior()), one)
+    calls = (
+        lambda p: mrm.posterior(p, d, MASK),
+        lambda p: mrm.choice_probability(*p, d[0]),
+        lambda p: mrm.information(*p, d[0]),
+        lambda p: mrm.belief_moments(p, belief),
+        lambda p: mrm.rescaled(p, 2.0, 4.0),
+    )
+    for call in calls:  # quarters: halves hold this prior exactly
+        jax.tree.map(np.testing.assert_array_equal, call(half), call(prior()))
+    assert mrm.init_belief(half).differences.dtype == jnp.float32
+
+
 def test_an_unknown_form_of_adam_is_refused():
     with pytest.raises(InputError) as refused:
         mrm.adapt(params(), choices(), MASK, CONFIG, "adam")

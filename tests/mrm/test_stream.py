@@ -120,10 +120,17 @@ def test_resumed_training_is_bit_identical(choices, tmp_path, monkeypatch):
         stream.fit_stream(choices, other, block_users=BLOCK, folder=tmp_path / "run")
 
 
-def test_divergence_is_an_error(choices):
+def test_divergence_is_refused_before_its_state_is_kept(choices, tmp_path):
     wild = dataclasses.replace(CONFIG, outer_lr=float("inf"))
-    with pytest.raises(InputError, match="lower outer_lr"):
-        stream.fit_stream(choices, wild, block_users=BLOCK)
+    with pytest.raises(InputError) as refused:
+        stream.fit_stream(choices, wild, block_users=BLOCK, folder=tmp_path / "run")
+    first = stream.StreamPlan(USERS, BLOCK, 0).epoch(0)[0]
+    assert str(refused.value) == (
+        f"mrm stream: training diverged at epoch 1 of 3, users {first[0]} to {first[1] - 1} of the "
+        "file, where the loss or the parameters are not finite (no state is kept): lower outer_lr "
+        f"(inf) or inner_lr ({CONFIG.inner_lr:g})."
+    )
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.name.isdigit()]
 
 
 def test_a_table_of_choices_goes_to_disk_and_back(tmp_path):

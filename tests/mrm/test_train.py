@@ -1,6 +1,7 @@
 """Meta-training: it learns, it compiles once, it goes on from a checkpoint as if never stopped."""
 
 import dataclasses
+import re
 import shutil
 
 import chex
@@ -11,6 +12,7 @@ import pytest
 
 from jaxalign import data, mrm
 from jaxalign.data.batching import Pairs
+from jaxalign.errors import InputError
 from jaxalign.mrm import train
 from jaxalign.mrm.config import REGULARISED, SplitConfig
 
@@ -134,6 +136,25 @@ def test_resumed_training_is_bit_identical(tmp_path):
         folder.rename(tmp_path.parent / f"gone-{folder.name}")
     again = train.fit_mrm(features, pairs, config, (0, 1), tmp_path)
     chex.assert_trees_all_equal(again, whole)
+
+
+def test_a_diverged_training_is_refused_with_step_and_users_and_keeps_the_state_before(tmp_path):
+    features, pairs = on_device(0)
+    short = dataclasses.replace(CONFIG, epochs=2, snapshots=2)
+    train.fit_mrm(features, pairs, short, (0,), tmp_path)
+    wild = dataclasses.replace(short, epochs=4, outer_lr=float("inf"))
+    with pytest.raises(InputError) as refused:
+        train.fit_mrm(features, pairs, wild, (0,), tmp_path)
+    steps = train.steps_per_epoch(USERS, CONFIG)
+    users = r"\d+(, \d+)*( and \d+ more)?"
+    assert re.fullmatch(
+        rf"mrm: training diverged at epoch 3 of 4, step \d+ of {steps}, where the loss or the "
+        rf"parameters are not finite \(training users {users}, counted from 0; the state of epoch "
+        r"2 is kept\): lower outer_lr \(inf\) or inner_lr \(\d\S*\)\.",
+        str(refused.value),
+    )
+    states = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
+    assert states == ["000001", "000002"]
 
 
 def test_a_longer_run_goes_on_from_the_last_epoch(tmp_path):

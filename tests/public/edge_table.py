@@ -137,6 +137,11 @@ def check(entry: Entry, probe: str) -> None:
             entry.call(**given)
         assert str(refused.value) == entry.refused[probe]
         return
+    check_value(entry, arrays, given)
+
+
+def check_value(entry: Entry, arrays: Arrays, given: Mapping[str, object]) -> None:
+    """Fail unless an entry's function of what is given is the reference of the arrays."""
     found = jax.tree.leaves(entry.call(**given))
     # What counts is what the mask lets through: the reference never sees the rest.
     wide = {name: np.asarray(value, np.float64) for name, value in arrays.items()}

@@ -59,6 +59,25 @@ def policy_directions(ratio, advantages, mask):
     return np.stack([np.where(inside, -ratio * np.where(inside, row, 0), 0) for row in advantages])
 
 
+def shares_in(text):
+    """The numbers of a tag, two decimals each."""
+    return [float(word) for word in text.split() if word[0].isdigit()]
+
+
+def written(preference):
+    return np.round(preference / preference.sum(), 2).tolist()
+
+
+def _no_preference(found):
+    return f"preference: found {found}, expected numbers of at least 0."
+
+
+_TAGS = {
+    "nan live": _no_preference("[0.25, nan]"), "infinity live": _no_preference("[0.25, inf]"),
+    "wrong rank": "preference: found shape (1, 2), expected [R], one preference.",
+    "scale 1e-8": "preference: [2.5e-09, 7.500000000000001e-09] sums to 1e-08, expected 1.",
+    "scale 1e8": "preference: [25000000.0, 75000000.0] sums to 1e+08, expected 1.",
+}  # fmt: skip
 _ONE = {"zero rows": "one group", "one row": "one group"}
 _ROWS = "a group has {} row; expected 2 or more, raise the rows of a group."
 
@@ -90,6 +109,16 @@ MOC = {
             **empty("advantages", "0, 3", "R T0", "R"),
             "wrong rank": refusals("advantages", "", "R T0", "1, 2, 3")["wrong rank"],
         },
+    ),
+    "preference_tag": Entry(
+        lambda preference: shares_in(moc.preference_tag(("kind", "brief"), preference, 2)),
+        {"preference": PREFERENCE}, written, "preference", refused=_TAGS, skipped=_ONE,
+    ),
+    "insert_preference_tag": Entry(
+        lambda preference: shares_in(
+            moc.insert_preference_tag(("kind", "brief"), preference, "Hello", 2)
+        ),
+        {"preference": PREFERENCE}, written, "preference", refused=_TAGS, skipped=_ONE,
     ),
     "similarity_error": Entry(
         lambda mean, preference: moc.similarity_error(mean, preference, "ratio"),

@@ -37,6 +37,16 @@ def tilted(rewards, log_ref, weight):
     return log_softmax(log_ref + rewards @ weight / BETA, axis=1)
 
 
+def solved(rewards):
+    found = palm.ClosedForm(rewards, None, BETA, reward_range=None)([0.25, 0.75])
+    return found.rewards, found.kl
+
+
+def reference_solved(rewards):
+    uniform = np.full(rewards.shape[:2], -np.log(rewards.shape[1]))
+    return tuple(x.mean(1)[0] for x in outcomes(rewards, uniform, [np.array([0.25, 0.75])]))
+
+
 def best(weights, values):
     found = weights @ values.T
     return found.max(1), found.argmax(1)
@@ -56,6 +66,10 @@ _OF = {
     **empty("rewards", "0, 3, 2", "X C R", "X"),
 }
 _LARGE = {"scale 1e8": "the KL is a difference of numbers of 1e8"}
+_CANDIDATES = (
+    "rewards: found shape {}, expected [prompts, candidates, rewards] with at least 2 candidates "
+    "per prompt."
+)
 _FINITE = "pool: found NaN or infinity, expected finite values."
 
 PALM = {
@@ -71,6 +85,18 @@ PALM = {
         lambda **a: palm.tilted_log_probs(**a, beta=BETA),
         {"rewards": REWARDS, "log_ref": LOG_REF, "weight": np.array([0.25, 0.75])}, tilted,
         "rewards", rows=("rewards", "log_ref"), refused=_OF, typed=("rewards",),
+    ),
+    "ClosedForm": Entry(
+        solved, {"rewards": REWARDS}, reference_solved, "rewards", rows=("rewards",),
+        refused={
+            **dict.fromkeys(
+                ("nan live", "infinity live"),
+                "rewards, log_ref: found NaN or infinity, expected finite values.",
+            ),
+            "zero rows": _CANDIDATES.format((0, 3, 2)),
+            "wrong rank": _CANDIDATES.format((1, 2, 3, 2)),
+        },
+        skipped=_LARGE, least=1e-6,
     ),
     "best_member": Entry(
         palm.best_member, {"weights": WEIGHTS, "values": VALUES}, best, "weights",

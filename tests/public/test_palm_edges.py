@@ -2,16 +2,19 @@
 
 import numpy as np
 import pytest
+from bounds_table import BOUNDS
 from edge_table import cases, check
 from palm_table import BETA, LOG_REF, PALM, REWARDS, WEIGHTS
 
 from jaxalign import palm
 from jaxalign.errors import InputError
 
+TABLE = PALM | BOUNDS
 
-@pytest.mark.parametrize(("name", "probe"), cases(PALM))
+
+@pytest.mark.parametrize(("name", "probe"), cases(TABLE))
 def test_edge(name, probe):
-    check(PALM[name], probe)
+    check(TABLE[name], probe)
 
 
 def test_a_log_ref_may_be_minus_infinity_and_nothing_else_that_is_not_finite():

@@ -1,10 +1,12 @@
-"""`jaxalign.rewards`, `personalize` and `kernels` at their edges, see `shared_table`."""
+"""`jaxalign.data`, `rewards`, `personalize`, `kernels` at their edges, see `shared_table`."""
 
 import pytest
 from edge_table import cases, check
-from shared_table import PERSONALIZE, REWARDS_TABLE, SCALARIZE, TOKEN_LOGPROB
+from shared_table import DATA, PERSONALIZE, REWARDS_TABLE, RUNS, SCALARIZE, TOKEN_LOGPROB
 
 TABLES = {
+    "data": DATA,
+    "runs": RUNS,
     "rewards": REWARDS_TABLE,
     "personalize": PERSONALIZE,
     "kernels.scalarize": SCALARIZE,

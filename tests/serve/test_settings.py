@@ -138,6 +138,7 @@ def test_the_command_makes_keys(tmp_path):
         (["--database", "mysql://x/y"], "found 'mysql'"),
         (["--samples", "1"], "expected 2 or more"),
         (["--caution", "-1"], "k: found -1.0, expected 0 or more standard deviations"),
+        (["--retain", "nan"], "--retain: found nan, expected more than 0 days"),
         (["--port", "-1"], "expected 0 to 65535"),
         (["--keys", "nowhere.yaml"], "nowhere.yaml does not exist"),
         (["--new-key", "a"], "found no --keys"),

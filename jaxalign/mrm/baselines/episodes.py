@@ -20,9 +20,9 @@ import optax
 from jaxalign.config import on_resume
 from jaxalign.data.batching import Pairs
 from jaxalign.data.splits import redraw
-from jaxalign.errors import InputError
 from jaxalign.mrm.base import Params
 from jaxalign.mrm.config import check_range
+from jaxalign.mrm.diverged import all_finite, training_diverged
 from jaxalign.mrm.registry import Candidate, Fitted, UserRewardMethod
 from jaxalign.mrm.support_query import TrainingData
 
@@ -204,23 +204,33 @@ def fit(model: Network, loss: Loss, features: jax.Array, pairs: Pairs, seed: int
         `params`, leaves [T, ...], at the snapshots; `scaling` of the features; `losses` [epochs].
 
     Raises:
-        InputError: training diverged.
+        InputError: training diverged, with the step and its users.
     """
     most_groups = int(pairs.group.max()) + 1
     trained = _train(model, loss, features, pairs, jax.random.key(seed), most_groups)
-    params, losses, scaling = jax.device_get(trained)
-    if not all(np.isfinite(leaf).all() for leaf in (losses, *jax.tree.leaves(params))):
-        raise InputError(
-            f"training of {type(model).__name__} diverged (parameters are not finite): lower its "
-            f"learning_rate ({model.config.learning_rate:g})."
-        )
-    return {"params": params, "scaling": scaling._asdict(), "losses": losses}
+    params, losses, scaling, bad = jax.device_get(trained)
+    if not all_finite((params, losses)):
+        # The last step may be the one after which only the parameters are not finite.
+        step = losses.size if bad.step < 0 else int(bad.step) + 1
+        where = f"step {step} of {losses.size}"
+        users = [] if bad.step < 0 else bad.users.tolist()
+        remedy = f"lower learning_rate ({model.config.learning_rate:g})"
+        raise training_diverged(type(model).__name__, where, remedy, users)
+    return {"params": params, "scaling": scaling._asdict(), "losses": losses.mean(axis=1)}
+
+
+class _FirstBad(NamedTuple):
+    """The first step whose loss is not finite, -1 for none, and its users [B]."""
+
+    step: jax.Array
+    users: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames=("model", "loss", "most_groups"))
 def _train(
     model: Any, loss: Loss, features: jax.Array, pairs: Pairs, key: jax.Array, most_groups: int
-) -> tuple[Params, jax.Array, Scaling]:
+) -> tuple[Params, jax.Array, Scaling, _FirstBad]:
+    """Snapshots, the losses [epochs, steps], the scaling, and where training diverged."""
     config: EpisodeConfig = model.config
     users = pairs.weight.shape[0]
     size = min(config.users_per_batch, users)
@@ -232,7 +242,7 @@ def _train(
     optimiser = _optimiser(config, total)
 
     def step(carry: tuple, members: jax.Array) -> tuple[tuple, jax.Array]:
-        params, state, key, count = carry
+        params, state, key, count, bad = carry
         key, draw_key, loss_key = jax.random.split(key, 3)
         mine = Pairs(*(array[members] for array in pairs))
         table, (support, query) = localise(scaled, *draw(draw_key, mine, config, most_groups))
@@ -240,15 +250,16 @@ def _train(
             lambda params: loss(model, params, loss_key, table, support, query, count / total)
         )(params)
         updates, state = optimiser.update(gradient, state, params)
-        return (optax.apply_updates(params, updates), state, key, count + 1), value
+        first = (bad.step < 0) & ~jnp.isfinite(value)
+        bad = _FirstBad(jnp.where(first, count, bad.step), jnp.where(first, members, bad.users))
+        return (optax.apply_updates(params, updates), state, key, count + 1, bad), value
 
     def epoch(carry: tuple, _: None) -> tuple[tuple, jax.Array]:
-        params, state, key, count = carry
+        params, state, key, count, bad = carry
         key, order_key = jax.random.split(key)
         # Users beyond the last full batch have their turn in another epoch's order.
         order = jax.random.permutation(order_key, users)[: steps * size].reshape(steps, size)
-        carry, values = jax.lax.scan(step, (params, state, key, count), order)
-        return carry, jnp.mean(values)
+        return jax.lax.scan(step, (params, state, key, count, bad), order)
 
     def span(carry: tuple, _: None) -> tuple[tuple, tuple]:
         carry, values = jax.lax.scan(epoch, carry, None, length=each)
@@ -257,9 +268,10 @@ def _train(
     init_key, key = jax.random.split(key)
     one = Pairs(*(jnp.zeros((1,), array.dtype) for array in pairs))
     params = model.init(init_key, scaled[:1], one, one)["params"]
-    start = (params, optimiser.init(params), key, jnp.zeros((), jnp.int32))
-    _, (kept, values) = jax.lax.scan(span, start, None, length=snapshots)
-    return kept, values.reshape(-1), scaling
+    none = _FirstBad(jnp.full((), -1, jnp.int32), jnp.zeros((size,), jnp.int32))
+    start = (params, optimiser.init(params), key, jnp.zeros((), jnp.int32), none)
+    (*_, bad), (kept, values) = jax.lax.scan(span, start, None, length=snapshots)
+    return kept, values.reshape(-1, steps), scaling, bad
 
 
 def _optimiser(config: EpisodeConfig, total: int) -> optax.GradientTransformation:

@@ -23,6 +23,7 @@ from jaxalign.mrm.base import Params
 from jaxalign.mrm.baselines import simplex
 from jaxalign.mrm.baselines.common import Buckets, one_for_all
 from jaxalign.mrm.config import check_range
+from jaxalign.mrm.diverged import all_finite, training_diverged
 from jaxalign.mrm.registry import Candidate, Fitted, WeightsMethod, register
 from jaxalign.mrm.support_query import TrainingData, differences
 from jaxalign.train.blas import one_blas_thread
@@ -186,6 +187,9 @@ def fit_lore(features: jax.Array, buckets: Buckets, config: LoReConfig, seed: in
     Returns:
         "basis" [D, K] and "mean" [K] where weights are signed; "basis" [1, D, K] and "log_weights"
         [1, K] where they lie on the simplex.
+
+    Raises:
+        InputError: training diverged, with the rank and the decay.
     """
     users = [len(part.weight) for part in buckets]
     dtype = features.dtype
@@ -201,6 +205,10 @@ def fit_lore(features: jax.Array, buckets: Buckets, config: LoReConfig, seed: in
                 one = fit_signed(start, features, buckets, decay * square, rate, config.steps)
             else:
                 one = _fit_simplex(key, theta, features, buckets, decay, rank, config)
+            if not all_finite(one):
+                where = f"one of {config.steps} steps (rank {rank}, decay {decay:g})"
+                remedy = f"lower learning_rate ({config.learning_rate:g})"
+                raise training_diverged("lore", where, remedy)
             fitted[f"{rank}"][f"{place}"] = jax.tree.map(np.asarray, one)
     return fitted
 

@@ -21,6 +21,7 @@ from jaxalign.data.batching import Pairs
 from jaxalign.mrm.baselines import simplex
 from jaxalign.mrm.baselines.common import Buckets
 from jaxalign.mrm.config import check_range
+from jaxalign.mrm.diverged import all_finite, training_diverged
 from jaxalign.mrm.registry import Candidate, Fitted, WeightsMethod, register
 from jaxalign.mrm.support_query import TrainingData
 
@@ -98,6 +99,9 @@ def fit_pal(features: jax.Array, buckets: Buckets, config: PALConfig, seed: int)
 
     Returns:
         {number: {"map" [T, D, d], "prototypes" [T, K, d], "log_weights" [T, K]}}.
+
+    Raises:
+        InputError: training diverged, with the number of prototypes.
     """
     dtype = features.dtype
     fitted: Fitted = {}
@@ -109,6 +113,9 @@ def fit_pal(features: jax.Array, buckets: Buckets, config: PALConfig, seed: int)
             rewards, config.steps, config.snapshots,
         )  # fmt: skip
         one = {**kept["params"], "log_weights": kept["log_weights"]}
+        if not all_finite(one):
+            where = f"one of {config.steps} steps ({count} prototypes)"
+            raise training_diverged("pal", where, f"lower learning_rate ({config.learning_rate:g})")
         fitted[f"{count}"] = jax.tree.map(np.asarray, one)
     return fitted
 

@@ -1,0 +1,293 @@
+"""What the checks of public functions cost in jitted programs, beside the same without them.
+
+A program is compiled twice: as it is, and with the checks of arguments and the cleaning of padding
+taken out. Both run in turn in one process. XLA's own counts of operations and bytes stand beside
+the times; it counts the body of a loop once.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks import harness
+
+LIMIT = 1.02  # most that a jitted program may cost of itself without checks
+CHECKS = ("check_array", "check_mask", "check_whole", "check_number", "check_scale", "kept")
+
+
+class Case(NamedTuple):
+    """A function to be jitted, and its arguments."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this benchmark."""
+    parser.add_argument("--rounds", type=int, default=15, help="rounds in which all sides run")
+    parser.add_argument("--seconds", type=float, default=0.1, help="of a side in a round")
+    parser.add_argument("--only", nargs="+", default=[""], help="cases whose names begin so")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measures every case, and names those above the limit."""
+    result = harness.started("checks", "float32", claim="The ratio of two programs of one run.")
+    for name, make in CASES.items():
+        if name.startswith(tuple(arguments.only)):
+            harness.attempt(
+                result, name, lambda n=name, m=make: _row(n, m(), arguments), arguments.out, _table
+            )
+    print(_table(result))
+    return int(bool(result["failed"]))
+
+
+def _row(name: str, case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
+    import jax
+
+    compiled = {}
+    for side in ("checked", "unchecked"):
+        # Inner functions are jitted as well, and would be taken from the other side's trace.
+        jax.clear_caches()
+        with _without_checks() if side == "unchecked" else _as_it_is():
+            compiled[side] = jax.jit(case.function).lower(*case.arguments).compile()
+    same = jax.tree.map(
+        lambda a, b: bool(np.allclose(a, b, rtol=1e-5, atol=1e-6)),
+        *(jax.device_get(program(*case.arguments)) for program in compiled.values()),
+    )
+    if not all(jax.tree.leaves(same)):
+        raise RuntimeError("the two sides give other numbers")
+    counts = {side: _counts(program) for side, program in compiled.items()}
+    sides = {
+        side: lambda program=program: harness.wait(program(*case.arguments))
+        for side, program in compiled.items()
+    }
+    timings = harness.measure(sides, arguments.rounds, arguments.seconds)
+    ratios = {
+        "time": timings["checked"].median / timings["unchecked"].median,
+        "best time": timings["checked"].best / timings["unchecked"].best,
+        **{
+            count: counts["checked"][count] / counts["unchecked"][count]
+            for count in ("flops", "bytes")
+        },
+    }
+    return harness.row(name, timings, "checked", counts=counts, ratios=ratios)
+
+
+def _counts(program: Any) -> dict[str, float]:
+    found = program.cost_analysis()
+    return {"flops": found.get("flops", 0.0), "bytes": found.get("bytes accessed", 0.0)}
+
+
+@contextmanager
+def _as_it_is() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _without_checks() -> Iterator[None]:
+    """Put functions that only convert in the place of `jaxalign.arrays`, wherever it is used."""
+    from jaxalign import arrays
+
+    own = {name: getattr(arrays, name) for name in CHECKS}
+    replaced = [
+        (module, name)
+        for module in list(sys.modules.values())
+        if getattr(module, "__name__", "").startswith("jaxalign")
+        for name, function in own.items()
+        if getattr(module, name, None) is function
+    ]
+    for module, name in replaced:
+        setattr(module, name, _PLAIN[name])
+    try:
+        yield
+    finally:
+        for module, name in replaced:
+            setattr(module, name, own[name])
+
+
+def _converted(name: str, value: Any, *rest: Any, **more: Any) -> Any:
+    import jax.numpy as jnp
+
+    return jnp.asarray(value).astype(jnp.promote_types(jnp.result_type(value), jnp.float32))
+
+
+def _whole(name: str, value: Any, *rest: Any, **more: Any) -> Any:
+    import jax.numpy as jnp
+
+    return jnp.asarray(value)
+
+
+def _nothing(*rest: Any, **more: Any) -> None:
+    return None
+
+
+_PLAIN: Mapping[str, Callable[..., Any]] = {
+    "check_array": _converted,
+    "check_mask": _converted,
+    "check_whole": _whole,
+    "check_number": _nothing,
+    "check_scale": _nothing,
+    "kept": lambda mask, values: values,
+}
+
+
+def _choices(users: int, pairs: int, width: int) -> tuple[Any, Any]:
+    """Random choices [U, P, E], and weights of which a fifth are 0."""
+    import jax.numpy as jnp
+
+    rng = np.random.default_rng(0)
+    differences = rng.standard_normal((users, pairs, width)).astype(np.float32)
+    weight = (rng.random((users, pairs)) < 0.8).astype(np.float32)
+    return jnp.asarray(differences), jnp.asarray(weight)
+
+
+def _adapt(steps: int) -> Case:
+    import jax
+
+    from jaxalign import mrm
+
+    config = mrm.MRMConfig(hidden_sizes=(8,), eval_steps=steps)
+    params = mrm.init(jax.random.key(0), config, 256)
+    differences, weight = _choices(4096, 16, 8)
+    return Case(lambda p, d, m: mrm.adapt(p, d, m, config), (params, differences, weight))
+
+
+def _served() -> Case:
+    """Adaptation as `python -m benchmarks mrm` times it: features in, scores of others out."""
+    import jax
+
+    from benchmarks.mrm import served
+    from jaxalign import mrm
+
+    config = mrm.MRMConfig(hidden_sizes=(8,), eval_steps=1)
+    params = mrm.init(jax.random.key(0), config, 256)
+    given, weight = _choices(1024, 16, 256)
+    return Case(served(config), (params, given, -given, weight))
+
+
+def _epoch() -> Case:
+    import jax
+    import jax.numpy as jnp
+
+    from jaxalign import mrm
+    from jaxalign.data.batching import Pairs
+    from jaxalign.mrm import train
+
+    users, pairs, items = 1024, 16, 2000
+    config = mrm.MRMConfig(hidden_sizes=(8,), users_per_batch=64)
+    rng = np.random.default_rng(0)
+    features = jnp.asarray(rng.standard_normal((items, 256)), jnp.float32)
+    chosen, rejected = (jnp.asarray(rng.integers(0, items, (users, pairs))) for _ in range(2))
+    _, weight = _choices(users, pairs, 1)
+    choices = Pairs(chosen, rejected, weight, jnp.zeros((users, pairs), jnp.int32))
+    states = train.init_states(jax.random.split(jax.random.key(0), 1), config, 256, users)
+    table = train.item_table(features, choices, config)
+    return Case(lambda s, t: train.epochs(s, t, choices, config, 1, 1), (states, table))
+
+
+def _prior(width: int) -> Any:
+    import jax.numpy as jnp
+
+    from jaxalign import mrm
+
+    return mrm.Prior(jnp.zeros(width), jnp.eye(width))
+
+
+def _posterior() -> Case:
+    from jaxalign import mrm
+
+    return Case(mrm.posterior, (_prior(32), *_choices(256, 16, 32)))
+
+
+def _predict() -> Case:
+    from jaxalign import mrm
+
+    differences, weight = _choices(256, 16, 32)
+    return Case(mrm.predict, (_prior(32), differences, weight, differences))
+
+
+def _em_step() -> Case:
+    """One step of `fit_prior`."""
+    from jaxalign.mrm import population
+    from jaxalign.mrm.config import BayesConfig
+
+    buckets = (population.choices_of(*_choices(256, 16, 32)),)
+    sites, config = population.no_sites(buckets), BayesConfig()
+    return Case(
+        lambda prior, b, s: population.em_step(prior, b, s, 100.0, config),
+        (_prior(32), buckets, sites),
+    )
+
+
+def _bradley_terry() -> Case:
+    from jaxalign import mrm
+
+    return Case(mrm.bradley_terry, _choices(1024, 16, 32))
+
+
+def _rpo() -> Case:
+    from jaxalign import mrm
+
+    losses = _choices(4096, 1, 1)[0].reshape(-1)
+    return Case(lambda values: mrm.rpo(values, 0.5, 0.5), (losses,))
+
+
+def _combine() -> Case:
+    from jaxalign import moc
+
+    directions, _ = _choices(4, 8, 4096)
+    config = moc.CombineConfig()
+    return Case(lambda d, s: moc.combine(d, s, config), (directions[:3], directions[3]))
+
+
+def _aggregate() -> Case:
+    import jax
+
+    from jaxalign import pplug
+
+    config = pplug.PersonaConfig()
+    params = pplug.init_persona(jax.random.key(0), config, 64, 256, 2.0)
+    history, weight = _choices(256, 16, 64)
+
+    def personas(params: Any, queries: Any, items: Any, mask: Any) -> Any:
+        one = jax.vmap(lambda q, h, m: pplug.aggregate(params, q, h, m, config))
+        return one(queries, items, mask)
+
+    return Case(personas, (params, history[:, 0], history, weight > 0))
+
+
+CASES: Mapping[str, Callable[[], Case]] = {
+    "adapt, 1 step": lambda: _adapt(1),
+    "adapt, 10 steps": lambda: _adapt(10),
+    "adapt, served": _served,
+    "epoch of meta-training": _epoch,
+    "posterior": _posterior,
+    "predict": _predict,
+    "step of fit_prior": _em_step,
+    "bradley_terry": _bradley_terry,
+    "rpo": _rpo,
+    "combine": _combine,
+    "aggregate": _aggregate,
+}
+
+
+def _table(result: dict[str, Any]) -> str:
+    header = ["", "checked", "unchecked", "time", "best time", "operations", "bytes"]
+    rows = [
+        [
+            row["name"],
+            *(harness.shown(row["seconds"][side]["median"]) for side in ("checked", "unchecked")),
+            *(
+                f"**{value:.3f}**" if value > LIMIT else f"{value:.3f}"
+                for value in (row["ratios"][n] for n in ("time", "best time", "flops", "bytes"))
+            ),
+        ]
+        for row in result["rows"]
+    ]
+    text = "Medians; ratios of checked to unchecked, bold above the limit of 1.02.\n\n"
+    text += harness.table(header, rows)
+    return text + "".join(f"\n{row['name']} failed: {row['why']}\n" for row in result["failed"])
