@@ -6,12 +6,11 @@ import jax
 import numpy as np
 
 from jaxalign.errors import InputError
-from jaxalign.mrm.base import Params
 
 _SHOWN = 8  # users that a message names
 
 
-def all_finite(tree: Params) -> bool:
+def all_finite(tree: object) -> bool:
     """Return whether every number in a tree of arrays is finite.
 
     Args:
