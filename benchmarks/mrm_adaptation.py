@@ -23,13 +23,13 @@ LEVEL = 0.05
 DRAWS = "draws.jsonl"
 _CALIBRATION_USERS, _HALVINGS = 2000, 10
 # Directions, and nats per choice that are to be gained.
-WORLDS = ((4, 0.0), (16, 0.0), (4, 0.015), (16, 0.015))
+WORLDS = tuple((size, nats) for nats in (0.0, 0.015) for size in (4, 8, 16))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
     parser.add_argument("--draws", type=int, default=100, help="populations of each kind")
-    parser.add_argument("--directions", nargs="+", type=int, default=[4, 16])
+    parser.add_argument("--directions", nargs="+", type=int, default=[4, 8, 16])
 
 
 def run(arguments: argparse.Namespace) -> int:

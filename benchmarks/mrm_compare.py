@@ -3,21 +3,26 @@
 import argparse
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.docs_pages import MRM_PAGE, ROOT, replaced
 from jaxalign.experiments.mrm.config import GLOBAL_MODELS
-from jaxalign.experiments.mrm.tables import adaptation_table, gate_table
+from jaxalign.experiments.mrm.tables import GATES, adaptation_table, gate_table
 
-NAME = "mrm_compare"  # of the part of the page
+NAME, SPLITS_NAME = "mrm_compare", "mrm_splits"  # of the parts of the page
 RESULTS = ROOT / "benchmarks" / "results"
 # The preset of each data set, its folder, and where its result lies.
 PRESETS = {
     "jester": ("compare", "jester5k", "mrm_compare_jester"),
     "ukpconvarg1": ("compare_ukpconvarg1", "ukpconvarg1", "mrm_compare_ukpconvarg1"),
 }
+# Other splits of Jester's users: what gates do where no share of the gain was fixed afterwards.
+SPLITS = (1, 2)
+SPLIT_RESULTS = RESULTS / "mrm_jester_splits"
+SPLIT_OPTIONS = ["--methods", "neighbours", "mrm", "bayes", "--split.item_folds", "0"]
+SPLIT_OPTIONS += ["--shots", "0", "5", "20"]
 TITLES = {
     "jester": "Jester (Goldberg et al. 2001): which of two jokes a person rated higher, by 3 "
     "points or more.",
@@ -60,28 +65,78 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.data is not None:
         for preset, folder, result in PRESETS.values():
             _run_preset(preset, arguments.data / folder, arguments.runs / preset, RESULTS / result)
-    reports = load_reports()
+        _run_splits(arguments.data, arguments.runs)
+    reports, splits = load_reports(), load_splits()
     text = arguments.page.read_text(encoding="utf-8")
-    arguments.page.write_text(replaced(text, NAME, rendered(reports)), encoding="utf-8")
-    print(rendered(reports))
+    text = replaced(text, NAME, rendered(reports))
+    arguments.page.write_text(replaced(text, SPLITS_NAME, splits_table(splits)), encoding="utf-8")
+    print(rendered(reports), splits_table(splits), sep="\n")
     return 0
 
 
-def _run_preset(preset: str, data: Path, out: Path, result: Path) -> None:
+def _run_preset(
+    preset: str, data: Path, out: Path, result: Path, options: Sequence[str] = ()
+) -> None:
     from jaxalign.config import load_config
     from jaxalign.experiments.mrm import MRMRunConfig, run
 
-    config = load_config(MRMRunConfig, ROOT / "configs" / "mrm" / f"{preset}.yaml", [])
+    config = load_config(MRMRunConfig, ROOT / "configs" / "mrm" / f"{preset}.yaml", options)
     run(config, str(data), out, resume=(out / "run.json").exists())
     result.mkdir(parents=True, exist_ok=True)
     for path in [out / "report.json", out / "report.md", *out.glob("*.png")]:
         shutil.copy(path, result / path.name)
 
 
+def _run_splits(data: Path, runs: Path) -> None:
+    preset, folder, _ = PRESETS["jester"]
+    for split in SPLITS:
+        options = ["--split.seed", f"{split}", *SPLIT_OPTIONS]
+        name = f"split{split}"
+        _run_preset(preset, data / folder, runs / f"{preset}_{name}", SPLIT_RESULTS / name, options)
+
+
 def load_reports() -> dict[str, dict[str, Any]]:
     """The reports that are there, by data set."""
     paths = {name: RESULTS / result / "report.json" for name, (_, _, result) in PRESETS.items()}
     return {name: json.loads(p.read_text()) for name, p in paths.items() if p.exists()}
+
+
+def load_splits() -> dict[int, dict[str, Any]]:
+    """The reports on Jester that are there, by split; split 0 is that of the tables."""
+    paths = {0: RESULTS / PRESETS["jester"][2] / "report.json"}
+    paths |= {split: SPLIT_RESULTS / f"split{split}" / "report.json" for split in SPLITS}
+    return {split: json.loads(p.read_text()) for split, p in paths.items() if p.exists()}
+
+
+def splits_table(reports: Mapping[int, Mapping[str, Any]]) -> str:
+    """What the selected method and its gates do to the test users of each split of Jester."""
+    header = ["split", "selected", "calibration error, %", "gate sees", "left alone, %", "gain"]
+    header += ["harmed, %", "by noise alone, %", "excess", "random gate: gain", "harmed, %"]
+    rows = []
+    for split, report in reports.items():
+        name = report["selected"]["new_users"]
+        found = report["new_users"][name]
+        calibration = f"{100 * found['calibration_error']:.1f}"
+        whole = {key: found[key] for key in ("gain", "harmed", "harm_floor", "harm_excess")}
+        gates = {"no gate": {"left_alone": 0.0, **whole}}
+        for form, title in GATES.items():
+            key = f"gate_{form}_"
+            gates[title] = {k.removeprefix(key): v for k, v in found.items() if k.startswith(key)}
+        rows += [
+            [f"{split}", f"`{name}`", calibration, title, *_gate_cells(gate)]
+            for title, gate in gates.items()
+            if gate
+        ]
+    return _markdown(header, rows)
+
+
+def _gate_cells(gate: Mapping[str, float]) -> list[str]:
+    cells = [f"{100 * gate['left_alone']:.1f}", _points(gate["gain"])]
+    cells += [f"{100 * gate[key]:.1f}" for key in ("harmed", "harm_floor")]
+    cells.append(_points(gate["harm_excess"]))
+    if "random_gain" not in gate:
+        return [*cells, "", ""]
+    return [*cells, _points(gate["random_gain"]), f"{100 * gate['random_harmed']:.1f}"]
 
 
 def rendered(reports: Mapping[str, Mapping[str, Any]]) -> str:

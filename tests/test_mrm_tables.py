@@ -58,6 +58,24 @@ def test_the_docs_show_the_committed_reports():
             assert set(report[regime]) <= set(mrm_compare.METHODS)
 
 
+def test_the_docs_show_the_other_splits():
+    reports = mrm_compare.load_splits()
+    text = MRM_PAGE.read_text(encoding="utf-8")
+    table = mrm_compare.splits_table(reports)
+    assert replaced(text, mrm_compare.SPLITS_NAME, table) == text
+    for line in table.splitlines()[2:]:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        figures = reports[int(cells[0])]["new_users"][cells[1].strip("`")]
+        key = {
+            "no gate": "",
+            "support choices": "gate_support_",
+            "pairs to be ranked": "gate_pairs_",
+        }
+        start = key[cells[3]]
+        assert cells[5] == f"{100 * figures[start + 'gain']:+.1f}"
+        assert cells[6] == f"{100 * figures[start + 'harmed']:.1f}"
+
+
 def test_every_method_has_a_name_in_the_table():
     from jaxalign.mrm import METHODS
 

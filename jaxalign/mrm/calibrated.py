@@ -15,8 +15,8 @@ KEY = "item_effects"
 TEMPERATURE = "temperature"
 """Entry of a candidate: the divisor of all margins."""
 SCALES = (0.0, 0.5, 1.0)
-# Steps of an eighth or so: between two of them no probability is off by more than 0.015.
-TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.12, 1.25, 1.4, 1.6)
+# Steps of an eighth or so near 1: between two of them no probability is off by more than 0.015.
+TEMPERATURES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.12, 1.25, 1.4, 1.6, 2.0)
 
 
 def moved(

@@ -79,7 +79,8 @@ _COLUMNS = (
 )
 
 
-_GATES = {"support": "support choices", "pairs": "pairs to be ranked"}
+GATES = {"support": "support choices", "pairs": "pairs to be ranked"}
+"""What a gate sees, by the form that reports name it with."""
 _TEST = (("gain", "+.4f"), ("standard_error", ".4f"), ("t", ".2f"), ("p", ".2g"))
 
 
@@ -120,7 +121,7 @@ def gate_table(results: Results) -> str:
     header += ["random gate: gain, points", "random gate: harmed %"]
     rows = []
     for name, result in results.items():
-        for form, title in _GATES.items():
+        for form, title in GATES.items():
             key = f"gate_{form}_"
             if f"{key}gain" not in result:
                 continue
