@@ -18,7 +18,8 @@ _MARKS = (
      "--preference"),
     ("moc.json", "a MOC policy of an older format, which has to be trained again, and which "
      "`jaxalign generate` then takes as --model with --preference"),
-    ("policies.safetensors", "a portfolio with its policies, which `personalize.Serving` loads"),
+    ("policies.safetensors", "a portfolio with its policies, which `jaxalign answer` takes as "
+     "--portfolio"),
     ("portfolio.safetensors", "a portfolio, which `jaxalign palm route` takes as --portfolio"),
     ("plug.safetensors", "a persona plug, which `jaxalign pplug generate` takes as --model"),
     ("reward.json", "a reward model (LoRA), which `jaxalign reward score` takes as --model"),

@@ -22,7 +22,9 @@ from mrm_cli_world import (
     write_features,
 )
 
-from jaxalign import mrm
+from jaxalign import mrm, progress
+from jaxalign.commands.mrm import _answers
+from jaxalign.errors import InputError
 from jaxalign.rewards.reward_scale import load_scale
 
 KEYS = ("accuracy", "nll", "gain", "gain_low", "gain_high", "worst_10_split", "worst_10",
@@ -69,12 +71,16 @@ def test_users_with_too_few_choices_are_dropped_counted_and_said(world):
             assert f"{dropped[role]} of {everyone} {role} users dropped: too few choices" in said
 
 
-def test_resuming_a_finished_run_changes_nothing(world):
+def test_resuming_a_finished_run_changes_nothing(world, monkeypatch):
+    monkeypatch.setattr(progress, "_SAY_EVERY", 0.005)
     names = ("report.json", "report.md", "splits.json", "run.json", "model.safetensors")
     before = [(world.run / name).read_bytes() for name in names]
     result = train(world, world.choices, world.run, "--resume")
     assert result.code == 0, result.err
     assert "kept from before" in result.err
+    # Whatever takes a while at real sizes says that it is at work.
+    for block in ("levels of the gates", "test users", "intervals of the report"):
+        assert f"{block}: at work" in " ".join(result.err.split())
     assert [(world.run / name).read_bytes() for name in names] == before
 
 
@@ -215,6 +221,27 @@ def test_rank_reads_json_lines_and_other_users(world, tmp_path):
     other = rank(world, *given, "--users", tmp_path / "users.sqlite", texts=texts)
     assert other.code == 0, other.err
     assert other.out == rank(world, *given).out
+    # What `generate` and `reward score` write has answers by another name.
+    for column in ("completion", "answer"):
+        rows = [{"prompt": "Hi", column: answer(i)} for i in range(5)]
+        texts = write_rows(tmp_path / f"{column}.jsonl", rows)
+        assert rank(world, *given, texts=texts).out == other.out
+
+
+def test_answers_to_rank_are_to_one_prompt(tmp_path):
+    rows = [{"prompt": "Hi", "answer": "Hello."}, {"prompt": "Bye", "answer": "See you."}]
+    one, both = (write_rows(tmp_path / f"{n}.jsonl", rows[:n]) for n in (1, 2))
+    assert _answers(one, None, True) == (["Hello."], "Hi")
+    assert _answers(both, None, False) == (["Hello.", "See you."], None)
+    with pytest.raises(InputError, match=r"line 2: found an answer to 'Bye', .* one prompt, 'Hi'"):
+        _answers(both, None, True)
+    with pytest.raises(InputError, match=r"line 1: found an answer to 'Hi', .* one prompt, 'Bye'"):
+        _answers(both, "Bye", True)
+
+
+def test_a_file_in_place_of_the_run_is_named_as_such(world):
+    result = call("mrm", "adapt", "--model", world.choices, "--data", world.choices)
+    assert "--out" not in refused(result, f"{world.choices} holds no trained model")
 
 
 def test_named_rewards(world, tmp_path):

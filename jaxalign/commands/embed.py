@@ -20,7 +20,9 @@ def add(commands: Commands) -> None:
         help="preference file, with rows of `chosen`, `rejected` and perhaps `prompt`; or a "
         "folder, or a data set of the Hub",
     )
-    parser.add_argument("--texts", type=Path, help="a text a line")
+    parser.add_argument(
+        "--texts", type=Path, help="a text a line, or rows with `text`, `completion` or `answer`"
+    )
     add_out(parser, "file", ".npz to write", endings=(".npz",))
 
 

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from jaxalign.commands.parser import Commands, add_out, command, group, takes_config
-from jaxalign.data.tables import read_texts
+from jaxalign.data.tables import read_rows
+from jaxalign.errors import InputError
 from jaxalign.progress import counted
 
 
@@ -84,7 +85,10 @@ def _add_rank(actions: Commands) -> None:
     parser = command(actions, "rank", _rank, "answers scored and ordered for a user")
     _add_user(parser)
     parser.add_argument(
-        "--texts", type=Path, required=True, help="an answer a line, or .jsonl with `text`"
+        "--texts",
+        type=Path,
+        required=True,
+        help="an answer a line, or rows with `text`, `completion` or `answer`",
     )
     parser.add_argument("--prompt", help="what the answers are to, where the choices had prompts")
     parser.add_argument(
@@ -167,10 +171,10 @@ def _adapt(arguments: argparse.Namespace, _: list[str]) -> None:
     from jaxalign.mrm.gate import count_left_alone
     from jaxalign.runs.user_store import refuse_foreign_file
 
+    model = mrm.load(arguments.model, with_users=False)
     out = arguments.out or arguments.model / mrm.USERS_FILE
     check_output(out, "file")
     refuse_foreign_file(out)
-    model = mrm.load(arguments.model, with_users=False)
     if arguments.update:
         mrm.open_users(out, model.digest).close()
     features = load_features(arguments.features) if arguments.features else None
@@ -185,7 +189,8 @@ def _adapt(arguments: argparse.Namespace, _: list[str]) -> None:
     print(f"{counted(len(users), 'user')}{held_out}; wrote {out}")
     alone = count_left_alone(model, users)
     if alone:
-        print(f"{alone:,} of them are left alone by the gate: they have the population's weights")
+        share = "1 of them is" if alone == 1 else f"{alone:,} of them are"
+        print(f"{share} left alone by the gate, with the weights of the population")
     name, able = model.method.name, model.method.capabilities
     if "weights" not in able:
         print(f"{name} declares no weights: the file keeps each user's choices instead")
@@ -198,20 +203,22 @@ def _rank(arguments: argparse.Namespace, _: list[str]) -> None:
 
     from jaxalign import mrm
     from jaxalign.data import load_features
+    from jaxalign.mrm.serving import known_texts
 
     stored = arguments.user is not None and arguments.users is None
     model = mrm.load(arguments.model, with_users=stored)
-    texts = read_texts(arguments.texts)
+    texts, prompt = _answers(arguments.texts, arguments.prompt, model.with_prompts)
     if arguments.users is not None:
         model = replace(model, users=mrm.open_users(arguments.users, model.digest))
     features = None
     if arguments.features:
-        features = mrm.item_features(model, texts, texts, load_features(arguments.features))
-    if features is None and model.with_prompts != (arguments.prompt is not None):
+        known, scores = known_texts(texts, prompt), load_features(arguments.features)
+        features = mrm.item_features(model, texts, known, scores)
+    if features is None and model.with_prompts != (prompt is not None):
         found = "had prompts: give" if model.with_prompts else "had no prompts: leave out"
         print(f"the choices of the run {found} --prompt, or the order may be wrong",
               file=sys.stderr)  # fmt: skip
-    ranked = mrm.rank(model, arguments.user, texts, features, arguments.prompt)
+    ranked = mrm.rank(model, arguments.user, texts, features, prompt)
     if arguments.json:
         for entry in ranked:
             print(json.dumps(asdict(entry), ensure_ascii=False))
@@ -220,6 +227,23 @@ def _rank(arguments: argparse.Namespace, _: list[str]) -> None:
     for place, entry in enumerate(ranked, 1):
         shown = entry.text if len(entry.text) <= 90 else entry.text[:87] + "..."
         print(f"{place:5d} {entry.score:+7.3f}   {entry.probability:.2f}   {shown}")
+
+
+def _answers(path: Path, prompt: str | None, with_prompts: bool) -> tuple[list[str], str | None]:
+    """Texts to rank, and the prompt that they answer: the one given, else that of the rows."""
+    texts = []
+    for row in read_rows(path, "text"):
+        texts.append(row.any_text())
+        if not with_prompts or not row.has("prompt"):
+            continue
+        own = row.conversation("prompt", "user")
+        prompt = own if prompt is None else prompt
+        if own != prompt:
+            raise InputError(
+                f"{row.where}: found an answer to {own!r:.60}, expected answers to one prompt, "
+                f"{prompt!r:.60}: keep the rows of one prompt, or correct --prompt."
+            )
+    return texts, prompt
 
 
 def _describe(arguments: argparse.Namespace, _: list[str]) -> None:

@@ -106,6 +106,17 @@ class Row(NamedTuple):
         name = next((name for name in ANSWERS if self.has(name)), ANSWERS[0])
         return self.conversation(name, "assistant")
 
+    def any_text(self) -> str:
+        """Return `text`, or else an answer; not blank.
+
+        Raises:
+            RowError: all are missing, or it is something else.
+        """
+        if self.has("text") or not any(self.has(name) for name in ANSWERS):
+            return self.text("text")
+        found = self.answer()
+        return found if found.strip() else check_text(found, "answer", self.where)
+
     def conversation(self, name: str, role: str) -> str:
         """Return a text, which may be empty, or messages as `messages.as_text` writes them.
 
@@ -242,7 +253,7 @@ def read_rows(source: str | Path, line_column: str | None = None) -> Iterator[Ro
 
 
 def read_texts(path: Path) -> list[str]:
-    """Read the texts of a file: its `text` column, or the lines of a .txt file.
+    """Read the texts of a file: `text`, `completion` or `answer` of each row, or lines of a .txt.
 
     Raises:
         InputError: as of `read_rows`, or a text is missing, blank or something else.
@@ -256,7 +267,7 @@ def read_texts(path: Path) -> list[str]:
         >>> read_texts(path)
         ['one', 'two']
     """
-    return [row.text("text") for row in read_rows(path, "text")]
+    return [row.any_text() for row in read_rows(path, "text")]
 
 
 def read_each(source: str | Path, line_column: str | None = None) -> Iterator[Row | RowError]:

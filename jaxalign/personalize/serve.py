@@ -27,7 +27,7 @@ from jaxalign.personalize.targets import ids
 from jaxalign.runs.artifact import load_artifact, save_artifact
 
 FILE = "policies.safetensors"
-_REMEDY = "save portfolio and policies again with `Serving.save`"
+_REMEDY = "give the folder of a `jaxalign palm build --policies`, or make it anew"
 _ADAPTED = {kind.kind: kind for kind in (Soups, Mixing, Separate)}
 
 

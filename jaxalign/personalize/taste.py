@@ -1,6 +1,6 @@
 """What is believed of a user, in words and numbers: likes, dislikes, and how sure they are."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -8,7 +8,7 @@ from scipy.special import expit, ndtr, ndtri
 
 from jaxalign.errors import InputError
 from jaxalign.mrm import UserModel
-from jaxalign.mrm.adapted_users import user_state, weights_of
+from jaxalign.mrm.adapted_users import is_alike, user_state, weights_of
 from jaxalign.personalize.utility import Utility
 
 Certainty = Literal["clear", "likely", "open"]
@@ -61,13 +61,15 @@ class Taste:
 
     Attributes:
         user: id; None for the population's mean user.
-        choices: that the belief is based on.
+        choices: that the user has made.
+        alone: whether the run leaves the user alone, so that the belief is that of all users.
         rewards: by certainty and size, the clearest first.
     """
 
     user: str | None
     choices: int
     rewards: tuple[RewardTaste, ...]
+    alone: bool = False
 
     def lines(self) -> list[str]:
         """Return the belief as text, a line for each reward."""
@@ -77,6 +79,11 @@ class Taste:
             if self.user is None
             else f"user {self.user}, from {choices} and all other users"
         )
+        if self.alone:
+            start = (
+                f"user {self.user}, from all other users: the run does not adapt to this user "
+                f"after {choices}"
+            )
         return [f"{start}:", *(f"- {reward.sentence()}" for reward in self.rewards)]
 
 
@@ -157,4 +164,5 @@ def describe_user(model: UserModel, user: str | None) -> Taste:
         for mean, cov in (everyone, own)
     )
     count = 0 if state is None else round(float(state.weight.sum()))
-    return describe_taste(utility, count, user, population)
+    alone = state is not None and bool(is_alike(utility.mean, population.mean))
+    return replace(describe_taste(utility, count, user, population), alone=alone)

@@ -1,5 +1,7 @@
 """A user's taste in words says what the posterior says."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.special import expit
@@ -36,6 +38,10 @@ def test_words_and_order_follow_certainty():
         ("kind", "likely"),
         ("formal", "open"),
     ]
+    alone = replace(taste, alone=True).lines()[0]
+    assert alone == (
+        "user ann, from all other users: the run does not adapt to this user after 1 choice:"
+    )
     assert taste.lines() == [
         "user ann, from 1 choice and all other users:",
         "- dislikes brief; chooses the answer with more of it in 12% (5% to 27%) of equal pairs",

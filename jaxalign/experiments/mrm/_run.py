@@ -124,15 +124,17 @@ def run(
         with progress.waiting(name):
             return folder.stage(name, compute, say)
 
-    new_users = _new_users(data, config, cuts, stage, folder, say)
+    new_users = _new_users(data, config, cuts, stage, folder, progress)
     folds = judge_new_items(data, config, new_users.fits, stage)
-    report = assemble(config, data, new_users, folds)
+    with progress.waiting("intervals of the report"):
+        report = assemble(config, data, new_users, folds)
     projections: dict[Inputs, Projection] = {
         "projected": projection,
         "directions": every or projection,
     }
     save(out, _chosen_model(config, data, encoded, projections, new_users))
-    write_pages(out, report, new_users)
+    with progress.waiting("report and plots"):
+        write_pages(out, report, new_users)
     folder.finish(report)
     return report
 
@@ -205,8 +207,9 @@ def _new_users(
     cuts: dict[str, Episodes],
     stage: KeepStage,
     folder: RunDir,
-    say: Callable[[str], None],
+    progress: Progress,
 ) -> NewUsers:
+    say = progress.say
     training = data.training(config.data)
     validation, test = (support_query(data.choices, cuts[role]) for role in ("validation", "test"))
     fits: dict[str, FittedMethod] = {}
@@ -226,9 +229,31 @@ def _new_users(
     chosen = "validation chose" if config.select == "validation" else "as the config says, saving"
     reference = reference_pairs(data, config)
     adapting = {name: fit for name, fit in fits.items() if decisions[name].adapts}
-    for fit in adapting.values():
-        set_gates(fit, validation, reference, config.adaptation)
+    with progress.waiting("levels of the gates"):
+        for fit in adapting.values():
+            set_gates(fit, validation, reference, config.adaptation)
     say(f"{chosen} {selected}; test users are judged once")
+    with progress.waiting("test users"):
+        predictions, curves, controls, ceiling = _judge_once(data, config, fits, test)
+        through = {
+            name: let_through(fit, test, reference, predictions[name])
+            for name, fit in adapting.items()
+        }
+    dropped = {role: cut.dropped for role, cut in cuts.items()}
+    return NewUsers(
+        fits, test, dropped, selected, predictions, curves, controls, ceiling, decisions, through
+    )
+
+
+def _judge_once(
+    data: ExperimentData,
+    config: MRMRunConfig,
+    fits: Mapping[str, FittedMethod],
+    test: SupportQueryData,
+) -> tuple[
+    Predictions, dict[str, dict[int, np.ndarray]], Predictions, tuple[np.ndarray, float] | None
+]:
+    """Predictions of test users: whole, by number of choices, of the controls, of the ceiling."""
     predictions = {n: (f.predict(test), f.predict(test, adapted=False)) for n, f in fits.items()}
     curves = {
         name: {shots: fits[name].predict(_first(test, shots)) for shots in config.shots}
@@ -239,18 +264,12 @@ def _new_users(
     controls: Predictions = {
         name: (fit.predict(wrong[0]), fit.predict(wrong[1])) for name, fit in fits.items()
     }
-    through = {
-        name: let_through(fit, test, reference, predictions[name]) for name, fit in adapting.items()
-    }
-    dropped = {role: cut.dropped for role, cut in cuts.items()}
     ceiling = None
     if "bayes" in fits:
         full = cut_episodes(data.choices, config.split, data.split.test, everything=True)
         shots = float(np.mean([len(rows) for rows in full.support]))
         ceiling = (fits["bayes"].predict(support_query(data.choices, full)), shots)
-    return NewUsers(
-        fits, test, dropped, selected, predictions, curves, controls, ceiling, decisions, through
-    )
+    return predictions, curves, controls, ceiling
 
 
 def _first(users: SupportQueryData, shots: int) -> SupportQueryData:

@@ -11,6 +11,7 @@ from jaxalign.errors import InputError
 from jaxalign.models.chat import Chat, generate_texts, prompt_ids
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.sampling import Sampling
+from jaxalign.progress import counted
 
 
 class Draws(Protocol):
@@ -70,10 +71,11 @@ class KnownAnswers:
         """Refuse prompts without an answer."""
         for prompt, name in zip(prompts, names, strict=True):
             if prompt_text(prompt) not in self.answers:
+                there = counted(len(self.answers), "prompt")
                 raise InputError(
                     f"{name}: found {prompt!r:.60}, to which {self.source} has no answer (it has "
-                    f"answers to {len(self.answers)} prompts); expected one or more: add some, or "
-                    "give --model to draw answers."
+                    f"answers to {there}); expected one or more: add some, or give --model to draw "
+                    "answers."
                 )
 
     def __call__(self, prompts: Sequence[str | Chat], key: jax.Array) -> list[list[str]]:
