@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain, islice
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -117,7 +118,8 @@ def track(
 ) -> Iterator[Batch]:
     """Yield batches, with a progress bar on standard error once they have taken 3 s.
 
-    Where standard error is no terminal, a line says every 10 s how much is done.
+    Where standard error is no terminal, a line says every 10 s how much is done. Until the first
+    batch is there, lines say so everywhere.
 
     Args:
         title: what is being done.
@@ -145,8 +147,11 @@ def track(
     bar = Bars(*columns, TextColumn("{task.fields[note]}"), console=stderr_console())
     task, start, visible = bar.add_task(title, total=total, note=""), time.monotonic(), False
     done, said, drawn = 0, start, stderr_console().is_terminal
+    rest = iter(batches)
+    with Progress().waiting(title):  # a program may have to be compiled for the first batch
+        first = list(islice(rest, 1))
     try:
-        for batch in batches:
+        for batch in chain(first, rest):
             yield batch
             now, done = time.monotonic(), done + count(batch)
             if not drawn:

@@ -22,7 +22,7 @@ from jaxalign.personalize.strategies import (
     Strategy,
     UserRequest,
 )
-from jaxalign.runs.row_file import RowFile, open_row_file
+from jaxalign.runs.row_file import RowFile, json_line, open_row_file
 from jaxalign.runs.run_dir import Identity
 
 KIND = "answer"
@@ -187,7 +187,7 @@ def write_answers(
             file.append(lines)
             continue
         for line in lines:
-            print(json.dumps(line, ensure_ascii=False, default=dict), flush=True)
+            print(json_line(line), end="", flush=True)
     if file is None:
         return plain
     file.finish()

@@ -26,7 +26,7 @@ from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.sampling import Sampling
 from jaxalign.personalize.policies import Conditioned
 from jaxalign.progress import track
-from jaxalign.runs.row_file import RowFile, open_row_file
+from jaxalign.runs.row_file import RowFile, json_line, open_row_file
 from jaxalign.runs.run_dir import Identity
 
 KIND = "generate"
@@ -265,7 +265,7 @@ def _spans(
         if file is not None:
             file.append(lines)
         else:
-            sys.stdout.writelines(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
+            sys.stdout.writelines(map(json_line, lines))
             sys.stdout.flush()
 
 

@@ -61,8 +61,9 @@ class RewardIds:
         if other.names != self.names:
             raise InputError(
                 f"{what}: found rewards {', '.join(other.names)}, expected "
-                f"{', '.join(self.names)}, in this order; weights on one set mean nothing on "
-                "another."
+                f"{', '.join(self.names)}, in this order, since weights on one set mean nothing on "
+                "another; give both sides the same ones (`jaxalign reward score` adds rewards to "
+                "scores, and --rewards chooses those of `jaxalign palm build`)."
             )
         if other.digest != self.digest:
             raise InputError(

@@ -59,7 +59,7 @@ class RowFile:
 
     def append(self, rows: Iterable[Mapping[str, object]]) -> None:
         """Write rows that are not lost from now on."""
-        lines = "".join(f"{json.dumps(row, ensure_ascii=False, default=str)}\n" for row in rows)
+        lines = "".join(map(json_line, rows))
         with (self.run.path / _ROWS).open("ab") as file:
             file.write(lines.encode())
             file.flush()
@@ -72,6 +72,29 @@ class RowFile:
             shutil.copyfile(part, aside)
         self.run.finish({"sha256": _digest(part)})
         part.unlink()
+
+
+def json_line(row: Mapping[str, object]) -> str:
+    """Return a row as a line of JSON, whatever stands in the columns that it carries along.
+
+    Args:
+        row: by column. What JSON has no form for, such as a time, becomes its text.
+
+    Example:
+        >>> from jaxalign.runs.row_file import json_line
+        >>> json_line({"prompt": "Zoë", "half": chr(0xD83D)})
+        '{"prompt": "Zo\\\\u00eb", "half": "\\\\ud83d"}\\n'
+    """
+    line = json.dumps(row, ensure_ascii=False, default=_as_json)
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair exists in JSON, and not in UTF-8
+        line = json.dumps(row, default=_as_json)
+    return f"{line}\n"
+
+
+def _as_json(value: object) -> object:
+    return dict(value) if isinstance(value, Mapping) else str(value)
 
 
 def open_row_file(
