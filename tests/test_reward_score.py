@@ -175,7 +175,7 @@ def test_a_file_that_no_run_has_written_is_kept(tmp_path):
     choices = write_rows(tmp_path / "kind.jsonl", [{"chosen": "a", "rejected": "b"}])
     data, before = write_rows(tmp_path / "a.jsonl", ROWS), choices.read_bytes()
     rules = ("reward", "score", "--rewards", "brevity", "--data", data, "--out")
-    refused(call(*rules, choices), "kind.jsonl is there, and no run beside it", "remove it")
+    refused(call(*rules, choices), "kind.jsonl is there, and no run of", "remove it")
     assert choices.read_bytes() == before
     assert not (tmp_path / "kind.scale.json").exists()
     out = tmp_path / "scores.jsonl"

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxalign.errors import InputError
-from jaxalign.files import write_aside
+from jaxalign.files import read_json, write_aside
 from jaxalign.runs.file_run import open_file_run, run_folder
-from jaxalign.runs.run_dir import Identity, RunDir
+from jaxalign.runs.run_dir import MARKER, REPORT, Identity, RunDir
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -115,8 +115,8 @@ def open_row_file(
             leave a file alone that such a run has finished.
 
     Raises:
-        InputError: a stopped run of the file is another one, or `resume` is not set; or nothing
-            says what the file was made from, such as one that was written by hand.
+        InputError: a stopped run of the file is another one, or `resume` is not set; or no run of
+            the kind has written what the file holds, but a hand or another command.
 
     Example:
         >>> import tempfile
@@ -137,12 +137,21 @@ def open_row_file(
         ['{"row": 0}', '{"row": 1}']
     """
     path = Path(path).expanduser()
-    if path.exists() and not resume and not run_folder(path).exists():
+    if path.exists() and not resume and not _is_own(path, kind):
         raise InputError(
-            f"--out {path} is there, and no run beside it has written what it holds, which would "
+            f"--out {path} is there, and no run of `{kind}` has written what it holds, which would "
             "be lost: remove it, or give another --out."
         )
     return RowFile(path, open_file_run(path, kind, config, identity, _is_whole, resume))
+
+
+def _is_own(path: Path, kind: str) -> bool:
+    """Whether a file may be written anew: a run of the same kind has made it as it is."""
+    folder = run_folder(path)
+    if not (folder / MARKER).exists() or read_json(folder / MARKER).get("kind") != kind:
+        return False
+    report = folder / REPORT
+    return not report.exists() or _is_whole(path, read_json(report))
 
 
 def _is_whole(path: Path, report: Mapping[str, object]) -> bool:
