@@ -113,8 +113,17 @@ def _on_domain(portfolio: Portfolio, batch: UserBatch, normalise: bool, users: P
         row = message.removeprefix("weights, row ").partition(":")[0]
         if row.isdigit():
             message = f"{batch.origin.place(int(row))}:{message.partition(':')[2]}"
-        more = "" if normalise else " Or add --normalise."
-        raise InputError(f"{users}, {message}{more}") from None
+        raise InputError(f"{users}, {message}{_remedy(portfolio, weights, normalise)}") from None
+
+
+def _remedy(portfolio: Portfolio, weights: Floats, normalised: bool) -> str:
+    """What to do about weights off the domain, as far as the message of their row leaves it out."""
+    if portfolio.config.weights == "simplex" and (weights < 0).any():
+        return (
+            " Weights below 0 are dislikes, which `jaxalign palm build --palm.weights signed` "
+            "serves, and `palm route --normalise` then scales."
+        )
+    return "" if normalised else " Or add --normalise."
 
 
 @contextmanager

@@ -232,6 +232,10 @@ def test_weights_off_the_simplex(world, tmp_path):
         before = digest(tmp_path)
         said = refused(call(*route, "--users", users, "--normalise"), "row 2")
         assert name != "disliked" or "[-0.8   0.4   0.25]" in said  # as in the file
+        # What serves dislikes is named, and no option that cannot.
+        assert ("--palm.weights signed" in said) == (name != "zero")
+        said = refused(call(*route, "--users", users), "row 2")
+        assert ("Or add --normalise" in said) == (name == "zero")
         assert digest(tmp_path) == before  # no half-written file, the old one as it was
     users = users_of(tmp_path / "nan.parquet", [1, 0, 0], [np.nan, 0, 1])
     refused(call(*route, "--users", users), "nan.parquet, row 2", "`short`")
