@@ -25,6 +25,7 @@ from jaxalign.errors import InputError
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
 
 Config = TypeVar("Config")
 Value = TypeVar("Value")
@@ -186,9 +187,7 @@ def _described(cls: type, dashes: str) -> str:
             lines.append(
                 textwrap.fill(leaf.help, 96, initial_indent=indent, subsequent_indent=indent)
             )
-        for entry in get_args(leaf.type):
-            if not (isinstance(entry, type) and dataclasses.is_dataclass(entry)):
-                continue
+        if (entry := _entry_class(leaf)) is not None:
             lines.append(f"      Each entry of `{leaf.key}`, in the YAML file, has:")
             lines.append(textwrap.indent(_described(entry, ""), " " * 6))
     return "\n".join(lines)
@@ -224,6 +223,12 @@ def _leaves(cls: type, prefix: str = "", parent: object = MISSING) -> Iterator[_
             yield from _leaves(kind, key + ".", default)
         else:
             yield _Leaf(key, kind, default, helps.get(field.name, ""))
+
+
+def _entry_class(leaf: _Leaf) -> type | None:
+    """The config class of each entry of a list of configs, None for other fields."""
+    kinds = (kind for kind in get_args(leaf.type) if isinstance(kind, type))
+    return next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
 
 
 def _defaults(leaves: Iterable[_Leaf]) -> dict[str, object]:
@@ -410,6 +415,8 @@ def _sentence(
     """What is wrong with the document, in one sentence; a key that does not exist comes first."""
     problems = error.errors(include_url=False)
     problem = min(problems, key=lambda each: each["type"] != "unexpected_keyword_argument")
+    if said := _entry_sentence(problem, leaves, path):
+        return said
     kind, key = problem["type"], ".".join(str(part) for part in problem["loc"])
     owner = next((name for name in leaves if f"{key}.".startswith(f"{name}.")), None)
     if owner is not None and owner in options:
@@ -435,6 +442,36 @@ def _sentence(
     else:
         expected = problem["msg"].removeprefix("Input should be ")
     return f"{where}: found {found}, expected {expected}; correct the value."
+
+
+def _entry_sentence(
+    problem: "ErrorDetails", leaves: dict[str, _Leaf], path: str | Path | None
+) -> str | None:
+    """What is wrong with a list of configs or with an entry of it; None for other fields."""
+    parts = [str(part) for part in problem["loc"]]
+    heads = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    place = next((n for n, key in enumerate(heads) if key in leaves), None)
+    entry = None if place is None else _entry_class(leaves[heads[place]])
+    if place is None or entry is None:
+        return None
+    fields = {leaf.key: leaf for leaf in _leaves(entry)}
+    rest, kind = parts[place + 1 :], problem["type"]
+    value = _found(problem["input"])
+    where = f"{path or 'The defaults'}, key `{heads[place]}`"
+    keys = f"the keys {', '.join(f'`{name}`' for name in fields)}"
+    if not rest:
+        return f"{where}: found {value}, expected a list, with some of {keys} in each entry."
+    where, key = f"{where}, entry {int(rest[0]) + 1}", ".".join(rest[1:])
+    if kind == "value_error":
+        return f"{where}: {problem['ctx']['error']}"
+    if not key:
+        return f"{where}: found {value}, expected some of {keys}."
+    if kind == "unexpected_keyword_argument":
+        return f"{where}: `{key}` does not exist, expected {_nearest(key, fields)}; correct it."
+    owner = next((name for name in fields if f"{key}.".startswith(f"{name}.")), key)
+    expected = _type_name(fields[owner].type) if owner in fields else "another value"
+    found = "missing" if kind == "missing" else value
+    return f"{where}: `{key}` is {found}, expected {expected}; correct the value."
 
 
 def _get(document: dict[str, object], key: str) -> object:

@@ -181,7 +181,7 @@ def test_bad_files_are_one_sentence_with_file_and_key(write, text, parts):
 def test_a_list_of_configs_is_strict_in_the_file_and_refused_as_an_option(write):
     config = load_config(Stages, write("stages: [{rank: 1}, {rank: 2}]"), [])
     assert config.stages == (Inner(rank=1), Inner(rank=2))
-    with pytest.raises(InputError, match=r"key `stages\.0\.rnk` does not exist"):
+    with pytest.raises(InputError, match=r"key `stages`, entry 1: `rnk` does not exist"):
         load_config(Stages, write("stages: [{rnk: 1}]"), [])
     with pytest.raises(InputError, match=r"`--stages`: found '1', expected \[Inner \.\.\.\]"):
         load_config(Stages, None, ["--stages", "1"])
@@ -276,3 +276,46 @@ def test_any_config_reads_back_from_its_yaml(tmp_path_factory, config):
     path = tmp_path_factory.getbasetemp() / "config.yaml"
     path.write_text(to_yaml(config), encoding="utf-8")
     assert load_config(Run, path, []) == config
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A reward.
+
+    Attributes:
+        name: of it.
+        kind: of it.
+    """
+
+    name: str
+    kind: Literal["rule", "classifier"] = "rule"
+
+
+@dataclass(frozen=True)
+class Rewarded:
+    """A run.
+
+    Attributes:
+        rewards: of it.
+    """
+
+    rewards: tuple[Reward, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("- {name: a}\n- {name: b, kind: clasifier}", "entry 2: `kind` is 'clasifier' .* expected "
+         "rule.classifier"),
+        ("- {nam: a}", "entry 1: `nam` does not exist, expected a key such as `name`"),
+        ("- {kind: rule}", "entry 1: `name` is missing, expected str"),
+        ("- {name: 3}", "entry 1: `name` is 3 .int., expected str"),
+        ("- a", "entry 1: found 'a' .str., expected some of the keys `name`, `kind`"),
+        ("a", "found 'a' .str., expected a list, with some of the keys `name`, `kind` in each"),
+    ],
+)  # fmt: skip
+def test_an_entry_of_a_list_is_named(tmp_path, text, words):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"rewards:\n{text}" if text[0] == "-" else f"rewards: {text}")
+    with pytest.raises(InputError, match=f"run.yaml, key `rewards`.*{words}"):
+        load_config(Rewarded, path, [])
