@@ -171,10 +171,11 @@ def _adapt(arguments: argparse.Namespace, _: list[str]) -> None:
     from jaxalign.mrm.gate import count_left_alone
     from jaxalign.runs.user_store import refuse_foreign_file
 
-    model = mrm.load(arguments.model, with_users=False)
     out = arguments.out or arguments.model / mrm.USERS_FILE
-    check_output(out, "file")
-    refuse_foreign_file(out)
+    if arguments.out or arguments.model.is_dir():  # else it is the model that is refused
+        check_output(out, "file")
+        refuse_foreign_file(out)
+    model = mrm.load(arguments.model, with_users=False)
     if arguments.update:
         mrm.open_users(out, model.digest).close()
     features = load_features(arguments.features) if arguments.features else None
