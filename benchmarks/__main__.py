@@ -35,6 +35,7 @@ NAMES = (
     "mrm_serving",
     "mrm_compare",
     "pplug",
+    "serve_vllm",
 )
 
 

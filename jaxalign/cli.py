@@ -13,6 +13,7 @@ from jaxalign.commands import (
     answer,
     demo,
     embed,
+    export,
     generate,
     import_feedback,
     merge,
@@ -84,8 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"jaxalign {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in (
-        demo, import_feedback, embed, mrm, palm, moc, pplug, sft, merge, reward, generate, answer,
-        serve,
+        demo, import_feedback, embed, mrm, palm, moc, pplug, sft, merge, export, reward, generate,
+        answer, serve,
     ):  # fmt: skip
         module.add(commands)
     return parser

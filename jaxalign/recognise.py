@@ -14,11 +14,12 @@ SQLITE = b"SQLite format 3\0"
 
 # A file that only folders of one kind hold, and what such a folder is; the first that fits counts.
 _MARKS = (
+    ("routing.json", "adapters of `jaxalign export vllm`, which its start_vllm.sh serves"),
     ("policy.safetensors", "a MOC policy, which `jaxalign generate` takes as --model with "
      "--preference"),
     ("moc.json", "a MOC policy of an older format, which has to be trained again, and which "
      "`jaxalign generate` then takes as --model with --preference"),
-    ("policies.safetensors", "a portfolio with its policies, which `jaxalign answer` takes as "
+    ("policies.safetensors", "a portfolio with its policies, which `jaxalign serve` takes as "
      "--portfolio"),
     ("portfolio.safetensors", "a portfolio, which `jaxalign palm route` takes as --portfolio"),
     ("plug.safetensors", "a persona plug, which `jaxalign pplug generate` takes as --model"),

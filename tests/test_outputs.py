@@ -26,6 +26,7 @@ FILES = {
 }
 FOLDERS = {
     "demo": "",
+    "export vllm": "--portfolio READ",
     "merge": "--adapter READ",
     "moc train": "--model none --data READ --config READ",
     "moc evaluate": "--model READ",
@@ -88,7 +89,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(tmp
     assert list(tmp_path.iterdir()) == [read]
 
 
-@pytest.mark.parametrize("command", ["moc evaluate", "moc export", "pplug evaluate"])
+@pytest.mark.parametrize("command", ["export vllm", "moc evaluate", "moc export", "pplug evaluate"])
 def test_a_folder_that_is_read_is_not_written_over(tmp_path, command):
     words = words_of(command, tmp_path)
     refused(call(*words, "--out", tmp_path), "is the folder that is read; expected another")

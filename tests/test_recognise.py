@@ -50,11 +50,13 @@ def kinds(tmp_path_factory):
     (root / "m.gguf").write_bytes(b"GGUF" + b"\0" * 20)
     (root / "rows.jsonl").write_text('{"prompt": "a", "answer": "b", "text": "c"}\n')
     np.savez(root / "features.npz", zebra=np.zeros(2))
+    made["export"] = folder_of(root / "export", routing__json={}), "adapters of `jaxalign export"
     place = folder_of(root / "reward", adapter_config__json=adapter, reward__json={})
     made["reward"] = place, "a reward model"
     for name, file, kind, words in (
         ("policy", "policy.safetensors", "MOC policy", "a MOC policy"),
         ("portfolio", "portfolio.safetensors", "portfolio", "a portfolio"),
+        ("policies", "policies.safetensors", "set of policies", "a portfolio with its policies"),
         ("plug", "plug.safetensors", "persona plug", "a persona plug"),
         ("users model", "model.safetensors", "user model", "a user reward model"),
     ):
@@ -98,6 +100,9 @@ READERS = {
     "pplug evaluate --model X --out OUT": PLUGS,
     "moc evaluate --model X --out OUT": {"policy", "run of moc train"},
     "moc export --model X --preference a=1 --out OUT": {"policy"},
+    "export vllm --portfolio X --out OUT": {"policies"},
+    "export vllm --policy X --out OUT": {"policy"},
+    "serve --port 0 --engine openai --engine.url http://x/v1 --portfolio X": {"policies"},
 }
 
 

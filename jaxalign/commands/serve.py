@@ -82,11 +82,21 @@ def add(commands: Commands) -> None:
         help="folder of a reward model that computes the run's named rewards; may be repeated",
     )
     option(
+        "--portfolio",
+        help="output folder of `palm build --policies` whose members answer: adapters in one "
+        "batch with --engine local, models of the server of `export vllm` with openai",
+    )
+    option(
+        "--policy",
+        help="in place of a portfolio: folder of `moc train`, judged by `moc evaluate`, whose "
+        "preferences answer",
+    )
+    option(
         "--strategy",
-        choices=("auto", "best_of", "plain"),
+        choices=("auto", "best_of", "member", "conditioned", "plain"),
         default="auto",
-        help="how the model `auto` answers; auto: the best draw where it is likely to be better, "
-        "else the plain one (auto)",
+        help="how the model `auto` answers; auto: the best draw, or the best member or "
+        "preference, where it is likely to be better, else the plain one (auto)",
     )
     option("--samples", type=int, default=4, help="answers drawn for one request (4)")
     option(
@@ -162,6 +172,8 @@ def _config(arguments: argparse.Namespace) -> "ServeConfig":
         url=arguments.engine_url,
         model=arguments.engine_model,
         key=_secret(arguments.engine_key_file, _KEY),
+        portfolio=arguments.portfolio,
+        policy=arguments.policy,
         dtype=arguments.dtype,
         most_waiting=arguments.engine_waiting,
     )

@@ -78,6 +78,15 @@ def save(folder: str | Path, policy: ConditionedPolicy) -> None:
         save_artifact(aside / FILE, KIND, info, arrays)
 
 
+def load_info(folder: Path) -> PolicyInfo:
+    """Return what a policy's file says of it; the policy itself is not loaded.
+
+    Raises:
+        InputError: the file is missing, damaged or of an older format.
+    """
+    return load_artifact(folder / FILE, KIND, PolicyInfo, REMEDY).about
+
+
 def load(
     folder: str | Path, model: LanguageModel | None = None, dtype: str = "float32"
 ) -> ConditionedPolicy:

@@ -182,6 +182,31 @@ def concatenate(stack: Params, weights: jax.Array | None = None) -> Params:
     return result
 
 
+def widen(adapter: Params, rank: int) -> Params:
+    """Pad the factors of an adapter with zeros to one rank, which changes no update.
+
+    Args:
+        adapter: leaves [L, in, r] and [L, r, out], where r may differ from matrix to matrix.
+        rank: the common rank, no smaller than any of them.
+
+    Returns:
+        Leaves [L, in, rank] and [L, rank, out].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.models import lora
+        >>> wide = lora.widen({"up": {"a": jnp.ones((1, 3, 2)), "b": jnp.ones((1, 2, 4))}}, 8)
+        >>> wide["up"]["a"].shape, wide["up"]["b"].shape, float(wide["up"]["a"].sum())
+        ((1, 3, 8), (1, 8, 4), 6.0)
+    """
+
+    def at(pair: Mapping[str, jax.Array]) -> Params:
+        return {"a": _padded(pair["a"], 2, rank), "b": _padded(pair["b"], 1, rank)}
+
+    result: Params = jax.tree.map(at, dict(adapter), is_leaf=is_pair)
+    return result
+
+
 def split(adapter: Params, count: int) -> Params:
     """Split an adapter of `concatenate` into its stack of `count` adapters again.
 

@@ -1,9 +1,13 @@
 """Serving a portfolio of language-model policies: each user is answered by the best member."""
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jaxalign import moc
 from jaxalign.errors import InputError
@@ -24,9 +28,11 @@ from jaxalign.personalize.policies import (
     open_models,
 )
 from jaxalign.personalize.targets import ids
-from jaxalign.runs.artifact import load_artifact, save_artifact
+from jaxalign.rewards.reward_scale import RewardIds, RewardScale
+from jaxalign.runs.artifact import Artifact, load_artifact, save_artifact
 
 FILE = "policies.safetensors"
+_NAME_DIGITS = 6  # hexadecimal, of the digest in the name of a member
 _REMEDY = "give the folder of a `jaxalign palm build --policies`, or make it anew"
 _ADAPTED = {kind.kind: kind for kind in (Soups, Mixing, Separate)}
 
@@ -127,13 +133,147 @@ def about_policies(path: str | Path) -> AboutPolicies:
     Raises:
         InputError: the folder holds no policies.
     """
+    return _load_policies(path).about
+
+
+def _load_policies(path: str | Path) -> Artifact[AboutPolicies]:
     place = Path(path).expanduser() / FILE
     if not place.exists() and place.with_name(PORTFOLIO_FILE).exists():
         raise InputError(
             f"{path} holds a portfolio of candidates, which answers no new prompt; expected one "
             "of trained policies: build it with `jaxalign palm build` over adapters or a policy."
         )
-    return load_artifact(place, "set of policies", AboutPolicies, _REMEDY).about
+    return load_artifact(place, "set of policies", AboutPolicies, _REMEDY)
+
+
+@dataclass(frozen=True, eq=False)
+class SavedMembers:
+    """A portfolio of policies as it lies in its folder: neither model nor adapters are loaded.
+
+    Attributes:
+        folder: where it lies.
+        about: what the folder states of the policies.
+        portfolio: with the members' `weight` [M, A].
+        options: the weights that policies may have; None for any.
+    """
+
+    folder: Path
+    about: AboutPolicies
+    portfolio: Portfolio
+    options: np.ndarray | None
+
+    @property
+    def base(self) -> str:
+        """Name of the base model."""
+        return self.about.base
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """What makes each member [M, A]; zeros, the reference, first."""
+        return np.asarray(self.portfolio.members.payload["weight"], np.float64)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names [M] under which servers offer the members, as of `policy_names`."""
+        about = self.about
+        digests = (about.kind, about.base_sha256, *about.identity)
+        return policy_names("member", digests, self.weights)
+
+    @property
+    def beta(self) -> float:
+        """Price of one nat of KL, in levels of the rewards."""
+        return self.portfolio.beta
+
+    def achieved(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the members' rewards in standard deviations [M, R] and their KL [M].
+
+        Raises:
+            InputError: a portfolio without a scale of its rewards.
+        """
+        members = self.portfolio.members
+        scale = stated_scale(self.portfolio)
+        rewards = scale.standardise_levels(np.asarray(members.rewards, np.float64))
+        return rewards, np.asarray(members.kl, np.float64)
+
+    def reward_ids(self) -> RewardIds:
+        """Return which rewards these are.
+
+        Raises:
+            InputError: a portfolio without a scale of its rewards.
+        """
+        return stated_scale(self.portfolio).ids
+
+    def adapt(self, model: LanguageModel) -> Kind:
+        """Return what makes policies of the base model.
+
+        Args:
+            model: the base model, loaded; to copy adapters, its description is enough.
+
+        Raises:
+            InputError: another model, or adapters that are not those that were saved.
+        """
+        about, place = self.about, self.folder / FILE
+        if about.base_sha256 != model.sha256:
+            raise InputError(
+                f"{place}: the policies are of {about.base} with SHA-256 "
+                f"{about.base_sha256[:12]}, found {model.name} with {model.sha256[:12]}: load that "
+                "model."
+            )
+        return _policies(self.folder, about, self.options, model)
+
+
+def stated_scale(portfolio: Portfolio) -> RewardScale:
+    """Return the scale of a portfolio's rewards.
+
+    Raises:
+        InputError: the portfolio does not state it.
+    """
+    if portfolio.scale is None:
+        raise InputError(
+            "portfolio: found one that does not state the scale of its rewards, expected one of "
+            "`jaxalign palm build`; build it anew."
+        )
+    return portfolio.scale
+
+
+def policy_names(
+    word: str, digests: Iterable[str], weights: NDArray[np.float64]
+) -> tuple[str, ...]:
+    """Return names of policies that no other policies have, for servers of several models.
+
+    Args:
+        word: what each policy is.
+        digests: of all that the policies are made of.
+        weights: [C, A] that make the C policies.
+
+    Returns:
+        [C] the word, the number, and digits that differ for other digests or weights: a server of
+        another build, or of another base model, offers none of these names.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.personalize.serve import policy_names
+        >>> policy_names("member", ["digest of an adapter"], np.array([[0.0], [1.0]]))
+        ('member-0-8bf0b5', 'member-1-8bf0b5')
+    """
+    found = hashlib.sha256("\n".join(digests).encode())
+    found.update(np.ascontiguousarray(weights, "<f8").tobytes())
+    end = found.hexdigest()[:_NAME_DIGITS]
+    return tuple(f"{word}-{number}-{end}" for number in range(len(weights)))
+
+
+def load_members(path: str | Path) -> SavedMembers:
+    """Read a portfolio of policies without its model and its adapters.
+
+    Raises:
+        InputError: the folder holds no policies, is damaged, or holds parts of different builds.
+    """
+    folder = Path(path).expanduser()
+    found = _load_policies(folder)
+    portfolio = load_portfolio(folder)
+    if portfolio.fingerprint != found.about.fingerprint:
+        raise InputError(f"{folder}: portfolio and {FILE} are of different builds: {_REMEDY}.")
+    return SavedMembers(folder, found.about, portfolio, found.arrays.get("options"))
 
 
 def load(path: str | Path, model: LanguageModel) -> Serving:
@@ -150,20 +290,8 @@ def load(path: str | Path, model: LanguageModel) -> Serving:
         InputError: a folder that is not whole, of another format or another model, or adapters that
             are not those it was saved with.
     """
-    folder = Path(path)
-    found = load_artifact(folder / FILE, "set of policies", AboutPolicies, _REMEDY)
-    about = found.about
-    if about.base_sha256 != model.sha256:
-        raise InputError(
-            f"{folder / FILE}: the policies are of {about.base} with SHA-256 "
-            f"{about.base_sha256[:12]}, found {model.name} with {model.sha256[:12]}: load that "
-            "model."
-        )
-    policies = _policies(folder, about, found.arrays.get("options"), model)
-    portfolio = load_portfolio(folder)
-    if portfolio.fingerprint != about.fingerprint:
-        raise InputError(f"{folder}: portfolio and {FILE} are of different builds: {_REMEDY}.")
-    return Serving(portfolio, policies, model, about.names)
+    saved = load_members(path)
+    return Serving(saved.portfolio, saved.adapt(model), model, saved.about.names)
 
 
 def _policies(

@@ -16,6 +16,7 @@ from jaxalign.serve.config import ServeConfig
 from jaxalign.serve.engines import make_engine
 from jaxalign.serve.guards import Guard, allowed_hosts
 from jaxalign.serve.identity import CallerGate, read_keys
+from jaxalign.serve.offered import check_offered, offer_policies
 from jaxalign.serve.reward_space import RewardSpace, load_space
 from jaxalign.serve.service import Service
 from jaxalign.serve.store.database import database_url, open_database
@@ -45,8 +46,11 @@ async def open_service(config: ServeConfig) -> Service:
     try:
         async with _stage("rewards loading", config.users or "by rule"):
             space = await asyncio.to_thread(load_space, config.users, config.reward_models)
+            policies = offer_policies(config.engine, space)
         async with _stage("engine starting", config.engine.kind):
             await engine.start()
+            if policies is not None:
+                check_offered(policies, engine)
         async with _stage("programs compiling", engine.model):
             await asyncio.to_thread(_warm, space, config.samples)
         database = open_database(config.database, config.synchronous)
@@ -58,8 +62,7 @@ async def open_service(config: ServeConfig) -> Service:
         allowed_hosts(config.host, config.hosts, bool(keys)), bool(keys), config.limits.body_bytes
     )
     gate = CallerGate(keys, config.webui_secret, config.webui_issuer)
-    service = Service(config, database, engine, space, gate, guard)
-    return service
+    return Service(config, database, engine, space, gate, guard, policies)
 
 
 @contextlib.asynccontextmanager

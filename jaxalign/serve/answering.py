@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxalign.integrations.open_webui import CHAT_HEADER, MESSAGE_HEADER, answer_key
 from jaxalign.models.chat import Chat
-from jaxalign.personalize.strategies.base import ASKED_FOR, PersonalAnswer
+from jaxalign.personalize.strategies.base import PersonalAnswer
 from jaxalign.serve.api_errors import ApiError
 from jaxalign.serve.engines import Call
 from jaxalign.serve.identity import WEBUI_TOKEN, WEBUI_USER, Caller
@@ -20,7 +20,7 @@ from jaxalign.serve.learning import UserTaste
 from jaxalign.serve.service import Service
 from jaxalign.serve.store import events
 from jaxalign.serve.store.events import Event, Json, LimitReached
-from jaxalign.serve.strategies import STRATEGIES, ServedReply, StrategyInputs
+from jaxalign.serve.strategies import CHOOSE_FIRST, STRATEGIES, ServedReply, StrategyInputs
 from jaxalign.serve.tasks import is_task, why_plain
 from jaxalign.serve.telemetry import log
 from jaxalign.serve.wire import (
@@ -52,6 +52,7 @@ class PreparedRequest:
         taste: the belief about the user.
         strategy: name of the strategy.
         why: why the strategy is plain, None where it is not, or was requested.
+        policy: the policy that the request names as its model; None for none.
         stored: whether the answers are kept, so that feedback about them can be learned from.
         id: of the response, without its prefix.
         join: what a rating of open-webui is joined by: ids of chat and message; empty for question
@@ -64,6 +65,7 @@ class PreparedRequest:
     taste: UserTaste
     strategy: str
     why: str | None
+    policy: str | None
     stored: bool
     id: str
     join: tuple[str, ...] | None = None
@@ -91,11 +93,13 @@ async def prepare(
         ApiError: an unknown model, a prompt that is too long, or a caller who is refused.
     """
     caller = service.gate.caller(headers, request.user, request.safety_identifier, request.metadata)
-    if request.model not in (AUTO, service.engine.model):
+    known = model_names(service)
+    if request.model not in known:
+        others = " or ".join(repr(name) for name in known[1:])
         raise ApiError(
             404,
             f"There is no model {request.model!r}; expected {AUTO!r} for personal answers, or "
-            f"{service.engine.model!r}.",
+            f"{others}.",
             "model_not_found",
             "model",
         )
@@ -109,15 +113,19 @@ async def prepare(
             "prompt" if endpoint == "text" else "messages",
         )
     task = isinstance(request, ChatRequest) and is_task(request.messages)
-    why = why_plain(request) if request.model == AUTO else None
+    configured = service.config.strategy
+    by_policy = service.policies is not None and configured != "best_of"
+    why = why_plain(request, by_policy) if request.model == AUTO else None
     stored = caller.user is not None and not task and service.config.store != "none"
     taste = await service.taste(caller.user)
-    if request.model == AUTO and why is None and service.config.strategy == AUTO:
+    if request.model == AUTO and why is None and configured == AUTO:
         why = taste.left_alone
-    strategy = service.config.strategy if request.model == AUTO and why is None else "plain"
+    strategy = configured if request.model == AUTO and why is None else "plain"
+    policy = request.model if request.model in known[2:] else None
     return PreparedRequest(
-        endpoint, request, caller, taste, strategy, why, stored, events.new_id(), _join(headers)
-    )
+        endpoint, request, caller, taste, strategy, why, policy, stored, events.new_id(),
+        _join(headers),
+    )  # fmt: skip
 
 
 def _join(headers: Mapping[str, str]) -> tuple[str, ...] | None:
@@ -127,22 +135,30 @@ def _join(headers: Mapping[str, str]) -> tuple[str, ...] | None:
     return () if {CHAT_HEADER, WEBUI_USER, WEBUI_TOKEN} & set(headers) else None
 
 
+def model_names(service: Service) -> tuple[str, ...]:
+    """Return the models that requests may name: `auto`, the engine's own, and the policies."""
+    offered = () if service.policies is None else service.policies.names[1:]
+    return (AUTO, service.engine.model, *offered)
+
+
 def call_of(prepared: PreparedRequest, n: int | None = None) -> Call:
     """Return a request as an engine takes it."""
     body = prepared.request.model_dump(exclude_unset=True, exclude=set(_DROPPED))
     metadata = body.get("metadata")
     if isinstance(metadata, dict):
         body["metadata"] = {key: one for key, one in metadata.items() if key != "user_id"}
-    return Call(prepared.endpoint, body, prepared.prompt, n or prepared.request.n or 1)
+    n = n or prepared.request.n or 1
+    return Call(prepared.endpoint, body, prepared.prompt, n, prepared.policy)
 
 
 def strategy_inputs(service: Service, prepared: PreparedRequest) -> StrategyInputs:
-    """Return what a strategy answers a request with."""
+    """Return what the strategy of a request works with."""
 
     async def read(texts: list[str]) -> np.ndarray:
         return await service.read_rewards(prepared.prompt, texts)
 
     return StrategyInputs(
+        prepared.strategy,
         service.engine,
         call_of(prepared),
         prepared.prompt,
@@ -151,6 +167,7 @@ def strategy_inputs(service: Service, prepared: PreparedRequest) -> StrategyInpu
         service.config.rule,
         service.config.samples,
         lambda values: service.space.left_alone_on(prepared.taste.utility, values),
+        service.policies,
     )
 
 
@@ -267,7 +284,8 @@ def _reason(prepared: PreparedRequest, answer: PersonalAnswer, why: str | None) 
     if prepared.strategy == "plain":
         if prepared.request.model == AUTO:
             return "the plain answer: the service runs with --strategy plain"
-        return "the plain answer: the request names the engine's own model"
+        if prepared.policy is None:
+            return "the plain answer: the request names the engine's own model"
     if answer.probability is not None:
         words = f"{answer.choice}, better than the plain answer with probability "
         words += f"{answer.probability:.2f}"
@@ -386,14 +404,19 @@ async def answer_whole(service: Service, prepared: PreparedRequest) -> tuple[Jso
     return whole_body(prepared, served.reply, about), headers_of(prepared, about)
 
 
-async def stream_plain(service: Service, prepared: PreparedRequest) -> AsyncGenerator[bytes, None]:
-    """Yield a plain response as the engine's pieces come in."""
+async def stream_through(
+    service: Service, prepared: PreparedRequest
+) -> AsyncGenerator[bytes, None]:
+    """Yield a response whose policy is chosen before, as the engine's pieces come in."""
     wire = Streaming(prepared)
+    inputs = strategy_inputs(service, prepared)
+    policy, answer = CHOOSE_FIRST[prepared.strategy](inputs)
+    call = inputs.call._replace(policy=policy)
     texts: dict[int, list[str]] = {}
     usage: TokenUsage | None = None
     held: Json | None = None
     # Closed at once when the client goes away, so that the engine stops drawing.
-    async with contextlib.aclosing(service.engine.stream(call_of(prepared))) as chunks:
+    async with contextlib.aclosing(service.engine.stream(call)) as chunks:
         async for chunk in chunks:
             usage = chunk.usage or usage
             if not chunk.choices:
@@ -411,19 +434,18 @@ async def stream_plain(service: Service, prepared: PreparedRequest) -> AsyncGene
                 "model": prepared.request.model,
             }
     service.telemetry.tokens.inc(usage.completion_tokens if usage else 0)
-    service.telemetry.answers.labels("plain").inc()
+    service.telemetry.answers.labels(answer.strategy).inc()
     answers = ["".join(texts[index]) for index in sorted(texts)]
-    plain = PersonalAnswer(answers[0] if answers else "", "plain", ASKED_FOR, 0.0, None, None)
-    ids = await _store_if_room(service, prepared, answers, plain)
-    yield event_line({**(held or {}), "jaxalign": explain(prepared, plain, ids)})
+    ids = await _store_if_room(service, prepared, answers, answer)
+    yield event_line({**(held or {}), "jaxalign": explain(prepared, answer, ids)})
     for line in wire.usage(usage):
         yield line
     yield b"data: [DONE]\n\n"
 
 
 def streams_through(prepared: PreparedRequest) -> bool:
-    """Return whether pieces can be sent as they are drawn: one plain answer."""
-    return prepared.strategy == "plain" and (prepared.request.n or 1) == 1
+    """Return whether pieces can be sent as they are drawn: what answers is chosen before."""
+    return prepared.strategy in CHOOSE_FIRST and (prepared.request.n or 1) == 1
 
 
 def _text(content: object) -> str:

@@ -90,7 +90,8 @@ def _add_answers(app: FastAPI, service: Service) -> None:
             body, about = await answering.answer_whole(service, prepared)
             return JSONResponse(body, headers=about)
         through = answering.streams_through(prepared)
-        pieces = (answering.stream_plain if through else answering.stream_whole)(service, prepared)
+        streamed = answering.stream_through if through else answering.stream_whole
+        pieces = streamed(service, prepared)
         # What fails before the first piece still has a status of its own.
         first = await anext(pieces)
         headers = {"x-request-id": prepared.response_id, "cache-control": "no-cache"}
@@ -110,14 +111,13 @@ def _add_answers(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/models")
     async def models(request: Request) -> Json:
-        """List the models: the engine's own, and `auto` for personal answers."""
+        """List the models: `auto` for personal answers, the engine's own, and its policies."""
         service.gate.key_of(request.headers)
-        names = (answering.AUTO, service.engine.model)
         return {
             "object": "list",
             "data": [
                 {"id": name, "object": "model", "created": 0, "owned_by": "jaxalign"}
-                for name in names
+                for name in answering.model_names(service)
             ],
         }
 

@@ -27,6 +27,9 @@ class EngineConfig:
         model: language model of `local`: a folder, file or name; or the model's name upstream,
             None for the first one that the server lists.
         key: the server's own key; it never comes from a client.
+        portfolio: folder of a portfolio whose members the engine answers as; None for none.
+        policy: folder of a conditioned policy whose preferences the engine answers as, in place of
+            a portfolio.
         dtype: of weights and compute of `local`.
         most_waiting: answers of `local`, or requests to `openai`, that may wait or be answered at
             once; more are refused with 429.
@@ -38,6 +41,8 @@ class EngineConfig:
     url: str | None = None
     model: str | None = None
     key: str | None = field(default=None, repr=False)
+    portfolio: str | None = None
+    policy: str | None = None
     dtype: str = "float32"
     most_waiting: int = 64
     connect_seconds: float = 5.0
@@ -47,6 +52,11 @@ class EngineConfig:
         check_number("engine.most_waiting", self.most_waiting, 1)
         check_number("engine.connect_seconds", self.connect_seconds, 0, above=True)
         check_number("engine.read_seconds", self.read_seconds, 0, above=True)
+
+    @property
+    def has_policies(self) -> bool:
+        """Whether the engine answers as policies besides its own model."""
+        return self.portfolio is not None or self.policy is not None
 
 
 @dataclass(frozen=True)
@@ -111,11 +121,23 @@ class ServeConfig:
             raise InputError(
                 f"--samples: found {self.samples}, expected 2 or more answers to choose among."
             )
-        if self.engine.kind == "local" and self.samples > self.engine.most_waiting:
+        drawn = self.samples + self.engine.has_policies  # `auto` may draw one as a policy too
+        if self.engine.kind == "local" and drawn > self.engine.most_waiting:
             raise InputError(
-                f"--samples {self.samples} is more than the {self.engine.most_waiting} answers of "
-                "--engine.waiting, so that every request would be refused; raise the latter."
+                f"--samples {self.samples} needs {drawn} answers, more than the "
+                f"{self.engine.most_waiting} answers of --engine.waiting, so that every request "
+                "would be refused; raise the latter."
             )
+        for strategy, given in (
+            ("member", self.engine.portfolio),
+            ("conditioned", self.engine.policy),
+        ):
+            if self.strategy == strategy and given is None:
+                option = "--portfolio" if strategy == "member" else "--policy"
+                raise InputError(
+                    f"--strategy {strategy}: found no {option}, expected the folder of what "
+                    "answers: add it."
+                )
         if self.reward_models and self.users is None:
             raise InputError(
                 "--reward-model is given without --users; expected the run whose named rewards it "

@@ -14,6 +14,7 @@ from jaxalign.serve.engines import AnswerEngine
 from jaxalign.serve.guards import Guard
 from jaxalign.serve.identity import Caller, CallerGate
 from jaxalign.serve.learning import TasteState, UserTaste, advance, first_state, unseen_rows
+from jaxalign.serve.offered import OfferedPolicies
 from jaxalign.serve.reward_space import RewardSpace
 from jaxalign.serve.store import events
 from jaxalign.serve.store.database import Database
@@ -36,6 +37,7 @@ class Service:
         space: the base rewards, and the population.
         gate: finds the key and the user of a request.
         guard: refuses foreign requests.
+        policies: that may answer in place of the engine's own model; None for none.
         telemetry: counters.
         stopping: whether the service is being shut down.
     """
@@ -46,6 +48,7 @@ class Service:
     space: RewardSpace
     gate: CallerGate
     guard: Guard
+    policies: OfferedPolicies | None = None
     telemetry: Telemetry = field(default_factory=Telemetry)
     stopping: bool = False
     _states: OrderedDict[str, TasteState] = field(default_factory=OrderedDict)

@@ -1,7 +1,8 @@
 """Strategies of the service by name: how a request is answered for its user."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,13 +17,15 @@ from jaxalign.personalize.strategies.base import (
 )
 from jaxalign.personalize.utility import Utility
 from jaxalign.serve.engines import AnswerEngine, Call
-from jaxalign.serve.wire import Reply
+from jaxalign.serve.offered import OfferedPolicies
+from jaxalign.serve.wire import Reply, sum_usage
 
 
 class StrategyInputs(NamedTuple):
     """What a strategy works with.
 
     Attributes:
+        strategy: name of the strategy.
         engine: draws the answers.
         call: the request, as an engine takes it.
         prompt: its prompt, as rewards read it.
@@ -32,8 +35,10 @@ class StrategyInputs(NamedTuple):
         samples: answers that may be drawn.
         gate: of the base rewards [N, K] of the draws to why the user is left alone on them, None
             where the user is not.
+        policies: that may answer in place of the engine's own model; None for none.
     """
 
+    strategy: str
     engine: AnswerEngine
     call: Call
     prompt: str | Chat
@@ -42,6 +47,7 @@ class StrategyInputs(NamedTuple):
     rule: ServingRule
     samples: int
     gate: Callable[[np.ndarray], str | None]
+    policies: OfferedPolicies | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +69,33 @@ class ServedReply:
     number: int = 0
 
 
-async def answer_plainly(inputs: StrategyInputs) -> ServedReply:
-    """Serve what the engine draws, all n answers that the request asks for."""
-    reply = await inputs.engine.complete(inputs.call)
-    text = reply.choices[0].content()
-    return ServedReply(reply, PersonalAnswer(text, "plain", ASKED_FOR, 0.0, None, None))
+def choose_plain(inputs: StrategyInputs) -> tuple[str | None, PersonalAnswer]:
+    """Return what the request names: the engine's own model, or a policy with its reasons."""
+    if inputs.policies is not None and inputs.call.policy is not None:
+        return inputs.policies.choose(inputs.utility, inputs.rule, inputs.call.policy)
+    return None, PersonalAnswer("", "plain", ASKED_FOR, 0.0, None, None)
+
+
+def choose_policy(inputs: StrategyInputs) -> tuple[str | None, PersonalAnswer]:
+    """Return the policy of the largest gain less k standard deviations, however sure it is."""
+    if inputs.policies is None:
+        return choose_plain(inputs)
+    return inputs.policies.choose(inputs.utility, replace(inputs.rule, least_probability=0.0))
+
+
+CHOOSE_FIRST: dict[str, Callable[[StrategyInputs], tuple[str | None, PersonalAnswer]]] = {
+    "plain": choose_plain,
+    "member": choose_policy,
+    "conditioned": choose_policy,
+}
+"""Strategies that choose what answers before it is drawn, so that the answer can be streamed."""
+
+
+async def answer_first_choice(inputs: StrategyInputs) -> ServedReply:
+    """Serve what the policy of the user or of the request draws, all n answers of the request."""
+    policy, answer = CHOOSE_FIRST[inputs.strategy](inputs)
+    reply = await inputs.engine.complete(inputs.call._replace(policy=policy))
+    return ServedReply(reply, replace(answer, text=reply.choices[0].content()))
 
 
 async def answer_best(inputs: StrategyInputs) -> ServedReply:
@@ -107,9 +135,35 @@ def serve_draw(inputs: StrategyInputs, reply: Reply, values: np.ndarray) -> Serv
     return ServedReply(kept, answer, values[option : option + 1], why, option)
 
 
+async def answer_largest_gain(inputs: StrategyInputs) -> ServedReply:
+    """Serve the best draw or the best policy, whichever is expected to gain more for the user.
+
+    A policy that is not likely enough to be better is not drawn from. Both are drawn at once. At
+    temperature 0 all draws are alike, so that only policies can gain.
+    """
+    if inputs.policies is None:
+        return await answer_by_rule(inputs)
+    policy, expected = inputs.policies.choose(inputs.utility, inputs.rule)
+    greedy = inputs.call.body.get("temperature") == 0
+    draws = answer_by_rule(inputs._replace(samples=1 if greedy else inputs.samples))
+    if policy is None:
+        served = await draws
+        if served.answer.strategy == "plain" and expected.held_back:
+            return replace(served, answer=replace(served.answer, held_back=True))
+        return served
+    one = inputs.engine.complete(inputs.call._replace(policy=policy))
+    served, reply = await asyncio.gather(draws, one)
+    usage = sum_usage([served.reply.usage, reply.usage])
+    if expected.gain <= served.answer.gain:
+        kept = served.reply.model_copy(update={"usage": usage})
+        return replace(served, reply=kept)
+    answer = replace(expected, text=reply.choices[0].content())
+    return ServedReply(reply.model_copy(update={"usage": usage}), answer)
+
+
 STRATEGIES: dict[str, Callable[[StrategyInputs], Awaitable[ServedReply]]] = {
-    "plain": answer_plainly,
+    **dict.fromkeys(CHOOSE_FIRST, answer_first_choice),
     "best_of": answer_best,
-    "auto": answer_by_rule,
+    "auto": answer_largest_gain,
 }
 """Every strategy of the service by its name."""

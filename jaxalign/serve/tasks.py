@@ -34,15 +34,20 @@ def is_task(turns: Sequence[ChatTurn]) -> bool:
     return bool(_TASK.match(turns[0].content)) and bool(_HISTORY.search(turns[0].content))
 
 
-def why_plain(request: GenerationRequest) -> str | None:
-    """Return why a request is answered plainly whoever asks, None if it may be personal."""
+def why_plain(request: GenerationRequest, by_policy: bool = False) -> str | None:
+    """Return why a request is answered plainly whoever asks, None if it may be personal.
+
+    Args:
+        request: the body.
+        by_policy: whether policies may answer that differ without any chance, and not draws alone.
+    """
     extra: Mapping[str, object] = request.model_extra or {}
     given = [name for name in _EXACT if extra.get(name) not in (None, False, [], {})]
     if given:
         return f"the request has {given[0]}"
     if request.n is not None and request.n > 1:
         return "the request has an n of its own"
-    if request.temperature == 0:
+    if request.temperature == 0 and not by_policy:
         return "at temperature 0 all draws are alike"
     if isinstance(request, ChatRequest):
         if is_task(request.messages):

@@ -26,7 +26,13 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        self._send(200, {"object": "list", "data": [{"id": MODEL, "object": "model"}]})
+        world = self.server.world
+        if world.mode == "fail_models":
+            return self._send(500, {"error": {"message": "secret of the inside"}})
+        data = [
+            {"id": name, "object": "model", "parent": base} for name, base in world.models.items()
+        ]
+        self._send(200, {"object": "list", "data": data})
 
     def do_POST(self):
         world = self.server.world
@@ -111,6 +117,7 @@ class World:
     def __init__(self):
         self.mode, self.pause, self.requests, self._drawn = "well", 0.5, [], 0
         self.asked = threading.Event()
+        self.models = {MODEL: None}  # name -> model that it is an adapter of
 
     def next_answer(self):
         answer = ANSWERS[self._drawn % len(ANSWERS)]

@@ -2,20 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import jax
 import numpy as np
 from scipy.special import erf
 
-from jaxalign.errors import InputError
 from jaxalign.moc.policy import ConditionedPolicy
 from jaxalign.moc.value_table import ValueTable
 from jaxalign.models.chat import Chat, prompt_ids
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.sampling import Sampling
-from jaxalign.mrm.gains import expected_gains
+from jaxalign.mrm.gains import Gains, expected_gains
+from jaxalign.palm.portfolio import Portfolio
 from jaxalign.personalize.policies import Conditioned, Kind, answer_as
-from jaxalign.personalize.serve import Serving
+from jaxalign.personalize.serve import Serving, stated_scale
 from jaxalign.personalize.strategies.base import (
     Floats,
     PersonalAnswer,
@@ -32,61 +33,102 @@ NEAR_ZERO = 0.01
 
 
 @dataclass(frozen=True, eq=False)
-class BestPolicy:
-    """The policy of the largest expected gain answers; the reference is always among them.
+class PolicyValues:
+    """What policies are worth to users, as far as it is known before anything is drawn.
 
     Attributes:
-        name: of the strategy.
-        policies: what makes a policy of A weights.
-        model: the reference.
-        weights: [C, A] of the C policies; zeros, the reference, first.
+        strategy: name of the strategy that chooses among them.
+        weights: [C, A] that make the C policies; zeros, the reference, first.
         words: [C] what each policy is.
         values: [C, K] its expected rewards in standard deviations.
         cost: [C] price of its KL, in logits.
         population: the population's weights, by which users without a direction are served.
-        settings: how tokens are sampled.
-        batch_size: the most prompts at once.
     """
 
-    name: str
-    policies: Kind = field(repr=False)
-    model: LanguageModel = field(repr=False)
+    strategy: str
     weights: Floats
     words: tuple[str, ...]
     values: Floats
     cost: Floats
     population: Utility
+
+    @cached_property
+    def _for_everybody(self) -> Gains:
+        return expected_gains(self.population.mean, None, self.values, self.cost)
+
+    @cached_property
+    def _least_size(self) -> float:
+        return NEAR_ZERO * typical_size(self.population)
+
+    def choose(
+        self, mean: np.ndarray, cov: np.ndarray | None, rule: ServingRule
+    ) -> tuple[int, Gains]:
+        """Return the policy that serves a user best by a rule, and what each is worth to the user.
+
+        Args:
+            mean: [K] posterior mean of the user's weights.
+            cov: [K, K] posterior covariance; None where there is none.
+            rule: when a policy other than the reference is served.
+        """
+        gains = expected_gains(mean, cov, self.values, self.cost)
+        if np.abs(mean).sum() >= self._least_size:
+            return rule.choose(gains), gains
+        option = rule.choose(self._for_everybody)
+        unsure = gains.probability is not None and (
+            gains.probability[option] < rule.least_probability
+        )
+        return (0 if unsure else option), gains
+
+    def describe(self, text: str, option: int, gains: Gains) -> PersonalAnswer:
+        """Return the answer of a policy with its reasons."""
+        return chosen_answer(text, self.strategy, self.words, option, gains)
+
+
+@dataclass(frozen=True, eq=False)
+class BestPolicy:
+    """The policy of the largest expected gain answers; the reference is always among them.
+
+    Attributes:
+        policies: what makes a policy of A weights.
+        model: the reference.
+        known: the C policies, and what they are worth.
+        settings: how tokens are sampled.
+        batch_size: the most prompts at once.
+    """
+
+    policies: Kind = field(repr=False)
+    model: LanguageModel = field(repr=False)
+    known: PolicyValues
     settings: Sampling
     batch_size: int = 16
+
+    @property
+    def name(self) -> str:
+        """Its name in reports."""
+        return self.known.strategy
 
     def check(self, prompts: Sequence[str | Chat], names: Sequence[str]) -> None:
         """Refuse prompts that do not fit into the model's context under every policy."""
         reserved = self.settings.max_tokens + self.policies.prefix_tokens
         for prompt, name in zip(prompts, names, strict=True):
             # Adapters read the prompt as it is; tags of preferences make it longer.
-            read = {id(p): p for p in (self.policies.prompt(prompt, w) for w in self.weights)}
-            for text in read.values():
+            read = (self.policies.prompt(prompt, weight) for weight in self.known.weights)
+            for text in {id(one): one for one in read}.values():
                 prompt_ids(self.model, text, reserved, name)
 
     def answer(
         self, requests: Sequence[UserRequest], rule: ServingRule, key: jax.Array
     ) -> list[PersonalAnswer]:
         """Return the answer of each user's best policy, all of a batch in one decode call."""
-        gains = [expected_gains(r.mean, r.cov, self.values, self.cost) for r in requests]
-        everybody = expected_gains(self.population.mean, None, self.values, self.cost)
-        least = NEAR_ZERO * typical_size(self.population)
-        near = [bool(np.abs(request.mean).sum() < least) for request in requests]
-        options = [
-            rule.choose(everybody if small else own) for own, small in zip(gains, near, strict=True)
-        ]
-        prompts = [request.prompt for request in requests]
+        chosen = [self.known.choose(request.mean, request.cov, rule) for request in requests]
         completions = answer_as(
-            self.model, self.policies, self.weights, options, prompts, self.settings, key,
+            self.model, self.policies, self.known.weights, [option for option, _ in chosen],
+            [request.prompt for request in requests], self.settings, key,
             batch_size=self.batch_size,
         )  # fmt: skip
         return [
-            chosen_answer(completion.text, self.name, self.words, option, own)
-            for completion, option, own in zip(completions, options, gains, strict=True)
+            self.known.describe(completion.text, option, gains)
+            for completion, (option, gains) in zip(completions, chosen, strict=True)
         ]
 
 
@@ -112,32 +154,21 @@ def typical_size(population: Utility) -> float:
     return float(np.where(sd > 0, folded, np.abs(mean)).sum())
 
 
-def member_strategy(
-    serving: Serving, population: Utility, settings: Sampling, batch_size: int = 16
-) -> BestPolicy:
-    """Return the strategy that routes each user to a member of a portfolio.
+def member_values(portfolio: Portfolio, population: Utility) -> PolicyValues:
+    """Return what the members of a portfolio of policies are worth to users.
 
     A user's value of a member is <w, rewards> less the price of its KL. The price of one nat, in
     logits, is the one at which the portfolio was built, for weights as large as they are on average
     in the population: whoever chooses more decisively pays relatively less for KL.
 
     Args:
-        serving: portfolio, policies and model; its rewards and their scale must be those that the
-            users' weights are on.
+        portfolio: its rewards and their scale must be those that the users' weights are on.
         population: weights of a user of whom nothing is known.
-        settings: how tokens are sampled.
-        batch_size: the most prompts at once.
 
     Raises:
         InputError: a portfolio without a scale, on other rewards or on another scale.
     """
-    portfolio = serving.portfolio
-    scale = portfolio.scale
-    if scale is None:
-        raise InputError(
-            "portfolio: found one that does not state the scale of its rewards, expected one of "
-            "`jaxalign palm build`; build it anew."
-        )
+    scale = stated_scale(portfolio)
     population.reward_ids.expect(scale.ids, "portfolio")
     per_level = scale.weights_on_levels(np.ones(len(scale.names)))
     levels = Utility(
@@ -148,17 +179,59 @@ def member_strategy(
     beta = portfolio.beta * typical_size(levels)
     members = portfolio.members
     words = ("the reference, member 0", *(f"member {n}" for n in range(1, len(members))))
-    return BestPolicy(
+    return PolicyValues(
         "member",
-        serving.policies,
-        serving.model,
         np.asarray(members.payload["weight"], np.float64),
         words,
         scale.standardise_levels(np.asarray(members.rewards, np.float64)),
         beta * np.asarray(members.kl, np.float64),
         population,
-        settings,
-        batch_size,
+    )
+
+
+def member_strategy(
+    serving: Serving, population: Utility, settings: Sampling, batch_size: int = 16
+) -> BestPolicy:
+    """Return the strategy that routes each user to a member of a portfolio, by `member_values`.
+
+    Args:
+        serving: portfolio, policies and model.
+        population: weights of a user of whom nothing is known.
+        settings: how tokens are sampled.
+        batch_size: the most prompts at once.
+
+    Raises:
+        InputError: as `member_values`.
+    """
+    known = member_values(serving.portfolio, population)
+    return BestPolicy(serving.policies, serving.model, known, settings, batch_size)
+
+
+def preference_values(known: RewardIds, table: ValueTable, population: Utility) -> PolicyValues:
+    """Return what a conditioned policy is worth to users under each preference of its table.
+
+    Args:
+        known: the policy's rewards and their scale.
+        table: its value table; the reference, whose standardised rewards are 0, is added.
+        population: weights of a user of whom nothing is known, on the policy's rewards.
+
+    Raises:
+        InputError: a table or users of other rewards or another scale.
+    """
+    known.expect(RewardIds(table.names, table.digest), "value table")
+    population.reward_ids.expect(known, "policy")
+    none = np.zeros((1, len(table.names)))
+    words = [
+        ", ".join(f"{name}={share:.2g}" for name, share in zip(table.names, row, strict=True))
+        for row in table.preferences
+    ]
+    return PolicyValues(
+        "conditioned",
+        np.concatenate([none, table.preferences]),
+        ("the reference", *words),
+        np.concatenate([none, table.achieved_rewards]),
+        np.zeros(1 + len(words)),
+        population,
     )
 
 
@@ -181,24 +254,6 @@ def conditioned_strategy(
     Raises:
         InputError: a policy without a scale, or a table or users of other rewards or another scale.
     """
-    known = ids(policy)
-    known.expect(RewardIds(table.names, table.digest), "value table")
-    population.reward_ids.expect(known, "policy")
-    none = np.zeros((1, len(table.names)))
-    preferences = np.concatenate([none, table.preferences])
-    words = [
-        ", ".join(f"{name}={share:.2g}" for name, share in zip(table.names, row, strict=True))
-        for row in table.preferences
-    ]
-    return BestPolicy(
-        "conditioned",
-        Conditioned(policy, table.preferences),
-        policy.model,
-        preferences,
-        ("the reference", *words),
-        np.concatenate([none, table.achieved_rewards]),
-        np.zeros(len(preferences)),
-        population,
-        settings,
-        batch_size,
-    )
+    known = preference_values(ids(policy), table, population)
+    policies = Conditioned(policy, table.preferences)
+    return BestPolicy(policies, policy.model, known, settings, batch_size)

@@ -1,16 +1,16 @@
 """The engine `local`: a language model in this process draws the answers.
 
-Rows of all users that wait together are drawn in one batch. A batch is drawn to its end before the
-next one begins, and a streamed answer is drawn by itself.
+Rows of all users that wait together are drawn in one batch, whichever policies answer them. A batch
+is drawn to its end before the next one begins, and a streamed answer is drawn by itself.
 """
 
 import asyncio
 import queue
 import secrets
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,10 @@ from jaxalign.models.chat import Chat, Completion, complete_tokens, prompt_ids, 
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.sampling import Sampling
 from jaxalign.models.stream import StreamedPiece, stream
+from jaxalign.personalize.saved import open_policies
 from jaxalign.serve.api_errors import ApiError
 from jaxalign.serve.config import DEFAULT_MODEL, EngineConfig
+from jaxalign.serve.engines.local_policies import LocalPolicies, load_policies
 from jaxalign.serve.engines.registry import AnswerEngine, Call, register_engine, too_many
 from jaxalign.serve.wire import (
     AnswerMessage,
@@ -43,9 +45,11 @@ _SEED_BITS = 63
 
 @dataclass(eq=False)
 class _DecodeRow:
-    """One answer to draw."""
+    """One answer to draw; its policy is a number, 0 for the model alone."""
 
+    prompt: str | Chat
     ids: list[int]
+    policy: int
     max_tokens: int
     temperature: float
     top_p: float
@@ -57,9 +61,7 @@ class _DecodeRow:
 class _StreamJob:
     """One answer to draw piece by piece; `put` takes each piece, None at the end, or a failure."""
 
-    prompt: str | Chat
-    settings: Sampling
-    key: jax.Array
+    row: _DecodeRow
     loop: asyncio.AbstractEventLoop
     pieces: asyncio.Queue[StreamedPiece | Exception | None]
     dropped: threading.Event = field(default_factory=threading.Event)
@@ -77,6 +79,7 @@ class LocalEngine:
         self._jobs: queue.SimpleQueue[_DecodeRow | _StreamJob | None] = queue.SimpleQueue()
         self._waiting = 0
         self._loaded: LanguageModel | None = None
+        self._policies = LocalPolicies.of_reference()
         self._thread = threading.Thread(target=self._work, name="jaxalign decode", daemon=True)
 
     @property
@@ -84,13 +87,26 @@ class LocalEngine:
         """The name of its model, as `GET /v1/models` lists it."""
         return self._name
 
+    @property
+    def _room(self) -> int:
+        """Tokens of a prompt and its answer together."""
+        return self._language.config.positions - self._policies.prefix_tokens
+
+    @property
+    def policies(self) -> Collection[str]:
+        """The policies of the portfolio, or the preferences of the policy, that it was given."""
+        return self._policies.numbers
+
     async def start(self) -> None:
-        """Load the model.
+        """Load the model, and the policies if there are some.
 
         Raises:
-            InputError: there is no such model.
+            InputError: there is no such model, or it is not the one of the policies.
         """
         self._loaded = await asyncio.to_thread(load_language_model, self._name, self._config.dtype)
+        if self._config.has_policies:
+            saved = open_policies(self._config.portfolio, self._config.policy)
+            self._policies = await asyncio.to_thread(load_policies, saved, self._loaded)
         self._thread.start()
 
     @property
@@ -134,15 +150,7 @@ class LocalEngine:
         self._reserve(1)
         try:
             (row,) = self._rows(call)
-            job = _StreamJob(
-                _known_roles(call.prompt),
-                Sampling(
-                    max_tokens=row.max_tokens, temperature=row.temperature, top_p=row.top_p
-                ),
-                row.key,
-                asyncio.get_running_loop(),
-                asyncio.Queue(),
-            )  # fmt: skip
+            job = _StreamJob(row, asyncio.get_running_loop(), asyncio.Queue())
             self._jobs.put(job)
             try:
                 async for chunk in self._pieces(call, job, len(row.ids)):
@@ -192,12 +200,14 @@ class LocalEngine:
         self._waiting += rows
 
     def _rows(self, call: Call) -> list[_DecodeRow]:
-        body = call.body
+        body, policies = call.body, self._policies
+        policy = policies.number(call.policy)
+        prompt = policies.prompt(_known_roles(call.prompt), policy)
         try:
-            ids = prompt_ids(self._language, _known_roles(call.prompt), 1)
+            ids = prompt_ids(self._language, prompt, 1 + policies.prefix_tokens)
         except InputError as error:
             raise ApiError(400, str(error), "context_length_exceeded", "messages") from None
-        room = self._language.config.positions - len(ids)
+        room = self._room - len(ids)
         most = body.get("max_completion_tokens") or body.get("max_tokens") or _MAX_TOKENS
         temperature, top_p = body.get("temperature"), body.get("top_p")
         seed = body.get("seed")
@@ -205,7 +215,9 @@ class LocalEngine:
         key = jax.random.key(number % 2**_SEED_BITS)
         return [
             _DecodeRow(
+                prompt,
                 ids,
+                policy,
                 min(int(str(most)), room),
                 float(str(_TEMPERATURE if temperature is None else temperature)),
                 float(str(_TOP_P if top_p is None else top_p)),
@@ -236,7 +248,7 @@ class LocalEngine:
             if isinstance(first, _StreamJob):
                 self._draw_stream(first)
                 continue
-            rows = [first, *_fitting(first, held, self._language.config.positions)]
+            rows = [first, *_fitting(first, held, self._room)]
             held = [job for job in held if job not in rows]
             self._draw([row for row in rows if row.done.set_running_or_notify_cancel()])
 
@@ -263,7 +275,10 @@ class LocalEngine:
             top_p=[row.top_p for row in filled],
         )
         ids, keys = [row.ids for row in filled], jnp.stack([row.key for row in filled])
-        (found,) = complete_tokens(self._language, ids, settings, keys, batch_size=size)
+        arguments = self._policies.arguments([row.policy for row in filled])
+        (found,) = complete_tokens(
+            self._language, ids, settings, keys, **arguments, batch_size=size
+        )
         for number, row in enumerate(rows):
             one = found[number]
             if len(one.tokens) <= row.max_tokens:
@@ -276,8 +291,13 @@ class LocalEngine:
             )  # fmt: skip
 
     def _draw_stream(self, job: _StreamJob) -> None:
+        row = job.row
+        settings = Sampling(
+            max_tokens=row.max_tokens, temperature=row.temperature, top_p=row.top_p
+        )  # fmt: skip
         try:
-            for piece in stream(self._language, job.prompt, job.settings, job.key):
+            arguments = self._policies.arguments([row.policy])
+            for piece in stream(self._language, row.prompt, settings, row.key, **arguments):
                 if job.dropped.is_set():
                     return
                 job.put(piece)
@@ -298,14 +318,16 @@ def make_local(config: EngineConfig) -> AnswerEngine:
             f"--engine.url {config.url} is not used by --engine local; add --engine openai, or "
             "leave the address out."
         )
+    if config.model is None and config.has_policies:
+        config = replace(config, model=open_policies(config.portfolio, config.policy).base)
     return LocalEngine(config)
 
 
 def _fitting(
-    first: _DecodeRow, held: Sequence[_DecodeRow | _StreamJob | None], positions: int
+    first: _DecodeRow, held: Sequence[_DecodeRow | _StreamJob | None], room: int
 ) -> list[_DecodeRow]:
     """The waiting rows that fit into a batch with the first, whose prompts and answers are padded
-    to the longest.
+    to the longest, and which has room for so many tokens.
     """
     found: list[_DecodeRow] = []
     prompt, answer = len(first.ids), first.max_tokens
@@ -313,7 +335,7 @@ def _fitting(
         if not isinstance(job, _DecodeRow) or len(found) == _MOST_ROWS - 1:
             continue
         longest, most = max(prompt, len(job.ids)), max(answer, job.max_tokens)
-        if longest + most <= positions:
+        if longest + most <= room:
             found.append(job)
             prompt, answer = longest, most
     return found

@@ -1,6 +1,6 @@
 """Engines by name: where answers are drawn, and how an engine is added."""
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from typing import NamedTuple, Protocol
 
 from jaxalign.errors import InputError
@@ -18,12 +18,14 @@ class Call(NamedTuple):
         body: the request as the OpenAI protocol has it, without `model`, `stream` and users.
         prompt: its prompt, as a language model takes it.
         n: answers to draw.
+        policy: name of the policy that answers; None for the engine's own model.
     """
 
     endpoint: Endpoint
     body: Mapping[str, object]
     prompt: str | Chat
     n: int = 1
+    policy: str | None = None
 
 
 class AnswerEngine(Protocol):
@@ -32,6 +34,11 @@ class AnswerEngine(Protocol):
     @property
     def model(self) -> str:
         """The name of its model, as `GET /v1/models` lists it."""
+        ...
+
+    @property
+    def policies(self) -> Collection[str]:
+        """Names of the policies that calls may name, besides its own model; known once started."""
         ...
 
     async def start(self) -> None:

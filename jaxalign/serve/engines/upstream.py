@@ -37,6 +37,7 @@ class UpstreamEngine:
             )
         self._config = config
         self._model = config.model or ""
+        self._policies: frozenset[str] = frozenset()
         self._waiting = 0
         self._ignores_n = False
         keys = {"Authorization": f"Bearer {config.key}"} if config.key else {}
@@ -51,8 +52,13 @@ class UpstreamEngine:
         """The name of its model, as `GET /v1/models` lists it."""
         return self._model
 
+    @property
+    def policies(self) -> frozenset[str]:
+        """The adapters of its model that the server lists, as vLLM does, and other models."""
+        return self._policies
+
     async def start(self) -> None:
-        """Find the model's name where none was given.
+        """Find the model's name where none was given, and what else the server offers.
 
         Raises:
             InputError: the server cannot be reached, or lists no such model.
@@ -60,19 +66,23 @@ class UpstreamEngine:
         try:
             response = await self._client.get("models")
             response.raise_for_status()
-            listed = [str(entry["id"]) for entry in response.json()["data"]]
-        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-            if self._model:
+            bases = {str(entry["id"]): entry.get("parent") for entry in response.json()["data"]}
+        except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if self._model and not self._config.has_policies:
                 return  # some servers list nothing, and one that is down may come back
+            remedy = "" if self._config.has_policies else ", or name its model with --engine.model"
             raise InputError(
                 f"--engine.url {self._config.url}: its models cannot be listed "
-                f"({_message(error)}); start the server, or name its model with --engine.model."
+                f"({_message(error)}); start the server{remedy}."
             ) from None
-        if not self._model and not listed:
+        if not self._model and not bases:
             raise InputError(
                 f"--engine.url {self._config.url} lists no models; name one with --engine.model."
             )
-        self._model = self._model or listed[0]
+        self._model = self._model or next(iter(bases))
+        self._policies = frozenset(
+            name for name, base in bases.items() if base is None or base == self._model
+        )
 
     async def complete(self, call: Call) -> Reply:
         """Return n answers; from a server that returns fewer, the others are requested one by one.
@@ -104,7 +114,7 @@ class UpstreamEngine:
         return replies[0].model_copy(update={"choices": numbered, "usage": usage})
 
     async def _request(self, call: Call, n: int) -> Reply:
-        body = {**call.body, "model": self._model, **({"n": n} if n > 1 else {})}
+        body = {**call.body, "model": self._name(call), **({"n": n} if n > 1 else {})}
         for attempt in range(_RETRIES + 1):
             try:
                 response = await self._client.post(PATHS[call.endpoint], json=body)
@@ -129,7 +139,7 @@ class UpstreamEngine:
             ApiError: as `complete`, and where the server breaks off.
         """
         options = {"include_usage": True}
-        body = {**call.body, "model": self._model, "stream": True, "stream_options": options}
+        body = {**call.body, "model": self._name(call), "stream": True, "stream_options": options}
         async with self._place():
             try:
                 path = PATHS[call.endpoint]
@@ -158,6 +168,10 @@ class UpstreamEngine:
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
+
+    def _name(self, call: Call) -> str:
+        """The name under which the server offers what answers."""
+        return self._model if call.policy is None else call.policy
 
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:
