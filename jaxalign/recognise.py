@@ -6,6 +6,7 @@ files and small headers decide; nothing large is read.
 
 import json
 import sqlite3
+import zipfile
 from contextlib import closing
 from pathlib import Path
 
@@ -72,6 +73,40 @@ def recognise(path: str | Path) -> str | None:
         return _folder(path) if path.is_dir() else _file(path) if path.is_file() else None
     except OSError:
         return None
+
+
+def first_fields(path: Path) -> frozenset[str]:
+    """Return the fields of the first object of a JSON file, or the columns of a table or archive.
+
+    Args:
+        path: of JSON, JSON lines, Parquet or .npz.
+
+    Returns:
+        Their names; none of a file that is something else.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from jaxalign.recognise import first_fields
+        >>> path = Path(tempfile.mkdtemp()) / "rows.jsonl"
+        >>> _ = path.write_text('{"user": 7, "score": 1}\\n{"user": 8}\\n')
+        >>> sorted(first_fields(path))
+        ['score', 'user']
+    """
+    try:
+        if path.suffix == ".npz":
+            with zipfile.ZipFile(path) as file:
+                return frozenset(name.removesuffix(".npy") for name in file.namelist())
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq  # slow to load
+
+            return frozenset(pq.read_schema(path).names)
+        with path.open("rb") as file:
+            line = file.readline()
+        first = json.loads(line if line.strip() not in (b"{", b"[") else path.read_bytes())
+    except (OSError, ValueError, RecursionError, zipfile.BadZipFile):
+        return frozenset()
+    return frozenset(first) if isinstance(first, dict) else frozenset()
 
 
 def instead(path: str | Path) -> str:

@@ -24,6 +24,14 @@ FILES = {
     "pplug generate": "--model none --requests READ",
     "reward score": "--rewards brevity --data READ",
 }
+# What the first row of each of these has; the others keep a run beside their file.
+REPLACED = {
+    "embed": ("ids", "features"),
+    "import": ("user", "chosen", "rejected"),
+    "mrm evaluate": ("method",),
+    "palm certify": ("additive", "share_lost", "level"),
+    "palm route": ("user", "member", "value", "regret_bound"),
+}
 FOLDERS = {
     "demo": "",
     "export vllm": "--portfolio READ",
@@ -93,6 +101,25 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(tmp
 def test_a_folder_that_is_read_is_not_written_over(tmp_path, command):
     words = words_of(command, tmp_path)
     refused(call(*words, "--out", tmp_path), "is the folder that is read; expected another")
+
+
+@pytest.mark.parametrize("command", FILES)
+def test_a_file_of_something_else_is_not_replaced(tmp_path, command):
+    read = write_rows(tmp_path / f"rows{ending(command)}", [{"answer": "a"}])
+    foreign = write_rows(tmp_path / f"foreign{ending(command)}", [{"prompt": "p"}])
+    before = foreign.read_bytes()
+    result = call(*words_of(command, read), "--out", foreign)
+    assert result.code == 2
+    assert foreign.read_bytes() == before
+    if command in REPLACED:
+        refused(result, "foreign", "is there, and this command has not written what it holds")
+        # A file of its own kind, and one with nothing in it, are: the command goes on, and fails.
+        empty = tmp_path / f"empty{ending(command)}"
+        empty.touch()
+        assert "is there, and" not in call(*words_of(command, read), "--out", empty).err
+        if command != "embed":
+            own = write_rows(tmp_path / "own.jsonl", [dict.fromkeys(REPLACED[command], 0)])
+            assert "is there, and" not in call(*words_of(command, read), "--out", own).err
 
 
 @pytest.mark.parametrize(("command", "name"), [("embed", "x.csv"), ("palm route", "x.csv")])

@@ -23,7 +23,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--texts", type=Path, help="a text a line, or rows with `text`, `completion` or `answer`"
     )
-    add_out(parser, "file", ".npz to write", endings=(".npz",))
+    add_out(parser, "file", ".npz to write", endings=(".npz",), fields=(("ids", "features"),))
 
 
 def _embed(arguments: argparse.Namespace, _: list[str]) -> None:

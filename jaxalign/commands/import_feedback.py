@@ -19,7 +19,10 @@ def add(commands: Commands) -> None:
     parser.add_argument("--formats", action=_Formats, nargs=0, help="list the formats and stop")
     parser.add_argument("format", help="name of the format, or auto to recognise it")
     parser.add_argument("files", nargs="+", help="files, or names of Hugging Face data sets")
-    add_out(parser, "file", "JSON lines to write", endings=(".jsonl",))
+    add_out(
+        parser, "file", "JSON lines to write", endings=(".jsonl",),
+        fields=(("user", "chosen", "rejected"), ("user", "answer", "rating")),
+    )  # fmt: skip
     parser.add_argument("--user", help="the one user whose feedback all of it is")
     parser.add_argument("--user-column", help="column that names the user of each row")
     parser.add_argument(

@@ -108,7 +108,7 @@ def _add_evaluate(actions: Commands) -> None:
     parser = command(actions, "evaluate", _evaluate, "judge a saved model on its own test users")
     parser.add_argument("--model", type=Path, required=True, help="folder of a run")
     parser.add_argument("--data", required=True, help="the choices the run was made from, or more")
-    add_out(parser, "file", "JSON file to write", required=False)
+    add_out(parser, "file", "JSON file to write", required=False, fields=(("method",),))
 
 
 def _add_describe(actions: Commands) -> None:

@@ -73,7 +73,10 @@ def _add_certify(actions: Commands) -> None:
         help="file of candidates, or `demo` for the shipped answers; prompts for a portfolio of "
         "trained policies, which answer them",
     )
-    add_out(parser, "file", "JSON file to write", required=False)
+    add_out(
+        parser, "file", "JSON file to write", required=False,
+        fields=(("additive", "share_lost", "level"),),
+    )  # fmt: skip
 
 
 def _add_route(actions: Commands) -> None:
@@ -88,7 +91,10 @@ def _add_route(actions: Commands) -> None:
         required=True,
         help="file of weights: .jsonl or .parquet with one column per reward, or of `mrm adapt`",
     )
-    add_out(parser, "file", ".parquet or .jsonl file to write", endings=(".parquet", ".jsonl"))
+    add_out(
+        parser, "file", ".parquet or .jsonl file to write", endings=(".parquet", ".jsonl"),
+        fields=(("user", "member", "value", "regret_bound"),),
+    )  # fmt: skip
     parser.add_argument(
         "--normalise",
         action="store_true",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 
 from jaxalign.errors import InputError
 from jaxalign.files import check_output
+from jaxalign.recognise import first_fields
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -82,6 +83,7 @@ def add_out(
     endings: tuple[str, ...] = (),
     required: bool = True,
     default: Path | None = None,
+    fields: tuple[tuple[str, ...], ...] = (),
 ) -> None:
     """Add `--out`, which `check_out` checks before the command runs.
 
@@ -92,9 +94,11 @@ def add_out(
         endings: that the name of a file may have; empty for any.
         required: whether it must be given.
         default: where it is left out.
+        fields: what all that the command writes there has, as of `recognise.first_fields`, or the
+            alternatives; a file without is not replaced. Empty where the command itself sees to it.
     """
     parser.add_argument("--out", type=Path, required=required, default=default, help=text)
-    parser.set_defaults(out_kind=kind, out_endings=endings)
+    parser.set_defaults(out_kind=kind, out_endings=endings, out_fields=fields)
 
 
 def check_out(arguments: argparse.Namespace) -> None:
@@ -115,9 +119,23 @@ def check_out(arguments: argparse.Namespace) -> None:
     endings = arguments.out_endings
     if endings and out.suffix not in endings:
         raise InputError(f"--out {out} must end in {' or '.join(endings)}.")
-    others = [value for name, value in given.items() if name not in ("out", "out_kind")]
+    own = ("out", "out_kind", "out_endings", "out_fields")
+    others = [value for name, value in given.items() if name not in own]
     values = [one for value in others for one in (value if isinstance(value, list) else [value])]
     check_output(out, arguments.out_kind, [one for one in values if isinstance(one, str | Path)])
+    _refuse_foreign(out, arguments.out_fields)
+
+
+def _refuse_foreign(out: Path, alternatives: tuple[tuple[str, ...], ...]) -> None:
+    """Refuse to replace a file that holds something else than the command writes."""
+    if not alternatives or not out.is_file() or not out.stat().st_size:
+        return
+    found = first_fields(out)
+    if not any(found.issuperset(fields) for fields in alternatives):
+        raise InputError(
+            f"--out {out} is there, and this command has not written what it holds, which would be "
+            "lost: remove it, or give another --out."
+        )
 
 
 def check_drawing(arguments: argparse.Namespace) -> None:

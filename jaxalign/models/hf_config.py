@@ -101,7 +101,8 @@ def read_config_json(path: Path, required: bool = True) -> dict[str, object]:
     """
     if not required and not path.is_file():
         return {}
-    return read_json(path, f"{path.name} of a model", "download the model again")
+    remedy = "give the folder of a model, or download it again"
+    return read_json(path, f"{path.name} of a model", remedy)
 
 
 def first_architecture(config: JsonObject) -> str:

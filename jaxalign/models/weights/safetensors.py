@@ -116,7 +116,7 @@ def find_weights(folder: Path) -> tuple[Path, ...]:
     what = "several safetensors files and no index" if found else "no safetensors file"
     raise InputError(
         f"{folder}: found {what}{instead(folder)}; expected a model with {SINGLE}, or {INDEX} and "
-        "its shards: save the model again with safe serialisation."
+        "its shards: give the folder of a model, or save it again with safe serialisation."
     )
 
 
