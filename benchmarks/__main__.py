@@ -32,6 +32,8 @@ NAMES = (
     "mrm_best_of",
     "mrm_calibration",
     "mrm_feedback",
+    "mrm_observe",
+    "mrm_ratings",
     "mrm_serving",
     "mrm_compare",
     "pplug",

@@ -2,15 +2,19 @@
 
 Weights of 5 features are normal; a third of a user's rows each are choices with ties and two
 strengths, thumbs, and five stars, the ratings on a level and a spread of the user's own. Posteriors
-start from the true population. They are compared with posteriors from plain choices, so many that
-their Fisher information on the weights at the truth is the same, level and spread integrated out.
+start from the true population. They are compared with posteriors from plain choices whose Fisher
+information on the weights at the truth is the same, level and spread integrated out: the same on
+average over users, and the same of every user. How much people's information varies costs accuracy
+by itself: the mean of tr (prior precision + information)^-1 over users says how much, without any
+posterior. Importance sampling gives the exact posterior means, independently of expectation
+propagation.
 """
 
 import argparse
 from typing import Any
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import expit, log_expit
 
 from benchmarks import harness
 
@@ -20,6 +24,7 @@ MEAN = np.array([0.8, -0.4, 0.0, 0.2, 0.0])
 SDS = np.array([1.4, 1.0, 0.8, 0.6, 0.4])
 # Edge below a strict choice, that of a clear one, a thumb, four edges of the stars.
 THRESHOLDS = np.array([0.4, 1.5, 0.3, -2.0, -0.7, 0.6, 1.9])
+SAMPLES, EXACT_USERS = 1000, 200
 MIXED, RATED = (1 / 3, 1 / 3, 1 / 3), (0.0, 0.0, 1.0)
 
 
@@ -36,8 +41,13 @@ def run(arguments: argparse.Namespace) -> int:
         "machine": harness.machine(),
         "units": "cover: share of true weights inside 95 % intervals; variance: mean squared error "
         "over posterior variance; error_ratio: mean squared error over that of the plain choices "
-        "of equal Fisher information; nll: expected, in nats per choice between new answers, after "
-        "stars alone",
+        "of equal mean Fisher information; expected_ratio: the same of tr (prior precision + "
+        "information)^-1 alone; matched_ratio: mean squared error over that of plain choices of "
+        "each user's own information, matched_expected of the traces; exact_ratio: over that of "
+        "the exact posterior means, exact_ess the median effective share of the samples, and "
+        "exact_shift the root mean square difference of the means in posterior sds, both of the "
+        "first users alone; nll: expected, in nats per choice between new answers, after stars "
+        "alone",
         "settings": {"users": arguments.users, "seed": arguments.seed},
         "rows": [],
     }
@@ -136,22 +146,97 @@ def judged(shots: int, users: int, seed: int) -> dict[str, Any]:
     # Plain choices: information of one on average, and so many.
     d = rng.standard_normal((users, 400, SIZE)) * np.sqrt(2)
     chance = expit(np.einsum("UPE,UE->UP", d, theta))
-    one = (chance * (1 - chance))[..., None, None] * d[..., :, None] * d[..., None, :]
-    count = max(1, round(_mean_trace(information) / _mean_trace(one)))
-    first = rng.random((users, count)) < chance[:, :count]
-    choices = np.where(first[..., None], d[:, :count], -d[:, :count]).astype(np.float32)
-    plain = mrm.posterior(_prior().weights, choices, np.ones((users, count), np.float32))
-    plain_error = (np.asarray(plain[0]) - theta) ** 2
+    slope = chance * (1 - chance)
+    first = rng.random(chance.shape) < chance
+    choices = np.where(first[..., None], d, -d).astype(np.float32)
+    each = slope * (d**2).sum(-1)
+    count = max(1, round(_mean_trace(information) / float(each.mean())))
+    same = np.arange(d.shape[1]) < count
+    # Of every user as many as come nearest to the user's own information.
+    trace = np.trace(information, axis1=1, axis2=2)
+    own = np.argmin(abs(np.cumsum(each, axis=1) - trace[:, None]), axis=1) + 1
+    matched = np.arange(d.shape[1]) < own[:, None]
+    plain, plain_bound = {}, {}
+    for name, there in (("mean", np.broadcast_to(same, matched.shape)), ("own", matched)):
+        widest = int(there.sum(1).max())
+        some, weight = choices[:, :widest], there[:, :widest].astype(np.float32)
+        posterior = mrm.posterior(_prior().weights, some, weight)
+        plain[name] = float(((np.asarray(posterior[0]) - theta) ** 2).sum(1).mean())
+        plain_bound[name] = _bound(np.einsum("UP,UPi,UPj->Uij", slope * there, d, d))
+    total, bound = float(error.sum(1).mean()), _bound(information)
     return {
         "rows": shots,
         "cover": float((error < 1.96**2 * variance).mean()),
         "variance": float((error / variance).mean()),
         "plain_choices": count,
-        "error": float(error.sum(1).mean()),
-        "plain_error": float(plain_error.sum(1).mean()),
-        "error_ratio": float(error.sum(1).mean() / plain_error.sum(1).mean()),
+        "error": total,
+        "plain_error": plain["mean"],
+        "error_ratio": total / plain["mean"],
+        "expected_ratio": bound / plain_bound["mean"],
+        "matched_error": plain["own"],
+        "matched_ratio": total / plain["own"],
+        "matched_expected": bound / plain_bound["own"],
+        **_exact(rng, theta, rows, mean, cov),
         "nll": _scales(rng, person, shots),
     }
+
+
+def _bound(information: np.ndarray) -> float:
+    """Mean over users of the trace of the inverse of prior precision and information."""
+    whole = information + np.diag(1 / SDS**2)
+    return float(np.trace(np.linalg.inv(whole), axis1=1, axis2=2).mean())
+
+
+def _exact(
+    rng: np.random.Generator, theta: np.ndarray, rows: Any, mean: np.ndarray, cov: np.ndarray
+) -> dict[str, float]:
+    """Error of exact posterior means, by importance sampling from a wider t around the others.
+
+    Level and spread are drawn from their population, and weights from a t of 6 degrees of freedom.
+    """
+    edges = np.asarray(_prior().edges, np.float64)
+    lower, upper = edges[np.asarray(rows.lower)], edges[np.asarray(rows.upper)]
+    some = min(EXACT_USERS, len(mean))
+    found, share = np.empty((some, SIZE)), np.empty(some)
+    for user in range(some):
+        root = np.linalg.cholesky(1.1 * cov[user].astype(np.float64))
+        normal = rng.standard_normal((SAMPLES, SIZE))
+        wide = normal / np.sqrt(rng.chisquare(6, (SAMPLES, 1)) / 6)
+        draws = mean[user] + wide @ root.T
+        levels, spreads = (np.linspace(-3.2, 3.2, n) for n in (15, 11))
+        masses = np.add.outer(-(levels**2) / 2, -(spreads**2) / 2)
+        log = np.full(SAMPLES, -np.inf)
+        reward = draws @ rows.vectors[user].T.astype(np.float64)
+        is_rating = np.asarray(rows.rating)[user]
+        choice = _log_levels(
+            reward[:, ~is_rating], lower[user, ~is_rating], upper[user, ~is_rating]
+        )
+        for i, j in np.ndindex(masses.shape):
+            margin = np.exp(SPREAD_SD * spreads[j]) * (reward[:, is_rating] - LEVEL_SD * levels[i])
+            rated = _log_levels(margin, lower[user, is_rating], upper[user, is_rating])
+            log = np.logaddexp(log, masses[i, j] + rated)
+        log += choice - 0.5 * (((draws - MEAN) / SDS) ** 2).sum(1)
+        log += 0.5 * (6 + SIZE) * np.log1p((wide**2).sum(1) / 6)
+        weight = np.exp(log - log.max())
+        weight /= weight.sum()
+        found[user], share[user] = weight @ draws, 1 / (weight**2).sum() / SAMPLES
+    error = ((found - theta[:some]) ** 2).sum(1).mean()
+    mine = ((mean[:some] - theta[:some]) ** 2).sum(1).mean()
+    away = (found - mean[:some]) ** 2 / np.diagonal(cov[:some], axis1=1, axis2=2)
+    return {
+        "exact_ratio": float(mine / error),
+        "exact_ess": float(np.median(share)),
+        "exact_shift": float(np.sqrt(away.mean())),
+    }
+
+
+def _log_levels(margin: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    """Log probability [S] of what was said, by margins [S, P]."""
+    low, high = margin - lower, upper - margin
+    # sigmoid(margin - lower) - sigmoid(margin - upper), as a product without cancellation
+    gap = np.where(np.isfinite(lower) & np.isfinite(upper), upper - lower, np.inf)
+    logs = log_expit(low) + log_expit(high) + np.log(-np.expm1(-gap))
+    return np.asarray(logs.sum(1))
 
 
 def _mean_trace(information: np.ndarray) -> float:
@@ -202,13 +287,23 @@ def _nll(found: Any, theta: np.ndarray, query: np.ndarray) -> float:
 
 def _table(rows: list[dict[str, Any]]) -> str:
     header = ["rows", "cover", "variance", "error / that of plain choices (how many)"]
-    header += ["nll inferred", "ignored", "known"]
+    header += ["expected of their information", "error / that of choices with each user's own"]
+    header += [
+        "expected",
+        "error / that of the exact posterior",
+        "nll inferred",
+        "ignored",
+        "known",
+    ]
     lines = [
         [
             str(row["rows"]),
             f"{100 * row['cover']:.1f} %",
             f"{row['variance']:.2f}",
             f"{row['error_ratio']:.2f} ({row['plain_choices']})",
+            *(f"{row[name]:.2f}" for name in ("expected_ratio", "matched_ratio")),
+            f"{row['matched_expected']:.2f}",
+            f"{row['exact_ratio']:.3f}",
             *(f"{row['nll'][name]:.4f}" for name in ("inferred", "ignored", "known")),
         ]
         for row in rows

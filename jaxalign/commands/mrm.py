@@ -23,7 +23,7 @@ def add(commands: Commands) -> None:
 
 
 def _add_train(actions: Commands) -> None:
-    text = "train on choices, let validation users choose, judge test users once"
+    text = "train on choices and ratings, let validation users choose, judge test users once"
     parser = command(
         actions,
         "train",
@@ -35,8 +35,9 @@ def _add_train(actions: Commands) -> None:
     parser.add_argument(
         "--data",
         required=True,
-        help="preference file, with rows of `user`, `chosen`, `rejected` and perhaps `prompt`; or "
-        "a folder of a known data set, or a data set of the Hub",
+        help="preference file, with rows of `user`, `chosen`, `rejected` and perhaps `prompt`, or "
+        "of `user`, `answer`, `rating` and `scale`; or a folder of a known data set, or a data set "
+        "of the Hub",
     )
     add_out(parser, "folder", "folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
@@ -51,12 +52,13 @@ def _add_train(actions: Commands) -> None:
 
 
 def _add_adapt(actions: Commands) -> None:
-    parser = command(actions, "adapt", _adapt, "users from their choices, in one file")
+    parser = command(actions, "adapt", _adapt, "users from their choices and ratings, in one file")
     parser.add_argument("--model", type=Path, required=True, help="folder of a run")
     parser.add_argument(
         "--data",
         required=True,
-        help="preference file, with rows of `user`, `chosen`, `rejected` and perhaps `prompt`",
+        help="preference file, with rows of `user`, `chosen`, `rejected` and perhaps `prompt`; for "
+        "a run that was trained on ratings, also of `user`, `answer`, `rating` and `scale`",
     )
     parser.add_argument(
         "--features", type=Path, help="features or scores of the items, if not from text"

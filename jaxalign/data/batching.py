@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxalign.data.preferences import Preferences
+from jaxalign.data.preferences import Preferences, Said
 
 Array = Any  # NumPy on the host, JAX on the device
 
@@ -15,7 +15,8 @@ class Pairs(NamedTuple):
     Attributes:
         chosen: [U, P] int32 item numbers (0 in padding).
         rejected: [U, P] int32.
-        weight: [U, P] float32; 1 for a choice, 1/2 for each row of a tie, 0 for padding.
+        weight: [U, P] float32; 1 for a choice, 1/2 for each row of a tie, 0 for padding and for a
+            rating, which is no choice (see `pad_said`).
         group: [U, P] int32, each user's groups numbered from 0.
     """
 
@@ -47,6 +48,61 @@ def pad_pairs(
         >>> pairs.chosen.tolist(), pairs.weight.tolist()
         ([[0, 0], [1, 0]], [[1.0, 1.0], [1.0, 0.0]])
     """
+    user, place, row, turned, width = _places(preferences, rows, width)
+    chosen, rejected = preferences.chosen[row], preferences.rejected[row]
+    values = (
+        np.where(turned, rejected, chosen),
+        np.where(turned, chosen, rejected),
+        np.where(preferences.tie[row], 0.5, np.where(preferences.rating[row], 0.0, 1.0)),
+        _ranked(user, _choices_first(preferences)[row]),
+    )
+    kinds = (np.int32, np.int32, np.float32, np.int32)
+    arrays = [np.zeros((len(rows), width), kind) for kind in kinds]
+    for array, of_rows in zip(arrays, values, strict=True):
+        array[user, place] = of_rows
+    return Pairs(*arrays)
+
+
+def pad_said(
+    preferences: Preferences, rows: tuple[np.ndarray, ...] | list[np.ndarray], width: int = 0
+) -> Said | None:
+    """What the rows of each user say, at the places where `pad_pairs` has them.
+
+    Args:
+        preferences: the table.
+        rows: one array of row numbers a user.
+        width: P, as of `pad_pairs`.
+
+    Returns:
+        Arrays [len(rows), P], either row of a tie with weight 1/2; None where all rows of the table
+        are plain choices.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.data import from_columns
+        >>> from jaxalign.data.batching import pad_said
+        >>> columns = {"user": ["u"], "answer": ["Hi"], "rating": [4], "scale": [[1, 5]]}
+        >>> said = pad_said(from_columns(columns, "memory"), [np.array([0])], width=2)
+        >>> said.level.tolist(), said.weight.tolist()
+        ([[3, 0]], [[1.0, 0.0]])
+    """
+    if preferences.said is None:
+        return None
+    user, place, row, _, width = _places(preferences, rows, width)
+    of_rows = preferences.said.take(row)
+    half = np.where(preferences.tie[row], 0.5, 1.0)
+    of_rows = of_rows._replace(weight=(of_rows.weight * half).astype(np.float32))
+    padded = Said(*(np.zeros((len(rows), width), array.dtype) for array in of_rows))
+    padded.scale[:] = -1
+    for array, values in zip(padded, of_rows, strict=True):
+        array[user, place] = values
+    return padded
+
+
+def _places(
+    preferences: Preferences, rows: tuple[np.ndarray, ...] | list[np.ndarray], width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
+    """User, place, row and whether it is turned of every entry [N] of a padded array, its width."""
     counts = np.array([len(user_rows) for user_rows in rows], np.int64)
     row = np.concatenate(rows) if len(rows) else np.zeros(0, np.int64)
     user = np.repeat(np.arange(len(rows)), counts)
@@ -63,18 +119,20 @@ def pad_pairs(
     if longest > width:
         raise ValueError(f"a user has {longest} pairs, more than the width {width}")
     place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    chosen, rejected = preferences.chosen[row], preferences.rejected[row]
-    values = (
-        np.where(turned, rejected, chosen),
-        np.where(turned, chosen, rejected),
-        np.where(preferences.tie[row], 0.5, 1.0),
-        _ranked(user, preferences.group[row]),
-    )
-    kinds = (np.int32, np.int32, np.float32, np.int32)
-    arrays = [np.zeros((len(rows), width), kind) for kind in kinds]
-    for array, of_rows in zip(arrays, values, strict=True):
-        array[user, place] = of_rows
-    return Pairs(*arrays)
+    return user, place, row, turned, width
+
+
+def _choices_first(preferences: Preferences) -> np.ndarray:
+    """Groups [N], renumbered so that those of ratings alone come behind all others.
+
+    The groups of a user's choices are then numbered without gaps, as `splits.redraw` wants them.
+    """
+    group = preferences.group
+    if preferences.said is None or not len(group):
+        return group
+    chosen = np.zeros(int(group.max()) + 1, bool)
+    chosen[group[~preferences.rating]] = True
+    return np.where(chosen[group], group, group + len(chosen))
 
 
 def _ranked(user: np.ndarray, group: np.ndarray) -> np.ndarray:

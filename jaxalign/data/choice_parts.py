@@ -7,44 +7,39 @@ hash. A group of parts then holds all choices of its users, in the order of the 
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jaxalign.data.bad_rows import BadRows, OnBadRow, checked_tables
+from jaxalign.data.bad_rows import BadRows, OnBadRow
 from jaxalign.data.columns import Origin
-from jaxalign.data.files import (
-    COLUMNS,
-    ChoiceColumns,
-    check_choice,
-    check_columns,
-    encode,
-    number_choices,
-    only_ratings,
-    without_ratings,
-)
+from jaxalign.data.files import BLOCK_ROWS, encode, only_ratings, read_blocks
 from jaxalign.data.messages import Conversation
+from jaxalign.data.numbering import ChoiceColumns, number_choices
 from jaxalign.data.preferences import Preferences
-from jaxalign.data.tables import estimate_rows, read_tables
+from jaxalign.data.ratings import Details
+from jaxalign.data.tables import estimate_rows
 from jaxalign.files import write_aside, write_json
 from jaxalign.progress import track
 
 PARTS = 128
 ROWS_AT_ONCE = 2**18
-_BLOCK_ROWS = 2**16
 _BLOCK_BYTES = 2**26  # of a block that is written: few large blocks read faster than many small
 _TEXTS = ("user", "chosen", "rejected", "prompt", "group")
+_ENDS = ("low", "high")
 _SCHEMA = pa.schema(
     [
         ("place", pa.int64()),
         *((name, pa.string()) for name in _TEXTS),
         ("tie", pa.bool_()),
         ("talks", pa.string()),
+        *((name, pa.float64()) for name in _ENDS),
+        ("level", pa.int32()),
+        ("implicit", pa.bool_()),
     ]
 )
 
@@ -101,7 +96,10 @@ class ChoiceParts:
             table[name].combine_chunks().cast(pa.large_string()) for name in _TEXTS
         )
         tie, talks = table["tie"].to_numpy(), _read_talks(table["talks"])
-        columns = ChoiceColumns(user, chosen, rejected, prompt, group_of, tie, talks, origin)
+        details = Details(*(table[name].to_numpy() for name in (*_ENDS, "level", "implicit")))
+        columns = ChoiceColumns(
+            user, chosen, rejected, prompt, group_of, tie, details, talks, origin
+        )
         return number_choices(columns), origin
 
 
@@ -111,12 +109,13 @@ def write_parts(
     on_bad_row: OnBadRow = "refuse",
     check: Callable[[ChoiceColumns], None] = lambda block: None,
     progress: bool = False,
+    ratings: bool = False,
 ) -> ChoiceParts:
     """Read choices and write them in parts by user, in bounded memory.
 
     Args:
         path: of the file to write, together with PATH.json, which is there once both are whole.
-        source, on_bad_row: as of `jaxalign.data.load`.
+        source, on_bad_row, ratings: as of `jaxalign.data.load`.
         check: called with every block of choices; raises `InputError` for what cannot be used.
         progress: whether to show a bar on standard error.
 
@@ -136,7 +135,7 @@ def write_parts(
     """
     bad, rows, digest = BadRows(on_bad_row, source), np.zeros(PARTS, np.int64), hashlib.sha256()
     unit, blocks, waiting = "row", 0, list[pa.Table]()
-    found = _blocks(source, bad)
+    found = read_blocks(source, bad, ratings)
     total = estimate_rows(source)
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with write_aside(path) as aside, pa.ipc.new_file(aside, _SCHEMA, options=options) as writer:
@@ -153,7 +152,7 @@ def write_parts(
             blocks += 1
     notes = bad.notes(int(rows.sum()))
     if not rows.any():
-        raise only_ratings(bad)
+        raise only_ratings(source, bad.ratings)
     counts = tuple(rows.tolist())
     parts = ChoiceParts(path, str(source), unit, counts, blocks, digest.hexdigest(), notes)
     write_json(_about(path), {**asdict(parts), "path": path.name})
@@ -170,18 +169,24 @@ def open_parts(path: Path) -> ChoiceParts | None:
 
 
 def digest_of(choices: Preferences) -> str:
-    """Return a digest of the users, items and ties of choices, in their order."""
+    """Return a digest of the users, items, ties and ratings of choices, in their order."""
     texts = pa.array(map(str, choices.texts), pa.large_string())
     users = pa.array(choices.users, pa.large_string())
     digest = hashlib.sha256()
-    for start in range(0, len(choices), _BLOCK_ROWS):
-        rows = slice(start, start + _BLOCK_ROWS)
+    for start in range(0, len(choices), BLOCK_ROWS):
+        rows = slice(start, start + BLOCK_ROWS)
         chosen, rejected = (
             texts.take(pa.array(a[rows])) for a in (choices.chosen, choices.rejected)
         )
         user = users.take(pa.array(choices.user[rows]))
-        digest.update(_joined_bytes(user, chosen, rejected, choices.tie[rows]))
+        marks = _marks(choices.tie[rows], *_level_of(choices, rows))
+        digest.update(_joined_bytes(user, chosen, rejected, marks))
     return digest.hexdigest()
+
+
+def _level_of(choices: Preferences, rows: slice) -> tuple[np.ndarray | None, np.ndarray | None]:
+    said = choices.said
+    return (None, None) if said is None else (said.scale[rows] >= 0, said.level[rows])
 
 
 def items_of(block: ChoiceColumns) -> set[tuple[str, str]]:
@@ -194,26 +199,25 @@ def items_of(block: ChoiceColumns) -> set[tuple[str, str]]:
     return found
 
 
-def _blocks(source: str | Path, bad: BadRows) -> Iterator[ChoiceColumns]:
-    if bad.on_bad_row == "refuse":
-        tables = read_tables(source, COLUMNS, _BLOCK_ROWS)
-    else:
-        check = partial(check_choice, require_user=True)
-        tables = checked_tables(source, COLUMNS, check, bad, _BLOCK_ROWS)
-    for table in tables:
-        before = bad.ratings
-        kept = without_ratings(table, bad)
-        if bad.ratings == before or len(kept.columns.get("chosen", ())):
-            yield check_columns(kept.columns, kept.origin)
-
-
 def _digested(block: ChoiceColumns) -> bytes:
     chosen, rejected = (_item_texts(block, answer) for answer in (block.chosen, block.rejected))
-    return _joined_bytes(block.user, chosen, rejected, block.tie)
+    details = block.details
+    said = (None, None) if details is None else (np.isfinite(details.low), details.level)
+    return _joined_bytes(block.user, chosen, rejected, _marks(block.tie, *said))
 
 
-def _joined_bytes(user: pa.Array, chosen: pa.Array, rejected: pa.Array, tie: np.ndarray) -> bytes:
+def _marks(tie: np.ndarray, rated: np.ndarray | None, level: np.ndarray | None) -> pa.Array:
+    """What was said of the answers of each row, as a short text."""
     marks = pa.array(np.where(tie, "=", ">")).cast(pa.large_string())
+    if rated is None or level is None:
+        return marks
+    kinds = pa.array(np.where(rated, "r", "s")).cast(pa.large_string())
+    levels = pa.array(level).cast(pa.large_string())
+    more = pc.binary_join_element_wise(marks, kinds, levels, _text(""))
+    return pc.if_else(pa.array(rated | (level > 0)), more, marks)
+
+
+def _joined_bytes(user: pa.Array, chosen: pa.Array, rejected: pa.Array, marks: pa.Array) -> bytes:
     joined = pc.binary_join_element_wise(user, chosen, rejected, marks, _text("\0"))
     # The text of an array may begin behind the start of its buffer.
     _, offsets, text = joined.buffers()
@@ -240,7 +244,13 @@ def _as_table(block: ChoiceColumns) -> pa.Table:
     columns = [pa.array(np.asarray(places, np.int64))]
     columns += [nothing if c is None else c.cast(pa.string()) for c in _texts(block)]
     talks = pa.array(_talks(block), pa.string()) if block.talks else nothing
-    return pa.table([*columns, pa.array(block.tie), talks], schema=_SCHEMA)
+    details = [pa.array(array) for array in _details(block)]
+    return pa.table([*columns, pa.array(block.tie), talks, *details], schema=_SCHEMA)
+
+
+def _details(block: ChoiceColumns) -> Sequence[np.ndarray]:
+    found = block.details or Details.plain(len(block))
+    return [found.low, found.high, found.level, found.implicit]
 
 
 def _texts(block: ChoiceColumns) -> Sequence[pa.Array | None]:

@@ -61,7 +61,8 @@ def flat_choice(prompt: object, chosen: object, rejected: object, where: str) ->
     """
     if is_messages(prompt):
         prompt = as_text(check_messages(prompt, "prompt", where), "user")
-    if not (is_messages(chosen) and is_messages(rejected)):
+    # Of a rating, whose one answer stands on both sides, no turn is shared.
+    if chosen is rejected or not (is_messages(chosen) and is_messages(rejected)):
         return Choice(
             prompt, _answer(chosen, "chosen", where), _answer(rejected, "rejected", where)
         )

@@ -1,7 +1,7 @@
 """Preference files and data sets, read and checked into one table."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jaxalign.data.bad_rows import BadRows, OnBadRow, checked_table
+from jaxalign.data.bad_rows import BadRows, OnBadRow, checked_table, checked_tables
 from jaxalign.data.choices import flat_choice, flatten_conversations
 from jaxalign.data.columns import (
     Column,
@@ -20,22 +20,41 @@ from jaxalign.data.columns import (
     require_values,
     text_column,
 )
-from jaxalign.data.messages import Conversation, as_messages
+from jaxalign.data.messages import Conversation
+from jaxalign.data.numbering import (
+    ChoiceColumns,
+    ChoiceNumbers,
+    encode_numbers,
+    number_choices,
+)
 from jaxalign.data.preferences import Preferences
-from jaxalign.data.tables import Row, Table, read_table
+from jaxalign.data.ratings import (
+    DETAILS,
+    RATING,
+    check_details,
+    check_rating,
+    check_strength,
+    rated_rows,
+    with_rated_answers,
+)
+from jaxalign.data.tables import Row, Table, read_table, read_tables
 from jaxalign.data.values import RowError, check_flag, check_text
 from jaxalign.errors import InputError
 from jaxalign.progress import counted
 
 REQUIRED = ("user", "chosen", "rejected")
 OPTIONAL = ("prompt", "group", "time", "tie")
-_RATING = "rating"
-COLUMNS = (*REQUIRED, *OPTIONAL, _RATING)
+BLOCK_ROWS = 2**16
+"""Rows that are read at a time."""
+COLUMNS = (*REQUIRED, *OPTIONAL, RATING)
 """Columns that a file of choices may have."""
 
 
 def load(
-    source: str | Path, require_user: bool = True, on_bad_row: OnBadRow = "refuse"
+    source: str | Path,
+    require_user: bool = True,
+    on_bad_row: OnBadRow = "refuse",
+    ratings: bool = False,
 ) -> Preferences:
     """Read choices from a file or a Hugging Face data set.
 
@@ -45,10 +64,11 @@ def load(
             `time` may be there and is not kept, as rows keep the order of the source. Prompts and
             answers are texts, or conversations as lists of messages; without `prompt`, the turns
             that `chosen` and `rejected` have in common are the prompt. Rows with a `rating` of one
-            answer are left out and counted in the table's notes.
+            answer are left out and counted in the table's notes, unless `ratings` is set.
         require_user: whether there has to be a `user`.
         on_bad_row: `refuse` a file with a row that cannot be used, or `drop` such rows and count
             them in the table's notes; a file most of whose rows are bad is refused all the same.
+        ratings: whether to read ratings, strengths and implicit choices too, see `from_columns`.
 
     Returns:
         The table of choices; see `from_columns` for how items and groups are formed.
@@ -65,8 +85,41 @@ def load(
         >>> load(path).texts
         ('Hi\\n\\nYes', 'Hi\\n\\nGo')
     """
-    table, bad = read_choices(source, (), require_user, on_bad_row)
-    return choices_of(table, bad, require_user)
+    bad, numbers = BadRows(on_bad_row, source), ChoiceNumbers()
+    for block in read_blocks(source, bad, ratings, require_user):
+        numbers.add(block)
+    notes = bad.notes(numbers.rows)
+    if not numbers.rows:
+        raise only_ratings(source, bad.ratings)
+    return _with_remarks(numbers.table(), numbers.origin, notes)
+
+
+def read_blocks(
+    source: str | Path, bad: BadRows, ratings: bool = False, require_user: bool = True
+) -> Iterator[ChoiceColumns]:
+    """Yield checked rows of a file or data set, some ten thousands at a time.
+
+    Args:
+        source, ratings, require_user: as of `load`.
+        bad: counts or refuses rows that cannot be used.
+
+    Raises:
+        InputError: as `load`.
+    """
+    names = columns_read(ratings)
+    if bad.on_bad_row == "refuse":
+        tables = read_tables(source, names, BLOCK_ROWS)
+    else:
+        check = partial(check_choice, require_user=require_user, ratings=ratings)
+        tables = checked_tables(source, names, check, bad, BLOCK_ROWS)
+    for table in tables:
+        if ratings:
+            yield check_columns(table.columns, table.origin, require_user)
+            continue
+        before = bad.ratings
+        kept = without_ratings(table, bad)
+        if bad.ratings == before or len(kept.columns.get("chosen", ())):
+            yield check_columns(kept.columns, kept.origin, require_user)
 
 
 def read_choices(
@@ -81,21 +134,21 @@ def read_choices(
         table = checked_table(source, names, check, bad)
     kept = without_ratings(table, bad)
     if bad.ratings and not len(kept.columns.get("chosen", ())):
-        raise only_ratings(bad)
+        raise only_ratings(source, bad.ratings)
     return kept, bad
+
+
+def columns_read(ratings: bool) -> tuple[str, ...]:
+    """Return the columns that a file may have, those of ratings and of strengths among them."""
+    return (*COLUMNS, *DETAILS) if ratings else COLUMNS
 
 
 def without_ratings(table: Table, bad: BadRows) -> Table:
     """Leave out rows that rate one answer in place of choosing between two, and count them."""
-    if _RATING not in table.columns:
+    if RATING not in table.columns:
         return table
-    ratings = as_list(table.columns[_RATING])
-    chosen = as_list(table.columns.get("chosen", [None] * len(ratings)))
-    rated = [
-        rating not in (None, "") and answer in (None, "")
-        for rating, answer in zip(ratings, chosen, strict=True)
-    ]
-    rest = {name: column for name, column in table.columns.items() if name != _RATING}
+    rated = rated_rows(table.columns)
+    rest = {name: column for name, column in table.columns.items() if name != RATING}
     bad.ratings += sum(rated)
     if not any(rated):
         return Table(rest, table.origin)
@@ -107,10 +160,10 @@ def without_ratings(table: Table, bad: BadRows) -> Table:
     return Table(columns, table.origin.of(kept))
 
 
-def only_ratings(bad: BadRows) -> InputError:
+def only_ratings(source: str | Path, ratings: int) -> InputError:
     """Return what refuses a source that has ratings alone."""
     return InputError(
-        f"{bad.source} holds {bad.ratings:,} ratings and no choices, expected choices between two "
+        f"{source} holds {ratings:,} ratings and no choices, expected choices between two "
         "answers (`user`, `chosen`, `rejected`); add some."
     )
 
@@ -133,7 +186,9 @@ def from_columns(
 
     Args:
         columns: `user`, `chosen`, `rejected` and optionally `prompt`, `group` (text or whole
-            number) and `tie` (bool; a tie has no winner), each [N]: lists, NumPy or Arrow arrays.
+            number), `tie` (bool; a tie has no winner), `strength` (steps that the chosen answer is
+            ahead) and `implicit` (bool), each [N]: lists, NumPy or Arrow arrays. Rows without
+            `chosen` may rate one `answer`, with a `rating` and its `scale` [lowest, highest].
         origin: what the columns were read from, for messages.
         require_user: whether there has to be a `user`; otherwise rows may all be of one, `anyone`.
 
@@ -153,35 +208,11 @@ def from_columns(
     """
     origin = Origin(origin) if isinstance(origin, str) else origin
     found = number_choices(check_columns(columns, origin, require_user))
-    return replace(found, notes=find_remarks(found).sentences(origin.place))
+    return _with_remarks(found, origin)
 
 
-@dataclass(frozen=True)
-class ChoiceColumns:
-    """Choices whose values are checked, as texts.
-
-    Attributes:
-        user: [N].
-        chosen: [N].
-        rejected: [N].
-        prompt: [N], null where a row has none; None where there is no such column.
-        group: [N], as `prompt`.
-        tie: [N] bool.
-        talks: those of the texts that know their turns, by their text.
-        origin: where the rows came from.
-    """
-
-    user: pa.LargeStringArray
-    chosen: pa.LargeStringArray
-    rejected: pa.LargeStringArray
-    prompt: pa.LargeStringArray | None
-    group: pa.LargeStringArray | None
-    tie: np.ndarray
-    talks: Mapping[str, Conversation]
-    origin: Origin
-
-    def __len__(self) -> int:
-        return len(self.user)
+def _with_remarks(choices: Preferences, origin: Origin, notes: tuple[str, ...] = ()) -> Preferences:
+    return replace(choices, notes=notes + find_remarks(choices).sentences(origin.place))
 
 
 def check_columns(
@@ -196,6 +227,7 @@ def check_columns(
     Raises:
         InputError: as `from_columns`.
     """
+    columns, rated = with_rated_answers(columns, origin)
     Table(columns, origin).require(REQUIRED if require_user else REQUIRED[1:])
     present = {name: columns[name] for name in (*REQUIRED, *OPTIONAL) if name in columns}
     present = flatten_conversations(present, origin)
@@ -204,40 +236,15 @@ def check_columns(
     _check_lengths({name: len(values) for name, values in present.items()}, origin.source)
     user, chosen, rejected = (_required(name, present[name], origin) for name in REQUIRED)
     prompt = _optional("prompt", present.get("prompt"), origin)
-    same = np.flatnonzero(pc.equal(chosen, rejected).to_numpy(zero_copy_only=False))
+    equal = pc.equal(chosen, rejected).to_numpy(zero_copy_only=False)
+    same = np.flatnonzero(equal if rated is None else equal & ~rated)
     if same.size:
         raise _same_text(origin.at(same[0]), int(same.size))
     tie = _tie_column(present.get("tie"), len(user), origin)
     group = _optional("group", present.get("group"), origin)
+    details = check_details(columns, rated, len(user), origin)
     talks = _conversations(present)
-    return ChoiceColumns(user, chosen, rejected, prompt, group, tie, talks, origin)
-
-
-def number_choices(columns: ChoiceColumns) -> Preferences:
-    """Return the table of checked choices, without notes; see `from_columns`."""
-    count, talks = len(columns), columns.talks
-    user, users = encode(columns.user)
-    prompt, prompts = _codes(columns.prompt, count)
-    answer, answers = encode(pa.chunked_array([columns.chosen, columns.rejected]))
-    answer = answer.reshape(2, count)
-    # Row by row, so that items are numbered in the order in which a reader meets them.
-    key = ((prompt.astype(np.int64) + 1) * len(answers) + answer).T.ravel()
-    item, keys = _encode_numbers(key)
-    under, text = np.divmod(keys, len(answers))
-    items = tuple(answers[i] for i in text)
-    join = partial(_joined, talks) if talks else Conversation
-    texts = tuple(
-        join((prompts[p - 1], key)) if p else talks.get(key, key)
-        for p, key in zip(under, items, strict=True)
-    )
-    group, groups = _codes(columns.group, count)
-    lone = -1 - np.arange(count)
-    whole, _ = _encode_numbers(np.where(group < 0, lone, user * np.int64(len(groups)) + group))
-    chosen, rejected = (np.ascontiguousarray(item[side::2]) for side in (0, 1))
-    return Preferences(
-        users, items, texts, user, chosen, rejected, whole, prompt, columns.tie,
-        source=columns.origin.source,
-    )  # fmt: skip
+    return ChoiceColumns(user, chosen, rejected, prompt, group, tie, details, talks, origin)
 
 
 def later_reversals(
@@ -261,8 +268,8 @@ def later_reversals(
         [[2], [0]]
     """
     low, high = np.minimum(chosen, rejected), np.maximum(chosen, rejected)
-    pair, pairs = _encode_numbers(low.astype(np.int64) * (int(high.max(initial=0)) + 1) + high)
-    code, codes = _encode_numbers(user.astype(np.int64) * len(pairs) + pair)
+    pair, pairs = encode_numbers(low.astype(np.int64) * (int(high.max(initial=0)) + 1) + high)
+    code, codes = encode_numbers(user.astype(np.int64) * len(pairs) + pair)
     first = np.zeros(len(codes), np.int64)
     # Written backwards, so that the first row of each pair is the value that stays.
     first[code[::-1]] = np.arange(len(code))[::-1]
@@ -288,11 +295,6 @@ def encode(values: Column) -> tuple[np.ndarray, tuple[str, ...]]:
     return codes, tuple(coded.dictionary.to_pylist())
 
 
-def _encode_numbers(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    coded = pa.array(values).dictionary_encode()
-    return coded.indices.to_numpy().astype(np.int32), coded.dictionary.to_numpy()
-
-
 def _conversations(columns: Mapping[str, Column]) -> dict[str, Conversation]:
     """Texts that know their turns, by their text."""
     found: dict[str, Conversation] = {}
@@ -301,19 +303,6 @@ def _conversations(columns: Mapping[str, Column]) -> dict[str, Conversation]:
         if isinstance(column, list) and Conversation in set(map(type, column)):
             found |= {str(value): value for value in column if isinstance(value, Conversation)}
     return found
-
-
-def _joined(talks: Mapping[str, Conversation], texts: tuple[str, str]) -> Conversation:
-    """A prompt and an answer to it."""
-    prompt, answer = texts
-    if prompt not in talks and answer not in talks:
-        return Conversation((prompt, answer))
-    turns = (
-        *as_messages(talks.get(prompt, prompt), "user"),
-        *as_messages(talks.get(answer, answer), "assistant"),
-    )
-    roles, said = zip(*((turn["role"], turn["content"]) for turn in turns), strict=True)
-    return Conversation(said, roles)
 
 
 def _required(name: str, values: Column, origin: Origin) -> pa.LargeStringArray:
@@ -328,11 +317,6 @@ def _optional(name: str, values: Column | None, origin: Origin) -> pa.LargeStrin
         return None
     column = (identifier_column if name == "group" else text_column)(name, values, origin)
     return pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.large_string()), column)
-
-
-def _codes(column: pa.LargeStringArray | None, count: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Codes [N] of texts, -1 where there is none, and the texts."""
-    return (np.full(count, -1, np.int32), ()) if column is None else encode(column)
 
 
 def _tie_column(values: Column | None, count: int, origin: Origin) -> np.ndarray:
@@ -386,14 +370,14 @@ class Remarks(NamedTuple):
 
 def find_remarks(choices: Preferences) -> Remarks:
     """Return what is remarkable about a table of choices."""
-    strict = np.flatnonzero(~choices.tie)
+    strict = np.flatnonzero(choices.strict)
     user, chosen, rejected = (
         array[strict] for array in (choices.user, choices.chosen, choices.rejected)
     )
-    pair, pairs = _encode_numbers(
+    pair, pairs = encode_numbers(
         chosen.astype(np.int64) * (int(rejected.max(initial=0)) + 1) + rejected
     )
-    _, distinct = _encode_numbers(user.astype(np.int64) * max(len(pairs), 1) + pair)
+    _, distinct = encode_numbers(user.astype(np.int64) * max(len(pairs), 1) + pair)
     later, first = later_reversals(user, chosen, rejected)
     rows = (int(strict[first[0]]), int(strict[later[0]])) if later.size else (-1, -1)
     return Remarks(len(user) - len(distinct), int(later.size), rows)
@@ -408,25 +392,38 @@ def _same_text(where: str, count: int = 1) -> RowError:
     )
 
 
-def check_choice(row: Row, require_user: bool) -> None:
-    """Refuse a row that is neither a rating nor one that `from_columns` takes."""
-    if row.has(_RATING) and not row.has("chosen"):
+def check_choice(row: Row, require_user: bool, ratings: bool = False) -> None:
+    """Refuse a row that is neither a rating nor one that `from_columns` takes.
+
+    Args:
+        row: of a file.
+        require_user: whether there has to be a user.
+        ratings: whether ratings, strengths and implicit choices are checked too.
+    """
+    rated = row.has(RATING) and not row.has("chosen")
+    if rated and not ratings:
         return
     if require_user or row.has("user"):
         row.identifier("user")
     values = row.values
+    names = ("answer", "answer") if rated else REQUIRED[1:]
     prompt, *answers = flat_choice(
-        values.get("prompt"), values.get("chosen"), values.get("rejected"), row.where
+        values.get("prompt"), values.get(names[0]), values.get(names[1]), row.where
     )
     if prompt is not None:
         check_text(prompt, "prompt", row.where, blank=True)
     chosen, rejected = (
-        check_text(answer, name, row.where)
-        for name, answer in zip(REQUIRED[1:], answers, strict=True)
+        check_text(answer, name, row.where) for name, answer in zip(names, answers, strict=True)
     )
-    if chosen == rejected:
+    if chosen == rejected and not rated:
         raise _same_text(row.where)
     if row.has("group") and row.values["group"] != "":
         row.identifier("group")
     if row.has("tie"):
         row.flag("tie")
+    if rated:
+        check_rating(values[RATING], values.get("scale"), row.where, row.typed)
+    elif ratings:
+        check_strength(values.get("strength"), row.where, row.typed)
+        if row.has("implicit"):
+            row.flag("implicit")

@@ -1,13 +1,42 @@
 """Choices as arrays: the table that every source fills and every split reads."""
 
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
 
+class Said(NamedTuple):
+    """What rows say beyond which answer was chosen, [N] or padded by user [U, P].
+
+    Attributes:
+        scale: int32 number of the scale that an answer was rated on; -1 for a choice.
+        level: int32 level of the rating, from 0; of a choice, how many steps the chosen answer is
+            ahead, 0 where that is not stated.
+        top: int32 highest level of the scale; 0 for a choice.
+        weight: float32, how often the row counts; 0 for padding.
+        implicit: bool, whether the choice was seen in what the user did, and not stated.
+    """
+
+    scale: Any
+    level: Any
+    top: Any
+    weight: Any
+    implicit: Any
+
+    def take(self, rows: np.ndarray) -> "Said":
+        """Return the same of some rows."""
+        return Said(*(array[rows] for array in self))
+
+    @property
+    def mirrored(self) -> "Said":
+        """The same ratings turned round: the lowest level for the highest."""
+        return self._replace(level=np.where(self.scale >= 0, self.top - self.level, self.level))
+
+
 @dataclass(frozen=True)
 class Preferences:
-    """Choices of users between items, one row a choice, strings held once.
+    """Choices of users between items, one row a choice or a rating, strings held once.
 
     An item is what a feature row belongs to: an id of a feature file or a text; with a prompt, the
     pair of the two. Rows keep the order of their source.
@@ -27,6 +56,9 @@ class Preferences:
         held_out: [N] bool, rows that the source itself keeps to judge users on, or None where it
             leaves that to the splits.
         notes: what reading dropped or found remarkable, a sentence each.
+        said: ratings, strengths and implicit choices; None where all rows are plain choices. The
+            item of a rating stands in `chosen` and in `rejected`.
+        scales: lowest and highest rating of each scale that `said` points into.
     """
 
     users: tuple[str, ...]
@@ -41,6 +73,20 @@ class Preferences:
     source: str = "memory"
     held_out: np.ndarray | None = None
     notes: tuple[str, ...] = ()
+    said: Said | None = None
+    scales: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def rating(self) -> np.ndarray:
+        """[N] bool, the rows that rate one item in place of choosing between two."""
+        if self.said is None:
+            return np.zeros(len(self), bool)
+        return np.asarray(self.said.scale >= 0)
+
+    @property
+    def strict(self) -> np.ndarray:
+        """[N] bool, the choices that have a winner."""
+        return ~self.tie & ~self.rating
 
     def __len__(self) -> int:
         return int(self.user.shape[0])
@@ -50,7 +96,8 @@ class Preferences:
         fields = ("user", "chosen", "rejected", "group", "prompt", "tie")
         picked = {name: getattr(self, name)[rows] for name in fields}
         held_out = None if self.held_out is None else self.held_out[rows]
-        return replace(self, **picked, held_out=held_out)
+        said = None if self.said is None else self.said.take(rows)
+        return replace(self, **picked, held_out=held_out, said=said)
 
 
 @dataclass(frozen=True)

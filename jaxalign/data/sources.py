@@ -18,7 +18,11 @@ _USERS_AT_ONCE = 512  # bounds the [users, pairs of jokes] arrays to tens of meg
 
 
 def load_source(
-    source: str | Path, kind: str = "auto", on_bad_row: OnBadRow = "refuse", **options: object
+    source: str | Path,
+    kind: str = "auto",
+    on_bad_row: OnBadRow = "refuse",
+    ratings: bool = False,
+    **options: object,
 ) -> ChoiceSource:
     """Read a folder of a known data set, a preference file, or a Hugging Face data set.
 
@@ -27,6 +31,7 @@ def load_source(
         kind: `jester`, `ukpconvarg1`, `prism`, `reddit`, `file`, or `auto` to recognise a folder
             by its files and a data set by its name.
         on_bad_row: as of `files.load`, for a file.
+        ratings: as of `files.load`, for a file.
         **options: keyword arguments of the function of that name; a file takes none.
 
     Returns:
@@ -48,7 +53,7 @@ def load_source(
     if kind == "file":
         if options:
             raise InputError(f"{source} is read as a preference file, which takes no {[*options]}.")
-        return ChoiceSource(files.load(source, on_bad_row=on_bad_row))
+        return ChoiceSource(files.load(source, on_bad_row=on_bad_row, ratings=ratings))
     try:
         return readers[kind](source, **options)
     except TypeError as error:
@@ -105,6 +110,20 @@ def jester(
     folds = _folds(len(jokes), item_folds, seed)
     inside = table(*_fold_pairs(ratings, folds, margin)) if fold_pairs else None
     return ChoiceSource(choices, inside, folds)
+
+
+def jester_ratings(folder: str | Path) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return the users of Jester, sorted, and their ratings [users, jokes], NaN where none is.
+
+    Args:
+        folder: as of `jester`.
+
+    Raises:
+        InputError: a file is missing or unreadable.
+    """
+    folder = Path(folder)
+    jokes = _read_texts(_part(folder, "jokes.jsonl"), ("text",))
+    return _read_ratings(_part(folder, "ratings.csv.gz"), tuple(jokes))
 
 
 def ukpconvarg1(

@@ -193,7 +193,7 @@ def episodes(
     min_support: int = 1,
     min_query: int = 1,
 ) -> Episodes:
-    """Cut each user's choices into support and query, once, for validation or test.
+    """Cut each user's rows into support and query, once, for validation or test.
 
     The query is what the source holds out, where it does (`Preferences.held_out`), else a share of
     the user's groups.
@@ -209,6 +209,7 @@ def episodes(
         min_query: users with fewer strict query choices are dropped.
     """
     kept, support, query = [], [], []
+    strict = preferences.strict
     for user, rows in zip(users, rows_by_user(preferences, users), strict=True):
         rng = np.random.default_rng([seed, *user.encode()])
         if preferences.held_out is not None:
@@ -217,7 +218,7 @@ def episodes(
             in_query = _some_groups(rng, preferences.group[rows], query_share)
         if in_query.all() or not in_query.any():
             continue
-        ask = rows[in_query & ~preferences.tie[rows]]
+        ask = rows[in_query & strict[rows]]
         know = rows[~in_query]
         if len(know) < min_support or len(ask) < min_query:
             continue

@@ -42,6 +42,7 @@ from jaxalign.mrm.population import fit_prior
 from jaxalign.mrm.registry import (
     METHODS,
     PosteriorMethod,
+    RatingsMethod,
     UserRewardMethod,
     WeightsMethod,
     make_method,
@@ -76,6 +77,7 @@ __all__ = [
     "PosteriorMethod",
     "Prior",
     "Ranked",
+    "RatingsMethod",
     "Sites",
     "TrainingData",
     "UserModel",

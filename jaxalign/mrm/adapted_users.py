@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data.batching import Pairs
+from jaxalign.data.preferences import Said
 from jaxalign.errors import InputError
-from jaxalign.mrm.model import UserModel, infer
+from jaxalign.mrm.model import UserModel, infer, infer_said
 from jaxalign.mrm.sites import Sites, posterior_cov
 from jaxalign.mrm.support_query import on_device
 from jaxalign.progress import counted
@@ -21,10 +22,13 @@ class UserState:
     Attributes:
         mean: [K] weights; empty for a method without weights.
         rows: [P, R] what the method takes of each choice: differences of the K base rewards, or
-            for a method without weights the chosen item's features beside the rejected one's.
+            for a method without weights the chosen item's features beside the rejected one's. Of
+            a rating, the K base rewards of its item.
         weight: [P] 1, or for either order of a tie 1/2.
         group: [P] whole numbers; choices of one group are never judged by each other.
         sites: what each choice says, None where the method has no posterior.
+        said: [P] what the rows say beyond plain choices, in place of the sites; None for a model of
+            plain choices.
     """
 
     mean: np.ndarray
@@ -32,6 +36,12 @@ class UserState:
     weight: np.ndarray
     group: np.ndarray
     sites: Sites | None
+    said: Said | None = None
+
+    @property
+    def ratings(self) -> int:
+        """How many of the rows are ratings."""
+        return 0 if self.said is None else int((self.said.scale >= 0).sum())
 
 
 def read_state(model: UserModel, record: UserRecord) -> UserState:
@@ -42,12 +52,23 @@ def read_state(model: UserModel, record: UserRecord) -> UserState:
         record: as from `UserStore.get`.
     """
     rows, extra = np.split(record.rows, [record.rows.shape[1] - extra_columns(model)], axis=1)
-    sites = Sites(extra[:, 2], extra[:, 3]) if extra.shape[1] > 2 else None
-    return UserState(record.weights, rows, extra[:, 0], extra[:, 1], sites)
+    weight, group, *more = extra.T
+    if model.scales is not None:
+        scale, level, top, implicit = (column.astype(np.int32) for column in more)
+        said = Said(scale, level, top, weight, implicit > 0)
+        return UserState(record.weights, rows, weight, group, None, said)
+    return UserState(record.weights, rows, weight, group, Sites(*more) if more else None)
+
+
+def said_columns(said: Said) -> list[np.ndarray]:
+    """Return what rows say as the columns that `read_state` reads, behind weight and group."""
+    return [said.scale, said.level, said.top, said.implicit]
 
 
 def extra_columns(model: UserModel) -> int:
-    """Columns behind a choice's features: weight and group, and the two of its site."""
+    """Columns behind a row's features: weight and group, and those of its site or of a rating."""
+    if model.scales is not None:
+        return 6
     return 4 if "posterior" in model.method.capabilities else 2
 
 
@@ -115,14 +136,21 @@ def own_weights(model: UserModel, state: UserState) -> tuple[np.ndarray, np.ndar
     """
     cov = model.population()[1]
     mean = state.mean
+    if state.said is not None:
+        said = Said(*(_padded(array) for array in state.said))
+        found = infer_said(model, _padded(state.rows), said)
+        return np.asarray(found.mean)[0], np.asarray(found.cov)[0]
     if is_left_alone(model, state):
-        # Room for a power of two of choices, so that few shapes are compiled.
-        room = 2 ** int(np.ceil(np.log2(max(len(state.rows), 1)))) - len(state.rows)
-        rows = np.pad(state.rows, ((0, room), (0, 0)))[None]
-        mean = infer(model, rows, np.pad(state.weight, (0, room))[None])[0][0]
+        mean = infer(model, _padded(state.rows), _padded(state.weight))[0][0]
     if cov is None or state.sites is None:
         return mean, None
     return mean, posterior_cov(cov, state.rows, state.sites.precision)
+
+
+def _padded(rows: np.ndarray) -> np.ndarray:
+    """Rows [P, ...] as [1, P', ...], a power of two of them so that few shapes are compiled."""
+    room = 2 ** int(np.ceil(np.log2(max(len(rows), 1)))) - len(rows)
+    return np.pad(rows, ((0, room), *((0, 0),) * (rows.ndim - 1)))[None]
 
 
 def predict_rows(

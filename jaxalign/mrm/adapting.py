@@ -8,12 +8,14 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxalign.data import Features, Preferences
-from jaxalign.data.batching import Pairs, bucket_users, pad_pairs
+from jaxalign.data.batching import Pairs, bucket_users, pad_pairs, pad_said
 from jaxalign.data.choice_parts import digest_of
+from jaxalign.data.preferences import Said
+from jaxalign.data.ratings import on_scales
 from jaxalign.data.splits import learned_from, rows_by_user
 from jaxalign.errors import InputError
 from jaxalign.files import write_aside
-from jaxalign.mrm.adapted_users import extra_columns, predict_rows, read_state
+from jaxalign.mrm.adapted_users import extra_columns, predict_rows, read_state, said_columns
 from jaxalign.mrm.calibrated import moved
 from jaxalign.mrm.gate import served_weights
 from jaxalign.mrm.known_items import effects_of
@@ -89,6 +91,7 @@ def adapt_users(
         (['ann'], True)
     """
     require(model.method, "new_items", "adapt")
+    choices = on_scales(choices, model.scales or ()) if model.scales is not None else choices
     if out is not None:
         refuse_foreign_file(out)
     old = open_users(out, model.digest) if update and out is not None else None
@@ -166,13 +169,26 @@ class _Batch(NamedTuple):
     """Choices of B users, padded: rows [B, P, R], weight and group [B, P].
 
     `offset` [B, P] is what the effects of known items add to the margins; 0 for old choices, whose
-    items are not kept.
+    items are not kept. `said` [B, P] is what a model reads that was trained on more than choices.
     """
 
     rows: np.ndarray
     weight: np.ndarray
     group: np.ndarray
     offset: np.ndarray
+    said: Said | None
+
+    @property
+    def strict(self) -> np.ndarray:
+        """[B, P] bool, the choices that have a winner."""
+        choice = True if self.said is None else self.said.scale < 0
+        return (self.weight == 1) & choice
+
+    def without(self, held_out: np.ndarray) -> "_Batch":
+        """The same rows, of which some [B, P] bool do not count."""
+        weight = np.where(held_out, 0, self.weight).astype(np.float32)
+        said = None if self.said is None else self.said._replace(weight=weight)
+        return self._replace(weight=weight, said=said)
 
 
 def adapt_into(
@@ -194,6 +210,8 @@ def adapt_into(
         progress: whether to show a bar on standard error.
     """
     learned = learned_from(choices, choices.users)
+    if model.scales is None:
+        learned = [rows[~choices.rating[rows]] for rows in learned]
     held = _held_out(choices)
     known = None if old is None else [old.get(name) for name in choices.users]
     rest = slice(None) if choices.held_out is None else ~choices.held_out
@@ -204,11 +222,12 @@ def adapt_into(
     effects = effects_of(model.item_effects, choices.texts, choices.items)
     chunks = list(_chunks(lengths))
     for width, members in track("adapting users", chunks, len(lengths), _count, progress):
-        pairs = pad_pairs(choices, [learned[user] for user in members])
+        mine = [learned[user] for user in members]
+        fresh = pad_pairs(choices, mine), _said_of(model, choices, mine)
         before = [None if known is None else known[user] for user in members]
         shape = (_round_up(len(members)), width)
-        batch = _batch(model, table, pairs, before, shape, effects)
-        mean, sites = _infer(model, batch.rows, batch.weight)
+        batch = _batch(model, table, fresh, before, shape, effects)
+        mean, sites = _infer(model, batch)
         shares = np.full(len(members), np.nan)
         if accuracy and held is not None:
             query = pad_pairs(choices, [held[user] for user in members])
@@ -221,7 +240,7 @@ def adapt_into(
             n + (b.choices if b is not None else 0) for n, b in zip(counts, before, strict=True)
         ]
         names = [choices.users[user] for user in members]
-        served = served_weights(model, mean, batch.rows, sites)
+        served = served_weights(model, mean, batch.rows, sites, batch.said)
         users.put(_records(names, counts, shares, served, batch, sites))
 
 
@@ -252,9 +271,25 @@ def _round_up(count: int) -> int:
     return int(2 ** np.ceil(np.log2(count)))
 
 
-def _rows_of(model: UserModel, table: np.ndarray, pairs: Pairs) -> np.ndarray:
+def _said_of(model: UserModel, choices: Preferences, rows: Sequence[np.ndarray]) -> Said | None:
+    """What rows say, for a model that reads more than plain choices."""
+    if model.scales is None:
+        return None
+    said = pad_said(choices, list(rows))
+    if said is not None:
+        return said
+    weight = np.asarray(pad_pairs(choices, list(rows)).weight)
+    zero = np.zeros(weight.shape, np.int32)
+    return Said(zero - 1, zero, zero, weight, zero > 0)
+
+
+def _rows_of(
+    model: UserModel, table: np.ndarray, pairs: Pairs, said: Said | None = None
+) -> np.ndarray:
     """Rows [..., R] of pairs, see `UserState`."""
     chosen, rejected = table[pairs.chosen], table[pairs.rejected]
+    if said is not None:
+        return chosen - np.where((said.scale < 0)[..., None], rejected, 0)
     if "weights" in model.method.capabilities:
         return chosen - rejected
     return np.concatenate([chosen, rejected], axis=-1)
@@ -267,20 +302,23 @@ def _difference(effects: np.ndarray, pairs: Pairs) -> np.ndarray:
 def _batch(
     model: UserModel,
     table: np.ndarray,
-    pairs: Pairs,
+    new: tuple[Pairs, Said | None],
     before: Sequence[UserRecord | None],
     shape: tuple[int, int],
     effects: np.ndarray,
 ) -> _Batch:
     """Old and new choices of users in arrays of a common shape; the old ones come first."""
-    fresh = _rows_of(model, table, pairs)
+    pairs, said = new
+    fresh, weight = _rows_of(model, table, *new), pairs.weight if said is None else said.weight
+    zero = np.zeros(shape, np.int32)
     batch = _Batch(
         np.zeros((*shape, fresh.shape[-1]), np.float32),
         np.zeros(shape, np.float32),
-        np.zeros(shape, np.int32),
+        zero.copy(),
         np.zeros(shape),
+        None if said is None else Said(zero - 1, zero.copy(), zero.copy(), zero, zero > 0),
     )
-    there = pairs.weight > 0
+    there = weight > 0
     start = np.array([0 if record is None else len(record.rows) for record in before])
     first = np.zeros(len(before), np.int32)
     for user, record in enumerate(before):
@@ -289,22 +327,27 @@ def _batch(
             old = (state.rows, state.weight, state.group)
             for array, values in zip(batch[:3], old, strict=True):
                 array[user, : start[user]] = values
+            for array, values in zip(batch.said or (), state.said or (), strict=True):
+                array[user, : start[user]] = values
             # Groups of a new file are new ones.
             first[user] = state.group.max(initial=-1) + 1
     row, place = np.nonzero(there)
-    both = (fresh, pairs.weight, pairs.group + first[:, None], _difference(effects, pairs))
-    for array, values in zip(batch, both, strict=True):
+    both = (fresh, weight, pairs.group + first[:, None], _difference(effects, pairs))
+    both_said = zip(batch.said or (), said or (), strict=True)
+    for array, values in (*zip(batch[:4], both, strict=True), *both_said):
         array[row, start[row] + place] = values[there]
-    return batch
+    return (
+        batch
+        if batch.said is None
+        else batch._replace(said=batch.said._replace(weight=batch.weight))
+    )
 
 
-def _infer(
-    model: UserModel, rows: np.ndarray, weight: np.ndarray
-) -> tuple[np.ndarray, Sites | None]:
+def _infer(model: UserModel, batch: _Batch) -> tuple[np.ndarray, Sites | None]:
     """Weights [B, K] of users and the sites of their choices; [B, 0] for a method without."""
     if "weights" in model.method.capabilities:
-        return infer(model, rows, weight)
-    return np.zeros((len(rows), 0), np.float32), None
+        return infer(model, batch.rows, batch.weight, batch.said)
+    return np.zeros((len(batch.rows), 0), np.float32), None
 
 
 def _records(
@@ -317,6 +360,7 @@ def _records(
 ) -> Iterator[UserRecord]:
     columns = [batch.weight, batch.group]
     columns += [] if sites is None else [sites.precision, sites.shift]
+    columns += [] if batch.said is None else said_columns(batch.said)
     kept = np.concatenate([batch.rows, np.stack(columns, axis=-1)], axis=-1, dtype=np.float32)
     real = (batch.weight > 0).sum(1)
     for user, name in enumerate(names):
@@ -347,10 +391,10 @@ def _cross_accuracy(model: UserModel, batch: _Batch) -> np.ndarray:
     correct, judged = np.zeros(len(weight)), np.zeros(len(weight))
     for fold in range(FOLDS):
         held_out = (part == fold) & (weight > 0)
-        known = batch._replace(weight=np.where(held_out, 0, weight).astype(np.float32))
-        mean, _ = _infer(model, known.rows, known.weight)
+        known = batch.without(held_out)
+        mean, _ = _infer(model, known)
         right = _right(model, known, mean, batch.rows, batch.offset)
-        strict = held_out & (weight == 1)
+        strict = held_out & batch.strict
         correct += (right * strict).sum(1)
         judged += strict.sum(1)
     enough = (judged > 0) & ((weight > 0).sum(1) > 1)

@@ -15,7 +15,9 @@ from jaxalign.data import Features, Preferences, load_source
 from jaxalign.data.bad_rows import OnBadRow
 from jaxalign.data.choice_parts import ChoiceParts, items_of, open_parts, write_parts
 from jaxalign.data.columns import Origin
-from jaxalign.data.files import ChoiceColumns, Remarks, find_remarks, number_choices
+from jaxalign.data.files import Remarks, find_remarks
+from jaxalign.data.numbering import ChoiceColumns, number_choices
+from jaxalign.data.ratings import check_scales, on_scales
 from jaxalign.data.sources import recognise
 from jaxalign.errors import InputError
 from jaxalign.files import move_into_place
@@ -98,7 +100,8 @@ def adapt_file(
     if recognise(source) != "file":
         if resume:
             raise InputError(f"{source} is adapted in one piece: leave --resume out.")
-        choices = load_source(source, on_bad_row=config.on_bad_row).choices
+        ratings = model.scales is not None
+        choices = load_source(source, on_bad_row=config.on_bad_row, ratings=ratings).choices
         settings = (config.update, config.accuracy, progress)
         return AdaptedFile(adapt_users(model, choices, features, out, *settings), choices.notes)
     old = open_users(out, model.digest) if config.update else None
@@ -177,7 +180,8 @@ def _read_parts(
         return parts
     try:
         check = _ItemCheck(model, features)
-        parts = write_parts(path, source, config.on_bad_row, check, progress)
+        reads = model.scales is not None
+        parts = write_parts(path, source, config.on_bad_row, check, progress, reads)
         if old is not None:
             refuse_known(old, parts.digest)
     except InputError:
@@ -187,7 +191,7 @@ def _read_parts(
 
 
 class _ItemCheck:
-    """Refuses choices between items without features, before any user is adapted."""
+    """Refuses items without features and unknown scales, before any user is adapted."""
 
     def __init__(self, model: UserModel, features: Features | None) -> None:
         self._model, self._features = model, features
@@ -202,6 +206,9 @@ class _ItemCheck:
         item_table(model, item_features(model, [features.ids[first]], [""], features))
 
     def __call__(self, block: ChoiceColumns) -> None:
+        scales, details = self._model.scales, block.details
+        if scales is not None and details is not None:
+            check_scales(np.stack([details.low, details.high], axis=1), scales, block.origin.at)
         if self._features is None:
             return
         for key, text in items_of(block):
@@ -227,6 +234,8 @@ def _adapt_parts(
     found: list[Remarks] = []
     done = 0 if users is None else users.progress
     for number, (choices, origin) in _each(parts, groups, done, progress):
+        if model.scales is not None:
+            choices = on_scales(choices, model.scales)
         values = item_features(model, choices.items, choices.texts, features)
         table = item_table(model, values)
         if users is None:

@@ -7,6 +7,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 from jaxalign.data.batching import Pairs
+from jaxalign.data.preferences import Said
 from jaxalign.mrm.registry import Candidate, Fitted, UserRewardMethod
 from jaxalign.mrm.support_query import TrainingData
 
@@ -101,7 +102,7 @@ class Calibrated(UserRewardMethod):
 
     def each_prediction(
         self, fitted: Fitted, candidates: Sequence[Candidate], features: jax.Array,
-        support: Pairs, query: Pairs,
+        support: Pairs, query: Pairs, said: Said | None = None,
     ) -> Iterator[np.ndarray]:  # fmt: skip
         """Yield probabilities [U, Q]; the method itself predicts once for each of its own."""
         mine = {KEY} if self.inner.own_temperature else {KEY, TEMPERATURE}
@@ -109,7 +110,7 @@ class Calibrated(UserRewardMethod):
         names = [tuple(one.items()) for one in bare]
         place = {name: number for number, name in enumerate(dict.fromkeys(names))}
         distinct = [dict(name) for name in place]
-        found = self.inner.predict(fitted, distinct, features, support, query)
+        found = [*self.inner.each_prediction(fitted, distinct, features, support, query, said)]
         chosen, rejected = np.asarray(query.chosen), np.asarray(query.rejected)
         for candidate, name in zip(candidates, names, strict=True):
             effects = self.effects_of(fitted, candidate)

@@ -133,6 +133,8 @@ class BayesConfig:
             choices of held-out training users are most probable.
         strengths: factors on the covariance that validation chooses from, each above 0.
         temperatures: divisors of all margins that validation chooses from, each above 0.
+        implicit_weights: how often an implicit choice (a regeneration or an edit) counts, each 0 or
+            more: what validation chooses from where there are such choices.
         rank: rank of the covariance that is kept, none for all of it.
         l2: ridge of the Bradley-Terry start, relative to the mean squared difference, above 0.
         user_chunk: users per step of the E-step, 1 or more; memory grows with chunk * rank^2.
@@ -149,6 +151,7 @@ class BayesConfig:
     pseudo_users: tuple[float, ...] = (0.0, 100.0, 500.0, 2000.0)
     strengths: tuple[float, ...] = (0.5, 0.7, 1.0, 1.5, 2.2)
     temperatures: tuple[float, ...] = (0.8, 1.0, 1.25)
+    implicit_weights: tuple[float, ...] = (0.0, 0.3, 1.0)
     rank: int | None = None
     l2: float = 1e-4
     user_chunk: int = 128
@@ -156,7 +159,7 @@ class BayesConfig:
     def __post_init__(self) -> None:
         check_range(self, "em_steps sweeps user_chunk", 1)
         check_range(self, "least_gain l2 strengths temperatures", 0, above=True)
-        check_range(self, "pseudo_users", 0)
+        check_range(self, "pseudo_users implicit_weights", 0)
 
 
 @dataclass(frozen=True)

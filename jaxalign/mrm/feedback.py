@@ -6,6 +6,7 @@ each come from a population, as theta_u does. The level is one more direction of
 posterior; the spread lies on a grid, weighted by its evidence.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -319,22 +320,22 @@ def feedback_posterior(prior: FeedbackPrior, feedback: Feedback) -> FeedbackPost
 
 @jax.jit
 def _posteriors(prior: FeedbackPrior, feedback: Feedback) -> FeedbackPosterior:
+    return jax.vmap(functools.partial(user_posterior, prior))(feedback)
+
+
+def user_posterior(prior: FeedbackPrior, rows: Feedback) -> FeedbackPosterior:
+    """Return what is known of one user, whose rows and moments have no leading axis."""
     mean, root = augmented(prior)
     spreads, log_mass = spread_grid(prior)
-    size = len(prior.weights.mean)
+    size, tilt = len(prior.weights.mean), tilt_of(prior.edges, rows)
 
-    def one_user(rows: Feedback) -> FeedbackPosterior:
-        tilt = tilt_of(prior.edges, rows)
+    def at(spread: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        scaled = rows_at(mean, root, rows, spread)
+        sites = ep.converge(scaled, ep.no_sites(scaled), tilt)
+        _, evidence, _ = ep.sweep(scaled, ep.gram_of(scaled), sites, tilt)
+        after = ep.after_others(sites, evidence)
+        return (evidence, *moments(mean, root, scaled, after))
 
-        def at(spread: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-            scaled = rows_at(mean, root, rows, spread)
-            sites = ep.converge(scaled, ep.no_sites(scaled), tilt)
-            _, evidence, _ = ep.sweep(scaled, ep.gram_of(scaled), sites, tilt)
-            after = ep.after_others(sites, evidence)
-            return (evidence, *moments(mean, root, scaled, after))
-
-        evidence, means, covs = jax.vmap(at)(spreads)
-        share, center, cov = mixture(log_mass + evidence, means, covs)
-        return FeedbackPosterior(center[:size], cov[:size, :size], center[size], share)
-
-    return jax.vmap(one_user)(feedback)
+    evidence, means, covs = jax.vmap(at)(spreads)
+    share, center, cov = mixture(log_mass + evidence, means, covs)
+    return FeedbackPosterior(center[:size], cov[:size, :size], center[size], share)

@@ -344,7 +344,6 @@ def _of_scale(lower: np.ndarray, upper: np.ndarray, first: int, count: int) -> n
     return ((lower >= first) & (lower <= last)) | ((upper >= first) & (upper <= last))
 
 
-@one_blas_thread
 def fit_feedback(
     buckets: Sequence[Feedback],
     levels: Levels,
@@ -358,6 +357,9 @@ def fit_feedback(
         buckets: feedback of users, those with about equally many rows together.
         levels: what can be said.
         config: see `BayesConfig`.
+
+    Returns:
+        The population; see `FeedbackPopulation.prior`.
 
     Raises:
         InputError: no feedback at all, or as `feedback_posterior`.
@@ -374,7 +376,27 @@ def fit_feedback(
         >>> bool(found.weights.cov[0, 0] > found.weights.cov[1, 1])
         True
     """
-    config = config or BayesConfig()
+    return fit_all_kinds(buckets, levels, config or BayesConfig())[0]
+
+
+@one_blas_thread
+def fit_all_kinds(
+    buckets: Sequence[Feedback],
+    levels: Levels,
+    config: BayesConfig,
+    start: FeedbackPopulation | Prior | None = None,
+) -> tuple[FeedbackPopulation, float]:
+    """Return the population of `fit_feedback`, and the number of pseudo-users that it has.
+
+    Args:
+        buckets, levels: as of `fit_feedback`.
+        config: see `BayesConfig`.
+        start: where EM starts, such as the population of an earlier run of the same levels, or of
+            its weights alone; None for a broad one.
+
+    Raises:
+        InputError: as `fit_feedback`.
+    """
     parts = tuple(
         check_feedback(bucket, levels.num_edges, Sizes(), f"buckets[{number}]")
         for number, bucket in enumerate(buckets)
@@ -384,8 +406,11 @@ def fit_feedback(
     judge = functools.partial(
         _em_step, pseudo_users=0.0, levels=levels, config=step_settings(config), free_spread=True
     )
-    found, _ = fit_pseudo_users(
-        functools.partial(_em, levels=levels), judge, _start(parts, levels, config.l2), parts,
-        _no_sites(parts), config,
-    )  # fmt: skip
-    return jax.block_until_ready(found._replace(weights=truncate(found.weights, config.rank)))
+    if not isinstance(start, FeedbackPopulation):
+        first = _start(parts, levels, config.l2)
+        start = first if start is None else first._replace(weights=start)
+    found, number = fit_pseudo_users(
+        functools.partial(_em, levels=levels), judge, start, parts, _no_sites(parts), config
+    )
+    found = found._replace(weights=truncate(found.weights, config.rank))
+    return jax.block_until_ready(found), number

@@ -1,23 +1,30 @@
 """Which users' choices say too little to adapt to them: the gate on the support alone."""
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.data.preferences import Said
 from jaxalign.mrm.adaptation import expected_gain
 from jaxalign.mrm.adapted_users import is_alike
 from jaxalign.mrm.calibrated import moved
 from jaxalign.mrm.logistic_normal import choice_mass
-from jaxalign.mrm.model import UserModel
+from jaxalign.mrm.model import UserModel, infer_said
 from jaxalign.mrm.sites import Sites
 from jaxalign.runs.user_store import UserStore
 from jaxalign.train.blas import one_blas_thread
 
-_AT_ONCE = 4096
+_AT_ONCE, _COVARIANCES = 4096, 256
 
 
 def left_alone(
-    model: UserModel, mean: np.ndarray, rows: np.ndarray, sites: Sites | None
+    model: UserModel,
+    mean: np.ndarray,
+    rows: np.ndarray,
+    sites: Sites | None,
+    said: Said | None = None,
 ) -> np.ndarray:
     """Return which users the gate leaves alone, from what their support choices say.
 
@@ -26,6 +33,7 @@ def left_alone(
         mean: [U, K] of the users' own weights.
         rows: [U, P, K] differences of base rewards of their choices.
         sites: of the choices [U, P]; None where the method has no posterior.
+        said: [U, P] of a model that reads ratings, in place of the sites.
 
     Returns:
         [U] bool.
@@ -38,7 +46,12 @@ def left_alone(
     pairs = np.asarray(model.reference, np.float32)
     cov = model.population()[1]
     variance = None
-    if cov is not None and sites is not None:
+    if said is not None:
+        variance = np.concatenate([
+            np.einsum("RK,UKJ,RJ->UR", pairs, infer_said(model, *part).cov, pairs, optimize=True)
+            for part in _in_parts(rows, said)
+        ])  # fmt: skip
+    elif cov is not None and sites is not None:
         variance = np.asarray(_variances(jnp.asarray(cov), rows, sites.precision, pairs))
     return _reference_gain(model, pairs, mean @ pairs.T, variance) < gate.support
 
@@ -80,6 +93,13 @@ def _reference_gain(
     return expected_gain(adapted, unadapted, np.ones(len(pairs)))
 
 
+def _in_parts(rows: np.ndarray, said: Said) -> Iterator[tuple[np.ndarray, Said]]:
+    """Rows of some users at a time, whose covariances are not held for all."""
+    for start in range(0, len(rows), _COVARIANCES):
+        some = slice(start, start + _COVARIANCES)
+        yield rows[some], Said(*(array[some] for array in said))
+
+
 @one_blas_thread
 def _variances(
     cov: jax.Array, rows: np.ndarray, precision: np.ndarray, pairs: np.ndarray
@@ -108,7 +128,11 @@ def _all_variances(
 
 
 def served_weights(
-    model: UserModel, mean: np.ndarray, rows: np.ndarray, sites: Sites | None
+    model: UserModel,
+    mean: np.ndarray,
+    rows: np.ndarray,
+    sites: Sites | None,
+    said: Said | None = None,
 ) -> np.ndarray:
     """Return the weights [U, K] that users are served: the population's where they are left alone.
 
@@ -117,11 +141,12 @@ def served_weights(
         mean: [U, K] of the users' own weights; [U, 0] for a method without weights.
         rows: [U, P, K] of their choices.
         sites: of the choices; None where the method has no posterior.
+        said: as of `left_alone`.
     """
     if not (model.gate.by_support and mean.shape[1]):
         return mean
     common = model.population()[0].astype(mean.dtype)
-    return np.where(left_alone(model, mean, rows, sites)[:, None], common, mean)
+    return np.where(left_alone(model, mean, rows, sites, said)[:, None], common, mean)
 
 
 def count_left_alone(model: UserModel, users: UserStore) -> int:

@@ -1,7 +1,7 @@
 """Hierarchical Bradley-Terry as user-reward methods: on features of items, and on their numbers."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import jax
@@ -9,21 +9,36 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data.batching import Pairs
+from jaxalign.data.preferences import Said
 from jaxalign.mrm import bayes
 from jaxalign.mrm.belief import belief_moments, infer_beliefs
 from jaxalign.mrm.config import BayesConfig
+from jaxalign.mrm.feedback import Feedback, FeedbackPrior, Levels
+from jaxalign.mrm.feedback_population import FeedbackPopulation, fit_all_kinds
+from jaxalign.mrm.feedback_rows import (
+    feedback_of,
+    inferred,
+    levels_of,
+    population_arrays,
+    population_from,
+    prior_from,
+    probabilities,
+    vectors_of,
+)
 from jaxalign.mrm.population import choices_of, fit_population
 from jaxalign.mrm.registry import (
     Candidate,
     Fitted,
-    PosteriorMethod,
+    Inferred,
+    RatingsMethod,
     UserRewardMethod,
     register,
 )
 from jaxalign.mrm.sites import Sites
-from jaxalign.mrm.support_query import TrainingData, differences
+from jaxalign.mrm.support_query import TrainingData, differences, without_choices
 from jaxalign.train.blas import one_blas_thread
 
+_POPULATIONS, _IMPLICIT = "populations", "implicit"
 _probability = jax.jit(bayes.predict)
 
 
@@ -52,7 +67,7 @@ class _PriorMethod(UserRewardMethod[BayesConfig]):
             choices_of(differences(features, pairs), pairs.weight) for pairs in data.buckets
         )
         earlier = data.start_of(self.name)
-        start = None if earlier is None else bayes.Prior(earlier["mean"], earlier["cov"])
+        start = None if earlier is None else prior_of(earlier, {"strength": 1, "temperature": 1})
         prior, pseudo_users = fit_population(buckets, self.settings, start)
         mean, cov = map(np.asarray, prior)
         return {"mean": mean, "cov": cov, "pseudo_users": np.float32(pseudo_users)}
@@ -81,25 +96,140 @@ class _PriorMethod(UserRewardMethod[BayesConfig]):
 
     def settled(self, fitted: Fitted) -> "_PriorMethod":
         """Return the method with the number of pseudo-users that a fit chose."""
-        pseudo_users = (float(fitted["pseudo_users"]),)
+        pseudo_users = (float(_population(fitted, {})["pseudo_users"]),)
         return type(self)(replace(self.settings, pseudo_users=pseudo_users), self.name)
 
     def describe(self, fitted: Fitted, candidate: Candidate) -> Candidate:
         """Return the candidate with the number of pseudo-users that the fit chose."""
-        return {**candidate, "pseudo_users": float(fitted["pseudo_users"])}
+        found = _population(fitted, candidate)
+        return {**candidate, "pseudo_users": float(found["pseudo_users"])}
+
+
+def _key(fitted: Fitted, candidate: Candidate) -> str:
+    """Name of the population of a candidate, among those of a fit to more than choices."""
+    first: str = next(iter(fitted[_POPULATIONS]))
+    return f"{candidate[_IMPLICIT]:g}" if _IMPLICIT in candidate else first
+
+
+def _population(fitted: Fitted, candidate: Candidate) -> Fitted:
+    if _POPULATIONS not in fitted:
+        return fitted
+    found: Fitted = fitted[_POPULATIONS][_key(fitted, candidate)]
+    return found
+
+
+def _levels(fitted: Fitted) -> Levels:
+    counts = np.asarray(fitted["levels"]).tolist()
+    return Levels(strengths=int(fitted["strengths"]), ratings=tuple(counts))
+
+
+def _start_of(earlier: Fitted | None, levels: Levels) -> FeedbackPopulation | bayes.Prior | None:
+    """Where EM starts: at an earlier population of the same levels, or of the weights alone."""
+    if earlier is None:
+        return None
+    found = _population(earlier, {})
+    if _POPULATIONS in earlier and _levels(earlier) == levels:
+        return population_from(found)
+    return bayes.Prior(jnp.asarray(found["mean"]), jnp.asarray(found["cov"]))
 
 
 def prior_of(fitted: Fitted, candidate: Candidate) -> bayes.Prior:
     """Return the fitted population at the strength and temperature of a candidate."""
-    prior = bayes.Prior(jnp.asarray(fitted["mean"]), jnp.asarray(fitted["cov"]))
+    found = _population(fitted, candidate)
+    prior = bayes.Prior(jnp.asarray(found["mean"]), jnp.asarray(found["cov"]))
     return bayes.rescaled(prior, candidate["strength"], candidate["temperature"])
 
 
 @register("bayes", BayesConfig())
-class HierarchicalBayes(_PriorMethod, PosteriorMethod[BayesConfig]):
-    """Hierarchical Bradley-Terry on features: the one method that knows how sure it is."""
+class HierarchicalBayes(_PriorMethod, RatingsMethod[BayesConfig]):
+    """Hierarchical Bradley-Terry on features: the one method that knows how sure it is.
 
-    capabilities = frozenset({"new_items", "weights", "posterior", "streaming"})
+    Where training has more than plain choices and ties, all rows go through the one likelihood of
+    `feedback`, and there is a population for each weight of implicit choices.
+    """
+
+    capabilities = frozenset({"new_items", "weights", "posterior", "streaming", "ratings"})
+
+    def fit(self, data: TrainingData, seed: int = 0) -> Fitted:
+        """Return the population, and where there are more than choices, the levels of all rows."""
+        said = data.choices.said
+        if not said:
+            return super().fit(data, seed)
+        levels = levels_of(data.scales, said)
+        features = data.inputs(self.inputs)
+        vectors = [vectors_of(features, *part) for part in zip(data.buckets, said, strict=True)]
+        implicit = any(bool(part.implicit.any()) for part in said)
+        weights = self.settings.implicit_weights if implicit else (1.0,)
+        found, start = {}, _start_of(data.start_of(self.name), levels)
+        for weight in weights:
+            both = zip(vectors, said, strict=True)
+            rows = [feedback_of(levels, *part, weight) for part in both]
+            population, number = fit_all_kinds(rows, levels, self.settings, start)
+            kept = population_arrays(population)
+            found[f"{weight:g}"] = {**kept, "pseudo_users": np.float32(number)}
+        return {
+            _POPULATIONS: found,
+            "scales": np.asarray(data.scales, np.float32).reshape(-1, 2),
+            "levels": np.asarray(levels.ratings, np.int32),
+            "strengths": np.int32(levels.strengths),
+        }
+
+    def candidates(self, fitted: Fitted) -> list[Candidate]:
+        """Return the candidates of choices, each with every weight of implicit choices."""
+        plain = super().candidates(fitted)
+        weights = [float(weight) for weight in fitted.get(_POPULATIONS, ())]
+        if len(weights) < 2:
+            return plain
+        return [{**candidate, _IMPLICIT: weight} for weight in weights for candidate in plain]
+
+    def each_prediction(
+        self, fitted: Fitted, candidates: Sequence[Candidate], features: jax.Array,
+        support: Pairs, query: Pairs, said: Said | None = None,
+    ) -> Iterator[np.ndarray]:  # fmt: skip
+        """Yield probabilities [U, Q], the users' weights, levels and spreads integrated out."""
+        if said is None or _POPULATIONS not in fitted:
+            yield from self.predict(fitted, candidates, features, support, query)
+            return
+        vectors, wanted = vectors_of(features, support, said), differences(features, query)
+        for candidate in candidates:
+            yield self._predicted(fitted, candidate, vectors, said, wanted)
+
+    @one_blas_thread
+    def _predicted(
+        self, fitted: Fitted, candidate: Candidate, vectors: jax.Array, said: Said, query: jax.Array
+    ) -> np.ndarray:
+        prior, rows = self._as_feedback(fitted, candidate, vectors, said)
+        return np.asarray(probabilities(prior, rows, query))
+
+    def _as_feedback(
+        self, fitted: Fitted, candidate: Candidate, vectors: jax.Array, said: Said
+    ) -> tuple[FeedbackPrior, Feedback]:
+        levels = _levels(fitted)
+        if not candidate["adapt"]:
+            said = without_choices(said)
+        rows = feedback_of(levels, vectors, said, candidate.get(_IMPLICIT, 1.0))
+        return prior_from(_population(fitted, candidate), levels, candidate), rows
+
+    def scales(self, fitted: Fitted) -> tuple[tuple[float, float], ...] | None:
+        """Return the scales of the ratings that the fit has seen; None if of plain choices."""
+        if _POPULATIONS not in fitted:
+            return None
+        return tuple((float(low), float(high)) for low, high in np.asarray(fitted["scales"]))
+
+    @one_blas_thread
+    def infer_said(
+        self, fitted: Fitted, candidate: Candidate, vectors: jax.Array, said: Said
+    ) -> Inferred:
+        """Return the posterior moments of every user."""
+        found = inferred(*self._as_feedback(fitted, candidate, vectors, said))
+        return jax.block_until_ready(found)
+
+    def save(self, fitted: Fitted, candidate: Candidate) -> tuple[Fitted, Candidate]:
+        """Return the arrays that one candidate needs, the population of its weight alone."""
+        if _POPULATIONS not in fitted:
+            return fitted, candidate
+        kept = {_key(fitted, candidate): _population(fitted, candidate)}
+        return {**fitted, _POPULATIONS: kept}, candidate
 
     def prior(self, fitted: Fitted, candidate: Candidate) -> bayes.Prior:
         """Return the population that users come from."""

@@ -9,13 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data.batching import Pairs
+from jaxalign.data.preferences import Said
 from jaxalign.errors import InputError
 from jaxalign.mrm.bayes import Prior
 from jaxalign.mrm.sites import Sites
@@ -33,13 +34,14 @@ Fitted = dict[str, Any]
 """What a fit leaves: nested dicts of arrays, with text keys."""
 Candidate = dict[str, Any]
 """One choice of settings that is made after the fit, by validation users."""
-Capability = Literal["weights", "posterior", "streaming", "new_items"]
+Capability = Literal["weights", "posterior", "streaming", "ratings", "new_items"]
 Inputs = Literal["projected", "directions", "encoded", "ids"]
 
 CAPABILITIES: dict[Capability, str] = {
     "weights": "represents a user by weights on base rewards, so that `adapt` writes them",
     "posterior": "infers a mean and a covariance of a user's weights",
     "streaming": "updates a user after each choice without a new fit (`mrm.update_belief`)",
+    "ratings": "learns from ratings, strengths and implicit choices beside plain choices",
     "new_items": "scores items that were not in training, so that it can be saved and can rank",
 }
 
@@ -115,9 +117,15 @@ class UserRewardMethod(ABC, Generic[Settings]):
 
     def each_prediction(
         self, fitted: Fitted, candidates: Sequence[Candidate], features: jax.Array,
-        support: Pairs, query: Pairs,
+        support: Pairs, query: Pairs, said: Said | None = None,
     ) -> Iterator[np.ndarray]:  # fmt: skip
-        """Yield the probabilities [U, Q] of each candidate, as `predict` stacks them."""
+        """Yield the probabilities [U, Q] of each candidate, after rows that may be ratings.
+
+        Args:
+            fitted, candidates, features, support, query: as of `predict`, which gives them.
+            said: [U, P] what the support rows say beyond the choices, which a method without the
+                capability "ratings" does not read; None for plain choices.
+        """
         yield from self.predict(fitted, candidates, features, support, query)
 
     def fit_seeds(
@@ -202,6 +210,43 @@ class PosteriorMethod(WeightsMethod[Settings]):
     @abstractmethod
     def prior(self, fitted: Fitted, candidate: Candidate) -> Prior:
         """Return the posterior of a user without choices."""
+
+
+class Inferred(NamedTuple):
+    """What is known of the weights of U users after all kinds of feedback.
+
+    Attributes:
+        mean: [U, K].
+        cov: [U, K, K].
+    """
+
+    mean: jax.Array
+    cov: jax.Array
+
+
+class RatingsMethod(PosteriorMethod[Settings]):
+    """A method that infers a user's weights from ratings too, where it was fitted on some."""
+
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(
+        {"new_items", "weights", "posterior", "ratings"}
+    )
+
+    @abstractmethod
+    def scales(self, fitted: Fitted) -> tuple[tuple[float, float], ...] | None:
+        """Return the scales of the ratings that the fit has seen; None if of plain choices."""
+
+    @abstractmethod
+    def infer_said(
+        self, fitted: Fitted, candidate: Candidate, vectors: jax.Array, said: Said
+    ) -> Inferred:
+        """Return what is known of users, by a fit that has seen more than plain choices.
+
+        Args:
+            fitted: as from `load`.
+            candidate: the chosen candidate.
+            vectors: [U, P, K] base rewards of rated items, or chosen minus rejected.
+            said: [U, P] what was said of them, the scales as `scales` numbers them.
+        """
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from jaxalign.data.batching import Pairs
 from jaxalign.mrm.registry import Candidate, Fitted, UserRewardMethod
-from jaxalign.mrm.support_query import SupportQueryData, without_choices
+from jaxalign.mrm.support_query import SupportQueryData, SupportQueryPart, without_choices
 
 
 def user_nll(probability: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -86,17 +85,21 @@ def candidate_losses(
     """
     candidates = method.candidates(fitted)
     losses = np.empty((len(candidates), users.query.users))
-    for members, support, query in _buckets(users, adapted):
-        found = method.each_prediction(fitted, candidates, features, support, query)
+    for members, support, query, said in _buckets(users, adapted):
+        found = method.each_prediction(fitted, candidates, features, support, query, said)
         for number, probability in enumerate(found):
             losses[number, members] = user_nll(probability[None], query.weight)[0]
     return losses
 
 
-def _buckets(users: SupportQueryData, adapted: bool) -> Iterator[tuple[np.ndarray, Pairs, Pairs]]:
-    """Members [B], support [B, P] and query [B, Q] of each bucket of users."""
-    for members, support, query in users.parts():
-        yield members, support if adapted else without_choices(support), query
+def _buckets(users: SupportQueryData, adapted: bool) -> Iterator[SupportQueryPart]:
+    """Each bucket of users, with no support to be read unless `adapted`."""
+    for part in users.parts():
+        if adapted:
+            yield part
+            continue
+        said = None if part.said is None else without_choices(part.said)
+        yield part._replace(support=without_choices(part.support), said=said)
 
 
 def predict(
@@ -119,7 +122,7 @@ def predict(
     """
     width = max((part.weight.shape[1] for part in users.query.parts), default=1)
     probability = np.full((users.query.users, width), 0.5, np.float32)
-    for members, support, query in _buckets(users, adapted):
-        found = method.predict(fitted, [candidate], features, support, query)[0]
+    for members, support, query, said in _buckets(users, adapted):
+        (found,) = method.each_prediction(fitted, [candidate], features, support, query, said)
         probability[members, : found.shape[1]] = found
     return probability

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.data.batching import Pairs, bucket_users, pad_pairs
-from jaxalign.data.preferences import Preferences
+from jaxalign.data.batching import Pairs, bucket_users, pad_pairs, pad_said
+from jaxalign.data.preferences import Preferences, Said
 from jaxalign.data.splits import Episodes, episodes, learned_from
 from jaxalign.mrm.config import ChoiceDataConfig, SplitConfig
 from jaxalign.mrm.item_ids import id_features
@@ -18,6 +19,7 @@ from jaxalign.mrm.registry import Fitted, Inputs
 _SLACK = 2**15
 """Padding, in choices, that a bucket may add: one shape less to compile is worth as much."""
 
+Rows = TypeVar("Rows", Pairs, Said)
 Layout = tuple[tuple[np.ndarray, int], ...]
 """Buckets of users of about equal length: the numbers of the users, and their padded length."""
 
@@ -32,6 +34,8 @@ class UserPairs:
     Attributes:
         members: for each bucket [B] the numbers of its users; each of 0..U-1 is in one bucket.
         parts: for each bucket the choices [B, P] of its users, on the host.
+        said: for each bucket what the rows [B, P] say beyond that, ratings among them; empty where
+            all rows are plain choices.
 
     Example:
         >>> import numpy as np
@@ -45,6 +49,7 @@ class UserPairs:
 
     members: tuple[np.ndarray, ...]
     parts: tuple[Pairs, ...]
+    said: tuple[Said, ...] = ()
 
     @property
     def users(self) -> int:
@@ -63,11 +68,14 @@ class UserPairs:
 
     def reweighted(self, weight: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> "UserPairs":
         """Return the same choices with other weights: a function of members [B], weights [B, P]."""
-        both = zip(self.members, self.parts, strict=True)
-        parts = (
-            part._replace(weight=weight(users, np.asarray(part.weight))) for users, part in both
-        )
-        return UserPairs(self.members, tuple(parts))
+
+        def of(parts: tuple[Rows, ...]) -> tuple[Rows, ...]:
+            both = zip(self.members, parts, strict=True)
+            return tuple(
+                part._replace(weight=weight(users, np.asarray(part.weight))) for users, part in both
+            )
+
+        return UserPairs(self.members, of(self.parts), of(self.said) if self.said else ())
 
 
 _DTYPES = (np.int32, np.int32, np.float32, np.int32)
@@ -103,8 +111,11 @@ def layout_for(lengths: np.ndarray, slack: int = 0) -> Layout:
 
 def bucketed(choices: Preferences, rows: Sequence[np.ndarray], layout: Layout) -> UserPairs:
     """Return the named rows of each user in the buckets of a layout."""
-    parts = (pad_pairs(choices, [rows[user] for user in users], width) for users, width in layout)
-    return UserPairs(tuple(users for users, _ in layout), tuple(parts))
+    named = [([rows[user] for user in users], width) for users, width in layout]
+    parts = tuple(pad_pairs(choices, *one) for one in named)
+    said = (pad_said(choices, *one) for one in named)
+    known = tuple(part for part in said if part is not None)
+    return UserPairs(tuple(users for users, _ in layout), parts, known)
 
 
 @dataclass(frozen=True)
@@ -119,12 +130,30 @@ class SupportQueryData:
     support: UserPairs
     query: UserPairs
 
-    def parts(self) -> Iterator[tuple[np.ndarray, Pairs, Pairs]]:
-        """Yield the members [B], the support [B, P] and the query [B, Q] of each bucket."""
-        for members, support, query in zip(
-            self.support.members, self.support.parts, self.query.parts, strict=True
+    def parts(self) -> Iterator["SupportQueryPart"]:
+        """Yield the users of each bucket, on the device."""
+        said = self.support.said or (None,) * len(self.support.parts)
+        for members, support, query, more in zip(
+            self.support.members, self.support.parts, self.query.parts, said, strict=True
         ):
-            yield members, on_device(support), on_device(query)
+            yield SupportQueryPart(members, on_device(support), on_device(query), more)
+
+
+class SupportQueryPart(NamedTuple):
+    """One bucket of users to judge.
+
+    Attributes:
+        members: [B] their numbers.
+        support: [B, P].
+        query: [B, Q].
+        said: what the support rows [B, P] say beyond the choices, on the host; None where all rows
+            are plain choices.
+    """
+
+    members: np.ndarray
+    support: Pairs
+    query: Pairs
+    said: Said | None
 
 
 @dataclass(frozen=True)
@@ -138,6 +167,7 @@ class TrainingData:
         start: name of a method, and what it learned in an earlier run, where its fit starts.
         all_directions: [I, A] features on all principal directions, of which `features` are the
             first ones in other units; None where these are all.
+        scales: lowest and highest rating of each scale that answers were rated on.
     """
 
     features: jax.Array
@@ -145,6 +175,7 @@ class TrainingData:
     choices: UserPairs
     start: tuple[str, Fitted] | None = None
     all_directions: jax.Array | None = None
+    scales: tuple[tuple[float, float], ...] = ()
 
     def start_of(self, name: str) -> Fitted | None:
         """Return what a method learned in an earlier run, None to start anew."""
@@ -272,8 +303,8 @@ def with_common_query(
     return SupportQueryData(users.support, UserPairs(members, tuple(map(query, members))))
 
 
-def without_choices(pairs: Pairs) -> Pairs:
-    """Return the same users with no choices: every weight is 0."""
+def without_choices(pairs: Rows) -> Rows:
+    """Return the same users with no choices or ratings: every weight is 0."""
     return pairs._replace(weight=jnp.zeros_like(pairs.weight))
 
 
@@ -293,14 +324,16 @@ def differences(features: jax.Array, pairs: Pairs) -> jax.Array:
 
 
 def with_swapped_support(users: SupportQueryData) -> SupportQueryData:
-    """Return the same users with every support choice made the other way round.
+    """Return the same users with every support choice and rating made the other way round.
 
     A method whose predictions then stay as they were has not read what the users chose.
     """
+    support = users.support
     parts = tuple(
-        part._replace(chosen=part.rejected, rejected=part.chosen) for part in users.support.parts
+        part._replace(chosen=part.rejected, rejected=part.chosen) for part in support.parts
     )
-    return SupportQueryData(UserPairs(users.support.members, parts), users.query)
+    said = tuple(part.mirrored for part in support.said)
+    return SupportQueryData(UserPairs(support.members, parts, said), users.query)
 
 
 def with_other_support(users: SupportQueryData) -> SupportQueryData:
@@ -308,9 +341,12 @@ def with_other_support(users: SupportQueryData) -> SupportQueryData:
 
     It is the next user of the same bucket; a user who is alone in a bucket has no choices then.
     """
-    parts = []
-    for part in users.support.parts:
-        other = Pairs(*(np.roll(np.asarray(array), 1, axis=0) for array in part))
+
+    def of_other(part: Rows) -> Rows:
+        other = type(part)(*(np.roll(np.asarray(array), 1, axis=0) for array in part))
         alone = len(part.weight) == 1
-        parts.append(other._replace(weight=0 * other.weight) if alone else other)
-    return SupportQueryData(UserPairs(users.support.members, tuple(parts)), users.query)
+        return other._replace(weight=0 * other.weight) if alone else other
+
+    support = users.support
+    parts, said = tuple(map(of_other, support.parts)), tuple(map(of_other, support.said))
+    return SupportQueryData(UserPairs(support.members, parts, said), users.query)

@@ -10,6 +10,7 @@ from jaxalign.errors import InputError
 from jaxalign.mrm import UserModel
 from jaxalign.mrm.adapted_users import is_alike, user_state, weights_of
 from jaxalign.personalize.utility import Utility
+from jaxalign.progress import counted
 
 Certainty = Literal["clear", "likely", "open"]
 
@@ -63,6 +64,7 @@ class Taste:
         user: id; None for the population's mean user.
         choices: that the user has made.
         alone: whether the run leaves the user alone, so that the belief is that of all users.
+        ratings: that the user has made.
         rewards: by certainty and size, the clearest first.
     """
 
@@ -70,25 +72,31 @@ class Taste:
     choices: int
     rewards: tuple[RewardTaste, ...]
     alone: bool = False
+    ratings: int = 0
 
     def lines(self) -> list[str]:
         """Return the belief as text, a line for each reward."""
-        choices = f"{self.choices:,} choice{'s' * (self.choices != 1)}"
+        rows = [counted(self.choices, "choice")] if self.choices or not self.ratings else []
+        rows += [counted(self.ratings, "rating")] if self.ratings else []
         start = (
             "a user without choices, from all other users"
             if self.user is None
-            else f"user {self.user}, from {choices} and all other users"
+            else f"user {self.user}, from {', '.join(rows)} and all other users"
         )
         if self.alone:
             start = (
                 f"user {self.user}, from all other users: the run does not adapt to this user "
-                f"after {choices}"
+                f"after {', '.join(rows)}"
             )
         return [f"{start}:", *(f"- {reward.sentence()}" for reward in self.rewards)]
 
 
 def describe_taste(
-    utility: Utility, choices: int, user: str | None = None, population: Utility | None = None
+    utility: Utility,
+    choices: int,
+    user: str | None = None,
+    population: Utility | None = None,
+    ratings: int = 0,
 ) -> Taste:
     """Return what is believed of one user, from the posterior of the user's weights.
 
@@ -97,6 +105,7 @@ def describe_taste(
         choices: number of choices that it is based on.
         user: id, None for a user without choices.
         population: the utility of the mean user.
+        ratings: number of ratings that it is based on.
 
     Returns:
         The belief, the clearest reward first.
@@ -137,7 +146,7 @@ def describe_taste(
         )
     order = {"clear": 0, "likely": 1, "open": 2}
     ranked = sorted(found, key=lambda one: (order[one.certainty], -abs(one.weight)))
-    return Taste(user, choices, tuple(ranked))
+    return Taste(user, choices, tuple(ranked), ratings=ratings)
 
 
 def describe_user(model: UserModel, user: str | None) -> Taste:
@@ -163,6 +172,7 @@ def describe_user(model: UserModel, user: str | None) -> Taste:
         Utility(mean, np.zeros((len(mean),) * 2) if cov is None else cov, model.reward_ids)
         for mean, cov in (everyone, own)
     )
-    count = 0 if state is None else round(float(state.weight.sum()))
+    rows, ratings = (0.0, 0) if state is None else (float(state.weight.sum()), state.ratings)
     alone = state is not None and bool(is_alike(utility.mean, population.mean))
-    return replace(describe_taste(utility, count, user, population), alone=alone)
+    taste = describe_taste(utility, round(rows) - ratings, user, population, ratings)
+    return replace(taste, alone=alone)

@@ -10,7 +10,7 @@ import pytest
 from test_adapting import WIDTH, bayes_model, choices_of, table_of
 
 from jaxalign import mrm
-from jaxalign.data import choice_parts, load
+from jaxalign.data import choice_parts, files, load
 from jaxalign.data.choice_parts import digest_of, write_parts
 from jaxalign.errors import InputError
 
@@ -25,7 +25,7 @@ def model():
 @pytest.fixture(autouse=True)
 def _small_groups(monkeypatch):
     """Blocks of 16 rows, and groups of 64: what a file of millions is cut into."""
-    monkeypatch.setattr(choice_parts, "_BLOCK_ROWS", 16)
+    monkeypatch.setattr(files, "BLOCK_ROWS", 16)
     monkeypatch.setattr(choice_parts, "_BLOCK_BYTES", 2000)
     monkeypatch.setattr(choice_parts.ChoiceParts.groups, "__defaults__", (64,))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxalign.data import load_features
+from jaxalign.data.ratings import on_scales
 from jaxalign.data.splits import UserSplit
 from jaxalign.errors import InputError
 from jaxalign.experiments.mrm.config import MRMRunConfig
@@ -41,6 +42,8 @@ def evaluate(folder: str | Path, source: str) -> dict[str, float | str]:
     split = UserSplit.load(folder / "splits.json")
     opened, given = open_source(config, source)
     choices = opened.choices
+    if model.scales is not None:
+        choices = on_scales(choices, model.scales)
     cut = cut_episodes(choices, config.split, split.test)
     if not cut.users:
         raise InputError(

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.data.preferences import Preferences
 from jaxalign.data.splits import Episodes, split_users
 from jaxalign.errors import InputError
 from jaxalign.experiments.mrm.adaptation import (
@@ -91,8 +92,7 @@ def run(
         split = extended_split(earlier, choices.users, config)
     for note in choices.notes:
         say(note)
-    people, items = counted(len(choices.users), "user"), counted(len(choices.items), "item")
-    say(f"{counted(len(choices), 'choice')} of {people}, {items}")
+    _say_rows(choices, config, say)
     encoded = encode_items(config, choices, given)
     if earlier is None:
         projection, begun = project(config, encoded), None
@@ -137,6 +137,21 @@ def run(
         write_pages(out, report, new_users)
     folder.finish(report)
     return report
+
+
+def _say_rows(choices: Preferences, config: MRMRunConfig, say: Callable[[str], None]) -> None:
+    """Say how many rows there are, and which methods leave ratings out."""
+    ratings = int(choices.rating.sum())
+    rows = counted(len(choices) - ratings, "choice")
+    rows += f" and {counted(ratings, 'rating')}" if ratings else ""
+    people, items = counted(len(choices.users), "user"), counted(len(choices.items), "item")
+    say(f"{rows} of {people}, {items}")
+    if not ratings:
+        return
+    methods = [method_of(config, name) for name in (*GLOBAL_MODELS, *config.methods)]
+    unable = [method.name for method in methods if "ratings" not in method.capabilities]
+    them = counted(ratings, "rating")
+    say(f"{them} left out by {', '.join(dict.fromkeys(unable))}: they learn from choices alone")
 
 
 def _forget_shorter(folder: RunDir, say: Callable[[str], None]) -> None:

@@ -147,7 +147,7 @@ def reference_pairs(data: ExperimentData, config: MRMRunConfig) -> ReferencePair
     """Return pairs drawn from the training users' choices."""
     table = data.choices
     users = np.flatnonzero(np.isin(np.asarray(table.users), data.split.train))
-    usable = np.isin(table.user, users)
+    usable = np.isin(table.user, users) & ~table.rating
     if table.held_out is not None:
         usable &= ~table.held_out
     rows = np.flatnonzero(usable)

@@ -16,6 +16,7 @@ from jaxalign.data import (
     lookup,
 )
 from jaxalign.data.features import columns_named
+from jaxalign.data.files import only_ratings
 from jaxalign.data.sources import recognise
 from jaxalign.data.splits import UserSplit, item_folds
 from jaxalign.errors import InputError
@@ -56,7 +57,10 @@ class ExperimentData:
     def training(self, config: ChoiceDataConfig, known: np.ndarray | None = None) -> TrainingData:
         """Return what methods are fitted on, of the rows `known` [N] only where given."""
         choices = training_choices(self.choices, self.split.train, config, self.split.seed, known)
-        return TrainingData(self.features, self.encoded, choices, self.start, self.all_directions)
+        return TrainingData(
+            self.features, self.encoded, choices, self.start, self.all_directions,
+            self.choices.scales,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,10 @@ def open_source(config: MRMRunConfig, source: str) -> tuple[ChoiceSource, Featur
         options["fold_pairs"] = config.split.item_folds > 0
     elif kind == "ukpconvarg1":
         options = {"item_folds": config.split.item_folds or 10, "seed": config.split.seed}
-    return load_source(source, data.kind, data.on_bad_row, **options), None
+    found = load_source(source, data.kind, data.on_bad_row, ratings=True, **options)
+    if bool(found.choices.rating.all()):
+        raise only_ratings(source, len(found.choices))
+    return found, None
 
 
 def encode_items(config: MRMRunConfig, choices: Preferences, given: Features | None) -> Encoded:
@@ -162,6 +169,8 @@ def open_run(
     arrays = [choices.user, choices.chosen, choices.rejected, choices.tie, choices.group]
     if choices.held_out is not None:
         arrays.append(choices.held_out)
+    if choices.said is not None:
+        arrays += [*choices.said, np.asarray(choices.scales)]
     identity: dict[str, Identity] = {
         "choices": [*arrays, *choices.users, *choices.items, *choices.texts],
         "features": [encoded.values, *(encoded.names or ()), encoded.encoder_sha256],

@@ -82,7 +82,7 @@ def usable_folds(data: ExperimentData, config: MRMRunConfig) -> list[int]:
 def _usable(data: ExperimentData, config: MRMRunConfig, fold: int) -> bool:
     split = data.split
     trained = np.concatenate(learned_from(data.choices, split.train))
-    if touching(data, fold)[trained].all():
+    if (touching(data, fold) | data.choices.rating)[trained].all():
         return False
     return bool(enough_choices(data, config, split.validation, fold, seen=False).any()) and (
         bool(enough_choices(data, config, split.train, fold, seen=True).any())
@@ -118,7 +118,7 @@ def _most_support(config: MRMRunConfig, seen: bool) -> int:
 
 def _query_rows(data: ExperimentData, fold: int) -> np.ndarray:
     """Rows of the queries [N] bool that a fold may be judged on."""
-    rows = _within(data, fold) & ~data.queries.tie
+    rows = _within(data, fold) & data.queries.strict
     return rows if data.queries.held_out is None else rows & data.queries.held_out
 
 

@@ -1,15 +1,18 @@
-"""Imported feedback is what user reward models learn from: choices, with ratings counted."""
+"""Imported feedback is what user reward models learn from: choices, and ratings where they can."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cli_calls import call, refused, write_rows
 
-from jaxalign.cli import main
-from jaxalign.data import load
+from jaxalign import mrm
+from jaxalign.data import load, load_features
 from jaxalign.errors import InputError
+from jaxalign.mrm.feedback_rows import prior_from
 
 CHOICES = [
     {"user": "ann", "prompt": "Hi", "chosen": "Hello!", "rejected": "What?"},
@@ -60,61 +63,165 @@ def test_a_file_of_ratings_alone_is_refused(tmp_path):
         load(written(tmp_path, "jsonl", [RATING, RATING]))
 
 
-def test_from_an_export_of_a_chat_application_to_a_ranking(tmp_path, capsys):
-    """Thumbs of 20 people on answers of the same chats, through import, train, adapt and rank."""
-    rng, exported = np.random.default_rng(0), []
-    for user in range(20):
+def a_chat(user, chat, liked, names):
+    """Rows of an export for answers to one question, of which a person likes one kind."""
+    nodes = {"q": {"id": "q", "parentId": None, "role": "user", "content": f"Ask {chat}"}}
+    for name in names:
+        text = f"{name} answer {chat}"
+        nodes[name] = {"id": name, "parentId": "q", "role": "assistant", "content": text}
+    snapshot = {"chat": {"chat": {"history": {"messages": nodes}}}}
+    return [
+        {
+            "id": f"{user}-{chat}-{name}", "user_id": user, "type": "rating",
+            "data": {"rating": 1 if name == liked else -1}, "snapshot": snapshot,
+            "meta": {"chat_id": f"c{user}-{chat}", "message_id": name},
+        }
+        for name in names
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """An export of 20 people who rate two answers per chat and 2 who rate one, and its run.
+
+    People of even numbers mostly like the long answer, the others the short one.
+    """
+    root, rng, rows = tmp_path_factory.mktemp("export"), np.random.default_rng(0), []
+    for user in range(22):
         for chat in range(20):
-            texts = {name: f"{name} answer {chat}" for name in ("short", "long")}
             liked = "short" if rng.random() < (0.9 if user % 2 else 0.2) else "long"
-            nodes = {"q": {"id": "q", "parentId": None, "role": "user", "content": f"Ask {chat}"}}
-            for name, text in texts.items():
-                nodes[name] = {"id": name, "parentId": "q", "role": "assistant", "content": text}
-            snapshot = {"chat": {"chat": {"history": {"messages": nodes}}}}
-            for name in texts:
-                exported.append({
-                    "id": f"{user}-{chat}-{name}", "user_id": user, "type": "rating",
-                    "data": {"rating": 1 if name == liked else -1}, "snapshot": snapshot,
-                    "meta": {"chat_id": f"c{user}-{chat}", "message_id": name},
-                })  # fmt: skip
-    export, choices = tmp_path / "export.json", tmp_path / "choices.jsonl"
-    export.write_text(json.dumps(exported))
-    assert main(["import", "auto", str(export), "--out", str(choices)]) == 0
-    assert "400 choices and 800 ratings of 20 users" in capsys.readouterr().out
-    rows = [json.loads(line) for line in choices.read_text().splitlines()]
+            names = ("short", "long") if user < 20 else (("short", "long")[chat % 2],)
+            rows += a_chat(user, chat, liked, names)
+    (root / "export.json").write_text(json.dumps(rows))
+    called = call("import", "auto", root / "export.json", "--out", root / "choices.jsonl")
+    assert "400 choices and 840 ratings of 22 users" in called.out
+    rows = [json.loads(line) for line in (root / "choices.jsonl").read_text().splitlines()]
     items = sorted({row["answer"] for row in rows if "answer" in row})
-    features = tmp_path / "features.npz"
-    vectors = [[item.startswith("short"), item.startswith("long"), 0.1] for item in items]
-    np.savez(features, features=np.asarray(vectors, np.float32), ids=np.asarray(items))
-    out, answers = tmp_path / "run", tmp_path / "answers.jsonl"
-    assert main([
-        "mrm", "train", "--data", str(choices), "--out", str(out), "--features.path", str(features),
-        "--methods", "bayes", "--seeds", "1", "--shots", "0", "5", "--draws", "50",
-        "--split.item_folds", "0",
-    ]) == 0  # fmt: skip
-    assert "800 ratings left out" in capsys.readouterr().err
-    call = [
-        "mrm",
-        "adapt",
-        "--model",
-        str(out),
-        "--data",
-        str(choices),
-        "--features",
-        str(features),
-    ]
-    assert main(call) == 0
-    answers.write_text(
-        "".join(json.dumps({"id": item, "text": item}) + "\n" for item in items[-1::-20])
-    )
-    first = {}
-    for user in ("0", "1"):
-        capsys.readouterr()
-        assert main([
-            "mrm", "rank", "--model", str(out), "--user", user, "--texts", str(answers),
-            "--features", str(features), "--json",
-        ]) == 0  # fmt: skip
-        first[user] = json.loads(capsys.readouterr().out.splitlines()[0])
-    # The odd ones mostly like the short answer.
-    assert first["0"]["text"].startswith("long")
-    assert first["1"]["text"].startswith("short")
+    noise = rng.standard_normal(len(items))
+    vectors = [[one.startswith("short"), extra] for one, extra in zip(items, noise, strict=True)]
+    np.savez(
+        root / "features.npz", features=np.asarray(vectors, np.float32), ids=np.asarray(items),
+        names=np.asarray(["short", "noise"]),
+    )  # fmt: skip
+    texts = [{"id": item, "text": item} for item in items[-1::-20]]
+    write_rows(root / "answers.jsonl", texts)
+    trained = call(
+        "mrm", "train", "--data", root / "choices.jsonl", "--out", root / "run",
+        "--features.path", root / "features.npz", "--methods", "bayes",
+        "--select", "bayes", "--seeds", "1", "--shots", "0", "5", "--draws", "50",
+        "--split.item_folds", "0", "--adaptation.significance", "1", "--bayes.em_steps", "9",
+        "--bayes.pseudo_users", "10", "--bayes.strengths", "1", "--bayes.temperatures", "1",
+        "--adaptation.folds", "0", "--adaptation.tolerated_harm", "1",
+    )  # fmt: skip
+    assert trained.code == 0, trained.err
+    adapted = call(*adapt_words(root))
+    assert adapted.code == 0, adapted.err
+    return SimpleNamespace(root=root, trained=trained, adapted=adapted)
+
+
+def adapt_words(root, *more):
+    return (
+        "mrm", "adapt", "--model", root / "run", "--data", root / "choices.jsonl",
+        "--features", root / "features.npz", *more,
+    )  # fmt: skip
+
+
+def ranked(root, user):
+    found = call(
+        "mrm", "rank", "--model", root / "run", "--user", user, "--texts", root / "answers.jsonl",
+        "--features", root / "features.npz", "--json",
+    )  # fmt: skip
+    assert found.code == 0, found.err
+    return [json.loads(line) for line in found.out.splitlines()]
+
+
+def test_training_says_what_reads_ratings_and_what_does_not(exported):
+    said = " ".join(exported.trained.err.split())
+    assert "400 choices and 840 ratings of 22 users" in said
+    assert "840 ratings left out by bt, bt_items: they learn from choices alone" in said
+    assert "22 users" in exported.adapted.out
+    assert "left out" not in exported.adapted.err
+
+
+@pytest.mark.parametrize("user", ["0", "1", "20", "21"])
+def test_a_ranking_follows_choices_and_ratings_alike(exported, user):
+    """Users 20 and 21 have rated single answers and chosen between none."""
+    first, *_, last = ranked(exported.root, user)
+    liked, other = ("short", "long") if int(user) % 2 else ("long", "short")
+    assert first["text"].startswith(liked)
+    assert last["text"].startswith(other)
+    assert first["probability"] > 0.55
+
+
+def test_a_rater_is_described_with_the_number_of_ratings(exported):
+    words = ("mrm", "describe", "--model", exported.root / "run", "--user")
+    found = {user: json.loads(call(*words, user, "--json").out) for user in ("1", "21")}
+    assert [(one["choices"], one["ratings"]) for one in found.values()] == [(20, 40), (0, 20)]
+    short = next(one for one in found["21"]["rewards"] if one["name"] == "short")
+    assert short["certainty"] != "open"
+    assert short["low"] > 0
+    assert "user 21, from 20 ratings and all other users:" in call(*words, "21").out
+    assert "user 1, from 20 choices, 40 ratings and all other users:" in call(*words, "1").out
+
+
+def test_the_weights_of_a_rater_are_the_posterior_of_the_ratings(exported):
+    """From the file's own rows, without the tables, padding and groups of the command."""
+    model = mrm.load(exported.root / "run")
+    rows = [json.loads(line) for line in (exported.root / "choices.jsonl").read_text().splitlines()]
+    mine = [row for row in rows if row["user"] == "21"]
+    table = load_features(exported.root / "features.npz")
+    base = model.base(np.stack([table.values[table.ids.index(row["answer"])] for row in mine]))
+    prior = prior_from(
+        model.fitted["populations"]["1"], mrm.Levels(ratings=(2,)), model.candidate
+    )  # fmt: skip
+    up = np.array([[row["rating"] > 0 for row in mine]]).astype(np.int32)
+    shape = up.shape
+    ends = mrm.Levels(ratings=(2,)).rating(0, up)
+    feedback = mrm.Feedback(base[None], np.ones(shape, bool), *ends, np.ones(shape, np.float32))
+    expected = mrm.feedback_posterior(prior, feedback)
+    found = mrm.user_state(model, "21")
+    np.testing.assert_allclose(found.mean, expected.mean[0], atol=1e-4)
+    mean, cov = mrm.weights_of(model, found)
+    np.testing.assert_allclose(mean, expected.mean[0], atol=1e-4)
+    np.testing.assert_allclose(cov, expected.cov[0], atol=1e-4)
+
+
+def test_ratings_that_come_later_count_as_if_all_had_come_together(exported, tmp_path):
+    lines = (exported.root / "choices.jsonl").read_text().splitlines(keepends=True)
+    users = tmp_path / "users.sqlite"
+    for number, update in ((0, ()), (1, ("--update",))):
+        part = tmp_path / f"part{number}.jsonl"
+        part.write_text("".join(lines[number::2]))
+        words = (
+            "mrm", "adapt", "--model", exported.root / "run", "--data", part,
+            "--features", exported.root / "features.npz", "--out", users, "--skip-accuracy",
+        )  # fmt: skip
+        done = call(*words, *update)
+        assert done.code == 0, done.err
+    whole, pieces = mrm.load(exported.root / "run").users, mrm.open_users(users)
+    for user in ("1", "20", "21"):
+        one, other = whole.get(user), pieces.get(user)
+        assert one.choices == other.choices
+        np.testing.assert_allclose(one.weights, other.weights, atol=1e-4)
+
+
+def test_a_scale_that_training_has_not_seen_is_refused(exported, tmp_path):
+    row = {"user": "x", "answer": "short answer 0", "rating": 3, "scale": [1, 5]}
+    other = write_rows(tmp_path / "other.jsonl", [row])
+    words = (
+        "mrm", "adapt", "--model", exported.root / "run", "--data", other,
+        "--features", exported.root / "features.npz", "--out", tmp_path / "users.sqlite",
+    )  # fmt: skip
+    refused(call(*words), "line 1", "the scale [1, 5]", "[-1, 1]")
+    assert not (tmp_path / "users.sqlite").exists()
+
+
+def test_a_saved_model_of_ratings_is_judged_again(exported):
+    found = call(
+        "mrm", "evaluate", "--model", exported.root / "run", "--data",
+        exported.root / "choices.jsonl",
+    )  # fmt: skip
+    assert found.code == 0, found.err
+    report = json.loads((exported.root / "run" / "report.json").read_text())
+    judged = json.loads(found.out)
+    assert judged["accuracy"] == pytest.approx(report["new_users"]["bayes"]["accuracy"], abs=1e-4)

@@ -1,0 +1,126 @@
+"""Rows of a table, ratings among them, as the one likelihood of `feedback` takes them."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.data.batching import Pairs
+from jaxalign.data.preferences import Said
+from jaxalign.data.ratings import scale_levels
+from jaxalign.mrm.bayes import Prior, rescaled
+from jaxalign.mrm.feedback import Feedback, FeedbackPrior, Levels, user_posterior
+from jaxalign.mrm.feedback_population import FeedbackPopulation
+from jaxalign.mrm.logistic_normal import choice_mass
+from jaxalign.mrm.registry import Candidate, Inferred
+
+_MOST_STRENGTHS = 5
+"""Steps that are told apart; a choice that is further ahead counts as one of these."""
+_USERS_AT_ONCE = 64
+Scales = Sequence[tuple[float, float]]
+Arrays = Mapping[str, jax.Array]
+
+
+def levels_of(scales: Scales, said: Sequence[Said]) -> Levels:
+    """Return what can be said, from the scales of ratings and the strengths that there are.
+
+    Ties are pairs of half a choice each, as for every other method, and no level of their own.
+
+    Args:
+        scales: lowest and highest rating of each scale.
+        said: of the users, in buckets.
+    """
+    steps = [int(np.where(part.scale < 0, part.level, 0).max(initial=1)) for part in said]
+    strengths = min(max(steps, default=1), _MOST_STRENGTHS)
+    return Levels(strengths=strengths, ratings=tuple(scale_levels(*scale) for scale in scales))
+
+
+def vectors_of(features: jax.Array, pairs: Pairs, said: Said) -> jax.Array:
+    """Return features [U, P, D] of rated items, and differences, chosen minus rejected.
+
+    Args:
+        features: [I, D] of the items, measured from a typical one's.
+        pairs: [U, P]; a rated item stands on both sides.
+        said: [U, P].
+    """
+    other = jnp.where((jnp.asarray(said.scale) < 0)[..., None], features[pairs.rejected], 0)
+    return features[pairs.chosen] - other
+
+
+def feedback_of(levels: Levels, vectors: jax.Array, said: Said, implicit: float = 1.0) -> Feedback:
+    """Return rows [U, P] as feedback.
+
+    Args:
+        levels: what can be said.
+        vectors: [U, P, D] as from `vectors_of`.
+        said: [U, P].
+        implicit: how often an implicit choice counts, 0 or more.
+    """
+    scale, level = np.asarray(said.scale), np.asarray(said.level)
+    plain = np.zeros(scale.shape, bool)
+    lower, upper = levels.choice(np.where(scale < 0, level, 0), plain)
+    for number in range(len(levels.ratings)):
+        mine = scale == number
+        ends = levels.rating(number, np.where(mine, level, 0))
+        lower, upper = np.where(mine, ends[0], lower), np.where(mine, ends[1], upper)
+    weight = np.asarray(said.weight) * np.where(said.implicit, np.float32(implicit), 1)
+    rows = (scale >= 0, lower, upper, weight.astype(np.float32))
+    return Feedback(vectors, *map(jnp.asarray, rows))
+
+
+def population_arrays(found: FeedbackPopulation) -> dict[str, np.ndarray]:
+    """Return a population as named arrays; `prior_from` reads them."""
+    arrays = {**found._asdict(), **found.weights._asdict()}
+    return {name: np.asarray(value) for name, value in arrays.items() if name != "weights"}
+
+
+def population_from(arrays: Arrays) -> FeedbackPopulation:
+    """Return the population of named arrays."""
+    rest = ("thresholds", "level_sd", "log_spread", "log_spread_sd")
+    weights = Prior(jnp.asarray(arrays["mean"]), jnp.asarray(arrays["cov"]))
+    return FeedbackPopulation(weights, *(jnp.asarray(arrays[name]) for name in rest))
+
+
+def prior_from(arrays: Arrays, levels: Levels, candidate: Candidate) -> FeedbackPrior:
+    """Return the population of named arrays at the strength and temperature of a candidate.
+
+    The temperature is that of choices: the spreads make up for it, so that the probabilities of
+    ratings stay.
+    """
+    found, heat = population_from(arrays), candidate["temperature"]
+    return found._replace(
+        weights=rescaled(found.weights, candidate["strength"], heat),
+        level_sd=found.level_sd / heat,
+        log_spread=found.log_spread + jnp.log(heat),
+    ).prior(levels)
+
+
+@jax.jit
+def inferred(prior: FeedbackPrior, rows: Feedback) -> Inferred:
+    """Return what is known of the weights of U users, some of them at a time."""
+
+    def one_user(own: Feedback) -> Inferred:
+        found = user_posterior(prior, own)
+        return Inferred(found.mean, found.cov)
+
+    return jax.lax.map(one_user, rows, batch_size=_USERS_AT_ONCE)
+
+
+@jax.jit
+def probabilities(prior: FeedbackPrior, rows: Feedback, query: jax.Array) -> jax.Array:
+    """Return the probability [U, Q] that the chosen item of each query pair is chosen.
+
+    Args:
+        prior: of the population.
+        rows: feedback [U, P] of the users.
+        query: [U, Q, D] differences.
+    """
+
+    def one_user(inputs: tuple[Feedback, jax.Array]) -> jax.Array:
+        own, pairs = inputs
+        found = user_posterior(prior, own)
+        variance = jnp.einsum("Qi,ij,Qj->Q", pairs, found.cov, pairs)
+        return choice_mass(pairs @ found.mean, variance)
+
+    return jax.lax.map(one_user, (rows, query), batch_size=_USERS_AT_ONCE)
