@@ -14,7 +14,7 @@ import argparse
 from typing import Any
 
 import numpy as np
-from scipy.special import expit, log_expit
+from scipy.special import expit, log_expit, softmax
 
 from benchmarks import harness
 
@@ -24,7 +24,7 @@ MEAN = np.array([0.8, -0.4, 0.0, 0.2, 0.0])
 SDS = np.array([1.4, 1.0, 0.8, 0.6, 0.4])
 # Edge below a strict choice, that of a clear one, a thumb, four edges of the stars.
 THRESHOLDS = np.array([0.4, 1.5, 0.3, -2.0, -0.7, 0.6, 1.9])
-SAMPLES, EXACT_USERS = 1000, 200
+SAMPLES, EXACT_USERS, SCORES = 1000, 200, 5000
 MIXED, RATED = (1 / 3, 1 / 3, 1 / 3), (0.0, 0.0, 1.0)
 
 
@@ -40,7 +40,9 @@ def run(arguments: argparse.Namespace) -> int:
         "benchmark": "mrm_feedback",
         "machine": harness.machine(),
         "units": "cover: share of true weights inside 95 % intervals; variance: mean squared error "
-        "over posterior variance; error_ratio: mean squared error over that of the plain choices "
+        "over posterior variance; information: mean trace at the truth, less what level "
+        "and spread take; marginal_information: the same from scores, level and spread integrated "
+        "out; error_ratio: mean squared error over that of the plain choices "
         "of equal mean Fisher information; expected_ratio: the same of tr (prior precision + "
         "information)^-1 alone; matched_ratio: mean squared error over that of plain choices of "
         "each user's own information, matched_expected of the traces; exact_ratio: over that of "
@@ -169,6 +171,8 @@ def judged(shots: int, users: int, seed: int) -> dict[str, Any]:
         "cover": float((error < 1.96**2 * variance).mean()),
         "variance": float((error / variance).mean()),
         "plain_choices": count,
+        "information": _mean_trace(information),
+        "marginal_information": _marginal_trace(rng, shots),
         "error": total,
         "plain_error": plain["mean"],
         "error_ratio": total / plain["mean"],
@@ -185,6 +189,37 @@ def _bound(information: np.ndarray) -> float:
     """Mean over users of the trace of the inverse of prior precision and information."""
     whole = information + np.diag(1 / SDS**2)
     return float(np.trace(np.linalg.inv(whole), axis1=1, axis2=2).mean())
+
+
+def _marginal_trace(rng: np.random.Generator, shots: int) -> float:
+    """Trace of the information of the rows, each user's level and spread integrated out.
+
+    The mean over users of the squared score, whose terms are averaged over the posterior of level
+    and spread given the true weights, on a grid.
+    """
+    total, users = 0.0, 250
+    levels, spreads = (np.linspace(-3.2, 3.2, n) for n in (15, 11))
+    grid = np.stack(np.meshgrid(levels, spreads, indexing="ij"), axis=-1).reshape(-1, 2)
+    for _ in range(SCORES // users):
+        person = people(rng, users)
+        rows = feedback(rng, person, shots, MIXED)[0]
+        edges = np.asarray(_prior().edges, np.float64)
+        lower, upper = edges[rows.lower], edges[rows.upper]
+        reward = np.einsum("UPE,UE->UP", rows.vectors, person[0])
+        log, scores = [], []
+        for level, spread in grid:
+            by = np.where(rows.rating, np.exp(SPREAD_SD * spread), 1)
+            margin = by * (reward - np.where(rows.rating, LEVEL_SD * level, 0))
+            low, high = margin - lower, margin - upper
+            gap = np.where(np.isfinite(lower) & np.isfinite(upper), upper - lower, np.inf)
+            each = log_expit(low) + log_expit(-high) + np.log(-np.expm1(-gap))
+            log.append(each.sum(1) - 0.5 * (level**2 + spread**2))
+            slope = by * (1 - expit(low) - expit(high))
+            scores.append(np.einsum("UP,UPE->UE", slope, rows.vectors))
+        share = softmax(np.stack(log), axis=0)
+        score = np.einsum("GU,GUE->UE", share, np.stack(scores))
+        total += float((score**2).sum())
+    return total / (SCORES // users * users)
 
 
 def _exact(

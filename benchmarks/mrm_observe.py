@@ -109,6 +109,7 @@ def _said(rng: np.random.Generator, size: int, kind: str) -> Any:
 def _state(said: Any, size: int, kind: str, rows: int) -> Any:
     """The state after `rows` rows."""
     from jaxalign import mrm
+    from jaxalign.mrm.feedback_belief import KEPT_PER_FEATURE, LEAST_KEPT
 
     belief = mrm.init_feedback_belief(_prior(size, kind))
     for _ in range(min(rows, _SHORT)):
@@ -116,7 +117,7 @@ def _state(said: Any, size: int, kind: str, rows: int) -> Any:
     if rows <= _SHORT:
         return belief
     times = rows // _SHORT
-    most = max(mrm.feedback_belief.KEPT_PER_FEATURE * len(belief.mean), 2048)
+    most = max(KEPT_PER_FEATURE * len(belief.mean), LEAST_KEPT)
     blocks = (belief.blocks * times)[-(most // len(belief.blocks[0].known)) :]
     belief = belief._replace(
         precision=times * belief.precision, shift=times * belief.shift,

@@ -55,7 +55,7 @@ def test_any_kind_of_row_is_as_if_fitted_anew():
 
 def test_old_rows_are_let_go_and_what_they_said_is_kept(monkeypatch):
     monkeypatch.setattr("jaxalign.mrm.feedback_belief.KEPT_PER_FEATURE", 1)
-    monkeypatch.setattr("jaxalign.mrm.feedback_belief._LEAST_KEPT", 64)
+    monkeypatch.setattr("jaxalign.mrm.feedback_belief.LEAST_KEPT", 64)
     belief = init_feedback_belief(bayes.Prior(jnp.zeros(5), jnp.eye(5)))
     choice = np.eye(5, dtype=np.float32)[0]
     for _ in range(100):
