@@ -186,7 +186,12 @@ def _epoch() -> Case:
     choices = Pairs(chosen, rejected, weight, jnp.zeros((users, pairs), jnp.int32))
     states = train.init_states(jax.random.split(jax.random.key(0), 1), config, 256, users)
     table = train.item_table(features, choices, config)
-    return Case(lambda s, t: train.epochs(s, t, choices, config, 1, 1), (states, table))
+
+    def epoch(states: Any, table: Any) -> Any:
+        after, losses = train.epochs(states, table, choices, config, 1, 1)
+        return after.params, losses
+
+    return Case(epoch, (states, table))
 
 
 def _prior(width: int) -> Any:

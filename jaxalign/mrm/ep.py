@@ -12,7 +12,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxalign.arrays import kept
 from jaxalign.mrm.logistic_normal import TiltedNormal, tilt_by_choice
 from jaxalign.mrm.sites import Sites as Sites
 
@@ -40,12 +39,13 @@ class ChoiceRows(NamedTuple):
 def rows_of(
     mean: jax.Array, root: jax.Array, differences: jax.Array, weight: jax.Array
 ) -> ChoiceRows:
-    """Return the rows of differences [P, E] under theta = mean [E] + root [E, r] z."""
+    """Return the rows of differences [P, E], finite in padding too, under theta = mean + root z.
+
+    Every step of EM makes them anew: what padding holds is cleaned once, where choices come in.
+    """
     dtype = jnp.promote_types(jnp.result_type(differences, mean), jnp.float32)
-    # Padding may hold anything.
-    weight = kept(weight, weight.astype(dtype))
-    differences = kept(weight, differences.astype(dtype))
-    return ChoiceRows(differences @ root, differences @ mean, weight)
+    wide = differences.astype(dtype)
+    return ChoiceRows(wide @ root, wide @ mean, weight.astype(dtype))
 
 
 def no_sites(rows: ChoiceRows) -> Sites:

@@ -73,13 +73,13 @@ def _differences(params: Params, batch: Batch, config: MRMConfig) -> jax.Array:
     return base_differences(params, batch["differences"], zero, config)
 
 
-def _checked(batch: Batch) -> tuple[Batch, jax.Array, jax.Array]:
-    """The batch with 0 in the features of pairs that neither mask counts, and the masks [U, P]."""
+def _checked(batch: Batch) -> Batch:
+    """The batch with 0 in the features of pairs that neither mask counts."""
     sizes = Sizes()
     names = ("support_mask", "query_mask")
     masks = [check_mask(f'batch["{name}"]', batch[name], "U P", sizes) for name in names]
     either = jnp.maximum(*masks)
-    checked = dict(batch)
+    checked = {**batch, **dict(zip(names, masks, strict=True))}
     if "items" in batch:
         checked["items"] = check_array('batch["items"]', batch["items"], "I E")
     else:
@@ -87,7 +87,7 @@ def _checked(batch: Batch) -> tuple[Batch, jax.Array, jax.Array]:
             if name in batch:
                 values = check_array(f'batch["{name}"]', batch[name], "U P E", sizes, mask=either)
                 checked[name] = kept(either, values)
-    return checked, masks[0], masks[1]
+    return checked
 
 
 def meta_objective(
@@ -124,11 +124,23 @@ def meta_objective(
         >>> bool((weights > 0).all()), bool(losses[0] < jnp.log(2.0))
         (True, True)
     """
-    batch, support, query = _checked(batch)
+    return meta_objective_unchecked(params, _checked(batch), config)
+
+
+def meta_objective_unchecked(
+    params: Params, batch: Batch, config: MRMConfig
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """`meta_objective` without its checks, for the trainers, whose padding is finite.
+
+    Args:
+        params: as from `init`.
+        batch: as of `meta_objective`.
+        config: the model.
+    """
     base = _differences(params, batch, config)
-    weights = adapted(params, base, support, config, "higher")
+    weights = adapted(params, base, batch["support_mask"], config, "higher")
     margins = jnp.einsum("UK,UPK->UP", effective_weights(weights, config), base)
-    losses = jax.vmap(bradley_terry_loss)(margins, query)
+    losses = jax.vmap(bradley_terry_loss)(margins, batch["query_mask"])
     objective = rpo(losses, config.rpo_tail, config.rpo_gamma, batch.get("population"))
     if not isinstance(config.l2, float) or config.l2 > 0:  # a traced value is always added
         kernels = [layer["kernel"] for layer in params["base"].values()]

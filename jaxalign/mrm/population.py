@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxalign.arrays import Sizes, check_scale, kept
+from jaxalign.arrays import Sizes, check_scale
 from jaxalign.errors import InputError
 from jaxalign.mrm import ep
 from jaxalign.mrm.bayes import Prior, check_choices, factor, truncate
@@ -22,7 +22,7 @@ class Choices(NamedTuple):
     """Choices of users with about equally many.
 
     Attributes:
-        differences: [U, P, E] chosen minus rejected.
+        differences: [U, P, E] chosen minus rejected; finite in padding too.
         weight: [U, P] how often each counts, 0 for padding.
     """
 
@@ -160,8 +160,7 @@ def start_of(buckets: Buckets, l2: float) -> Prior:
     """
     size = buckets[0].differences.shape[-1]
     dtype = jnp.promote_types(buckets[0].differences.dtype, jnp.float32)
-    live = [kept(b.weight, b.differences) for b in buckets]
-    flat = jnp.concatenate([d.reshape(-1, size) for d in live]).astype(dtype)
+    flat = jnp.concatenate([b.differences.reshape(-1, size) for b in buckets]).astype(dtype)
     weight = jnp.concatenate([b.weight.reshape(-1) for b in buckets]).astype(dtype)
     norms = jnp.sum(flat**2, axis=1)
     mean_norm = jnp.sum(weight * norms) / jnp.maximum(jnp.sum(weight), 1)

@@ -19,7 +19,7 @@ from jaxalign.files import write_json
 from jaxalign.mrm.base import Params, init, is_linear
 from jaxalign.mrm.config import MRMConfig
 from jaxalign.mrm.diverged import all_finite, training_diverged
-from jaxalign.mrm.objective import Batch, meta_objective
+from jaxalign.mrm.objective import Batch, meta_objective_unchecked
 from jaxalign.runs.stop import stop_request
 from jaxalign.train.checkpoint import load_state, save_state
 
@@ -136,7 +136,7 @@ def take_steps(
         if config.rpo_scope == "population":
             others = jnp.delete(state.population, first + members, assume_unique_indices=True)
             batch["population"] = others
-        objective = jax.grad(meta_objective, has_aux=True)
+        objective = jax.grad(meta_objective_unchecked, has_aux=True)
         gradient, (losses, _) = objective(state.params, batch, config)
         updates, optimiser_state = optimiser.update(gradient, state.optimiser, state.params)
         population = state.population.at[first + members].set(losses.astype(jnp.float32))
