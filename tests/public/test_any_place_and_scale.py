@@ -13,7 +13,7 @@ ALL = {
     f"{package}.{name}": entry for package, table in TABLES.items() for name, entry in table.items()
 }
 BAD = st.sampled_from((np.nan, np.inf, -np.inf))
-EXAMPLES = settings(max_examples=6)
+EXAMPLES = settings(max_examples=4)
 
 
 def counted(entry: Entry) -> np.ndarray:
