@@ -180,6 +180,27 @@ def read_json(
     return content
 
 
+def check_new_folder(path: str | os.PathLike[str], option: str = "--out") -> None:
+    """Refuse a folder that holds something, where files would be added to what is there.
+
+    Args:
+        path: folder that will be written; it may be missing or empty.
+        option: that names it, for messages.
+
+    Raises:
+        InputError: the folder holds something, which is named where it is known.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from jaxalign.files import check_new_folder
+        >>> check_new_folder(tempfile.mkdtemp())
+    """
+    path = Path(path).expanduser()
+    if path.is_dir() and any(path.iterdir()):
+        raise InputError(f"{path} is not empty{instead(path)}: give a new folder with {option}.")
+
+
 def check_output(
     path: str | os.PathLike[str],
     kind: Literal["file", "folder"],

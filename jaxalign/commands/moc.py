@@ -83,16 +83,18 @@ def _add_export(actions: Commands) -> None:
     parser.add_argument(
         "--preference", required=True, help="weights that sum to 1: helpful=0.3,humor=0.7"
     )
-    add_out(parser, "folder", "folder of the adapter")
+    add_out(parser, "folder", "new folder for the adapter")
 
 
 def _export(arguments: argparse.Namespace, _: list[str]) -> None:
     from jaxalign import moc
+    from jaxalign.files import check_new_folder
     from jaxalign.moc.files import policy_folder
     from jaxalign.moc.preferences import parse_preference
 
     policy = moc.load(policy_folder(arguments.model))
     preference = parse_preference(arguments.preference, policy.names)
+    check_new_folder(arguments.out)
     moc.save_preference(arguments.out, policy, preference)
     rank = policy.lora.rank * int((preference > 0).sum())
     print(f"an adapter of rank {rank} for {policy.model.name}; wrote {arguments.out}")

@@ -130,12 +130,14 @@ def _add_convert(actions: Commands) -> None:
         "was trained on.",
     )  # fmt: skip
     parser.add_argument("--checkpoint", type=Path, required=True, help=".pt file of their code")
-    add_out(parser, "folder", "folder of the model")
+    add_out(parser, "folder", "new folder for the model")
 
 
 def _convert(arguments: argparse.Namespace, _: list[str]) -> None:
     from jaxalign import mrm
+    from jaxalign.files import check_new_folder
 
+    check_new_folder(arguments.out)
     model = mrm.from_authors(arguments.checkpoint)
     mrm.save(arguments.out, model)
     width, rewards = model.projection.matrix.shape[0], model.population()[0].size

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import safe_open
 
 from jaxalign.errors import InputError
-from jaxalign.files import write_folder_aside
+from jaxalign.files import check_new_folder, write_folder_aside
 from jaxalign.models.adapted import open_weights
 from jaxalign.models.language import describe, layout, write_description
 from jaxalign.models.resolve import ResolvedModel, resolve
@@ -66,8 +66,7 @@ def save_merged(
             weights of another number, or `out` holds something.
     """
     out, folders = Path(out).expanduser(), [Path(folder).expanduser() for folder in adapters]
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty{instead(out)}: give a new folder with --out.")
+    check_new_folder(out)
     shares = _checked(weights, len(folders))
     found = _base(folders) if model is None else resolve(model)
     for folder in folders:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxalign.errors import InputError
-from jaxalign.files import write_folder_aside
+from jaxalign.files import check_new_folder, write_folder_aside
 from jaxalign.models import lora
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.language import LanguageModel, describe
@@ -20,7 +20,6 @@ from jaxalign.models.peft import save_adapter
 from jaxalign.models.resolve import resolve
 from jaxalign.personalize.policies import Conditioned, Mixing, Separate, Soups, WholeModels
 from jaxalign.personalize.saved import SavedPolicies
-from jaxalign.recognise import instead
 from jaxalign.rewards.reward_scale import RewardIds
 
 TABLE, SCRIPT = "routing.json", "start_vllm.sh"
@@ -112,8 +111,7 @@ def export_vllm(saved: SavedPolicies, out: str | Path) -> RoutingTable:
             does not serve with adapters, or a folder that is in use.
     """
     out = Path(out).expanduser()
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty{instead(out)}: give a new folder with --out.")
+    check_new_folder(out)
     model, folder = _described_base(saved)
     policies = _exportable(saved, model)
     adapters = [adapter_of(policies, weight) for weight in saved.weights[1:]]

@@ -157,6 +157,8 @@ def test_a_checkpoint_adapts_and_ranks_for_users(tmp_path):
     torch.save(keys, tmp_path / "m.pt")
     convert = call("mrm", "convert", "--checkpoint", tmp_path / "m.pt", "--out", tmp_path / "model")
     assert "2 base rewards of features that are 5 wide" in convert.out
+    again = call("mrm", "convert", "--checkpoint", tmp_path / "m.pt", "--out", tmp_path / "model")
+    assert "model is not empty" in again.err
     texts, values = [f"text {n}" for n in range(4)], np.eye(4, 5, dtype=np.float32)
     np.savez(tmp_path / "f.npz", features=values, ids=np.array(texts))
     rows = [{"user": "ann", "chosen": texts[0], "rejected": texts[n]} for n in (1, 2, 3)]

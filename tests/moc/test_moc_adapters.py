@@ -270,3 +270,7 @@ def test_the_command_writes_an_adapter(tmp_path, monkeypatch, capsys):
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert cli.main([*arguments, "--preference", "red=0.5"]) == 2
     assert "sums to 0.5, expected 1; perhaps red=1,blue=0,green=0 is" in capsys.readouterr().err
+    assert cli.main([*arguments, "--preference", "red=0,green=1"]) == 2
+    said = capsys.readouterr().err
+    assert "one is not empty; " in said
+    assert "holds a LoRA adapter" in said
