@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import answer_world
 import numpy as np
@@ -10,6 +11,7 @@ from answer_world import NAMES, TEXTS, USERS
 from cli_calls import call, refused, write_rows
 
 from jaxalign import mrm
+from jaxalign.errors import InputError
 from jaxalign.experiments import answer_sources
 from jaxalign.mrm.reduce import identity, standardise
 from jaxalign.rewards import rule_rewards
@@ -162,3 +164,20 @@ def test_an_encoder_reads_prompts_where_the_choices_had_them(monkeypatch):
     for model in (plain, replace(plain, with_prompts=True)):
         answer_sources.answer_reader(model)(["p", chat], ["a", "b"])
     assert read == ["a", "b", "p\n\na", "q\n\nb"]
+
+
+def test_reward_models_are_given_by_the_names_of_their_scores(tmp_path, monkeypatch):
+    read = []
+    model = SimpleNamespace(labels=["LABEL_0"], sha256="0")
+    monkeypatch.setattr(
+        answer_sources, "load_reward_model", lambda folder: read.append(folder) or model
+    )
+    (tmp_path / "b=c").mkdir()
+    given = ["kind=runs/kind", f"safe={tmp_path / 'b=c'}", str(tmp_path / "b=c")]
+    reward = answer_sources._named_rewards(("kind", "safe", "LABEL_0", "brevity"), given)
+    assert reward.names == ("kind", "safe", "LABEL_0", "brevity")
+    assert read == ["runs/kind", str(tmp_path / "b=c"), str(tmp_path / "b=c")]
+    with pytest.raises(InputError, match=r"computes kind .*given compute LABEL_0.*NAME=FOLDER"):
+        answer_sources._named_rewards(("kind",), ["runs/kind"])
+    with pytest.raises(InputError, match="found the names a,b, expected 1 name, for LABEL_0"):
+        answer_sources._named_rewards(("kind",), ["a,b=runs/kind"])

@@ -51,8 +51,10 @@ def add(commands: Commands) -> None:
         "--reward-model",
         action="append",
         default=[],
-        help="folder of a reward model that computes the users' named rewards; may be repeated; "
-        "registered rewards need none",
+        metavar="FOLDER",
+        help="folder of a reward model that computes the users' named rewards, or NAME=FOLDER "
+        "where `reward score --names` has named its reward; may be repeated; registered rewards "
+        "need none",
     )
     option(
         "--strategy",

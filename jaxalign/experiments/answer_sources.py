@@ -34,6 +34,7 @@ from jaxalign.personalize.strategies import (
 )
 from jaxalign.personalize.strategies.best_of import Read
 from jaxalign.personalize.utility import Utility
+from jaxalign.progress import counted
 from jaxalign.rewards.registry import registered_rewards, rule_rewards
 from jaxalign.rewards.reward_model import load_reward_model, score
 from jaxalign.rewards.vector import TextReward, compute_rewards, concatenate_rewards
@@ -142,7 +143,7 @@ def answer_reader(model: UserModel, reward_models: Sequence[str] = ()) -> Read:
     Args:
         model: of the users.
         reward_models: folders of the reward models that its named rewards come from, where they
-            are not registered ones.
+            are not registered ones; `NAME,...=FOLDER` where the names are not the model's labels.
 
     Raises:
         InputError: a named reward that nothing computes.
@@ -203,18 +204,34 @@ def _read_texts(
 
 def _named_rewards(names: Sequence[str], reward_models: Sequence[str]) -> TextReward:
     """The rewards of some names, from reward models, else from the registered ones."""
-    models = [load_reward_model(folder) for folder in reward_models]
-    parts = [TextReward(model.labels, partial(score, model), model.sha256) for model in models]
+    parts = list(map(_reward_of_model, reward_models))
     found = [name for part in parts for name in part.names]
     missing = [name for name in names if name not in found]
     unknown = [name for name in missing if name not in registered_rewards()]
     if unknown:
+        given = f" (the models given compute {', '.join(found)})" if found else ""
         raise InputError(
             f"the users' weights are on the rewards {', '.join(names)}; found nothing that "
-            f"computes {', '.join(unknown)} of a new answer: add --reward-model with the reward "
-            "model that scored the answers that the run was trained on."
+            f"computes {', '.join(unknown)} of a new answer{given}: add --reward-model with the "
+            "reward model that scored the answers that the run was trained on, as NAME=FOLDER "
+            "where `jaxalign reward score --names` has named its reward."
         )
     return concatenate_rewards(*parts, *([rule_rewards(missing)] if missing else []))
+
+
+def _reward_of_model(given: str) -> TextReward:
+    """The rewards of the reward model `FOLDER`, or of `NAME,...=FOLDER` under these names."""
+    names, equals, folder = given.partition("=")
+    if not equals or Path(given).expanduser().exists():
+        names, folder = "", given
+    model = load_reward_model(folder)
+    labels = tuple(names.split(",")) if names else tuple(model.labels)
+    if len(labels) != len(model.labels) or not all(labels):
+        raise InputError(
+            f"--reward-model {given}: found the names {names}, expected "
+            f"{counted(len(model.labels), 'name')}, for {', '.join(model.labels)}; correct them."
+        )
+    return TextReward(labels, partial(score, model), model.sha256)
 
 
 def _population(model: UserModel, folder: Path, names: Sequence[str]) -> Utility:
