@@ -8,6 +8,7 @@ machine: on a busy one the 99th percentiles say nothing.
 import argparse
 import asyncio
 import json
+import os
 import re
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import harness
+from benchmarks.docs_pages import replaced
 from benchmarks.loop_http import MODEL, running, started
 from benchmarks.serve_processes import DRAWS, WIDTH, wide_ids
 from jaxalign.errors import InputError
@@ -32,8 +34,8 @@ from jaxalign.serve.store.events import Event, Limits
 MESSAGES = [{"role": "user", "content": "How can I sleep better?"}]
 SAMPLES = 4
 CLIENTS = 64
-ROWS = {10: 20, 100: 4, 1_000: 1, 10_000: 1}
-"""Rows of a user before the feedback that is timed, and how many such users there are."""
+ROWS = (10, 100, 1_000, 10_000)
+"""Rows of a user before the feedback that is timed, of which there are no more per user."""
 FEEDBACKS = 200
 """Rows of feedback that are timed at each number of rows."""
 CHAT, FEEDBACK = "/v1/chat/completions", "/v1/feedback"
@@ -48,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--requests", type=int, default=400, help="of each path, at one client")
     parser.add_argument("--seconds", type=float, default=6.0, help="of throughput, three times")
     parser.add_argument("--feedbacks", type=int, default=FEEDBACKS, help="at each number of rows")
+    parser.add_argument("--rows", nargs="+", type=int, default=list(ROWS), help="of a user")
     parser.add_argument("--memory", type=float, default=60.0, help="seconds of requests")
+    parser.add_argument("--page", type=Path, help="whose table is renewed, such as docs/serve.md")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -65,12 +69,17 @@ def run(arguments: argparse.Namespace) -> int:
         "benchmark": "serve",
         "machine": harness.machine(),
         "units": "milliseconds; over: less the median of the direct call, or of n draws and the "
-        "rewards for best_of; throughput in requests a second; memory in MB of resident pages",
+        "rewards for best_of; throughput in requests a second; cpu of the server per request; "
+        "memory in MB of resident pages",
         "limits": LIMITS,
     }
     asyncio.run(_measure(arguments, result))
-    harness.write(arguments.out, result, _table(result))
-    print(_table(result))
+    table = summary(result)
+    harness.write(arguments.out, result, table)
+    if arguments.page is not None:
+        page = arguments.page.read_text("utf-8")
+        arguments.page.write_text(replaced(page, "serve", table), "utf-8")
+    print(table)
     return 0
 
 
@@ -84,21 +93,25 @@ async def _measure(arguments: argparse.Namespace, result: dict[str, Any]) -> Non
             started([*module, "upstream"], folder / "upstream.log")
         )
         url = f"{upstream}/v1"
-        proxy, _ = await stack.enter_async_context(
+        proxy, proxy_pid = await stack.enter_async_context(
             started([*module, "proxy", url], folder / "proxy.log")
         )
         options = ["--strategy", "best_of", "--least-probability", "0"]
         service, pid = await stack.enter_async_context(running(folder, url, SAMPLES, *options))
         paths = _paths(upstream, proxy, service)
+        await _learn_once(service)
         progress.say(f"latency of {', '.join(paths)}")
         result["latency"] = await _latency(paths, arguments.requests)
         progress.say(f"throughput of {CLIENTS} clients")
-        result["throughput"] = await _throughput(paths, arguments.seconds)
+        rates, cpu = await _throughput(paths, arguments.seconds, proxy_pid, pid)
+        result["throughput"], result["cpu"] = rates, cpu
         progress.say("memory over many requests")
         result["memory"] = await _memory(service, pid, arguments.memory)
     with tempfile.TemporaryDirectory() as name:
         progress.say(f"feedback at {WIDTH} features")
-        result["feedback"] = await _feedback(Path(name), module, arguments.feedbacks, progress)
+        result["feedback"] = await _feedback(
+            Path(name), module, arguments.rows, arguments.feedbacks, progress
+        )
 
 
 # Requests -------------------------------------------------------------------------------------
@@ -130,7 +143,11 @@ class Client:
         head = f"{method} {path} HTTP/1.1\r\nhost: {self._host}:{self._port}\r\n"
         head += f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
         writer.write(head.encode() + content)
-        answer = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        try:
+            answer = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        except asyncio.IncompleteReadError:  # the server closes what was idle for seconds
+            self.close()
+            return await self._send(method, path, content)
         length = re.search(r"content-length: *(\d+)", answer, re.IGNORECASE)
         found = await reader.readexactly(int(length[1]) if length else 0)
         if not answer.startswith("HTTP/1.1 200"):
@@ -142,6 +159,7 @@ class Client:
         """Close the connection."""
         if self._streams is not None:
             self._streams[1].close()
+            self._streams = None
 
 
 async def _timed(call: Awaitable[object]) -> float:
@@ -164,6 +182,15 @@ def _paths(upstream: str, proxy: str, service: str) -> dict[str, tuple[str, dict
         "direct, n": (upstream, {**plain, "n": SAMPLES}),
         "best_of": (service, {**named, "model": "auto"}),
     }
+
+
+async def _learn_once(service: str) -> None:
+    """Wait until the program of feedback, which the service compiles beside its start, is there."""
+    client, user = Client(service), "warm"
+    said = await client.post(CHAT, {"model": MODEL, "messages": MESSAGES, "user": user})
+    body = {"response_id": said["jaxalign"]["answers"][0], "rating": "up", "user": user}
+    await client.post(FEEDBACK, body)
+    client.close()
 
 
 async def _latency(
@@ -210,17 +237,28 @@ def _reading_ms() -> float:
 
 
 async def _throughput(
-    paths: dict[str, tuple[str, dict[str, Any]]], seconds: float
-) -> dict[str, float]:
-    """Requests a second of 64 clients, the median of three turns."""
-    found: dict[str, list[float]] = {"proxy": [], "plain": [], "plain, stored": []}
+    paths: dict[str, tuple[str, dict[str, Any]]], seconds: float, proxy: int, service: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Requests a second of 64 clients, and CPU time of the server per request, of three turns."""
+    servers = {"proxy": proxy, "plain": service, "plain, stored": service}
+    rates: dict[str, list[float]] = {name: [] for name in servers}
+    cpu: dict[str, list[float]] = {name: [] for name in servers}
     for _ in range(3):
-        for name, rates in found.items():
-            rates.append(await _rate(*paths[name], seconds))
-    return {name: float(np.median(rates)) for name, rates in found.items()}
+        for name, pid in servers.items():
+            before = _cpu_ms(pid)
+            count, rate = await _rate(*paths[name], seconds)
+            rates[name].append(rate)
+            cpu[name].append((_cpu_ms(pid) - before) / max(count, 1))
+    medians = ({name: float(np.median(found[name])) for name in servers} for found in (rates, cpu))
+    return next(medians), next(medians)
 
 
-async def _rate(address: str, body: dict[str, Any], seconds: float) -> float:
+def _cpu_ms(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return 1000 * (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def _rate(address: str, body: dict[str, Any], seconds: float) -> tuple[int, float]:
     end = time.perf_counter() + seconds
 
     async def ask() -> int:
@@ -233,7 +271,7 @@ async def _rate(address: str, body: dict[str, Any], seconds: float) -> float:
 
     started_at = time.perf_counter()
     counts = await asyncio.gather(*(ask() for _ in range(CLIENTS)))
-    return sum(counts) / (time.perf_counter() - started_at)
+    return sum(counts), sum(counts) / (time.perf_counter() - started_at)
 
 
 async def _memory(service: str, pid: int, seconds: float) -> dict[str, Any]:
@@ -272,36 +310,39 @@ def _resident_mb(pid: int) -> float:
 
 
 async def _feedback(
-    folder: Path, module: list[str], feedbacks: int, progress: Progress
+    folder: Path, module: list[str], rows: Sequence[int], feedbacks: int, progress: Progress
 ) -> dict[str, dict[str, float]]:
     """Time from a row of feedback to the posterior with it, at several numbers of rows."""
     database = f"sqlite:///{folder}/wide.sqlite"
-    asked = _fill(database, feedbacks)
+    asked = _fill(database, rows, feedbacks)
     found: dict[str, dict[str, float]] = {}
     async with (
         started([*module, "upstream"], folder / "upstream.log") as (upstream, _),
         started([*module, "wide", f"{upstream}/v1", database], folder / "log") as (service, _),
     ):
         client = Client(service)
-        for rows, users in asked.items():
-            progress.say(f"feedback of users with {rows:,} rows")
+        for count, users in asked.items():
+            progress.say(f"feedback of users with {count:,} rows")
             first, times = [], []
             for user, bodies in users.items():
                 first.append(await _timed(client.get(f"/v1/user?id={user}")))
                 for body in bodies:
                     times.append(await _timed(client.post(FEEDBACK, body)))
-            found[str(rows)] = {**_quantiles(times), "built anew": max(first)}
+            found[str(count)] = {**_quantiles(times), "built anew": max(first)}
         client.close()
     return found
 
 
-def _fill(database: str, feedbacks: int) -> dict[int, dict[str, list[dict[str, Any]]]]:
+def _fill(
+    database: str, sizes: Sequence[int], feedbacks: int
+) -> dict[int, dict[str, list[dict[str, Any]]]]:
     """Write users with rows of feedback, and return what they say next: by rows and user."""
     rng, opened = np.random.default_rng(0), open_database(database)
     asked: dict[int, dict[str, list[dict[str, Any]]]] = {}
     with opened._writer.connect() as connection, connection.begin():
         events.ensure_salt(connection)
-        for rows, count in ROWS.items():
+        for rows in sizes:
+            count = max(1, feedbacks // rows)
             for number in range(count):
                 user, more = f"user-{rows}-{number}", feedbacks // count
                 ids = []
@@ -338,7 +379,8 @@ def _preferred(user: str, place: int, rng: np.random.Generator) -> Event:
 # Shown ----------------------------------------------------------------------------------------
 
 
-def _table(result: dict[str, Any]) -> str:
+def summary(result: dict[str, Any]) -> str:
+    """Return the table of a result."""
     latency, rates = result["latency"], result["throughput"]
     lines = []
     for name in ("proxy", "plain", "plain, stored", "best_of"):
@@ -353,6 +395,8 @@ def _table(result: dict[str, Any]) -> str:
         )  # fmt: skip
     text = harness.table(["over loopback", "median", "99th percentile"], lines)
     shares = ", ".join(f"`{name}` {rates[name]:,.0f}" for name in rates)
+    shares = ", ".join(f"`{name}` {spent:.2f}" for name, spent in result["cpu"].items())
+    text += f"\nCPU time of the server per request, ms: {shares}.\n"
     memory = result["memory"]
     text += f"\nRequests a second of {CLIENTS} clients: {shares}.\n"
     text += (

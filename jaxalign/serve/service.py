@@ -71,11 +71,12 @@ class Service:
         known = self._states.get(user, self._empty)
         if user in self._states:
             self._states.move_to_end(user)
+        row = await self.database.look(lambda connection: events.user_row(connection, user))
+        if row is not None and row.version == known.version:
+            return known.taste
         version, start, rows = await self.database.read(
             lambda connection: unseen_rows(connection, user, known, self._empty)
         )
-        if version == known.version and not rows:
-            return known.taste
         found = await asyncio.to_thread(advance, self.space, start, rows)
         # Rows of later than the version may be in it: then it is read once more, to no harm.
         self._remember(user, replace(found, version=version))

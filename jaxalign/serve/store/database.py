@@ -5,6 +5,7 @@ acknowledged only after its commit.
 """
 
 import asyncio
+import functools
 import os
 import queue
 import sqlite3
@@ -15,13 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, TextClause, create_engine, event
+from sqlalchemy import text as make_text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from jaxalign.errors import InputError
 from jaxalign.serve.store.migrate import migrate
 
+text: Callable[[str], TextClause] = functools.cache(make_text)
+"""A statement of SQL, whose parameters are looked for once."""
 Synchronous = Literal["FULL", "NORMAL"]
 T = TypeVar("T")
 _BUSY_SECONDS = 5.0  # another process may hold the lock of SQLite for as long as it commits
@@ -69,6 +73,15 @@ class Database:
         future: Future[T] = Future()
         self._jobs.put(_Job(job, future))
         return await asyncio.wrap_future(future)
+
+    async def look(self, job: Callable[[Connection], T]) -> T:
+        """Run a job that reads a row or two: of SQLite's file at once, else as `read`.
+
+        Raises:
+            StorageError: the database cannot be read.
+        """
+        # A reader of the write-ahead log waits for nobody; to change threads takes longer.
+        return await self.read(job) if self._file is None else self.read_now(job)
 
     async def read(self, job: Callable[[Connection], T]) -> T:
         """Run a job that only reads, in a thread of its own.
@@ -141,7 +154,7 @@ class Database:
             self._commit([job for job in wanted if job.future.set_running_or_notify_cancel()])
 
     def _commit(self, jobs: list[_Job]) -> None:
-        """Run jobs in one transaction, each in a savepoint, and give each its result."""
+        """Run jobs in one transaction, several each in a savepoint, and give each its result."""
         results: dict[_Job, object] = {}
         failures: dict[_Job, Exception] = {}
         if not jobs:
@@ -149,22 +162,33 @@ class Database:
         try:
             self._check_file()
             with self._writer.connect() as connection, connection.begin():
-                for job in jobs:
-                    try:
-                        with connection.begin_nested():
-                            results[job] = job.run(connection)
-                    except SQLAlchemyError:
-                        raise
-                    except Exception as error:  # a refusal of one job leaves the others alone
-                        failures[job] = error
-        except Exception as error:
-            for job in jobs:
-                failures.setdefault(job, StorageError(_message(error)))
+                if len(jobs) == 1:  # the transaction is undone with it
+                    results[jobs[0]] = jobs[0].run(connection)
+                else:
+                    _run_each(connection, jobs, results, failures)
+        except (SQLAlchemyError, sqlite3.Error, StorageError) as error:
+            failures = dict.fromkeys(jobs, StorageError(_message(error))) | failures
+        except Exception as error:  # a refusal of the only job
+            failures = dict.fromkeys(jobs, error)
         for job in jobs:
             if job in failures:
                 job.future.set_exception(failures[job])
             else:
                 job.future.set_result(results[job])
+
+
+def _run_each(
+    connection: Connection, jobs: list[_Job], results: dict[_Job, object],
+    failures: dict[_Job, Exception],
+) -> None:  # fmt: skip
+    for job in jobs:
+        try:
+            with connection.begin_nested():
+                results[job] = job.run(connection)
+        except SQLAlchemyError:
+            raise
+        except Exception as error:  # a refusal of one job leaves the others alone
+            failures[job] = error
 
 
 def open_database(url: str, synchronous: Synchronous = "FULL") -> Database:

@@ -8,14 +8,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, Row
 
-from jaxalign.serve.store.database import scalar
+from jaxalign.serve.store.database import scalar, text
 
 EventKind = Literal["answers", "preferred", "edited", "rating"]
 LEARNING: tuple[EventKind, ...] = ("preferred", "edited", "rating")
 """Kinds of feedback."""
 _COLUMNS = "id, received, user_id, kind, subject, prompt, answers, value, space, source"
+_INSERT = f"""
+INSERT INTO events ({_COLUMNS}) SELECT :id,
+CASE WHEN last >= :received THEN last + 1 ELSE :received END,
+:user_id, :kind, :subject, :prompt, :answers, :value, :space, :source
+FROM (SELECT COALESCE(MAX(received), -1) AS last FROM events WHERE user_id = :user_id) AS known
+RETURNING received
+"""
+"""The row of the user is locked, so that no other event comes between."""
 _SALT_BYTES = 16
 MICROSECONDS = 1_000_000
 Json = dict[str, object]
@@ -126,11 +134,6 @@ def insert(connection: Connection, event: Event, namespace: str, limits: Limits)
                 {"user": event.user},
             )
             return known
-    last = scalar(
-        connection, "SELECT MAX(received) FROM events WHERE user_id = :user", user=event.user
-    )
-    if last is not None:  # the row of the user is locked, so that no other event comes between
-        event = replace(event, received=max(event.received, int(last) + 1))
     values = {
         "id": event.id,
         "received": event.received,
@@ -143,9 +146,8 @@ def insert(connection: Connection, event: Event, namespace: str, limits: Limits)
         "space": event.space,
         "source": event.source,
     }
-    names = ", ".join(f":{name}" for name in values)
-    connection.execute(text(f"INSERT INTO events ({_COLUMNS}) VALUES ({names})"), values)
-    return event
+    received = connection.execute(text(_INSERT), values).scalar_one()
+    return replace(event, received=int(received))
 
 
 def _count(connection: Connection, event: Event, namespace: str, limits: Limits) -> None:

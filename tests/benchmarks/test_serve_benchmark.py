@@ -1,0 +1,33 @@
+"""The benchmark of the service runs, and its table has a line for every figure."""
+
+import argparse
+import json
+
+import pytest
+
+from benchmarks import serve
+from jaxalign.errors import InputError
+
+
+def options(tmp_path, *words):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", default=tmp_path)
+    serve.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+@pytest.mark.slow
+def test_a_small_benchmark_measures_everything(tmp_path):
+    words = "--requests 20 --seconds 0.2 --feedbacks 20 --memory 1 --rows 10 100"
+    assert serve.run(options(tmp_path, *words.split())) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["feedback"].keys() == {"10", "100"}
+    assert all(rate > 0 for rate in result["throughput"].values())
+    assert result["memory"]["requests"] > 0
+    table = (tmp_path / "table.md").read_text()
+    assert all(name in table for name in ("`plain`", "`best_of`", "100 rows", "Resident memory"))
+
+
+def test_too_few_requests_for_a_percentile_are_refused(tmp_path):
+    with pytest.raises(InputError, match="--requests: found 5, expected 20 or more"):
+        serve.run(options(tmp_path, "--requests", "5"))
