@@ -95,8 +95,10 @@ def out_of_fold(
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for one in range(int(fold.max()) + 1):
         mine = np.flatnonzero(fold == one)
-        fitted = method.fit(_without(data, number[mine]), 0)
-        features, some = data.inputs(method.inputs), _subset(users, fold, one)
+        others = _without(data, number[mine])
+        fitted = method.fit(others, 0)
+        # What items are to a control that reads no text is learned from choices, too.
+        features, some = others.inputs(method.inputs), _subset(users, fold, one)
         predicted = judged(method)
         losses = (candidate_losses(predicted, fitted, features, some, how) for how in (True, False))
         # The rows of a subset are its members in order, padded to the size of the largest fold.

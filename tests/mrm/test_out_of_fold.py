@@ -6,10 +6,11 @@ import pytest
 
 from benchmarks import mrm_adaptation
 from jaxalign.data.batching import Pairs
+from jaxalign.mrm import item_ids
 from jaxalign.mrm.out_of_fold import out_of_fold, user_folds
-from jaxalign.mrm.registry import make_method
+from jaxalign.mrm.registry import UserRewardMethod, make_method
 from jaxalign.mrm.selection import candidate_losses
-from jaxalign.mrm.support_query import SupportQueryData, TrainingData, UserPairs
+from jaxalign.mrm.support_query import SupportQueryData, TrainingData, UserPairs, one_bucket
 
 ITEMS, SIZE = 30, 3
 RNG = np.random.default_rng(0)
@@ -54,6 +55,33 @@ def test_every_user_is_judged_by_a_fit_to_the_other_folds_users():
                 full = candidate_losses(one, fitted, FEATURES, users, adapted)
                 np.testing.assert_allclose(array[:, mine], full[:, mine], rtol=2e-5)
     assert not found.reads.any()
+
+
+class SeenItems(UserRewardMethod):
+    """Keeps the items, by number, that its fit and its predictions are given."""
+
+    inputs = "ids"
+
+    def fit(self, data, seed):
+        return {"items": np.asarray(data.inputs("ids"))}
+
+    def candidates(self, fitted):
+        return [{}]
+
+    def predict(self, fitted, candidates, features, support, query):
+        np.testing.assert_array_equal(features, fitted["items"])
+        return np.full((1, *query.weight.shape), 0.5)
+
+
+def test_items_by_number_are_those_of_the_other_folds(monkeypatch):
+    """Many items are factors of choices, from which those of the held-out users are left out."""
+    monkeypatch.setattr(item_ids, "MOST_ONE_HOT", 1)
+    part = pairs(12, 8)
+    halves = (one_bucket(Pairs(*(a[:, side] for a in part))) for side in (slice(4), slice(4, 8)))
+    users, data = SupportQueryData(*halves), TrainingData(FEATURES, FEATURES, one_bucket(part))
+    fold = user_folds(users, 3, seed=0)
+    found = out_of_fold(SeenItems(None), data, users, np.arange(12), fold)
+    np.testing.assert_allclose(found.adapted, np.log(2), rtol=1e-6)
 
 
 @pytest.mark.slow
