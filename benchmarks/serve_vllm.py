@@ -1,65 +1,65 @@
 """A real vLLM behind `jaxalign serve`: members answer as in jaxalign, and users are learned.
 
-SmolLM2-135M-Instruct is fine-tuned to two manners of the shipped answers. A portfolio is built over
-the two adapters and their soup, exported, and served by vLLM. All goes by the command line and over
-HTTP, but for the greedy answers that those of vLLM are compared with.
+The members are an adapter of SmolLM2-135M-Instruct and the soup of two; the adapters are random, as
+if they had been trained, and the members' rewards are stated. What is checked is that the exported
+adapters do what the members do, and that the service in front of vLLM learns and restarts.
 """
 
 import argparse
 import asyncio
 import contextlib
-import gzip
-import importlib.resources
 import json
 import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import jax
+import numpy as np
 
 from benchmarks import harness
 from benchmarks.loop_http import running
-from jaxalign.demo.answers import FILE, read_answers
+from jaxalign import palm
+from jaxalign.demo.answers import read_answers
 from jaxalign.errors import InputError
 from jaxalign.files import write_json
-from jaxalign.models import load_language_model, save_language_model
+from jaxalign.models import LanguageModel, load_language_model, lora, save_language_model
 from jaxalign.models.sampling import Sampling
-from jaxalign.personalize import answer_as
+from jaxalign.personalize import Serving, answer_as
+from jaxalign.personalize.policies import Adapter, Soups
 from jaxalign.personalize.saved import open_policies
+from jaxalign.personalize.vllm_export import export_vllm
 from jaxalign.progress import Progress
-from jaxalign.rewards.reward_scale import SCALE_FILE
-from jaxalign.rewards.rules import TRAITS
 
 MODEL = "SmolLM2-135M-Instruct"
-MANNERS = {
-    "brief": "Reply in one very short sentence.",
-    "list": "Answer only with a short bulleted list.",
-}
+SPREAD = 0.02  # of the factors of the adapters: enough that answers change
+WEIGHTS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, 0.5]])
+"""Of the members: the reference, an adapter, and the soup of both adapters."""
+STATED = {"brevity": (1.0, -1.0), "structure": (-1.0, 1.0)}
+"""Rewards of the adapter and of the soup over the reference, in standard deviations."""
 EDITS = {"brief": "Yes.", "list": "- One step\n- Another step\n- A third step"}
-"""What the user of a manner makes of every answer."""
-_START_SECONDS = 600.0  # of vLLM on two busy cores
+"""What each user makes of every answer."""
+_START_SECONDS = 900.0  # of vLLM on two busy cores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
     parser.add_argument("--vllm", type=Path, required=True, help="the program `vllm`")
-    parser.add_argument("--rows", type=int, default=16, help="rows that an adapter is trained on")
     parser.add_argument("--prompts", type=int, default=4, help="whose greedy answers are compared")
     parser.add_argument("--tokens", type=int, default=24, help="most tokens of an answer")
     parser.add_argument("--edits", type=int, default=6, help="answers that each user edits")
-    parser.add_argument("--work", type=Path, help="folder of the models, kept and gone on with")
+    parser.add_argument("--work", type=Path, help="folder of the base model, which is kept")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, build, export, serve and ask, and write what was seen.
+    """Export, serve and ask, and write what was seen.
 
     Raises:
         InputError: there is no such program.
@@ -71,101 +71,110 @@ def run(arguments: argparse.Namespace) -> int:
     result: dict[str, Any] = {
         "benchmark": "serve_vllm",
         "machine": harness.machine(),
-        "vllm": _output(arguments.vllm, "--version").splitlines()[-1],
-        "settings": {name: getattr(arguments, name) for name in ("rows", "tokens", "edits")},
+        "settings": {name: getattr(arguments, name) for name in ("prompts", "tokens", "edits")},
     }
     with contextlib.ExitStack() as stack:
         work = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        portfolio = _portfolio(work, arguments)
-        exported = work / "vllm"
-        if not exported.exists():
-            _jaxalign("export", "vllm", "--portfolio", portfolio, "--out", exported)
-        with _vllm(arguments.vllm, exported, work / "vllm.log") as (address, seconds):
-            result["vllm_start_seconds"] = seconds
-            result["greedy"] = _compare_greedy(portfolio, address, arguments)
-            result["users"] = asyncio.run(_ask(work, portfolio, address, arguments))
+        base = work / "base"
+        if not base.exists():
+            save_language_model(base, load_language_model(MODEL))
+        model = load_language_model(str(base))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        portfolio, exported = folder / "portfolio", folder / "vllm"
+        Serving(_portfolio(), Soups(_adapters(model)), model, ("one", "two")).save(portfolio)
+        export_vllm(open_policies(portfolio, None), exported)
+        with _vllm(arguments.vllm, exported, folder / "vllm.log") as (process, address):
+            own = _own_answers(portfolio, model, arguments)
+            begun = time.perf_counter()
+            with Progress().waiting("vLLM starts"):
+                _wait(process, address, folder / "vllm.log")
+            result["vllm"] = httpx.get(address.replace("/v1", "/version")).json()["version"]
+            result["vllm_waited_seconds"] = time.perf_counter() - begun
+            result["greedy"] = _compare(own, exported, address, arguments)
+            result["users"] = asyncio.run(_ask(portfolio, address, arguments))
     write_json(arguments.out / "result.json", result)
     print(_table(result))
     return 0 if _holds(result) else 1
 
 
-def _portfolio(work: Path, arguments: argparse.Namespace) -> Path:
-    """The portfolio of two adapters and their soup, made in the folder unless it is there."""
-    work.mkdir(parents=True, exist_ok=True)
-    base = work / "base"
-    if not base.exists():
-        save_language_model(base, load_language_model(MODEL))
-    write_json(work / SCALE_FILE, read_answers().scale.to_json())
-    rows = _rows()
-    for manner, system in MANNERS.items():
-        if (work / manner / "report.json").exists():
-            continue
-        data = [
-            {"prompt": row["prompt"], "completion": answer["text"]}
-            for row in rows[: arguments.rows]
-            for answer in row["answers"]
-            if answer["system"] == system
-        ]
-        _write_rows(work / f"{manner}.jsonl", data)
-        _jaxalign(
-            "sft", "--model", base, "--data", work / f"{manner}.jsonl", "--out", work / manner,
-            "--loop.batch_size", 8, "--loop.epochs", 2, "--optimiser.rate", 3e-3,
-            "--trunk.lora.rank", 8, "--validation_share", 0, "--data.max_tokens", 96,
-        )  # fmt: skip
-    portfolio = work / "portfolio"
-    if not (portfolio / "report.json").exists():
-        prompts = [{"prompt": row["prompt"]} for row in rows[arguments.rows :]]
-        _write_rows(work / "prompts.jsonl", prompts[:6])
-        _jaxalign(
-            "palm", "build", "--policies", *(work / manner for manner in MANNERS),
-            "--data", work / "prompts.jsonl", "--out", portfolio, "--rewards", *TRAITS,
-            "--scale_from", work / SCALE_FILE, "--palm.weights", "signed", "--palm.size", 3,
-            "--policies.steps", 2, "--policies.samples", 2, "--compare", 0, "--draws", 50,
-            "--policies.max_tokens", arguments.tokens,
-        )  # fmt: skip
-    return portfolio
+def _adapters(model: LanguageModel) -> tuple[Adapter, ...]:
+    """Two adapters away from their start, as if they had been trained."""
+    found = []
+    for seed in (0, 1):
+        config = lora.LoraConfig(8, 16.0, targets=("query", "value", "up", "down"))
+        tree = lora.init(jax.random.key(seed), config, model.params)
+        rng = np.random.default_rng(seed)
+        moved = jax.tree.map(lambda x, r=rng: x + r.normal(0, SPREAD, x.shape).astype("f"), tree)
+        found.append((config, moved))
+    return tuple(found)
 
 
-def _compare_greedy(
-    portfolio: Path, address: str, arguments: argparse.Namespace
+def _portfolio() -> palm.Portfolio:
+    """A portfolio of three members whose rewards are stated, and not measured."""
+    scale = read_answers().scale
+    rewards = np.random.default_rng(0).random((4, 3, len(scale.names)))
+    config = palm.PalmConfig(weights="signed", size=2, max_calls=12)
+    built = palm.build(palm.ClosedForm(rewards, None, beta=0.1), config, scale=scale)
+    beyond = np.zeros((len(WEIGHTS), len(scale.names)))
+    for name, values in STATED.items():
+        beyond[1:, scale.names.index(name)] = values
+    levels = scale.levels(scale.mean[None, :] + beyond * scale.std[None, :])
+    members = palm.Policies(levels, np.zeros(len(WEIGHTS)), {"weight": WEIGHTS})
+    return replace(built, members=members)
+
+
+def _prompts() -> list[str]:
+    return list(read_answers().prompts)
+
+
+def _own_answers(
+    portfolio: Path, model: LanguageModel, arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Greedy answers of each member by its name, beside those of the library."""
+    """Greedy answers of each member by the library."""
     saved = open_policies(portfolio, None)
-    model = load_language_model(saved.base)
-    prompts = [row["prompt"] for row in _rows()[-arguments.prompts :]]
-    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    policies, count = saved.adapt(model), len(saved.weights)
-    pairs = [(number, chat) for number in range(count) for chat in chats]
-    own = answer_as(
-        model, policies, saved.weights, [number for number, _ in pairs],
-        [chat for _, chat in pairs], Sampling(max_tokens=arguments.tokens, temperature=0.0),
-        jax.random.key(0),
+    prompts = _prompts()[-arguments.prompts :]
+    numbers = [number for number in range(len(saved.weights)) for _ in prompts]
+    asked = prompts * len(saved.weights)
+    completions = answer_as(
+        model, saved.adapt(model), saved.weights, numbers,
+        [[{"role": "user", "content": prompt}] for prompt in asked],
+        Sampling(max_tokens=arguments.tokens, temperature=0.0), jax.random.key(0),
     )  # fmt: skip
-    served = json.loads((portfolio.parent / "vllm" / "routing.json").read_text())["served_base"]
+    return [
+        {"number": number, "model": saved.names[number], "prompt": prompt, "jaxalign": one.text}
+        for number, prompt, one in zip(numbers, asked, completions, strict=True)
+    ]
+
+
+def _compare(
+    own: list[dict[str, Any]], exported: Path, address: str, arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """The same answers by the names of the members on the server."""
+    served = json.loads((exported / "routing.json").read_text())["served_base"]
     rows = []
     with httpx.Client(base_url=address, timeout=600) as client:
-        for (number, chat), expected in zip(pairs, own, strict=True):
-            name = saved.names[number] if number else served
-            body = {"model": name, "messages": chat, "temperature": 0}
+        for row in own:
+            name = row["model"] if row["number"] else served
+            message = {"role": "user", "content": row["prompt"]}
+            body = {"model": name, "messages": [message], "temperature": 0}
             found = client.post("chat/completions", json={**body, "max_tokens": arguments.tokens})
             found.raise_for_status()
             text = found.json()["choices"][0]["message"]["content"]
-            rows.append({"model": name, "number": number, "equal": text == expected.text,
-                         "text": text, "jaxalign": expected.text})  # fmt: skip
+            rows.append({**row, "model": name, "text": text, "equal": text == row["jaxalign"]})
     return rows
 
 
 async def _ask(
-    work: Path, portfolio: Path, address: str, arguments: argparse.Namespace
+    portfolio: Path, address: str, arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Let two users edit answers, restart the service on the same database, and ask it again."""
+    """Let two users edit answers, kill the service, start it again on its database, and ask it."""
     options = ("--portfolio", str(portfolio), "--strategy", "member")
-    prompts = [row["prompt"] for row in _rows()]
+    prompts = _prompts()
     found = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         async with (
-            running(folder, address, 2, *options) as service,
+            running(folder, address, 2, *options) as (service, process),
             httpx.AsyncClient(base_url=service, timeout=600) as client,
         ):
             listed = (await client.get("/v1/models")).json()["data"]
@@ -184,8 +193,10 @@ async def _ask(
                     "text": last["choices"][0]["message"]["content"],
                     "rewards": taste["rewards"],
                 })  # fmt: skip
+            os.kill(process, signal.SIGKILL)
+            await asyncio.sleep(1)  # until the loop has seen that it ended
         async with (
-            running(folder, address, 2, *options) as service,
+            running(folder, address, 2, *options) as (service, _),
             httpx.AsyncClient(base_url=service, timeout=600) as client,
         ):
             for row in found:
@@ -207,12 +218,13 @@ async def _answer(client: httpx.AsyncClient, user: str, prompt: str, tokens: int
 
 
 @contextlib.contextmanager
-def _vllm(program: Path, exported: Path, log: Path) -> Iterator[tuple[str, float]]:
-    """Run vLLM by the exported script, and yield its address and the seconds of its start."""
+def _vllm(
+    program: Path, exported: Path, log: Path
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """Start vLLM by the exported script, and yield its process and its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    address, begun = f"http://127.0.0.1:{port}/v1", time.perf_counter()
     environment = {
         **os.environ,
         "PATH": f"{program.parent.absolute()}:{os.environ['PATH']}",
@@ -228,9 +240,7 @@ def _vllm(program: Path, exported: Path, log: Path) -> Iterator[tuple[str, float
             command, stdout=out, stderr=out, env=environment, start_new_session=True
         )
     try:
-        with Progress().waiting("vLLM starts"):
-            _wait(process, address, log)
-        yield address, time.perf_counter() - begun
+        yield process, f"http://127.0.0.1:{port}/v1"
     finally:
         os.killpg(process.pid, signal.SIGTERM)  # its engine is a process of its own
         process.wait()
@@ -246,27 +256,6 @@ def _wait(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
             pass
         time.sleep(2)
     raise RuntimeError(f"vLLM did not start: {log.read_text(errors='replace')[-2000:]}")
-
-
-def _jaxalign(*words: object) -> None:
-    subprocess.run([sys.executable, "-m", "jaxalign.cli", *map(str, words)], check=True)
-
-
-def _output(*words: object) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run(
-        list(map(str, words)), capture_output=True, text=True, check=True, env=environment
-    ).stdout.strip()
-
-
-def _rows() -> list[dict[str, Any]]:
-    """The shipped prompts, with the answers in every manner."""
-    data = importlib.resources.files("jaxalign.demo").joinpath(FILE).read_bytes()
-    return [json.loads(line) for line in gzip.decompress(data).decode().splitlines()[1:]]
-
-
-def _write_rows(path: Path, rows: list[dict[str, str]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 
 
 def _holds(result: dict[str, Any]) -> bool:

@@ -87,6 +87,9 @@ def test_a_user_without_a_direction_is_served_as_the_population(serving):
     )]  # fmt: skip
     choices = [a.choice for a in strategy.answer(asked, ServingRule(least_probability=0), KEY)]
     assert choices[0] == choices[1] == choices[2] != "the reference, member 0"
+    # Their own gain is near 0 and uncertain: a rule that asks for certainty serves the reference.
+    sure = [a.choice for a in strategy.answer(asked, ServingRule(least_probability=0.6), KEY)]
+    assert sure[0] == sure[2] == "the reference, member 0"
 
 
 def test_users_on_another_scale_or_other_rewards_are_refused(serving):
