@@ -21,6 +21,7 @@ FILES = {
     "mrm evaluate": "--model none --data READ",
     "palm certify": "--portfolio none --data READ",
     "palm route": "--portfolio none --users READ",
+    "pplug export": "--model none --input a --history READ",
     "pplug generate": "--model none --requests READ",
     "reward score": "--rewards brevity --data READ",
 }
@@ -73,7 +74,7 @@ def words_of(command, read):
 
 
 def ending(command):
-    return ".npz" if command == "embed" else ".jsonl"
+    return {"embed": ".npz", "pplug export": ".pt"}.get(command, ".jsonl")
 
 
 @pytest.mark.parametrize("command", [*FILES, *FOLDERS])

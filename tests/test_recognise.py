@@ -98,6 +98,7 @@ READERS = {
     "palm certify --portfolio X --data ROWS": {"portfolio"},
     "pplug generate --model X --input a": {"plug", *PLUGS},
     "pplug evaluate --model X --out OUT": PLUGS,
+    "pplug export --model X --input a --out OUT.pt": {"plug", *PLUGS},
     "moc evaluate --model X --out OUT": {"policy", "run of moc train"},
     "moc export --model X --preference a=1 --out OUT": {"policy"},
     "export vllm --portfolio X --out OUT": {"policies"},

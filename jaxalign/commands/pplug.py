@@ -1,4 +1,4 @@
-"""`jaxalign pplug train|evaluate|generate`."""
+"""`jaxalign pplug train|evaluate|generate|export`."""
 
 import argparse
 from pathlib import Path
@@ -21,6 +21,7 @@ def add(commands: Commands) -> None:
     _add_train(actions)
     _add_evaluate(actions)
     _add_generate(actions)
+    _add_export(actions)
 
 
 def _add_train(actions: Commands) -> None:
@@ -34,7 +35,9 @@ def _add_train(actions: Commands) -> None:
     )
     parser.add_argument("--model", required=True, help="language model: folder, file or name")
     parser.add_argument("--encoder", required=True, help="encoder of histories: folder or name")
-    parser.add_argument("--data", required=True, help="LaMP's folder, JSON lines, or HuffPost")
+    parser.add_argument(
+        "--data", required=True, help="LaMP's folder, JSON lines, HuffPost or Jester"
+    )
     add_out(parser, "folder", "folder of the run")
     parser.add_argument(
         "--config", type=Path, required=True, help="YAML, or one such as pplug/lamp_1"
@@ -54,7 +57,10 @@ def _add_evaluate(actions: Commands) -> None:
         epilog="Any field of the config's evaluate can be set: --evaluate.samples 300",
     )
     parser.add_argument("--model", type=Path, required=True, help="folder of a run")
-    parser.add_argument("--split", help="validation or test (the config's)")
+    parser.add_argument("--split", help="validation, test or test_new (the config's)")
+    parser.add_argument(
+        "--methods", nargs="+", metavar="NAME", help='such as "persona of another" (all)'
+    )
     parser.add_argument("--data", help="data, where they lie elsewhere now")
     parser.add_argument("--store", type=Path, help="folder of item vectors (the run's)")
     add_out(parser, "folder", "folder of the report")
@@ -72,12 +78,36 @@ def _add_generate(actions: Commands) -> None:
     question.add_argument(
         "--requests", type=Path, help="JSON lines with user, input and history, one batch"
     )
-    parser.add_argument("--history", type=Path, help="JSON lines, an item each (none: a new user)")
+    parser.add_argument(
+        "--history", type=Path, help="JSON lines, an item or a choice each (none: a new user)"
+    )
     parser.add_argument("--store", type=Path, help="folder of item vectors (the run's)")
     parser.add_argument("--max-tokens", type=int, help="of an answer (text.answer_tokens)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest (0)")
     parser.add_argument("--top-p", type=float, default=1.0)
     add_completing(parser)
+
+
+def _add_export(actions: Commands) -> None:
+    parser = command(
+        actions,
+        "export",
+        _export,
+        "write a question with its persona as the embeddings of a prompt",
+        epilog="The file is what torch.save writes of a tensor [T, D]. vLLM, started with "
+        "--enable-prompt-embeds, takes it in base64 as prompt_embeds of /v1/completions.",
+    )
+    parser.add_argument(
+        "--model", type=Path, required=True, help="folder of a run, or of one of its plugs"
+    )
+    parser.add_argument(
+        "--input", required=True, help="text of the question, or the article that it is about"
+    )
+    parser.add_argument(
+        "--history", type=Path, help="JSON lines, an item or a choice each (none: a new user)"
+    )
+    parser.add_argument("--store", type=Path, help="folder of item vectors (the run's)")
+    add_out(parser, "file", "file of the embeddings, such as prompt.pt", (".pt",))
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -117,6 +147,8 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
 
     if arguments.split is not None:
         rest = [*rest, "--evaluate.split", arguments.split]
+    if arguments.methods is not None:
+        rest = [*rest, "--evaluate.methods", *arguments.methods]
     report = evaluate(
         arguments.model,
         arguments.out,
@@ -147,7 +179,7 @@ def _generate(arguments: argparse.Namespace, _: list[str]) -> None:
     from jaxalign.models.sampling import Sampling
 
     opened = ask.open_plug(arguments.model)
-    task = opened.run.sources.task
+    task = opened.run.rules
     if arguments.requests is not None:
         histories = load_histories(arguments.requests, task)
     else:
@@ -161,3 +193,16 @@ def _generate(arguments: argparse.Namespace, _: list[str]) -> None:
     config = GenerateConfig(sampling, arguments.samples, arguments.seed)
     with ask.question_policies(opened, histories, arguments.store) as (policies, rows):
         complete(arguments, policies, rows, config, arguments.input is not None)
+
+
+def _export(arguments: argparse.Namespace, _: list[str]) -> None:
+    from jaxalign.data.torch_files import tensor_bytes
+    from jaxalign.experiments.pplug import ask
+    from jaxalign.files import write_aside
+
+    opened = ask.open_plug(arguments.model)
+    histories = ask.read_history(arguments.history, opened.run.rules, arguments.input)
+    values = ask.embed_question(opened, histories, arguments.store)
+    with write_aside(arguments.out) as aside:
+        aside.write_bytes(tensor_bytes(values))
+    print(f"wrote {arguments.out}: {counted(len(values), 'embedding')} of width {values.shape[1]}")

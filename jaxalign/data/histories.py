@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from jaxalign.data import lamp
+from jaxalign.data.choices import flat_choice
 from jaxalign.data.dates import date_key
 from jaxalign.data.tables import read_rows
-from jaxalign.data.values import field_identifier, field_text, short
+from jaxalign.data.values import check_text, field_identifier, field_text, short
 from jaxalign.errors import InputError
 
 
@@ -64,6 +65,7 @@ class Histories:
         task: a name in `jaxalign.data.lamp.TASKS`.
         source: what they were read from.
         notes: what reading changed, a sentence each.
+        own_task: the task, where it is none of `jaxalign.data.lamp.TASKS`.
     """
 
     samples: tuple[Sample, ...]
@@ -71,6 +73,7 @@ class Histories:
     task: str
     source: str = "memory"
     notes: tuple[str, ...] = ()
+    own_task: lamp.Task | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -85,6 +88,11 @@ class Histories:
         return replace(
             self, samples=tuple(replace(one, profile=tuple(profile)) for one, profile in pairs)
         )
+
+    @property
+    def rules(self) -> lamp.Task:
+        """The task."""
+        return self.own_task or lamp.task(self.task)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -112,13 +120,20 @@ class Histories:
             )
         return known
 
-    def item_texts(self, labels: bool = False) -> list[str]:
-        """What the history encoder reads of each item; see `lamp.item_text`."""
-        return [lamp.item_text(self.task, item.fields, labels) for item in self.items]
+    def item_texts(self, labels: bool = False, template: str = "") -> list[str]:
+        """What the history encoder reads of each item; see `lamp.item_text`.
+
+        Raises:
+            InputError: the template names a field that the task's items lack.
+        """
+        rules = self.rules
+        own = (*rules.fields, *(() if rules.label is None else (rules.label,)), "verdict")
+        lamp.check_template(template, own, "text.item")
+        return [lamp.item_text(rules, item.fields, labels, template) for item in self.items]
 
     def query_texts(self, prefix: str = lamp.QUERY_PREFIX) -> list[str]:
         """What the input encoder reads of each question; see `lamp.query_text`."""
-        return [lamp.query_text(self.task, sample.input, prefix) for sample in self.samples]
+        return [lamp.query_text(self.rules, sample.input, prefix) for sample in self.samples]
 
 
 def load_lamp(
@@ -171,14 +186,15 @@ def load_lamp(
     return table.histories()
 
 
-def load_histories(path: str | Path, task: str = "text") -> Histories:
+def load_histories(path: str | Path, task: str | lamp.Task = "text") -> Histories:
     """Read a history file: JSON lines, one question a line.
 
     Args:
         path: ending in .jsonl or .json (.gz too). A line has `user`, `input`, `history` and
             optionally `output`, `id`, `category` and `date`. An item of `history` is a text, or an
             object with the task's fields and optionally `id`, `date` and `category`; items with
-            dates are put in order, oldest first.
+            dates are put in order, oldest first. A row of a preference file, with `chosen` and
+            `rejected`, becomes two items, see `in_words`.
         task: what the questions are; `text` asks for items with a `text` and takes any input.
 
     Returns:
@@ -213,6 +229,49 @@ def leading_category(histories: Histories, sample: Sample) -> str | None:
     return counts.most_common(1)[0][0] if counts else None
 
 
+CHOSEN, REJECTED = "I chose this answer: {}", "I rejected this answer: {}"
+"""A choice of a preference file in words, as two items of a history."""
+
+
+def in_words(entry: object, task: lamp.Task, where: str) -> list[object]:
+    """Return an item of a history as it is, or a choice of a preference file as two items.
+
+    Args:
+        entry: an item, or a row with `chosen` and `rejected`, texts or conversations. A choice
+            marked as a `tie` gives no item.
+        task: whose items are texts, for choices.
+        where: what to call the entry in messages.
+
+    Raises:
+        InputError: a choice cannot be used, or the task's items have other fields.
+
+    Example:
+        >>> from jaxalign.data import lamp
+        >>> from jaxalign.data.histories import in_words
+        >>> choice = {"prompt": "Hi", "chosen": "Hello.", "rejected": "What?"}
+        >>> [item["text"] for item in in_words(choice, lamp.task("text"), "row 1")]
+        ['I chose this answer: Hello.', 'I rejected this answer: What?']
+    """
+    if not isinstance(entry, Mapping) or not {"chosen", "rejected"} <= entry.keys():
+        return [entry]
+    if (*task.fields, task.label) != ("text", None):
+        raise InputError(
+            f"{where}: found a choice, with `chosen` and `rejected`, and the task {task.name}, "
+            "whose items have other fields; expected a task of texts alone, such as `text`."
+        )
+    if entry.get("tie"):
+        return []
+    _, chosen, rejected = flat_choice(
+        entry.get("prompt"), entry["chosen"], entry["rejected"], where
+    )
+    found: list[object] = []
+    for words, name, answer in ((CHOSEN, "chosen", chosen), (REJECTED, "rejected", rejected)):
+        text = words.format(check_text(str(answer) if answer else answer, name, where))
+        rest = {key: entry[key] for key in ("date", "category") if key in entry}
+        found.append({"text": text, **rest})
+    return found
+
+
 class _Table:
     """Questions as they are read: items numbered, each once."""
 
@@ -233,8 +292,8 @@ class _Table:
         self.ids.add(name)
         question = field_text(row, "input", where, blank=False)
         try:
-            lamp.query_text(self.task.name, question)
-            lamp.retrieval_query(self.task.name, question)
+            lamp.query_text(self.task, question)
+            lamp.retrieval_query(self.task, question)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
         history = _optional(row, field)
@@ -262,11 +321,16 @@ class _Table:
         )
         remarks = tuple(f"{text}: {count:,}" for count, text in notes if count)
         samples, items = tuple(self.samples), tuple(self.items)
-        return Histories(samples, items, self.task.name, self.source, remarks)
+        own = None if self.task.name in lamp.TASKS else self.task
+        return Histories(samples, items, self.task.name, self.source, remarks, own)
 
     def _profile(self, history: list[object], where: str, limit: str | None) -> tuple[int, ...]:
         """Places of a history's items, oldest first."""
-        rows = [self._item(entry, f"{where}[{place}]") for place, entry in enumerate(history)]
+        rows = [
+            self._item(item, f"{where}[{place}]")
+            for place, entry in enumerate(history)
+            for item in in_words(entry, self.task, f"{where}[{place}]")
+        ]
         kept = self._distinct(rows, where)
         keys = self._dates([self.items[place] for place in kept], where, limit)
         order = sorted(range(len(kept)), key=keys.__getitem__) if keys else range(len(kept))
@@ -320,7 +384,7 @@ class _Table:
         }
         if _optional(entry, "category") is not None:
             fields["category"] = field_text(entry, "category", where)
-        if not lamp.item_text(self.task.name, fields):
+        if not lamp.item_text(self.task, fields):
             return None
         date = _date(entry, where)
         content = (date, *fields.items())

@@ -33,6 +33,13 @@ class Sequences:
         flat = (token for row in rows for token in row)
         return cls(np.fromiter(flat, np.int32, int(starts[-1])), starts)
 
+    @classmethod
+    def joined(cls, parts: Sequence["Sequences"]) -> "Sequences":
+        """All sequences of several, in order."""
+        lengths = np.concatenate([part.lengths for part in parts])
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        return cls(np.concatenate([part.tokens for part in parts]), starts)
+
     def __len__(self) -> int:
         return len(self.starts) - 1
 

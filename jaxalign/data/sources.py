@@ -126,6 +126,19 @@ def jester_ratings(folder: str | Path) -> tuple[tuple[str, ...], np.ndarray]:
     return _read_ratings(_part(folder, "ratings.csv.gz"), tuple(jokes))
 
 
+def jester_jokes(folder: str | Path) -> tuple[tuple[str, str], ...]:
+    """Return the id and text of each joke of Jester, in the order of the ratings' columns.
+
+    Args:
+        folder: as of `jester`.
+
+    Raises:
+        InputError: the file is missing or unreadable.
+    """
+    jokes = _read_texts(_part(Path(folder), "jokes.jsonl"), ("text",))
+    return tuple((name, text) for name, (text,) in jokes.items())
+
+
 def ukpconvarg1(
     folder: str | Path, ties: bool = True, item_folds: int = 10, seed: int = 0
 ) -> ChoiceSource:

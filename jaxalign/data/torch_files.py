@@ -1,6 +1,8 @@
-"""Tensors out of torch's .pt files without torch, and without running what a pickle asks for."""
+"""Tensors out of and into torch's .pt files without torch, and without running a pickle."""
 
+import io
 import pickle
+import struct
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -57,6 +59,64 @@ def read_pt(path: str | Path) -> Any:
             f"{path} is damaged ({type(error).__name__}: {error}), expected tensors saved by "
             "torch.save; download or save it again."
         ) from None
+
+
+def tensor_bytes(values: np.ndarray) -> bytes:
+    """Return what `torch.save` writes of a tensor: a .pt file in the zip format.
+
+    `torch.load` reads it with `weights_only=True`, and vLLM takes it, in base64, as
+    `prompt_embeds`.
+
+    Args:
+        values: an array of float16, bfloat16 (of `ml_dtypes`), float32, float64, int64 or bool.
+
+    Raises:
+        InputError: the values have another type.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from jaxalign.data.torch_files import read_pt, tensor_bytes
+        >>> path = Path(tempfile.mkdtemp()) / "tensor.pt"
+        >>> _ = path.write_bytes(tensor_bytes(np.arange(6.0).reshape(2, 3)))
+        >>> read_pt(path).tolist()
+        [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+    """
+    names = {np.dtype(kind): name for name, kind in _DTYPES.items()}
+    values = np.asarray(values, order="C")  # keeps a number without axes
+    if values.dtype not in names:
+        raise InputError(
+            f"found values of {values.dtype}, expected one of {', '.join(map(str, names))}: cast "
+            "them."
+        )
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("tensor/data.pkl", _tensor_pickle(values, names[values.dtype]))
+        archive.writestr("tensor/byteorder", "little")
+        little = values.astype(values.dtype.newbyteorder("<"), copy=False)
+        archive.writestr("tensor/data/0", little.tobytes())
+        archive.writestr("tensor/version", "3\n")
+    return stream.getvalue()
+
+
+def _tensor_pickle(values: np.ndarray, storage: str) -> bytes:
+    """Return the pickle of one tensor, opcode by opcode: torch's names cannot be imported here."""
+
+    def text(word: str) -> bytes:
+        return b"X" + struct.pack("<I", len(word)) + word.encode()
+
+    def numbers(*values: int) -> bytes:
+        return b"(" + b"".join(b"J" + struct.pack("<i", value) for value in values) + b"t"
+
+    steps = [step // values.itemsize for step in values.strides]
+    kind = b"ctorch\n" + storage.encode() + b"\n"
+    count = b"J" + struct.pack("<i", values.size)
+    place = b"(" + text("storage") + kind + text("0") + text("cpu") + count + b"tQ"
+    hooks = b"ccollections\nOrderedDict\n)R"
+    shape = numbers(*values.shape) + numbers(*steps)
+    arguments = b"(" + place + b"J" + struct.pack("<i", 0) + shape + b"\x89" + hooks + b"t"
+    return b"\x80\x02" + b"ctorch._utils\n_rebuild_tensor_v2\n" + arguments + b"R."
 
 
 def _read_archive(archive: zipfile.ZipFile, path: Path) -> Any:

@@ -1,11 +1,13 @@
 """The demo's last stage: a soft token per user conditions a frozen toy language model.
 
-The persona of a user is made of all answers that the user chose. It is trained on the training
-users by `jaxalign.pplug`; the toy then names what each test user likes most.
+The persona of a user is made of all choices of the user, each the difference between the answer
+that was chosen and the one that was not. It is trained on the training users by `jaxalign.pplug`;
+the toy then names what each test user likes most.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import TypedDict
 
@@ -16,6 +18,7 @@ from jaxalign import pplug
 from jaxalign.data.histories import Histories, Item, Sample
 from jaxalign.demo import toy
 from jaxalign.demo.answers import DemoAnswers
+from jaxalign.demo.people import SimulatedChoices
 from jaxalign.demo.study import DIMS, DRAWS, SUPPORT, TRAIN_CHOICES, DemoData, Design, Study
 from jaxalign.metrics.bootstrap import mean_interval
 from jaxalign.models import families
@@ -31,8 +34,9 @@ from jaxalign.train.loop import LoopConfig
 from jaxalign.train.optimiser import OptimiserConfig
 
 QUESTION = " ".join(toy.PROMPT)
-PERSONA = pplug.PersonaConfig(mean=True)
-"""All items have equal weights: there is one prompt, so that no input encoder is needed."""
+PERSONA = pplug.PersonaConfig(mean=True, centre=True)
+"""All items have equal weights: there is one prompt, so that no input encoder is needed. Items are
+centred: what the choices of all users have in common tells no user from another."""
 TEXT = pplug.TextConfig(query_prefix="", prompt_tokens=8, answer_tokens=2, template="plain")
 CONFIG = pplug.PPlugConfig(
     PERSONA,
@@ -44,6 +48,7 @@ CONFIG = pplug.PPlugConfig(
     compute="float32",
 )
 WHITEN = 0.5
+OVER = "over"  # between the numbers of the chosen and the rejected answer in an item
 
 
 class MeanInterval(TypedDict):
@@ -80,12 +85,13 @@ def run_plug(
     vectors = item_vectors(encoded, answers, plan)
     width = vectors.shape[1]
     encoder = replace(encoder, config=replace(encoder_config(encoder), width=width))
-    train = user_histories(answers, data, plan.train, data.fitted.chosen)
-    test = user_histories(answers, data, plan.test, data.support["test"].chosen)
+    train = user_histories(data, plan.train, data.fitted)
+    test = user_histories(data, plan.test, data.support["test"])
     model, key = toy.make_toy(seed), jax.random.key(seed)
     config = replace(CONFIG, loop=replace(CONFIG.loop, seed=seed))
     with TemporaryDirectory() as folder, pplug.HistoryStore(folder, "demo", width) as store:
-        store.add(train.item_texts(), lambda texts: vectors[: len(texts)])
+        for histories in (train, test):
+            store.add(histories.item_texts(), partial(choice_vectors, vectors))
 
         def fit(histories: Histories) -> pplug.PPlug:
             fresh = pplug.init_plug(key, model, encoder, PERSONA, TEXT, histories, store)
@@ -140,25 +146,39 @@ def item_vectors(encoded: np.ndarray, answers: DemoAnswers, plan: Design) -> np.
     return fit_projection(beyond[fitted], DIMS, WHITEN).apply(beyond)
 
 
-def user_histories(
-    answers: DemoAnswers, data: DemoData, users: np.ndarray, chosen: np.ndarray
-) -> Histories:
-    """Return one question per user, whose history is the answers that the user chose.
+def user_histories(data: DemoData, users: np.ndarray, choices: SimulatedChoices) -> Histories:
+    """Return one question per user, whose history is the choices of the user.
 
     Args:
-        answers: The answers, all of which become items.
         data: The users, whose largest true weight is the right answer.
         users: [U] int users.
-        chosen: [U, P] int answers that they chose.
+        choices: Their choices, [U, P] answers that they chose and rejected.
     """
-    # The number makes texts distinct: the vector of a text depends on its prompt.
-    items = tuple(Item(str(i), {"text": f"{i} {text}"}) for i, text in enumerate(answers.texts))
+    pairs = np.stack([choices.chosen, choices.rejected], axis=2)
+    distinct, place = np.unique(pairs.reshape(-1, 2), axis=0, return_inverse=True)
+    items = tuple(
+        Item(f"{chosen}-{rejected}", {"text": f"{chosen} {OVER} {rejected}"})
+        for chosen, rejected in distinct
+    )
     likes = data.people.weights[users].argmax(axis=1)
+    profiles = place.reshape(pairs.shape[:2])
     samples = tuple(
         Sample(f"u{user:04d}", f"u{user:04d}", QUESTION, list(TRAITS)[trait], tuple(map(int, row)))
-        for user, trait, row in zip(users, likes, chosen, strict=True)
+        for user, trait, row in zip(users, likes, profiles, strict=True)
     )
     return Histories(samples, items, "text")
+
+
+def choice_vectors(vectors: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    """Return the difference of the two answers of each choice, of length 1: [n, E].
+
+    Args:
+        vectors: [N, E] vectors of the answers.
+        texts: Items of `user_histories`.
+    """
+    pairs = np.array([text.split(f" {OVER} ") for text in texts], int)
+    found = vectors[pairs[:, 0]] - vectors[pairs[:, 1]]
+    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
 
 
 def _without_histories(histories: Histories) -> Histories:

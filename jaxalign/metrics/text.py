@@ -18,11 +18,13 @@ from jaxalign.errors import InputError
 Floats = NDArray[np.float64]
 
 
-def score(task: str, predictions: Sequence[str], golds: Sequence[str]) -> dict[str, float]:
+def score(
+    task: str | lamp.Task, predictions: Sequence[str], golds: Sequence[str]
+) -> dict[str, float]:
     """Return what LaMP reports of a task.
 
     Args:
-      task: a name in `jaxalign.data.lamp.TASKS`.
+      task: a name in `jaxalign.data.lamp.TASKS`, or a task.
       predictions: N answers of a model.
       golds: N right answers, in the same order.
 
@@ -46,7 +48,7 @@ def score(task: str, predictions: Sequence[str], golds: Sequence[str]) -> dict[s
 
 
 def summary(
-    task: str,
+    task: str | lamp.Task,
     values: Mapping[str, Floats],
     predictions: Sequence[str],
     golds: Sequence[str],
@@ -54,7 +56,7 @@ def summary(
     """Return `score`, of which the part of each sample is known already.
 
     Args:
-      task: a name in `jaxalign.data.lamp.TASKS`.
+      task: a name in `jaxalign.data.lamp.TASKS`, or a task.
       values: what `sample_scores` returned of the same answers.
       predictions: N answers of a model.
       golds: N right answers, in the same order.
@@ -72,11 +74,13 @@ def summary(
     return means
 
 
-def sample_scores(task: str, predictions: Sequence[str], golds: Sequence[str]) -> dict[str, Floats]:
+def sample_scores(
+    task: str | lamp.Task, predictions: Sequence[str], golds: Sequence[str]
+) -> dict[str, Floats]:
     """Return each sample's share in the figures that are means over samples.
 
     Args:
-      task: a name in `jaxalign.data.lamp.TASKS`.
+      task: a name in `jaxalign.data.lamp.TASKS`, or a task.
       predictions: N answers of a model.
       golds: N right answers, in the same order.
 
@@ -92,14 +96,14 @@ def sample_scores(task: str, predictions: Sequence[str], golds: Sequence[str]) -
     answers, right = _stripped(predictions), _stripped(golds)
     if len(answers) != len(right) or not right:
         raise InputError(
-            f"{task}: found {len(answers)} predictions for {len(right)} right answers, expected "
-            "one for each of at least one."
+            f"{rules.name}: found {len(answers)} predictions for {len(right)} right answers, "
+            "expected one for each of at least one."
         )
     if rules.kind == "choice":
         if unknown := [gold for gold in right if gold not in rules.labels]:
             raise InputError(
-                f"{task}: the right answer {unknown[0]!r} is none of {', '.join(rules.labels)}; "
-                "check the file of outputs and the task."
+                f"{rules.name}: the right answer {unknown[0]!r} is none of "
+                f"{', '.join(rules.labels)}; check the file of outputs and the task."
             )
         equal = [answer == gold for answer, gold in zip(answers, right, strict=True)]
         return {"accuracy": np.asarray(equal, np.float64)}

@@ -94,6 +94,41 @@ def cached_attention(
     return _mixed(query, key, value, mask)
 
 
+def past_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    past: Cache,
+    starts: jax.Array,
+    window: int | None = None,
+) -> jax.Array:
+    """Attention of tokens to the tokens before them in a cache that stays as it is, and here.
+
+    Args:
+        query: [B, T, N, H] of tokens at the positions `starts` to `starts + T - 1`.
+        key, value: [B, T, G, H] of these tokens.
+        past: keys and values of one layer, [B, G, S, H]; slots from `starts` on are not read.
+        starts: [B] int32 tokens of each row in `past`.
+        window: as in `causal_attention`.
+
+    Returns:
+        [B, T, N, H].
+    """
+    slots = past.key.shape[2]
+    own = starts[:, None] + jnp.arange(query.shape[1], dtype=jnp.int32)[None, :]
+    kept = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32)[None, :], (len(starts), slots))
+    places = jnp.concatenate([kept, own], axis=1)[:, None, :]
+    mask = places <= own[:, :, None]
+    mask &= jnp.concatenate([kept < starts[:, None], own >= 0], axis=1)[:, None, :]
+    if window is not None:
+        mask &= places > own[:, :, None] - window
+    keys, values = (
+        jnp.concatenate([old.astype(new.dtype), jnp.swapaxes(new, 1, 2)], axis=2)
+        for old, new in zip(past, (key, value), strict=True)
+    )
+    return _mixed(query, keys, values, mask)
+
+
 def _best(dtype: jnp.dtype, head_width: int) -> Literal["xla", "cudnn"]:
     half = dtype in (jnp.bfloat16, jnp.float16)
     fits = half and head_width % 8 == 0 and head_width <= 128

@@ -55,6 +55,7 @@ def generate_texts(
     combine: PolicyMixture | None = None,
     prefix: Array | None = None,
     prefix_lengths: Array | None = None,
+    prefix_starts: Array | None = None,
     places: Sequence[int] | None = None,
     batch_size: int = 16,
     progress: bool = True,
@@ -68,7 +69,8 @@ def generate_texts(
         settings: how tokens are sampled; the model's own stop ids are added to these.
         key: random key. A completion depends on its prompt and its place in the list, not on the
             batch.
-        adapters, rows, combine, prefix, prefix_lengths: as in `generate`, for all X prompts.
+        adapters, rows, combine, prefix, prefix_lengths, prefix_starts: as in `generate`, for all X
+            prompts.
         places: [X] of the prompts in the list, where they are some of a longer one; None for 0 to
             X - 1.
         batch_size: most prompts at once.
@@ -106,6 +108,7 @@ def generate_texts(
         combine=combine,
         prefix=prefix,
         prefix_lengths=prefix_lengths,
+        prefix_starts=prefix_starts,
         batch_size=batch_size,
     )
     for batch in track("answering", batches, len(ids), len, progress):
@@ -148,6 +151,7 @@ def complete_tokens(
     combine: PolicyMixture | None = None,
     prefix: Array | None = None,
     prefix_lengths: Array | None = None,
+    prefix_starts: Array | None = None,
     batch_size: int = 16,
 ) -> Iterator[dict[int, Completion]]:
     """Yield batches of completions of prompts that are tokens, by the number of the prompt.
@@ -157,7 +161,8 @@ def complete_tokens(
         ids: X prompts, of `prompt_ids`.
         settings: how tokens are sampled; the model's own stop ids are added to these.
         keys: [X] random keys. A completion depends on its prompt and key, not on the batch.
-        adapters, rows, combine, prefix, prefix_lengths: as in `generate`, for all X prompts.
+        adapters, rows, combine, prefix, prefix_lengths, prefix_starts: as in `generate`, for all X
+            prompts.
         batch_size: most prompts at once.
 
     Yields:
@@ -181,6 +186,7 @@ def complete_tokens(
             _of_rows(settings, filled),
             prefix=_take(prefix, filled),
             prefix_lengths=_take(prefix_lengths, filled),
+            prefix_starts=_take(prefix_starts, filled),
             adapters=adapters,
             rows=_take(rows, filled),
             combine=combine

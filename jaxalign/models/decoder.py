@@ -8,7 +8,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxalign.models import lora
-from jaxalign.models.attention import Cache, cached_attention, causal_attention
+from jaxalign.models.attention import (
+    Cache,
+    cached_attention,
+    causal_attention,
+    past_attention,
+)
 from jaxalign.models.decoder_config import DecoderConfig, StackConfig
 from jaxalign.models.params import Params, leaf, subtree
 from jaxalign.models.rope import rotate, rotation
@@ -55,6 +60,7 @@ class Decoder(nn.Module):
         starts: jax.Array | None = None,
         adapters: Adapters = None,
         rows: jax.Array | None = None,
+        past: Cache | None = None,
     ) -> tuple[jax.Array, Caches]:
         """States after the last norm, and the cache with these tokens in it.
 
@@ -68,6 +74,8 @@ class Decoder(nn.Module):
             adapters: a scaled adapter, or a stack of them (`jaxalign.models.lora`).
             rows: [B] int32, which adapter of a stack each row has, -1 for none; or [B, A] floats,
                 by which each row weighs all of them.
+            past: [L, B, G, S, H] keys and values of the tokens before these, `starts` of each row,
+                which are read and not added to; instead of `cache`.
 
         Returns:
             [B, T, D] in `config.dtype`, rows of padding without meaning; and the new cache. A
@@ -82,7 +90,9 @@ class Decoder(nn.Module):
         positions = first[:, None] + jnp.arange(tokens, dtype=jnp.int32)[None, :]
         turn = rotation(config.rope, config.head_width, positions, config.dtype)
         carry = (embeddings.astype(config.dtype), cache)
-        hidden, cache = through(self.layers, config, carry, adapters, turn, lengths, starts, rows)
+        hidden, cache = through(
+            self.layers, config, carry, adapters, past, turn, lengths, starts, rows
+        )
         return self.final_norm(hidden).astype(config.dtype), cache
 
 
@@ -138,7 +148,7 @@ def layers_of(
 ) -> nn.Module | list[nn.Module]:
     """The blocks of a decoder: one, compiled once and scanned over its stacked parameters; or L.
 
-    A block takes (carry, layer, adapters, four inputs that all layers share). `config` says
+    A block takes (carry, layer, adapters, past, four inputs that all layers share). `config` says
     layers, unroll, remat and unstacked.
     """
     if config.remat is not None:
@@ -150,7 +160,7 @@ def layers_of(
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+        in_axes=(0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
         length=config.layers,
         unroll=config.layers if config.unroll else 1,
     )
@@ -162,6 +172,7 @@ def through(
     config: StackConfig,
     carry: tuple[jax.Array, Caches],
     adapters: Adapters,
+    past: Cache | None,
     *shared: jax.Array | None,
 ) -> tuple[jax.Array, Caches]:
     """Carries states [B, T, D] and cache through all layers of `layers_of`.
@@ -171,19 +182,23 @@ def through(
         config: says layers and unstacked.
         carry: states, and the cache or None; of unstacked layers a cache for each.
         adapters: or None; of unstacked layers a tree for each.
+        past: as in `Decoder.__call__`.
         shared: what is the same for each layer.
     """
     if isinstance(layers, nn.Module):
         numbers = jnp.arange(config.layers, dtype=jnp.int32)
-        (hidden, cache), _ = layers(carry, numbers, adapters, *shared)
+        (hidden, cache), _ = layers(carry, numbers, adapters, past, *shared)
         return hidden, cache
     hidden, caches = carry
     nothing = (None,) * config.layers
     each_cache = nothing if caches is None else cast(tuple[Cache | None, ...], caches)
     each_adapter = nothing if adapters is None else cast(tuple[Params, ...], adapters)
     kept: list[Cache | None] = []
-    for block, cache, own in zip(layers, each_cache, each_adapter, strict=True):
-        (hidden, cache), _ = block((hidden, cache), None, own, *shared)
+    for number, (block, cache, own) in enumerate(
+        zip(layers, each_cache, each_adapter, strict=True)
+    ):
+        before = None if past is None else Cache(past.key[number], past.value[number])
+        (hidden, cache), _ = block((hidden, cache), None, own, before, *shared)
         kept.append(cache)
     return hidden, None if caches is None else tuple(kept)
 
@@ -196,6 +211,7 @@ def attend(
     layer: jax.Array | None,
     lengths: jax.Array | None,
     starts: jax.Array | None,
+    past: Cache | None,
     config: StackConfig,
 ) -> tuple[jax.Array, Cache | None]:
     """Attention of one layer, its keys and values kept in the cache where there is one.
@@ -206,11 +222,15 @@ def attend(
         cache: of all layers; or of this one, [B, G, S, H].
         layer: scalar int32; None for a cache of this layer alone.
         lengths, starts: as in `Decoder.__call__`.
+        past: of this layer, [B, G, S, H], or None.
         config: says window and attention.
 
     Returns:
         [B, T, N, H] and the new cache.
     """
+    if past is not None:
+        first = jnp.zeros(len(query), jnp.int32) if starts is None else starts
+        return past_attention(query, key, value, past, first, config.window), cache
     if cache is None:
         mixed = causal_attention(query, key, value, lengths, config.window, config.attention)
         return mixed, None
@@ -251,6 +271,7 @@ class _Block(nn.Module):
         carry: tuple[jax.Array, Cache | None],
         layer: jax.Array | None,
         adapters: Params | None,
+        past: Cache | None,
         turn: jax.Array,
         lengths: jax.Array | None,
         starts: jax.Array | None,
@@ -260,7 +281,7 @@ class _Block(nn.Module):
         inputs = rms_norm(config, "attention_norm")(hidden).astype(config.dtype)
         attention = _Attention(config, self.adapter_dropout, name="attention")
         mixed, cache = attention(
-            inputs, cache, layer, subtree(adapters, "attention"), turn, lengths, starts, rows
+            inputs, cache, layer, subtree(adapters, "attention"), past, turn, lengths, starts, rows
         )
         hidden = hidden + mixed
         inputs = rms_norm(config, "mlp_norm")(hidden).astype(config.dtype)
@@ -279,6 +300,7 @@ class _Attention(nn.Module):
         cache: Cache | None,
         layer: jax.Array | None,
         adapters: Params,
+        past: Cache | None,
         turn: jax.Array,
         lengths: jax.Array | None,
         starts: jax.Array | None,
@@ -300,7 +322,15 @@ class _Attention(nn.Module):
             query = rms_norm(config, "query_norm")(query).astype(config.dtype)
             key = rms_norm(config, "key_norm")(key).astype(config.dtype)
         mixed, cache = attend(
-            rotate(query, turn), rotate(key, turn), value, cache, layer, lengths, starts, config
+            rotate(query, turn),
+            rotate(key, turn),
+            value,
+            cache,
+            layer,
+            lengths,
+            starts,
+            past,
+            config,
         )
         flat = mixed.reshape(batch, tokens, config.heads * config.head_width)
         return linear("out", config.width, config.out_bias, flat), cache

@@ -65,6 +65,7 @@ def forward(
     starts: jax.Array | None = None,
     adapters: Adapters = None,
     rows: Array | None = None,
+    past: Cache | None = None,
     adapter_dropout: float = 0.0,
     dropout_key: jax.Array | None = None,
 ) -> tuple[jax.Array, Caches]:
@@ -75,7 +76,7 @@ def forward(
         params: nested dict.
         tokens: [B, T] int; or
         embeddings: [B, T, D] in their place.
-        lengths, cache, starts, adapters, rows: as in `Decoder.__call__`.
+        lengths, cache, starts, adapters, rows, past: as in `Decoder.__call__`.
         adapter_dropout: static share of the adapters' inputs that `dropout_key` drops.
         dropout_key: None drops nothing.
 
@@ -96,6 +97,7 @@ def forward(
         starts=starts,
         adapters=adapters,
         rows=rows,
+        past=past,
         rngs=rngs,
     )
     return cast(tuple[jax.Array, Caches], states)

@@ -65,7 +65,7 @@ class GenerationArguments(TypedDict, total=False):
     """What `generate`, `generate_texts` and `stream` take to let other policies answer.
 
     Attributes:
-        adapters, rows, combine, prefix, prefix_lengths: as in `generate`.
+        adapters, rows, combine, prefix, prefix_lengths, prefix_starts: as in `generate`.
     """
 
     adapters: Adapters
@@ -73,6 +73,7 @@ class GenerationArguments(TypedDict, total=False):
     combine: PolicyMixture | None
     prefix: Array | None
     prefix_lengths: Array | None
+    prefix_starts: Array | None
 
 
 class DecodeSpec(NamedTuple):
@@ -120,14 +121,16 @@ class Prompt(NamedTuple):
     Attributes:
         tokens: [B, T] int, padding on the right.
         lengths: [B] int32, tokens of each prompt.
-        prefix: [B, Q, D] soft tokens before the prompts, or None.
+        prefix: [B, Q, D] soft tokens, or None.
         prefix_lengths: [B] int32, soft tokens of each row; None if all rows have Q.
+        prefix_starts: [B] int32, tokens of each prompt before its soft tokens; None for 0.
     """
 
     tokens: Array
     lengths: Array
     prefix: Array | None = None
     prefix_lengths: Array | None = None
+    prefix_starts: Array | None = None
 
 
 class DecodeState(NamedTuple):
@@ -161,6 +164,7 @@ def generate(
     *,
     prefix: Array | None = None,
     prefix_lengths: Array | None = None,
+    prefix_starts: Array | None = None,
     adapters: Adapters = None,
     rows: Array | None = None,
     combine: PolicyMixture | None = None,
@@ -179,8 +183,10 @@ def generate(
         key: one random key, which is folded with the row's number; or [B] keys, one per row. A
             completion depends on its key and prompt alone, not on the other rows of the batch.
         settings: how tokens are sampled.
-        prefix: [B, Q, D] soft tokens, placed directly before the tokens of each row.
+        prefix: [B, Q, D] soft tokens, placed directly before the tokens of each row, or where
+            `prefix_starts` says.
         prefix_lengths: [B] int32, soft tokens of each row; None if all rows have Q.
+        prefix_starts: [B] int32, tokens of each row that stand before its soft tokens; None for 0.
         adapters: a scaled adapter, or a stack of them (`jaxalign.models.lora`).
         rows: [B] int32, which adapter of a stack each row has, -1 for none; or [B, A] floats, by
             which each row weighs the updates of all A adapters.
@@ -212,7 +218,7 @@ def generate(
         ((2, 4), [4, 4])
     """
     batch = np.shape(tokens)[0]
-    prompt = Prompt(tokens, lengths, prefix, prefix_lengths)
+    prompt = Prompt(tokens, lengths, prefix, prefix_lengths, prefix_starts)
     spec, inputs, prompt = prepare_decode(
         config,
         params,
@@ -281,17 +287,18 @@ def prepare_decode(
         keys=key if key.ndim == 0 or batch == padded else key[np.arange(padded) % batch],
         sampling=sampled,
     )
-    prefix, firsts, soft = prompt.prefix, prompt.prefix_lengths, 0
+    prefix, firsts, begins, soft = prompt.prefix, prompt.prefix_lengths, prompt.prefix_starts, 0
     if prefix is not None:
         soft = np.shape(prefix)[1]
         firsts = _padded(np.full(batch, soft) if firsts is None else firsts, (padded,), np.int32)
         prefix = _padded(prefix, (padded, *np.shape(prefix)[1:]))
+        begins = None if begins is None else _padded(begins, (padded,), np.int32)
     shape = (padded, bucket_length(max(length, 1), max(length, config.positions - soft)))
     tokens = _padded(prompt.tokens, shape, np.int32)
     return (
         spec,
         inputs,
-        Prompt(tokens, _padded(prompt.lengths, (padded,), np.int32), prefix, firsts),
+        Prompt(tokens, _padded(prompt.lengths, (padded,), np.int32), prefix, firsts, begins),
     )
 
 
@@ -308,7 +315,7 @@ def prefill(spec: DecodeSpec, inputs: DecodeInputs, prompt: Prompt) -> DecodeSta
         )
         for number, config in enumerate(spec.configs)
     )
-    embed_inputs = partial(_in_line, prompt)
+    embed_inputs = partial(prompt_embeddings, prompt)
     logits, caches = _logits(spec, inputs, caches, embed_inputs, jnp.maximum(totals, 1), None)
     if spec.unstack_layers:
         pairs = zip(spec.configs, caches, strict=True)
@@ -324,6 +331,24 @@ def prefill(spec: DecodeSpec, inputs: DecodeInputs, prompt: Prompt) -> DecodeSta
         logprobs=jnp.zeros((batch, spec.slots), logits.dtype),
     )
     return _sample_step(spec, inputs, state, logits)
+
+
+def prompt_embeddings(prompt: Prompt, config: families.Config, params: Params) -> jax.Array:
+    """Return soft tokens and words as embeddings [B, Q + T, D], without a gap, zeros behind."""
+    embeddings = families.embed(config, params, jnp.asarray(prompt.tokens))
+    totals = prompt.lengths[:, None]
+    place = jnp.arange(embeddings.shape[1], dtype=jnp.int32)[None, :]
+    if prompt.prefix is not None and prompt.prefix_lengths is not None:
+        soft, firsts = prompt.prefix.shape[1], prompt.prefix_lengths[:, None]
+        embeddings = jnp.concatenate([prompt.prefix.astype(embeddings.dtype), embeddings], axis=1)
+        totals = totals + firsts
+        place = jnp.arange(embeddings.shape[1], dtype=jnp.int32)[None, :]
+        begin = 0 if prompt.prefix_starts is None else prompt.prefix_starts[:, None]
+        behind = jnp.where(place < begin + firsts, place - begin, place + soft - firsts)
+        source = jnp.where(place < begin, place + soft, behind)
+        embeddings = jnp.take_along_axis(embeddings, source[:, :, None], axis=1, mode="clip")
+    # Padding may hold ids outside the table, and NaN would pass every mask.
+    return jnp.where((place < totals)[:, :, None], embeddings, 0)
 
 
 def decode_until(
@@ -449,22 +474,6 @@ def _sample_step(
             state.logprobs, logprob[:, None], step, axis=1
         ),
     )
-
-
-def _in_line(prompt: Prompt, config: families.Config, params: Params) -> jax.Array:
-    """Embeddings of prefix and tokens [B, Q + T, D], a row's own without a gap, zeros behind."""
-    embeddings = families.embed(config, params, jnp.asarray(prompt.tokens))
-    totals = prompt.lengths[:, None]
-    place = jnp.arange(embeddings.shape[1], dtype=jnp.int32)[None, :]
-    if prompt.prefix is not None and prompt.prefix_lengths is not None:
-        soft, firsts = prompt.prefix.shape[1], prompt.prefix_lengths[:, None]
-        embeddings = jnp.concatenate([prompt.prefix.astype(embeddings.dtype), embeddings], axis=1)
-        totals = totals + firsts
-        place = jnp.arange(embeddings.shape[1], dtype=jnp.int32)[None, :]
-        source = jnp.where(place < firsts, place, place + soft - firsts)
-        embeddings = jnp.take_along_axis(embeddings, source[:, :, None], axis=1, mode="clip")
-    # Padding may hold ids outside the table, and NaN would pass every mask.
-    return jnp.where((place < totals)[:, :, None], embeddings, 0)
 
 
 def _bucket(rows: int) -> int:

@@ -38,6 +38,7 @@ def check(
         "lengths": (prompt.lengths, [(batch,)]),
         "prefix": (prompt.prefix, [(batch, soft, config.width)]),
         "prefix_lengths": (prompt.prefix_lengths, [(batch,)]),
+        "prefix_starts": (prompt.prefix_starts, [(batch,)]),
         "rows": (rows, [(batch,)] if stack is None else [(batch,), (batch, stack)]),
     }
     policies = 1
@@ -97,6 +98,12 @@ def _check_lengths(
     for name, found, most in (("lengths", lengths, length), ("prefix_lengths", firsts, soft)):
         if (found < 0).any() or (found > most).any():
             raise InputError(f"{name} are {found}; expected numbers from 0 to {most}.")
+    if prompt.prefix_starts is not None:
+        begins = np.asarray(prompt.prefix_starts)
+        if (begins < 0).any() or (begins > lengths).any():
+            raise InputError(
+                f"prefix_starts are {begins}; expected numbers from 0 to the lengths, {lengths}."
+            )
     limit = min(other.positions for other in (config, *(other for other, _ in combine.others)))
     totals = lengths + firsts + settings.max_tokens
     row = int(np.argmax(totals))

@@ -138,12 +138,13 @@ class GPT2(nn.Module):
         starts: jax.Array | None = None,
         adapters: Adapters = None,
         rows: jax.Array | None = None,
+        past: Cache | None = None,
     ) -> tuple[jax.Array, Caches]:
         """States after the last norm, and the cache with these tokens in it.
 
         Args:
             embeddings: [B, T, D], of `embed` or any other; positions are added here.
-            lengths, cache, starts, adapters, rows: as in `Decoder.__call__`.
+            lengths, cache, starts, adapters, rows, past: as in `Decoder.__call__`.
 
         Returns:
             [B, T, D] in `config.dtype`, rows of padding without meaning; and the new cache. A row
@@ -166,7 +167,9 @@ class GPT2(nn.Module):
         places = first[:, None] + jnp.arange(tokens, dtype=jnp.int32)[None, :]
         hidden = embeddings.astype(config.dtype) + self.embed_positions(places, config.dtype)
         carry = (hidden, cache)
-        hidden, cache = through(self.layers, config, carry, adapters, None, lengths, starts, rows)
+        hidden, cache = through(
+            self.layers, config, carry, adapters, past, None, lengths, starts, rows
+        )
         return self.final_norm(hidden).astype(config.dtype), cache
 
 
@@ -180,6 +183,7 @@ class _Block(nn.Module):
         carry: tuple[jax.Array, Cache | None],
         layer: jax.Array | None,
         adapters: Params | None,
+        past: Cache | None,
         turn: None,  # no rotation here
         lengths: jax.Array | None,
         starts: jax.Array | None,
@@ -189,7 +193,7 @@ class _Block(nn.Module):
         inputs = layer_norm(config, "attention_norm")(hidden).astype(config.dtype)
         attention = _Attention(config, self.adapter_dropout, name="attention")
         mixed, cache = attention(
-            inputs, cache, layer, subtree(adapters, "attention"), lengths, starts, rows
+            inputs, cache, layer, subtree(adapters, "attention"), past, lengths, starts, rows
         )
         hidden = hidden + mixed
         inputs = layer_norm(config, "mlp_norm")(hidden).astype(config.dtype)
@@ -208,6 +212,7 @@ class _Attention(nn.Module):
         cache: Cache | None,
         layer: jax.Array | None,
         adapters: Params,
+        past: Cache | None,
         lengths: jax.Array | None,
         starts: jax.Array | None,
         rows: jax.Array | None,
@@ -218,7 +223,7 @@ class _Attention(nn.Module):
         split = (*inputs.shape[:2], config.heads, config.head_width)
         fused = jnp.split(qkv(inputs, subtree(adapters, "qkv"), rows), 3, axis=-1)
         query, key, value = (part.reshape(split) for part in fused)
-        mixed, cache = attend(query, key, value, cache, layer, lengths, starts, config)
+        mixed, cache = attend(query, key, value, cache, layer, lengths, starts, past, config)
         return out(mixed.reshape(inputs.shape), subtree(adapters, "out"), rows), cache
 
 

@@ -47,6 +47,7 @@ def stream(
     combine: PolicyMixture | None = None,
     prefix: Array | None = None,
     prefix_lengths: Array | None = None,
+    prefix_starts: Array | None = None,
 ) -> Iterator[StreamedPiece]:
     """Yield the pieces of one completion; their joined texts are what `generate_texts` returns.
 
@@ -55,7 +56,8 @@ def stream(
         prompt: a plain text, or a chat.
         settings: how tokens are sampled; the model's own stop ids are added to these.
         key: random key.
-        adapters, rows, combine, prefix, prefix_lengths: as in `generate`, for a batch of one.
+        adapters, rows, combine, prefix, prefix_lengths, prefix_starts: as in `generate`, for a
+            batch of one.
 
     Yields:
         Pieces of about eight tokens each, as soon as they are sampled.
@@ -71,7 +73,7 @@ def stream(
     spec, inputs, prepared = prepare_decode(
         model.config,
         model.params,
-        Prompt(tokens, lengths, prefix, prefix_lengths),
+        Prompt(tokens, lengths, prefix, prefix_lengths, prefix_starts),
         jax.random.fold_in(key, 0)[None],  # the first prompt's, as in generate_texts
         with_stops(model, settings),
         adapters=adapters,

@@ -14,11 +14,18 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxalign.data.histories import Histories
 from jaxalign.data.sequences import Sequences
 from jaxalign.errors import InputError
+from jaxalign.pplug.answers import (
+    AnswerRows,
+    FrozenParts,
+    answer_loss,
+    answer_rows,
+)
 from jaxalign.pplug.config import PPlugConfig
-from jaxalign.pplug.model import PPlug, loss, prefix_spec
+from jaxalign.pplug.model import PlugParams, PPlug, loss, prefix_spec
+from jaxalign.pplug.prompt_cache import PromptCache
 from jaxalign.pplug.rows import (
+    assistant_turn,
     padded_length,
-    padded_width,
     prepare_persona_inputs,
     tokenize_samples,
 )
@@ -28,7 +35,7 @@ from jaxalign.train import optimiser
 from jaxalign.train.loop import LoopResult, Rows, fit
 from jaxalign.train.mesh import batch_sharding, make_mesh, param_shardings
 
-STORE = "history"
+STORE, MEAN = "history", "mean"
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +62,7 @@ def train(
     store: HistoryStore | None = None,
     prompts: Sequence[str] | None = None,
     validation_prompts: Sequence[str] | None = None,
+    read: PromptCache | None = None,
 ) -> PPlugTrainResult:
     """Train a plug, resuming from the newest checkpoint in the folder if there is one.
 
@@ -72,6 +80,7 @@ def train(
         store: Store of the encoder's vectors; vectors of new items are added.
         prompts: N questions to use instead of the samples' inputs, such as with retrieved items.
         validation_prompts: The same for the validation samples.
+        read: Prompts that the same model has read, with `persona.place: after`; more are added.
 
     Returns:
         The trained plug and its losses.
@@ -83,7 +92,12 @@ def train(
     Source: arXiv 2409.11901, section 3.4.
     """
     _check(plug, config)
-    say = (progress or Progress(False)).say
+    if config.mean_epochs and config.persona.uses_input and config.persona.source == "history":
+        return _train_in_stages(
+            plug, histories, config, folder, progress, validation, store, prompts,
+            validation_prompts, read,
+        )  # fmt: skip
+    progress = progress or Progress(False)
     mesh, decoder = make_mesh(config.mesh), config.decoder(plug.model.config)
     with ExitStack() as stack:
         if folder is None:
@@ -91,12 +105,28 @@ def train(
         folder = Path(folder)
         if store is None and config.persona.source == "history":
             store = stack.enter_context(history_store(folder / STORE, plug.encoder))
-        rows = _rows(plug, histories, config, store, prompts, config.copies)
-        held_out = None
-        if validation is not None:
-            held_out = _rows(plug, validation, config, store, validation_prompts, 0)
         frozen = jax.tree.map(lambda leaf: leaf.astype(config.weights), plug.model.params)
         frozen = jax.device_put(frozen, param_shardings(frozen, mesh, decoder))
+        asked = [_Asked.of(plug, histories, prompts)]
+        if validation is not None:
+            asked.append(_Asked.of(plug, validation, validation_prompts))
+        published = config.persona.place == "before" and plug.text.answers == "generated"
+        cache = None
+        if config.persona.place == "after":
+            texts = Sequences.joined([one.prompts for one in asked])
+            if read is None:
+                read = PromptCache(decoder, frozen, config.cache_gib, progress.show)
+            cache, numbers = read.read(texts)
+            ends = np.cumsum([len(one.prompts) for one in asked])[:-1]
+            pairs = zip(asked, np.split(numbers, ends), strict=True)
+            asked = [replace(one, numbers=own) for one, own in pairs]
+        rows, *held_out = (
+            _rows(plug, one, config, store, copies, progress.show)
+            for one, copies in zip(asked, (config.copies, 0), strict=False)
+        )
+        turn = np.asarray(assistant_turn(plug.model, config.text), np.int32)
+        others = (turn, cache, asked[0].answers.labels)
+        others = jax.device_put(others, NamedSharding(mesh, PartitionSpec()))
         spec = prefix_spec(plug, config.drop)
         encoder = replace(spec.encoder, dtype=config.compute, remat=config.remat)
         spec = spec._replace(decoder=decoder, encoder=encoder)
@@ -106,60 +136,130 @@ def train(
         state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
         fitted = fit(
             state,
-            frozen,
-            partial(loss, spec, mesh),
+            frozen if published else FrozenParts(frozen, *others),
+            partial(loss if published else answer_loss, spec, mesh),
             rows,
-            held_out,
+            held_out[0] if held_out else None,
             config.loop,
             config.optimiser,
             folder,
-            say,
+            progress.say,
             batch_sharding(mesh),
+            rates=config.rates,
         )
     return PPlugTrainResult(replace(plug, trained=fitted.params), fitted)
 
 
-def _rows(
+def _train_in_stages(
     plug: PPlug,
     histories: Histories,
     config: PPlugConfig,
+    folder: str | Path | None,
+    progress: Progress | None,
+    validation: Histories | None,
     store: HistoryStore | None,
     prompts: Sequence[str] | None,
+    validation_prompts: Sequence[str] | None,
+    read: PromptCache | None,
+) -> PPlugTrainResult:
+    """Train with the mean of the items, then with attention from there on."""
+    mean = replace(config.persona, mean=True)
+    started = replace(plug, persona=mean, trained={"persona": plug.trained["persona"]})
+    loop = replace(config.loop, epochs=config.mean_epochs)
+    first = train(
+        started,
+        histories,
+        replace(config, persona=mean, loop=loop, mean_epochs=0),
+        None if folder is None else Path(folder) / MEAN,
+        progress,
+        validation=validation,
+        store=store,
+        prompts=prompts,
+        validation_prompts=validation_prompts,
+        read=read,
+    )
+    attending: PlugParams = {**plug.trained, "persona": first.plug.trained["persona"]}
+    return train(
+        replace(plug, trained=attending),
+        histories,
+        replace(config, mean_epochs=0),
+        folder,
+        progress,
+        validation=validation,
+        store=store,
+        prompts=prompts,
+        validation_prompts=validation_prompts,
+        read=read,
+    )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Samples as tokens.
+
+    Attributes:
+        histories: N samples.
+        prompts: Tokens of their prompts.
+        answers: Their answers.
+        numbers: [N] int32 cached prompt of each; None where prompts are not cached.
+    """
+
+    histories: Histories
+    prompts: Sequences
+    answers: AnswerRows
+    numbers: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, plug: PPlug, histories: Histories, prompts: Sequence[str] | None) -> "_Asked":
+        """Tokenize samples, with other questions than their own if `prompts` are given."""
+        questions = [one.input for one in histories.samples] if prompts is None else prompts
+        asked, said = tokenize_samples(plug.model, plug.text, histories, questions)
+        answers = answer_rows(plug.model, plug.text, histories, said)
+        room = plug.model.config.positions - plug.persona.prefix_length - answers.slots
+        _check_room(plug, histories, asked, room, answers.slots)
+        return cls(histories, asked, answers)
+
+
+def _rows(
+    plug: PPlug,
+    asked: _Asked,
+    config: PPlugConfig,
+    store: HistoryStore | None,
     copies: int,
+    show: bool,
 ) -> Rows:
-    """Return the samples as rows of the training loop.
+    """Return samples as rows of the training loop.
 
     Each sample comes once with its whole history, and `copies` times with items left out.
     """
-    questions = [sample.input for sample in histories.samples] if prompts is None else prompts
-    prompt_tokens, answer_tokens = tokenize_samples(plug.model, config.text, histories, questions)
-    inputs = prepare_persona_inputs(plug.encoder, config.persona, config.text, histories, store)
+    histories, lengths = asked.histories, asked.prompts.lengths
+    inputs = prepare_persona_inputs(
+        plug.encoder, config.persona, config.text, histories, store, show, plug.centre
+    )
     # Copies are made whatever the persona is made of, so that all trainings have equal passes.
     repeated = np.tile(np.flatnonzero(histories.lengths > 2), copies)
     samples = np.concatenate([np.arange(len(histories)), repeated])
-    lengths = prompt_tokens.lengths
+    widths = lengths
     if inputs.queries is not None:
-        lengths = np.maximum(lengths, inputs.queries.lengths)
-    answer_slots = int(answer_tokens.lengths.max())
-    room = plug.model.config.positions - config.persona.prefix_length - answer_slots
-    _check_room(plug, histories, prompt_tokens, room, answer_slots)
-    prompt_slots = min(room, padded_width(prompt_tokens))
+        widths = np.maximum(widths, inputs.queries.lengths)
     item_slots = padded_length(inputs.counts)
 
     def assemble(rows: np.ndarray, width: int) -> dict[str, np.ndarray]:
         own = np.where(rows < 0, -1, samples[rows])
-        prompts, prompt_lengths = prompt_tokens.padded(own, min(width, prompt_slots))
-        completions, completion_lengths = answer_tokens.padded(own, answer_slots)
-        return {
+        # No wider than the longest prompt: the widths of buckets are far apart.
+        prompts, prompt_lengths = asked.prompts.padded(own, min(width, int(lengths.max())))
+        found = {
             "prompts": prompts,
             "prompt_lengths": prompt_lengths,
-            "completions": completions,
-            "completion_lengths": np.where(rows < 0, 0, completion_lengths).astype(np.int32),
             "is_copy": rows >= len(histories),
+            **asked.answers.arrays(own),
             **inputs.arrays(own, width, item_slots),
         }
+        if asked.numbers is not None:
+            found["prompt"] = np.where(own < 0, 0, asked.numbers[own])
+        return found
 
-    return Rows(lengths[samples], assemble)
+    return Rows(widths[samples], assemble)
 
 
 def _check(plug: PPlug, config: PPlugConfig) -> None:

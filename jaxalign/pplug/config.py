@@ -12,10 +12,12 @@ from jaxalign.train.mesh import MeshConfig
 from jaxalign.train.optimiser import OptimiserConfig
 from jaxalign.train.trunk import Precision, check_remat
 
+Place = Literal["before", "after"]
+
 
 @dataclass(frozen=True)
 class PersonaConfig:
-    """The soft tokens in front of a prompt; the defaults are those of the paper.
+    """The soft tokens beside a prompt; the defaults are those of the paper.
 
     Attributes:
         tokens: Number S of persona tokens, at least 1. With more than one, each attends to the
@@ -32,6 +34,12 @@ class PersonaConfig:
             than e^2 = 7.4 times another; raise it to attend more selectively.
         recency: Train how fast the weight of an item decays with the number of newer items. The
             decay starts at zero.
+        centre: Subtract the mean of the training items' vectors from every item. The published
+            form, false, leaves it in: the vectors of different people are then nearly the same, and
+            a short training learns only what all people share.
+        place: Where the soft tokens stand. `before` the prompt is the published form. `after` puts
+            them behind the prompt, in a chat before the assistant's turn: the frozen model's keys
+            and values of a prompt then depend on no user, and are computed once per prompt.
 
     Example:
         >>> from jaxalign.pplug import PersonaConfig
@@ -48,6 +56,8 @@ class PersonaConfig:
     temperature: Literal["cosine", "learned"] = "cosine"
     sharpness: float = 1.0
     recency: bool = False
+    centre: bool = False
+    place: Place = "before"
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
@@ -56,7 +66,7 @@ class PersonaConfig:
             raise InputError(f"persona.sharpness is {self.sharpness}; expected a positive number.")
         if self.source == "none" and not self.task:
             raise InputError(
-                "persona.source is none and persona.task is false, which leaves nothing before the "
+                "persona.source is none and persona.task is false, which leaves nothing beside the "
                 "prompt; expected one of the two."
             )
 
@@ -67,7 +77,7 @@ class PersonaConfig:
 
     @property
     def prefix_length(self) -> int:
-        """Number Q of soft tokens before a prompt."""
+        """Number Q of soft tokens beside a prompt."""
         return int(self.task) + (0 if self.source == "none" else self.tokens)
 
 
@@ -77,15 +87,21 @@ class TextConfig:
 
     Attributes:
         labels: Include the user's label of an item (a tag, a score) in the text that is encoded,
-            for tasks whose item text leaves it out. Set it to true where the labels carry the
-            user's taste, such as ratings.
+            for tasks whose item text leaves it out: in the words of the task, if it has some. Set
+            it to true where the labels carry the user's taste, such as ratings.
+        item: Template of the text that is encoded, used instead of the task's own: the fields of an
+            item stand in braces, and {verdict} is its label in words, such as
+            "I {verdict} this: {text}". Empty for the task's own.
+        answers: Whether answers are `generated`, or all labels of the task are `scored` together:
+            the loss is then the cross-entropy among the labels, without a stop token.
         max_items: Number of items read per history, at least 1; the newest are kept.
         query_prefix: Text before a question for the input encoder. Leave it empty for encoders
             that were trained without an instruction.
         prompt_tokens: Length limit of a question in tokens, at least 1, for the language model and
             the input encoder; longer questions lose their end.
-        answer_tokens: Length limit of an answer in tokens, at least 1; longer answers lose their
-            end.
+        answer_tokens: Length limit of a generated answer in tokens, its stop token included, at
+            least 1; longer answers lose their end, and with it their stop token. Labels that are
+            scored have no limit.
         template: `chat` formats the question as a user turn of the model's chat template, `plain`
             as a line of its own, `auto` uses `chat` if the tokenizer has a chat template, and the
             name of one of the tokenizer's several chat templates uses that one.
@@ -98,6 +114,8 @@ class TextConfig:
     """
 
     labels: bool = False
+    item: str = ""
+    answers: Literal["generated", "scored"] = "generated"
     max_items: int = 512
     query_prefix: str = QUERY_PREFIX
     prompt_tokens: int = 256
@@ -117,11 +135,19 @@ class PPlugConfig:
     Attributes:
         persona: The soft tokens in front of a prompt.
         text: Which parts of the data are read.
+        cache_gib: Most memory, in GiB, for keys and values of the training prompts with
+            `persona.place: after`, at least 0. If they need more, or with 0, each step computes
+            those of its own prompts, with the same result.
         copies: Extra copies per epoch of every sample with more than two items, each with a random
             part of its history left out; at least 0. Set it to 0 to train each sample once.
         drop: Largest share of the items that a copy lacks, in (0, 1].
         loop: Epochs, batch size and intervals.
         optimiser: Learning rate and schedule.
+        encoder_rate: Highest learning rate of the input encoder, above 0; null for that of the
+            optimiser. A projection that starts fresh learns at 3e-3, an encoder that is trained
+            already at 1e-5 to 1e-4.
+        mean_epochs: Epochs with the plain mean of the items before those of `loop` with attention,
+            at least 0. The projection then knows what items say before the encoder is trained.
         weights: Data type of the frozen language model's parameters.
         compute: Data type of matrix products in the language model and the input encoder.
         remat: Rematerialisation policy of both models' blocks by its name in
@@ -138,6 +164,7 @@ class PPlugConfig:
 
     persona: PersonaConfig = field(default_factory=PersonaConfig)
     text: TextConfig = field(default_factory=TextConfig)
+    cache_gib: float = 2.0
     copies: int = 10
     drop: float = 0.5
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(epochs=2, batch_size=64))
@@ -146,18 +173,31 @@ class PPlugConfig:
             rate=1e-4, schedule="linear", warmup=0.05, weight_decay=1e-4
         )
     )
+    encoder_rate: float | None = None
+    mean_epochs: int = 0
     weights: Precision = "bfloat16"
     compute: Precision = "bfloat16"
     remat: str | None = None
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
+        if not 0 <= self.cache_gib < math.inf:
+            raise InputError(f"cache_gib is {self.cache_gib}; expected a number of at least 0.")
         if self.copies < 0 or not 0 < self.drop <= 1:
             raise InputError(
                 f"copies is {self.copies} and drop {self.drop}; expected copies of at least 0 and "
                 "a share in (0, 1]."
             )
+        if self.encoder_rate is not None and not 0 < self.encoder_rate < math.inf:
+            raise InputError(f"encoder_rate is {self.encoder_rate}; expected a positive number.")
+        if self.mean_epochs < 0:
+            raise InputError(f"mean_epochs is {self.mean_epochs}; expected at least 0.")
         check_remat(self.remat)
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Highest learning rate of each part of the parameters that has one of its own."""
+        return {} if self.encoder_rate is None else {"encoder": self.encoder_rate}
 
     def decoder(self, config: families.Config) -> families.Config:
         """Return the language model's config with the data type and remat policy set here."""

@@ -16,6 +16,7 @@ from jaxalign.pplug.config import PersonaConfig, TextConfig
 from jaxalign.pplug.model import PPlug, init_trained
 from jaxalign.runs.artifact import load_artifact, save_artifact, unflatten
 
+CENTRE = "centre"
 KIND, REMEDY = "persona plug", "train it with `jaxalign pplug train`"
 
 
@@ -44,13 +45,16 @@ def save(path: str | Path, plug: PPlug) -> None:
         path: File to write; an older one is replaced once the new one is complete.
         plug: The plug. The language model and the history encoder are named, not copied.
     """
+    arrays = {**jax.tree.map(np.asarray, plug.trained)}
+    if plug.centre is not None:
+        arrays[CENTRE] = plug.centre
     about = AboutPlug(
         plug.persona,
         plug.text,
         FrozenModel(stated_name(plug.model.name), plug.model.sha256),
         FrozenModel(stated_name(plug.encoder.name), plug.encoder.sha256),
     )
-    save_artifact(path, KIND, about, jax.tree.map(np.asarray, plug.trained))
+    save_artifact(path, KIND, about, arrays)
 
 
 def load(
@@ -78,13 +82,18 @@ def load(
     _check_model(path, "model", about.model, model)
     _check_model(path, "encoder", about.encoder, encoder)
     width = model.config.width
-    like = jax.eval_shape(
+    trained_shapes = jax.eval_shape(
         partial(init_trained, encoder=encoder, persona=about.persona, width=width, norm=1.0),
         jax.random.key(0),
     )
+    like: dict[str, object] = {**trained_shapes}
+    if about.persona.centre:
+        like[CENTRE] = jax.ShapeDtypeStruct((encoder.config.width,), np.float32)
     _check_shapes(path, found.arrays, like)
-    trained = jax.tree.map(jnp.asarray, unflatten(found.arrays))
-    return PPlug(model, encoder, about.persona, about.text, trained)
+    arrays = dict(found.arrays)
+    centre = arrays.pop(CENTRE, None)
+    trained = jax.tree.map(jnp.asarray, unflatten(arrays))
+    return PPlug(model, encoder, about.persona, about.text, trained, centre)
 
 
 def _check_model(

@@ -8,7 +8,7 @@ from jaxalign.data.histories import Histories
 from jaxalign.models.chat import Completion, generate_texts
 from jaxalign.models.sampling import Sampling
 from jaxalign.pplug.model import PPlug, prefixes
-from jaxalign.pplug.rows import format_prompts
+from jaxalign.pplug.rows import format_prompts, soft_starts
 from jaxalign.pplug.store import HistoryStore
 
 
@@ -45,12 +45,15 @@ def generate_answers(
     soft = prefixes(plug, histories, store, progress)
     if questions is None:
         questions = [sample.input for sample in histories.samples]
+    prompts = format_prompts(plug.model, plug.text, questions)
+    behind = plug.persona.place == "after"
     return generate_texts(
         plug.model,
-        format_prompts(plug.model, plug.text, questions),
+        prompts,
         settings,
         key,
         prefix=soft,
+        prefix_starts=soft_starts(plug.model, plug.text, prompts) if behind else None,
         batch_size=batch_size,
         progress=progress,
     )

@@ -1,7 +1,7 @@
 """A frozen language model with a persona plug: trained parameters, soft prefixes and the loss."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple, TypedDict
 
@@ -28,7 +28,13 @@ from jaxalign.pplug.persona import (
     rescale_persona,
     task_token,
 )
-from jaxalign.pplug.rows import PersonaInputs, encoder_config, padded_length, prepare_persona_inputs
+from jaxalign.pplug.rows import (
+    PersonaInputs,
+    encoder_config,
+    items_centre,
+    padded_length,
+    prepare_persona_inputs,
+)
 from jaxalign.pplug.store import HistoryStore
 from jaxalign.progress import track
 from jaxalign.train.mesh import batch_sharding, gathered
@@ -60,6 +66,7 @@ class PPlug:
         persona: Settings of the soft tokens before a prompt.
         text: Which parts of questions and histories are read.
         trained: The trained parameters.
+        centre: [E] mean vector of the training items, with `persona.centre`; otherwise None.
     """
 
     model: LanguageModel
@@ -67,6 +74,7 @@ class PPlug:
     persona: PersonaConfig
     text: TextConfig
     trained: PlugParams = field(repr=False)
+    centre: np.ndarray | None = field(default=None, repr=False)
 
 
 class PrefixSpec(NamedTuple):
@@ -96,6 +104,7 @@ def init_plug(
     text: TextConfig,
     histories: Histories,
     store: HistoryStore | None = None,
+    progress: bool = False,
 ) -> PPlug:
     """Return a fresh plug whose soft tokens are on average as long as the model's embeddings.
 
@@ -105,15 +114,17 @@ def init_plug(
         encoder: The history encoder, of the BERT family.
         persona: Settings of the soft tokens.
         text: Which parts of the data are read.
-        histories: Samples of the data, on which the length of the personas is measured.
+        histories: Samples of the data, on which the length of the personas and the mean vector of
+            the items are measured.
         store: Store of the encoder's vectors; None if the persona is not made of histories.
+        progress: Show a bar on standard error if encoding takes more than a few seconds.
 
     Returns:
         The plug; `histories` are not kept.
 
     Raises:
         InputError: The encoder is of another kind, the embeddings are broken, or a store is needed
-            and missing.
+            and missing, or no sample has an item although `persona.centre` needs some.
 
     Source: arXiv 2409.11901, section 3.3. The paper scales by the constant 539.97 of its model.
     """
@@ -122,6 +133,11 @@ def init_plug(
     plug = PPlug(model, encoder, persona, text, trained)
     if persona.source == "none":
         return plug
+    if persona.centre and persona.source == "history":
+        inputs = prepare_persona_inputs(
+            encoder, replace(persona, mean=True), text, histories, store, progress
+        )
+        plug = replace(plug, centre=items_centre(inputs))
     part = histories.take(np.arange(len(histories))[:: max(1, len(histories) // _INIT_SAMPLES)])
     personas = prefixes(plug, part, store)[:, int(persona.task) :]
     if persona.source == "history":
@@ -228,7 +244,7 @@ def prefixes(
         InputError: As `prepare_persona_inputs`.
     """
     inputs = prepare_persona_inputs(
-        plug.encoder, plug.persona, plug.text, histories, store, progress
+        plug.encoder, plug.persona, plug.text, histories, store, progress, plug.centre
     )
     compiled = partial(_prefix, prefix_spec(plug))
     count = len(histories)
@@ -270,17 +286,7 @@ def loss(
 
     Source: arXiv 2409.11901, section 3.4.
     """
-    mask = batch.get("mask")
-    if key is not None and mask is not None:
-        keys = jax.random.split(key, len(mask))
-        less = jax.vmap(partial(drop_items, share=spec.drop))(keys, mask)
-        mask = jnp.where(batch["is_copy"][:, None], less, mask)
-    tables = {
-        name: {**frozen[name], "table": gathered(frozen[name]["table"], mesh)}
-        for name in ("embed", "unembed")
-        if name in frozen
-    }
-    params = {**frozen, **tables}
+    params = gathered_tables(frozen, mesh)
     answers = CompletionBatch(
         batch["prompts"], batch["prompt_lengths"], batch["completions"], batch["completion_lengths"]
     )
@@ -288,7 +294,7 @@ def loss(
         spec.decoder,
         params,
         answers,
-        prefix=prefix(spec, trained, batch, mask),
+        prefix=thinned_prefix(spec, trained, batch, key),
         sharding=batch_sharding(mesh),
     )
     logprob, _ = token_logprob(states, unembedding(params), answers.completions)
@@ -296,6 +302,37 @@ def loss(
         "loss": -jnp.sum(jnp.where(answers.mask, logprob, 0)),
         "weight": jnp.sum(answers.mask, dtype=logprob.dtype),
     }
+
+
+def thinned_prefix(
+    spec: PrefixSpec, trained: PlugParams, batch: Batch, key: jax.Array | None
+) -> jax.Array:
+    """Return `prefix`, the copies of a batch without some of their items.
+
+    Args:
+        spec: Static settings.
+        trained: The trained parameters.
+        batch: As in `loss`.
+        key: Random key of the items that are left out; None keeps all histories whole.
+    """
+    mask = batch.get("mask")
+    if key is not None and mask is not None:
+        keys = jax.random.split(key, len(mask))
+        less = jax.vmap(partial(drop_items, share=spec.drop))(keys, mask)
+        mask = jnp.where(batch["is_copy"][:, None], less, mask)
+    return prefix(spec, trained, batch, mask)
+
+
+def gathered_tables(
+    frozen: Mapping[str, Mapping[str, jax.Array]], mesh: Mesh
+) -> Mapping[str, Mapping[str, jax.Array]]:
+    """Return the frozen parameters with whole embedding tables on every device."""
+    tables = {
+        name: {**frozen[name], "table": gathered(frozen[name]["table"], mesh)}
+        for name in ("embed", "unembed")
+        if name in frozen
+    }
+    return {**frozen, **tables}
 
 
 def drop_items(key: jax.Array, mask: jax.Array, share: float) -> jax.Array:

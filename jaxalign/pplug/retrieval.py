@@ -47,7 +47,7 @@ def retrieve_items(
     if retriever == "bm25":
         return rank_by_bm25(histories, count)
     used = sorted({place for sample in histories.samples for place in sample.profile})
-    texts = histories.item_texts(text.labels)
+    texts = histories.item_texts(text.labels, text.item)
     rows = np.full(len(texts), -1, np.int64)
     rows[used] = store.add([texts[place] for place in used], encode_with(encoder), progress)
     queries = encode_unkept(encoder, histories.query_texts(text.query_prefix), progress)
@@ -70,7 +70,7 @@ def build_questions(
         return [sample.input for sample in histories.samples]
     return [
         prompt_with_items(
-            histories.task,
+            histories.rules,
             sample.input,
             [histories.items[place].fields for place in places],
             model.tokenizer,
@@ -123,7 +123,7 @@ def rank_by_bm25(histories: Histories, count: int) -> tuple[Places, ...]:
     texts = histories.item_texts()
     found = []
     for sample in histories.samples:
-        query = lamp.retrieval_query(histories.task, sample.input)
+        query = lamp.retrieval_query(histories.rules, sample.input)
         scores = bm25(query, [texts[place] for place in sample.profile])
         found.append(_best(scores, sample.profile, count))
     return tuple(found)
@@ -161,7 +161,7 @@ def rank_by_cosine(
 
 
 def prompt_with_items(
-    task: str,
+    task: str | lamp.Task,
     question: str,
     items: Sequence[Mapping[str, str]],
     tokenizer: Tokenizer,
@@ -174,7 +174,7 @@ def prompt_with_items(
     loses its end. If not even one word of each item fits, the question stands alone.
 
     Args:
-        task: A name in `jaxalign.data.lamp.TASKS`.
+        task: A name in `jaxalign.data.lamp.TASKS`, or a task.
         question: The input.
         items: Fields of k items, best first.
         tokenizer: The tokenizer that counts and cuts.

@@ -6,13 +6,13 @@ from itertools import pairwise
 
 import numpy as np
 
-from jaxalign.data.chat_template import choose_template
+from jaxalign.data.chat_template import choose_template, render_chat
 from jaxalign.data.columns import Origin
 from jaxalign.data.completions import CompletionConfig, completions_from_columns
 from jaxalign.data.histories import Histories
 from jaxalign.data.sequences import Sequences, pad_flat
 from jaxalign.errors import InputError
-from jaxalign.models.chat import Chat
+from jaxalign.models.chat import Chat, tokenize_prompt
 from jaxalign.models.embed import Encoder, text_encodings
 from jaxalign.models.encoder import EncoderConfig
 from jaxalign.models.language import LanguageModel
@@ -23,6 +23,7 @@ from jaxalign.pplug.store import HistoryStore, encode_with
 Arrays = dict[str, np.ndarray]
 _SMALLEST, _LARGEST = 16, 512  # buckets of histories; longer ones have multiples of the largest
 _ANY_LENGTH = 2**30  # tokens of a row; both of its parts are cut by themselves
+_READ = 65_536  # vectors of the store that are read together
 _LINE = "\n"  # between a plain question and its answer
 
 
@@ -37,12 +38,14 @@ class PersonaInputs:
             of the samples in it; None if the persona does not depend on histories.
         store: Store of the items' vectors.
         positions: Most tokens that the input encoder reads.
+        centre: [E] vector that is subtracted from the items' vectors, or None.
     """
 
     queries: Sequences | None
     items: tuple[np.ndarray, np.ndarray] | None
     store: HistoryStore | None
     positions: int
+    centre: np.ndarray | None = None
 
     @property
     def counts(self) -> np.ndarray:
@@ -59,16 +62,19 @@ class PersonaInputs:
             slots: Padded number n of items.
 
         Returns:
-            `queries` [B, T] int32 and `query_lengths` [B] int32; `items` [B, n, E] float16 and
-            `mask` [B, n] bool; only those that the persona needs.
+            `queries` [B, T] int32 and `query_lengths` [B] int32; `items` [B, n, E] float16, float32
+            if they are centred, and `mask` [B, n] bool; only those that the persona needs.
         """
         found: Arrays = {}
         if self.queries is not None:
-            width = min(width, self.positions, padded_width(self.queries))
+            width = min(width, self.positions, int(self.queries.lengths.max()))
             found["queries"], found["query_lengths"] = self.queries.padded(rows, width)
         if self.items is not None and self.store is not None:
             places = pad_flat(*self.items, rows, slots)
-            found["items"], found["mask"] = self.store.read(places - 1), places > 0
+            items = self.store.read(places - 1)
+            if self.centre is not None:
+                items = items.astype(np.float32) - self.centre
+            found["items"], found["mask"] = items, places > 0
         return found
 
 
@@ -79,6 +85,7 @@ def prepare_persona_inputs(
     histories: Histories,
     store: HistoryStore | None,
     progress: bool = False,
+    centre: np.ndarray | None = None,
 ) -> PersonaInputs:
     """Tokenize the questions, and encode the items that are not in the store yet.
 
@@ -89,6 +96,7 @@ def prepare_persona_inputs(
         histories: N samples.
         store: Store of the encoder's vectors; vectors of new items are added.
         progress: Show a bar on standard error if it takes more than a few seconds.
+        centre: [E] vector to subtract from the items' vectors, or None.
 
     Raises:
         InputError: The encoder is not of the BERT family, or a store is needed and missing.
@@ -103,7 +111,26 @@ def prepare_persona_inputs(
         if store is None:
             raise InputError("no history store is given, which personas of histories need.")
         items = _items(encoder, text, histories, store, progress)
-    return PersonaInputs(queries, items, store, config.positions)
+    return PersonaInputs(queries, items, store, config.positions, centre)
+
+
+def items_centre(inputs: PersonaInputs) -> np.ndarray:
+    """Return the mean vector [E] float32 of all items, counted as often as samples hold them.
+
+    Args:
+        inputs: Inputs of the training samples, with items and a store.
+    """
+    if inputs.items is None or inputs.store is None or not len(inputs.items[0]):
+        raise InputError(
+            "persona.centre is true, and no training sample has a history, whose mean vector it "
+            "needs; expected items: give histories, or set persona.centre to false."
+        )
+    rows, counts = np.unique(inputs.items[0] - 1, return_counts=True)
+    total = np.zeros(inputs.store.width)
+    for first in range(0, len(rows), _READ):  # a store may exceed the memory
+        part = slice(first, first + _READ)
+        total += counts[part] @ inputs.store.read(rows[part]).astype(np.float64)
+    return (total / counts.sum()).astype(np.float32)
 
 
 def encoder_config(encoder: Encoder) -> EncoderConfig:
@@ -150,9 +177,42 @@ def format_prompts(
     return [question + _LINE for question in short]
 
 
-def padded_width(sequences: Sequences) -> int:
-    """Return a width, a multiple of 8, that holds each of the sequences."""
-    return -(-int(sequences.lengths.max()) // 8) * 8
+def assistant_turn(model: LanguageModel, text: TextConfig) -> tuple[int, ...]:
+    """Return the tokens that open the assistant's turn at the end of every prompt.
+
+    They are empty for plain prompts, and for templates that write nothing before an answer.
+
+    Args:
+        model: The language model, whose tokenizer and template are used.
+        text: The choice of the template.
+    """
+    if not choose_template(model.tokenizer, text.template):
+        return ()
+    turn: Chat = [{"role": "user", "content": "a"}]
+    where = f"the chat template of {model.name}"
+    closed = render_chat(model.tokenizer, turn, where)
+    opened = render_chat(model.tokenizer, turn, where, answer_next=True)
+    ids = [
+        list(model.tokenizer([t], add_special_tokens=False)["input_ids"][0])
+        for t in (closed, opened)
+    ]
+    same = opened.startswith(closed) and ids[1][: len(ids[0])] == ids[0]
+    return tuple(ids[1][len(ids[0]) :]) if same else ()
+
+
+def soft_starts(
+    model: LanguageModel, text: TextConfig, prompts: Sequence[str | Chat]
+) -> np.ndarray:
+    """Return how many tokens of each prompt stand before soft tokens placed `after` it: [N] int32.
+
+    Args:
+        model: The language model.
+        text: The choice of the template.
+        prompts: N prompts, as from `format_prompts`.
+    """
+    turn = len(assistant_turn(model, text))
+    lengths = [len(tokenize_prompt(model, prompt)) for prompt in prompts]
+    return np.array([length - turn for length in lengths], np.int32)
 
 
 def padded_length(counts: np.ndarray) -> int:
@@ -231,7 +291,7 @@ def _items(
     """Return `PersonaInputs.items` of the newest items of each sample."""
     kept = [sample.profile[-text.max_items :] for sample in histories.samples]
     used = sorted({place for profile in kept for place in profile})
-    texts = histories.item_texts(text.labels) if used else []
+    texts = histories.item_texts(text.labels, text.item) if used else []
     rows = np.full(len(histories.items), -1, np.int64)
     rows[used] = store.add([texts[place] for place in used], encode_with(encoder), progress)
     starts = np.cumsum([0, *(len(profile) for profile in kept)], dtype=np.int64)

@@ -118,6 +118,8 @@ def fit(
     folder: Path,
     say: Callable[[str], None],
     sharding: jax.sharding.NamedSharding | None = None,
+    *,
+    rates: Mapping[str, float] | None = None,
 ) -> LoopResult:
     """Train to the last step, going on from the newest state in the folder.
 
@@ -135,6 +137,7 @@ def fit(
         folder: for metrics.jsonl, and states under state/.
         say: where progress goes.
         sharding: of the micro-batches' rows over devices.
+        rates: as in `optimiser.apply`.
 
     Returns:
         The best parameters and how they did.
@@ -150,7 +153,9 @@ def fit(
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = announce(
         "the training step",
-        jax.jit(make_step(loss, optimiser, steps), donate_argnums=0, out_shardings=(placed, None)),
+        jax.jit(
+            make_step(loss, optimiser, steps, rates), donate_argnums=0, out_shardings=(placed, None)
+        ),
         say,
     )
     judge = None if validation is None else _judge(loss, validation, config, frozen, sharding, say)

@@ -1,5 +1,6 @@
 """AdamW with a warm-up and a schedule, its statistics in float32 whatever the parameters are."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -153,7 +154,11 @@ def start(key: jax.Array, params: PyTree, config: OptimiserConfig) -> TrainState
 
 
 def apply(
-    state: TrainState, gradient: PyTree, config: OptimiserConfig, steps: int
+    state: TrainState,
+    gradient: PyTree,
+    config: OptimiserConfig,
+    steps: int,
+    rates: Mapping[str, float] | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Return the state after one update.
 
@@ -165,6 +170,8 @@ def apply(
         gradient: as `state.params`, at least float32.
         config: static.
         steps: static, how many there are in all.
+        rates: static, the highest learning rates of top-level parts of the parameters that differ
+            from the config's; None for none.
 
     Returns:
         The state after, and `gradient_norm` (before clipping) and `rate`.
@@ -174,7 +181,13 @@ def apply(
     params = _wide(state.params)
     updates, moments = _adamw(config).update(gradient, state.moments, params)
     rate = rate_at(config, steps, state.step)
-    exact = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, params, updates)
+    own = {name: value / config.rate for name, value in (rates or {}).items()}
+
+    def moved(path: tuple[jax.tree_util.DictKey, ...], p: jax.Array, u: jax.Array) -> jax.Array:
+        factor = own.get(path[0].key, 1.0) if own else 1.0
+        return p - (rate * factor).astype(p.dtype) * u
+
+    exact = jax.tree_util.tree_map_with_path(moved, params, updates)
     key = jax.random.fold_in(state.key, state.step)
     rounded = _rounded(jax.random.fold_in(key, 0), exact, state.params)
     metrics = {"gradient_norm": optax.tree.norm(gradient), "rate": rate}

@@ -74,18 +74,18 @@ def means(sums: Sums) -> Sums:
 
 
 def make_step(
-    loss: Loss, config: OptimiserConfig, steps: int
+    loss: Loss, config: OptimiserConfig, steps: int, rates: Mapping[str, float] | None = None
 ) -> Callable[[TrainState, PyTree, Batch], tuple[TrainState, Sums]]:
     """The pure step of a run of `steps`: (state, frozen, batch [M, ...]) -> (state, metrics).
 
     Jit it with the state donated. The metrics are the means of `gradient`, and those of
-    `optimiser.apply`.
+    `optimiser.apply`, which also says what `rates` are.
     """
 
     def step(state: TrainState, frozen: PyTree, batch: Batch) -> tuple[TrainState, Sums]:
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
         slope, metrics = gradient(loss, state.params, frozen, batch, key)
-        state, more = optimiser.apply(state, slope, config, steps)
+        state, more = optimiser.apply(state, slope, config, steps, rates)
         return state, metrics | more
 
     return step

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from jaxalign import data
+from jaxalign.data.torch_files import tensor_bytes
 from jaxalign.errors import InputError
 
 
@@ -144,3 +145,26 @@ def test_files_that_are_no_tensors(tmp_path):
     refused(tmp_path / "b.pt", "0 entries data.pkl")
     refused(forged(tmp_path / "c.pt", b"\x80\x02garbage"), "damaged")
     refused(forged(tmp_path / "d.pt", b""), "damaged")
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64", "int64", "bool"])
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 5), (7,), (), (0, 3)])
+def test_torch_reads_what_is_written_without_it(tmp_path, kind, shape):
+    values = np.random.default_rng(0).normal(size=shape).astype(kind)
+    path = tmp_path / "tensor.pt"
+    path.write_bytes(tensor_bytes(values))
+    found = torch.load(path, weights_only=True)
+    np.testing.assert_array_equal(found.numpy(), values)
+    assert (str(found.dtype), found.shape) == (f"torch.{kind}", shape)
+    np.testing.assert_array_equal(data.read_pt(path), values)
+
+
+def test_bfloat16_is_written_too_and_other_types_are_refused(tmp_path):
+    values = np.arange(6, dtype=ml_dtypes.bfloat16).reshape(2, 3)
+    path = tmp_path / "tensor.pt"
+    path.write_bytes(tensor_bytes(values.T))
+    found = torch.load(path, weights_only=True)
+    assert found.dtype == torch.bfloat16
+    np.testing.assert_array_equal(found.float().numpy(), values.T.astype(np.float32))
+    with pytest.raises(InputError, match="found values of int32, expected one of"):
+        tensor_bytes(np.arange(3, dtype=np.int32))

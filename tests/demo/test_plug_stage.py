@@ -1,6 +1,7 @@
 """The demo's last stage: a soft token made of what a user chose conditions a frozen model."""
 
 from dataclasses import replace
+from functools import partial
 from tempfile import TemporaryDirectory
 
 import jax
@@ -119,13 +120,14 @@ def test_without_histories_everyone_has_the_same_two_tokens():
     plan = S.design(150, 20, 0)
     world = some_world(answers, plan, 0)
     users = plan.train[:3]
-    readers = P.user_histories(answers, world, users, world.fitted.chosen[:3])
+    some = replace(world.fitted, chosen=world.fitted.chosen[:3], rejected=world.fitted.rejected[:3])
+    readers = P.user_histories(world, users, some)
     assert [one.output for one in readers.samples] == [
         list(P.TRAITS)[like] for like in world.people.weights[users].argmax(axis=1)
     ]
     model = P.toy.make_toy(0)
     with TemporaryDirectory() as folder, P.pplug.HistoryStore(folder, "test", 12) as store:
-        store.add(readers.item_texts(), lambda texts: vectors)
+        store.add(readers.item_texts(), partial(P.choice_vectors, vectors))
         plug = P.pplug.init_plug(
             jax.random.key(0), model, some_encoder(), P.PERSONA, P.TEXT, readers, store
         )

@@ -16,31 +16,36 @@ from jaxalign.errors import InputError
 from jaxalign.experiments.pplug.baselines import (
     BASELINES,
     METHODS,
+    RATING_METHODS,
     EvaluatedMethod,
     keep_items,
     shuffle_histories,
 )
 from jaxalign.experiments.pplug.config import PPlugRunConfig
 from jaxalign.experiments.pplug.data import data_digest, read_parts, sample_evenly
-from jaxalign.experiments.pplug.losses import answer_losses
+from jaxalign.experiments.pplug.losses import answer_losses, label_scores
 from jaxalign.experiments.pplug.report import markdown
 from jaxalign.experiments.pplug.run_folder import CONFIG, PPlugRun, load_run
 from jaxalign.experiments.pplug.statistics import (
     TaskStatistics,
     compare_methods,
     expected_detectable_difference,
+    score_distributions,
     score_predictions,
 )
 from jaxalign.files import read_json, write_json, write_text
 from jaxalign.metrics import text as metrics
+from jaxalign.metrics.labels import score_labels
 from jaxalign.models.chat import generate_texts
 from jaxalign.models.embed import Encoder, load_encoder
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.sampling import Sampling
+from jaxalign.pplug.config import Place
 from jaxalign.pplug.files import load
 from jaxalign.pplug.model import PPlug, prefixes
+from jaxalign.pplug.prompt_cache import PromptCache
 from jaxalign.pplug.retrieval import Places, Retriever, build_questions, retrieve_items
-from jaxalign.pplug.rows import format_prompts
+from jaxalign.pplug.rows import format_prompts, soft_starts
 from jaxalign.pplug.store import HistoryStore, history_store
 from jaxalign.progress import Progress, counted
 from jaxalign.runs.run_dir import Identity, check_run_dir, open_run_dir
@@ -100,7 +105,8 @@ def evaluate(
     Args:
         folder: The `out` folder of `jaxalign.experiments.pplug.run`.
         out: Folder of the evaluation: predictions/<method>-<seed>.json in LaMP's format, losses/
-            likewise, report.md, and report.json, which is written last.
+            likewise (with text.answers scored, the log-probability of each label), report.md, and
+            report.json, which is written last.
         options: Fields of the run's config as on a command line, such as --evaluate.samples 300.
         data: Path of the data if it has moved, in the format of the run's config.
         store: Folder of a store to use instead of the run's.
@@ -133,16 +139,23 @@ def evaluate(
     run = open_run_dir(out, KIND, config.evaluate, identity, resume)
     progress.say(f"{counted(len(samples), 'sample')} of {counted(len(set(samples.users)), 'user')}")
     with history_store(store or trained.store, encoder) as opened:
-        evaluator = _Evaluator(trained, config, model, encoder, opened, samples, out, show)
+        read = PromptCache(model.config, model.params, config.pplug.cache_gib, show)
+        evaluator = _Evaluator(trained, config, model, encoder, opened, samples, out, show, read)
         jobs, notes = _jobs(trained, evaluator)
-        first = next(name for name in (BASELINES[0], UNTRAINED) if _has(jobs, name))
+        if not jobs:
+            raise InputError(
+                f"evaluate.methods names {', '.join(config.evaluate.methods)}, none of which can "
+                "be evaluated here; expected a method whose training is finished: name others."
+            )
+        order = (BASELINES[0], UNTRAINED, *BASELINES[1:], *METHODS, *RATING_METHODS)
+        first = next(name for name in order if _has(jobs, name))
         jobs.sort(key=lambda job: (job.name != first, job.method.training or "", job.seed))
         for number, job in enumerate(jobs, 1):
             progress.say(f"{number} of {len(jobs)}: {job.name}, seed {job.seed}")
             evaluator.complete(job)
-            if number == 1 and all(known):
+            if number == 1 and all(known) and not evaluator.scored:
                 _say_detectable(progress, samples, evaluator.predictions(job))
-    methods = [name for name in METHODS if _has(jobs, name)]
+    methods = [name for name in (*METHODS, *RATING_METHODS) if _has(jobs, name)]
     report: EvaluationReport = {
         "task": samples.task,
         "split": config.evaluate.split,
@@ -156,7 +169,10 @@ def evaluate(
         "statistics": None,
     }
     if all(known):
-        baselines = [first, *(one for one in BASELINES if one in methods and one != first)]
+        baselines = [
+            first,
+            *(one for one in (*BASELINES, *RATING_METHODS) if one in methods and one != first),
+        ]
         statistics = _statistics(evaluator, jobs, methods, baselines)
         report["statistics"] = statistics
         write_text(out / PAGE, markdown(statistics, report["notes"]))
@@ -176,6 +192,7 @@ class _Evaluator:
     samples: Histories
     out: Path
     show: bool
+    read: PromptCache
     retrieved: dict[Retriever, tuple[Places, ...]] = field(default_factory=dict)
     loaded: dict[tuple[str, int], PPlug] = field(default_factory=dict)
 
@@ -191,6 +208,21 @@ class _Evaluator:
             text = plug.text
             soft = prefixes(plug, self.histories(job), self.store, self.show)
         settings = self.config.evaluate
+        place: Place = "before" if plug is None else plug.persona.place
+        if self.scored:
+            values = label_scores(
+                self.model,
+                text,
+                self.samples,
+                questions,
+                soft,
+                place,
+                self.read,
+                settings.batch_size,
+                self.show,
+            )
+            self._keep_scores(job, values)
+            return
         losses: dict[str, float] = {}
         if self.samples.samples[0].output is not None:
             values = answer_losses(
@@ -199,35 +231,58 @@ class _Evaluator:
                 self.samples,
                 questions,
                 soft,
+                place,
+                self.read,
                 batch_size=settings.batch_size,
                 progress=self.show,
             )
             losses = dict(zip(self._ids(), values.tolist(), strict=True))
         write_json(self._path(LOSSES, job), losses)
+        prompts = format_prompts(self.model, text, questions)
+        starts = None
+        if soft is not None and place == "after":
+            starts = soft_starts(self.model, text, prompts)
         answers = generate_texts(
             self.model,
-            format_prompts(self.model, text, questions),
+            prompts,
             Sampling(
                 max_tokens=settings.max_tokens or self.config.pplug.text.answer_tokens,
                 temperature=settings.temperature,
             ),
             jax.random.fold_in(jax.random.key(settings.seed), job.seed),
             prefix=soft,
+            prefix_starts=starts,
             batch_size=settings.batch_size,
             progress=self.show,
         )
-        texts = [answer.text.strip() for answer in answers]
+        self._keep_predictions(job, [answer.text.strip() for answer in answers])
+
+    def _keep_scores(self, job: EvaluationJob, values: np.ndarray) -> None:
+        """Write the scores of the labels, and the answers that they say."""
+        rules = self.samples.rules
+        table = dict(zip(self._ids(), values.tolist(), strict=True))
+        write_json(self._path(LOSSES, job), table)
+        found = score_labels(values, np.zeros(len(values), int), None)
+        chosen = found.median if rules.kind == "rating" else found.likeliest
+        self._keep_predictions(job, [rules.labels[label] for label in chosen])
+
+    def _keep_predictions(self, job: EvaluationJob, texts: Sequence[str]) -> None:
         path = self._path(PREDICTIONS, job)
         path.parent.mkdir(exist_ok=True)
-        lamp.write_answers(path, self.samples.task, dict(zip(self._ids(), texts, strict=True)))
+        lamp.write_answers(path, self.samples.rules, dict(zip(self._ids(), texts, strict=True)))
+
+    @property
+    def scored(self) -> bool:
+        """Whether labels are scored instead of answers generated."""
+        return self.config.pplug.text.answers == "scored"
 
     def predictions(self, job: EvaluationJob) -> list[str]:
         """Return the answers on disk, in the order of the samples."""
-        answers = lamp.read_answers(self._path(PREDICTIONS, job))[1]
+        answers = lamp.read_answers(self._path(PREDICTIONS, job), self.samples.rules)[1]
         return [answers[name] for name in self._ids()]
 
     def losses(self, job: EvaluationJob) -> np.ndarray:
-        """Return the losses on disk [N], in the order of the samples."""
+        """Return the losses on disk [N], or the scores of labels [N, K], in the samples' order."""
         losses = read_json(self._path(LOSSES, job), "losses of answers", "delete it and resume")
         return np.array([losses[name] for name in self._ids()], np.float64)
 
@@ -237,8 +292,8 @@ class _Evaluator:
             return self.samples
         if job.method.histories == "top":
             return keep_items(self.samples, self._retrieve("encoder"))
-        if job.method.histories == "category":
-            return shuffle_histories(self.samples, job.seed, "category")
+        if job.method.histories in ("category", "level"):
+            return shuffle_histories(self.samples, job.seed, job.method.histories)
         return shuffle_histories(self.samples, job.seed)
 
     def _retrieve(self, retriever: Retriever) -> tuple[Places, ...]:
@@ -286,7 +341,9 @@ def _config(trained: PPlugRun, options: Sequence[str]) -> PPlugRunConfig:
 
 def _samples(trained: PPlugRun, config: PPlugRunConfig, data: str | Path | None) -> Histories:
     settings, described = config.evaluate, config.data
-    if described.kind != "huffpost":  # files without right answers do not name their task
+    if (
+        described.kind not in ("huffpost", "jester") and described.own_task is None
+    ):  # files without right answers do not name their task
         described = replace(described, task=trained.sources.task)
     whole = read_parts(data or trained.sources.data, described, (settings.split,))[settings.split]
     found = sample_evenly(whole, settings.samples, config.data.seed)
@@ -301,7 +358,12 @@ def _samples(trained: PPlugRun, config: PPlugRunConfig, data: str | Path | None)
 def _jobs(trained: PPlugRun, evaluator: _Evaluator) -> tuple[list[EvaluationJob], list[str]]:
     """Return what can be evaluated, and notes on why the rest cannot."""
     jobs, notes = [], []
-    for name, method in METHODS.items():
+    rated = evaluator.samples.rules.kind == "rating"
+    known = {**METHODS, **(RATING_METHODS if rated else {})}
+    wanted = evaluator.config.evaluate.methods or tuple(known)
+    for name, method in known.items():
+        if name not in wanted:
+            continue
         seeds = sorted(seed for training, seed in trained.plugs if training == method.training)
         if method.training is None:
             seeds = [0]
@@ -309,7 +371,7 @@ def _jobs(trained: PPlugRun, evaluator: _Evaluator) -> tuple[list[EvaluationJob]
             notes.append(f"{name}: left out, as `{method.training}` is not trained")
         for seed in seeds:
             job = EvaluationJob(name, method, seed)
-            if method.histories in ("other", "category"):
+            if method.histories in ("other", "category", "level"):
                 try:
                     more = evaluator.histories(job).notes
                 except InputError as error:
@@ -327,7 +389,7 @@ def _has(jobs: Sequence[EvaluationJob], name: str) -> bool:
 
 def _say_detectable(progress: Progress, samples: Histories, answers: Sequence[str]) -> None:
     """State what the data can show at all, before anything is compared."""
-    for name, values in metrics.sample_scores(samples.task, answers, samples.outputs).items():
+    for name, values in metrics.sample_scores(samples.rules, answers, samples.outputs).items():
         least = expected_detectable_difference(values, samples.users)
         progress.say(
             f"{name}: a difference of {least:.4f} is expected to show (80 % power, correlation .5 "
@@ -345,8 +407,19 @@ def _statistics(
     jobs_of: Mapping[str, list[EvaluationJob]] = {
         name: [job for job in jobs if job.name == name] for name in methods
     }
+    if evaluator.scored:
+        return score_distributions(
+            samples.rules,
+            {name: [evaluator.losses(job) for job in own] for name, own in jobs_of.items()},
+            samples.outputs,
+            samples.users,
+            samples.lengths,
+            baselines,
+            seed=settings.seed,
+            draws=settings.draws,
+        )
     found = score_predictions(
-        samples.task,
+        samples.rules,
         {name: [evaluator.predictions(job) for job in own] for name, own in jobs_of.items()},
         samples.outputs,
         samples.users,

@@ -35,6 +35,7 @@ from jaxalign.models.resolve import stated_name
 from jaxalign.pplug._train import train
 from jaxalign.pplug.files import save
 from jaxalign.pplug.model import init_plug
+from jaxalign.pplug.prompt_cache import PromptCache
 from jaxalign.pplug.retrieval import Retriever, build_questions, retrieve_items
 from jaxalign.pplug.rows import encoder_config
 from jaxalign.pplug.store import HistoryStore, history_store
@@ -127,7 +128,9 @@ def run(
             None if store is None else str(Path(store).expanduser().resolve()),
         )
         write_json(out / SOURCES, asdict(sources))
-        trainer = _Trainer(config, language, reader, opened, learn, held, progress, show)
+        plugs = config.pplug
+        read = PromptCache(plugs.decoder(language.config), language.params, plugs.cache_gib, show)
+        trainer = _Trainer(config, language, reader, opened, learn, held, progress, show, read)
         places = [out / PLUGS / f"{name}-{seed}" for name, seed in config.schedule]
         if not all((place / REPORT).exists() for place in places):
             (out / REPORT).unlink(missing_ok=True)  # trainings are added: unfinished again
@@ -160,6 +163,7 @@ class _Trainer:
     held: Histories | None
     progress: Progress
     show: bool
+    read: PromptCache
     questions: dict[tuple[Retriever, str], list[str]] = field(default_factory=dict)
 
     def train(self, name: str, seed: int, place: Path) -> TrainingReport:
@@ -171,7 +175,14 @@ class _Trainer:
         # Lengths are measured on the users' own whole histories, so that all trainings start alike.
         key = jax.random.fold_in(jax.random.key(seed), 1)
         plug = init_plug(
-            key, self.model, self.encoder, config.persona, config.text, self.learn, self.store
+            key,
+            self.model,
+            self.encoder,
+            config.persona,
+            config.text,
+            self.learn,
+            self.store,
+            self.show,
         )
         result = train(
             plug,
@@ -183,6 +194,7 @@ class _Trainer:
             store=self.store,
             prompts=self._prompts(retriever, "train", self.learn),
             validation_prompts=self._prompts(retriever, "validation", self.held),
+            read=self.read,
         )
         save(place / PLUG, result.plug)
         report = TrainingReport(

@@ -1,25 +1,29 @@
 """Answers of a trained plug to new questions: one question with a history, or a file of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from jaxalign.config import load_config
 from jaxalign.data import lamp
 from jaxalign.data.dates import date_key
-from jaxalign.data.histories import Histories, Item, Sample
+from jaxalign.data.histories import Histories, Item, Sample, in_words
 from jaxalign.data.prompt_rows import PromptRow
-from jaxalign.data.tables import read_rows
+from jaxalign.data.tables import Row, read_rows
 from jaxalign.data.values import field_text
 from jaxalign.errors import InputError
 from jaxalign.experiments.generate import RowPolicies, tree_digest
 from jaxalign.experiments.pplug.baselines import TRAININGS
 from jaxalign.experiments.pplug.run_folder import PLUG, PLUGS, PPlugRun, TrainingReport, load_run
+from jaxalign.models.chat import prompt_ids
+from jaxalign.models.generate import GenerationArguments, Prompt, prompt_embeddings
 from jaxalign.pplug.files import load
 from jaxalign.pplug.model import PPlug, prefixes
 from jaxalign.pplug.retrieval import build_questions, retrieve_items
-from jaxalign.pplug.rows import format_prompts
+from jaxalign.pplug.rows import format_prompts, soft_starts
 from jaxalign.pplug.store import history_store
 from jaxalign.runs.run_dir import REPORT
 
@@ -50,23 +54,25 @@ def open_plug(folder: str | Path) -> RunPlug:
     return RunPlug(run, training, load(place, dtype=run.config.pplug.weights))
 
 
-def read_history(path: str | Path | None, task: str, question: str) -> Histories:
+def read_history(path: str | Path | None, task: str | lamp.Task, question: str) -> Histories:
     """Return one question of one user, with the history in a file.
 
     Args:
         path: JSON lines, one item each with the fields of the task and optionally a `date`, for
-            all items or none; items with dates are sorted. None or an empty file means a new user.
-        task: A name in `jaxalign.data.lamp.TASKS`.
+            all items or none; items with dates are sorted. A row with `chosen` and `rejected`, as
+            in a preference file, is two items. None or an empty file means a new user.
+        task: A name in `jaxalign.data.lamp.TASKS`, or a task.
         question: The input, or the part of it that the task asks about, such as an article.
 
     Raises:
         InputError: The file or the question cannot be used.
     """
     spec, question = lamp.task(task), lamp.format_question(task, question)
+    own = None if spec.name in lamp.TASKS else spec
     items: list[Item] = []
     keys: list[tuple[int, ...]] = []
     if path is not None and not _blank(Path(path)):
-        for row in read_rows(Path(path)):
+        for row in _items(Path(path), spec):
             names = dict.fromkeys((*spec.fields, spec.label or spec.fields[0]))
             fields = {
                 name: field_text(row.values, name, row.where, numbers=name == spec.label)
@@ -81,11 +87,11 @@ def read_history(path: str | Path | None, task: str, question: str) -> Histories
             if row.has("date"):
                 date = field_text(row.values, "date", row.where, numbers=True)
                 keys.append(date_key(date, row.where))
-            name = row.identifier("id") if row.has("id") else str(row.place)
+            name = row.identifier("id") if row.has("id") else str(len(items))
             items.append(Item(name, fields, date))
     order = sorted(range(len(items)), key=keys.__getitem__) if keys else range(len(items))
     sample = Sample("1", "user", question, None, tuple(order))
-    return Histories((sample,), tuple(items), task, str(path))
+    return Histories((sample,), tuple(items), spec.name, str(path), own_task=own)
 
 
 @contextmanager
@@ -134,17 +140,65 @@ def question_policies(
             for sample in histories.samples
         ]
         read = repr((histories.samples, histories.items))
+        prompts = format_prompts(plug.model, plug.text, questions)
+        starts = soft_starts(plug.model, plug.text, prompts)
+
+        def arguments(chosen: Sequence[int]) -> GenerationArguments:
+            found: GenerationArguments = {"prefix": prefixes(plug, histories.take(chosen), vectors)}
+            if plug.persona.place == "after":
+                found["prefix_starts"] = starts[list(chosen)]
+            return found
+
         yield (
             RowPolicies(
                 plug.model,
-                format_prompts(plug.model, plug.text, questions),
+                prompts,
                 [{}] * len(rows),
-                lambda chosen: {"prefix": prefixes(plug, histories.take(chosen), vectors)},
+                arguments,
                 plug.persona.prefix_length,
                 f"{tree_digest(plug.trained)} {plug.encoder.sha256} {read}",
             ),
             rows,
         )
+
+
+def embed_question(
+    opened: RunPlug, histories: Histories, store: str | Path | None = None
+) -> np.ndarray:
+    """Return a question with its persona as input embeddings, such as vLLM's `prompt_embeds`.
+
+    Args:
+        opened: A plug from `open_plug`.
+        histories: One sample of the run's task.
+        store: Folder of a store to use instead of the run's; vectors of new items are added.
+
+    Returns:
+        [T, D] embeddings of the whole prompt, soft tokens included, in the model's data type.
+
+    Raises:
+        InputError: As `question_policies`, or the prompt does not fit the model's context.
+    """
+    with question_policies(opened, histories, store, progress=False) as (policies, rows):
+        model, arguments = policies.model, policies.arguments([0])
+        ids = prompt_ids(model, policies.prompts[0], policies.soft_tokens, rows[0].where)
+        prompt = Prompt(
+            np.asarray([ids], np.int32),
+            np.asarray([len(ids)], np.int32),
+            arguments["prefix"],
+            np.asarray([policies.soft_tokens], np.int32),
+            arguments.get("prefix_starts"),
+        )
+        return np.asarray(prompt_embeddings(prompt, model.config, model.params))[0]
+
+
+def _items(path: Path, task: lamp.Task) -> Iterator[Row]:
+    """Yield the rows of a file of items, a choice as two rows."""
+    for row in read_rows(path):
+        for entry in in_words(row.values, task, row.where):
+            if entry is row.values:
+                yield row
+            elif isinstance(entry, dict):
+                yield row._replace(values=entry)
 
 
 def _blank(path: Path) -> bool:

@@ -8,12 +8,13 @@ from typing import Literal
 import numpy as np
 
 from jaxalign.data.dates import date_key
-from jaxalign.data.histories import Histories, leading_category
+from jaxalign.data.histories import Histories, Sample, leading_category
 from jaxalign.errors import InputError
 from jaxalign.pplug.config import PersonaConfig
 from jaxalign.pplug.retrieval import Retriever
 
 _TRIES = 64
+_GROUPED_BY = {"category": "category", "level": "rating"}
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,13 @@ class EvaluatedMethod:
         training: Name in `TRAININGS` of the training whose parameters are used; None for the
             language model alone.
         histories: The history of the persona: that of the `own` user, of an `other` user, of
-            another user with the same leading `category`, or the `top` items of the own one.
+            another user with the same leading `category` or of the same `level` (mean rating), or
+            the `top` items of the own one.
         retriever: How the items in the prompt are found, or None for a prompt without items.
     """
 
     training: str | None
-    histories: Literal["own", "other", "category", "top"] = "own"
+    histories: Literal["own", "other", "category", "level", "top"] = "own"
     retriever: Retriever | None = None
 
 
@@ -87,6 +89,11 @@ METHODS: Mapping[str, EvaluatedMethod] = {
 }
 """`retrieval BM25 + persona` is to be compared with `retrieval BM25 + task token`."""
 
+RATING_METHODS: Mapping[str, EvaluatedMethod] = {
+    "persona of another, same level": EvaluatedMethod("pplug", "level")
+}
+"""Methods of tasks whose items have ratings: a persona may be no more than a mean rating."""
+
 BASELINES = (
     "task token only",
     "input only",
@@ -98,7 +105,7 @@ BASELINES = (
 
 
 def shuffle_histories(
-    histories: Histories, seed: int, within: Literal["category"] | None = None
+    histories: Histories, seed: int, within: Literal["category", "level"] | None = None
 ) -> Histories:
     """Return the same questions, each with the history of another user.
 
@@ -110,23 +117,25 @@ def shuffle_histories(
     Args:
         histories: N samples.
         seed: Seed of the draws.
-        within: `category` draws donors whose histories have the same leading category. Samples
-            without such a donor draw from all, and a note counts them.
+        within: `category` draws donors whose histories have the same leading category, `level`
+            those whose mean rating rounds to the same fifth. Samples without such a donor draw from
+            all, and a note counts them.
 
     Returns:
         The histories with notes.
 
     Raises:
         InputError: No other user has a history, or none before the day of a question; or no item
-            has a category although one is needed.
+            has a category or a rating although one is needed.
     """
     rng = np.random.Generator(np.random.PCG64([seed, 0 if within is None else 1]))
     rows = np.flatnonzero(histories.lengths)
-    groups = [leading_category(histories, one) if within else None for one in histories.samples]
+    group = {"category": leading_category, "level": rounded_level}.get(within or "")
+    groups = [group(histories, one) if group else None for one in histories.samples]
     if within and rows.size and not any(groups):
         raise InputError(
-            f"{histories.source} has no item with a category, which shuffling within categories "
-            "needs; shuffle without."
+            f"{histories.source} has no item with a {_GROUPED_BY[within]}, which shuffling within "
+            "groups needs; shuffle without."
         )
     pools: dict[str | None, list[int]] = defaultdict(list)
     for row in rows:
@@ -149,10 +158,24 @@ def shuffle_histories(
     notes = histories.notes
     if outside:
         notes += (
-            f"histories drawn from another category, for no other user has theirs: {outside:,} "
+            f"histories drawn from another {within}, for no other user has theirs: {outside:,} "
             f"of {len(rows):,}",
         )
     return replace(histories.with_profiles(profiles), notes=notes)
+
+
+def rounded_level(histories: Histories, sample: Sample) -> str | None:
+    """Return the mean rating of a history, rounded to a fifth; None without ratings.
+
+    Args:
+        histories: Which hold the items.
+        sample: Whose history it is.
+    """
+    rules = histories.rules
+    if rules.label is None or rules.kind != "rating" or not sample.profile:
+        return None
+    ratings = [float(histories.items[place].fields[rules.label]) for place in sample.profile]
+    return f"{round(5 * float(np.mean(ratings))) / 5:.1f}"
 
 
 def keep_items(histories: Histories, chosen: Sequence[Sequence[int]]) -> Histories:

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from jaxalign.config import on_resume
 from jaxalign.errors import InputError
-from jaxalign.experiments.pplug.baselines import TRAININGS
+from jaxalign.experiments.pplug.baselines import METHODS, RATING_METHODS, TRAININGS
 from jaxalign.experiments.pplug.data import HistoryDataConfig
 from jaxalign.pplug.config import PPlugConfig, TextConfig
 
@@ -34,7 +35,10 @@ class PPlugEvaluateConfig:
     """How methods are evaluated; all methods see the same samples.
 
     Attributes:
-        split: Part of the data, `validation` or `test`.
+        methods: Names of the methods to evaluate, such as "persona of another"; empty for all whose
+            training is finished. More of them can be evaluated later, with --resume.
+        split: Part of the data, `validation`, `test`, or `test_new` for new items where the data
+            have them.
         samples: Largest number of samples, drawn evenly over users, at least 2; null for all.
         batch_size: Number of answers generated per batch, at least 1; lower it if memory runs out.
         max_tokens: Length limit of an answer in tokens, at least 1; null for text.answer_tokens.
@@ -43,7 +47,8 @@ class PPlugEvaluateConfig:
         seed: Seed of sampling and of the bootstrap, at least 0.
     """
 
-    split: Literal["validation", "test"] = "test"
+    methods: tuple[str, ...] = on_resume("any", ())
+    split: Literal["validation", "test", "test_new"] = "test"
     samples: int | None = None
     batch_size: int = 16
     max_tokens: int | None = None
@@ -52,6 +57,11 @@ class PPlugEvaluateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        known = (*METHODS, *RATING_METHODS)
+        if unknown := [name for name in self.methods if name not in known]:
+            raise InputError(
+                f"evaluate.methods names {unknown[0]!r}; expected some of {', '.join(known)}."
+            )
         least = {"samples": 2, "batch_size": 1, "max_tokens": 1, "temperature": 0, "draws": 2}
         for name, bound in {**least, "seed": 0}.items():
             value = getattr(self, name)

@@ -1,4 +1,4 @@
-"""Reading the parts of a data set: LaMP's files, history files, HuffPost's articles."""
+"""Reading the parts of a data set: LaMP's files, history files, HuffPost's articles, jokes."""
 
 import hashlib
 import json
@@ -12,15 +12,18 @@ import numpy as np
 
 from jaxalign.data.headlines import huffpost
 from jaxalign.data.histories import Histories, load_histories, load_lamp
+from jaxalign.data.jokes import rated_jokes
+from jaxalign.data.lamp import TASKS, Task
 from jaxalign.errors import InputError
 from jaxalign.progress import counted
 
-Part = Literal["train", "validation", "test"]
+Part = Literal["train", "validation", "test", "test_new"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 _FILES: Mapping[Part, tuple[str, ...]] = {
     "train": ("train",),
     "validation": ("validation", "dev"),
     "test": ("test",),
+    "test_new": ("test_new",),
 }
 _LINES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
@@ -33,9 +36,13 @@ class HistoryDataConfig:
         kind: Format of the data. `lamp` is a folder with LaMP's {train,dev,test}_questions.json
             and _outputs.json, or with such folders {train,dev,test}. `jsonl` is a folder with
             train.jsonl and optionally validation.jsonl and test.jsonl, or one file whose users are
-            split. `huffpost` is the folder of the HuffPost set, split by time.
+            split. `huffpost` is the folder of the HuffPost set, split by time. `jester` is the
+            folder of the Jester set, split by user, asked for ratings; its `test_new` asks about
+            jokes that are nowhere else.
         task: Name of the task, such as LaMP_4; null reads it from LaMP's outputs, and means `text`
             for jsonl.
+        own_task: A task of your own for jsonl, of which `task` is then the name or null: what
+            items, questions and labels are, and which metrics are reported.
         train_samples: Largest number of training samples, drawn evenly over users, at least 1;
             null for all.
         validation_samples: Largest number of samples of the validation loss, at least 0; null for
@@ -46,18 +53,23 @@ class HistoryDataConfig:
         most: HuffPost only: largest number of articles per author in each held-out part; null for
             no limit.
         least_history: HuffPost only: smallest number of items in the history of a sample.
+        history: Jester only: number of rated jokes in a history, at least 1.
+        new_share: Jester only: share in (0, 1) of the jokes that only `test_new` asks about.
         series: HuffPost only: keep recurring titles, which reveal the author.
         seed: Seed of the draws, at least 0.
     """
 
-    kind: Literal["lamp", "jsonl", "huffpost"] = "lamp"
+    kind: Literal["lamp", "jsonl", "huffpost", "jester"] = "lamp"
     task: str | None = None
+    own_task: Task | None = None
     train_samples: int | None = None
     validation_samples: int | None = None
     test_share: float = 0.2
     validation_share: float = 0.1
     most: int | None = 20
     least_history: int = 3
+    history: int = 16
+    new_share: float = 0.2
     series: bool = False
     seed: int = 0
 
@@ -72,11 +84,37 @@ class HistoryDataConfig:
                 f"data.test_share is {shares[0]} and data.validation_share {shares[1]}; expected "
                 "shares above 0 and below 1 in sum."
             )
-        if self.kind == "huffpost" and self.task not in (None, "huffpost"):
+        if self.kind in ("huffpost", "jester") and self.task not in (None, self.kind):
             raise InputError(
-                f"data.task is {self.task!r} and data.kind huffpost; expected no task: leave it "
+                f"data.task is {self.task!r} and data.kind {self.kind}; expected no task: leave it "
                 "out."
             )
+        if not 0 < self.new_share < 1 or self.history < 1:
+            raise InputError(
+                f"data.new_share is {self.new_share} and data.history {self.history}; expected a "
+                "share in (0, 1) and a history of at least 1."
+            )
+        self._check_own_task()
+
+    def _check_own_task(self) -> None:
+        own = self.own_task
+        if own is None:
+            return
+        if self.kind != "jsonl" or self.task not in (None, own.name):
+            raise InputError(
+                f"data.own_task is {own.name!r} with data.kind {self.kind} and data.task "
+                f"{self.task}; expected data.kind jsonl and no other task: change them."
+            )
+        if own.name in TASKS:
+            raise InputError(
+                f"data.own_task is named {own.name!r}, which is a task already; expected another "
+                "name."
+            )
+
+    @property
+    def rules(self) -> str | Task:
+        """The task of history files: one of your own, or the name of another."""
+        return self.own_task or self.task or "text"
 
 
 def read_parts(
@@ -105,10 +143,16 @@ def read_parts(
             path, config.test_share, config.validation_share, config.most,
             config.least_history, config.series,
         )  # fmt: skip
-        found = {part: getattr(split, part) for part in parts}
+        found = {part: getattr(split, part) for part in parts if part in PARTS}
+    elif config.kind == "jester":
+        jokes = rated_jokes(
+            path, config.test_share, config.validation_share, config.history, config.new_share,
+            config.seed,
+        )  # fmt: skip
+        found = {part: getattr(jokes, part) for part in parts}
     elif config.kind == "jsonl" and path.is_file():
-        whole = _by_user(load_histories(path, config.task or "text"), config)
-        found = {part: whole[part] for part in parts}
+        whole = _by_user(load_histories(path, config.rules), config)
+        found = {part: whole[part] for part in parts if part in whole}
     else:
         reader = _lamp if config.kind == "lamp" else _lines
         for part in parts:
@@ -151,6 +195,8 @@ def data_digest(histories: Histories | None) -> str:
     found = hashlib.sha256()
     if histories is not None:
         found.update(histories.task.encode())
+        if histories.own_task is not None:
+            found.update(repr(histories.own_task).encode())
         for item in histories.items:
             found.update(json.dumps([item.id, item.date, sorted(item.fields.items())]).encode())
         for one in histories.samples:
@@ -174,7 +220,7 @@ def _lamp(folder: Path, part: Part, config: HistoryDataConfig) -> Histories | No
 
 def _lines(folder: Path, part: Part, config: HistoryDataConfig) -> Histories | None:
     path = _first(folder, part, "", _LINES)
-    return None if path is None else load_histories(path, config.task or "text")
+    return None if path is None else load_histories(path, config.rules)
 
 
 def _first(folder: Path, part: Part, suffix: str, ends: Sequence[str]) -> Path | None:

@@ -13,7 +13,8 @@ from jaxalign.runs.tables import MISSING, TerminalTable, markdown_table
 
 _LESS = {
     "MAE": "Less is better. ",
-    "loss": "Nats a token of the right answers, of which less is better. ",
+    "loss": "Nats a token of the right answers, or a label where labels are scored; less is "
+    "better. ",
 }
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxalign.config import load_config
+from jaxalign.data import lamp
 from jaxalign.errors import InputError
 from jaxalign.experiments.pplug.baselines import TRAININGS
 from jaxalign.experiments.pplug.config import PPlugRunConfig
@@ -78,6 +79,11 @@ class PPlugRun(NamedTuple):
     config: PPlugRunConfig
     sources: RunSources
     plugs: dict[tuple[str, int], Path]
+
+    @property
+    def rules(self) -> lamp.Task:
+        """The task."""
+        return lamp.task(self.config.data.own_task or self.sources.task)
 
     @property
     def store(self) -> Path:

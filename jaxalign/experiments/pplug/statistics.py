@@ -11,8 +11,9 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from jaxalign.data import lamp
 from jaxalign.errors import InputError
-from jaxalign.metrics import text
+from jaxalign.metrics import labels, text
 from jaxalign.metrics.bootstrap import mean_interval
 
 Floats = NDArray[np.float64]
@@ -221,7 +222,7 @@ def compare_methods(
 
 
 def score_predictions(
-    task: str,
+    task: str | lamp.Task,
     predictions: Mapping[str, Sequence[Sequence[str]]],
     golds: Sequence[str],
     users: Sequence[str],
@@ -234,7 +235,7 @@ def score_predictions(
     """Return `compare_methods` of every metric of a task, and the scores that LaMP reports.
 
     Args:
-        task: A name in `jaxalign.data.lamp.TASKS`.
+        task: A name in `jaxalign.data.lamp.TASKS`, or a task.
         predictions: For each method, one list of N answers per seed.
         golds: N right answers.
         users, lengths, baselines, edges, seed, draws: As in `compare_methods`.
@@ -264,7 +265,65 @@ def score_predictions(
         key: compare_methods(methods, users, lengths, baselines, edges, seed, draws)
         for key, methods in samples.items()
     }
-    return {"task": task, "baselines": [*baselines], "scores": scores, "metrics": metrics}
+    name = lamp.task(task).name
+    return {"task": name, "baselines": [*baselines], "scores": scores, "metrics": metrics}
+
+
+def score_distributions(
+    task: lamp.Task,
+    logprobs: Mapping[str, Sequence[Floats]],
+    golds: Sequence[str],
+    users: Sequence[str],
+    lengths: ArrayLike,
+    baselines: Sequence[str],
+    edges: Sequence[int] = LENGTHS,
+    seed: int = 0,
+    draws: int = 2000,
+) -> TaskStatistics:
+    """Return `compare_methods` of distributions over a task's labels.
+
+    Args:
+        task: The task, with labels.
+        logprobs: For each method, one [N, K] array of log-probabilities per seed.
+        golds: N right answers, labels of the task.
+        users, lengths, baselines, edges, seed, draws: As in `compare_methods`.
+
+    Returns:
+        The statistics of `accuracy` (the likeliest label), of `MAE` (the median) for ratings, and
+        of `loss`, nats per answer; as scores also macro-F1, `RMSE` (the mean) for ratings, and the
+        calibration error of the likeliest label.
+
+    Raises:
+        InputError: As `compare_methods` and `jaxalign.metrics.labels.score_labels`.
+    """
+    places = {label: number for number, label in enumerate(task.labels)}
+    right = np.array([places[gold.strip()] for gold in golds])
+    values = [float(label) for label in task.labels] if task.kind == "rating" else None
+    samples: dict[str, dict[str, Floats]] = {}
+    scores: dict[str, dict[str, float]] = {}
+    for name, tables in logprobs.items():
+        found = [labels.score_labels(table, right, values) for table in tables]
+        parts = {"accuracy": np.stack([one.accuracy for one in found])}
+        if values is not None:
+            parts["MAE"] = np.stack([one.distance for one in found if one.distance is not None])
+        parts["loss"] = np.stack([one.loss for one in found])
+        own = {key: float(part.mean()) for key, part in parts.items()}
+        count = len(task.labels)
+        own["f1"] = float(np.mean([labels.macro_f1(one.likeliest, right, count) for one in found]))
+        squared = [one.squared for one in found if one.squared is not None]
+        if squared:
+            own["RMSE"] = float(np.mean([np.sqrt(part.mean()) for part in squared]))
+        own["calibration error"] = float(
+            np.mean([labels.label_calibration_error(table, right) for table in tables])
+        )
+        scores[name] = own
+        for key, part in parts.items():
+            samples.setdefault(key, {})[name] = part
+    metrics = {
+        key: compare_methods(methods, users, lengths, baselines, edges, seed, draws)
+        for key, methods in samples.items()
+    }
+    return {"task": task.name, "baselines": [*baselines], "scores": scores, "metrics": metrics}
 
 
 def _checked(values: ArrayLike, count: int, name: str) -> Floats:

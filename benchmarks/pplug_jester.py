@@ -1,0 +1,232 @@
+"""Personas on Jester as a rating task: against models without a language model, and scalars."""
+
+import argparse
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+
+from benchmarks import harness
+from jaxalign.data.histories import Histories, Sample
+from jaxalign.data.sources import jester_jokes, jester_ratings
+from jaxalign.experiments.pplug.baselines import METHODS, RATING_METHODS
+from jaxalign.experiments.pplug.config import PPlugRunConfig
+from jaxalign.experiments.pplug.data import PARTS, read_parts, sample_evenly
+from jaxalign.experiments.pplug.report import markdown
+from jaxalign.experiments.pplug.run_folder import load_run
+from jaxalign.experiments.pplug.statistics import TaskStatistics, score_distributions
+from jaxalign.files import write_json, write_text
+
+LABELS = 5
+SCALAR, PROMPT = "mean rating as the only item", "mean rating in the prompt + task token"
+BASELINES = (
+    "task token only",
+    "persona of another",
+    "persona of another, same level",
+    SCALAR,
+    PROMPT,
+    "marginal",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("--data", type=Path, required=True, help="folder of Jester")
+    parser.add_argument("--run", type=Path, help="run of `pplug train`")
+    parser.add_argument("--known", type=Path, help="its evaluation on known jokes (split test)")
+    parser.add_argument("--new", type=Path, help="its evaluation on new jokes (split test_new)")
+    for name in ("scalar", "prompt"):
+        parser.add_argument(f"--{name}-known", type=Path, help=f"likewise, of the {name} data")
+        parser.add_argument(f"--{name}-new", type=Path, help=f"likewise, of the {name} data")
+    parser.add_argument(
+        "--write", choices=("scalar", "prompt"), help="write these data to --out, and stop"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the data of a control, or the tables of all methods."""
+    if arguments.write is not None:
+        config = PPlugRunConfig() if arguments.run is None else load_run(arguments.run).config
+        data = replace(config.data, kind="jester", task=None)
+        for part, histories in read_parts(arguments.data, data, (*PARTS, "test_new")).items():
+            write_scalars(arguments.out / f"{part}.jsonl", histories, arguments.write == "prompt")
+        return 0
+    trained = load_run(arguments.run)
+    parts = read_parts(arguments.data, trained.config.data, (*PARTS, "test_new"))
+    result = harness.started("pplug_jester", trained.config.pplug.compute)
+    result["config"] = json.loads(json.dumps(trained.config, default=lambda one: one.__dict__))
+    evaluations = {
+        "known": (arguments.known, arguments.scalar_known, arguments.prompt_known),
+        "new": (arguments.new, arguments.scalar_new, arguments.prompt_new),
+    }
+    models = fit_models(arguments.data, parts["train"])
+    pages = []
+    for name, (own, scalar, prompt) in evaluations.items():
+        part = parts["test" if name == "known" else "test_new"]
+        report = json.loads((own / "report.json").read_text())
+        asked = sample_evenly(part, report["samples"], trained.config.data.seed)
+        found = scores_of(own, asked, {**METHODS, **RATING_METHODS})
+        if scalar is not None:
+            found |= scores_of(scalar, asked, {"persona": SCALAR})
+        if prompt is not None:
+            found |= scores_of(prompt, asked, {"task token only": PROMPT})
+        for method, predict in models.items():
+            table = predict(asked)
+            if table is not None:
+                found[method] = [table]
+        statistics = score_distributions(
+            asked.rules,
+            found,
+            asked.outputs,
+            asked.users,
+            asked.lengths,
+            [method for method in BASELINES if method in found],
+        )
+        result[name] = {"statistics": statistics, "gap_closed": gap_closed(statistics)}
+        pages.append(f"# Jokes {name}\n\n" + markdown(statistics).partition("\n\n")[2])
+    write_json(arguments.out / "result.json", result)
+    write_text(arguments.out / "report.md", "\n".join(pages))
+    print("\n".join(pages))
+    return 0
+
+
+def write_scalars(path: Path, histories: Histories, in_prompt: bool) -> None:
+    """Write questions whose histories are one item that states the mean rating, as JSON lines."""
+    rows = []
+    for sample in histories.samples:
+        level = mean_rating(histories, sample)
+        row = {
+            "id": sample.id, "user": sample.user, "input": sample.input, "output": sample.output,
+            "history": [
+                {"text": f"The mean of my ratings is {level:.1f}.", "rating": f"{round(level)}"}
+            ],
+        }  # fmt: skip
+        if in_prompt:
+            row["input"] += f" The mean of this person's ratings is {level:.1f}."
+        rows.append(json.dumps(row))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "\n".join(rows) + "\n")
+
+
+def mean_rating(histories: Histories, sample: Sample) -> float:
+    """Return the mean of the ratings in a history."""
+    ratings = [float(histories.items[place].fields["rating"]) for place in sample.profile]
+    return float(np.mean(ratings))
+
+
+def scores_of(
+    folder: Path, asked: Histories, names: Mapping[str, object]
+) -> dict[str, list[np.ndarray]]:
+    """Return the log-probabilities [N, K] of each method's seeds in an evaluation."""
+    found: dict[str, list[np.ndarray]] = {}
+    for name, renamed in names.items():
+        stem = re.sub(r"\W+", "_", name)
+        paths = sorted(folder.glob(f"losses/{stem}-*.json"))
+        tables = []
+        for path in paths:
+            rows = json.loads(path.read_text())
+            tables.append(np.array([rows[one.id] for one in asked.samples]))
+        if tables:
+            found[renamed if isinstance(renamed, str) else name] = tables
+    return found
+
+
+def gap_closed(statistics: TaskStatistics) -> dict[str, float]:
+    """Return each method's share of the way from the marginal to a person's level and the joke."""
+    losses = {name: one["loss"] for name, one in statistics["scores"].items()}
+    best = losses.get("level and joke", losses["level"])
+    return {name: (losses["marginal"] - loss) / (losses["marginal"] - best)
+            for name, loss in losses.items()}  # fmt: skip
+
+
+def fit_models(folder: Path, train: Histories) -> dict[str, object]:
+    """Return functions from samples to log-probabilities [N, 5], fitted on the training people.
+
+    Every rating of a known joke that is not in a person's history is an example.
+    """
+    jokes = jester_jokes(folder)
+    users, ratings = jester_ratings(folder)
+    labels = np.where(np.isfinite(ratings), np.clip(np.ceil((ratings + 10) / 4), 1, 5), 0).astype(
+        int
+    )
+    row_of = {user: row for row, user in enumerate(users)}
+    joke_of = {text: number for number, (_, text) in enumerate(jokes)}
+    known = {joke_of[item.fields["text"]] for one in train.samples
+             for item in [train.items[place] for place in one.profile]}  # fmt: skip
+    known |= {int(one.id.rpartition("/")[2]) for one in train.samples}
+    histories = {one.user: one.profile for one in train.samples}
+    people, asked, right = [], [], []
+    for user, profile in histories.items():
+        inside = {joke_of[train.items[place].fields["text"]] for place in profile}
+        own = labels[row_of[user]]
+        free = [joke for joke in np.flatnonzero(own) if joke in known and joke not in inside]
+        people += [user] * len(free)
+        asked += free
+        right += list(own[free] - 1)
+    level = {user: shares(train, profile) for user, profile in histories.items()}
+    features = np.array([level[user] for user in people])
+    joke = np.eye(len(jokes))[np.array(asked)]
+    gold = np.array(right)
+    marginal = np.log(np.bincount(gold, minlength=LABELS) / len(gold))
+    by_joke = fit(joke, gold)
+    by_level = fit(features, gold)
+    both = fit(np.concatenate([features, joke], axis=1), gold)
+
+    def numbers(histories: Histories) -> np.ndarray:
+        return np.array([int(one.id.rpartition("/")[2]) for one in histories.samples])
+
+    def levels(histories: Histories) -> np.ndarray:
+        return np.array([shares(histories, one.profile) for one in histories.samples])
+
+    def joke_only(histories: Histories) -> np.ndarray | None:
+        own = numbers(histories)
+        return predict(by_joke, np.eye(len(jokes))[own]) if set(own) <= known else None
+
+    def level_and_joke(histories: Histories) -> np.ndarray | None:
+        own = numbers(histories)
+        if not set(own) <= known:
+            return None
+        table = np.concatenate([levels(histories), np.eye(len(jokes))[own]], axis=1)
+        return predict(both, table)
+
+    return {
+        "marginal": lambda histories: np.tile(marginal, (len(histories), 1)),
+        "joke": joke_only,
+        "level": lambda histories: predict(by_level, levels(histories)),
+        "level and joke": level_and_joke,
+    }
+
+
+def shares(histories: Histories, profile: Sequence[int]) -> np.ndarray:
+    """Return how often each rating stands in a history, and the mean: [6]."""
+    ratings = np.array([int(histories.items[place].fields["rating"]) for place in profile])
+    count = np.bincount(ratings, minlength=LABELS + 1)[1:] / len(ratings)
+    return np.array([*count, ratings.mean() - 3])
+
+
+def fit(features: np.ndarray, gold: np.ndarray, penalty: float = 10.0) -> np.ndarray:
+    """Return the weights [F + 1, 5] of a penalised multinomial regression."""
+    inputs = np.concatenate([features, np.ones((len(features), 1))], axis=1)
+    target = np.eye(LABELS)[gold]
+
+    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        weights = flat.reshape(-1, LABELS)
+        logs = log_softmax(inputs @ weights, axis=1)
+        slope = inputs.T @ (np.exp(logs) - target) + penalty * weights
+        value = -(logs * target).sum() + 0.5 * penalty * (weights**2).sum()
+        return float(value), slope.ravel()
+
+    start = np.zeros(inputs.shape[1] * LABELS)
+    found = minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 300})
+    return found.x.reshape(-1, LABELS)
+
+
+def predict(weights: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """Return log-probabilities [N, 5]."""
+    inputs = np.concatenate([features, np.ones((len(features), 1))], axis=1)
+    return log_softmax(inputs @ weights, axis=1)
