@@ -19,7 +19,7 @@ from jaxalign.experiments.pplug.config import PPlugRunConfig
 from jaxalign.experiments.pplug.data import PARTS, read_parts, sample_evenly
 from jaxalign.experiments.pplug.report import markdown
 from jaxalign.experiments.pplug.run_folder import load_run
-from jaxalign.experiments.pplug.statistics import TaskStatistics, score_distributions
+from jaxalign.experiments.pplug.statistics import LABEL_LOSS, TaskStatistics, score_distributions
 from jaxalign.files import write_json, write_text
 
 LABELS = 5
@@ -138,7 +138,7 @@ def scores_of(
 
 def gap_closed(statistics: TaskStatistics) -> dict[str, float]:
     """Return each method's share of the way from the marginal to a person's level and the joke."""
-    losses = {name: one["loss"] for name, one in statistics["scores"].items()}
+    losses = {name: one[LABEL_LOSS] for name, one in statistics["scores"].items()}
     best = losses.get("level and joke", losses["level"])
     return {name: (losses["marginal"] - loss) / (losses["marginal"] - best)
             for name, loss in losses.items()}  # fmt: skip

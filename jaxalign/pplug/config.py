@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from jaxalign.config import on_resume
 from jaxalign.data.lamp import QUERY_PREFIX
 from jaxalign.errors import InputError
 from jaxalign.models import families
@@ -164,7 +165,7 @@ class PPlugConfig:
 
     persona: PersonaConfig = field(default_factory=PersonaConfig)
     text: TextConfig = field(default_factory=TextConfig)
-    cache_gib: float = 2.0
+    cache_gib: float = on_resume("any", 2.0)
     copies: int = 10
     drop: float = 0.5
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(epochs=2, batch_size=64))

@@ -9,7 +9,7 @@ import numpy as np
 from jaxalign.data.sequences import Sequences
 from jaxalign.models import families
 from jaxalign.models.attention import Cache
-from jaxalign.models.buckets import bucket_length
+from jaxalign.models.buckets import by_length
 from jaxalign.models.params import Array, Params
 from jaxalign.progress import track
 
@@ -60,32 +60,21 @@ class PromptCache:
 
     def _add(self, texts: list[np.ndarray]) -> None:
         """Read the prompts that are not there yet, those of like length together."""
-        new = sorted((text for text in texts if text.tobytes() not in self._kept), key=len)
-        most = max(map(len, new), default=1)
-        batches: list[list[np.ndarray]] = []
-        for text in new:
-            width = bucket_length(len(text), most)
-            last = batches[-1] if batches else []
-            if (
-                last
-                and width == bucket_length(len(last[0]), most)
-                and (width * (len(last) + 1) <= _TOKENS)
-            ):
-                last.append(text)
-            else:
-                batches.append([text])
-        for batch in track("reading the prompts", batches, len(new), len, self.progress):
-            width = bucket_length(len(batch[-1]), most)
-            rows = max(1, _TOKENS // width)
-            filled = batch + batch[-1:] * (rows - len(batch))
-            tokens, lengths = Sequences.of([row.tolist() for row in filled]).padded(
-                np.arange(rows), width
-            )
-            found = _read(self.config, self.params, tokens, lengths)
+        new = [text for text in texts if text.tobytes() not in self._kept]
+        if not new:
+            return
+        longest = max(map(len, new))
+        batches = by_length([len(text) for text in new], longest, _TOKENS)
+        own = Sequences.of([text.tolist() for text in new])
+        for rows, (size, width) in track(
+            "reading the prompts", batches, len(new), lambda batch: len(batch[0]), self.progress
+        ):
+            filled = np.array(rows + rows[-1:] * (size - len(rows)))
+            found = _read(self.config, self.params, *own.padded(filled, width))
             host = [np.asarray(array) for array in found]
-            for place, text in enumerate(batch):
-                key, value = (array[:, place, :, : len(text)].copy() for array in host)
-                self._kept[text.tobytes()] = (key, value)
+            for place, row in enumerate(rows):
+                key, value = (array[:, place, :, : len(new[row])].copy() for array in host)
+                self._kept[new[row].tobytes()] = (key, value)
 
 
 def read_prompts(config: families.Config, params: Params, tokens: Array, lengths: Array) -> Cache:
@@ -102,7 +91,7 @@ def distinct(sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
 
     Example:
         >>> from jaxalign.data.sequences import Sequences
-        >>> from jaxalign.pplug.answers import distinct
+        >>> from jaxalign.pplug.prompt_cache import distinct
         >>> first, own = distinct(Sequences.of([[5, 6], [7], [5, 6]]))
         >>> first.tolist(), own.tolist()
         ([0, 1], [0, 1, 0])

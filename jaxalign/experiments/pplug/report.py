@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from jaxalign.experiments.pplug.statistics import (
+    LABEL_LOSS,
     Gain,
     LengthGroup,
     MetricStatistics,
@@ -13,8 +14,8 @@ from jaxalign.runs.tables import MISSING, TerminalTable, markdown_table
 
 _LESS = {
     "MAE": "Less is better. ",
-    "loss": "Nats a token of the right answers, or a label where labels are scored; less is "
-    "better. ",
+    "loss": "Nats a token of the right answers, of which less is better. ",
+    LABEL_LOSS: "Nats an answer, among the labels of the task, of which less is better. ",
 }
 
 

@@ -19,6 +19,7 @@ from jaxalign.metrics.bootstrap import mean_interval
 Floats = NDArray[np.float64]
 
 LENGTHS = (0, 1, 16, 64, 256)
+LABEL_LOSS = "label loss"
 
 
 class Gain(TypedDict):
@@ -290,8 +291,8 @@ def score_distributions(
 
     Returns:
         The statistics of `accuracy` (the likeliest label), of `MAE` (the median) for ratings, and
-        of `loss`, nats per answer; as scores also macro-F1, `RMSE` (the mean) for ratings, and the
-        calibration error of the likeliest label.
+        of `label loss`, nats per answer; as scores also macro-F1, `RMSE` (the mean) for ratings,
+        and the calibration error of the likeliest label.
 
     Raises:
         InputError: As `compare_methods` and `jaxalign.metrics.labels.score_labels`.
@@ -306,7 +307,7 @@ def score_distributions(
         parts = {"accuracy": np.stack([one.accuracy for one in found])}
         if values is not None:
             parts["MAE"] = np.stack([one.distance for one in found if one.distance is not None])
-        parts["loss"] = np.stack([one.loss for one in found])
+        parts[LABEL_LOSS] = np.stack([one.loss for one in found])
         own = {key: float(part.mean()) for key, part in parts.items()}
         count = len(task.labels)
         own["f1"] = float(np.mean([labels.macro_f1(one.likeliest, right, count) for one in found]))

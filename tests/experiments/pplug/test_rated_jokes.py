@@ -44,6 +44,7 @@ CONFIG = {
     },
     "evaluate": {"batch_size": 8, "draws": 20},
 }  # fmt: skip
+KEYS = {"accuracy", "MAE", "label loss", "f1", "RMSE", "calibration error"}
 METHODS = ("zero-shot", "persona", "persona of another", "persona of another, same level")
 
 
@@ -82,10 +83,10 @@ def test_labels_are_scored_and_every_metric_is_reported(world):
     report = json.loads((world.judged / "report.json").read_text())
     assert report["predictions"] == list(METHODS)
     statistics = report["statistics"]
-    assert [*statistics["metrics"]] == ["accuracy", "MAE", "loss"]
+    assert [*statistics["metrics"]] == ["accuracy", "MAE", "label loss"]
     assert statistics["baselines"] == ["zero-shot", METHODS[2], METHODS[3]]
     for name, scores in statistics["scores"].items():
-        assert scores.keys() == {"accuracy", "MAE", "loss", "f1", "RMSE", "calibration error"}, name
+        assert scores.keys() == KEYS, name
         assert np.isfinite([*scores.values()]).all()
     own = json.loads((world.judged / "losses/persona-0.json").read_text())
     other = json.loads((world.judged / "losses/persona_of_another-0.json").read_text())
