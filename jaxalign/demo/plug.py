@@ -94,8 +94,11 @@ def run_plug(
             store.add(histories.item_texts(), partial(choice_vectors, vectors))
 
         def fit(histories: Histories) -> pplug.PPlug:
-            fresh = pplug.init_plug(key, model, encoder, PERSONA, TEXT, histories, store)
-            return pplug.train(fresh, histories, config, store=store).plug
+            # Without histories there is no mean to subtract.
+            persona = replace(PERSONA, centre=bool(histories.lengths.any()))
+            fresh = pplug.init_plug(key, model, encoder, persona, TEXT, histories, store)
+            own = replace(config, persona=persona)
+            return pplug.train(fresh, histories, own, store=store).plug
 
         plug = fit(train)
         # As many steps without histories: what is left is the same for all users.

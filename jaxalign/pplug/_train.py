@@ -117,9 +117,10 @@ def train(
             if read is None:
                 read = PromptCache(decoder, frozen, config.cache_gib, progress.show)
             cache, numbers = read.read(texts)
-            ends = np.cumsum([len(one.prompts) for one in asked])[:-1]
-            pairs = zip(asked, np.split(numbers, ends), strict=True)
-            asked = [replace(one, numbers=own) for one, own in pairs]
+            if cache is not None:
+                ends = np.cumsum([len(one.prompts) for one in asked])[:-1]
+                pairs = zip(asked, np.split(numbers, ends), strict=True)
+                asked = [replace(one, numbers=own) for one, own in pairs]
         rows, *held_out = (
             _rows(plug, one, config, store, copies, progress.show)
             for one, copies in zip(asked, (config.copies, 0), strict=False)
@@ -239,7 +240,8 @@ def _rows(
     # Copies are made whatever the persona is made of, so that all trainings have equal passes.
     repeated = np.tile(np.flatnonzero(histories.lengths > 2), copies)
     samples = np.concatenate([np.arange(len(histories)), repeated])
-    widths = lengths
+    # Cached prompts are not computed again: one width for all, and one program.
+    widths = lengths if asked.numbers is None else np.full_like(lengths, lengths.max())
     if inputs.queries is not None:
         widths = np.maximum(widths, inputs.queries.lengths)
     item_slots = padded_length(inputs.counts)

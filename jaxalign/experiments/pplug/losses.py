@@ -147,10 +147,12 @@ class _Asked:
             filled[: len(rows)] = rows
             widest = int(prompts.lengths[rows].max())
             width = bucket_length(widest, max(widest, config.positions))
+            if cache is not None:  # one program: what is not computed again needs no bucket
+                width = cache.key.shape[3]
             tokens, lengths = prompts.padded(filled, width)
             past = None
             if cache is not None:
-                past = _chosen(cache, numbers[filled], min(width, cache.key.shape[3]))
+                past = _chosen(cache, numbers[filled], width)
             elif behind:
                 past = _read(config, self.model.params, tokens, lengths)
             soft = None if self.soft is None else self.soft[filled]

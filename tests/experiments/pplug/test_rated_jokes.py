@@ -129,7 +129,8 @@ def test_an_exported_prompt_gives_the_answer_of_the_plug(world, tmp_path):
     hidden, _ = families.forward(model.config, model.params, embeddings=given[None])
     assert families.logits(model.params, hidden[0, -1]).argmax() == said[0].tokens[0]
     # The last two are the task token and the persona.
-    words = model.tokenizer(histories.samples[0].input + "\n")["input_ids"]
+    asked = pplug.format_prompts(model, opened.plug.text, [histories.samples[0].input])
+    words = model.tokenizer(asked[0])["input_ids"]
     assert given.shape == (len(words) + 2, model.config.width)
     table = np.asarray(model.params["embed"]["table"])
     np.testing.assert_allclose(given[:-2], table[words], rtol=1e-6)
