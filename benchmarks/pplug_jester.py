@@ -68,6 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
     models = fit_models(arguments.data, parts["train"])
     pages = []
     for name, (own, scalar, prompt) in evaluations.items():
+        if own is None:
+            continue
         part = parts["test" if name == "known" else "test_new"]
         report = json.loads((own / "report.json").read_text())
         asked = sample_evenly(part, report["samples"], trained.config.data.seed)
