@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.arrays import Sizes, check_array, check_mask, check_whole
+from jaxalign.arrays import Sizes, check_array, check_mask, check_whole, kept
 from jaxalign.errors import InputError
 from jaxalign.mrm import ep
 from jaxalign.mrm.bayes import Prior, check_choices, check_prior, factor, moments
@@ -262,7 +262,8 @@ def rows_at(
     rating = feedback.rating
     by = jnp.where(rating, spread, 1)[:, None]
     level = jnp.where(rating, -1, 0)[:, None].astype(by.dtype)
-    vectors = jnp.concatenate([feedback.vectors.astype(by.dtype), level], axis=1)
+    clean = kept(feedback.weight, feedback.vectors.astype(by.dtype))
+    vectors = jnp.concatenate([clean, level], axis=1)
     return ep.rows_of(mean, root, by * vectors, feedback.weight)
 
 
