@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import httpx
 import numpy as np
@@ -78,9 +79,13 @@ def kill_and_compare(folder, upstream, url, copies, moments, rng):
             )
             for number, user in enumerate(USERS)
         ]
+        before, deadline = len(acknowledged), time.monotonic() + 120
         for thread in threads:
             thread.start()
-        threading.Event().wait(rng.uniform(0.2, 1.5))
+        # The first row of feedback may wait for its program to be compiled.
+        while len(acknowledged) == before and time.monotonic() < deadline:
+            threading.Event().wait(0.02)
+        threading.Event().wait(rng.uniform(0, 1.5))
         for service in services:
             service.process.send_signal(signal.SIGKILL)
         for thread in threads:
