@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jester", type=Path, help="folder of jokes.jsonl and ratings.csv.gz")
     parser.add_argument("--ukpconvarg1", type=Path, help="folder of its arguments and judgments")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--shots", nargs="+", type=int, default=list(SHOTS), help="of Jester")
     parser.add_argument(
         "--users", nargs=3, type=int, default=[800, 300, 900], help="to train, validate and test"
     )
@@ -103,7 +104,7 @@ def _jester(arguments: argparse.Namespace, kept: _Kept) -> None:
         people = rng.permutation(len(users))[: sum(arguments.users)]
         drawn = [_draw(rng, ratings[user]) for user in people]
         roles = np.split(np.arange(len(people)), np.cumsum(arguments.users)[:-1])
-        for shots in SHOTS:
+        for shots in arguments.shots:
             for way in WAYS:
                 key = ("jester", shots, way, seed)
                 if key in kept.rows:
@@ -213,10 +214,13 @@ def _ukpconvarg1(arguments: argparse.Namespace, kept: _Kept) -> None:
             key = ("ukpconvarg1", 20, way, seed)
             if key not in kept.rows:
                 console.print(f"UKPConvArg1, {way}, seed {seed} ...", highlight=False)
-                kept.add(key, _judged_ties(table, features, way, seed))
+                found = _judged_ties(table, features, way, seed, arguments.users)
+                kept.add(key, found)
 
 
-def _judged_ties(table: Any, features: np.ndarray, way: str, seed: int) -> dict[str, Any]:
+def _judged_ties(
+    table: Any, features: np.ndarray, way: str, seed: int, users: list[int]
+) -> dict[str, Any]:
     """Accuracy and nll of every test user on strict votes, ties read in one of three ways."""
     from jaxalign.data.splits import learned_from, split_users
     from jaxalign.mrm.config import BayesConfig, SplitConfig
@@ -227,15 +231,17 @@ def _judged_ties(table: Any, features: np.ndarray, way: str, seed: int) -> dict[
 
     levels = _levels(way)
     split = split_users(table.users, seed)
+    train, *judged = (
+        role[:most]
+        for role, most in zip((split.train, split.validation, split.test), users, strict=True)
+    )
     rng = np.random.default_rng([seed, 29])
-    known = [rng.permutation(rows)[:MOST_VOTES] for rows in learned_from(table, split.train)]
+    known = [rng.permutation(rows)[:MOST_VOTES] for rows in learned_from(table, train)]
     rows = _votes(table, features, known, way)
     config = BayesConfig(em_steps=30, pseudo_users=(100.0, 500.0))
     population, _ = fit_all_kinds([rows], levels, config)
     arrays = population_arrays(population)
-    cuts = [
-        cut_episodes(table, SplitConfig(seed=seed), role) for role in (split.validation, split.test)
-    ]
+    cuts = [cut_episodes(table, SplitConfig(seed=seed), role) for role in judged]
     best, least = {}, np.inf
     settings = BayesConfig()
     for strength, heat in np.ndindex(len(settings.strengths), len(settings.temperatures)):

@@ -26,7 +26,7 @@ def in_sds(found, expected):
     return max(abs((mean - other) / other_sd).max(), abs(sd / other_sd - 1).max())
 
 
-@pytest.mark.parametrize(("size", "rows"), [pytest.param(5, 600, marks=pytest.mark.slow), (5, 40)])
+@pytest.mark.parametrize(("size", "rows"), [pytest.param(5, 3000, marks=pytest.mark.slow), (5, 40)])
 def test_choices_are_as_if_fitted_anew(size, rows):
     rng = np.random.default_rng(0)
     prior = bayes.Prior(jnp.zeros(size), jnp.diag(jnp.linspace(0.3, 1.5, size)))
