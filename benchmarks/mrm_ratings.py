@@ -171,12 +171,10 @@ def _judged(table: Any, features: np.ndarray, roles: list, reads: bool) -> dict[
     import jax.numpy as jnp
 
     from jaxalign.mrm import make_method
-    from jaxalign.mrm.config import ChoiceDataConfig, SplitConfig
+    from jaxalign.mrm.config import ChoiceDataConfig
     from jaxalign.mrm.selection import predict, select, user_nll
     from jaxalign.mrm.support_query import (
         TrainingData,
-        cut_episodes,
-        support_query,
         training_choices,
     )
 
@@ -185,8 +183,7 @@ def _judged(table: Any, features: np.ndarray, roles: list, reads: bool) -> dict[
     known = training_choices(table, names[0], ChoiceDataConfig(max_pairs=0), 0)
     method = make_method("bayes", replace(make_method("bayes").settings, em_steps=30))
     fitted = method.fit(TrainingData(items, items, known, scales=table.scales), 0)
-    split = SplitConfig(support_pairs=0, query_pairs=0, min_support=0, min_query=1)
-    validation, test = (support_query(table, cut_episodes(table, split, r)) for r in names[1:])
+    validation, test = (_known_and_judged(table, role) for role in names[1:])
     candidate, _ = select(method, fitted, items, validation)
     if not reads:
         candidate = {**candidate, "adapt": False}
@@ -198,6 +195,18 @@ def _judged(table: Any, features: np.ndarray, roles: list, reads: bool) -> dict[
         "nll": [round(float(value), 5) for value in user_nll(probability[None], weight)[0]],
         "candidate": candidate,
     }
+
+
+def _known_and_judged(table: Any, users: tuple[str, ...]) -> Any:
+    """All users who can be judged, those of whom a way knows nothing among them."""
+    from jaxalign.data.splits import rows_by_user
+    from jaxalign.mrm.support_query import cut_support_query
+
+    rows = [user for user in rows_by_user(table, users) if table.held_out[user].any()]
+    support = [user[~table.held_out[user]] for user in rows]
+    query = [user[table.held_out[user]] for user in rows]
+    lengths = (np.array([*map(len, support)]), np.array([*map(len, query)]))
+    return cut_support_query((table, table), (support, query), lengths)
 
 
 # UKPConvArg1 ------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def _embed(arguments: argparse.Namespace, _: list[str]) -> None:
         texts = list(dict.fromkeys(read_texts(arguments.texts)))
         keys = texts
     else:
-        choices = load_source(arguments.data).choices
+        choices = load_source(arguments.data, ratings=True).choices
         keys, texts = list(choices.items), list(choices.texts)
         if len(set(keys)) < len(keys):
             raise InputError(
