@@ -38,7 +38,7 @@ BASELINES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("--data", type=Path, required=True, help="folder of Jester")
-    parser.add_argument("--run", type=Path, help="run of `pplug train`")
+    parser.add_argument("--trained", type=Path, help="run of `pplug train`")
     parser.add_argument("--known", type=Path, help="its evaluation on known jokes (split test)")
     parser.add_argument("--new", type=Path, help="its evaluation on new jokes (split test_new)")
     for name in ("scalar", "prompt"):
@@ -52,12 +52,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the data of a control, or the tables of all methods."""
     if arguments.write is not None:
-        config = PPlugRunConfig() if arguments.run is None else load_run(arguments.run).config
+        config = (
+            PPlugRunConfig() if arguments.trained is None else load_run(arguments.trained).config
+        )
         data = replace(config.data, kind="jester", task=None)
         for part, histories in read_parts(arguments.data, data, (*PARTS, "test_new")).items():
             write_scalars(arguments.out / f"{part}.jsonl", histories, arguments.write == "prompt")
         return 0
-    trained = load_run(arguments.run)
+    trained = load_run(arguments.trained)
     parts = read_parts(arguments.data, trained.config.data, (*PARTS, "test_new"))
     result = harness.started("pplug_jester", trained.config.pplug.compute)
     result["config"] = json.loads(json.dumps(trained.config, default=lambda one: one.__dict__))
