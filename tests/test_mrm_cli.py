@@ -23,7 +23,7 @@ from mrm_cli_world import (
 )
 
 from jaxalign import mrm, progress
-from jaxalign.commands.mrm import _answers
+from jaxalign.commands.mrm import _answers, _shown
 from jaxalign.errors import InputError
 from jaxalign.rewards.reward_scale import load_scale
 
@@ -226,6 +226,11 @@ def test_rank_reads_json_lines_and_other_users(world, tmp_path):
         rows = [{"prompt": "Hi", column: answer(i)} for i in range(5)]
         texts = write_rows(tmp_path / f"{column}.jsonl", rows)
         assert rank(world, *given, texts=texts).out == other.out
+
+
+def test_an_answer_is_shown_in_one_line():
+    assert _shown("First:\n\n1. This.\n") == "First: 1. This."
+    assert _shown("x" * 91) == "x" * 87 + "..."
 
 
 def test_answers_to_rank_are_to_one_prompt(tmp_path):

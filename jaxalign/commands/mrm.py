@@ -230,8 +230,13 @@ def _rank(arguments: argparse.Namespace, _: list[str]) -> None:
         return
     print(" rank   score  chosen  answer")
     for place, entry in enumerate(ranked, 1):
-        shown = entry.text if len(entry.text) <= 90 else entry.text[:87] + "..."
-        print(f"{place:5d} {entry.score:+7.3f}   {entry.probability:.2f}   {shown}")
+        print(f"{place:5d} {entry.score:+7.3f}   {entry.probability:.2f}   {_shown(entry.text)}")
+
+
+def _shown(text: str) -> str:
+    """A text as a line of a table has room for it."""
+    line = " ".join(text.split())
+    return line if len(line) <= 90 else line[:87] + "..."
 
 
 def _answers(path: Path, prompt: str | None, with_prompts: bool) -> tuple[list[str], str | None]:

