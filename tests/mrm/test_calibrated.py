@@ -81,7 +81,7 @@ def test_validation_users_choose_the_temperature(scale, x64):
 def test_margins_are_moved_then_divided(x64):
     method, fitted = one_model()
     users = people(1.0)
-    _, support, query = next(iter(users.parts()))
+    _, support, query, _ = next(iter(users.parts()))
     candidates = Calibrated(method).candidates(fitted)
     assert len(candidates) == 2 * len(TEMPERATURES)
     found = Calibrated(method).predict(fitted, candidates, jnp.asarray(VALUES), support, query)
