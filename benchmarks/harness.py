@@ -190,7 +190,7 @@ def machine() -> dict[str, Any]:
         "load_before": os.getloadavg()[0],
         "versions": versions,
         "commit": _commit(),
-        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        "command": " ".join(["python -m benchmarks", *map(_portable, sys.argv[1:])]),
         "date": time.strftime("%Y-%m-%d"),
     }
     if "torch" in sys.modules:
@@ -327,3 +327,8 @@ def _commit() -> str:
     except OSError:
         return "unknown"
     return found.stdout.strip() or "unknown"
+
+
+def _portable(word: str) -> str:
+    """A word of a command line, a path of this machine by its last part alone."""
+    return Path(word).name if Path(word).is_absolute() else word

@@ -1,6 +1,7 @@
 """Rules of the code base that no linter knows: names, types, files, examples."""
 
 import ast
+import json
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -111,3 +112,16 @@ def test_no_two_files_of_tests_have_one_name():
     """pytest imports them by name alone, and refuses the second one."""
     names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
     assert len(names) == len(set(names)), sorted({n for n in names if names.count(n) > 1})
+
+
+def test_results_name_no_path_of_the_machine_that_made_them():
+    results = sorted((PACKAGE.parent / "benchmarks" / "results").rglob("*.json"))
+    commands = {
+        str(path): found["command"]
+        for path in results
+        if isinstance(found := json.loads(path.read_text("utf-8")).get("machine"), dict)
+        and "command" in found
+    }
+    assert commands
+    absolute = {k: v for k, v in commands.items() if any(w.startswith("/") for w in v.split())}
+    assert not absolute
