@@ -128,7 +128,7 @@ def _draw(rng: np.random.Generator, row: np.ndarray) -> tuple[np.ndarray, np.nda
 
 def _jester_table(drawn: list, shots: int, way: str, jokes: tuple, texts: tuple) -> Any:
     """The table of one way: what users said of the seen jokes, and the pairs they are judged on."""
-    from jaxalign.data.preferences import Preferences, Said
+    from jaxalign.data.preferences import Preferences, RowDetails
     from jaxalign.data.ratings import rating_level, scale_levels
 
     parts, levels = [], []
@@ -136,7 +136,7 @@ def _jester_table(drawn: list, shots: int, way: str, jokes: tuple, texts: tuple)
         seen, rating = seen[:shots], rating[:shots]
         if way == "ratings":
             one = two = seen
-            said = [rating_level(value, *SCALE) for value in rating]
+            details = [rating_level(value, *SCALE) for value in rating]
         else:
             first, second = np.triu_indices(len(seen), 1)
             if way == "disjoint pairs":
@@ -145,16 +145,16 @@ def _jester_table(drawn: list, shots: int, way: str, jokes: tuple, texts: tuple)
             first, second = first[apart], second[apart]
             up = rating[first] > rating[second]
             one, two = seen[np.where(up, first, second)], seen[np.where(up, second, first)]
-            said = [-1] * len(one)
+            details = [-1] * len(one)
         parts.append((np.full(len(one) + len(query), user), np.append(one, query[:, 0]),
                       np.append(two, query[:, 1]), len(one)))  # fmt: skip
-        levels += [*said, *([-1] * len(query))]
+        levels += [*details, *([-1] * len(query))]
     user, chosen, rejected = (np.concatenate([part[i] for part in parts]) for i in range(3))
     held = np.concatenate([np.arange(len(part[0])) >= part[3] for part in parts])
     level, count = np.array(levels, np.int32), len(user)
     rated = level >= 0
     top = np.where(rated, scale_levels(*SCALE) - 1, 0).astype(np.int32)
-    said = Said(
+    details = RowDetails(
         np.where(rated, 0, -1).astype(np.int32), np.maximum(level, 0), top,
         np.ones(count, np.float32), np.zeros(count, bool),
     )  # fmt: skip
@@ -162,7 +162,7 @@ def _jester_table(drawn: list, shots: int, way: str, jokes: tuple, texts: tuple)
     return Preferences(
         tuple(f"{number}" for number in range(len(drawn))), jokes, texts, *numbers,
         np.full(count, -1, np.int32), np.zeros(count, bool), "jester", held,
-        said=said if way == "ratings" else None, scales=(SCALE,) if way == "ratings" else (),
+        details=details if way == "ratings" else None, scales=(SCALE,) if way == "ratings" else (),
     )  # fmt: skip
 
 

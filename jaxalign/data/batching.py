@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxalign.data.preferences import Preferences, Said
+from jaxalign.data.preferences import Preferences, RowDetails
 
 Array = Any  # NumPy on the host, JAX on the device
 
@@ -16,7 +16,7 @@ class Pairs(NamedTuple):
         chosen: [U, P] int32 item numbers (0 in padding).
         rejected: [U, P] int32.
         weight: [U, P] float32; 1 for a choice, 1/2 for each row of a tie, 0 for padding and for a
-            rating, which is no choice (see `pad_said`).
+            rating, which is no choice (see `pad_details`).
         group: [U, P] int32, each user's groups numbered from 0.
     """
 
@@ -63,9 +63,9 @@ def pad_pairs(
     return Pairs(*arrays)
 
 
-def pad_said(
+def pad_details(
     preferences: Preferences, rows: tuple[np.ndarray, ...] | list[np.ndarray], width: int = 0
-) -> Said | None:
+) -> RowDetails | None:
     """What the rows of each user say, at the places where `pad_pairs` has them.
 
     Args:
@@ -80,19 +80,19 @@ def pad_said(
     Example:
         >>> import numpy as np
         >>> from jaxalign.data import from_columns
-        >>> from jaxalign.data.batching import pad_said
+        >>> from jaxalign.data.batching import pad_details
         >>> columns = {"user": ["u"], "answer": ["Hi"], "rating": [4], "scale": [[1, 5]]}
-        >>> said = pad_said(from_columns(columns, "memory"), [np.array([0])], width=2)
-        >>> said.level.tolist(), said.weight.tolist()
+        >>> details = pad_details(from_columns(columns, "memory"), [np.array([0])], width=2)
+        >>> details.level.tolist(), details.weight.tolist()
         ([[3, 0]], [[1.0, 0.0]])
     """
-    if preferences.said is None:
+    if preferences.details is None:
         return None
     user, place, row, _, width = _places(preferences, rows, width)
-    of_rows = preferences.said.take(row)
+    of_rows = preferences.details.take(row)
     half = np.where(preferences.tie[row], 0.5, 1.0)
     of_rows = of_rows._replace(weight=(of_rows.weight * half).astype(np.float32))
-    padded = Said(*(np.zeros((len(rows), width), array.dtype) for array in of_rows))
+    padded = RowDetails(*(np.zeros((len(rows), width), array.dtype) for array in of_rows))
     padded.scale[:] = -1
     for array, values in zip(padded, of_rows, strict=True):
         array[user, place] = values
@@ -128,7 +128,7 @@ def _choices_first(preferences: Preferences) -> np.ndarray:
     The groups of a user's choices are then numbered without gaps, as `splits.redraw` wants them.
     """
     group = preferences.group
-    if preferences.said is None or not len(group):
+    if preferences.details is None or not len(group):
         return group
     chosen = np.zeros(int(group.max()) + 1, bool)
     chosen[group[~preferences.rating]] = True

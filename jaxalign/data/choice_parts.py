@@ -185,8 +185,8 @@ def digest_of(choices: Preferences) -> str:
 
 
 def _level_of(choices: Preferences, rows: slice) -> tuple[np.ndarray | None, np.ndarray | None]:
-    said = choices.said
-    return (None, None) if said is None else (said.scale[rows] >= 0, said.level[rows])
+    details = choices.details
+    return (None, None) if details is None else (details.scale[rows] >= 0, details.level[rows])
 
 
 def items_of(block: ChoiceColumns) -> set[tuple[str, str]]:
@@ -202,8 +202,8 @@ def items_of(block: ChoiceColumns) -> set[tuple[str, str]]:
 def _digested(block: ChoiceColumns) -> bytes:
     chosen, rejected = (_item_texts(block, answer) for answer in (block.chosen, block.rejected))
     details = block.details
-    said = (None, None) if details is None else (np.isfinite(details.low), details.level)
-    return _joined_bytes(block.user, chosen, rejected, _marks(block.tie, *said))
+    rated = (None, None) if details is None else (np.isfinite(details.low), details.level)
+    return _joined_bytes(block.user, chosen, rejected, _marks(block.tie, *rated))
 
 
 def _marks(tie: np.ndarray, rated: np.ndarray | None, level: np.ndarray | None) -> pa.Array:

@@ -93,10 +93,10 @@ class ChoiceNumbers:
         sides, items, texts = self._items(prompt, np.stack(answer))
         lone, groups = -1 - np.arange(len(user)), np.int64(len(self._groups.number))
         whole, _ = encode_numbers(np.where(group < 0, lone, user * groups + group))
-        said, scales = joined_details(self._details, [count for _, count in self._origins])
+        details, scales = joined_details(self._details, [count for _, count in self._origins])
         return Preferences(
             tuple(self._users.number), items, texts, user, sides[0], sides[1], whole, prompt,
-            np.concatenate(self._ties), source=self._origins[0][0].source, said=said,
+            np.concatenate(self._ties), source=self._origins[0][0].source, details=details,
             scales=scales,
         )  # fmt: skip
 

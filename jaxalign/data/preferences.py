@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
-class Said(NamedTuple):
+class RowDetails(NamedTuple):
     """What rows say beyond which answer was chosen, [N] or padded by user [U, P].
 
     Attributes:
@@ -24,12 +24,12 @@ class Said(NamedTuple):
     weight: Any
     implicit: Any
 
-    def take(self, rows: np.ndarray) -> "Said":
+    def take(self, rows: np.ndarray) -> "RowDetails":
         """Return the same of some rows."""
-        return Said(*(array[rows] for array in self))
+        return RowDetails(*(array[rows] for array in self))
 
     @property
-    def mirrored(self) -> "Said":
+    def mirrored(self) -> "RowDetails":
         """The same ratings turned round: the lowest level for the highest."""
         return self._replace(level=np.where(self.scale >= 0, self.top - self.level, self.level))
 
@@ -56,9 +56,9 @@ class Preferences:
         held_out: [N] bool, rows that the source itself keeps to judge users on, or None where it
             leaves that to the splits.
         notes: what reading dropped or found remarkable, a sentence each.
-        said: ratings, strengths and implicit choices; None where all rows are plain choices. The
+        details: ratings, strengths and implicit choices; None where all rows are plain choices. The
             item of a rating stands in `chosen` and in `rejected`.
-        scales: lowest and highest rating of each scale that `said` points into.
+        scales: lowest and highest rating of each scale that `details` points into.
     """
 
     users: tuple[str, ...]
@@ -73,15 +73,15 @@ class Preferences:
     source: str = "memory"
     held_out: np.ndarray | None = None
     notes: tuple[str, ...] = ()
-    said: Said | None = None
+    details: RowDetails | None = None
     scales: tuple[tuple[float, float], ...] = ()
 
     @property
     def rating(self) -> np.ndarray:
         """[N] bool, the rows that rate one item in place of choosing between two."""
-        if self.said is None:
+        if self.details is None:
             return np.zeros(len(self), bool)
-        return np.asarray(self.said.scale >= 0)
+        return np.asarray(self.details.scale >= 0)
 
     @property
     def strict(self) -> np.ndarray:
@@ -96,8 +96,8 @@ class Preferences:
         fields = ("user", "chosen", "rejected", "group", "prompt", "tie")
         picked = {name: getattr(self, name)[rows] for name in fields}
         held_out = None if self.held_out is None else self.held_out[rows]
-        said = None if self.said is None else self.said.take(rows)
-        return replace(self, **picked, held_out=held_out, said=said)
+        details = None if self.details is None else self.details.take(rows)
+        return replace(self, **picked, held_out=held_out, details=details)
 
 
 @dataclass(frozen=True)

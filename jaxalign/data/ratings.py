@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxalign.data.columns import Column, Origin, as_list
-from jaxalign.data.preferences import Preferences, Said
+from jaxalign.data.preferences import Preferences, RowDetails
 from jaxalign.data.values import RowError, check_flag, check_number, check_text, short
 from jaxalign.errors import InputError
 
@@ -147,7 +147,7 @@ class Details:
         nothing = np.full(count, np.nan)
         return cls(nothing, nothing.copy(), np.zeros(count, np.int32), np.zeros(count, bool))
 
-    def numbered(self) -> tuple[Said | None, tuple[tuple[float, float], ...]]:
+    def numbered(self) -> tuple[RowDetails | None, tuple[tuple[float, float], ...]]:
         """Return the same with scales by their number, and the scales; None for plain choices."""
         rated = np.isfinite(self.low)
         if not (rated.any() or self.level.any() or self.implicit.any()):
@@ -159,8 +159,8 @@ class Details:
         levels = np.array([scale_levels(*pair) for pair in scales] or [1])
         top = np.where(rated, levels[scale] - 1, 0).astype(np.int32)
         weight = np.ones(len(rated), np.float32)
-        said = Said(scale, self.level.astype(np.int32), top, weight, self.implicit)
-        return said, tuple((float(low), float(high)) for low, high in scales)
+        details = RowDetails(scale, self.level.astype(np.int32), top, weight, self.implicit)
+        return details, tuple((float(low), float(high)) for low, high in scales)
 
 
 def check_scales(
@@ -203,16 +203,16 @@ def on_scales(choices: Preferences, known: Sequence[tuple[float, float]]) -> Pre
     Raises:
         InputError: a scale that the model does not know.
     """
-    if choices.said is None:
+    if choices.details is None:
         return choices
-    ends = np.array([*choices.scales, (np.nan, np.nan)])[choices.said.scale]
+    ends = np.array([*choices.scales, (np.nan, np.nan)])[choices.details.scale]
     scale = check_scales(ends, known, lambda row: f"{choices.source}, row {row + 1}")
-    return replace(choices, said=choices.said._replace(scale=scale), scales=tuple(known))
+    return replace(choices, details=choices.details._replace(scale=scale), scales=tuple(known))
 
 
 def joined_details(
     blocks: Sequence[Details | None], counts: Sequence[int]
-) -> tuple[Said | None, tuple[tuple[float, float], ...]]:
+) -> tuple[RowDetails | None, tuple[tuple[float, float], ...]]:
     """Return what the rows of several blocks say, see `Details.numbered`.
 
     Args:

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data.batching import Pairs
-from jaxalign.data.preferences import Said
+from jaxalign.data.preferences import RowDetails
 from jaxalign.errors import InputError
-from jaxalign.mrm.model import UserModel, infer, infer_said
+from jaxalign.mrm.model import UserModel, infer, infer_feedback
 from jaxalign.mrm.sites import Sites, posterior_cov
 from jaxalign.mrm.support_query import on_device
 from jaxalign.progress import counted
@@ -27,8 +27,8 @@ class UserState:
         weight: [P] 1, or for either order of a tie 1/2.
         group: [P] whole numbers; choices of one group are never judged by each other.
         sites: what each choice says, None where the method has no posterior.
-        said: [P] what the rows say beyond plain choices, in place of the sites; None for a model of
-            plain choices.
+        details: [P] what the rows say beyond plain choices, in place of the sites; None for a model
+            of plain choices.
     """
 
     mean: np.ndarray
@@ -36,12 +36,12 @@ class UserState:
     weight: np.ndarray
     group: np.ndarray
     sites: Sites | None
-    said: Said | None = None
+    details: RowDetails | None = None
 
     @property
     def ratings(self) -> int:
         """How many of the rows are ratings."""
-        return 0 if self.said is None else int((self.said.scale >= 0).sum())
+        return 0 if self.details is None else int((self.details.scale >= 0).sum())
 
 
 def read_state(model: UserModel, record: UserRecord) -> UserState:
@@ -55,14 +55,14 @@ def read_state(model: UserModel, record: UserRecord) -> UserState:
     weight, group, *more = extra.T
     if model.scales is not None:
         scale, level, top, implicit = (column.astype(np.int32) for column in more)
-        said = Said(scale, level, top, weight, implicit > 0)
-        return UserState(record.weights, rows, weight, group, None, said)
+        details = RowDetails(scale, level, top, weight, implicit > 0)
+        return UserState(record.weights, rows, weight, group, None, details)
     return UserState(record.weights, rows, weight, group, Sites(*more) if more else None)
 
 
-def said_columns(said: Said) -> list[np.ndarray]:
+def detail_columns(details: RowDetails) -> list[np.ndarray]:
     """Return what rows say as the columns that `read_state` reads, behind weight and group."""
-    return [said.scale, said.level, said.top, said.implicit]
+    return [details.scale, details.level, details.top, details.implicit]
 
 
 def extra_columns(model: UserModel) -> int:
@@ -136,9 +136,9 @@ def own_weights(model: UserModel, state: UserState) -> tuple[np.ndarray, np.ndar
     """
     cov = model.population()[1]
     mean = state.mean
-    if state.said is not None:
-        said = Said(*(_padded(array) for array in state.said))
-        found = infer_said(model, _padded(state.rows), said)
+    if state.details is not None:
+        details = RowDetails(*(_padded(array) for array in state.details))
+        found = infer_feedback(model, _padded(state.rows), details)
         return np.asarray(found.mean)[0], np.asarray(found.cov)[0]
     if is_left_alone(model, state):
         mean = infer(model, _padded(state.rows), _padded(state.weight))[0][0]

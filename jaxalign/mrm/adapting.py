@@ -8,14 +8,14 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxalign.data import Features, Preferences
-from jaxalign.data.batching import Pairs, bucket_users, pad_pairs, pad_said
+from jaxalign.data.batching import Pairs, bucket_users, pad_details, pad_pairs
 from jaxalign.data.choice_parts import digest_of
-from jaxalign.data.preferences import Said
+from jaxalign.data.preferences import RowDetails
 from jaxalign.data.ratings import on_scales
 from jaxalign.data.splits import learned_from, rows_by_user
 from jaxalign.errors import InputError
 from jaxalign.files import write_aside
-from jaxalign.mrm.adapted_users import extra_columns, predict_rows, read_state, said_columns
+from jaxalign.mrm.adapted_users import detail_columns, extra_columns, predict_rows, read_state
 from jaxalign.mrm.calibrated import moved
 from jaxalign.mrm.gate import served_weights
 from jaxalign.mrm.known_items import effects_of
@@ -169,26 +169,26 @@ class _Batch(NamedTuple):
     """Choices of B users, padded: rows [B, P, R], weight and group [B, P].
 
     `offset` [B, P] is what the effects of known items add to the margins; 0 for old choices, whose
-    items are not kept. `said` [B, P] is what a model reads that was trained on more than choices.
+    items are not kept. `details` [B, P] is read by a model that was trained on more than choices.
     """
 
     rows: np.ndarray
     weight: np.ndarray
     group: np.ndarray
     offset: np.ndarray
-    said: Said | None
+    details: RowDetails | None
 
     @property
     def strict(self) -> np.ndarray:
         """[B, P] bool, the choices that have a winner."""
-        choice = True if self.said is None else self.said.scale < 0
+        choice = True if self.details is None else self.details.scale < 0
         return (self.weight == 1) & choice
 
     def without(self, held_out: np.ndarray) -> "_Batch":
         """The same rows, of which some [B, P] bool do not count."""
         weight = np.where(held_out, 0, self.weight).astype(np.float32)
-        said = None if self.said is None else self.said._replace(weight=weight)
-        return self._replace(weight=weight, said=said)
+        details = None if self.details is None else self.details._replace(weight=weight)
+        return self._replace(weight=weight, details=details)
 
 
 def adapt_into(
@@ -223,7 +223,7 @@ def adapt_into(
     chunks = list(_chunks(lengths))
     for width, members in track("adapting users", chunks, len(lengths), _count, progress):
         mine = [learned[user] for user in members]
-        fresh = pad_pairs(choices, mine), _said_of(model, choices, mine)
+        fresh = pad_pairs(choices, mine), _details_of(model, choices, mine)
         before = [None if known is None else known[user] for user in members]
         shape = (_round_up(len(members)), width)
         batch = _batch(model, table, fresh, before, shape, effects)
@@ -240,7 +240,7 @@ def adapt_into(
             n + (b.choices if b is not None else 0) for n, b in zip(counts, before, strict=True)
         ]
         names = [choices.users[user] for user in members]
-        served = served_weights(model, mean, batch.rows, sites, batch.said)
+        served = served_weights(model, mean, batch.rows, sites, batch.details)
         users.put(_records(names, counts, shares, served, batch, sites))
 
 
@@ -271,25 +271,27 @@ def _round_up(count: int) -> int:
     return int(2 ** np.ceil(np.log2(count)))
 
 
-def _said_of(model: UserModel, choices: Preferences, rows: Sequence[np.ndarray]) -> Said | None:
+def _details_of(
+    model: UserModel, choices: Preferences, rows: Sequence[np.ndarray]
+) -> RowDetails | None:
     """What rows say, for a model that reads more than plain choices."""
     if model.scales is None:
         return None
-    said = pad_said(choices, list(rows))
-    if said is not None:
-        return said
+    details = pad_details(choices, list(rows))
+    if details is not None:
+        return details
     weight = np.asarray(pad_pairs(choices, list(rows)).weight)
     zero = np.zeros(weight.shape, np.int32)
-    return Said(zero - 1, zero, zero, weight, zero > 0)
+    return RowDetails(zero - 1, zero, zero, weight, zero > 0)
 
 
 def _rows_of(
-    model: UserModel, table: np.ndarray, pairs: Pairs, said: Said | None = None
+    model: UserModel, table: np.ndarray, pairs: Pairs, details: RowDetails | None = None
 ) -> np.ndarray:
     """Rows [..., R] of pairs, see `UserState`."""
     chosen, rejected = table[pairs.chosen], table[pairs.rejected]
-    if said is not None:
-        return chosen - np.where((said.scale < 0)[..., None], rejected, 0)
+    if details is not None:
+        return chosen - np.where((details.scale < 0)[..., None], rejected, 0)
     if "weights" in model.method.capabilities:
         return chosen - rejected
     return np.concatenate([chosen, rejected], axis=-1)
@@ -302,21 +304,24 @@ def _difference(effects: np.ndarray, pairs: Pairs) -> np.ndarray:
 def _batch(
     model: UserModel,
     table: np.ndarray,
-    new: tuple[Pairs, Said | None],
+    new: tuple[Pairs, RowDetails | None],
     before: Sequence[UserRecord | None],
     shape: tuple[int, int],
     effects: np.ndarray,
 ) -> _Batch:
     """Old and new choices of users in arrays of a common shape; the old ones come first."""
-    pairs, said = new
-    fresh, weight = _rows_of(model, table, *new), pairs.weight if said is None else said.weight
+    pairs, details = new
+    fresh, weight = (
+        _rows_of(model, table, *new),
+        pairs.weight if details is None else details.weight,
+    )
     zero = np.zeros(shape, np.int32)
     batch = _Batch(
         np.zeros((*shape, fresh.shape[-1]), np.float32),
         np.zeros(shape, np.float32),
         zero.copy(),
         np.zeros(shape),
-        None if said is None else Said(zero - 1, zero.copy(), zero.copy(), zero, zero > 0),
+        None if details is None else RowDetails(zero - 1, zero.copy(), zero.copy(), zero, zero > 0),
     )
     there = weight > 0
     start = np.array([0 if record is None else len(record.rows) for record in before])
@@ -327,26 +332,26 @@ def _batch(
             old = (state.rows, state.weight, state.group)
             for array, values in zip(batch[:3], old, strict=True):
                 array[user, : start[user]] = values
-            for array, values in zip(batch.said or (), state.said or (), strict=True):
+            for array, values in zip(batch.details or (), state.details or (), strict=True):
                 array[user, : start[user]] = values
             # Groups of a new file are new ones.
             first[user] = state.group.max(initial=-1) + 1
     row, place = np.nonzero(there)
     both = (fresh, weight, pairs.group + first[:, None], _difference(effects, pairs))
-    both_said = zip(batch.said or (), said or (), strict=True)
-    for array, values in (*zip(batch[:4], both, strict=True), *both_said):
+    both_details = zip(batch.details or (), details or (), strict=True)
+    for array, values in (*zip(batch[:4], both, strict=True), *both_details):
         array[row, start[row] + place] = values[there]
     return (
         batch
-        if batch.said is None
-        else batch._replace(said=batch.said._replace(weight=batch.weight))
+        if batch.details is None
+        else batch._replace(details=batch.details._replace(weight=batch.weight))
     )
 
 
 def _infer(model: UserModel, batch: _Batch) -> tuple[np.ndarray, Sites | None]:
     """Weights [B, K] of users and the sites of their choices; [B, 0] for a method without."""
     if "weights" in model.method.capabilities:
-        return infer(model, batch.rows, batch.weight, batch.said)
+        return infer(model, batch.rows, batch.weight, batch.details)
     return np.zeros((len(batch.rows), 0), np.float32), None
 
 
@@ -360,7 +365,7 @@ def _records(
 ) -> Iterator[UserRecord]:
     columns = [batch.weight, batch.group]
     columns += [] if sites is None else [sites.precision, sites.shift]
-    columns += [] if batch.said is None else said_columns(batch.said)
+    columns += [] if batch.details is None else detail_columns(batch.details)
     kept = np.concatenate([batch.rows, np.stack(columns, axis=-1)], axis=-1, dtype=np.float32)
     real = (batch.weight > 0).sum(1)
     for user, name in enumerate(names):

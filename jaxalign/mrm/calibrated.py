@@ -7,7 +7,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 from jaxalign.data.batching import Pairs
-from jaxalign.data.preferences import Said
+from jaxalign.data.preferences import RowDetails
 from jaxalign.mrm.registry import Candidate, Fitted, UserRewardMethod
 from jaxalign.mrm.support_query import TrainingData
 
@@ -102,7 +102,7 @@ class Calibrated(UserRewardMethod):
 
     def each_prediction(
         self, fitted: Fitted, candidates: Sequence[Candidate], features: jax.Array,
-        support: Pairs, query: Pairs, said: Said | None = None,
+        support: Pairs, query: Pairs, details: RowDetails | None = None,
     ) -> Iterator[np.ndarray]:  # fmt: skip
         """Yield probabilities [U, Q]; the method itself predicts once for each of its own."""
         mine = {KEY} if self.inner.own_temperature else {KEY, TEMPERATURE}
@@ -110,7 +110,7 @@ class Calibrated(UserRewardMethod):
         names = [tuple(one.items()) for one in bare]
         place = {name: number for number, name in enumerate(dict.fromkeys(names))}
         distinct = [dict(name) for name in place]
-        found = [*self.inner.each_prediction(fitted, distinct, features, support, query, said)]
+        found = [*self.inner.each_prediction(fitted, distinct, features, support, query, details)]
         chosen, rejected = np.asarray(query.chosen), np.asarray(query.rejected)
         for candidate, name in zip(candidates, names, strict=True):
             effects = self.effects_of(fitted, candidate)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data.batching import Pairs
-from jaxalign.data.preferences import Said
+from jaxalign.data.preferences import RowDetails
 from jaxalign.data.ratings import scale_levels
 from jaxalign.mrm.bayes import Prior, rescaled
 from jaxalign.mrm.feedback import Feedback, FeedbackPrior, Levels, user_posterior
@@ -22,49 +22,51 @@ Scales = Sequence[tuple[float, float]]
 Arrays = Mapping[str, jax.Array]
 
 
-def levels_of(scales: Scales, said: Sequence[Said]) -> Levels:
-    """Return what can be said, from the scales of ratings and the strengths that there are.
+def levels_of(scales: Scales, details: Sequence[RowDetails]) -> Levels:
+    """Return the levels, from the scales of ratings and the strengths that there are.
 
     Ties are pairs of half a choice each, as for every other method, and no level of their own.
 
     Args:
         scales: lowest and highest rating of each scale.
-        said: of the users, in buckets.
+        details: of the users, in buckets.
     """
-    steps = [int(np.where(part.scale < 0, part.level, 0).max(initial=1)) for part in said]
+    steps = [int(np.where(part.scale < 0, part.level, 0).max(initial=1)) for part in details]
     strengths = min(max(steps, default=1), _MOST_STRENGTHS)
     return Levels(strengths=strengths, ratings=tuple(scale_levels(*scale) for scale in scales))
 
 
-def vectors_of(features: jax.Array, pairs: Pairs, said: Said) -> jax.Array:
+def vectors_of(features: jax.Array, pairs: Pairs, details: RowDetails) -> jax.Array:
     """Return features [U, P, D] of rated items, and differences, chosen minus rejected.
 
     Args:
         features: [I, D] of the items, measured from a typical one's.
         pairs: [U, P]; a rated item stands on both sides.
-        said: [U, P].
+        details: [U, P].
     """
-    other = jnp.where((jnp.asarray(said.scale) < 0)[..., None], features[pairs.rejected], 0)
+    other = jnp.where((jnp.asarray(details.scale) < 0)[..., None], features[pairs.rejected], 0)
     return features[pairs.chosen] - other
 
 
-def feedback_of(levels: Levels, vectors: jax.Array, said: Said, implicit: float = 1.0) -> Feedback:
+def feedback_of(
+    levels: Levels, vectors: jax.Array, details: RowDetails, implicit: float = 1.0
+) -> Feedback:
     """Return rows [U, P] as feedback.
 
     Args:
         levels: what can be said.
         vectors: [U, P, D] as from `vectors_of`.
-        said: [U, P].
+        details: [U, P].
         implicit: how often an implicit choice counts, 0 or more.
     """
-    scale, level = np.asarray(said.scale), np.asarray(said.level)
+    scale, level = np.asarray(details.scale), np.asarray(details.level)
     plain = np.zeros(scale.shape, bool)
     lower, upper = levels.choice(np.where(scale < 0, level, 0), plain)
     for number in range(len(levels.ratings)):
         mine = scale == number
         ends = levels.rating(number, np.where(mine, level, 0))
         lower, upper = np.where(mine, ends[0], lower), np.where(mine, ends[1], upper)
-    weight = np.asarray(said.weight) * np.where(said.implicit, np.float32(implicit), 1)
+    weight = np.asarray(details.weight) * np.where(details.implicit, np.float32(implicit), 1)
     rows = (scale >= 0, lower, upper, weight.astype(np.float32))
     return Feedback(vectors, *map(jnp.asarray, rows))
 

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.data.preferences import Said
+from jaxalign.data.preferences import RowDetails
 from jaxalign.mrm.adaptation import expected_gain
 from jaxalign.mrm.adapted_users import is_alike
 from jaxalign.mrm.calibrated import moved
 from jaxalign.mrm.logistic_normal import choice_mass
-from jaxalign.mrm.model import UserModel, infer_said
+from jaxalign.mrm.model import UserModel, infer_feedback
 from jaxalign.mrm.sites import Sites
 from jaxalign.runs.user_store import UserStore
 from jaxalign.train.blas import one_blas_thread
@@ -24,7 +24,7 @@ def left_alone(
     mean: np.ndarray,
     rows: np.ndarray,
     sites: Sites | None,
-    said: Said | None = None,
+    details: RowDetails | None = None,
 ) -> np.ndarray:
     """Return which users the gate leaves alone, from what their support choices say.
 
@@ -33,7 +33,7 @@ def left_alone(
         mean: [U, K] of the users' own weights.
         rows: [U, P, K] differences of base rewards of their choices.
         sites: of the choices [U, P]; None where the method has no posterior.
-        said: [U, P] of a model that reads ratings, in place of the sites.
+        details: [U, P] of a model that reads ratings, in place of the sites.
 
     Returns:
         [U] bool.
@@ -46,10 +46,10 @@ def left_alone(
     pairs = np.asarray(model.reference, np.float32)
     cov = model.population()[1]
     variance = None
-    if said is not None:
+    if details is not None:
         variance = np.concatenate([
-            np.einsum("RK,UKJ,RJ->UR", pairs, infer_said(model, *part).cov, pairs, optimize=True)
-            for part in _in_parts(rows, said)
+            np.einsum("RK,UKJ,RJ->UR", pairs, found.cov, pairs, optimize=True)
+            for found in (infer_feedback(model, *part) for part in _in_parts(rows, details))
         ])  # fmt: skip
     elif cov is not None and sites is not None:
         variance = np.asarray(_variances(jnp.asarray(cov), rows, sites.precision, pairs))
@@ -93,11 +93,11 @@ def _reference_gain(
     return expected_gain(adapted, unadapted, np.ones(len(pairs)))
 
 
-def _in_parts(rows: np.ndarray, said: Said) -> Iterator[tuple[np.ndarray, Said]]:
+def _in_parts(rows: np.ndarray, details: RowDetails) -> Iterator[tuple[np.ndarray, RowDetails]]:
     """Rows of some users at a time, whose covariances are not held for all."""
     for start in range(0, len(rows), _COVARIANCES):
         some = slice(start, start + _COVARIANCES)
-        yield rows[some], Said(*(array[some] for array in said))
+        yield rows[some], RowDetails(*(array[some] for array in details))
 
 
 @one_blas_thread
@@ -132,7 +132,7 @@ def served_weights(
     mean: np.ndarray,
     rows: np.ndarray,
     sites: Sites | None,
-    said: Said | None = None,
+    details: RowDetails | None = None,
 ) -> np.ndarray:
     """Return the weights [U, K] that users are served: the population's where they are left alone.
 
@@ -141,12 +141,12 @@ def served_weights(
         mean: [U, K] of the users' own weights; [U, 0] for a method without weights.
         rows: [U, P, K] of their choices.
         sites: of the choices; None where the method has no posterior.
-        said: as of `left_alone`.
+        details: as of `left_alone`.
     """
     if not (model.gate.by_support and mean.shape[1]):
         return mean
     common = model.population()[0].astype(mean.dtype)
-    return np.where(left_alone(model, mean, rows, sites, said)[:, None], common, mean)
+    return np.where(left_alone(model, mean, rows, sites, details)[:, None], common, mean)
 
 
 def count_left_alone(model: UserModel, users: UserStore) -> int:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data.batching import Pairs
-from jaxalign.data.preferences import Said
+from jaxalign.data.preferences import RowDetails
 from jaxalign.mrm import bayes
 from jaxalign.mrm.belief import belief_moments, infer_beliefs
 from jaxalign.mrm.config import BayesConfig
@@ -152,17 +152,17 @@ class HierarchicalBayes(_PriorMethod, RatingsMethod[BayesConfig]):
 
     def fit(self, data: TrainingData, seed: int = 0) -> Fitted:
         """Return the population, and where there are more than choices, the levels of all rows."""
-        said = data.choices.said
-        if not said:
+        details = data.choices.details
+        if not details:
             return super().fit(data, seed)
-        levels = levels_of(data.scales, said)
+        levels = levels_of(data.scales, details)
         features = data.inputs(self.inputs)
-        vectors = [vectors_of(features, *part) for part in zip(data.buckets, said, strict=True)]
-        implicit = any(bool(part.implicit.any()) for part in said)
+        vectors = [vectors_of(features, *part) for part in zip(data.buckets, details, strict=True)]
+        implicit = any(bool(part.implicit.any()) for part in details)
         weights = self.settings.implicit_weights if implicit else (1.0,)
         found, start = {}, _start_of(data.start_of(self.name), levels)
         for weight in weights:
-            both = zip(vectors, said, strict=True)
+            both = zip(vectors, details, strict=True)
             rows = [feedback_of(levels, *part, weight) for part in both]
             population, number = fit_all_kinds(rows, levels, self.settings, start)
             kept = population_arrays(population)
@@ -184,30 +184,35 @@ class HierarchicalBayes(_PriorMethod, RatingsMethod[BayesConfig]):
 
     def each_prediction(
         self, fitted: Fitted, candidates: Sequence[Candidate], features: jax.Array,
-        support: Pairs, query: Pairs, said: Said | None = None,
+        support: Pairs, query: Pairs, details: RowDetails | None = None,
     ) -> Iterator[np.ndarray]:  # fmt: skip
         """Yield probabilities [U, Q], the users' weights, levels and spreads integrated out."""
-        if said is None or _POPULATIONS not in fitted:
+        if details is None or _POPULATIONS not in fitted:
             yield from self.predict(fitted, candidates, features, support, query)
             return
-        vectors, wanted = vectors_of(features, support, said), differences(features, query)
+        vectors, wanted = vectors_of(features, support, details), differences(features, query)
         for candidate in candidates:
-            yield self._predicted(fitted, candidate, vectors, said, wanted)
+            yield self._predicted(fitted, candidate, vectors, details, wanted)
 
     @one_blas_thread
     def _predicted(
-        self, fitted: Fitted, candidate: Candidate, vectors: jax.Array, said: Said, query: jax.Array
+        self,
+        fitted: Fitted,
+        candidate: Candidate,
+        vectors: jax.Array,
+        details: RowDetails,
+        query: jax.Array,
     ) -> np.ndarray:
-        prior, rows = self._as_feedback(fitted, candidate, vectors, said)
+        prior, rows = self._as_feedback(fitted, candidate, vectors, details)
         return np.asarray(probabilities(prior, rows, query))
 
     def _as_feedback(
-        self, fitted: Fitted, candidate: Candidate, vectors: jax.Array, said: Said
+        self, fitted: Fitted, candidate: Candidate, vectors: jax.Array, details: RowDetails
     ) -> tuple[FeedbackPrior, Feedback]:
         levels = _levels(fitted)
         if not candidate["adapt"]:
-            said = without_choices(said)
-        rows = feedback_of(levels, vectors, said, candidate.get(_IMPLICIT, 1.0))
+            details = without_choices(details)
+        rows = feedback_of(levels, vectors, details, candidate.get(_IMPLICIT, 1.0))
         return prior_from(_population(fitted, candidate), levels, candidate), rows
 
     def scales(self, fitted: Fitted) -> tuple[tuple[float, float], ...] | None:
@@ -217,11 +222,11 @@ class HierarchicalBayes(_PriorMethod, RatingsMethod[BayesConfig]):
         return tuple((float(low), float(high)) for low, high in np.asarray(fitted["scales"]))
 
     @one_blas_thread
-    def infer_said(
-        self, fitted: Fitted, candidate: Candidate, vectors: jax.Array, said: Said
+    def infer_feedback(
+        self, fitted: Fitted, candidate: Candidate, vectors: jax.Array, details: RowDetails
     ) -> Inferred:
         """Return the posterior moments of every user."""
-        found = inferred(*self._as_feedback(fitted, candidate, vectors, said))
+        found = inferred(*self._as_feedback(fitted, candidate, vectors, details))
         return jax.block_until_ready(found)
 
     def save(self, fitted: Fitted, candidate: Candidate) -> tuple[Fitted, Candidate]:

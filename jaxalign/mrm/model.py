@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.data.preferences import Said
+from jaxalign.data.preferences import RowDetails
 from jaxalign.errors import InputError
 from jaxalign.models.resolve import stated_name
 from jaxalign.mrm.adaptation import Gate
@@ -196,7 +196,7 @@ def weights_method(model: UserModel, what: str) -> WeightsMethod:
 
 
 def infer(
-    model: UserModel, differences: np.ndarray, mask: np.ndarray, said: Said | None = None
+    model: UserModel, differences: np.ndarray, mask: np.ndarray, details: RowDetails | None = None
 ) -> tuple[np.ndarray, Sites | None]:
     """Return users' weights, and the sites of their choices, from their choices.
 
@@ -204,28 +204,28 @@ def infer(
         model: whose method represents users by weights.
         differences: [U, P, K] base rewards, chosen minus rejected.
         mask: [U, P] bool or weights; a user without choices gets the population's weights.
-        said: [U, P] what the rows say beyond plain choices, for a model that has `scales`; the
+        details: [U, P] what the rows say beyond plain choices, for a model that has `scales`; the
             differences of a rating are then the base rewards of its item.
 
     Returns:
-        mean [U, K], and sites [U, P], or None where the method has no posterior, or with `said`,
-        from which `infer_said` gives it.
+        mean [U, K], and sites [U, P], or None where the method has no posterior, or with `details`,
+        from which `infer_feedback` gives it.
     """
-    if said is not None:
-        return np.asarray(infer_said(model, differences, said).mean), None
+    if details is not None:
+        return np.asarray(infer_feedback(model, differences, details).mean), None
     method = weights_method(model, "mrm.adapt_users")
     pairs, weight = jnp.asarray(differences), jnp.asarray(mask, jnp.float32)
     mean, sites = method.infer(model.fitted, model.candidate, pairs, weight)
     return np.asarray(mean), None if sites is None else Sites(*map(np.asarray, sites))
 
 
-def infer_said(model: UserModel, vectors: np.ndarray, said: Said) -> Inferred:
+def infer_feedback(model: UserModel, vectors: np.ndarray, details: RowDetails) -> Inferred:
     """Return what is known of users' weights, ratings among the rows.
 
     Args:
         model: that has `scales`.
         vectors: [U, P, K] base rewards of rated items, or chosen minus rejected.
-        said: [U, P].
+        details: [U, P].
 
     Raises:
         InputError: a model of plain choices.
@@ -234,7 +234,7 @@ def infer_said(model: UserModel, vectors: np.ndarray, said: Said) -> Inferred:
     if not isinstance(model.method, RatingsMethod):
         raise InputError(f"{model.method.name} declares ratings but is no RatingsMethod.")
     rows = jnp.asarray(vectors)
-    return model.method.infer_said(model.fitted, model.candidate, rows, said)
+    return model.method.infer_feedback(model.fitted, model.candidate, rows, details)
 
 
 def save(path: str | Path, model: UserModel) -> str:

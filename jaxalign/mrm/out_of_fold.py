@@ -132,14 +132,14 @@ def _subset(users: SupportQueryData, fold: np.ndarray, one: int) -> SupportQuery
     """The users of one fold, renumbered; padded so that each fold has the same shapes."""
 
     def side(pairs: UserPairs) -> UserPairs:
-        members, parts, said, start = [], [], [], 0
+        members, parts, details, start = [], [], [], 0
         for place, (all_members, width) in enumerate(_widths(users, fold)):
             mine = np.flatnonzero(fold[all_members] == one)
             rows = np.concatenate([mine, np.zeros(width - len(mine), int)])
             parts.append(Pairs(*(np.asarray(array)[rows] for array in pairs.parts[place])))
-            said += [part.take(rows) for part in pairs.said[place : place + 1]]
+            details += [part.take(rows) for part in pairs.details[place : place + 1]]
             members.append(np.arange(start, start + width))
             start += width
-        return UserPairs(tuple(members), tuple(parts), tuple(said))
+        return UserPairs(tuple(members), tuple(parts), tuple(details))
 
     return SupportQueryData(side(users.support), side(users.query))

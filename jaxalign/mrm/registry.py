@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data.batching import Pairs
-from jaxalign.data.preferences import Said
+from jaxalign.data.preferences import RowDetails
 from jaxalign.errors import InputError
 from jaxalign.mrm.bayes import Prior
 from jaxalign.mrm.sites import Sites
@@ -117,13 +117,13 @@ class UserRewardMethod(ABC, Generic[Settings]):
 
     def each_prediction(
         self, fitted: Fitted, candidates: Sequence[Candidate], features: jax.Array,
-        support: Pairs, query: Pairs, said: Said | None = None,
+        support: Pairs, query: Pairs, details: RowDetails | None = None,
     ) -> Iterator[np.ndarray]:  # fmt: skip
         """Yield the probabilities [U, Q] of each candidate, after rows that may be ratings.
 
         Args:
             fitted, candidates, features, support, query: as of `predict`, which gives them.
-            said: [U, P] what the support rows say beyond the choices, which a method without the
+            details: [U, P] what the support rows say beyond the choices, which a method without the
                 capability "ratings" does not read; None for plain choices.
         """
         yield from self.predict(fitted, candidates, features, support, query)
@@ -236,8 +236,8 @@ class RatingsMethod(PosteriorMethod[Settings]):
         """Return the scales of the ratings that the fit has seen; None if of plain choices."""
 
     @abstractmethod
-    def infer_said(
-        self, fitted: Fitted, candidate: Candidate, vectors: jax.Array, said: Said
+    def infer_feedback(
+        self, fitted: Fitted, candidate: Candidate, vectors: jax.Array, details: RowDetails
     ) -> Inferred:
         """Return what is known of users, by a fit that has seen more than plain choices.
 
@@ -245,7 +245,7 @@ class RatingsMethod(PosteriorMethod[Settings]):
             fitted: as from `load`.
             candidate: the chosen candidate.
             vectors: [U, P, K] base rewards of rated items, or chosen minus rejected.
-            said: [U, P] what was said of them, the scales as `scales` numbers them.
+            details: [U, P] what was said of them, the scales as `scales` numbers them.
         """
 
 

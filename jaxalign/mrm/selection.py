@@ -85,8 +85,8 @@ def candidate_losses(
     """
     candidates = method.candidates(fitted)
     losses = np.empty((len(candidates), users.query.users))
-    for members, support, query, said in _buckets(users, adapted):
-        found = method.each_prediction(fitted, candidates, features, support, query, said)
+    for members, support, query, details in _buckets(users, adapted):
+        found = method.each_prediction(fitted, candidates, features, support, query, details)
         for number, probability in enumerate(found):
             losses[number, members] = user_nll(probability[None], query.weight)[0]
     return losses
@@ -98,8 +98,8 @@ def _buckets(users: SupportQueryData, adapted: bool) -> Iterator[SupportQueryPar
         if adapted:
             yield part
             continue
-        said = None if part.said is None else without_choices(part.said)
-        yield part._replace(support=without_choices(part.support), said=said)
+        details = None if part.details is None else without_choices(part.details)
+        yield part._replace(support=without_choices(part.support), details=details)
 
 
 def predict(
@@ -122,7 +122,7 @@ def predict(
     """
     width = max((part.weight.shape[1] for part in users.query.parts), default=1)
     probability = np.full((users.query.users, width), 0.5, np.float32)
-    for members, support, query, said in _buckets(users, adapted):
-        (found,) = method.each_prediction(fitted, [candidate], features, support, query, said)
+    for members, support, query, details in _buckets(users, adapted):
+        (found,) = method.each_prediction(fitted, [candidate], features, support, query, details)
         probability[members, : found.shape[1]] = found
     return probability

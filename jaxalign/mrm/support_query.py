@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.data.batching import Pairs, bucket_users, pad_pairs, pad_said
-from jaxalign.data.preferences import Preferences, Said
+from jaxalign.data.batching import Pairs, bucket_users, pad_details, pad_pairs
+from jaxalign.data.preferences import Preferences, RowDetails
 from jaxalign.data.splits import Episodes, episodes, learned_from
 from jaxalign.mrm.config import ChoiceDataConfig, SplitConfig
 from jaxalign.mrm.item_ids import id_features
@@ -19,7 +19,7 @@ from jaxalign.mrm.registry import Fitted, Inputs
 _SLACK = 2**15
 """Padding, in choices, that a bucket may add: one shape less to compile is worth as much."""
 
-Rows = TypeVar("Rows", Pairs, Said)
+Rows = TypeVar("Rows", Pairs, RowDetails)
 Layout = tuple[tuple[np.ndarray, int], ...]
 """Buckets of users of about equal length: the numbers of the users, and their padded length."""
 
@@ -34,8 +34,8 @@ class UserPairs:
     Attributes:
         members: for each bucket [B] the numbers of its users; each of 0..U-1 is in one bucket.
         parts: for each bucket the choices [B, P] of its users, on the host.
-        said: for each bucket what the rows [B, P] say beyond that, ratings among them; empty where
-            all rows are plain choices.
+        details: for each bucket what the rows [B, P] say beyond that, ratings among them; empty
+            where all rows are plain choices.
 
     Example:
         >>> import numpy as np
@@ -49,7 +49,7 @@ class UserPairs:
 
     members: tuple[np.ndarray, ...]
     parts: tuple[Pairs, ...]
-    said: tuple[Said, ...] = ()
+    details: tuple[RowDetails, ...] = ()
 
     @property
     def users(self) -> int:
@@ -75,7 +75,7 @@ class UserPairs:
                 part._replace(weight=weight(users, np.asarray(part.weight))) for users, part in both
             )
 
-        return UserPairs(self.members, of(self.parts), of(self.said) if self.said else ())
+        return UserPairs(self.members, of(self.parts), of(self.details) if self.details else ())
 
 
 _DTYPES = (np.int32, np.int32, np.float32, np.int32)
@@ -113,8 +113,8 @@ def bucketed(choices: Preferences, rows: Sequence[np.ndarray], layout: Layout) -
     """Return the named rows of each user in the buckets of a layout."""
     named = [([rows[user] for user in users], width) for users, width in layout]
     parts = tuple(pad_pairs(choices, *one) for one in named)
-    said = (pad_said(choices, *one) for one in named)
-    known = tuple(part for part in said if part is not None)
+    details = (pad_details(choices, *one) for one in named)
+    known = tuple(part for part in details if part is not None)
     return UserPairs(tuple(users for users, _ in layout), parts, known)
 
 
@@ -132,9 +132,9 @@ class SupportQueryData:
 
     def parts(self) -> Iterator["SupportQueryPart"]:
         """Yield the users of each bucket, on the device."""
-        said = self.support.said or (None,) * len(self.support.parts)
+        details = self.support.details or (None,) * len(self.support.parts)
         for members, support, query, more in zip(
-            self.support.members, self.support.parts, self.query.parts, said, strict=True
+            self.support.members, self.support.parts, self.query.parts, details, strict=True
         ):
             yield SupportQueryPart(members, on_device(support), on_device(query), more)
 
@@ -146,14 +146,14 @@ class SupportQueryPart(NamedTuple):
         members: [B] their numbers.
         support: [B, P].
         query: [B, Q].
-        said: what the support rows [B, P] say beyond the choices, on the host; None where all rows
-            are plain choices.
+        details: what the support rows [B, P] say beyond the choices, on the host; None where all
+            rows are plain choices.
     """
 
     members: np.ndarray
     support: Pairs
     query: Pairs
-    said: Said | None
+    details: RowDetails | None
 
 
 @dataclass(frozen=True)
@@ -332,8 +332,8 @@ def with_swapped_support(users: SupportQueryData) -> SupportQueryData:
     parts = tuple(
         part._replace(chosen=part.rejected, rejected=part.chosen) for part in support.parts
     )
-    said = tuple(part.mirrored for part in support.said)
-    return SupportQueryData(UserPairs(support.members, parts, said), users.query)
+    details = tuple(part.mirrored for part in support.details)
+    return SupportQueryData(UserPairs(support.members, parts, details), users.query)
 
 
 def with_other_support(users: SupportQueryData) -> SupportQueryData:
@@ -348,5 +348,5 @@ def with_other_support(users: SupportQueryData) -> SupportQueryData:
         return other._replace(weight=0 * other.weight) if alone else other
 
     support = users.support
-    parts, said = tuple(map(of_other, support.parts)), tuple(map(of_other, support.said))
-    return SupportQueryData(UserPairs(support.members, parts, said), users.query)
+    parts, details = tuple(map(of_other, support.parts)), tuple(map(of_other, support.details))
+    return SupportQueryData(UserPairs(support.members, parts, details), users.query)

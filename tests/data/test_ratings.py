@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jaxalign.data import from_columns, load
-from jaxalign.data.batching import pad_pairs, pad_said
+from jaxalign.data.batching import pad_details, pad_pairs
 from jaxalign.data.choice_parts import digest_of, write_parts
 from jaxalign.data.ratings import on_scales, rating_level, scale_levels
 from jaxalign.errors import InputError
@@ -45,17 +45,17 @@ def test_all_kinds_of_rows_are_read_where_they_are_asked_for(kind, on_bad_row, t
     assert found.rating.tolist() == [False, True, False, True, False, True]
     assert found.strict.tolist() == [True, False, False, False, True, False]
     assert found.scales == ((-10.0, 10.0), (-1.0, 1.0), (1.0, 5.0))
-    assert found.said.scale.tolist() == [-1, 2, -1, 1, -1, 0]
-    assert found.said.level.tolist() == [3, 3, 0, 0, 0, 6]
-    assert found.said.top.tolist() == [0, 4, 0, 1, 0, 9]
-    assert found.said.implicit.tolist() == [False] * 4 + [True, False]
+    assert found.details.scale.tolist() == [-1, 2, -1, 1, -1, 0]
+    assert found.details.level.tolist() == [3, 3, 0, 0, 0, 6]
+    assert found.details.top.tolist() == [0, 4, 0, 1, 0, 9]
+    assert found.details.implicit.tolist() == [False] * 4 + [True, False]
     assert (found.chosen == found.rejected).tolist() == found.rating.tolist()
     assert found.texts[found.chosen[1]] == "Hi\n\nHey"
 
 
 def test_without_being_asked_for_choices_alone_are_read(tmp_path):
     found = load(written(tmp_path, "jsonl"))
-    assert (len(found), found.said, found.scales) == (3, None, ())
+    assert (len(found), found.details, found.scales) == (3, None, ())
     assert found.notes == ("3 ratings left out: choices between two answers are learned from",)
 
 
@@ -66,7 +66,7 @@ def test_parts_on_disk_hold_the_same_rows(kind, tmp_path):
     parts = write_parts(tmp_path / "parts", path, ratings=True)
     read, _ = parts.read(range(128))
     assert (read.users, read.texts, read.scales) == (whole.users, whole.texts, whole.scales)
-    for one, other in zip(read.said, whole.said, strict=True):
+    for one, other in zip(read.details, whole.details, strict=True):
         np.testing.assert_array_equal(one, other)
     assert parts.digest == digest_of(whole)
     other = from_columns({
@@ -81,10 +81,10 @@ def test_parts_on_disk_hold_the_same_rows(kind, tmp_path):
 def test_ratings_are_no_choices_in_padded_arrays(tmp_path):
     table = load(written(tmp_path, "jsonl"), ratings=True)
     rows = [np.flatnonzero(table.user == user) for user in range(3)]
-    pairs, said = pad_pairs(table, rows), pad_said(table, rows)
+    pairs, details = pad_pairs(table, rows), pad_details(table, rows)
     assert pairs.weight.tolist() == [[1, 0, 0, 0], [0.5, 0, 1, 0.5], [0, 0, 0, 0]]
-    assert said.weight.tolist() == [[1, 1, 0, 0], [0.5, 1, 1, 0.5], [1, 0, 0, 0]]
-    assert said.scale.tolist() == [[-1, 2, -1, -1], [-1, 1, -1, -1], [0, -1, -1, -1]]
+    assert details.weight.tolist() == [[1, 1, 0, 0], [0.5, 1, 1, 0.5], [1, 0, 0, 0]]
+    assert details.scale.tolist() == [[-1, 2, -1, -1], [-1, 1, -1, -1], [0, -1, -1, -1]]
     # Groups of choices are numbered without gaps, behind them those of ratings alone.
     assert pairs.group[1].tolist() == [0, 1, 1, 0]
     assert pairs.group[0, :2].tolist() == [0, 1]
@@ -144,6 +144,6 @@ def test_scales_are_numbered_as_a_model_numbers_them(tmp_path):
     table = load(written(tmp_path, "jsonl"), ratings=True)
     known = ((1.0, 5.0), (-1.0, 1.0), (-10.0, 10.0))
     found = on_scales(table, known)
-    assert found.said.scale.tolist() == [-1, 0, -1, 1, -1, 2]
+    assert found.details.scale.tolist() == [-1, 0, -1, 1, -1, 2]
     with pytest.raises(InputError, match=r"row 6: the rating is on the scale \[-10, 10\]"):
         on_scales(table, known[:2])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxalign.data.batching import Pairs
-from jaxalign.data.preferences import Said
+from jaxalign.data.preferences import RowDetails
 from jaxalign.mrm import BayesConfig, Levels, feedback_posterior, make_method
 from jaxalign.mrm.bayes import Prior
 from jaxalign.mrm.feedback_population import FeedbackPopulation
@@ -55,7 +55,7 @@ def people(users, seed, implicit_noise=False):
         np.where(rating, 0, 1).astype(np.float32),
         np.broadcast_to(np.arange(ROWS), rating.shape),
     )
-    said = Said(
+    details = RowDetails(
         np.where(rating, 0, -1).astype(np.int32), (rating & up).astype(np.int32),
         rating.astype(np.int32), np.ones(rating.shape, np.float32), implicit[:, :ROWS],
     )  # fmt: skip
@@ -63,7 +63,7 @@ def people(users, seed, implicit_noise=False):
     query = Pairs(
         chosen[:, ROWS:], rejected[:, ROWS:], np.ones(shape, np.float32), np.zeros(shape, np.int32)
     )
-    whole = UserPairs((np.arange(users),), (support,), (said,))
+    whole = UserPairs((np.arange(users),), (support,), (details,))
     return items, SupportQueryData(whole, one_bucket(query))
 
 
@@ -100,17 +100,17 @@ def test_the_predictions_are_those_of_the_posterior(fitted):
     found = predict(method, arrays, candidate, features, users)
     levels = Levels(ratings=(2,))
     prior = prior_from(arrays["populations"]["0.3"], levels, candidate)
-    (pairs,), (said,), (query,) = users.support.parts, users.support.said, users.query.parts
-    rows = feedback_of(levels, vectors_of(features, pairs, said), said, 0.3)
+    (pairs,), (details,), (query,) = users.support.parts, users.support.details, users.query.parts
+    rows = feedback_of(levels, vectors_of(features, pairs, details), details, 0.3)
     posterior = feedback_posterior(prior, rows)
-    inferred = method.infer_said(arrays, candidate, rows.vectors, said)
+    inferred = method.infer_feedback(arrays, candidate, rows.vectors, details)
     chex.assert_trees_all_close(inferred.mean, posterior.mean, atol=1e-5)
     chex.assert_trees_all_close(inferred.cov, posterior.cov, atol=1e-5)
     d = features[query.chosen] - features[query.rejected]
     margin = jnp.einsum("UQD,UD->UQ", d, posterior.mean)
     assert (np.asarray(margin > 0) == (found > 0.5)).all()
     # Ratings are read: without them users are predicted otherwise.
-    without = said._replace(weight=np.where(said.scale >= 0, 0, said.weight))
+    without = details._replace(weight=np.where(details.scale >= 0, 0, details.weight))
     some = SupportQueryData(UserPairs(users.support.members, (pairs,), (without,)), users.query)
     assert abs(predict(method, arrays, candidate, features, some) - found).max() > 0.01
 
@@ -118,9 +118,11 @@ def test_the_predictions_are_those_of_the_posterior(fitted):
 def test_the_controls_turn_ratings_round_and_give_them_to_others(fitted):
     method, arrays, features, users = fitted
     swapped, other = with_swapped_support(users), with_other_support(users)
-    (said,) = users.support.said
-    assert (swapped.support.said[0].level == np.where(said.scale == 0, 1 - said.level, 0)).all()
-    chex.assert_trees_all_equal(other.support.said[0].level, np.roll(said.level, 1, axis=0))
+    (details,) = users.support.details
+    assert (
+        swapped.support.details[0].level == np.where(details.scale == 0, 1 - details.level, 0)
+    ).all()
+    chex.assert_trees_all_equal(other.support.details[0].level, np.roll(details.level, 1, axis=0))
     candidate = {"strength": 1.0, "temperature": 1.0, "adapt": True, "implicit": 0.0}
     found = [predict(method, arrays, candidate, features, u) for u in (users, swapped)]
     assert np.mean((found[0] > 0.5) != (found[1] > 0.5)) > 0.5
@@ -153,11 +155,15 @@ def test_a_temperature_leaves_the_probabilities_of_ratings():
 
 
 def test_levels_come_from_scales_and_strengths():
-    said = Said(*(np.array([[-1, -1, 0]]), np.array([[2, 9, 4]]), *(np.zeros((1, 3)),) * 3))
-    assert levels_of(((1, 5),), [said]) == Levels(strengths=5, ratings=(5,))
-    said = said._replace(level=np.array([[0, 3, 4]]))
-    assert levels_of(((1, 5),), [said]) == Levels(strengths=3, ratings=(5,))
-    whole = said._replace(weight=np.array([[1, 1, 0.5]]), implicit=np.array([[True, False, False]]))
+    details = RowDetails(
+        *(np.array([[-1, -1, 0]]), np.array([[2, 9, 4]]), *(np.zeros((1, 3)),) * 3)
+    )
+    assert levels_of(((1, 5),), [details]) == Levels(strengths=5, ratings=(5,))
+    details = details._replace(level=np.array([[0, 3, 4]]))
+    assert levels_of(((1, 5),), [details]) == Levels(strengths=3, ratings=(5,))
+    whole = details._replace(
+        weight=np.array([[1, 1, 0.5]]), implicit=np.array([[True, False, False]])
+    )
     rows = feedback_of(Levels(strengths=3, ratings=(5,)), jnp.zeros((1, 3, 2)), whole, 0.2)
     chex.assert_trees_all_close(rows.weight, np.float32([[0.2, 1, 0.5]]))
     assert rows.rating.tolist() == [[False, False, True]]

@@ -169,8 +169,8 @@ def open_run(
     arrays = [choices.user, choices.chosen, choices.rejected, choices.tie, choices.group]
     if choices.held_out is not None:
         arrays.append(choices.held_out)
-    if choices.said is not None:
-        arrays += [*choices.said, np.asarray(choices.scales)]
+    if choices.details is not None:
+        arrays += [*choices.details, np.asarray(choices.scales)]
     identity: dict[str, Identity] = {
         "choices": [*arrays, *choices.users, *choices.items, *choices.texts],
         "features": [encoded.values, *(encoded.names or ()), encoded.encoder_sha256],
