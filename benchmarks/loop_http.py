@@ -179,8 +179,8 @@ class Talk:
         found = []
         for turn in range(checkpoints[-1] + 1):
             if turn in checkpoints:
-                asked = (self.served(person, int(prompt)) for prompt in self.data.judged)
-                found.append(await asyncio.gather(*asked))
+                replies = (self.served(person, int(prompt)) for prompt in self.data.judged)
+                found.append(await asyncio.gather(*replies))
             if turn < checkpoints[-1]:
                 await self._feedback(person, turn)
         return found

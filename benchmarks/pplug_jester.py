@@ -74,22 +74,22 @@ def run(arguments: argparse.Namespace) -> int:
             continue
         part = parts["test" if name == "known" else "test_new"]
         report = json.loads((own / "report.json").read_text())
-        asked = sample_evenly(part, report["samples"], trained.config.data.seed)
-        found = scores_of(own, asked, {**METHODS, **RATING_METHODS})
+        samples = sample_evenly(part, report["samples"], trained.config.data.seed)
+        found = scores_of(own, samples, {**METHODS, **RATING_METHODS})
         if scalar is not None:
-            found |= scores_of(scalar, asked, {"persona": SCALAR})
+            found |= scores_of(scalar, samples, {"persona": SCALAR})
         if prompt is not None:
-            found |= scores_of(prompt, asked, {"task token only": PROMPT})
+            found |= scores_of(prompt, samples, {"task token only": PROMPT})
         for method, predict in models.items():
-            table = predict(asked)
+            table = predict(samples)
             if table is not None:
                 found[method] = [table]
         statistics = score_distributions(
-            asked.rules,
+            samples.rules,
             found,
-            asked.outputs,
-            asked.users,
-            asked.lengths,
+            samples.outputs,
+            samples.users,
+            samples.lengths,
             [method for method in BASELINES if method in found],
         )
         result[name] = {"statistics": statistics, "gap_closed": gap_closed(statistics)}
@@ -125,7 +125,7 @@ def mean_rating(histories: Histories, sample: Sample) -> float:
 
 
 def scores_of(
-    folder: Path, asked: Histories, names: Mapping[str, object]
+    folder: Path, samples: Histories, names: Mapping[str, object]
 ) -> dict[str, list[np.ndarray]]:
     """Return the log-probabilities [N, K] of each method's seeds in an evaluation."""
     found: dict[str, list[np.ndarray]] = {}
@@ -135,7 +135,7 @@ def scores_of(
         tables = []
         for path in paths:
             rows = json.loads(path.read_text())
-            tables.append(np.array([rows[one.id] for one in asked.samples]))
+            tables.append(np.array([rows[one.id] for one in samples.samples]))
         if tables:
             found[renamed if isinstance(renamed, str) else name] = tables
     return found
@@ -165,20 +165,20 @@ def fit_models(folder: Path, train: Histories) -> dict[str, object]:
              for item in [train.items[place] for place in one.profile]}  # fmt: skip
     known |= {int(one.id.rpartition("/")[2]) for one in train.samples}
     histories = {one.user: one.profile for one in train.samples}
-    people, asked, right = [], [], []
+    people, rated, right = [], [], []
     for user, profile in histories.items():
         inside = {joke_of[train.items[place].fields["text"]] for place in profile}
         own = labels[row_of[user]]
         free = [joke for joke in np.flatnonzero(own) if joke in known and joke not in inside]
         people += [user] * len(free)
-        asked += free
+        rated += free
         right += list(own[free] - 1)
     rng = np.random.default_rng(0)
     kept = rng.permutation(len(people))[:EXAMPLES]
-    people, asked, right = ([whole[row] for row in kept] for whole in (people, asked, right))
+    people, rated, right = ([whole[row] for row in kept] for whole in (people, rated, right))
     level = {user: shares(train, profile) for user, profile in histories.items()}
     features = np.array([level[user] for user in people])
-    joke = np.eye(len(jokes))[np.array(asked)]
+    joke = np.eye(len(jokes))[np.array(rated)]
     gold = np.array(right)
     marginal = np.log(np.bincount(gold, minlength=LABELS) / len(gold))
     by_joke = fit(joke, gold)

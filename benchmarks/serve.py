@@ -314,14 +314,14 @@ async def _feedback(
 ) -> dict[str, dict[str, float]]:
     """Time from a row of feedback to the posterior with it, at several numbers of rows."""
     database = f"sqlite:///{folder}/wide.sqlite"
-    asked = _fill(database, rows, feedbacks)
+    requests = _fill(database, rows, feedbacks)
     found: dict[str, dict[str, float]] = {}
     async with (
         started([*module, "upstream"], folder / "upstream.log") as (upstream, _),
         started([*module, "wide", f"{upstream}/v1", database], folder / "log") as (service, _),
     ):
         client = Client(service)
-        for count, users in asked.items():
+        for count, users in requests.items():
             progress.say(f"feedback of users with {count:,} rows")
             first, times = [], []
             for user, bodies in users.items():
@@ -338,7 +338,7 @@ def _fill(
 ) -> dict[int, dict[str, list[dict[str, Any]]]]:
     """Write users with rows of feedback, and return what they say next: by rows and user."""
     rng, opened = np.random.default_rng(0), open_database(database)
-    asked: dict[int, dict[str, list[dict[str, Any]]]] = {}
+    requests: dict[int, dict[str, list[dict[str, Any]]]] = {}
     with opened._writer.connect() as connection, connection.begin():
         events.ensure_salt(connection)
         for rows in sizes:
@@ -353,9 +353,9 @@ def _fill(
                         ids.append(event.id)
                 bodies = [{"response_id": f"{key}.0", "preferred": f"{key}.1", "user": user}
                           for key in ids]  # fmt: skip
-                asked.setdefault(rows, {})[user] = bodies
+                requests.setdefault(rows, {})[user] = bodies
     opened.close()
-    return asked
+    return requests
 
 
 def _vector(rng: np.random.Generator) -> list[float]:

@@ -134,15 +134,15 @@ def _own_answers(
     saved = open_policies(portfolio, None)
     prompts = _prompts()[-arguments.prompts :]
     numbers = [number for number in range(len(saved.weights)) for _ in prompts]
-    asked = prompts * len(saved.weights)
+    repeated = prompts * len(saved.weights)
     completions = answer_as(
         model, saved.adapt(model), saved.weights, numbers,
-        [[{"role": "user", "content": prompt}] for prompt in asked],
+        [[{"role": "user", "content": prompt}] for prompt in repeated],
         Sampling(max_tokens=arguments.tokens, temperature=0.0), jax.random.key(0),
     )  # fmt: skip
     return [
         {"number": number, "model": saved.names[number], "prompt": prompt, "jaxalign": one.text}
-        for number, prompt, one in zip(numbers, asked, completions, strict=True)
+        for number, prompt, one in zip(numbers, repeated, completions, strict=True)
     ]
 
 

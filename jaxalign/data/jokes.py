@@ -19,10 +19,10 @@ class RatedJokes:
     """Parts of the task; people are in one part alone, and all parts share their items.
 
     Attributes:
-        train: People to train on, asked about known jokes.
-        validation: Other people, asked about known jokes.
-        test: Other people, asked about known jokes.
-        test_new: The people of `test`, asked about jokes that are in no history and no question of
+        train: People to train on, to rate known jokes.
+        validation: Other people, to rate known jokes.
+        test: Other people, to rate known jokes.
+        test_new: The people of `test`, to rate jokes that are in no history and no question of
             the other parts.
     """
 
@@ -42,8 +42,8 @@ def rated_jokes(
 ) -> RatedJokes:
     """Read Jester's ratings as questions with histories (Goldberg et al., 2001).
 
-    A rating from -10 to 10 becomes one of 1 to 5, five equal parts of the scale. Each person is
-    asked about two jokes, and has a history of rated known jokes that are not asked about.
+    A rating from -10 to 10 becomes one of 1 to 5, five equal parts of the scale. Each person has
+    two jokes to rate, and has a history of rated known jokes that are not in a question.
 
     Args:
         folder: Holds jokes.jsonl (id, text) and ratings.csv.gz (user, joke, rating).
@@ -86,10 +86,10 @@ def rated_jokes(
         )
     rows = {"test": order[:test], "validation": order[test : test + held]}
     rows["train"] = order[test + held :]
-    asked = {part: [people.ask(row) for row in own] for part, own in rows.items()}
+    questions = {part: [people.ask(row) for row in own] for part, own in rows.items()}
     parts = {
-        "test_new": [one for _, news in asked["test"] for one in news],
-        **{part: [one for known, _ in own for one in known] for part, own in asked.items()},
+        "test_new": [one for _, news in questions["test"] for one in news],
+        **{part: [one for known, _ in own for one in known] for part, own in questions.items()},
     }
     items = people.items()
     return RatedJokes(

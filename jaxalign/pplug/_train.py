@@ -107,26 +107,26 @@ def train(
             store = stack.enter_context(history_store(folder / STORE, plug.encoder))
         frozen = jax.tree.map(lambda leaf: leaf.astype(config.weights), plug.model.params)
         frozen = jax.device_put(frozen, param_shardings(frozen, mesh, decoder))
-        asked = [_Asked.of(plug, histories, prompts)]
+        tokenized = [_Tokenized.of(plug, histories, prompts)]
         if validation is not None:
-            asked.append(_Asked.of(plug, validation, validation_prompts))
+            tokenized.append(_Tokenized.of(plug, validation, validation_prompts))
         published = config.persona.place == "before" and plug.text.answers == "generated"
         cache = None
         if config.persona.place == "after":
-            texts = Sequences.joined([one.prompts for one in asked])
+            texts = Sequences.joined([one.prompts for one in tokenized])
             if read is None:
                 read = PromptCache(decoder, frozen, config.cache_gib, progress.show)
             cache, numbers = read.read(texts)
             if cache is not None:
-                ends = np.cumsum([len(one.prompts) for one in asked])[:-1]
-                pairs = zip(asked, np.split(numbers, ends), strict=True)
-                asked = [replace(one, numbers=own) for one, own in pairs]
+                ends = np.cumsum([len(one.prompts) for one in tokenized])[:-1]
+                pairs = zip(tokenized, np.split(numbers, ends), strict=True)
+                tokenized = [replace(one, numbers=own) for one, own in pairs]
         rows, *held_out = (
             _rows(plug, one, config, store, copies, progress.show)
-            for one, copies in zip(asked, (config.copies, 0), strict=False)
+            for one, copies in zip(tokenized, (config.copies, 0), strict=False)
         )
         turn = np.asarray(assistant_turn(plug.model, config.text), np.int32)
-        others = (turn, cache, asked[0].answers.labels)
+        others = (turn, cache, tokenized[0].answers.labels)
         others = jax.device_put(others, NamedSharding(mesh, PartitionSpec()))
         spec = prefix_spec(plug, config.drop)
         encoder = replace(spec.encoder, dtype=config.compute, remat=config.remat)
@@ -195,7 +195,7 @@ def _train_in_stages(
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Tokenized:
     """Samples as tokens.
 
     Attributes:
@@ -211,19 +211,19 @@ class _Asked:
     numbers: np.ndarray | None = None
 
     @classmethod
-    def of(cls, plug: PPlug, histories: Histories, prompts: Sequence[str] | None) -> "_Asked":
+    def of(cls, plug: PPlug, histories: Histories, prompts: Sequence[str] | None) -> "_Tokenized":
         """Tokenize samples, with other questions than their own if `prompts` are given."""
         questions = [one.input for one in histories.samples] if prompts is None else prompts
-        asked, said = tokenize_samples(plug.model, plug.text, histories, questions)
+        prompt_tokens, said = tokenize_samples(plug.model, plug.text, histories, questions)
         answers = answer_rows(plug.model, plug.text, histories, said)
         room = plug.model.config.positions - plug.persona.prefix_length - answers.slots
-        _check_room(plug, histories, asked, room, answers.slots)
-        return cls(histories, asked, answers)
+        _check_room(plug, histories, prompt_tokens, room, answers.slots)
+        return cls(histories, prompt_tokens, answers)
 
 
 def _rows(
     plug: PPlug,
-    asked: _Asked,
+    tokenized: _Tokenized,
     config: PPlugConfig,
     store: HistoryStore | None,
     copies: int,
@@ -233,7 +233,7 @@ def _rows(
 
     Each sample comes once with its whole history, and `copies` times with items left out.
     """
-    histories, lengths = asked.histories, asked.prompts.lengths
+    histories, lengths = tokenized.histories, tokenized.prompts.lengths
     inputs = prepare_persona_inputs(
         plug.encoder, config.persona, config.text, histories, store, show, plug.centre
     )
@@ -241,7 +241,7 @@ def _rows(
     repeated = np.tile(np.flatnonzero(histories.lengths > 2), copies)
     samples = np.concatenate([np.arange(len(histories)), repeated])
     # Cached prompts are not computed again: one width for all, and one program.
-    widths = lengths if asked.numbers is None else np.full_like(lengths, lengths.max())
+    widths = lengths if tokenized.numbers is None else np.full_like(lengths, lengths.max())
     if inputs.queries is not None:
         widths = np.maximum(widths, inputs.queries.lengths)
     item_slots = padded_length(inputs.counts)
@@ -249,16 +249,16 @@ def _rows(
     def assemble(rows: np.ndarray, width: int) -> dict[str, np.ndarray]:
         own = np.where(rows < 0, -1, samples[rows])
         # No wider than the longest prompt: the widths of buckets are far apart.
-        prompts, prompt_lengths = asked.prompts.padded(own, min(width, int(lengths.max())))
+        prompts, prompt_lengths = tokenized.prompts.padded(own, min(width, int(lengths.max())))
         found = {
             "prompts": prompts,
             "prompt_lengths": prompt_lengths,
             "is_copy": rows >= len(histories),
-            **asked.answers.arrays(own),
+            **tokenized.answers.arrays(own),
             **inputs.arrays(own, width, item_slots),
         }
-        if asked.numbers is not None:
-            found["prompt"] = np.where(own < 0, 0, asked.numbers[own])
+        if tokenized.numbers is not None:
+            found["prompt"] = np.where(own < 0, 0, tokenized.numbers[own])
         return found
 
     return Rows(widths[samples], assemble)

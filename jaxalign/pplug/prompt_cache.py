@@ -18,7 +18,7 @@ _TOKENS = 1_024  # of the prompts that are read together
 
 @dataclass(frozen=True, eq=False)
 class PromptCache:
-    """The keys and values of all prompts that were asked for, on the host.
+    """The keys and values of all prompts that were requested, on the host.
 
     Attributes:
         config: Of the language model.

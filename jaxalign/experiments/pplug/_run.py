@@ -234,7 +234,8 @@ class _Trainer:
 def _reopen_shorter(out: Path, epochs: int) -> None:
     """Make finished trainings of fewer epochs unfinished again: they go on from their last state.
 
-    Where the asked ones leave some out, such as baselines, these are unfinished until asked for.
+    Where the requested ones leave some out, such as baselines, these are unfinished until a run
+    with them.
     """
     for path in (out / PLUGS).glob(f"*/{REPORT}"):
         if load_config(TrainingReport, path, []).config.loop.epochs != epochs:

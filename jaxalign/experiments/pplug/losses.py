@@ -63,10 +63,10 @@ def answer_losses(
         InputError: As `tokenize_samples`, or a loss is not finite.
     """
     prompts, targets = tokenize_samples(model, text, histories, questions)
-    asked = _Asked(model, text, prompts, prefixes, place, read, batch_size, progress)
+    tokenized = _Tokenized(model, text, prompts, prefixes, place, read, batch_size, progress)
     slots = bucket_length(int(targets.lengths.max()), model.config.positions)
     found = np.zeros(len(prompts))
-    for rows, filled, inputs in asked.batches("losses of the right answers"):
+    for rows, filled, inputs in tokenized.batches("losses of the right answers"):
         answers, lengths = targets.padded(filled, slots)
         sums = _summed_losses(model.config, model.params, inputs, answers, lengths)
         found[rows] = np.asarray(sums, np.float64)[: len(rows)] / targets.lengths[rows]
@@ -99,7 +99,7 @@ def label_scores(
     stated = [replace(one, output=rules.labels[0]) for one in histories.samples]
     prompts, _ = tokenize_samples(model, text, replace(histories, samples=tuple(stated)), questions)
     first, own = np.arange(len(prompts)), np.arange(len(prompts))
-    if prefixes is None:  # what is asked twice is answered alike
+    if prefixes is None:  # the same question twice has the same answer
         first, own = distinct(prompts)
         prompts = Sequences.of(
             [
@@ -107,16 +107,16 @@ def label_scores(
                 for row in first
             ]
         )
-    asked = _Asked(model, text, prompts, prefixes, place, read, batch_size, progress)
+    tokenized = _Tokenized(model, text, prompts, prefixes, place, read, batch_size, progress)
     found = np.zeros((len(first), len(rules.labels)))
-    for rows, _, inputs in asked.batches("scoring labels"):
+    for rows, _, inputs in tokenized.batches("scoring labels"):
         scores = _label_logprobs(model.config, model.params, inputs, labels)
         found[rows] = np.asarray(scores, np.float64)[: len(rows)]
     return _checked(model, found[own])
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Tokenized:
     """Prompts and soft tokens in batches of few shapes."""
 
     model: LanguageModel
