@@ -250,6 +250,27 @@ def test_a_user_is_answered_by_the_best_of_several_draws(users, world, scored):
     ran(*common, "--model", world.model, "--max-tokens", 8, "--samples", 4)
 
 
+def test_a_named_reward_model_reads_new_answers(users, world, scored, tmp_path):
+    both, run = tmp_path / "both.jsonl", tmp_path / "run"
+    score = ("reward", "score", "--model", world.reward, "--names", "liked", "--data", scored)
+    ran(*score, "--out", both)
+    train = (
+        "mrm",
+        "train",
+        "--config",
+        world.root / "mrm.yaml",
+        "--data",
+        world.root / "log.jsonl",
+    )
+    ran(*train, "--features.path", both, "--out", run)
+    answer = ("answer", "--run", run, "--prompt", PROMPTS[0], "--model", world.model)
+    drawn = (*answer, "--max-tokens", 8, "--samples", 2)
+    unnamed = call(*drawn, "--reward-model", world.reward)
+    assert unnamed.code == 2
+    assert "NAME=FOLDER" in unnamed.err
+    ran(*drawn, "--reward-model", f"liked={world.reward}")
+
+
 POOL = ("--policies.samples", 4, "--policies.max_tokens", 8, "--policies.prompts.template", "plain")
 
 

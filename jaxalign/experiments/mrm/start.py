@@ -37,11 +37,15 @@ def load_start(folder: Path, config: MRMRunConfig) -> EarlierRun:
     """
     model = load(folder, with_users=False)
     name = model.method.name
-    if not model.method.warm_start or name not in config.methods:
+    if not model.method.warm_start:
         raise InputError(
-            f"--from {folder}: holds a model of {name}; expected one of bayes or mrm, that is "
-            f"among the methods ({', '.join(config.methods)}): add it to methods, or train without "
-            "--from."
+            f"--from {folder}: holds a model of {name}, which cannot be trained further; train "
+            "without --from."
+        )
+    if name not in config.methods:
+        raise InputError(
+            f"--from {folder}: holds a model of {name}, expected one of the methods "
+            f"({', '.join(config.methods)}): add it to methods, or train without --from."
         )
     method = method_of(config, name)
     for setting in method.start_settings():
