@@ -120,8 +120,8 @@ def test_a_functions_id_follows_its_text(tmp_path, monkeypatch):
         ("rewards: [{name: brevity, pair: false}]", "has pair, which only classifiers"),
         ("rewards: [{name: brevity, levels: [1, 1]}]", "expected the raw reward of level 0"),
         ("rewards: [{name: a, kind: python}]", "kind python and its function is None"),
-        ("rewards: [{name: a, modell: m}]", "rewards.0.modell.*does not exist"),
-        ("rewards: [{kind: rule}]", "`rewards` is missing"),
+        ("rewards: [{name: a, modell: m}]", "key `rewards`, entry 1: `modell` does not exist"),
+        ("rewards: [{kind: rule}]", "key `rewards`, entry 1: `name` is missing"),
         ("rewards: [{name: a, kind: oracle}]", "rewards"),
     ],
 )
