@@ -188,7 +188,8 @@ def _described(cls: type, dashes: str) -> str:
                 textwrap.fill(leaf.help, 96, initial_indent=indent, subsequent_indent=indent)
             )
         if (entry := _entry_class(leaf)) is not None:
-            lines.append(f"      Each entry of `{leaf.key}`, in the YAML file, has:")
+            owner = "Each entry of " if _is_list(leaf) else ""
+            lines.append(f"      {owner}`{leaf.key}`, in the YAML file, has:")
             lines.append(textwrap.indent(_described(entry, ""), " " * 6))
     return "\n".join(lines)
 
@@ -226,9 +227,13 @@ def _leaves(cls: type, prefix: str = "", parent: object = MISSING) -> Iterator[_
 
 
 def _entry_class(leaf: _Leaf) -> type | None:
-    """The config class of each entry of a list of configs, None for other fields."""
+    """The class of an optional config or of each entry of a list of them; None for other fields."""
     kinds = (kind for kind in get_args(leaf.type) if isinstance(kind, type))
     return next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
+
+
+def _is_list(leaf: _Leaf) -> bool:
+    return get_origin(leaf.type) in (list, tuple)
 
 
 def _defaults(leaves: Iterable[_Leaf]) -> dict[str, object]:
@@ -447,7 +452,7 @@ def _sentence(
 def _entry_sentence(
     problem: "ErrorDetails", leaves: dict[str, _Leaf], path: str | Path | None
 ) -> str | None:
-    """What is wrong with a list of configs or with an entry of it; None for other fields."""
+    """What is wrong with an optional config, a list of them or an entry; None for other fields."""
     parts = [str(part) for part in problem["loc"]]
     heads = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
     place = next((n for n, key in enumerate(heads) if key in leaves), None)
@@ -459,9 +464,11 @@ def _entry_sentence(
     value = _found(problem["input"])
     where = f"{path or 'The defaults'}, key `{heads[place]}`"
     keys = f"the keys {', '.join(f'`{name}`' for name in fields)}"
-    if not rest:
-        return f"{where}: found {value}, expected a list, with some of {keys} in each entry."
-    where, key = f"{where}, entry {int(rest[0]) + 1}", ".".join(rest[1:])
+    if _is_list(leaves[heads[place]]):
+        if not rest:
+            return f"{where}: found {value}, expected a list, with some of {keys} in each entry."
+        where = f"{where}, entry {int(rest.pop(0)) + 1}"
+    key = ".".join(rest)
     if kind == "value_error":
         return f"{where}: {problem['ctx']['error']}"
     if not key:

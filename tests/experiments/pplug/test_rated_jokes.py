@@ -190,6 +190,8 @@ def test_a_task_of_ones_own_stands_in_the_config(tmp_path):
         ('["yes", "no"]', '["yes"]', "found 1 labels"),
         ("kind: choice", "kind: rating", "expected ascending numbers for a rating"),
         ("kind: jsonl", "kind: lamp", "expected data.kind jsonl"),
+        ("verdicts: ", "verdict: ", "key `data.own_task`: `verdict` does not exist"),
+        ("[share, refuse]", "5", "key `data.own_task`: `verdicts` is 5"),
     ):
         path.write_text(OWN.replace(old, new))
         with pytest.raises(InputError, match=words):
