@@ -95,9 +95,8 @@ def answer_features(
     """
     if features is None:
         return encode_answers(model, answers, prompt)
-    width = model.projection.matrix.shape[0]
-    sizes = Sizes(N=(len(answers), "the answers"), E=(width, "the model"))
-    check_array("features", features, "N E", sizes)
+    # The projection checks the width, and says what to do about it.
+    check_array("features", features, "N E", Sizes(N=(len(answers), "the answers")))
     return np.asarray(features)
 
 
