@@ -85,6 +85,7 @@ def world(tmp_path_factory):
 USERS = "users.sqlite"
 
 
+@pytest.mark.slow
 def test_an_adapter_of_sft_is_fine_tuned_and_asked(world, tmp_path):
     generate = ("generate", "--prompts", world.prompts, "--max-tokens", 4)
     ran(*generate, "--model", world.adapter, "--out", tmp_path / "a.jsonl")
@@ -292,6 +293,7 @@ def test_a_portfolio_of_adapters_is_certified_routes_and_answers(world, users, t
     assert {row["strategy"] for row in read_rows(tmp_path / "answers.jsonl")} <= {"member", "plain"}
 
 
+@pytest.mark.slow
 def test_a_conditioned_policy_answers_users_on_its_scale(world, users, policy, scored, tmp_path):
     run = tmp_path / "users"
     log = world.root / "log.jsonl"

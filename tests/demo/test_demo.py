@@ -74,6 +74,7 @@ def everything(value):
     return [value]
 
 
+@pytest.mark.slow
 def test_a_run_leaves_report_plots_and_choices_and_says_so(tiny, tmp_path, capsys):
     out = tmp_path / "new" / "demo"
     report = demo.run_demo(out, users=45, seed=0)

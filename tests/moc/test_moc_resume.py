@@ -87,6 +87,7 @@ def test_ctrl_c_writes_the_state_before_it_leaves(whole, tmp_path, monkeypatch, 
     same_run(whole, run(tmp_path, checkpoint_every=100), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_longer_run_is_the_run_of_that_length(whole, tmp_path):
     assert run(tmp_path, steps=3).steps == 3
     same_run(whole, run(tmp_path), tmp_path)

@@ -113,6 +113,7 @@ def test_the_first_ratio_is_one_with_dropout():
         assert entry["updates"] == 4
 
 
+@pytest.mark.slow
 def test_rewards_on_the_host_train_as_traced_ones():
     """Three programs and text between them, or one program: the same numbers."""
     config, texts = world.config(steps=2), []
@@ -223,6 +224,7 @@ def test_a_base_in_bfloat16_is_held_once():
     assert not any(a.size >= table.size for a in extra)
 
 
+@pytest.mark.slow
 def test_it_stops_a_step_that_goes_too_far():
     config = world.config(steps=1, epochs=4, kl=moc.KLConfig(target=1e-3, adaptive=False))
     entry = moc.train(policy_of(config), world.reward(), world.PROMPTS, config).history[0]

@@ -140,6 +140,7 @@ def test_memory_is_in_proportion_to_the_choices_whoever_has_many():
     assert trained.padded.weight.size == 400 * 3000
 
 
+@pytest.mark.slow
 def test_buckets_change_no_prediction_and_no_choice_of_a_candidate():
     choices = heavy_choices()
     split = SplitConfig(min_query=1, min_support=1, support_pairs=0, query_pairs=0)

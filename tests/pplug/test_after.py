@@ -116,6 +116,7 @@ def started(store, data, persona=PERSONA, text=world.TEXT):
     return pplug.init_plug(jax.random.key(0), *args)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answers", ["generated", "scored"])
 def test_training_reads_the_cache_and_steps_without_it_alike(store, answers):
     data = world.histories(4)
@@ -133,6 +134,7 @@ def test_training_reads_the_cache_and_steps_without_it_alike(store, answers):
     assert losses[0][1] < losses[0][0]
 
 
+@pytest.mark.slow
 def test_generated_answers_stand_behind_the_soft_tokens(store):
     data = world.histories(3)
     plug = started(store, data)
@@ -149,6 +151,7 @@ def test_generated_answers_stand_behind_the_soft_tokens(store):
         assert found[row].tokens[0] == families.logits(plug.model.params, hidden[0, -1]).argmax()
 
 
+@pytest.mark.slow
 def test_labels_are_scored_as_one_by_one():
     config, params = model("llama")
     soft = jax.random.normal(jax.random.key(1), (3, 2, 32))

@@ -85,6 +85,7 @@ def ask(client, user, **changes):
     return found.json()
 
 
+@pytest.mark.slow
 def test_members_of_several_users_share_a_batch_and_answer_as_their_adapters(world, names):
     async def run():
         engine = LocalEngine(
