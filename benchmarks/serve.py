@@ -394,11 +394,11 @@ def summary(result: dict[str, Any]) -> str:
              f"{found['median']:.1f}", f"{found['p99']:.1f}"]
         )  # fmt: skip
     text = harness.table(["over loopback", "median", "99th percentile"], lines)
-    shares = ", ".join(f"`{name}` {rates[name]:,.0f}" for name in rates)
-    shares = ", ".join(f"`{name}` {spent:.2f}" for name, spent in result["cpu"].items())
-    text += f"\nCPU time of the server per request, ms: {shares}.\n"
+    shown = ", ".join(f"`{name}` {rate:,.0f}" for name, rate in rates.items())
+    spent = ", ".join(f"`{name}` {each:.1f}" for name, each in result["cpu"].items())
+    text += f"\nRequests a second of {CLIENTS} clients: {shown}.\n"
+    text += f"\nCPU time of the server per request, ms: {spent}.\n"
     memory = result["memory"]
-    text += f"\nRequests a second of {CLIENTS} clients: {shares}.\n"
     text += (
         f"\nResident memory over {memory['requests']:,} requests: {memory['first']:.0f} MB at "
         f"first, {memory['half']:.0f} MB at half, {memory['last']:.0f} MB at the end.\n"

@@ -1,5 +1,6 @@
 """Settings of the service: users of a run, retention, keys by the command, a stop in the middle."""
 
+import asyncio
 import socket
 import threading
 
@@ -10,6 +11,7 @@ from cli_calls import call, refused
 from running import CHAT, Running, client_of, config_of, rows_of
 
 from jaxalign.mrm.adaptation import Gate
+from jaxalign.serve._run import bind
 from jaxalign.serve.identity import hash_key, read_keys
 from jaxalign.serve.store import events
 
@@ -160,3 +162,23 @@ def test_an_address_that_is_taken_is_refused():
         taken.listen()
         port = taken.getsockname()[1]
         refused(call("serve", "--port", port), "cannot be bound")
+
+
+def test_answers_do_not_wait_for_a_full_packet():
+    async def option_of_a_connection():
+        accepted = asyncio.Queue()
+        with bind("127.0.0.1", 0) as listener:
+            server = await asyncio.start_server(
+                lambda _, writer: accepted.put_nowait(writer), sock=listener
+            )
+            async with server:
+                _, client = await asyncio.open_connection(*listener.getsockname())
+                served = await accepted.get()
+                found = served.get_extra_info("socket").getsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_NODELAY
+                )
+                client.close()
+                served.close()
+        return found
+
+    assert asyncio.run(option_of_a_connection())
