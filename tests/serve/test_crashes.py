@@ -118,6 +118,5 @@ def test_eight_kills_lose_nothing(tmp_path, upstream_server, upstream):
 
 @pytest.mark.slow
 def test_kills_of_two_copies_on_postgresql_lose_nothing(tmp_path, upstream_server, upstream):
-    (tmp_path / "postgres").mkdir()
-    with server(tmp_path / "postgres") as url:
+    with server() as url:
         kill_and_compare(tmp_path, upstream_server, url, 2, 3, random.Random(2))

@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -27,8 +28,11 @@ def binary(name):
 
 
 @contextlib.contextmanager
-def server(folder):
-    """Yield the address of a fresh server."""
+def server():
+    """Yield the address of a fresh server.
+
+    Its folder is its own: pytest's are closed to other users than the one who runs the tests.
+    """
     if binary("initdb") is None or binary("postgres") is None:
         pytest.skip("PostgreSQL's server is not installed")
     as_user = []
@@ -36,29 +40,24 @@ def server(folder):
         if shutil.which("runuser") is None:
             pytest.skip("runuser, to start PostgreSQL as another user than root, is not installed")
         as_user = ["runuser", "-u", "postgres", "--"]
-        shutil.chown(folder, "postgres")
-        for parent in list(folder.parents)[:3]:
-            parent.chmod(parent.stat().st_mode | 0o111)
-    data = folder / "data"
+    with tempfile.TemporaryDirectory() as folder:
+        if as_user:
+            shutil.chown(folder, "postgres")
+        with started(Path(folder) / "data", as_user) as url:
+            yield url
+
+
+@contextlib.contextmanager
+def started(data, as_user):
+    """Yield the address of a server with its rows in a new folder."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": "/"}
     command = [*as_user, binary("initdb"), "-D", data, "-A", "trust", "-U", "jaxalign", "-N"]
     subprocess.run(command, check=True, **quiet)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        *as_user,
-        binary("postgres"),
-        "-D",
-        data,
-        "-k",
-        "",
-        "-h",
-        "127.0.0.1",
-        "-p",
-        str(port),
-    ]
-    process = subprocess.Popen(command, **quiet)
+    where = ["-D", data, "-k", "", "-h", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen([*as_user, binary("postgres"), *where], **quiet)
     try:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
@@ -72,7 +71,7 @@ def server(folder):
 
 
 def test_two_copies_count_every_row_once(tmp_path, upstream_server, upstream):
-    with server(tmp_path) as url:
+    with server() as url:
         config = config_of(tmp_path, upstream_server, database=url)
         with client_of(config) as one, client_of(config) as two:
             codes = []
@@ -133,8 +132,8 @@ def in_turn(engine, first, second):
     return found
 
 
-def test_copies_that_delete_at_once_leave_the_counts_right(tmp_path):
-    with server(tmp_path) as url:
+def test_copies_that_delete_at_once_leave_the_counts_right():
+    with server() as url:
         open_database(url).close()
         engine = create_engine(url)
         with engine.begin() as connection:
