@@ -5,7 +5,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -239,16 +239,10 @@ def _source(prepared: PreparedRequest, answer: str) -> str | None:
     return answer_key(question, answer)
 
 
-async def _store_if_room(
-    service: Service,
-    prepared: PreparedRequest,
-    texts: Sequence[str],
-    answer: PersonalAnswer,
-    features: np.ndarray | None = None,
-) -> list[str]:
-    """Store answers as `store_answers`, or none: a user at the limit of rows is answered too."""
+async def _if_room(storing: Awaitable[list[str]]) -> list[str]:
+    """The ids of stored answers, or none: a user at the limit of rows is answered too."""
     try:
-        return await store_answers(service, prepared, texts, answer, features)
+        return await storing
     except LimitReached as error:
         log("answers not stored", logging.WARNING, why=str(error))
         return []
@@ -394,7 +388,8 @@ async def _serve_and_store(
 ) -> tuple[ServedReply, list[str]]:
     served = await serve_reply(service, prepared)
     texts = [choice.content() for choice in served.reply.choices]
-    return served, await _store_if_room(service, prepared, texts, served.answer, served.features)
+    stored = store_answers(service, prepared, texts, served.answer, served.features)
+    return served, await _if_room(stored)
 
 
 async def answer_whole(service: Service, prepared: PreparedRequest) -> tuple[Json, dict[str, str]]:
@@ -436,7 +431,7 @@ async def stream_through(
     service.telemetry.tokens.inc(usage.completion_tokens if usage else 0)
     service.telemetry.answers.labels(answer.strategy).inc()
     answers = ["".join(texts[index]) for index in sorted(texts)]
-    ids = await _store_if_room(service, prepared, answers, answer)
+    ids = await _if_room(store_answers(service, prepared, answers, answer))
     yield event_line({**(held or {}), "jaxalign": explain(prepared, answer, ids)})
     for line in wire.usage(usage):
         yield line

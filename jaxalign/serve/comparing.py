@@ -84,10 +84,10 @@ async def compare(service: Service, prepared: PreparedRequest) -> Json:
         answer if served is None else served.answer, values[numbers],
     )  # fmt: skip
     ids = dict(zip(numbers, names, strict=True))
-    about = None
+    body = None
     if served is not None:
-        said = explain(prepared, served.answer, [ids[served.number]], served.why)
-        about = whole_body(prepared, served.reply, said)
+        about = explain(prepared, served.answer, [ids[served.number]], served.why)
+        body = whole_body(prepared, served.reply, about)
     service.telemetry.answers.labels("compare" if served is None else served.answer.strategy).inc()
     usage = reply.usage or TokenUsage()
     service.telemetry.tokens.inc(usage.completion_tokens)
@@ -98,7 +98,7 @@ async def compare(service: Service, prepared: PreparedRequest) -> Json:
         "answers": [{"id": ids[number], "text": texts[number]} for number in pair],
         "information": nats,
         "pays": pays,
-        "served": about,
+        "served": body,
         "usage": usage.model_dump(),
     }
 

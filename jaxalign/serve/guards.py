@@ -1,7 +1,7 @@
 """What is refused before a request is read: foreign hosts and pages, other bodies than JSON.
 
-A browser lets any page send requests to 127.0.0.1. They are told from those of programs by their
-Host, their Origin and their Sec-Fetch-Site, and those of the service's own page carry a token.
+A browser lets any page send requests to 127.0.0.1. They are distinguished from those of programs
+by Host, Origin and Sec-Fetch-Site, and those of the service's own page carry a token.
 """
 
 import hmac

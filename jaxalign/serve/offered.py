@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from jaxalign.errors import InputError
-from jaxalign.mrm.gains import Gains
 from jaxalign.personalize.saved import SavedMembers, open_policies, policy_values
 from jaxalign.personalize.strategies.base import PersonalAnswer, ServingRule
 from jaxalign.personalize.strategies.policies import PolicyValues
@@ -43,11 +42,8 @@ class OfferedPolicies:
         option, gains = self.known.choose(utility.mean, utility.cov, rule)
         if named is not None:
             option = self.names.index(named)
-        return (self.names[option] if option else None), self.explain(option, gains)
-
-    def explain(self, option: int, gains: Gains) -> PersonalAnswer:
-        """Return the reasons of an answer that is not drawn yet."""
-        return self.known.describe("", option, gains)
+        answer = self.known.describe("", option, gains)
+        return (self.names[option] if option else None), answer
 
 
 def offer_policies(config: EngineConfig, space: RewardSpace) -> OfferedPolicies | None:

@@ -36,7 +36,7 @@ class RewardSpace:
     """What answers are measured by, and the population of users on it.
 
     Attributes:
-        ids: names of the K base rewards, and the digest that tells them from others.
+        ids: names of the K base rewards, and the digest that distinguishes them from others.
         named: whether the names mean something to people.
         prior: mean [K] and covariance [K, K] of the weights of a user without feedback.
         read: of N prompts and N answers to the base rewards [N, K].

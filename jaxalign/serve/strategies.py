@@ -80,7 +80,7 @@ def choose_policy(inputs: StrategyInputs) -> tuple[str | None, PersonalAnswer]:
     """Return the policy of the largest gain less k standard deviations, however sure it is."""
     if inputs.policies is None:
         return choose_plain(inputs)
-    return inputs.policies.choose(inputs.utility, replace(inputs.rule, least_probability=0.0))
+    return inputs.policies.choose(inputs.utility, however_sure(inputs).rule)
 
 
 CHOOSE_FIRST: dict[str, Callable[[StrategyInputs], tuple[str | None, PersonalAnswer]]] = {
@@ -104,8 +104,8 @@ async def answer_best(inputs: StrategyInputs) -> ServedReply:
 
 
 def however_sure(inputs: StrategyInputs) -> StrategyInputs:
-    """Return inputs with which the best draw is served however sure it is to be better."""
-    rule = ServingRule(inputs.rule.k, least_probability=0.0)
+    """Return inputs with which the best option is served however sure it is to be better."""
+    rule = replace(inputs.rule, least_probability=0.0)
     return inputs._replace(rule=rule, gate=lambda _: None)
 
 

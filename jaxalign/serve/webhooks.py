@@ -47,9 +47,9 @@ async def _keep(service: Service, headers: Mapping[str, str], rating: WebuiRatin
     answers = await _find(service, user, rating.keys)
     if answers is None:
         raise RowError(_NOT_FOUND, _NOT_FOUND)
-    said = FeedbackRequest(response_id=answers.id, rating="up" if rating.up else "down")
+    feedback = FeedbackRequest(response_id=answers.id, rating="up" if rating.up else "down")
     try:
-        await receive_feedback(service, caller, said, rating.source)
+        await receive_feedback(service, caller, feedback, rating.source)
     except ApiError as error:
         raise RowError(error.message, error.message) from None
 

@@ -15,7 +15,7 @@ def render_page(token: str) -> HTMLResponse:
     """Return the page, which loads nothing from anywhere and cannot be framed.
 
     Args:
-        token: that its requests carry, so that those of other pages are told from them.
+        token: that its requests carry, which tells them apart from those of other pages.
     """
     nonce = secrets.token_urlsafe(16)
     text = (importlib.resources.files(__package__) / "index.html").read_text("utf-8")
