@@ -36,12 +36,14 @@ class UserTaste:
         used: rows of feedback that it is based on.
         unused: number of rows that it is not based on, by the reason.
         left_alone: why `auto` does not personalise for the user, None where it may.
+        ratings: how many of the used rows are ratings.
     """
 
     utility: Utility
     used: int
     unused: dict[str, int] = field(default_factory=dict)
     left_alone: str | None = None
+    ratings: int = 0
 
 
 class LearnedRow(NamedTuple):
@@ -140,14 +142,15 @@ def advance(space: RewardSpace, state: TasteState, rows: Sequence[Event]) -> Tas
     if not rows:
         return state
     belief, newest = state.belief, dict(state.newest)
-    used, unused = state.taste.used, Counter(state.taste.unused)
+    used, ratings, unused = state.taste.used, state.taste.ratings, Counter(state.taste.unused)
     for row in rows:
         place = (row.kind, row.subject)
         reason = why_unused(space, row)
         if reason is not None:
             unused[reason] += 1
             continue
-        used += newest.pop(place, None) is None
+        new = newest.pop(place, None) is None
+        used, ratings = used + new, ratings + (new and row.kind == "rating")
         newest[place] = _learned(row)
         if len(newest) == NEWEST * BLOCK:
             oldest = list(newest)[:BLOCK]
@@ -157,7 +160,7 @@ def advance(space: RewardSpace, state: TasteState, rows: Sequence[Event]) -> Tas
         after = observe_rows(belief, _table(list(newest.values())))
         mean, cov = feedback_moments(after)
         utility = Utility(np.asarray(mean), np.asarray(cov), space.ids)
-    taste = UserTaste(utility, used, dict(unused), space.left_alone(utility))
+    taste = UserTaste(utility, used, dict(unused), space.left_alone(utility), ratings)
     return replace(state, taste=taste, belief=belief, newest=newest, last=rows[-1].received)
 
 

@@ -38,7 +38,10 @@ async def describe(service: Service, caller: Caller) -> Json:
     }
     if not service.space.named:
         return found
-    words = describe_taste(taste.utility, taste.used, caller.shown, service.space.population)
+    words = describe_taste(
+        taste.utility, taste.used - taste.ratings, caller.shown, service.space.population,
+        taste.ratings,
+    )  # fmt: skip
     rewards = [
         {
             "name": one.name,

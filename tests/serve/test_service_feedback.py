@@ -71,6 +71,10 @@ def test_thumbs_move_the_taste_and_a_corrected_one_takes_the_place_of_the_first(
     assert weight(client, user) > before
     about = client.get("/v1/user", params={"id": user}).json()
     assert about["feedback_unused"] == {}
+    assert about["words"][0] == f"user {user}, from 2 ratings and all other users:"
+    prefer_short(client, user)
+    (first, *_) = client.get("/v1/user", params={"id": user}).json()["words"]
+    assert first == f"user {user}, from 1 choice, 2 ratings and all other users:"
 
 
 def test_a_changed_mind_replaces_the_earlier_choice(client, user):
