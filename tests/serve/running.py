@@ -86,3 +86,36 @@ def rows_of(folder, table="events"):
     """Return the rows of a database, as tuples."""
     with contextlib.closing(sqlite3.connect(f"{folder}/service.sqlite")) as database:
         return database.execute(f"SELECT * FROM {table}").fetchall()
+
+
+def choose_on_both(one, two, count):
+    """Let ann make choices, each sent to two copies of the service twice, all four at once.
+
+    Args:
+        one: client of a copy, from which the answers come.
+        two: client of the other copy.
+        count: number of choices.
+
+    Returns:
+        What each copy believes of ann afterwards.
+    """
+    codes = []
+
+    def send(client, key, body):
+        headers = {"Idempotency-Key": key}
+        codes.append(client.post("/v1/feedback", json=body, headers=headers).status_code)
+
+    for number in range(count):
+        found = one.post("/v1/chat/completions", json={**CHAT, "user": "ann", "n": 2})
+        long, short = found.json()["jaxalign"]["answers"]
+        body = {"response_id": long, "preferred": short, "user": "ann"}
+        threads = [
+            threading.Thread(target=send, args=(client, f"key-{number}", body))
+            for client in (one, two, one, two)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert codes == [200] * 4 * count
+    return [copy.service.run(copy.service.service.taste("local:ann")) for copy in (one, two)]

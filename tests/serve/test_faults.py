@@ -10,7 +10,7 @@ import threading
 import fake_upstream
 import httpx
 import pytest
-from running import CHAT, client_of, config_of, rows_of
+from running import CHAT, choose_on_both, client_of, config_of, rows_of
 from sqlalchemy import event
 
 from jaxalign.serve.store import database
@@ -82,25 +82,7 @@ def test_a_locked_database_is_waited_for_and_then_given_up(
 def test_two_copies_on_one_file_count_every_row_once(tmp_path, upstream_server, upstream):
     config = config_of(tmp_path, upstream_server)
     with client_of(config) as one, client_of(config) as two:
-        codes = []
-
-        def send(client, key, body):
-            headers = {"Idempotency-Key": key}
-            codes.append(client.post("/v1/feedback", json=body, headers=headers).status_code)
-
-        for number in range(3):
-            long, short = chat(one, n=2).json()["jaxalign"]["answers"]
-            body = {"response_id": long, "preferred": short, "user": "ann"}
-            threads = [
-                threading.Thread(target=send, args=(client, f"key-{number}", body))
-                for client in (one, two, one, two)
-            ]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        assert codes == [200] * 12
-        tastes = [c.service.run(c.service.service.taste("local:ann")) for c in (one, two)]
+        tastes = choose_on_both(one, two, 3)
         assert [taste.used for taste in tastes] == [3, 3]
         assert (tastes[0].utility.mean == tastes[1].utility.mean).all()
     assert len(rows_of(tmp_path)) == 6

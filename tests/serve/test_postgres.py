@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from running import CHAT, client_of, config_of
+from running import choose_on_both, client_of, config_of
 from sqlalchemy import create_engine, text
 
 from jaxalign.serve.store import events
@@ -74,26 +74,7 @@ def test_two_copies_count_every_row_once(tmp_path, upstream_server, upstream):
     with server() as url:
         config = config_of(tmp_path, upstream_server, database=url)
         with client_of(config) as one, client_of(config) as two:
-            codes = []
-
-            def send(client, key, body):
-                headers = {"Idempotency-Key": key}
-                codes.append(client.post("/v1/feedback", json=body, headers=headers).status_code)
-
-            for number in range(5):
-                asked = one.post("/v1/chat/completions", json={**CHAT, "user": "ann", "n": 2})
-                long, short = asked.json()["jaxalign"]["answers"]
-                body = {"response_id": long, "preferred": short, "user": "ann"}
-                threads = [
-                    threading.Thread(target=send, args=(client, f"key-{number}", body))
-                    for client in (one, two, one, two)
-                ]
-                for thread in threads:
-                    thread.start()
-                for thread in threads:
-                    thread.join()
-            assert codes == [200] * 20
-            tastes = [c.service.run(c.service.service.taste("local:ann")) for c in (one, two)]
+            tastes = choose_on_both(one, two, 5)
             assert [taste.used for taste in tastes] == [5, 5]
             np.testing.assert_allclose(
                 tastes[0].utility.mean, tastes[1].utility.mean, rtol=0, atol=1e-6
