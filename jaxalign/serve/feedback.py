@@ -61,8 +61,8 @@ async def receive_feedback(
             400, f"Idempotency-Key: expected 1 to {_LONGEST_SOURCE} characters.", "invalid_key"
         )
     place = _place(request.response_id, "response_id")
-    answers = await _answers(service, user, place, "response_id")
-    subject, value = await _value(service, kind, request, place, answers)
+    answers, features = await _answers(service, user, place, "response_id")
+    subject, value = await _value(service, kind, request, place, answers, features)
     if request.reason is not None and service.config.store == "texts":
         value["reason"] = request.reason
     value["request"] = hashlib.sha256(request.model_dump_json().encode()).hexdigest()
@@ -122,24 +122,27 @@ def _unknown(field: str) -> ApiError:
     )
 
 
-async def _answers(service: Service, user: str, place: Place, field: str) -> Event:
-    found = await service.database.read(
+async def _answers(
+    service: Service, user: str, place: Place, field: str
+) -> tuple[Event, list[np.ndarray]]:
+    """The stored answers, and the features [K] of each."""
+    found = await service.database.look(
         lambda connection: events.by_id(connection, user, place.event)
     )
-    if found is None or found.kind != "answers" or place.number >= len(_features(found)):
+    if found is None or found.kind != "answers":
         raise _unknown(field)
-    return found
-
-
-def _features(answers: Event) -> list[list[float]]:
-    return [answer["features"] for answer in json.loads(answers.answers or "[]")]
+    features = [np.asarray(one["features"]) for one in json.loads(found.answers or "[]")]
+    if place.number >= len(features):
+        raise _unknown(field)
+    return found, features
 
 
 async def _value(
-    service: Service, kind: EventKind, request: FeedbackRequest, place: Place, answers: Event
-) -> tuple[str, Json]:
+    service: Service, kind: EventKind, request: FeedbackRequest, place: Place, answers: Event,
+    features: list[np.ndarray],
+) -> tuple[str, Json]:  # fmt: skip
     """The subject of a row, and what is learned from it."""
-    own = np.asarray(_features(answers)[place.number])
+    own = features[place.number]
     if kind == "rating":
         rating = request.rating
         number = _THUMBS[rating] if isinstance(rating, str) else rating
@@ -153,7 +156,6 @@ async def _value(
         return place.subject, {"rating": number, "features": own.tolist()}
     if kind == "preferred":
         other = _place(str(request.preferred), "preferred")
-        features = _features(answers)
         if other.event != place.event or other.number >= len(features):
             raise _unknown("preferred")
         if other == place:
@@ -164,7 +166,7 @@ async def _value(
                 "invalid_feedback",
                 "preferred",
             )
-        difference = np.asarray(features[other.number]) - own
+        difference = features[other.number] - own
         # A changed mind about one request replaces the earlier choice, whichever way it went.
         numbers: Json = {"preferred": other.number, "rejected": place.number}
         return place.event, {**numbers, "difference": difference.tolist()}

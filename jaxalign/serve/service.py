@@ -72,15 +72,21 @@ class Service:
         if user in self._states:
             self._states.move_to_end(user)
         row = await self.database.look(lambda connection: events.user_row(connection, user))
-        if row is not None and row.version == known.version:
-            return known.taste
-        version, start, rows = await self.database.read(
+        if row is None:
+            self.forget(user)
+            return self._empty.taste
+        if row.version != known.version:
+            known = await asyncio.to_thread(self._followed, user, known)
+            self._remember(user, known)
+        return known.taste
+
+    def _followed(self, user: str, known: TasteState) -> TasteState:
+        """The state of a user after the rows that are not in the known one."""
+        version, start, rows = self.database.read_now(
             lambda connection: unseen_rows(connection, user, known, self._empty)
         )
-        found = await asyncio.to_thread(advance, self.space, start, rows)
         # Rows of later than the version may be in it: then it is read once more, to no harm.
-        self._remember(user, replace(found, version=version))
-        return found.taste
+        return replace(advance(self.space, start, rows), version=version)
 
     def _remember(self, user: str, state: TasteState) -> None:
         self.forget(user)

@@ -20,9 +20,11 @@ async def describe(service: Service, caller: Caller) -> Json:
     """Return the belief about a user in numbers and words, and the rows that it is based on."""
     user = caller.require_user()
     taste = await service.taste(user)
-    row = await service.database.read(lambda connection: events.user_row(connection, user))
-    probability = await service.database.read(
-        lambda connection: events.recent_probability(connection, user, _RECENT)
+    row, probability = await service.database.read(
+        lambda connection: (
+            events.user_row(connection, user),
+            events.recent_probability(connection, user, _RECENT),
+        )
     )
     found: Json = {
         "id": caller.shown,
