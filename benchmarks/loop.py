@@ -171,9 +171,9 @@ async def _differing(talk: Talk, served: Served, people: int) -> int:
         *(talk.served(person, prompt) for person, prompt in enumerate(prompts))
     )
     expected = thresholded(served, LIKELY)[-1]
-    asked = np.arange(people)
+    rows = np.arange(people)
     places = np.array([place for place, _ in found])
-    return int(np.count_nonzero(places != expected[asked, asked % len(judged)]))
+    return int(np.count_nonzero(places != expected[rows, rows % len(judged)]))
 
 
 def thresholded(served: Served, threshold: float) -> np.ndarray:

@@ -187,8 +187,8 @@ def _paths(upstream: str, proxy: str, service: str) -> dict[str, tuple[str, dict
 async def _learn_once(service: str) -> None:
     """Wait until the program of feedback, which the service compiles beside its start, is there."""
     client, user = Client(service), "warm"
-    said = await client.post(CHAT, {"model": MODEL, "messages": MESSAGES, "user": user})
-    body = {"response_id": said["jaxalign"]["answers"][0], "rating": "up", "user": user}
+    answer = await client.post(CHAT, {"model": MODEL, "messages": MESSAGES, "user": user})
+    body = {"response_id": answer["jaxalign"]["answers"][0], "rating": "up", "user": user}
     await client.post(FEEDBACK, body)
     client.close()
 
@@ -336,7 +336,7 @@ async def _feedback(
 def _fill(
     database: str, sizes: Sequence[int], feedbacks: int
 ) -> dict[int, dict[str, list[dict[str, Any]]]]:
-    """Write users with rows of feedback, and return what they say next: by rows and user."""
+    """Write users with rows of feedback, and return their next feedback: by rows and user."""
     rng, opened = np.random.default_rng(0), open_database(database)
     requests: dict[int, dict[str, list[dict[str, Any]]]] = {}
     with opened._writer.connect() as connection, connection.begin():

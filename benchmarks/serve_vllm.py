@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Export, serve and ask, and write what was seen.
+    """Export, serve and send requests, and write what was seen.
 
     Raises:
         InputError: there is no such program.
@@ -181,8 +181,8 @@ async def _ask(
             for user, edit in EDITS.items():
                 first = await _answer(client, user, prompts[0], arguments.tokens)
                 for prompt in prompts[: arguments.edits]:
-                    said = await _answer(client, user, prompt, arguments.tokens)
-                    feedback = {"response_id": said["jaxalign"]["answers"][0], "user": user}
+                    answer = await _answer(client, user, prompt, arguments.tokens)
+                    feedback = {"response_id": answer["jaxalign"]["answers"][0], "user": user}
                     taken = await client.post("/v1/feedback", json={**feedback, "edited": edit})
                     taken.raise_for_status()
                 last = await _answer(client, user, prompts[-1], arguments.tokens)
