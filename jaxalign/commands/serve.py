@@ -79,7 +79,9 @@ def add(commands: Commands) -> None:
         "--reward-model",
         action="append",
         default=[],
-        help="folder of a reward model that computes the run's named rewards; may be repeated",
+        metavar="FOLDER",
+        help="folder of a reward model that computes the run's named rewards, or NAME=FOLDER where "
+        "`reward score --names` has named its reward; may be repeated",
     )
     option(
         "--portfolio",

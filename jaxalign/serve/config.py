@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from jaxalign.arrays import check_number
 from jaxalign.errors import InputError
+from jaxalign.personalize.saved import SavedPolicies, open_policies
 from jaxalign.personalize.strategies.base import ServingRule
 from jaxalign.serve.store.database import Synchronous
 from jaxalign.serve.store.events import Limits
@@ -58,6 +60,15 @@ class EngineConfig:
         """Whether the engine answers as policies besides its own model."""
         return self.portfolio is not None or self.policy is not None
 
+    @cached_property
+    def saved_policies(self) -> SavedPolicies | None:
+        """These policies, which are read once; None for none.
+
+        Raises:
+            InputError: a folder that holds none.
+        """
+        return open_policies(self.portfolio, self.policy) if self.has_policies else None
+
 
 @dataclass(frozen=True)
 class RequestLimits:
@@ -83,7 +94,8 @@ class ServeConfig:
         database: `sqlite:///FILE` or `postgresql+psycopg://USER@HOST/NAME`.
         synchronous: of SQLite: FULL survives a loss of power, NORMAL a killed process only.
         users: run of `jaxalign mrm train`; None for the rewards by rule with the demo's people.
-        reward_models: folders of the reward models that the run's named rewards come from.
+        reward_models: folders of the reward models that the run's named rewards come from;
+            `NAME,...=FOLDER` where the names are not the model's labels.
         strategy: what answers requests for the model `auto`.
         rule: when an answer other than the plain one is served.
         samples: answers that `best_of` draws for one request, at least 2.

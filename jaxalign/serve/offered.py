@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from jaxalign.errors import InputError
-from jaxalign.personalize.saved import SavedMembers, open_policies, policy_values
+from jaxalign.personalize.saved import SavedMembers, policy_values
 from jaxalign.personalize.strategies.base import PersonalAnswer, ServingRule
 from jaxalign.personalize.strategies.policies import PolicyValues
 from jaxalign.personalize.utility import Utility
@@ -52,9 +52,9 @@ def offer_policies(config: EngineConfig, space: RewardSpace) -> OfferedPolicies 
     Raises:
         InputError: a folder that holds none, or users on other rewards or another scale.
     """
-    if not config.has_policies:
+    saved = config.saved_policies
+    if saved is None:
         return None
-    saved = open_policies(config.portfolio, config.policy)
     option = "--portfolio" if isinstance(saved, SavedMembers) else "--policy"
     source = f"{option} {saved.folder}"
     if not space.named:

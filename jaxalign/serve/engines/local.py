@@ -10,7 +10,7 @@ import secrets
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,6 @@ from jaxalign.models.chat import Chat, Completion, complete_tokens, prompt_ids, 
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.sampling import Sampling
 from jaxalign.models.stream import StreamedPiece, stream
-from jaxalign.personalize.saved import open_policies
 from jaxalign.serve.api_errors import ApiError
 from jaxalign.serve.config import DEFAULT_MODEL, EngineConfig
 from jaxalign.serve.engines.local_policies import LocalPolicies, load_policies
@@ -37,7 +36,7 @@ from jaxalign.serve.wire import (
 )
 
 _MOST_ROWS = 16  # of a batch
-_MAX_TOKENS = 256  # where the client states none, as in `jaxalign answer`
+_MAX_TOKENS = 256  # where the client states none
 _TEMPERATURE, _TOP_P = 0.8, 0.95
 _REFUSED = ("tools", "functions", "response_format", "logprobs", "top_logprobs", "logit_bias")
 _SEED_BITS = 63
@@ -75,7 +74,8 @@ class LocalEngine:
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
-        self._name = config.model or DEFAULT_MODEL
+        saved = config.saved_policies if config.model is None else None
+        self._name = config.model or (DEFAULT_MODEL if saved is None else saved.base)
         self._jobs: queue.SimpleQueue[_DecodeRow | _StreamJob | None] = queue.SimpleQueue()
         self._waiting = 0
         self._loaded: LanguageModel | None = None
@@ -104,8 +104,8 @@ class LocalEngine:
             InputError: there is no such model, or it is not the one of the policies.
         """
         self._loaded = await asyncio.to_thread(load_language_model, self._name, self._config.dtype)
-        if self._config.has_policies:
-            saved = open_policies(self._config.portfolio, self._config.policy)
+        saved = self._config.saved_policies
+        if saved is not None:
             self._policies = await asyncio.to_thread(load_policies, saved, self._loaded)
         self._thread.start()
 
@@ -318,8 +318,6 @@ def make_local(config: EngineConfig) -> AnswerEngine:
             f"--engine.url {config.url} is not used by --engine local; add --engine openai, or "
             "leave the address out."
         )
-    if config.model is None and config.has_policies:
-        config = replace(config, model=open_policies(config.portfolio, config.policy).base)
     return LocalEngine(config)
 
 
