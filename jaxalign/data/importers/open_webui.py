@@ -1,7 +1,7 @@
 """Exports of open-webui: feedback with thumbs, and chats with answers that were regenerated."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, TypedDict
 
 from jaxalign.data.chat_template import Message
@@ -40,10 +40,10 @@ class _Base(TypedDict):
 
 
 class _Thumb(NamedTuple):
-    """A rated answer: its id, its text and whether it was good."""
+    """The rating of an answer, the id of its choices, and whether the thumb was up."""
 
+    rating: RatingRow
     key: str
-    answer: str
     good: bool
 
 
@@ -64,32 +64,41 @@ def read_feedback(rows: Iterator[Row], options: ImportOptions) -> Iterator[Impor
 
     A thumb is a rating of -1 or 1; where the user gave a grade from 1 to 10 as well, that grade
     is the rating. Of two answers to one message, one with a thumb up is chosen over one with a
-    thumb down. In the arena, a rated answer wins or loses against the others shown beside it, and
-    is no rating: the user compared.
+    thumb down; their thumbs are then no ratings too, or they would count twice. In the arena, a
+    rated answer wins or loses against the others shown beside it, and is no rating: the user
+    compared.
     """
     thumbs: dict[tuple[str, str, str], list[_Thumb]] = defaultdict(list)
-    first: dict[tuple[str, str, str], Imported] = {}
     for row in rows:
         try:
-            yield from _feedback(row, options, thumbs, first)
+            yield from _feedback(row, options, thumbs)
         except RowError as error:
             yield error
-    for place, rated in thumbs.items():
-        base = first[place]
-        for better in (one for one in rated if one.good):
-            for worse in (one for one in rated if not one.good):
-                if isinstance(base, RatingRow) and better.answer != worse.answer:
-                    yield ChoiceRow(
-                        user=base.user, prompt=base.prompt, time=base.time, group=base.group,
-                        source=better.key, chosen=better.answer, rejected=worse.answer,
-                    )  # fmt: skip
+    for rated in thumbs.values():
+        yield from _compared(rated)
+
+
+def _compared(rated: Sequence[_Thumb]) -> Iterator[Imported]:
+    """Choices between rated answers to one message, and the ratings of those in no choice."""
+    base = rated[0].rating
+    pairs = [
+        (better, worse)
+        for better in rated
+        for worse in rated
+        if better.good and not worse.good and better.rating.answer != worse.rating.answer
+    ]
+    yield from (one.rating for one in rated if not any(one in pair for pair in pairs))
+    for better, worse in pairs:
+        yield ChoiceRow(
+            user=base.user, prompt=base.prompt, time=base.time, group=base.group,
+            source=better.key, chosen=better.rating.answer, rejected=worse.rating.answer,
+        )  # fmt: skip
 
 
 def _feedback(
     row: Row,
     options: ImportOptions,
     thumbs: dict[tuple[str, str, str], list[_Thumb]],
-    first: dict[tuple[str, str, str], Imported],
 ) -> Iterator[Imported]:
     data, meta = row.values["data"], row.values["meta"]
     thumb = as_number(child(data, "rating"))
@@ -131,11 +140,11 @@ def _feedback(
         answer=answer, rating=grade if graded else thumb, scale=(1, 10) if graded else (-1, 1),
         **base,
     )  # fmt: skip
-    yield rating
     if isinstance(parent, str):
         place = (user, chat, parent)
-        first.setdefault(place, rating)
-        thumbs[place].append(_Thumb(str(base["source"] or key), answer, thumb > 0))
+        thumbs[place].append(_Thumb(rating, str(base["source"] or key), thumb > 0))
+    else:
+        yield rating
 
 
 @register_format("open-webui-chats", "open-webui chat export", _is_chat)

@@ -85,8 +85,12 @@ SECOND = {"second_turn_prompt": "Bye", "second_turn_preferred_response": "respon
 AT = {"user": "u4", "prompt": "Hi", "source": "r1"}
 CASES = {
     "open-webui": (
-        [webui("f1", 1, "a"), webui("f2", -1, "b")],
-        [UP, {**UP, "source": "f2", "answer": "What?", "rating": -1.0}, PAIR],
+        [webui("f1", 1, "a"), webui("f2", -1, "b")], [PAIR],
+    ),
+    "open-webui alone": (
+        [webui("f1", 1, "a"), webui("f2", -1, "b", user="u2"), webui("f3", 1, "b")],
+        [UP, {**UP, "source": "f3", "answer": "What?"},
+         {**UP, "user": "u2", "source": "f2", "answer": "What?", "rating": -1.0}],
     ),
     "open-webui grade": (
         [webui("f1", 1, "a", details=8)], [{**UP, "rating": 8.0, "scale": [1, 10]}]

@@ -82,28 +82,30 @@ def a_chat(user, chat, liked, names):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """An export of 20 people who rate two answers per chat and 2 who rate one, and its run.
+    """An export of 20 people who rate two answers in most chats and 2 who rate one, and its run.
 
     People of even numbers mostly like the long answer, the others the short one.
     """
     root, rng, rows = tmp_path_factory.mktemp("export"), np.random.default_rng(0), []
     for user in range(22):
-        for chat in range(20):
+        for chat in range(25):
             liked = "short" if rng.random() < (0.9 if user % 2 else 0.2) else "long"
-            names = ("short", "long") if user < 20 else (("short", "long")[chat % 2],)
+            both = user < 20 and chat < 20
+            names = ("short", "long") if both else (("short", "long")[chat % 2],)
             rows += a_chat(user, chat, liked, names)
     (root / "export.json").write_text(json.dumps(rows))
     called = call("import", "auto", root / "export.json", "--out", root / "choices.jsonl")
-    assert "400 choices and 840 ratings of 22 users" in called.out
+    assert "400 choices and 150 ratings of 22 users" in called.out
     rows = [json.loads(line) for line in (root / "choices.jsonl").read_text().splitlines()]
-    items = sorted({row["answer"] for row in rows if "answer" in row})
+    answers = ("answer", "chosen", "rejected")
+    items = sorted({row[name] for row in rows for name in answers if name in row})
     noise = rng.standard_normal(len(items))
     vectors = [[one.startswith("short"), extra] for one, extra in zip(items, noise, strict=True)]
     np.savez(
         root / "features.npz", features=np.asarray(vectors, np.float32), ids=np.asarray(items),
         names=np.asarray(["short", "noise"]),
     )  # fmt: skip
-    texts = [{"id": item, "text": item} for item in items[-1::-20]]
+    texts = [{"id": item, "text": item} for item in (items[0], items[-1])]
     write_rows(root / "answers.jsonl", texts)
     trained = call(
         "mrm", "train", "--data", root / "choices.jsonl", "--out", root / "run",
@@ -137,8 +139,8 @@ def ranked(root, user):
 
 def test_training_says_what_reads_ratings_and_what_does_not(exported):
     said = " ".join(exported.trained.err.split())
-    assert "400 choices and 840 ratings of 22 users" in said
-    assert "840 ratings left out by bt, bt_items: they learn from choices alone" in said
+    assert "400 choices and 150 ratings of 22 users" in said
+    assert "150 ratings left out by bt, bt_items: they learn from choices alone" in said
     assert "22 users" in exported.adapted.out
     assert "left out" not in exported.adapted.err
 
@@ -156,12 +158,12 @@ def test_a_ranking_follows_choices_and_ratings_alike(exported, user):
 def test_a_rater_is_described_with_the_number_of_ratings(exported):
     words = ("mrm", "describe", "--model", exported.root / "run", "--user")
     found = {user: json.loads(call(*words, user, "--json").out) for user in ("1", "21")}
-    assert [(one["choices"], one["ratings"]) for one in found.values()] == [(20, 40), (0, 20)]
+    assert [(one["choices"], one["ratings"]) for one in found.values()] == [(20, 5), (0, 25)]
     short = next(one for one in found["21"]["rewards"] if one["name"] == "short")
     assert short["certainty"] != "open"
     assert short["low"] > 0
-    assert "user 21, from 20 ratings and all other users:" in call(*words, "21").out
-    assert "user 1, from 20 choices, 40 ratings and all other users:" in call(*words, "1").out
+    assert "user 21, from 25 ratings and all other users:" in call(*words, "21").out
+    assert "user 1, from 20 choices, 5 ratings and all other users:" in call(*words, "1").out
 
 
 def test_the_weights_of_a_rater_are_the_posterior_of_the_ratings(exported):
