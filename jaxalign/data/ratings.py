@@ -70,14 +70,7 @@ def check_rating(rating: object, scale: object, where: str, typed: bool = True) 
     Raises:
         RowError: either is something else, or the rating lies outside the scale.
     """
-    if not typed and isinstance(scale, str):
-        scale = _parsed(scale)
-    ends = scale.tolist() if isinstance(scale, np.ndarray) else scale
-    if not isinstance(ends, list | tuple) or len(ends) != 2:
-        raise _no_scale(scale, where)
-    low, high = (check_number(end, "scale", where) for end in ends)
-    if not low < high:
-        raise _no_scale(scale, where)
+    low, high = check_rating_scale(scale, where, typed)
     value = check_number(rating, RATING, where, typed=typed)
     thumb = (low, high) == _THUMB
     if not low <= value <= high or (thumb and value not in _THUMB):
@@ -88,6 +81,35 @@ def check_rating(rating: object, scale: object, where: str, typed: bool = True) 
             "a rating lies outside its scale",
         )
     return Level(low, high, rating_level(value, low, high))
+
+
+def check_rating_scale(scale: object, where: str, typed: bool = True) -> tuple[float, float]:
+    """Return the lowest and the highest rating of a scale.
+
+    Args:
+        scale: both in a list; where `typed` is false also the text of one, such as "[1, 5]".
+        where: file and row, for messages.
+        typed: whether numbers are numbers; otherwise they are text, as in CSV.
+
+    Raises:
+        RowError: it is something else.
+
+    Example:
+        >>> from jaxalign.data.ratings import check_rating_scale
+        >>> check_rating_scale([1, 5], "a.jsonl, line 1")
+        (1.0, 5.0)
+        >>> check_rating_scale("[-1, 1]", "a.csv, line 2", typed=False)
+        (-1.0, 1.0)
+    """
+    if not typed and isinstance(scale, str):
+        scale = _parsed(scale)
+    ends = scale.tolist() if isinstance(scale, np.ndarray) else scale
+    if not isinstance(ends, list | tuple) or len(ends) != 2:
+        raise _no_scale(scale, where)
+    low, high = (check_number(end, "scale", where) for end in ends)
+    if not low < high:
+        raise _no_scale(scale, where)
+    return low, high
 
 
 def _parsed(text: str) -> object:

@@ -6,10 +6,8 @@ from jaxalign.data.importers.hh_rlhf import TRANSCRIPT
 from jaxalign.data.importers.registry import (
     ImportOptions,
     each_row,
-    refuse,
     register_format,
     seconds,
-    sequence,
 )
 from jaxalign.data.importers.rows import (
     ChoiceRow,
@@ -22,8 +20,8 @@ from jaxalign.data.importers.rows import (
     split_prompt,
 )
 from jaxalign.data.messages import check_messages, is_messages
+from jaxalign.data.ratings import check_rating_scale
 from jaxalign.data.tables import Row
-from jaxalign.data.values import as_number
 
 
 def _recognise(values: Mapping[str, object]) -> bool:
@@ -44,7 +42,7 @@ def read_own(row: Row, options: ImportOptions) -> Iterator[Imported]:
     group = row.identifier("group") if row.has("group") else None
     source = row.identifier("source") if row.has("source") else None
     time = seconds(row.values.get("time"))
-    if not row.has("rating"):
+    if row.has("chosen") or not row.has("rating"):
         strength = row.number("strength") if row.has("strength") else None
         implicit = row.flag("implicit") if row.has("implicit") else None
         yield read_choice(
@@ -52,20 +50,14 @@ def read_own(row: Row, options: ImportOptions) -> Iterator[Imported]:
         )
         return
     rating = row.number("rating")
+    own = (
+        check_rating_scale(row.values["scale"], row.where, row.typed) if row.has("scale") else None
+    )
     yield RatingRow(
         user=user, prompt=read_side(row, "prompt", "user") if row.has("prompt") else None,
         group=group, source=source, time=time, answer=read_side(row, "answer", "assistant"),
-        rating=rating, scale=options.scale_of(row, rating, _scale(row)),
+        rating=rating, scale=options.scale_of(row, rating, own),
     )  # fmt: skip
-
-
-def _scale(row: Row) -> tuple[float, float] | None:
-    if not row.has("scale"):
-        return None
-    ends = [as_number(end) for end in sequence(row.values["scale"])]
-    if len(ends) != 2 or not ends[0] < ends[1]:
-        raise refuse(row, "scale", repr(row.values["scale"]), "a lowest and a highest rating")
-    return ends[0], ends[1]
 
 
 def read_choice(

@@ -7,6 +7,7 @@ import pytest
 from webui_feedback import webui
 
 from jaxalign.cli import main
+from jaxalign.data import load
 from jaxalign.data.importers import ImportOptions, formats, import_feedback
 from jaxalign.errors import InputError
 
@@ -234,7 +235,7 @@ MALFORMED = {
     ),
     "scale": (
         [{"user": "u", "answer": "a", "rating": 1, "scale": [1]}], {},
-        "`scale` is .1., expected a lowest and a highest rating",
+        r"`scale` is \[1\], expected \[lowest, highest\] rating",
     ),
     "thumb": ([webui("f1", 5, "a")], {}, "line 1: `data.rating` is 5, expected -1 or 1"),
     "side": (
@@ -389,3 +390,19 @@ def test_a_rating_of_a_file_of_choices_without_a_scale_asks_for_one(tmp_path):
         imported(tmp_path, rows)
     _, found = imported(tmp_path, rows, {"scale": (1.0, 5.0)})
     assert found == [{"user": "u", "answer": "a", "rating": 4.0, "scale": [1.0, 5.0]}]
+
+
+def test_a_file_of_ratings_in_csv_is_read_as_training_reads_it(tmp_path):
+    rows, out = tmp_path / "rows.csv", tmp_path / "out.jsonl"
+    rows.write_text(
+        "user,answer,rating,scale,chosen,rejected\n"
+        'u,a,4,"[1, 5]",,\n'
+        "u,,3,,b,c\n"
+    )  # fmt: skip
+    import_feedback([rows], out)
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert found == [
+        {"user": "u", "answer": "a", "rating": 4.0, "scale": [1.0, 5.0]},
+        {"user": "u", "chosen": "b", "rejected": "c"},
+    ]
+    assert load(rows, ratings=True).rating.tolist() == [True, False]
