@@ -1,13 +1,26 @@
-"""`jaxalign mrm`: bad choices, features, settings and texts are refused in one sentence."""
+"""`jaxalign mrm`: bad choices, features, settings, texts, folders and users are refused."""
 
 import json
+import shutil
+import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cli_calls import call, digest, refused
-from mrm_cli_world import CHOICES, WIDTH, answer, build, make_choices, rank, train, write_features
+from cli_calls import call, digest, refused, write_rows
+from mrm_cli_world import (
+    CHOICES,
+    USERS,
+    WIDTH,
+    answer,
+    build,
+    make_choices,
+    rank,
+    train,
+    write_features,
+)
 
 
 @pytest.fixture(scope="module")
@@ -240,3 +253,123 @@ def test_bad_options_of_train(world, tmp_path, options, words):
 def test_bad_texts(world, tmp_path, name, data, words):
     (tmp_path / name).write_bytes(data)
     refused(rank(world, "--features", world.table, texts=tmp_path / name), *words)
+
+
+# Folders and users that are not what they should be -------------------------------------------
+
+
+def test_a_folder_that_holds_another_run(world, tmp_path):
+    before = digest(world.run)
+    for more in ((), ("--resume",)):
+        result = train(world, world.choices, world.run, "--split.seed", 1, *more)
+        refused(result, "another run", "--out")
+    other = write_rows(tmp_path / "other.jsonl", world.rows[:-1])
+    refused(train(world, other, world.run, "--resume"), "another run")
+    assert digest(world.run) == before
+
+
+def test_a_finished_run_without_resume(world):
+    before = digest(world.run)
+    refused(train(world, world.choices, world.run), "finished run", "--resume")
+    assert digest(world.run) == before
+
+
+def test_a_folder_of_something_else(world, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    before = digest(tmp_path)
+    refused(train(world, world.choices, tmp_path), "not empty")
+    refused(train(world, world.choices, tmp_path, "--resume"), "not empty")
+    refused(train(world, world.choices, tmp_path / "notes.txt"), "notes.txt")
+    assert digest(tmp_path) == before
+
+
+def test_an_unknown_user(world):
+    before = digest(world.run)
+    result = rank(world, "--user", "nobody", "--features", world.table)
+    refused(result, "'nobody'", str(USERS), "adapt")
+    assert digest(world.run) == before
+
+
+def spoil(source, path, **stated):
+    """A copy of a file of users that states other things."""
+    path.write_bytes(source.read_bytes())
+    with closing(sqlite3.connect(path)) as database, database:
+        old = json.loads(database.execute("SELECT value FROM about").fetchone()[0])
+        old["about"] |= {name: stated.pop(name) for name in ("model",) if name in stated}
+        database.execute("UPDATE about SET value = ?", (json.dumps(old | stated),))
+
+
+def test_users_of_another_model(world, tmp_path):
+    path, own = tmp_path / "users.sqlite", world.run / "users.sqlite"
+    given = ("--user", "user00", "--features", world.table, "--users", path)
+    refused(rank(world, *given), "users.sqlite", "does not exist")
+    path.write_text("not SQLite")
+    refused(rank(world, *given), "users.sqlite", "no file of `jaxalign mrm adapt`")
+    with closing(sqlite3.connect(tmp_path / "other.sqlite")) as database, database:
+        database.execute("CREATE TABLE other (x)")
+    refused(rank(world, *given[:-1], tmp_path / "other.sqlite"), "no such table: about", "adapt")
+    spoil(own, path, format=2)
+    refused(rank(world, *given), "users.sqlite", "format 2", "adapt")
+    spoil(own, path, kind="embeddings")
+    refused(rank(world, *given), "users.sqlite", "holds embeddings", "adapt")
+    spoil(own, path, model="f" * 64)
+    refused(rank(world, *given), "another model", "ffffffffffff")
+    path.write_bytes(own.read_bytes())
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE users SET weights = x'00'")
+    refused(rank(world, *given), "damaged", "adapt")
+
+
+def test_a_model_of_an_older_format(world, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/model.json").write_text('{"format": 1}')
+    result = call("mrm", "rank", "--model", tmp_path, "--texts", world.texts)
+    refused(result, "older format", "jaxalign mrm train")
+
+
+def test_a_run_that_is_not_finished(world, tmp_path):
+    for name in ("run.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((world.run / name).read_bytes())
+    result = call("mrm", "rank", "--model", tmp_path, "--texts", world.texts)
+    refused(result, "unfinished run", "--resume")
+
+
+@pytest.mark.parametrize("action", ["adapt", "rank", "evaluate"])
+def test_a_folder_without_a_model(world, tmp_path, action):
+    what = ("--texts", world.texts) if action == "rank" else ("--data", world.choices)
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        refused(call("mrm", action, "--model", folder, *what), folder, "no trained model")
+    assert not any(tmp_path.iterdir())
+
+
+def test_evaluate_without_the_runs_users(world, tmp_path):
+    strangers = [{**row, "user": f"x{row['user']}"} for row in world.rows]
+    path = write_rows(tmp_path / "strangers.jsonl", strangers)
+    refused(call("mrm", "evaluate", "--model", world.run, "--data", path), "test users")
+
+
+@pytest.mark.parametrize("kind", ["damaged", "of another model", "of another program"])
+def test_users_that_cannot_be_read_do_not_stand_in_the_way(world, tmp_path, kind):
+    run, own = tmp_path / "run", world.run / "users.sqlite"
+    shutil.copytree(world.run, run)
+    users = run / "users.sqlite"
+    if kind == "damaged":
+        users.write_bytes(users.read_bytes()[:100])
+    elif kind == "of another model":
+        spoil(own, users, model="f" * 64)
+    else:
+        spoil(own, users, kind="embeddings")
+    texts = ("mrm", "rank", "--model", run, "--texts", world.texts, "--features", world.table)
+    refused(call(*texts, "--user", "user00"), "users.sqlite", "adapt")
+    assert call(*texts).code == 0
+    assert call(*texts, "--user", "user00", "--users", own).code == 0
+    assert call("mrm", "evaluate", "--model", run, "--data", world.choices).code == 0
+    data = ("--data", world.choices, "--features", world.table)
+    if kind == "of another program":
+        before = users.read_bytes()
+        words = "was not written by `jaxalign mrm adapt`"
+        refused(call("mrm", "adapt", "--model", run, *data), "users.sqlite", words)
+        assert users.read_bytes() == before
+        return
+    assert call("mrm", "adapt", "--model", run, *data).code == 0
+    assert users.read_bytes() == own.read_bytes()
