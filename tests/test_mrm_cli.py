@@ -167,6 +167,18 @@ def test_choices_that_come_in_two_files_give_the_users_of_all_of_them(world, tmp
     assert out.read_bytes() == after != before
 
 
+def test_an_update_without_accuracies_states_none(world, tmp_path):
+    out = tmp_path / "users.sqlite"
+    shutil.copy(world.run / "users.sqlite", out)
+    late = write_rows(tmp_path / "late.jsonl", [{**row, "user": "late"} for row in world.rows[:4]])
+    result = call(
+        "mrm", "adapt", "--model", world.run, "--features", world.table, "--data", late,
+        "--out", out, "--update", "--skip-accuracy",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    assert f"{USERS + 1} users; wrote {out}" in result.out
+
+
 def test_evaluate_gives_the_figures_of_the_report(world, tmp_path):
     result = call(
         "mrm", "evaluate", "--model", world.run, "--data", world.choices, "--out",

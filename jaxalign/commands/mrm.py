@@ -189,7 +189,8 @@ def _adapt(arguments: argparse.Namespace, _: list[str]) -> None:
     )
     for note in notes:
         print(note, file=sys.stderr)
-    mean = users.mean_accuracy()
+    # With --update the accuracies of earlier users are still in the file.
+    mean = None if arguments.skip_accuracy else users.mean_accuracy()
     held_out = "" if mean is None else f", held-out accuracy {mean:.3f} on average"
     print(f"{counted(len(users), 'user')}{held_out}; wrote {out}")
     alone = count_left_alone(model, users)
