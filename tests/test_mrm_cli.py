@@ -324,7 +324,8 @@ def test_scores_of_rewards_are_features_by_their_names(world, tmp_path):
         assert one.user == other.user
         np.testing.assert_array_equal(one.weights, other.weights)
     fewer = write_rows(tmp_path / "few.jsonl", [r | {"rewards": {"kind": 1.0}} for r in rows])
-    refused(call(*adapt[:-1], fewer), "has the columns kind; expected kind, short, wise")
+    words = f"{fewer}: found the columns kind, expected kind, short, wise; add short, wise."
+    refused(call(*adapt[:-1], fewer), words)
 
 
 def test_a_finished_run_goes_on_with_more_epochs(world, tmp_path):

@@ -27,12 +27,14 @@ class Features:
         names: [E] names of the columns when they are named base rewards, or None.
         scale: what the file `scale_file` beside them states, the scale of named base rewards as
             `jaxalign.rewards.RewardScale.to_json` writes it; None without such a file.
+        source: what they were read from, for messages.
     """
 
     ids: tuple[str, ...]
     values: np.ndarray
     names: tuple[str, ...] | None = None
     scale: Mapping[str, object] | None = None
+    source: str = "the features"
 
     @cached_property
     def row_of(self) -> dict[str, int]:
@@ -87,8 +89,8 @@ def load_features(path: str | Path) -> Features:
 
 
 def _on_scale(path: Path, features: Features) -> Features:
-    """Named features with the scale that the file beside them states."""
-    stated = scale_file(path)
+    """Features of a file; named ones with the scale that the file beside them states."""
+    features, stated = replace(features, source=str(path)), scale_file(path)
     if features.names is None or not stated.exists():
         return features
     return replace(features, scale=read_json(stated, "the scale of the rewards"))
@@ -120,14 +122,13 @@ def save_features(path: str | Path, features: Features) -> None:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
-def columns_named(features: Features, names: Sequence[str], source: str | Path) -> Features:
+def columns_named(features: Features, names: Sequence[str]) -> Features:
     """Return features with the columns of some names, in their order.
 
     Args:
         features: with names of their columns, or without, in which case they are returned as they
             are.
         names: of the columns that are wanted.
-        source: what the features were read from, for messages.
 
     Raises:
         InputError: a column is missing.
@@ -137,8 +138,8 @@ def columns_named(features: Features, names: Sequence[str], source: str | Path) 
     missing = [name for name in names if name not in features.names]
     if missing:
         raise InputError(
-            f"{source} has the columns {', '.join(features.names)}; expected {', '.join(names)}: "
-            f"add {', '.join(missing)}."
+            f"{features.source}: found the columns {', '.join(features.names)}, expected "
+            f"{', '.join(names)}; add {', '.join(missing)}."
         )
     order = [features.names.index(name) for name in names]
     return replace(features, values=features.values[:, order], names=tuple(names))

@@ -118,10 +118,10 @@ def item_features(
         return encode_texts(model, texts)
     scale = model.projection.scale
     if scale is not None:
-        features = columns_named(features, scale.names, "the feature file")
-        found = stated_scale(features.scale, scale.names, "the feature file")
+        features = columns_named(features, scale.names)
+        found = stated_scale(features.scale, scale.names, features.source)
         known = (scale.digest, model.stated_scale)
-        expect_scale(found, known, "the feature file", "the user model")
+        expect_scale(found, known, features.source, "the user model")
     return lookup(features, list(keys), texts)
 
 

@@ -113,10 +113,10 @@ def encode_items(config: MRMRunConfig, choices: Preferences, given: Features | N
                 f"{wanted.path} has no `names` of its columns, which named rewards need"
             )
         if wanted.scale:
-            given = columns_named(given, load_scale(wanted.scale).names, wanted.path)
+            given = columns_named(given, load_scale(wanted.scale).names)
         names = None if wanted.named is False else given.names
         values = np.asarray(lookup(given, choices.items, choices.texts), np.float32)
-        stated = None if names is None else stated_scale(given.scale, names, wanted.path)
+        stated = None if names is None else stated_scale(given.scale, names, given.source)
         return Encoded(values, names, "", stated)
     from jaxalign.models.embed import encode, load_encoder
 
