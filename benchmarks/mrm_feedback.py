@@ -87,12 +87,12 @@ def feedback(
     reward = np.einsum("UPE,UE->UP", vectors, theta)
     rating = kind > 0
     margin = np.where(rating, spread[:, None] * (reward - level[:, None]), reward)
-    said = margin + rng.logistic(size=margin.shape)
+    utility = margin + rng.logistic(size=margin.shape)
     cuts = [np.array([-1.5, -0.4, 0.4, 1.5]), THRESHOLDS[2:3], THRESHOLDS[3:]]
-    strength = np.where(abs(said) > THRESHOLDS[1], 2, 1)
-    lower, upper = levels.choice(strength, abs(said) < THRESHOLDS[0])
+    strength = np.where(abs(utility) > THRESHOLDS[1], 2, 1)
+    lower, upper = levels.choice(strength, abs(utility) < THRESHOLDS[0])
     for scale in (0, 1):
-        ends = levels.rating(scale, np.searchsorted(cuts[scale + 1], said))
+        ends = levels.rating(scale, np.searchsorted(cuts[scale + 1], utility))
         mine = kind == scale + 1
         lower, upper = np.where(mine, ends[0], lower), np.where(mine, ends[1], upper)
     information = np.choose(kind, [_information(margin, edges) for edges in cuts])
@@ -108,7 +108,7 @@ def feedback(
     nuisance = whole[:, SIZE:, SIZE:] + np.diag([LEVEL_SD**-2, SPREAD_SD**-2])
     cross = whole[:, :SIZE, SIZE:]
     lost = cross @ np.linalg.solve(nuisance, np.swapaxes(cross, 1, 2))
-    turned = np.where(((kind == 0) & (said < 0))[..., None], -vectors, vectors)
+    turned = np.where(((kind == 0) & (utility < 0))[..., None], -vectors, vectors)
     weight = np.ones((users, rows), np.float32)
     rows_ = Feedback(turned.astype(np.float32), rating, lower, upper, weight)
     return rows_, whole[:, :SIZE, :SIZE] - lost
@@ -266,7 +266,7 @@ def _exact(
 
 
 def _log_levels(margin: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-    """Log probability [S] of what was said, by margins [S, P]."""
+    """Log probability [S] of the levels, by margins [S, P]."""
     low, high = margin - lower, upper - margin
     # sigmoid(margin - lower) - sigmoid(margin - upper), as a product without cancellation
     gap = np.where(np.isfinite(lower) & np.isfinite(upper), upper - lower, np.inf)

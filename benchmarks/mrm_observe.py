@@ -53,11 +53,11 @@ def run(arguments: argparse.Namespace) -> int:
 def timed(size: int, kind: str, rows: int, calls: int) -> dict[str, float]:
     """Return quantiles of the milliseconds of one more row after `rows`."""
     rng = np.random.default_rng([size, rows])
-    said = _said(rng, size, kind)
-    belief = _state(said, size, kind, rows)
+    drawn = _drawn_rows(rng, size, kind)
+    belief = _state(drawn, size, kind, rows)
     taken = []
     for _ in range(calls):
-        row = next(said)
+        row = next(drawn)
         start = time.perf_counter()
         belief = _observe(belief, row)
         taken.append(1e3 * (time.perf_counter() - start))
@@ -88,32 +88,32 @@ def _prior(size: int, kind: str) -> Any:
     return FeedbackPrior(weights, edges, *map(jnp.float32, (0.8, 0.0, 0.4)))
 
 
-def _said(rng: np.random.Generator, size: int, kind: str) -> Any:
+def _drawn_rows(rng: np.random.Generator, size: int, kind: str) -> Any:
     """Arguments of `observe` behind the belief, one row after the other."""
     theta, levels = rng.standard_normal(size) / np.sqrt(size), _levels(kind)
     cuts = (np.array([0.3]), np.array([-2.0, -0.7, 0.6, 1.9]))
     while True:
         vector = rng.standard_normal(size).astype(np.float32)
-        said = vector @ theta + rng.logistic()
+        utility = vector @ theta + rng.logistic()
         which = int(rng.integers(3)) if kind == "any kind" else 0
         if which:
-            level = np.searchsorted(cuts[which - 1], said)
+            level = np.searchsorted(cuts[which - 1], utility)
             lower, upper = levels.rating(which - 1, level)
         else:
-            vector = vector if said > 0 else -vector
-            tie = kind == "any kind" and abs(said) < 0.4
+            vector = vector if utility > 0 else -vector
+            tie = kind == "any kind" and abs(utility) < 0.4
             lower, upper = levels.choice(np.array(0), np.array(tie))
         yield vector, int(lower), int(upper), which > 0
 
 
-def _state(said: Any, size: int, kind: str, rows: int) -> Any:
+def _state(drawn: Any, size: int, kind: str, rows: int) -> Any:
     """The state after `rows` rows."""
     from jaxalign import mrm
     from jaxalign.mrm.feedback_belief import KEPT_PER_FEATURE, LEAST_KEPT
 
     belief = mrm.init_feedback_belief(_prior(size, kind))
     for _ in range(min(rows, _SHORT)):
-        belief = _observe(belief, next(said))
+        belief = _observe(belief, next(drawn))
     if rows <= _SHORT:
         return belief
     times = rows // _SHORT
@@ -124,7 +124,7 @@ def _state(said: Any, size: int, kind: str, rows: int) -> Any:
         evidence=times * belief.evidence, blocks=blocks, num_rows=times * _SHORT,
     )  # fmt: skip
     for _ in range(2 * len(blocks) // _BLOCKS_AT_ONCE + 1):
-        belief = _observe(belief, next(said))
+        belief = _observe(belief, next(drawn))
     return belief
 
 

@@ -207,7 +207,7 @@ def _digested(block: ChoiceColumns) -> bytes:
 
 
 def _marks(tie: np.ndarray, rated: np.ndarray | None, level: np.ndarray | None) -> pa.Array:
-    """What was said of the answers of each row, as a short text."""
+    """Whether each row is a choice, a tie or a rating, and its level, as a short text."""
     marks = pa.array(np.where(tie, "=", ">")).cast(pa.large_string())
     if rated is None or level is None:
         return marks

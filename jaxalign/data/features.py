@@ -208,9 +208,9 @@ def _read_scores(path: Path) -> Features:
     for row, entry in enumerate(read_rows(path)):
         found = entry.values.get("rewards")
         if not isinstance(found, Mapping) or (names and set(found) != set(names)):
-            said = "missing" if found is None else short(found)
+            shown = "missing" if found is None else short(found)
             raise InputError(
-                f"{entry.where}: `rewards` is {said}, expected a number for "
+                f"{entry.where}: `rewards` is {shown}, expected a number for "
                 f"{', '.join(names) or 'each reward, by name'}; write the file with `jaxalign "
                 "reward score`."
             )

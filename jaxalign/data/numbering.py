@@ -171,5 +171,5 @@ def _joined(talks: Mapping[str, Conversation], texts: tuple[str, str]) -> Conver
         *as_messages(talks.get(prompt, prompt), "user"),
         *as_messages(talks.get(answer, answer), "assistant"),
     )
-    roles, said = zip(*((turn["role"], turn["content"]) for turn in turns), strict=True)
-    return Conversation(said, roles)
+    roles, contents = zip(*((turn["role"], turn["content"]) for turn in turns), strict=True)
+    return Conversation(contents, roles)

@@ -15,7 +15,7 @@ from jaxalign.progress import counted
 
 @dataclass(frozen=True)
 class UserSplit:
-    """Users by role, nobody in two: `train` and `validation` are seen, `test` unseen."""
+    """Users by role, no user in two: `train` and `validation` are seen, `test` unseen."""
 
     train: tuple[str, ...]
     validation: tuple[str, ...]

@@ -16,7 +16,7 @@ from jaxalign.mrm.logistic_normal import choice_mass
 from jaxalign.mrm.registry import Candidate, Inferred
 
 _MOST_STRENGTHS = 5
-"""Steps that are told apart; a choice that is further ahead counts as one of these."""
+"""Steps that are distinguished; a choice that is further ahead counts as one of these."""
 _USERS_AT_ONCE = 64
 Scales = Sequence[tuple[float, float]]
 Arrays = Mapping[str, jax.Array]

@@ -142,7 +142,7 @@ def prior_of(fitted: Fitted, candidate: Candidate) -> bayes.Prior:
 
 @register("bayes", BayesConfig())
 class HierarchicalBayes(_PriorMethod, RatingsMethod[BayesConfig]):
-    """Hierarchical Bradley-Terry on features: the one method that knows how sure it is.
+    """Hierarchical Bradley-Terry on features: the method with a posterior of users' weights.
 
     Where training has more than plain choices and ties, all rows go through the one likelihood of
     `feedback`, and there is a population for each weight of implicit choices.

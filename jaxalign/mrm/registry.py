@@ -245,7 +245,8 @@ class RatingsMethod(PosteriorMethod[Settings]):
             fitted: as from `load`.
             candidate: the chosen candidate.
             vectors: [U, P, K] base rewards of rated items, or chosen minus rejected.
-            details: [U, P] what was said of them, the scales as `scales` numbers them.
+            details: [U, P] what the rows say beyond plain choices, the scales as `scales` numbers
+                them.
         """
 
 

@@ -156,7 +156,7 @@ def rank(
     Args:
         model: with `users` where a user is named (`mrm.load(path)` opens those that
             `jaxalign mrm adapt` left beside the model).
-        user: whose taste; what is known of somebody, as from `update_belief`; None for a user
+        user: whose taste; a belief, as from `update_belief`; None for a user
             without choices, who gets the population's.
         texts: the answers.
         features: [N, E] of the answers, for a model that cannot read text.

@@ -10,18 +10,18 @@ from jaxalign.errors import InputError
 CASES = [
     (function, argument, value)
     for function, arguments in NUMBERS.items()
-    for argument, (_, said) in arguments.items()
-    for value in said
+    for argument, (_, words) in arguments.items()
+    for value in words
 ]
 
 
 @pytest.mark.parametrize(("function", "argument", "value"), CASES)
 def test_a_number(function, argument, value):
-    call, said = NUMBERS[function][argument]
+    call, words = NUMBERS[function][argument]
     # NaN is not equal to itself, but it is the same object.
-    if said[value] is None:
+    if words[value] is None:
         assert math.isnan(call(value))
         return
     with pytest.raises(InputError) as refused:
         call(value)
-    assert str(refused.value) == said[value]
+    assert str(refused.value) == words[value]

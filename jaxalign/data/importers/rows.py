@@ -33,7 +33,7 @@ class ChoiceRow(_FeedbackRow):
         user: who chose.
         chosen, rejected: the two answers; either stands first where `tie` is true.
         tie: whether the user preferred neither; None for no.
-        strength: how many steps the chosen answer is ahead, 1 or more; None where it is not said.
+        strength: how many steps the chosen answer is ahead, 1 or more; None where it is not stated.
         implicit: whether the choice was seen in what the user did, and not stated; None for no.
         prompt: what was answered.
         time: seconds since 1970, or ISO 8601.

@@ -116,7 +116,11 @@ class AdaptationRule:
         return Decision(test, users, adapts)
 
     def _refitted(self, fit: FittedMethod) -> CandidateLosses:
-        """Losses of training and validation users by fits that have not seen them."""
+        """Losses of training and validation users by fits that have not seen them.
+
+        The shared effects of items are those of the fit to all training users, with and without
+        adaptation alike.
+        """
         method = fit.method.settled(fit.fitted[0])
 
         def compute() -> dict[str, np.ndarray]:
