@@ -91,7 +91,8 @@ def adapt_users(
         (['ann'], True)
     """
     require(model.method, "new_items", "adapt")
-    choices = on_scales(choices, model.scales or ()) if model.scales is not None else choices
+    if model.scales is not None:
+        choices = on_scales(choices, model.scales)
     if out is not None:
         refuse_foreign_file(out)
     old = open_users(out, model.digest) if update and out is not None else None
@@ -223,7 +224,8 @@ def adapt_into(
     chunks = list(_chunks(lengths))
     for width, members in track("adapting users", chunks, len(lengths), _count, progress):
         mine = [learned[user] for user in members]
-        fresh = pad_pairs(choices, mine), _details_of(model, choices, mine)
+        pairs = pad_pairs(choices, mine)
+        fresh = pairs, _details_of(model, choices, mine, pairs)
         before = [None if known is None else known[user] for user in members]
         shape = (_round_up(len(members)), width)
         batch = _batch(model, table, fresh, before, shape, effects)
@@ -272,17 +274,18 @@ def _round_up(count: int) -> int:
 
 
 def _details_of(
-    model: UserModel, choices: Preferences, rows: Sequence[np.ndarray]
+    model: UserModel, choices: Preferences, rows: list[np.ndarray], pairs: Pairs
 ) -> RowDetails | None:
-    """What rows say, for a model that reads more than plain choices."""
+    """What rows, as `pairs` have them, say, for a model that reads more than plain choices."""
     if model.scales is None:
         return None
-    details = pad_details(choices, list(rows))
-    if details is not None:
-        return details
-    weight = np.asarray(pad_pairs(choices, list(rows)).weight)
-    zero = np.zeros(weight.shape, np.int32)
-    return RowDetails(zero - 1, zero, zero, weight, zero > 0)
+    return pad_details(choices, rows) or _plain_details(pairs.weight)
+
+
+def _plain_details(weight: np.ndarray) -> RowDetails:
+    """Details of plain choices of some weights [U, P]."""
+    scale, zero = np.full(weight.shape, -1, np.int32), np.zeros(weight.shape, np.int32)
+    return RowDetails(scale, zero, zero.copy(), weight, zero > 0)
 
 
 def _rows_of(
@@ -311,18 +314,17 @@ def _batch(
 ) -> _Batch:
     """Old and new choices of users in arrays of a common shape; the old ones come first."""
     pairs, details = new
-    fresh, weight = (
-        _rows_of(model, table, *new),
-        pairs.weight if details is None else details.weight,
-    )
-    zero = np.zeros(shape, np.int32)
+    fresh = _rows_of(model, table, *new)
+    total = np.zeros(shape, np.float32)
+    # The weight of the details is that of the batch, one array for both.
     batch = _Batch(
         np.zeros((*shape, fresh.shape[-1]), np.float32),
-        np.zeros(shape, np.float32),
-        zero.copy(),
+        total,
+        np.zeros(shape, np.int32),
         np.zeros(shape),
-        None if details is None else RowDetails(zero - 1, zero.copy(), zero.copy(), zero, zero > 0),
+        None if details is None else _plain_details(total),
     )
+    weight = pairs.weight if details is None else details.weight
     there = weight > 0
     start = np.array([0 if record is None else len(record.rows) for record in before])
     first = np.zeros(len(before), np.int32)
@@ -341,11 +343,7 @@ def _batch(
     both_details = zip(batch.details or (), details or (), strict=True)
     for array, values in (*zip(batch[:4], both, strict=True), *both_details):
         array[row, start[row] + place] = values[there]
-    return (
-        batch
-        if batch.details is None
-        else batch._replace(details=batch.details._replace(weight=batch.weight))
-    )
+    return batch
 
 
 def _infer(model: UserModel, batch: _Batch) -> tuple[np.ndarray, Sites | None]:
