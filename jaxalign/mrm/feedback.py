@@ -239,8 +239,16 @@ class FeedbackPosterior(NamedTuple):
     spread: jax.Array
 
 
-def spread_grid(prior: FeedbackPrior) -> tuple[jax.Array, jax.Array]:
-    """Return the spreads [G] of the grid and the logarithms of their prior probabilities [G]."""
+def spread_grid(prior: FeedbackPrior, rated: bool = True) -> tuple[jax.Array, jax.Array]:
+    """Return the spreads [G] of the grid and the logarithms of their prior probabilities [G].
+
+    Args:
+        prior: of the population.
+        rated: whether there are ratings; of choices alone the posterior is the same at any spread,
+            so that one will do.
+    """
+    if not rated:
+        return jnp.ones(1, prior.level_sd.dtype), jnp.zeros(1, prior.level_sd.dtype)
     nodes = jnp.asarray(SPREAD_NODES, prior.level_sd.dtype)
     log_mass = jnp.log(jnp.asarray(_MASS / _MASS.sum(), nodes.dtype))
     return jnp.exp(prior.log_spread + prior.log_spread_sd * nodes), log_mass
@@ -324,10 +332,16 @@ def _posteriors(prior: FeedbackPrior, feedback: Feedback) -> FeedbackPosterior:
     return jax.vmap(functools.partial(user_posterior, prior))(feedback)
 
 
-def user_posterior(prior: FeedbackPrior, rows: Feedback) -> FeedbackPosterior:
-    """Return what is known of one user, whose rows and moments have no leading axis."""
+def user_posterior(prior: FeedbackPrior, rows: Feedback, rated: bool = True) -> FeedbackPosterior:
+    """Return what is known of one user, whose rows and moments have no leading axis.
+
+    Args:
+        prior: of the population.
+        rows: of the user.
+        rated: as of `spread_grid`.
+    """
     mean, root = augmented(prior)
-    spreads, log_mass = spread_grid(prior)
+    spreads, log_mass = spread_grid(prior, rated)
     size, tilt = len(prior.weights.mean), tilt_of(prior.edges, rows)
 
     def at(spread: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

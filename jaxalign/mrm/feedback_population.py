@@ -7,7 +7,7 @@ concave (Pratt 1981).
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -88,7 +88,10 @@ Sites = tuple[ep.Sites, ...]
 def _one_user(
     prior: FeedbackPrior, around: tuple, rows: Feedback, old: ep.Sites, sweeps: int
 ) -> tuple[ep.Sites, _Sums]:
-    """Sites [G, P] after warm sweeps at every spread of the grid, and the user's sums."""
+    """Sites [G, P] after warm sweeps at every spread of the grid, and the user's sums.
+
+    G is 1 for a user without ratings, see `_no_sites`.
+    """
     mean, root = around
     tilt = tilt_of(prior.edges, rows)
 
@@ -106,11 +109,11 @@ def _one_user(
         cavity = ep.cavity(found, new, scaled.weight)
         return new, evidence[-1], z, ep.inverse(half), cavity
 
-    spreads, log_mass = spread_grid(prior)
+    spreads, log_mass = spread_grid(prior, len(old.precision) > 1)
     new, evidence, z, inverse, cavity = jax.vmap(at)(spreads, old)
     share, center, cov = mixture(log_mass + evidence, z, inverse)
     slope, bend = _edge_terms(prior.edges, rows, cavity, share)
-    nodes = jnp.asarray(SPREAD_NODES, share.dtype)
+    nodes = jnp.asarray(SPREAD_NODES[: len(share)], share.dtype)
     active = jnp.any(rows.weight > 0).astype(share.dtype)
     rater = jnp.any((rows.weight > 0) & rows.rating).astype(share.dtype)
     return new, _Sums(
@@ -276,10 +279,22 @@ def _ahead(
 
 
 def _no_sites(buckets: Sequence[Feedback]) -> Sites:
-    shapes = [(len(b.weight), len(SPREAD_NODES), b.weight.shape[1]) for b in buckets]
-    dtypes = [b.weight.dtype for b in buckets]
-    none = [jnp.zeros(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
-    return tuple(ep.Sites(zero, zero) for zero in none)
+    """Sites [U, G, P] of which nothing is known yet, at one spread in a bucket without ratings."""
+    found = []
+    for bucket in buckets:
+        nodes = len(SPREAD_NODES) if bool(jnp.any(bucket.rating)) else 1
+        users, rows = bucket.weight.shape
+        zero = jnp.zeros((users, nodes, rows), bucket.weight.dtype)
+        found.append(ep.Sites(zero, zero))
+    return tuple(found)
+
+
+def _by_raters(bucket: Feedback) -> Iterator[Feedback]:
+    """Yield the users with ratings and those without: only the former need the grid of spreads."""
+    rater = np.asarray(jnp.any(bucket.rating, axis=1))
+    for some in (rater, ~rater):
+        if some.any():
+            yield bucket if some.all() else Feedback(*(leaf[some] for leaf in bucket))
 
 
 def _em(
@@ -398,8 +413,11 @@ def fit_all_kinds(
         InputError: as `fit_feedback`.
     """
     parts = tuple(
-        check_feedback(bucket, levels.num_edges, Sizes(), f"buckets[{number}]")
+        part
         for number, bucket in enumerate(buckets)
+        for part in _by_raters(
+            check_feedback(bucket, levels.num_edges, Sizes(), f"buckets[{number}]")
+        )
     )
     if not any(bool(jnp.any(part.weight > 0)) for part in parts):
         raise InputError("buckets: found no weight above 0, expected a row or more; give feedback.")

@@ -1,6 +1,8 @@
 """Rows of a table, ratings among them, as the one likelihood of `feedback` takes them."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from jaxalign.data.batching import Pairs
 from jaxalign.data.preferences import RowDetails
 from jaxalign.data.ratings import scale_levels
 from jaxalign.mrm.bayes import Prior, rescaled
+from jaxalign.mrm.em import in_chunks
 from jaxalign.mrm.feedback import Feedback, FeedbackPrior, Levels, user_posterior
 from jaxalign.mrm.feedback_population import FeedbackPopulation
 from jaxalign.mrm.logistic_normal import choice_mass
@@ -20,6 +23,7 @@ _MOST_STRENGTHS = 5
 _USERS_AT_ONCE = 64
 Scales = Sequence[tuple[float, float]]
 Arrays = Mapping[str, jax.Array]
+Found = TypeVar("Found")
 
 
 def levels_of(scales: Scales, details: Sequence[RowDetails]) -> Levels:
@@ -102,11 +106,11 @@ def prior_from(arrays: Arrays, levels: Levels, candidate: Candidate) -> Feedback
 def inferred(prior: FeedbackPrior, rows: Feedback) -> Inferred:
     """Return what is known of the weights of U users, some of them at a time."""
 
-    def one_user(own: Feedback) -> Inferred:
-        found = user_posterior(prior, own)
+    def one_user(own: Feedback, rated: bool) -> Inferred:
+        found = user_posterior(prior, own, rated)
         return Inferred(found.mean, found.cov)
 
-    return jax.lax.map(one_user, rows, batch_size=_USERS_AT_ONCE)
+    return _each_user(one_user, rows)
 
 
 @jax.jit
@@ -119,10 +123,34 @@ def probabilities(prior: FeedbackPrior, rows: Feedback, query: jax.Array) -> jax
         query: [U, Q, D] differences.
     """
 
-    def one_user(inputs: tuple[Feedback, jax.Array]) -> jax.Array:
-        own, pairs = inputs
-        found = user_posterior(prior, own)
+    def one_user(own: Feedback, pairs: jax.Array, rated: bool) -> jax.Array:
+        found = user_posterior(prior, own, rated)
         variance = jnp.einsum("Qi,ij,Qj->Q", pairs, found.cov, pairs)
         return choice_mass(pairs @ found.mean, variance)
 
-    return jax.lax.map(one_user, (rows, query), batch_size=_USERS_AT_ONCE)
+    return _each_user(one_user, rows, query)
+
+
+def _each_user(one_user: Callable[..., Found], rows: Feedback, *more: jax.Array) -> Found:
+    """Call a function with the rows of each of U users, and whether the user may have ratings.
+
+    Users without ratings go together, so that few of them are taken for users with some.
+    """
+    rater = jnp.any(rows.rating & (rows.weight > 0), axis=1)
+    order = jnp.argsort(rater)
+    chunks = in_chunks(
+        jax.tree.map(lambda leaf: leaf[order], (rater, rows, *more)),
+        min(_USERS_AT_ONCE, len(rater)),
+    )
+
+    def one_chunk(chunk: tuple) -> Found:
+        raters, *inputs = chunk
+        sides = [jax.vmap(functools.partial(one_user, rated=rated)) for rated in (True, False)]
+        found: Found = jax.lax.cond(jnp.any(raters), *sides, *inputs)
+        return found
+
+    back = jnp.argsort(order)
+    every: Found = jax.tree.map(
+        lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[back], jax.lax.map(one_chunk, chunks)
+    )
+    return every

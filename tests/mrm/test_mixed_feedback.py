@@ -10,7 +10,7 @@ import pytest
 from scipy.special import log_expit
 
 from jaxalign.errors import InputError
-from jaxalign.mrm import bayes, ep, feedback, feedback_population
+from jaxalign.mrm import bayes, ep, feedback, feedback_population, feedback_rows
 from jaxalign.mrm.config import BayesConfig
 from jaxalign.mrm.feedback import Feedback, FeedbackPrior, Levels
 
@@ -143,6 +143,41 @@ def simulated(rng, users, rows, spread_sd, levels=LEVELS, thresholds=THRESHOLDS)
     weight = np.ones((users, rows), np.float32)
     vectors = value[..., None].astype(np.float32)
     return Feedback(vectors, kind > 0, lower, upper, weight), theta
+
+
+def users_of_both_kinds():
+    """73 users of whom every twentieth rates and all choose, and which of them rate."""
+    rows, _ = simulated(np.random.default_rng(3), 73, 12, 0.4)
+    rater = np.arange(73) % 20 == 7
+    keep = rater[:, None] | ~rows.rating
+    return rows._replace(weight=rows.weight * keep, rating=rows.rating & keep), rater
+
+
+def test_users_without_ratings_need_no_grid_of_spreads():
+    """They have the same posteriors at one spread, beside users who need the grid."""
+    prior = a_prior()
+    rows = Feedback(*map(jnp.asarray, users_of_both_kinds()[0]))
+    expected = feedback.feedback_posterior(prior, rows)
+    found = feedback_rows.inferred(prior, rows)
+    chex.assert_trees_all_close(tuple(found), (expected.mean, expected.cov), atol=1e-5)
+    query = jnp.ones((len(rows.weight), 1, 1))
+    probability = feedback_rows.probabilities(prior, rows, query)
+    wanted = jax.vmap(bayes.choice_probability)(expected.mean, expected.cov, query)
+    chex.assert_trees_all_close(probability, wanted, atol=1e-5)
+
+
+def test_em_takes_one_spread_for_users_without_ratings():
+    rows, rater = users_of_both_kinds()
+    whole = Feedback(*map(jnp.asarray, rows))
+    parts = tuple(feedback_population._by_raters(whole))
+    assert [len(part.weight) for part in parts] == [rater.sum(), (~rater).sum()]
+    sites = feedback_population._no_sites(parts)
+    assert [one.precision.shape[1] for one in sites] == [len(feedback.SPREAD_NODES), 1]
+    config = BayesConfig(sweeps=3)
+    expect = jax.jit(feedback_population._expect, static_argnames="config")
+    found, _ = expect(a_prior(), parts, sites, config)
+    expected, _ = expect(a_prior(), (whole,), feedback_population._no_sites((whole,)), config)
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.slow  # the compilation of EM
