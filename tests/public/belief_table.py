@@ -172,7 +172,7 @@ def reference_best(features):
 
 def _feedback():
     found = refusals("vectors", "1, 1, 0", "U P E", "1, 2, 3, 2", "weight", "1, 2")
-    return {probe: f"feedback.{said}" for probe, said in found.items()}
+    return {probe: f"feedback.{words}" for probe, words in found.items()}
 
 
 _HERE = refusals("differences", "1, 0", "N E", "1, 3, 2", "weight", "2")
@@ -185,13 +185,26 @@ _OF_ANSWERS = {
     **refusals("features", "2, 1", "N E", "1, 3, 2"),
 }
 
+
+def _after_row(vector):
+    """The entry of a function that is called after one row."""
+    return Entry(
+        observed, {"vector": vector}, after_one, "vector", tolerance=2e-3,
+        refused={
+            "nan live": _ROW, "infinity live": _ROW,
+            "wrong rank": "a row has shape (1, 2), expected (2,), as the prior.",
+        },
+        skipped=_ALONE | _EXTREME,
+    )  # fmt: skip
+
+
 BELIEFS = {
     "belief_moments": Entry(
         moments,
         {"differences": ONE, "weight": MASK[0], "site_precision": PRECISION, "site_shift": SHIFT},
         normal_moments, "differences", "weight",
         ("differences", "weight", "site_precision", "site_shift"),
-        {probe: f"belief.{said}" for probe, said in _HERE.items()}, tolerance=1e-4,
+        {probe: f"belief.{words}" for probe, words in _HERE.items()}, tolerance=1e-4,
         least=1e-5,  # against prior weights of about 1
     ),
     "update_belief": Entry(
@@ -211,22 +224,8 @@ BELIEFS = {
         prior_moments, {"mean": MEAN}, lambda mean: (mean, COV), "mean",
         refused=refusals("prior.mean", "1", "E", "1, 2"), skipped=_ONE,
     ),
-    "observe": Entry(
-        observed, {"vector": ONE[1]}, after_one, "vector", tolerance=2e-3,
-        refused={
-            "nan live": _ROW, "infinity live": _ROW,
-            "wrong rank": "a row has shape (1, 2), expected (2,), as the prior.",
-        },
-        skipped=_ALONE | _EXTREME,
-    ),
-    "feedback_moments": Entry(
-        observed, {"vector": ONE[0]}, after_one, "vector", tolerance=2e-3,
-        refused={
-            "nan live": _ROW, "infinity live": _ROW,
-            "wrong rank": "a row has shape (1, 2), expected (2,), as the prior.",
-        },
-        skipped=_ALONE | _EXTREME,
-    ),
+    "observe": _after_row(ONE[1]),
+    "feedback_moments": _after_row(ONE[0]),
     "feedback_posterior": Entry(
         feedback_posterior, {"vectors": PAIRS, "weight": MASK},
         lambda vectors, weight: reference_posterior(vectors, weight), "vectors", "weight",
