@@ -6,21 +6,20 @@ What does not fit is an `InputError` that names the file or the option, and the 
 """
 
 import dataclasses
-import inspect
 import json
 import re
 import textwrap
-import types
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING
 from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import yaml
 
+from jaxalign.config_fields import Leaf, config_leaves, entry_class, is_list, type_name
 from jaxalign.errors import InputError
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def load_config(cls: type[Config], path: str | Path | None, overrides: Sequence[
     """
     import pydantic  # here, and tyro below: trainings called from Python need neither
 
-    leaves = {leaf.key: leaf for leaf in _leaves(cls)}
+    leaves = {leaf.key: leaf for leaf in config_leaves(cls)}
     document = _defaults(leaves.values())
     if path is not None:
         document = _merged(document, _read(find_config(path)), leaves)
@@ -179,64 +178,29 @@ def describe(cls: type) -> str:
 
 def _described(cls: type, dashes: str) -> str:
     lines = []
-    for leaf in _leaves(cls):
+    for leaf in config_leaves(cls):
         default = "required" if leaf.default is MISSING else _shown(leaf.default)
-        lines.append(f"  {dashes}{leaf.key} {_type_name(leaf.type)} ({default})")
+        lines.append(f"  {dashes}{leaf.key} {type_name(leaf.type)} ({default})")
         if leaf.help:
             indent = " " * 6
             lines.append(
                 textwrap.fill(leaf.help, 96, initial_indent=indent, subsequent_indent=indent)
             )
-        if (entry := _entry_class(leaf)) is not None:
-            owner = "Each entry of " if _is_list(leaf) else ""
+        if (entry := entry_class(leaf)) is not None:
+            owner = "Each entry of " if is_list(leaf) else ""
             lines.append(f"      {owner}`{leaf.key}`, in the YAML file, has:")
             lines.append(textwrap.indent(_described(entry, ""), " " * 6))
     return "\n".join(lines)
 
 
-# The fields.
+def _shown(value: object) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
-@dataclass(frozen=True)
-class _Leaf:
-    """A field that is not itself a config, with its dotted key."""
-
-    key: str
-    type: type
-    default: object
-    help: str
+# The document.
 
 
-def _leaves(cls: type, prefix: str = "", parent: object = MISSING) -> Iterator[_Leaf]:
-    hints = get_type_hints(cls)
-    helps = _attribute_help(cls)
-    for field in dataclasses.fields(cls):
-        if not field.init:
-            continue
-        if parent is not MISSING:
-            default = getattr(parent, field.name)
-        elif field.default_factory is not MISSING:
-            default = field.default_factory()
-        else:
-            default = field.default
-        key, kind = prefix + field.name, hints[field.name]
-        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-            yield from _leaves(kind, key + ".", default)
-        else:
-            yield _Leaf(key, kind, default, helps.get(field.name, ""))
-
-
-def _entry_class(leaf: _Leaf) -> type | None:
-    """The class of an optional config or of each entry of a list of them; None for other fields."""
-    kinds = (kind for kind in get_args(leaf.type) if isinstance(kind, type))
-    return next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
-
-
-def _is_list(leaf: _Leaf) -> bool:
-    return get_origin(leaf.type) in (list, tuple)
-
-
-def _defaults(leaves: Iterable[_Leaf]) -> dict[str, object]:
+def _defaults(leaves: Iterable[Leaf]) -> dict[str, object]:
     document: dict[str, object] = {}
     for leaf in leaves:
         if leaf.default is not MISSING:
@@ -244,38 +208,11 @@ def _defaults(leaves: Iterable[_Leaf]) -> dict[str, object]:
     return document
 
 
-def _plain(leaf: _Leaf, value: object) -> object:
+def _plain(leaf: Leaf, value: object) -> object:
     import pydantic
 
     adapter: pydantic.TypeAdapter[object] = pydantic.TypeAdapter(leaf.type)
     return adapter.dump_python(value, mode="json")
-
-
-def _attribute_help(cls: type) -> dict[str, str]:
-    helps: dict[str, str] = {}
-    for owner in reversed(cls.__mro__):  # a class inherits fields, but not their entries
-        listed = inspect.cleandoc(owner.__doc__ or "").partition("Attributes:\n")[2]
-        entries = re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", listed, re.MULTILINE)
-        helps |= {name: " ".join(text.split()) for name, text in entries}
-    return helps
-
-
-def _type_name(kind: object) -> str:
-    origin, args = get_origin(kind), get_args(kind)
-    if kind is type(None):
-        return "None"
-    if origin is Literal:
-        return "|".join(str(choice) for choice in args)
-    if origin in (Union, types.UnionType):
-        return "|".join(_type_name(arg) for arg in args)
-    if origin is not None:
-        inner = " ".join("..." if arg is Ellipsis else _type_name(arg) for arg in args)
-        return f"{{{inner}}}" if origin is dict else f"[{inner}]"
-    return getattr(kind, "__name__", str(kind))
-
-
-def _shown(value: object) -> str:
-    return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
 # The file.
@@ -356,7 +293,7 @@ def _merged(
 # The options.
 
 
-def _options(overrides: Sequence[str], leaves: dict[str, _Leaf]) -> dict[str, list[str]]:
+def _options(overrides: Sequence[str], leaves: dict[str, Leaf]) -> dict[str, list[str]]:
     """The words of each option by dotted key; an option that comes twice counts as last given."""
     options: dict[str, list[str]] = {}
     words: list[str] | None = None
@@ -377,7 +314,7 @@ def _options(overrides: Sequence[str], leaves: dict[str, _Leaf]) -> dict[str, li
     return options
 
 
-def _parsed(leaf: _Leaf, words: list[str]) -> object:
+def _parsed(leaf: Leaf, words: list[str]) -> object:
     """The JSON value of an option's words, read by tyro as the field's type."""
     import tyro
 
@@ -391,7 +328,7 @@ def _parsed(leaf: _Leaf, words: list[str]) -> object:
     except (SystemExit, tyro.constructors.UnsupportedTypeAnnotationError):
         found = f"'{' '.join(words)}'" if words else "no value"
         raise InputError(
-            f"The option `--{leaf.key}`: found {found}, expected {_type_name(leaf.type)}; "
+            f"The option `--{leaf.key}`: found {found}, expected {type_name(leaf.type)}; "
             "correct the value."
         ) from None
     return _plain(leaf, value)
@@ -413,7 +350,7 @@ def _put(document: dict[str, object], key: str, value: object) -> None:
 def _sentence(
     error: "ValidationError",
     document: dict[str, object],
-    leaves: dict[str, _Leaf],
+    leaves: dict[str, Leaf],
     path: str | Path | None,
     options: Iterable[str],
 ) -> str:
@@ -435,13 +372,13 @@ def _sentence(
     if kind == "unexpected_keyword_argument":
         return f"{where} does not exist, expected {_nearest(key, leaves)}; correct or remove it."
     if kind == "missing":
-        expected = _type_name(leaves[key].type) if key in leaves else "its keys"
+        expected = type_name(leaves[key].type) if key in leaves else "its keys"
         return f"{where} is missing, expected {expected}; give it in the file or as an option."
     if kind == "value_error":
         return f"{where}: {problem['ctx']['error']}"
     found = _found(_get(document, owner) if owner else problem["input"])
     if owner and (kind.endswith("_type") or kind in _MISMATCHES):
-        expected = _type_name(leaves[owner].type)
+        expected = type_name(leaves[owner].type)
     elif kind == "dataclass_type":
         expected = "`key: value` lines of its own"
     else:
@@ -450,21 +387,21 @@ def _sentence(
 
 
 def _entry_sentence(
-    problem: "ErrorDetails", leaves: dict[str, _Leaf], path: str | Path | None
+    problem: "ErrorDetails", leaves: dict[str, Leaf], path: str | Path | None
 ) -> str | None:
     """What is wrong with an optional config, a list of them or an entry; None for other fields."""
     parts = [str(part) for part in problem["loc"]]
     heads = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
     place = next((n for n, key in enumerate(heads) if key in leaves), None)
-    entry = None if place is None else _entry_class(leaves[heads[place]])
+    entry = None if place is None else entry_class(leaves[heads[place]])
     if place is None or entry is None:
         return None
-    fields = {leaf.key: leaf for leaf in _leaves(entry)}
+    fields = {leaf.key: leaf for leaf in config_leaves(entry)}
     rest, kind = parts[place + 1 :], problem["type"]
     value = _found(problem["input"])
     where = f"{path or 'The defaults'}, key `{heads[place]}`"
     keys = f"the keys {', '.join(f'`{name}`' for name in fields)}"
-    if _is_list(leaves[heads[place]]):
+    if is_list(leaves[heads[place]]):
         if not rest:
             return f"{where}: found {value}, expected a list, with some of {keys} in each entry."
         where = f"{where}, entry {int(rest.pop(0)) + 1}"
@@ -476,7 +413,7 @@ def _entry_sentence(
     if kind == "unexpected_keyword_argument":
         return f"{where}: `{key}` does not exist, expected {_nearest(key, fields)}; correct it."
     owner = next((name for name in fields if f"{key}.".startswith(f"{name}.")), key)
-    expected = _type_name(fields[owner].type) if owner in fields else "another value"
+    expected = type_name(fields[owner].type) if owner in fields else "another value"
     found = "missing" if kind == "missing" else value
     return f"{where}: `{key}` is {found}, expected {expected}; correct the value."
 

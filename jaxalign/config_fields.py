@@ -1,0 +1,93 @@
+"""The fields of config classes: their dotted keys, types, defaults and help."""
+
+import dataclasses
+import inspect
+import re
+import types
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass
+from typing import Literal, Union, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A field that is not itself a config.
+
+    Attributes:
+        key: dotted, from the outermost config.
+        type: its annotation.
+        default: `MISSING` for a required field.
+        help: its entry under `Attributes:` in the docstring of its class.
+    """
+
+    key: str
+    type: type
+    default: object
+    help: str
+
+
+def config_leaves(cls: type, prefix: str = "", parent: object = MISSING) -> Iterator[Leaf]:
+    """Yield the fields of a config class and of the configs in it.
+
+    Args:
+        cls: the dataclass.
+        prefix: before each key.
+        parent: the instance whose values are the defaults; `MISSING` for those of the class.
+
+    Example:
+        >>> from jaxalign.config_fields import config_leaves
+        >>> from jaxalign.train.mesh import MeshConfig
+        >>> [leaf.key for leaf in config_leaves(MeshConfig)]
+        ['data', 'fsdp', 'tensor']
+    """
+    hints = get_type_hints(cls)
+    helps = _attribute_help(cls)
+    for field in dataclasses.fields(cls):
+        if not field.init:
+            continue
+        if parent is not MISSING:
+            default = getattr(parent, field.name)
+        elif field.default_factory is not MISSING:
+            default = field.default_factory()
+        else:
+            default = field.default
+        key, kind = prefix + field.name, hints[field.name]
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            yield from config_leaves(kind, key + ".", default)
+        else:
+            yield Leaf(key, kind, default, helps.get(field.name, ""))
+
+
+def entry_class(leaf: Leaf) -> type | None:
+    """Return the class of an optional config or of the entries of a list, None for other fields."""
+    kinds = (kind for kind in get_args(leaf.type) if isinstance(kind, type))
+    return next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
+
+
+def is_list(leaf: Leaf) -> bool:
+    """Return whether a field holds a list or a tuple."""
+    return get_origin(leaf.type) in (list, tuple)
+
+
+def type_name(kind: object) -> str:
+    """Return an annotation as help and messages show it, such as `int|None`."""
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is type(None):
+        return "None"
+    if origin is Literal:
+        return "|".join(str(choice) for choice in args)
+    if origin in (Union, types.UnionType):
+        return "|".join(type_name(arg) for arg in args)
+    if origin is not None:
+        inner = " ".join("..." if arg is Ellipsis else type_name(arg) for arg in args)
+        return f"{{{inner}}}" if origin is dict else f"[{inner}]"
+    return getattr(kind, "__name__", str(kind))
+
+
+def _attribute_help(cls: type) -> dict[str, str]:
+    helps: dict[str, str] = {}
+    for owner in reversed(cls.__mro__):  # a class inherits fields, but not their entries
+        listed = inspect.cleandoc(owner.__doc__ or "").partition("Attributes:\n")[2]
+        entries = re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", listed, re.MULTILINE)
+        helps |= {name: " ".join(text.split()) for name, text in entries}
+    return helps
