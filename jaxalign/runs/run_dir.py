@@ -54,7 +54,7 @@ class RunDir:
 
     @property
     def state(self) -> Path:
-        """Folder of what a resumed run reads back; created when first asked for."""
+        """Folder of what a resumed run reads back; created at the first use."""
         folder = self.path / STATE
         folder.mkdir(exist_ok=True)
         return folder
@@ -147,7 +147,7 @@ def open_run_dir(
     found = check_run_dir(out, kind, config, resume, digests)
     rules = resume_rules(config)
     unlike = () if found is None else _unlike(found.get("config"), settings)
-    changes = {name: f"was {old}, now it is {new}" for name, old, new in unlike if name in rules}
+    changes = {name: _change(old, new) for name, old, new in unlike if name in rules}
     run = RunDir(out, kind, str(marker["fingerprint"]), changes)
     if found is None or changes:
         write_json(out / MARKER, marker)
@@ -264,9 +264,9 @@ def _differences(
     named = []
     for name, old, new in _unlike(found.get("config"), asdict(config)):
         if name not in rules:
-            named.append(f"{name} was {old}, now it is {new}")
+            named.append(f"{name} {_change(old, new)}")
         elif rules[name] == "more" and not _grows(old, new):
-            named.append(f"{name} was {old}, now it is {new}; a run can only be made longer")
+            named.append(f"{name} {_change(old, new)}; a run can only be made longer")
     if digests is None:
         return named
     kept = found.get("identity")
@@ -285,6 +285,12 @@ def _unlike(old: object, new: object) -> Iterator[tuple[str, object, object]]:
     for name in dict.fromkeys((*after, *before)):
         if before.get(name) != after.get(name):
             yield name, before.get(name), after.get(name)
+
+
+def _change(old: object, new: object) -> str:
+    """What a setting was and is, for messages."""
+    before, after = ("empty" if value == "" else value for value in (old, new))
+    return f"was {before}, now it is {after}"
 
 
 def _grows(old: object, new: object) -> bool:

@@ -77,6 +77,17 @@ def test_another_run_is_refused_by_all_that_differs(tmp_path, kind, config, iden
         open_run_dir(tmp_path, kind, config, identity, resume=True)
 
 
+@dataclass(frozen=True)
+class Named:
+    scale_from: str = ""
+
+
+def test_a_setting_that_was_empty_is_called_so(tmp_path):
+    open_run_dir(tmp_path, "count", Named())
+    with pytest.raises(InputError, match="scale_from was empty, now it is run"):
+        open_run_dir(tmp_path, "count", Named("run"), resume=True)
+
+
 def test_lists_of_texts_are_not_their_sum(tmp_path):
     open_run_dir(tmp_path, "count", Config(), {"data": ["ab", "c"]})
     with pytest.raises(InputError, match="not the same data"):
