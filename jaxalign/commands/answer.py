@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from jaxalign.commands.parser import Commands, add_out, check_drawing, command
+from jaxalign.errors import InputError
 from jaxalign.progress import counted
 
 
@@ -29,7 +30,8 @@ def add(commands: Commands) -> None:
     )
     option("--users", type=Path, help="file of `mrm adapt` (RUN/users.sqlite)")
     option(
-        "--user", help="who asks; left out, or without choices: the taste of the whole population"
+        "--user",
+        help="whose prompt it is; left out, or without choices: the taste of the whole population",
     )
     prompts = parser.add_mutually_exclusive_group(required=True)
     prompts.add_argument("--prompt", help="one prompt")
@@ -77,7 +79,7 @@ def add(commands: Commands) -> None:
         help="give the plain answer where the best one is better for the user with a lower "
         "probability, 0 to 1; above 0.5, the run's method must have a posterior (0.5)",
     )
-    option("--samples", type=int, default=8, help="answers drawn from --model for each prompt (8)")
+    option("--samples", type=int, help="answers drawn from --model for each prompt (8)")
     option("--chat", action="store_true", help="put prompts through the model's chat template")
     option("--system", help="system message before every prompt; implies --chat")
     option(
@@ -123,6 +125,11 @@ def _answer(arguments: argparse.Namespace, _: list[str]) -> None:
     from jaxalign.personalize import ServingRule
 
     check_drawing(arguments)
+    if arguments.samples is not None and not arguments.model:
+        raise InputError(
+            "--samples: found no --model, from which answers are drawn; leave out --samples, or "
+            "add --model."
+        )
     rule = ServingRule(arguments.caution, arguments.least_probability)
     settings = Sampling(
         max_tokens=256 if arguments.max_tokens is None else arguments.max_tokens,
@@ -136,7 +143,7 @@ def _answer(arguments: argparse.Namespace, _: list[str]) -> None:
         arguments.portfolio,
         arguments.policy,
         tuple(arguments.reward_model),
-        arguments.samples,
+        8 if arguments.samples is None else arguments.samples,
         settings,
         arguments.dtype,
         arguments.batch_size,
