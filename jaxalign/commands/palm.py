@@ -1,6 +1,7 @@
 """`jaxalign palm build|certify|route`."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -183,6 +184,12 @@ def _route(arguments: argparse.Namespace, _: list[str]) -> None:
     portfolio = load_built(arguments.portfolio)
     routed = route_users(portfolio, arguments.users, arguments.out, arguments.normalise)
     Console().print(TerminalTable(*report.usage_rows(routed.usage)))
+    if routed.unused:
+        names = ", ".join(f"`{name}`" for name in routed.unused)
+        print(
+            f"not used, since the portfolio has no such rewards: {names} of {arguments.users}",
+            file=sys.stderr,
+        )
     never = ", ".join(map(str, routed.usage.unused)) or "none"
     print(
         f"{counted(routed.users, 'user')}; perplexity {routed.usage.perplexity:.2f}; "

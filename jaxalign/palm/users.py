@@ -33,11 +33,13 @@ class UserBatch(NamedTuple):
         ids: [n] ids of the users, None for a file without them.
         weights: [n, R] weights on the levels of the portfolio's rewards.
         origin: where the rows came from, for messages.
+        unused: names of the columns that are neither read nor rewards of the portfolio.
     """
 
     ids: pa.Array | None
     weights: Floats
     origin: Origin
+    unused: tuple[str, ...] = ()
 
 
 def read_users(path: str | Path, scale: RewardScale, keep_sum: bool = True) -> Iterator[UserBatch]:
@@ -60,8 +62,9 @@ def read_users(path: str | Path, scale: RewardScale, keep_sum: bool = True) -> I
         UserBatch.
 
     Raises:
-        InputError: no such file or column, a row without its numbers, weights whose rewards are not
-            named or not those of the scale, or weights on another scale.
+        InputError: no such file or column, a row without its numbers, two rows of one user in a
+            batch, weights whose rewards are not named or not those of the scale, or weights on
+            another scale.
     """
     path = Path(path)
     if path.is_file() and is_users_file(path):
@@ -86,7 +89,24 @@ def _batch(
         _check_scale(table.texts("scale").to_pylist(), scale, origin)
     if stated:
         weights = _on_levels(weights, scale, keep_sum)
-    return UserBatch(table.identifiers("user") if "user" in columns else None, weights, origin)
+    ids = table.identifiers("user") if "user" in columns else None
+    if ids is not None:
+        _refuse_repeated(ids, origin)
+    unused = tuple(name for name in columns if name not in ("user", "scale", *scale.names))
+    return UserBatch(ids, weights, origin, unused)
+
+
+def _refuse_repeated(ids: pa.Array, origin: Origin) -> None:
+    """Refuse two rows of one user, of which the number 7 and the text "7" are one."""
+    if len(ids.unique()) == len(ids):
+        return
+    first: dict[str, int] = {}
+    for row, user in enumerate(ids.to_pylist()):
+        if first.setdefault(user, row) != row:
+            raise InputError(
+                f"{origin.at(row)}: found the user {short(user)} of {origin.place(first[user])} "
+                "again, expected one row for each user; remove one of the two."
+            )
 
 
 def _adapted(path: Path, scale: RewardScale, keep_sum: bool) -> Iterator[UserBatch]:

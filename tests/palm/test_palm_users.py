@@ -44,10 +44,20 @@ def weights_of(path, scale=SCALE, **options):
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 def test_users_by_name(tmp_path, ending):
     path = written(tmp_path / f"u.{ending}", named())
-    ((ids, weights, origin),) = read_users(path, SCALE)
+    ((ids, weights, origin, unused),) = read_users(path, SCALE)
+    assert unused == ()
     assert ids.to_pylist() == [f"u{i}" for i in range(7)]
     assert origin.start == 0
     np.testing.assert_allclose(weights, USERS, rtol=1e-12)
+
+
+def test_a_user_has_one_row_and_columns_that_are_not_used_are_named(tmp_path):
+    rows = [{"user": user, "x": 0.5, "y": 0.5, "z": 1.0} for user in (7, "8", "7")]
+    path = written(tmp_path / "u.jsonl", rows)
+    with pytest.raises(InputError, match=r"line 3: found the user '7' of line 1"):
+        weights_of(path)
+    (batch,) = read_users(written(path, rows[:2]), SCALE)
+    assert batch.unused == ("z",)
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])

@@ -31,12 +31,14 @@ class RoutedUsers(NamedTuple):
         usage: share of users per member, its perplexity, members never used.
         worst_regret: largest bound on what a user loses, in units of reward.
         against: what the bound is relative to.
+        unused: names of the file's columns that were not used.
     """
 
     users: int
     usage: Usage
     worst_regret: float
     against: str
+    unused: tuple[str, ...] = ()
 
 
 def route_users(
@@ -56,15 +58,15 @@ def route_users(
         RoutedUsers.
 
     Raises:
-        InputError: a file that cannot be read, weights on other rewards or on another scale, or a
-            row off the domain.
+        InputError: a file that cannot be read, two rows of one user, weights on other rewards or on
+            another scale, or a row off the domain.
     """
     if portfolio.scale is None:
         raise InputError(
             "portfolio: found one that does not state the scale of its rewards, expected one of "
             "`jaxalign palm build`; build it with `palm.build(..., scale=...)`."
         )
-    counts, worst = np.zeros(len(portfolio.members)), 0.0
+    counts, worst, unused = np.zeros(len(portfolio.members)), 0.0, dict[str, None]()
     simplex = portfolio.config.weights == "simplex"
     with write_aside(out) as aside, _writer(aside, out.suffix) as write:
         for batch in read_users(users, portfolio.scale, keep_sum=simplex):
@@ -72,9 +74,11 @@ def route_users(
             write(table)
             counts += np.bincount(table["member"].to_numpy(), minlength=len(counts))
             worst = max(worst, float(regret.max(initial=0.0)))
+            unused |= dict.fromkeys(batch.unused)
         if not counts.sum():
             raise InputError(f"{users} has no rows, expected at least one user.")
-    return RoutedUsers(int(counts.sum()), usage(counts), worst, portfolio.certificate.scope)
+    against = portfolio.certificate.scope
+    return RoutedUsers(int(counts.sum()), usage(counts), worst, against, tuple(unused))
 
 
 def _route(

@@ -223,6 +223,12 @@ def test_weights_off_the_simplex(world, tmp_path):
     once = pq.read_table(tmp_path / "r.parquet")
     assert call(*route, "--users", even).code == 0
     assert pq.read_table(tmp_path / "r.parquet").equals(once)
+    table = pq.read_table(even)
+    wide = tmp_path / "wide.parquet"
+    pq.write_table(table.append_column("calm", table.column(0)), wide)
+    assert "not used, since the portfolio has no such rewards: `calm`" in call(
+        *route, "--users", wide
+    ).err  # fmt: skip
     for name, row in (
         ("negative", [0.8, 0.4, -0.2]),
         ("disliked", [-0.8, 0.4, 0.25]),
