@@ -428,7 +428,7 @@ def _plug(place: Place, size: str, remat: str | None) -> tuple[Any, Any, Any]:
 def _plug_train(place: Place, size: str) -> Program:
     import jax
 
-    from jaxalign.pplug import model
+    from jaxalign.pplug.answers import FrozenParts, answer_loss
     from jaxalign.train import optimiser
     from jaxalign.train.step import make_step
 
@@ -439,8 +439,9 @@ def _plug_train(place: Place, size: str) -> Program:
         lambda key, trained: optimiser.start(key, trained, rule), jax.random.key(0), trained
     )
     batch = {name: array[None] for name, array in pplug_model.batch(shape, plan).items()}
-    step = make_step(partial(model.loss, plan, place.mesh), rule, 1000)
-    return Program(jax.jit(step, donate_argnums=0), place.held((state, params, batch)))
+    step = make_step(partial(answer_loss, plan, place.mesh), rule, 1000)
+    given = place.held((state, FrozenParts(params), batch))
+    return Program(jax.jit(step, donate_argnums=0), given)
 
 
 def _plug_generate(place: Place, size: str) -> Program:

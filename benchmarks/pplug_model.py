@@ -47,7 +47,7 @@ def train_sides(size: str, dtype: str, shape: Shape) -> tuple[dict[str, Any], di
     """A step of AdamW on input encoder, projections and task token, the language model frozen."""
     import jax
 
-    from jaxalign.pplug import model as plugs
+    from jaxalign.pplug.answers import FrozenParts, answer_loss
     from jaxalign.train import optimiser
     from jaxalign.train.mesh import MeshConfig, make_mesh
     from jaxalign.train.step import make_step
@@ -60,13 +60,13 @@ def train_sides(size: str, dtype: str, shape: Shape) -> tuple[dict[str, Any], di
     place = harness.whole(mesh)
     state = optimiser.start(jax.random.key(2), trained, rule)
     given = {name: array[None] for name, array in arrays.items()}
-    state, params, given = jax.device_put((state, params, given), place)
+    state, frozen, given = jax.device_put((state, FrozenParts(params), given), place)
     held = [state]
-    loss = partial(plugs.loss, plan, mesh)
+    loss = partial(answer_loss, plan, mesh)
     step = jax.jit(make_step(loss, rule, 1000), donate_argnums=0, out_shardings=(place, None))
 
     def ours() -> Any:
-        held[0], metrics = step(held[0], params, given)
+        held[0], metrics = step(held[0], frozen, given)
         return harness.wait(metrics["loss"])
 
     sides: dict[str, Side] = {"jaxalign": ours}

@@ -21,7 +21,7 @@ from jaxalign.pplug.answers import (
     answer_rows,
 )
 from jaxalign.pplug.config import PPlugConfig
-from jaxalign.pplug.model import PlugParams, PPlug, loss, prefix_spec
+from jaxalign.pplug.model import PlugParams, PPlug, prefix_spec
 from jaxalign.pplug.prompt_cache import PromptCache
 from jaxalign.pplug.rows import (
     assistant_turn,
@@ -110,7 +110,6 @@ def train(
         tokenized = [_Tokenized.of(plug, histories, prompts)]
         if validation is not None:
             tokenized.append(_Tokenized.of(plug, validation, validation_prompts))
-        published = config.persona.place == "before" and plug.text.answers == "generated"
         cache = None
         if config.persona.place == "after":
             texts = Sequences.joined([one.prompts for one in tokenized])
@@ -126,8 +125,9 @@ def train(
             for one, copies in zip(tokenized, (config.copies, 0), strict=False)
         )
         turn = np.asarray(assistant_turn(plug.model, config.text), np.int32)
-        others = (turn, cache, tokenized[0].answers.labels)
-        others = jax.device_put(others, NamedSharding(mesh, PartitionSpec()))
+        others = jax.device_put(
+            (turn, cache, tokenized[0].answers.labels), NamedSharding(mesh, PartitionSpec())
+        )
         spec = prefix_spec(plug, config.drop)
         encoder = replace(spec.encoder, dtype=config.compute, remat=config.remat)
         spec = spec._replace(decoder=decoder, encoder=encoder)
@@ -137,8 +137,8 @@ def train(
         state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
         fitted = fit(
             state,
-            frozen if published else FrozenParts(frozen, *others),
-            partial(loss if published else answer_loss, spec, mesh),
+            FrozenParts(frozen, *others),
+            partial(answer_loss, spec, mesh),
             rows,
             held_out[0] if held_out else None,
             config.loop,

@@ -48,7 +48,7 @@ class FrozenParts(NamedTuple):
     """
 
     model: Mapping[str, Mapping[str, jax.Array]]
-    turn: Array
+    turn: Array = np.zeros(0, np.int32)
     prompts: Cache | None = None
     labels: LabelTokens | None = None
 
@@ -261,20 +261,26 @@ def answer_loss(
 ) -> Sums:
     """Return the summed loss of the answers of a batch, of any place and kind.
 
-    Answers that are texts have the next-token cross-entropy of `jaxalign.pplug.model.loss`; labels
-    have the cross-entropy among the task's labels, one for each sample.
+    Answers that are texts have the next-token cross-entropy; labels have the cross-entropy among
+    the task's labels, one for each sample.
 
     Args:
         spec: Static settings.
         mesh: Device mesh of parameters and rows.
         trained: The trained parameters.
         frozen: The language model, and what depends on it alone.
-        batch: As in `loss`; with labels `label` [B] int32 in place of `completions`; with cached
-            prompts `prompt` [B] int32, their numbers.
+        batch: `prompts` [B, T], `prompt_lengths` [B], `completions` [B, M] and
+            `completion_lengths` [B], int32; the arrays of `PersonaInputs.arrays`; `is_copy` [B]
+            bool, true for samples whose histories lack items while training. With labels `label`
+            [B] int32 in place of `completions`; with cached prompts `prompt` [B] int32, their
+            numbers.
         key: Random key of the items that are left out; None keeps all histories whole.
 
     Returns:
-        `loss` in nats and `weight`, the number of answer tokens or of labels.
+        `loss` in nats and `weight`, the number of answer tokens or of labels, both [] and at least
+        float32.
+
+    Source: arXiv 2409.11901, section 3.4, for texts and soft tokens before the prompts.
     """
     config, sharding = spec.decoder, batch_sharding(mesh)
     params = gathered_tables(frozen.model, mesh)

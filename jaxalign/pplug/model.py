@@ -1,4 +1,4 @@
-"""A frozen language model with a persona plug: trained parameters, soft prefixes and the loss."""
+"""A frozen language model with a persona plug: trained parameters and soft prefixes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,11 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxalign.data.histories import Histories
-from jaxalign.kernels.token_logprob import token_logprob
 from jaxalign.models import embed, families
 from jaxalign.models.buckets import bucket_length
-from jaxalign.models.completions import CompletionBatch, completion_states
-from jaxalign.models.decoder import unembedding
 from jaxalign.models.embed import Encoder
 from jaxalign.models.encoder import EncoderConfig, Pooling
 from jaxalign.models.language import LanguageModel
@@ -37,8 +34,8 @@ from jaxalign.pplug.rows import (
 )
 from jaxalign.pplug.store import HistoryStore
 from jaxalign.progress import track
-from jaxalign.train.mesh import batch_sharding, gathered
-from jaxalign.train.step import Batch, Sums
+from jaxalign.train.mesh import gathered
+from jaxalign.train.step import Batch
 
 _INIT_SAMPLES = 256  # samples on which the length of a fresh persona is measured
 _BATCH = 64  # samples whose soft tokens are computed together
@@ -261,49 +258,6 @@ def prefixes(
     return np.concatenate(found)
 
 
-def loss(
-    spec: PrefixSpec,
-    mesh: Mesh,
-    trained: PlugParams,
-    frozen: Mapping[str, Mapping[str, jax.Array]],
-    batch: Batch,
-    key: jax.Array | None,
-) -> Sums:
-    """Return the summed next-token cross-entropy of the answers of a batch.
-
-    Args:
-        spec: Static settings.
-        mesh: Device mesh of parameters and rows.
-        trained: The trained parameters.
-        frozen: Parameters of the language model.
-        batch: `prompts` [B, T], `prompt_lengths` [B], `completions` [B, M] and
-            `completion_lengths` [B], int32; the arrays of `PersonaInputs.arrays`; `is_copy` [B]
-            bool, true for samples whose histories lack items while training.
-        key: Random key of the items that are left out; None keeps all histories whole.
-
-    Returns:
-        `loss` in nats and `weight`, the number of answer tokens, both [] and at least float32.
-
-    Source: arXiv 2409.11901, section 3.4.
-    """
-    params = gathered_tables(frozen, mesh)
-    answers = CompletionBatch(
-        batch["prompts"], batch["prompt_lengths"], batch["completions"], batch["completion_lengths"]
-    )
-    states = completion_states(
-        spec.decoder,
-        params,
-        answers,
-        prefix=thinned_prefix(spec, trained, batch, key),
-        sharding=batch_sharding(mesh),
-    )
-    logprob, _ = token_logprob(states, unembedding(params), answers.completions)
-    return {
-        "loss": -jnp.sum(jnp.where(answers.mask, logprob, 0)),
-        "weight": jnp.sum(answers.mask, dtype=logprob.dtype),
-    }
-
-
 def thinned_prefix(
     spec: PrefixSpec, trained: PlugParams, batch: Batch, key: jax.Array | None
 ) -> jax.Array:
@@ -312,7 +266,7 @@ def thinned_prefix(
     Args:
         spec: Static settings.
         trained: The trained parameters.
-        batch: As in `loss`.
+        batch: As in `jaxalign.pplug.answers.answer_loss`.
         key: Random key of the items that are left out; None keeps all histories whole.
     """
     mask = batch.get("mask")

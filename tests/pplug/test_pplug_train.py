@@ -26,6 +26,7 @@ from jaxalign.models.language import load_language_model
 from jaxalign.models.sampling import Sampling
 from jaxalign.pplug import _train
 from jaxalign.pplug import model as plugs
+from jaxalign.pplug.answers import FrozenParts, answer_loss
 from jaxalign.pplug.config import PersonaConfig, PPlugConfig, TextConfig
 from jaxalign.pplug.model import drop_items, embedding_norm
 from jaxalign.pplug.rows import padded_length, prepare_persona_inputs, tokenize_samples
@@ -92,7 +93,8 @@ def test_loss_and_its_gradient_are_those_of_torch(tmp_path):
 
     def total(trained):
         mesh = make_mesh(MeshConfig())
-        sums = plugs.loss(plugs.prefix_spec(plug), mesh, trained, model.params, batch, None)
+        frozen = FrozenParts(model.params)
+        sums = answer_loss(plugs.prefix_spec(plug), mesh, trained, frozen, batch, None)
         return sums["loss"], sums["weight"]
 
     (found, weight), slope = jax.jit(jax.value_and_grad(total, has_aux=True))(plug.trained)
@@ -235,14 +237,14 @@ def test_one_compilation_a_width_whatever_the_histories(store, monkeypatch):
     data = replace(data, samples=asked)
     assert data.lengths.min() == 0
     plug = replace(started(store, data=data), text=long)
-    traced, real = [], plugs.loss
+    traced, real = [], _train.answer_loss
 
     def counted(*args):
         traced.append(args[-2]["queries"].shape[-1])
         assert args[-2]["items"].shape[-2] == 16
         return real(*args)
 
-    monkeypatch.setattr(_train, "loss", counted)
+    monkeypatch.setattr(_train, "answer_loss", counted)
     config = replace(world.config(copies=0), text=long)
     pplug.train(plug, data, config, store=store)
     # Once for the shapes of its sums, once for its gradient.
@@ -260,17 +262,17 @@ def test_histories_lack_items_while_training_only(store):
     batch |= dict(zip(("completions", "completion_lengths"), said.padded(rows, 4), strict=True))
     batch |= read.arrays(rows, 16, padded_length(read.counts))
     mesh = make_mesh(MeshConfig())
-    plan = plugs.prefix_spec(plug, 0.5)
+    plan, frozen = plugs.prefix_spec(plug, 0.5), FrozenParts(plug.model.params)
 
     @jax.jit
     def loss(key, thin):
         own = batch | {"is_copy": thin}
-        return plugs.loss(plan, mesh, plug.trained, plug.model.params, own, key)["loss"]
+        return answer_loss(plan, mesh, plug.trained, frozen, own, key)["loss"]
 
     @jax.jit
     def whole(thin):
         own = batch | {"is_copy": thin}
-        return plugs.loss(plan, mesh, plug.trained, plug.model.params, own, None)["loss"]
+        return answer_loss(plan, mesh, plug.trained, frozen, own, None)["loss"]
 
     none, every = np.zeros(len(rows), bool), np.ones(len(rows), bool)
     one, two = jax.random.key(0), jax.random.key(1)
