@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
         statistics = score_distributions(
             samples.rules,
             found,
-            samples.outputs,
+            samples.label_numbers,
             samples.users,
             samples.lengths,
             [method for method in BASELINES if method in found],

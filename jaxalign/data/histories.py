@@ -120,6 +120,24 @@ class Histories:
             )
         return known
 
+    @property
+    def label_numbers(self) -> np.ndarray:
+        """Number of each right answer among the labels of the task, [N] int32.
+
+        Raises:
+            InputError: an answer is not known, or is none of the labels.
+        """
+        rules = self.rules
+        place = {label: number for number, label in enumerate(rules.labels)}
+        for sample, output in zip(self.samples, self.outputs, strict=True):
+            if output.strip() not in place:
+                raise InputError(
+                    f"{self.source}: question {sample.id!r} has the answer {output!r}, which is "
+                    f"none of the labels of the task {rules.name}, {', '.join(rules.labels)}: "
+                    "correct the answer or the task."
+                )
+        return np.array([place[output.strip()] for output in self.outputs], np.int32)
+
     def item_texts(self, labels: bool = False, template: str = "") -> list[str]:
         """What the history encoder reads of each item; see `lamp.item_text`.
 

@@ -12,7 +12,7 @@ _BINS = 10
 
 
 class LabelScores(NamedTuple):
-    """What N distributions over K labels say, and how far it is from the right labels.
+    """Predictions of N distributions over K labels, and their distances to the right labels.
 
     Attributes:
         likeliest: [N] int, the likeliest label.
@@ -34,7 +34,7 @@ class LabelScores(NamedTuple):
 
 
 def score_labels(logprobs: ArrayLike, right: ArrayLike, values: ArrayLike | None) -> LabelScores:
-    """Return what distributions over labels say, and each sample's part of the metrics.
+    """Return the predictions of distributions over labels, and each sample's part of the metrics.
 
     The median has the least expected distance and the mean the least expected squared distance, so
     that MAE is reported of the one and RMSE of the other.
@@ -65,18 +65,32 @@ def score_labels(logprobs: ArrayLike, right: ArrayLike, values: ArrayLike | None
             f"found log-probabilities that are not finite, or labels outside 0 to "
             f"{table.shape[1] - 1}; expected finite numbers of labels that exist."
         )
-    chances = np.exp(table)
-    likeliest = table.argmax(axis=1)
-    median = (np.cumsum(chances, axis=1) >= 0.5 * chances.sum(axis=1)[:, None]).argmax(axis=1)
+    likeliest, median = table.argmax(axis=1), median_labels(table)
     own = np.take_along_axis(table, gold[:, None], axis=1)[:, 0]
     mean = distance = squared = None
     if values is not None:
         places = np.asarray(values, np.float64)
-        mean = chances @ places
+        mean = np.exp(table) @ places
         distance = np.abs(places[median] - places[gold])
         squared = (mean - places[gold]) ** 2
     correct = np.asarray(likeliest == gold, np.float64)
     return LabelScores(likeliest, median, mean, -own, correct, distance, squared)
+
+
+def median_labels(logprobs: ArrayLike) -> NDArray[np.int64]:
+    """Return the least label that has half of the probability at or below it: [N].
+
+    Args:
+        logprobs: [N, K] log-probabilities of the labels.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.metrics.labels import median_labels
+        >>> median_labels(np.log([[0.2, 0.2, 0.6], [0.5, 0.2, 0.3]])).tolist()
+        [2, 0]
+    """
+    chances = np.exp(np.asarray(logprobs, np.float64))
+    return (np.cumsum(chances, axis=1) >= 0.5 * chances.sum(axis=1)[:, None]).argmax(axis=1)
 
 
 def macro_f1(found: ArrayLike, right: ArrayLike, labels: int) -> float:
@@ -94,8 +108,8 @@ def macro_f1(found: ArrayLike, right: ArrayLike, labels: int) -> float:
     """
     one, two = np.asarray(found), np.asarray(right)
     hits = np.bincount(one[one == two], minlength=labels)
-    said = np.bincount(one, minlength=labels) + np.bincount(two, minlength=labels)
-    return float(np.mean(np.where(said > 0, 2 * hits / np.maximum(said, 1), 0)))
+    counts = np.bincount(one, minlength=labels) + np.bincount(two, minlength=labels)
+    return float(np.mean(np.where(counts > 0, 2 * hits / np.maximum(counts, 1), 0)))
 
 
 def label_calibration_error(logprobs: ArrayLike, right: ArrayLike, bins: int = _BINS) -> float:
@@ -116,9 +130,9 @@ def label_calibration_error(logprobs: ArrayLike, right: ArrayLike, bins: int = _
         0.3
     """
     table = np.asarray(logprobs, np.float64)
-    sure = np.exp(table.max(axis=1))
+    confidence = np.exp(table.max(axis=1))
     correct = table.argmax(axis=1) == np.asarray(right)
-    place = np.minimum((sure * bins).astype(int), bins - 1)
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
     count = np.bincount(place, minlength=bins)
-    gap = np.bincount(place, sure, bins) - np.bincount(place, correct, bins)
+    gap = np.bincount(place, confidence, bins) - np.bincount(place, correct, bins)
     return float(np.abs(gap).sum() / count.sum())

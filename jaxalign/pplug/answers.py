@@ -125,16 +125,7 @@ def answer_rows(
         return AnswerRows(tokens)
     rules = histories.rules
     labels = label_tokens(model, rules.labels, rules.name)
-    place = {label: number for number, label in enumerate(rules.labels)}
-    for sample, output in zip(histories.samples, histories.outputs, strict=True):
-        if output.strip() not in place:
-            raise InputError(
-                f"{histories.source}: question {sample.id!r} has the answer {output!r}, which is "
-                f"none of the labels of the task {rules.name}, {', '.join(rules.labels)}: correct "
-                "the answer or the task."
-            )
-    numbers = [place[output.strip()] for output in histories.outputs]
-    return AnswerRows(tokens, np.array(numbers, np.int32), labels)
+    return AnswerRows(tokens, histories.label_numbers, labels)
 
 
 def label_tokens(model: LanguageModel, labels: tuple[str, ...], task: str) -> LabelTokens:

@@ -23,7 +23,7 @@ from jaxalign.experiments.pplug.baselines import (
 )
 from jaxalign.experiments.pplug.config import PPlugRunConfig
 from jaxalign.experiments.pplug.data import data_digest, read_parts, sample_evenly
-from jaxalign.experiments.pplug.losses import answer_losses, label_scores
+from jaxalign.experiments.pplug.losses import ScoredSamples, answer_losses, label_scores
 from jaxalign.experiments.pplug.report import markdown
 from jaxalign.experiments.pplug.run_folder import CONFIG, PPlugRun, load_run
 from jaxalign.experiments.pplug.statistics import (
@@ -35,7 +35,7 @@ from jaxalign.experiments.pplug.statistics import (
 )
 from jaxalign.files import read_json, write_json, write_text
 from jaxalign.metrics import text as metrics
-from jaxalign.metrics.labels import score_labels
+from jaxalign.metrics.labels import median_labels
 from jaxalign.models.chat import generate_texts
 from jaxalign.models.embed import Encoder, load_encoder
 from jaxalign.models.language import LanguageModel, load_language_model
@@ -126,8 +126,8 @@ def evaluate(
     check_run_dir(out, KIND, config.evaluate, resume)
     samples = _samples(trained, config, data)
     known = [one.output is not None for one in samples.samples]
-    if any(known):
-        _ = samples.outputs  # raises an error that names the sample without an output
+    if any(known):  # raises an error that names a sample without an output, or without a label
+        _ = samples.label_numbers if config.pplug.text.answers == "scored" else samples.outputs
     model = load_language_model(trained.sources.model, config.pplug.weights)
     encoder = load_encoder(trained.sources.encoder)
     identity: dict[str, Identity] = {
@@ -209,34 +209,16 @@ class _Evaluator:
             soft = prefixes(plug, self.histories(job), self.store, self.show)
         settings = self.config.evaluate
         place: Place = "before" if plug is None else plug.persona.place
+        scored = ScoredSamples(
+            self.model, text, self.samples, questions, soft, place, self.read,
+            settings.batch_size, self.show,
+        )  # fmt: skip
         if self.scored:
-            values = label_scores(
-                self.model,
-                text,
-                self.samples,
-                questions,
-                soft,
-                place,
-                self.read,
-                settings.batch_size,
-                self.show,
-            )
-            self._keep_scores(job, values)
+            self._keep_scores(job, label_scores(scored))
             return
         losses: dict[str, float] = {}
         if self.samples.samples[0].output is not None:
-            values = answer_losses(
-                self.model,
-                text,
-                self.samples,
-                questions,
-                soft,
-                place,
-                self.read,
-                batch_size=settings.batch_size,
-                progress=self.show,
-            )
-            losses = dict(zip(self._ids(), values.tolist(), strict=True))
+            losses = dict(zip(self._ids(), answer_losses(scored).tolist(), strict=True))
         write_json(self._path(LOSSES, job), losses)
         prompts = format_prompts(self.model, text, questions)
         starts = None
@@ -258,12 +240,11 @@ class _Evaluator:
         self._keep_predictions(job, [answer.text.strip() for answer in answers])
 
     def _keep_scores(self, job: EvaluationJob, values: np.ndarray) -> None:
-        """Write the scores of the labels, and the answers that they say."""
+        """Write the scores of the labels, and the predicted labels as answers."""
         rules = self.samples.rules
         table = dict(zip(self._ids(), values.tolist(), strict=True))
         write_json(self._path(LOSSES, job), table)
-        found = score_labels(values, np.zeros(len(values), int), None)
-        chosen = found.median if rules.kind == "rating" else found.likeliest
+        chosen = median_labels(values) if rules.kind == "rating" else values.argmax(axis=1)
         self._keep_predictions(job, [rules.labels[label] for label in chosen])
 
     def _keep_predictions(self, job: EvaluationJob, texts: Sequence[str]) -> None:
@@ -411,7 +392,7 @@ def _statistics(
         return score_distributions(
             samples.rules,
             {name: [evaluator.losses(job) for job in own] for name, own in jobs_of.items()},
-            samples.outputs,
+            samples.label_numbers,
             samples.users,
             samples.lengths,
             baselines,

@@ -32,105 +32,43 @@ from jaxalign.pplug.rows import assistant_turn, tokenize_samples
 from jaxalign.progress import track
 
 
-def answer_losses(
-    model: LanguageModel,
-    text: TextConfig,
-    histories: Histories,
-    questions: Sequence[str],
-    prefixes: np.ndarray | None = None,
-    place: Place = "before",
-    read: PromptCache | None = None,
-    batch_size: int = 16,
-    progress: bool = True,
-) -> NDArray[np.float64]:
-    """Return the next-token loss of the right answer to each question, stop token included.
+@dataclass(frozen=True)
+class ScoredSamples:
+    """Samples whose answers a language model scores, with or without soft tokens.
 
-    Args:
+    Attributes:
         model: The language model.
         text: Template and length limits.
-        histories: N samples with outputs.
-        questions: N texts to ask, such as the samples' inputs.
-        prefixes: [N, Q, D] soft tokens beside the prompts, or None.
+        histories: N samples.
+        questions: N prompts, such as the samples' inputs.
+        soft: [N, Q, D] soft tokens beside the prompts, or None.
         place: Where the soft tokens stand, as in `PersonaConfig`.
         read: Prompts that the model has read, with the place `after`; None reads them each time.
         batch_size: Number of rows per batch.
         progress: Show a bar on standard error if it takes more than a few seconds.
-
-    Returns:
-        [N] mean loss per token of each answer, in nats.
-
-    Raises:
-        InputError: As `tokenize_samples`, or a loss is not finite.
     """
-    prompts, targets = tokenize_samples(model, text, histories, questions)
-    tokenized = _Tokenized(model, text, prompts, prefixes, place, read, batch_size, progress)
-    slots = bucket_length(int(targets.lengths.max()), model.config.positions)
-    found = np.zeros(len(prompts))
-    for rows, filled, inputs in tokenized.batches("losses of the right answers"):
-        answers, lengths = targets.padded(filled, slots)
-        sums = _summed_losses(model.config, model.params, inputs, answers, lengths)
-        found[rows] = np.asarray(sums, np.float64)[: len(rows)] / targets.lengths[rows]
-    return _checked(model, found)
-
-
-def label_scores(
-    model: LanguageModel,
-    text: TextConfig,
-    histories: Histories,
-    questions: Sequence[str],
-    prefixes: np.ndarray | None = None,
-    place: Place = "before",
-    read: PromptCache | None = None,
-    batch_size: int = 16,
-    progress: bool = True,
-) -> NDArray[np.float64]:
-    """Return the log-probability of each label of the task among all of them: [N, K].
-
-    Args:
-        model, text, questions, prefixes, place, read, batch_size, progress: As in
-            `answer_losses`.
-        histories: N samples; their outputs are ignored.
-
-    Raises:
-        InputError: As `label_tokens`, or a score is not finite.
-    """
-    rules = histories.rules
-    labels = label_tokens(model, rules.labels, rules.name)
-    stated = [replace(one, output=rules.labels[0]) for one in histories.samples]
-    prompts, _ = tokenize_samples(model, text, replace(histories, samples=tuple(stated)), questions)
-    first, own = np.arange(len(prompts)), np.arange(len(prompts))
-    if prefixes is None:  # the same question twice has the same answer
-        first, own = distinct(prompts)
-        prompts = Sequences.of(
-            [
-                prompts.tokens[prompts.starts[row] : prompts.starts[row + 1]].tolist()
-                for row in first
-            ]
-        )
-    tokenized = _Tokenized(model, text, prompts, prefixes, place, read, batch_size, progress)
-    found = np.zeros((len(first), len(rules.labels)))
-    for rows, _, inputs in tokenized.batches("scoring labels"):
-        scores = _label_logprobs(model.config, model.params, inputs, labels)
-        found[rows] = np.asarray(scores, np.float64)[: len(rows)]
-    return _checked(model, found[own])
-
-
-@dataclass(frozen=True)
-class _Tokenized:
-    """Prompts and soft tokens in batches of few shapes."""
 
     model: LanguageModel
     text: TextConfig
-    prompts: Sequences
-    soft: np.ndarray | None
-    place: Place
-    read: PromptCache | None
-    batch_size: int
-    progress: bool
+    histories: Histories
+    questions: Sequence[str]
+    soft: np.ndarray | None = None
+    place: Place = "before"
+    read: PromptCache | None = None
+    batch_size: int = 16
+    progress: bool = True
 
-    def batches(self, title: str) -> Iterator[tuple[np.ndarray, np.ndarray, PromptInputs]]:
-        """Yield the rows of each batch, the same filled up to its size, and their prompts."""
-        config, prompts = self.model.config, self.prompts
+    def batches(
+        self, title: str, prompts: Sequences, rows: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, PromptInputs]]:
+        """Yield the rows of each batch, the same filled up to its size, and their prompts.
+
+        Args:
+            title: What is being done.
+            prompts: Tokens of the N prompts.
+            rows: Numbers of the samples to go through.
+        """
+        config = self.model.config
         behind = self.place == "after" and self.soft is not None
         cache: Cache | None = None
         numbers = np.zeros(len(prompts), np.int32)
@@ -139,13 +77,13 @@ class _Tokenized:
             turn = assistant_turn(self.model, self.text)
         if behind and self.read is not None:
             cache, numbers = self.read.read(prompts)
-        order = np.argsort(-prompts.lengths, kind="stable")
+        order = rows[np.argsort(-prompts.lengths[rows], kind="stable")]
         size = min(self.batch_size, len(order))
         parts = [order[first : first + size] for first in range(0, len(order), size)]
-        for rows in track(title, parts, len(order), len, self.progress):
-            filled = np.full(size, rows[-1])
-            filled[: len(rows)] = rows
-            widest = int(prompts.lengths[rows].max())
+        for part in track(title, parts, len(order), len, self.progress):
+            filled = np.full(size, part[-1])
+            filled[: len(part)] = part
+            widest = int(prompts.lengths[part].max())
             width = bucket_length(widest, max(widest, config.positions))
             if cache is not None:  # one program: what is not computed again needs no bucket
                 width = cache.key.shape[3]
@@ -157,10 +95,58 @@ class _Tokenized:
                 past = _read(config, self.model.params, tokens, lengths)
             soft = None if self.soft is None else self.soft[filled]
             yield (
-                rows,
+                part,
                 filled,
                 PromptInputs(tokens, lengths, soft, np.asarray(turn, np.int32), past),
             )
+
+
+def answer_losses(samples: ScoredSamples) -> NDArray[np.float64]:
+    """Return the mean loss of each right answer in nats per token, stop token included: [N].
+
+    Args:
+        samples: N samples with outputs.
+
+    Raises:
+        InputError: As `tokenize_samples`, or a loss is not finite.
+    """
+    model = samples.model
+    prompts, targets = tokenize_samples(model, samples.text, samples.histories, samples.questions)
+    slots = bucket_length(int(targets.lengths.max()), model.config.positions)
+    found = np.zeros(len(prompts))
+    every = np.arange(len(prompts))
+    for rows, filled, inputs in samples.batches("losses of the right answers", prompts, every):
+        answers, lengths = targets.padded(filled, slots)
+        sums = _summed_losses(model.config, model.params, inputs, answers, lengths)
+        found[rows] = np.asarray(sums, np.float64)[: len(rows)] / targets.lengths[rows]
+    return _checked(model, found)
+
+
+def label_scores(samples: ScoredSamples) -> NDArray[np.float64]:
+    """Return the log-probability of each label of the task among all of them: [N, K].
+
+    Args:
+        samples: N samples; their outputs are ignored.
+
+    Raises:
+        InputError: As `label_tokens`, or a score is not finite.
+    """
+    model, histories = samples.model, samples.histories
+    rules = histories.rules
+    labels = label_tokens(model, rules.labels, rules.name)
+    # The tokens of the prompts alone are used, whatever the answers are.
+    stated = tuple(replace(one, output=rules.labels[0]) for one in histories.samples)
+    histories = replace(histories, samples=stated)
+    prompts, _ = tokenize_samples(model, samples.text, histories, samples.questions)
+    every = np.arange(len(prompts))
+    first, number = every, every
+    if samples.soft is None:  # the same prompt has the same scores
+        first, number = distinct(prompts)
+    found = np.zeros((len(prompts), len(rules.labels)))
+    for rows, _, inputs in samples.batches("scoring labels", prompts, first):
+        scores = _label_logprobs(model.config, model.params, inputs, labels)
+        found[rows] = np.asarray(scores, np.float64)[: len(rows)]
+    return _checked(model, found[first[number]])
 
 
 def _checked(model: LanguageModel, found: NDArray[np.float64]) -> NDArray[np.float64]:

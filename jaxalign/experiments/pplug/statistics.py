@@ -262,18 +262,15 @@ def score_predictions(
         }
         for key in values[0]:
             samples.setdefault(key, {})[name] = np.stack([own[key] for own in values])
-    metrics = {
-        key: compare_methods(methods, users, lengths, baselines, edges, seed, draws)
-        for key, methods in samples.items()
-    }
-    name = lamp.task(task).name
-    return {"task": name, "baselines": [*baselines], "scores": scores, "metrics": metrics}
+    return _task_statistics(
+        lamp.task(task), scores, samples, users, lengths, baselines, edges, seed, draws
+    )
 
 
 def score_distributions(
     task: lamp.Task,
     logprobs: Mapping[str, Sequence[Floats]],
-    golds: Sequence[str],
+    right: ArrayLike,
     users: Sequence[str],
     lengths: ArrayLike,
     baselines: Sequence[str],
@@ -286,7 +283,7 @@ def score_distributions(
     Args:
         task: The task, with labels.
         logprobs: For each method, one [N, K] array of log-probabilities per seed.
-        golds: N right answers, labels of the task.
+        right: [N] int numbers of the right labels, as of `Histories.label_numbers`.
         users, lengths, baselines, edges, seed, draws: As in `compare_methods`.
 
     Returns:
@@ -297,8 +294,6 @@ def score_distributions(
     Raises:
         InputError: As `compare_methods` and `jaxalign.metrics.labels.score_labels`.
     """
-    places = {label: number for number, label in enumerate(task.labels)}
-    right = np.array([places[gold.strip()] for gold in golds])
     values = [float(label) for label in task.labels] if task.kind == "rating" else None
     samples: dict[str, dict[str, Floats]] = {}
     scores: dict[str, dict[str, float]] = {}
@@ -320,6 +315,21 @@ def score_distributions(
         scores[name] = own
         for key, part in parts.items():
             samples.setdefault(key, {})[name] = part
+    return _task_statistics(task, scores, samples, users, lengths, baselines, edges, seed, draws)
+
+
+def _task_statistics(
+    task: lamp.Task,
+    scores: dict[str, dict[str, float]],
+    samples: Mapping[str, Mapping[str, Floats]],
+    users: Sequence[str],
+    lengths: ArrayLike,
+    baselines: Sequence[str],
+    edges: Sequence[int],
+    seed: int,
+    draws: int,
+) -> TaskStatistics:
+    """Return the statistics of each metric, from every method's scores of the samples."""
     metrics = {
         key: compare_methods(methods, users, lengths, baselines, edges, seed, draws)
         for key, methods in samples.items()

@@ -181,6 +181,12 @@ def test_a_task_of_ones_own_stands_in_the_config(tmp_path):
     found = load_histories(write_rows(tmp_path / "rows.jsonl", rows), config.data.rules)
     assert found.rules == task
     assert found.item_texts(template="{verdict}: {text}") == ["refuse: a"]
+    assert found.label_numbers.tolist() == [0]
+    wrong = load_histories(
+        write_rows(tmp_path / "wrong.jsonl", [rows[0] | {"output": "maybe"}]), config.data.rules
+    )
+    with pytest.raises(InputError, match="question '1' has the answer 'maybe', which is none of"):
+        _ = wrong.label_numbers
     with pytest.raises(InputError, match=r"text\.item: .* holds \{author\}; expected some of"):
         found.item_texts(template="{author}")
     for old, new, words in (
