@@ -47,8 +47,8 @@ def main() -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(required=True, dest="name", metavar="NAME")
-    asked = sys.argv[1:2]
-    for name in asked if asked and asked[0] in NAMES else NAMES:
+    requested = sys.argv[1:2]
+    for name in requested if requested and requested[0] in NAMES else NAMES:
         try:
             module = importlib.import_module(f"benchmarks.{name}")
         except ModuleNotFoundError as error:  # the others need not wait for that package

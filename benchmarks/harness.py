@@ -293,11 +293,11 @@ def _programs() -> list[float]:
 
     seen: list[float] = []
 
-    def heard(event: str, seconds: float, **_: Any) -> None:
+    def record(event: str, seconds: float, **_: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             seen.append(seconds)
 
-    jax.monitoring.register_event_duration_secs_listener(heard)
+    jax.monitoring.register_event_duration_secs_listener(record)
     return seen
 
 

@@ -10,8 +10,9 @@ from jaxalign.data.histories import Histories, Item, Sample
 from jaxalign.data.sources import jester_jokes, jester_ratings
 from jaxalign.errors import InputError
 
+_TASK = lamp.task("jester")
 _LOW, _HIGH = -10.0, 10.0  # ends of Jester's scale
-_QUESTIONS = 2  # of each person in each part: more would repeat the person, not add one
+_TARGETS = 2  # of each person in each part: more would repeat the person, not add one
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,10 @@ class RatedJokes:
     """Parts of the task; people are in one part alone, and all parts share their items.
 
     Attributes:
-        train: People to train on, to rate known jokes.
-        validation: Other people, to rate known jokes.
-        test: Other people, to rate known jokes.
-        test_new: The people of `test`, to rate jokes that are in no history and no question of
-            the other parts.
+        train: People to train on; the target jokes are known ones.
+        validation: Other people, with known target jokes.
+        test: Other people, with known target jokes.
+        test_new: The people of `test`; the target jokes are in no history and in no other part.
     """
 
     train: Histories
@@ -40,17 +40,17 @@ def rated_jokes(
     new_share: float = 0.2,
     seed: int = 0,
 ) -> RatedJokes:
-    """Read Jester's ratings as questions with histories (Goldberg et al., 2001).
+    """Read Jester's ratings as prompts with histories (Goldberg et al., 2001).
 
-    A rating from -10 to 10 becomes one of 1 to 5, five equal parts of the scale. Each person has
-    two jokes to rate, and has a history of rated known jokes that are not in a question.
+    A rating from -10 to 10 becomes a label of 1 to 5. Each person has two target jokes, and a
+    history of rated known jokes without them.
 
     Args:
         folder: Holds jokes.jsonl (id, text) and ratings.csv.gz (user, joke, rating).
         test_share: Share of the people in the test parts.
         validation_share: Share of the people in the validation part.
         history: Number of rated jokes in a history; people with fewer are left out.
-        new_share: Share of the jokes that only `test_new` asks about.
+        new_share: Share of the jokes that are targets of `test_new` and occur nowhere else.
         seed: Seed of the parts, jokes and histories.
 
     Raises:
@@ -73,23 +73,22 @@ def rated_jokes(
             "data.new_share."
         )
     is_new = np.isin(np.arange(len(jokes)), rng.permutation(len(jokes))[:new])
-    steps = np.ceil((ratings - _LOW) * (len(_TASK.labels) / (_HIGH - _LOW)))
-    labels = np.where(np.isfinite(ratings), np.clip(steps, 1, len(_TASK.labels)), 0).astype(int)
-    people = _Draws(users, [text for _, text in jokes], labels, is_new, history, rng)
+    texts = [text for _, text in jokes]
+    people = _Draws(users, texts, rating_labels(ratings), is_new, history, rng)
     order = [row for row in rng.permutation(len(users)) if people.enough(row)]
     test, held = (round(share * len(order)) for share in (test_share, validation_share))
     if min(test, held, len(order) - test - held) < 1:
         raise InputError(
-            f"{folder}: {len(order)} people have rated at least {history + _QUESTIONS} known and "
-            f"{_QUESTIONS} new jokes; expected some for each part: change the shares or "
+            f"{folder}: {len(order)} people have rated at least {history + _TARGETS} known and "
+            f"{_TARGETS} new jokes; expected some for each part: change the shares or "
             "data.history."
         )
     rows = {"test": order[:test], "validation": order[test : test + held]}
     rows["train"] = order[test + held :]
-    questions = {part: [people.ask(row) for row in own] for part, own in rows.items()}
+    drawn = {part: [people.samples(row) for row in own] for part, own in rows.items()}
     parts = {
-        "test_new": [one for _, news in questions["test"] for one in news],
-        **{part: [one for known, _ in own for one in known] for part, own in questions.items()},
+        "test_new": [one for _, news in drawn["test"] for one in news],
+        **{part: [one for known, _ in own for one in known] for part, own in drawn.items()},
     }
     items = people.items()
     return RatedJokes(
@@ -100,12 +99,22 @@ def rated_jokes(
     )
 
 
-_TASK = lamp.task("jester")
+def rating_labels(ratings: np.ndarray) -> np.ndarray:
+    """Return the label, 1 to 5, of ratings from -10 to 10: five equal parts of the scale; 0 of NaN.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.data.jokes import rating_labels
+        >>> rating_labels(np.array([-10.0, -6.0, -5.9, 10.0, np.nan])).tolist()
+        [1, 1, 2, 5, 0]
+    """
+    steps = np.ceil((ratings - _LOW) * (len(_TASK.labels) / (_HIGH - _LOW)))
+    return np.where(np.isfinite(ratings), np.clip(steps, 1, len(_TASK.labels)), 0).astype(int)
 
 
 @dataclass
 class _Draws:
-    """The questions and histories of one person after the other."""
+    """Draws the target jokes and the history of one person after the other."""
 
     users: tuple[str, ...]
     texts: list[str]
@@ -118,17 +127,17 @@ class _Draws:
         """Return whether a person has rated enough known and new jokes."""
         rated = self.labels[row] > 0
         known, news = (rated & ~self.is_new).sum(), (rated & self.is_new).sum()
-        return bool(known >= self.history + _QUESTIONS and news >= _QUESTIONS)
+        return bool(known >= self.history + _TARGETS and news >= _TARGETS)
 
-    def ask(self, row: int) -> tuple[list[Sample], list[Sample]]:
-        """Return questions about known and about new jokes, with one history."""
+    def samples(self, row: int) -> tuple[list[Sample], list[Sample]]:
+        """Return a person's samples with known and with new target jokes, with one history."""
         rated = self.labels[row] > 0
         known = self.rng.permutation(np.flatnonzero(rated & ~self.is_new))
-        news = self.rng.permutation(np.flatnonzero(rated & self.is_new))[:_QUESTIONS]
-        profile = known[_QUESTIONS : _QUESTIONS + self.history]
+        news = self.rng.permutation(np.flatnonzero(rated & self.is_new))[:_TARGETS]
+        profile = known[_TARGETS : _TARGETS + self.history]
         places = tuple(self._item(int(joke), self.labels[row, joke]) for joke in profile)
         return (
-            [self._sample(row, int(joke), places) for joke in known[:_QUESTIONS]],
+            [self._sample(row, int(joke), places) for joke in known[:_TARGETS]],
             [self._sample(row, int(joke), places) for joke in news],
         )
 

@@ -32,7 +32,8 @@ class Task:
         cut: the field of an item that is shortened to fit a prompt.
         frame: how a prompt holds {items} and the question, {input}.
         answer_tokens: the most that an answer may have.
-        asks: how a question is put around the part that differs; None where that part is several.
+        question: template of a question, {} for the part that differs; None where the part is not
+            one text.
         encode: what is encoded of an item with its label: fields in braces, and {verdict}, the
             label in words. Empty to append the label to the fields.
         verdicts: words for each of `labels`, in their order; empty for the labels themselves.
@@ -48,7 +49,7 @@ class Task:
     cut: str = "text"
     frame: str = "{items}. {input}"
     answer_tokens: int = 128
-    asks: str | None = None
+    question: str | None = None
     encode: str = ""
     verdicts: tuple[str, ...] = ()
 
@@ -78,8 +79,8 @@ class Task:
         check_template(self.item, own, f"{where}, item")
         check_template(self.encode, (*own, "verdict"), f"{where}, encode")
         check_template(self.frame, ("items", "input"), f"{where}, frame")
-        if self.asks is not None:
-            check_template(self.asks, ("",), f"{where}, asks")
+        if self.question is not None:
+            check_template(self.question, ("",), f"{where}, question")
 
 
 def check_template(template: str, fields: Sequence[str], where: str) -> None:
@@ -124,12 +125,12 @@ TAGS = (
 
 _HEADLINE = Task(
     "LaMP_4", ("text", "title"), "title", "text", (), ("article:", ""),
-    '"{title}" is the title for "{text}" ', "text", asks=HEADLINE_PROMPT,
+    '"{title}" is the title for "{text}" ', "text", question=HEADLINE_PROMPT,
 )  # fmt: skip
 
 # Field names, labels and prompts: LaMP-Benchmark/LaMP @ 38c9d4d. Order of an item's fields and
-# marks of a question: rucliujn/PPlug @ 6f9f283. The last three are ours: HuffPost's articles
-# are asked about as LaMP_4's, Jester's jokes are rated, and any histories may be `text`.
+# marks of a question: rucliujn/PPlug @ 6f9f283. The last three are not of LaMP: `huffpost` has the
+# prompts of LaMP_4, an answer of `jester` is a rating, and `text` takes any history.
 TASKS: Mapping[str, Task] = {
     task.name: task
     for task in (
@@ -140,34 +141,35 @@ TASKS: Mapping[str, Task] = {
         Task(
             "LaMP_2", ("description",), "tag", "choice", TAGS, ("description:", ""),
             'the tag for the movie: "{description}" is "{tag}" ', "description",
-            asks="Which tag does this movie relate to among the following tags? Just answer with "
-            f"the tag name without further explanation. tags: [{', '.join(TAGS)}] "
+            question="Which tag does this movie relate to among the following tags? Just answer "
+            f"with the tag name without further explanation. tags: [{', '.join(TAGS)}] "
             "description: {}",
         ),
         Task(
             "LaMP_3", ("text",), "score", "rating", ("1", "2", "3", "4", "5"), ("review:", ""),
             '{score} is the score for "{text}" ', "text", answer_tokens=10,
-            asks="What is the score of the following review on a scale of 1 to 5? just answer with "
-            "1, 2, 3, 4, or 5 without further explanation. review: {}",
+            question="What is the score of the following review on a scale of 1 to 5? just answer "
+            "with 1, 2, 3, 4, or 5 without further explanation. review: {}",
         ),
         _HEADLINE,
         Task(
             "LaMP_5", ("title", "abstract"), "title", "text", (), ("paper:", ""),
             '"{title}" is a title for "{abstract}" ', "abstract",
             "{items}. Following the given patterns {input}",
-            asks="Generate a title for the following abstract of a paper: {}",
+            question="Generate a title for the following abstract of a paper: {}",
         ),
         Task(
             "LaMP_7", ("text",), None, "text", (), ("before or after it:", ""),
             '"{text}" ', "text",
             "{items} are written by a person. Following the given patterns {input}",
-            asks="Paraphrase the following tweet without any explanation before or after it: {}",
+            question="Paraphrase the following tweet without any explanation before or after it: "
+            "{}",
         ),
         replace(_HEADLINE, name="huffpost"),
         Task(
             "jester", ("text",), "rating", "rating", ("1", "2", "3", "4", "5"), ("Joke:", ""),
             '{rating} is the rating of "{text}" ', "text",
-            asks="How does this person rate the joke on a scale from 1 to 5? Answer with the "
+            question="How does this person rate the joke on a scale from 1 to 5? Answer with the "
             "number alone. Joke: {}",
             encode="I {verdict} this joke: {text}",
             verdicts=("hated", "disliked", "was indifferent to", "liked", "loved"),
@@ -284,8 +286,8 @@ def format_question(name: str | Task, words: str) -> str:
         'Generate a headline for the following article: Rain.'
     """
     rules = task(name)
-    if rules.asks is not None and not all(mark in words for mark in rules.marks):
-        words = rules.asks.format(words)
+    if rules.question is not None and not all(mark in words for mark in rules.marks):
+        words = rules.question.format(words)
     query_text(name, words)  # refuses a question without the marks
     return words
 

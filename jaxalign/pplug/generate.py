@@ -23,7 +23,7 @@ def generate_answers(
     batch_size: int = 16,
     progress: bool = True,
 ) -> list[Completion]:
-    """Return an answer to each question, conditioned on the user who asks it.
+    """Return an answer to each question, conditioned on its user.
 
     Args:
         plug: A trained plug.

@@ -37,8 +37,8 @@ class HistoryDataConfig:
             and _outputs.json, or with such folders {train,dev,test}. `jsonl` is a folder with
             train.jsonl and optionally validation.jsonl and test.jsonl, or one file whose users are
             split. `huffpost` is the folder of the HuffPost set, split by time. `jester` is the
-            folder of the Jester set, split by user, asked for ratings; its `test_new` asks about
-            jokes that are nowhere else.
+            folder of the Jester set, split by user, whose answers are ratings of jokes; the target
+            jokes of its `test_new` occur nowhere else.
         task: Name of the task, such as LaMP_4; null reads it from LaMP's outputs, and means `text`
             for jsonl.
         own_task: A task of your own for jsonl, of which `task` is then the name or null: what
@@ -54,7 +54,7 @@ class HistoryDataConfig:
             no limit.
         least_history: HuffPost only: smallest number of items in the history of a sample.
         history: Jester only: number of rated jokes in a history, at least 1.
-        new_share: Jester only: share in (0, 1) of the jokes that only `test_new` asks about.
+        new_share: Jester only: share in (0, 1) of the jokes that occur in `test_new` alone.
         series: HuffPost only: keep recurring titles, which reveal the author.
         seed: Seed of the draws, at least 0.
     """
@@ -253,7 +253,7 @@ def _by_user(histories: Histories, config: HistoryDataConfig) -> dict[Part, Hist
         own[part].append(row)
     if not own["train"]:
         raise InputError(
-            f"{histories.source}: found {len(users)} users and nobody left to learn from; lower "
+            f"{histories.source}: found {len(users)} users and none left to train on; lower "
             "data.test_share and data.validation_share."
         )
     return {
