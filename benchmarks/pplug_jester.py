@@ -3,8 +3,8 @@
 import argparse
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,9 @@ from scipy.special import log_softmax
 
 from benchmarks import harness
 from jaxalign.data.histories import Histories, Sample
+from jaxalign.data.jokes import rating_labels
 from jaxalign.data.sources import jester_jokes, jester_ratings
+from jaxalign.errors import InputError
 from jaxalign.experiments.pplug.baselines import METHODS, RATING_METHODS
 from jaxalign.experiments.pplug.config import PPlugRunConfig
 from jaxalign.experiments.pplug.data import PARTS, read_parts, sample_evenly
@@ -23,6 +25,8 @@ from jaxalign.experiments.pplug.statistics import LABEL_LOSS, TaskStatistics, sc
 from jaxalign.files import write_json, write_text
 
 LABELS = 5
+Model = Callable[[Histories], np.ndarray | None]
+"""From samples to log-probabilities [N, 5]; None for jokes that the model has not seen."""
 EXAMPLES = 40_000  # of the models without a language model: enough for 106 features
 SCALAR, PROMPT = "mean rating as the only item", "mean rating in the prompt + task token"
 BASELINES = (
@@ -59,10 +63,15 @@ def run(arguments: argparse.Namespace) -> int:
         for part, histories in read_parts(arguments.data, data, (*PARTS, "test_new")).items():
             write_scalars(arguments.out / f"{part}.jsonl", histories, arguments.write == "prompt")
         return 0
+    if arguments.trained is None or (arguments.known is None and arguments.new is None):
+        raise InputError(
+            "found no --trained or none of --known and --new; expected a run of `pplug train` and "
+            "one of its evaluations."
+        )
     trained = load_run(arguments.trained)
     parts = read_parts(arguments.data, trained.config.data, (*PARTS, "test_new"))
     result = harness.started("pplug_jester", trained.config.pplug.compute)
-    result["config"] = json.loads(json.dumps(trained.config, default=lambda one: one.__dict__))
+    result["config"] = asdict(trained.config)
     evaluations = {
         "known": (arguments.known, arguments.scalar_known, arguments.prompt_known),
         "new": (arguments.new, arguments.scalar_new, arguments.prompt_new),
@@ -75,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         part = parts["test" if name == "known" else "test_new"]
         report = json.loads((own / "report.json").read_text())
         samples = sample_evenly(part, report["samples"], trained.config.data.seed)
-        found = scores_of(own, samples, {**METHODS, **RATING_METHODS})
+        found = scores_of(own, samples, {name: name for name in (*METHODS, *RATING_METHODS)})
         if scalar is not None:
             found |= scores_of(scalar, samples, {"persona": SCALAR})
         if prompt is not None:
@@ -125,9 +134,15 @@ def mean_rating(histories: Histories, sample: Sample) -> float:
 
 
 def scores_of(
-    folder: Path, samples: Histories, names: Mapping[str, object]
+    folder: Path, samples: Histories, names: Mapping[str, str]
 ) -> dict[str, list[np.ndarray]]:
-    """Return the log-probabilities [N, K] of each method's seeds in an evaluation."""
+    """Return the log-probabilities [N, K] of each method's seeds in an evaluation.
+
+    Args:
+        folder: Of `pplug evaluate`.
+        samples: The N samples that it was made on.
+        names: Its methods, and their names in the result.
+    """
     found: dict[str, list[np.ndarray]] = {}
     for name, renamed in names.items():
         stem = re.sub(r"\W+", "_", name)
@@ -137,7 +152,7 @@ def scores_of(
             rows = json.loads(path.read_text())
             tables.append(np.array([rows[one.id] for one in samples.samples]))
         if tables:
-            found[renamed if isinstance(renamed, str) else name] = tables
+            found[renamed] = tables
     return found
 
 
@@ -149,16 +164,14 @@ def gap_closed(statistics: TaskStatistics) -> dict[str, float]:
             for name, loss in losses.items()}  # fmt: skip
 
 
-def fit_models(folder: Path, train: Histories) -> dict[str, object]:
-    """Return functions from samples to log-probabilities [N, 5], fitted on the training people.
+def fit_models(folder: Path, train: Histories) -> dict[str, Model]:
+    """Return models without a language model, fitted on the training people.
 
     Every rating of a known joke that is not in a person's history is an example.
     """
     jokes = jester_jokes(folder)
     users, ratings = jester_ratings(folder)
-    labels = np.where(np.isfinite(ratings), np.clip(np.ceil((ratings + 10) / 4), 1, 5), 0).astype(
-        int
-    )
+    labels = rating_labels(ratings)
     row_of = {user: row for row, user in enumerate(users)}
     joke_of = {text: number for number, (_, text) in enumerate(jokes)}
     known = {joke_of[item.fields["text"]] for one in train.samples
