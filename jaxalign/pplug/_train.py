@@ -1,7 +1,7 @@
 """Training of a persona plug: next-token loss of the answers, the language model frozen."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -93,10 +93,11 @@ def train(
     """
     _check(plug, config)
     if config.mean_epochs and config.persona.uses_input and config.persona.source == "history":
-        return _train_in_stages(
-            plug, histories, config, folder, progress, validation, store, prompts,
-            validation_prompts, read,
+        stage = partial(
+            train, histories=histories, progress=progress, validation=validation, store=store,
+            prompts=prompts, validation_prompts=validation_prompts, read=read,
         )  # fmt: skip
+        return _train_in_stages(plug, config, folder, stage)
     progress = progress or Progress(False)
     mesh, decoder = make_mesh(config.mesh), config.decoder(plug.model.config)
     with ExitStack() as stack:
@@ -153,44 +154,32 @@ def train(
 
 def _train_in_stages(
     plug: PPlug,
-    histories: Histories,
     config: PPlugConfig,
     folder: str | Path | None,
-    progress: Progress | None,
-    validation: Histories | None,
-    store: HistoryStore | None,
-    prompts: Sequence[str] | None,
-    validation_prompts: Sequence[str] | None,
-    read: PromptCache | None,
+    stage: Callable[..., PPlugTrainResult],
 ) -> PPlugTrainResult:
-    """Train with the mean of the items, then with attention from there on."""
-    mean = replace(config.persona, mean=True)
-    started = replace(plug, persona=mean, trained={"persona": plug.trained["persona"]})
-    loop = replace(config.loop, epochs=config.mean_epochs)
-    first = train(
-        started,
-        histories,
-        replace(config, persona=mean, loop=loop, mean_epochs=0),
-        None if folder is None else Path(folder) / MEAN,
-        progress,
-        validation=validation,
-        store=store,
-        prompts=prompts,
-        validation_prompts=validation_prompts,
-        read=read,
+    """Train with the mean of the items, then with attention from there on.
+
+    Args:
+        plug: The plug to start from.
+        config: Settings of both stages.
+        folder: As in `train`.
+        stage: `train` without plug, config and folder.
+    """
+    persona = replace(config.persona, mean=True)
+    mean = stage(
+        replace(plug, persona=persona, trained={"persona": plug.trained["persona"]}),
+        config=replace(
+            config,
+            persona=persona,
+            loop=replace(config.loop, epochs=config.mean_epochs),
+            mean_epochs=0,
+        ),
+        folder=None if folder is None else Path(folder) / MEAN,
     )
-    attending: PlugParams = {**plug.trained, "persona": first.plug.trained["persona"]}
-    return train(
-        replace(plug, trained=attending),
-        histories,
-        replace(config, mean_epochs=0),
-        folder,
-        progress,
-        validation=validation,
-        store=store,
-        prompts=prompts,
-        validation_prompts=validation_prompts,
-        read=read,
+    trained: PlugParams = {**plug.trained, "persona": mean.plug.trained["persona"]}
+    return stage(
+        replace(plug, trained=trained), config=replace(config, mean_epochs=0), folder=folder
     )
 
 
@@ -214,8 +203,8 @@ class _Tokenized:
     def of(cls, plug: PPlug, histories: Histories, prompts: Sequence[str] | None) -> "_Tokenized":
         """Tokenize samples, with other questions than their own if `prompts` are given."""
         questions = [one.input for one in histories.samples] if prompts is None else prompts
-        prompt_tokens, said = tokenize_samples(plug.model, plug.text, histories, questions)
-        answers = answer_rows(plug.model, plug.text, histories, said)
+        prompt_tokens, answer_tokens = tokenize_samples(plug.model, plug.text, histories, questions)
+        answers = answer_rows(plug.model, plug.text, histories, answer_tokens)
         room = plug.model.config.positions - plug.persona.prefix_length - answers.slots
         _check_room(plug, histories, prompt_tokens, room, answers.slots)
         return cls(histories, prompt_tokens, answers)

@@ -46,14 +46,13 @@ def generate_answers(
     if questions is None:
         questions = [sample.input for sample in histories.samples]
     prompts = format_prompts(plug.model, plug.text, questions)
-    behind = plug.persona.place == "after"
     return generate_texts(
         plug.model,
         prompts,
         settings,
         key,
         prefix=soft,
-        prefix_starts=soft_starts(plug.model, plug.text, prompts) if behind else None,
+        prefix_starts=soft_starts(plug.model, plug.text, prompts, plug.persona.place),
         batch_size=batch_size,
         progress=progress,
     )

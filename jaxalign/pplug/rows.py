@@ -17,7 +17,7 @@ from jaxalign.models.embed import Encoder, text_encodings
 from jaxalign.models.encoder import EncoderConfig
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.tokenizer import Tokenizer
-from jaxalign.pplug.config import PersonaConfig, TextConfig
+from jaxalign.pplug.config import PersonaConfig, Place, TextConfig
 from jaxalign.pplug.store import HistoryStore, encode_with
 
 Arrays = dict[str, np.ndarray]
@@ -201,15 +201,21 @@ def assistant_turn(model: LanguageModel, text: TextConfig) -> tuple[int, ...]:
 
 
 def soft_starts(
-    model: LanguageModel, text: TextConfig, prompts: Sequence[str | Chat]
-) -> np.ndarray:
-    """Return how many tokens of each prompt stand before soft tokens placed `after` it: [N] int32.
+    model: LanguageModel, text: TextConfig, prompts: Sequence[str | Chat], place: Place
+) -> np.ndarray | None:
+    """Return how many tokens of each prompt stand before its soft tokens.
 
     Args:
         model: The language model.
         text: The choice of the template.
         prompts: N prompts, as from `format_prompts`.
+        place: Where the soft tokens stand, as in `PersonaConfig`.
+
+    Returns:
+        [N] int32 for `generate_texts`; None for soft tokens before the prompts.
     """
+    if place == "before":
+        return None
     turn = len(assistant_turn(model, text))
     lengths = [len(tokenize_prompt(model, prompt)) for prompt in prompts]
     return np.array([length - turn for length in lengths], np.int32)

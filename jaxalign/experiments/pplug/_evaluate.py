@@ -221,9 +221,6 @@ class _Evaluator:
             losses = dict(zip(self._ids(), answer_losses(scored).tolist(), strict=True))
         write_json(self._path(LOSSES, job), losses)
         prompts = format_prompts(self.model, text, questions)
-        starts = None
-        if soft is not None and place == "after":
-            starts = soft_starts(self.model, text, prompts)
         answers = generate_texts(
             self.model,
             prompts,
@@ -233,7 +230,7 @@ class _Evaluator:
             ),
             jax.random.fold_in(jax.random.key(settings.seed), job.seed),
             prefix=soft,
-            prefix_starts=starts,
+            prefix_starts=soft_starts(self.model, text, prompts, place),
             batch_size=settings.batch_size,
             progress=self.show,
         )

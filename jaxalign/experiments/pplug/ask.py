@@ -62,7 +62,8 @@ def read_history(path: str | Path | None, task: str | lamp.Task, question: str) 
             all items or none; items with dates are sorted. A row with `chosen` and `rejected`, as
             in a preference file, is two items. None or an empty file means a new user.
         task: A name in `jaxalign.data.lamp.TASKS`, or a task.
-        question: The input, or the part of it that the task asks about, such as an article.
+        question: The input, or the part of it that differs between questions, such as an
+            article.
 
     Raises:
         InputError: The file or the question cannot be used.
@@ -114,7 +115,7 @@ def question_policies(
     run, plug = opened.run, opened.plug
     if histories.task != run.sources.task:
         raise InputError(
-            f"{histories.source} asks for {histories.task}, the plug is of {run.sources.task}: "
+            f"{histories.source} is of the task {histories.task}, the plug of {run.sources.task}: "
             "give questions of its task."
         )
     with history_store(store or run.store, plug.encoder) as vectors:
@@ -141,11 +142,11 @@ def question_policies(
         ]
         read = repr((histories.samples, histories.items))
         prompts = format_prompts(plug.model, plug.text, questions)
-        starts = soft_starts(plug.model, plug.text, prompts)
+        starts = soft_starts(plug.model, plug.text, prompts, plug.persona.place)
 
         def arguments(chosen: Sequence[int]) -> GenerationArguments:
             found: GenerationArguments = {"prefix": prefixes(plug, histories.take(chosen), vectors)}
-            if plug.persona.place == "after":
+            if starts is not None:
                 found["prefix_starts"] = starts[list(chosen)]
             return found
 
