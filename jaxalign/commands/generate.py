@@ -120,11 +120,11 @@ def _generate(arguments: argparse.Namespace, _: list[str]) -> None:
                 "preferences has an adapter of its own; give one of them"
             )
         if arguments.max_tokens is None:
-            from jaxalign.experiments.moc._run import find_config
+            from jaxalign.experiments.moc._run import trained_config
 
-            if (run := find_config(arguments.model)) is not None:
-                sampling = replace(sampling, max_tokens=run.moc.answer_tokens)
-                config = replace(config, sampling=sampling)
+            if (run := trained_config(arguments.model)) is not None:
+                own = replace(sampling, max_tokens=run.moc.answer_tokens)
+                config = replace(config, sampling=own)
         policies = preference_policies(
             arguments.model, rows, prompts, arguments.preference, **loading
         )

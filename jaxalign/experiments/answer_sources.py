@@ -256,9 +256,9 @@ def _member(
     population = _population(model, folder, names)
     settings = sources.settings
     if sources.own_length:
-        from jaxalign.experiments.palm.policy_run import find_config  # with plots; for this alone
+        from jaxalign.experiments.palm.policy_run import built_config  # with plots; for this alone
 
-        if (config := find_config(folder)) is not None:
+        if (config := built_config(folder)) is not None:
             settings = replace(settings, max_tokens=config.policies.answer_tokens)
     return member_strategy(serving, population, settings, sources.batch_size)
 
@@ -270,8 +270,8 @@ def _conditioned(sources: AnswerSources, folder: Path, model: UserModel) -> Stra
     policy = moc.load(place, dtype=sources.dtype)
     settings = sources.settings
     if sources.own_length:
-        from jaxalign.experiments.moc._run import find_config  # with plots; for this alone
+        from jaxalign.experiments.moc._run import trained_config  # with plots; for this alone
 
-        if (run := find_config(folder)) is not None:
+        if (run := trained_config(folder)) is not None:
             settings = replace(settings, max_tokens=run.moc.answer_tokens)
     return conditioned_strategy(policy, table, population, settings, sources.batch_size)

@@ -202,7 +202,7 @@ def run(
     return report
 
 
-def find_config(folder: str | Path) -> MocRunConfig | None:
+def trained_config(folder: str | Path) -> MocRunConfig | None:
     """Return the config of the run that trained a policy, None where the policy stands alone.
 
     Args:

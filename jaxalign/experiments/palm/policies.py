@@ -12,7 +12,7 @@ from jaxalign import moc
 from jaxalign.data.chat_template import choose_template
 from jaxalign.data.prompts import Prompt, Prompts, as_chats, filter_prompts, load_prompts
 from jaxalign.errors import InputError
-from jaxalign.experiments.moc._run import find_config
+from jaxalign.experiments.moc._run import trained_config
 from jaxalign.moc.files import policy_folder
 from jaxalign.moc.preferences import evaluation_points
 from jaxalign.models.chat import room_for_prompts, tokenize_prompt
@@ -207,7 +207,7 @@ def _base_of(adapter: Path) -> str:
 
 
 def _of_moc(folder: Path, base: str | None, config: BuildConfig) -> PolicyPool:
-    run = find_config(folder)
+    run = trained_config(folder)
     rewards = _rewards(config, () if run is None else run.rewards)
     dtype = config.policies.dtype
     model = load_language_model(base, dtype) if base else None

@@ -179,7 +179,7 @@ def certify_policies(folder: Path, source: str) -> HeldOut:
     )
 
 
-def find_config(folder: Path) -> BuildConfig | None:
+def built_config(folder: Path) -> BuildConfig | None:
     """Return the config of a build over policies, None where only the portfolio is in the folder.
 
     Raises:
