@@ -79,10 +79,10 @@ def first_fields(path: Path) -> frozenset[str]:
     """Return the fields of the first object of a JSON file, or the columns of a table or archive.
 
     Args:
-        path: of JSON, JSON lines, Parquet or .npz.
+        path: of JSON, JSON lines, Parquet, .npz or .pt.
 
     Returns:
-        Their names; none of a file that is something else.
+        Their names, of a .pt file those of the files in it; none of a file that is something else.
 
     Example:
         >>> import tempfile
@@ -94,7 +94,7 @@ def first_fields(path: Path) -> frozenset[str]:
         ['score', 'user']
     """
     try:
-        if path.suffix == ".npz":
+        if path.suffix in (".npz", ".pt"):
             with zipfile.ZipFile(path) as file:
                 return frozenset(name.removesuffix(".npy") for name in file.namelist())
         if path.suffix == ".parquet":

@@ -107,7 +107,10 @@ def _add_export(actions: Commands) -> None:
         "--history", type=Path, help="JSON lines, an item or a choice each (none: a new user)"
     )
     parser.add_argument("--store", type=Path, help="folder of item vectors (the run's)")
-    add_out(parser, "file", "file of the embeddings, such as prompt.pt", (".pt",))
+    add_out(
+        parser, "file", "file of the embeddings, such as prompt.pt", (".pt",),
+        fields=(("tensor/data.pkl", "tensor/data/0"),),
+    )  # fmt: skip
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:

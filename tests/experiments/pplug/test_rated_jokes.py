@@ -24,6 +24,7 @@ from jaxalign.experiments.pplug.config import PPlugRunConfig
 from jaxalign.models import families
 from jaxalign.models.sampling import Sampling
 from jaxalign.pplug.store import history_store
+from jaxalign.recognise import first_fields
 
 CONFIG = {
     "data": {
@@ -117,6 +118,7 @@ def test_an_exported_prompt_gives_the_answer_of_the_plug(world, tmp_path):
         "--out", out,
     )  # fmt: skip
     assert result.code == 0, result.err
+    assert first_fields(out) >= {"tensor/data.pkl", "tensor/data/0"}  # so that it is replaced
     given = torch.load(out, weights_only=True).numpy()
     opened = ask.open_plug(world.run)
     histories = ask.read_history(history, "jester", "the thing")
