@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import yaml
 
-from jaxalign.config_fields import Leaf, config_leaves, entry_class, is_list, type_name
+from jaxalign.config_fields import ConfigField, config_leaves, entry_class, is_list, type_name
 from jaxalign.errors import InputError
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def _shown(value: object) -> str:
 # The document.
 
 
-def _defaults(leaves: Iterable[Leaf]) -> dict[str, object]:
+def _defaults(leaves: Iterable[ConfigField]) -> dict[str, object]:
     document: dict[str, object] = {}
     for leaf in leaves:
         if leaf.default is not MISSING:
@@ -208,7 +208,7 @@ def _defaults(leaves: Iterable[Leaf]) -> dict[str, object]:
     return document
 
 
-def _plain(leaf: Leaf, value: object) -> object:
+def _plain(leaf: ConfigField, value: object) -> object:
     import pydantic
 
     adapter: pydantic.TypeAdapter[object] = pydantic.TypeAdapter(leaf.type)
@@ -293,7 +293,7 @@ def _merged(
 # The options.
 
 
-def _options(overrides: Sequence[str], leaves: dict[str, Leaf]) -> dict[str, list[str]]:
+def _options(overrides: Sequence[str], leaves: dict[str, ConfigField]) -> dict[str, list[str]]:
     """The words of each option by dotted key; an option that comes twice counts as last given."""
     options: dict[str, list[str]] = {}
     words: list[str] | None = None
@@ -314,7 +314,7 @@ def _options(overrides: Sequence[str], leaves: dict[str, Leaf]) -> dict[str, lis
     return options
 
 
-def _parsed(leaf: Leaf, words: list[str]) -> object:
+def _parsed(leaf: ConfigField, words: list[str]) -> object:
     """The JSON value of an option's words, read by tyro as the field's type."""
     import tyro
 
@@ -350,7 +350,7 @@ def _put(document: dict[str, object], key: str, value: object) -> None:
 def _sentence(
     error: "ValidationError",
     document: dict[str, object],
-    leaves: dict[str, Leaf],
+    leaves: dict[str, ConfigField],
     path: str | Path | None,
     options: Iterable[str],
 ) -> str:
@@ -387,7 +387,7 @@ def _sentence(
 
 
 def _entry_sentence(
-    problem: "ErrorDetails", leaves: dict[str, Leaf], path: str | Path | None
+    problem: "ErrorDetails", leaves: dict[str, ConfigField], path: str | Path | None
 ) -> str | None:
     """What is wrong with an optional config, a list of them or an entry; None for other fields."""
     parts = [str(part) for part in problem["loc"]]

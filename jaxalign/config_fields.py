@@ -10,7 +10,7 @@ from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True)
-class Leaf:
+class ConfigField:
     """A field that is not itself a config.
 
     Attributes:
@@ -26,7 +26,7 @@ class Leaf:
     help: str
 
 
-def config_leaves(cls: type, prefix: str = "", parent: object = MISSING) -> Iterator[Leaf]:
+def config_leaves(cls: type, prefix: str = "", parent: object = MISSING) -> Iterator[ConfigField]:
     """Yield the fields of a config class and of the configs in it.
 
     Args:
@@ -55,16 +55,16 @@ def config_leaves(cls: type, prefix: str = "", parent: object = MISSING) -> Iter
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             yield from config_leaves(kind, key + ".", default)
         else:
-            yield Leaf(key, kind, default, helps.get(field.name, ""))
+            yield ConfigField(key, kind, default, helps.get(field.name, ""))
 
 
-def entry_class(leaf: Leaf) -> type | None:
+def entry_class(leaf: ConfigField) -> type | None:
     """Return the class of an optional config or of the entries of a list, None for other fields."""
     kinds = (kind for kind in get_args(leaf.type) if isinstance(kind, type))
     return next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
 
 
-def is_list(leaf: Leaf) -> bool:
+def is_list(leaf: ConfigField) -> bool:
     """Return whether a field holds a list or a tuple."""
     return get_origin(leaf.type) in (list, tuple)
 
