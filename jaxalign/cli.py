@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from jaxalign.commands import (
     answer,
+    compile_cache,
     demo,
     embed,
     export,
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found"
+    os.environ.update(compile_cache.variables(os.environ))
     arguments = argparse.Namespace()
     try:
         for number, usual in _SIGNALS.items() if argv is None else ():

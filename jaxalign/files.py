@@ -19,6 +19,14 @@ from jaxalign.errors import InputError
 from jaxalign.recognise import instead
 
 
+def cache_folder() -> Path:
+    """Return where jaxalign keeps what can be made again: $JAXALIGN_CACHE, else ~/.cache/jaxalign.
+
+    Models, embeddings and compiled programs are kept there.
+    """
+    return Path(os.environ.get("JAXALIGN_CACHE") or "~/.cache/jaxalign").expanduser()
+
+
 @contextmanager
 def write_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path in the same folder, which becomes `path` when the block succeeds.

@@ -1,26 +1,18 @@
 """How tests compile, which is most of what they do: fast, and once for all workers and runs.
 
-Code compiled for another CPU can crash, and jax reads back what another version wrote: each jax,
-jaxlib and CPU has a folder of its own. jax tells programs and XLA's flags apart by itself.
+The folders of versions and CPUs are those of `jaxalign.commands.compile_cache`, in another place:
+the flags below are no user's.
 """
 
 import atexit
-import hashlib
 import mmap
-import platform
 import shutil
 import tempfile
 from collections.abc import Mapping
-from importlib.metadata import distribution, version
+from importlib.metadata import distribution
 from pathlib import Path
 
-# What /proc/cpuinfo says of the kind of a CPU, on x86 and on ARM; clock rates and the like differ
-# from one moment to the next.
-KIND = (
-    "vendor_id", "cpu family", "model", "model name", "stepping", "flags",
-    "CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision", "Features",
-)  # fmt: skip
-
+from jaxalign.commands.compile_cache import own_folder, writable
 
 # Compiling fast is what counts: a training step of the tests takes 3.6 s of processor time in
 # place of 24, and twice the time to run, of which there is little. The last is the greatest part
@@ -43,42 +35,12 @@ def xla_flags() -> str:
     return " ".join(known)
 
 
-def cpuinfo() -> str:
-    """What Linux says of the CPU; nothing elsewhere."""
-    try:
-        return Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return ""
-
-
-def cpu(info: str) -> str:
-    """The kind of CPU that programs are compiled for, from what `cpuinfo` gives."""
-    lines = info.splitlines()
-    fields = {name.strip(): value for name, _, value in (line.partition(":") for line in lines)}
-    return "\n".join([platform.machine(), platform.processor(), *(fields.get(n, "") for n in KIND)])
-
-
-def folder(home: Path, jax: str, jaxlib: str, cpu: str) -> Path:
-    """The folder for one jax, jaxlib and CPU below the home of all."""
-    return home / f"jax-{jax}-jaxlib-{jaxlib}-cpu-{hashlib.sha256(cpu.encode()).hexdigest()[:12]}"
-
-
 def home(environment: Mapping[str, str]) -> Path:
     """Outside the checkout, so that a fresh one finds what others have compiled."""
     if own := environment.get("JAXALIGN_TEST_CACHE"):
         return Path(own).absolute()
     caches = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(caches) / "jaxalign-tests"
-
-
-def writable(path: str) -> bool:
-    """Whether files can be made in a folder, which is made where it is missing."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            return True
-    except OSError:
-        return False
 
 
 def variables(environment: Mapping[str, str]) -> dict[str, str]:
@@ -89,8 +51,8 @@ def variables(environment: Mapping[str, str]) -> dict[str, str]:
     """
     path = environment.get("JAX_COMPILATION_CACHE_DIR")
     if path is None:
-        path = str(folder(home(environment), version("jax"), version("jaxlib"), cpu(cpuinfo())))
-        if not writable(path):
+        path = str(own_folder(home(environment)))
+        if not writable(Path(path)):
             path = tempfile.mkdtemp(prefix="jaxalign-tests-")
             atexit.register(shutil.rmtree, path, ignore_errors=True)
     return {

@@ -12,38 +12,6 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-HOME = Path("home")
-PLACE = compile_cache.folder(HOME, "0.10.2", "0.10.2", "one CPU")
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        ("0.10.3", "0.10.2", "one CPU"),
-        ("0.10.2", "0.10.3", "one CPU"),
-        ("0.10.2", "0.10.2", "another CPU"),
-    ],
-)
-def test_another_version_or_cpu_has_a_folder_of_its_own(other):
-    assert compile_cache.folder(HOME, *other) != PLACE
-    assert compile_cache.folder(HOME, *other).parent == PLACE.parent == HOME
-
-
-def test_the_kind_of_the_cpu_and_nothing_that_changes():
-    info = "processor : 0\nmodel name\t: One CPU\ncpu MHz : 2600\nflags\t\t: fpu avx512f\n"
-    kind = compile_cache.cpu(info)
-    assert compile_cache.cpu(info.replace("2600", "3100")) == kind
-    assert compile_cache.cpu(info.replace(" avx512f", "")) != kind
-    assert compile_cache.cpu(info.replace("One", "Another")) != kind
-
-
-def test_the_cpu_of_this_machine_is_known():
-    if sys.platform == "linux":
-        kind = "flags" if os.uname().machine == "x86_64" else "Features"
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        line = next(line for line in lines if line.startswith(kind))
-        assert line.partition(":")[2].strip() in compile_cache.cpu(compile_cache.cpuinfo())
-
 
 def test_the_home_is_outside_of_the_checkout(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 from jaxalign.data.chat_template import render_chat
 from jaxalign.data.messages import Conversation
 from jaxalign.errors import InputError
+from jaxalign.files import cache_folder
 from jaxalign.models import encoder as bert
 from jaxalign.models import families
 from jaxalign.models.adapted import classifier_settings, open_weights, read_settings
@@ -32,7 +33,7 @@ from jaxalign.models.encoder_files import load_pooling, load_tokenizer
 from jaxalign.models.hf_config import JsonObject, first_architecture, read_config_json, size
 from jaxalign.models.language import load_language_model
 from jaxalign.models.params import Params
-from jaxalign.models.resolve import cache_folder, resolve
+from jaxalign.models.resolve import resolve
 from jaxalign.models.tokenizer import Tokenizer, check_text, check_tokens, warn_truncated
 from jaxalign.models.weights import encoder as weights
 from jaxalign.models.weights.load import load_params

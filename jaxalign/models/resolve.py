@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jaxalign.errors import InputError
-from jaxalign.files import write_json
+from jaxalign.files import cache_folder, write_json
 from jaxalign.models.hf_config import JsonObject
 from jaxalign.models.packages import PACKAGES, fetch_package
 from jaxalign.models.weights.adapter import CONFIG, adapter_settings
@@ -176,11 +176,6 @@ def _meaning(settings: JsonObject) -> str:
         "alpha_pattern", "layers_to_transform", "modules_to_save", "task_type",
     )  # fmt: skip
     return json.dumps({name: settings.get(name) for name in fields}, sort_keys=True, default=str)
-
-
-def cache_folder() -> Path:
-    """Where jaxalign keeps models and embeddings: $JAXALIGN_CACHE, else ~/.cache/jaxalign."""
-    return Path(os.environ.get("JAXALIGN_CACHE") or "~/.cache/jaxalign").expanduser()
 
 
 def _find(name: str) -> tuple[Path, str]:
