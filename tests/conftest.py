@@ -1,5 +1,6 @@
 """Settings of every test: programs kept, no silent rank promotion, matplotlib without a display."""
 
+import gc
 import os
 
 import compile_cache
@@ -14,6 +15,9 @@ import jax
 import pytest
 from hypothesis import settings
 
+# Tracing makes objects by the million, few of them garbage: at the default thresholds a tenth of the
+# time of the tests is spent on looking through them.
+gc.set_threshold(50_000, 20, 100)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 pytest.register_assert_rewrite("cli_calls")
 # The first example compiles, and a busy machine is slow. The same examples every time: a change is
