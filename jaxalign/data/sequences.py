@@ -48,6 +48,10 @@ class Sequences:
         """[N] int64 tokens of each sequence."""
         return np.diff(self.starts)
 
+    def tokens_of(self, row: int) -> np.ndarray:
+        """Return the tokens [T] of one sequence."""
+        return self.tokens[self.starts[row] : self.starts[row + 1]]
+
     def padded(self, rows: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Some sequences as one array, padded on the right with 0.
 

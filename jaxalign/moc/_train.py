@@ -37,6 +37,7 @@ from jaxalign.runs.log import MetricsLog
 from jaxalign.runs.stop import stop_request
 from jaxalign.train.announce import announce
 from jaxalign.train.checkpoint import Checkpoints
+from jaxalign.train.failures import guarded_step, last_state
 from jaxalign.train.mesh import batch_sharding, make_mesh, param_shardings, state_shardings
 
 _REMEDY = "lower optimiser.rate or epochs, and go on from the last checkpoint"
@@ -156,16 +157,13 @@ def _loop(
         )
         stack.callback(log.close)
         watches = KLWatch(config.kl, config.batch, say), RewardWatch(names, say)
+        kept = partial(last_state, checkpoints)
         for number in range(first, config.steps):
             drawn = sampler.draw(number)
-            try:
-                state, metrics = advance(state, drawn)
-            except BaseException:
-                _rescue(state, number, log, checkpoints)
-                raise
             done = number + 1
-            last = None if checkpoints is None else checkpoints.latest_step()
-            check = partial(_check_step, names, drawn.texts, watches, last)
+            with guarded_step(state, number, log, checkpoints, lambda: f" ({kept()})"):
+                state, metrics = advance(state, drawn)
+            check = partial(_check_step, names, drawn.texts, watches, kept)
             log.add(done, metrics, check=check)
             due = stop.asked or done % config.checkpoint_every == 0 or done == config.steps
             if checkpoints is not None and due:
@@ -193,21 +191,22 @@ def _check_step(
     names: tuple[str, ...],
     prompts: Sequence[str],
     watches: tuple[KLWatch, RewardWatch],
-    last: int | None,
+    kept: Callable[[], str],
     step: int,
     values: dict[str, float],
 ) -> None:
     """Refuse a step in which a row had a number that is not finite; look at KL and rewards."""
-    kept = "no state is kept" if last is None else f"the state of step {last} is kept"
     furthest = int(values.pop("kl_row"))
-    far = f" (most in row {furthest}, prompt {prompts[furthest]!r:.80}; {kept})"
-    watches[0].look(step, values["kl"], values["kl_coef"], far)
+    watches[0].look(
+        step, values["kl"], values["kl_coef"],
+        lambda: f" (most in row {furthest}, prompt {prompts[furthest]!r:.80}; {kept()})",
+    )  # fmt: skip
     alike = {name: bool(values.pop(f"alike_{name}")) for name in names}
     watches[1].look(step, alike, {name: values[f"reward_{name}"] for name in names})
     row, part = int(values.pop("bad_row")), BAD_PARTS[int(values.pop("bad_part"))]
     if row < 0:
         return
-    place = f"(row {row}, prompt {prompts[row]!r:.80}; {kept})"
+    place = f"(row {row}, prompt {prompts[row]!r:.80}; {kept()})"
     if part == "reward":
         raise InputError(
             f"step {step}: one of the rewards {', '.join(names)} is not finite {place}; correct "
@@ -218,19 +217,6 @@ def _check_step(
         f"step {step}: {article} {part} of a completion is not finite {place}; expected a finite "
         f"number: {_REMEDY}."
     )
-
-
-def _rescue(
-    state: MocTrainState, step: int, log: MetricsLog, checkpoints: Checkpoints | None
-) -> None:
-    """Save the state that a failed step began with, unless it was donated to the step already."""
-    donated = any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
-    if checkpoints is None or donated or step == 0 or step in checkpoints.steps():
-        return
-    log.flush()  # raises first where the state is not finite
-    checkpoints.wait()
-    if step not in checkpoints.steps():
-        checkpoints.save(step, state)
 
 
 def _show_samples(

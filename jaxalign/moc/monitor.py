@@ -14,12 +14,13 @@ import numpy as np
 from jaxalign.errors import InputError
 from jaxalign.moc.config import KLConfig
 from jaxalign.moc.prompt_sampler import StepPrompts
+from jaxalign.runs.log import Where
+from jaxalign.train.failures import Streak
 
 KL_FACTOR = 2.0
 """How many times its target the KL may be before it counts as having run away."""
 KL_LIMIT, KL_LIMIT_STEPS = 20.0, 10
 """How many times its target the KL may be, and for how many steps in a row, before a run stops."""
-_PATIENCE = 5  # steps in a row before the first warning; each further one waits twice as long
 _SHOWN = 160  # characters of a prompt or completion
 
 
@@ -55,23 +56,6 @@ def sample_lines(
     return lines
 
 
-class _Streak:
-    """Counts steps in a row, and says when to warn: after `_PATIENCE`, then after twice as many."""
-
-    def __init__(self) -> None:
-        self.length, self._next = 0, _PATIENCE
-
-    def is_due(self, holds: bool) -> bool:
-        """Take whether a step has what is counted, and return whether to warn now."""
-        self.length = self.length + 1 if holds else 0
-        if not holds:
-            self._next = _PATIENCE
-        if self.length < self._next:
-            return False
-        self._next *= 2
-        return True
-
-
 class KLWatch:
     """Warns while the KL to the reference stays far above its target, and stops a lost run.
 
@@ -87,16 +71,17 @@ class KLWatch:
             say: called with a warning.
         """
         self._config, self._batch, self._say = config, batch, say
-        self._above, self._lost = _Streak(), 0
+        self._above, self._lost = Streak(), 0
 
-    def look(self, step: int, kl: float, coef: float, place: str = "") -> None:
+    def look(self, step: int, kl: float, coef: float, where: Where = lambda: "") -> None:
         """Take the KL of a step, and warn where it has been too high for several steps.
 
         Args:
             step: its number.
             kl: nats of a completion to the reference.
             coef: the KL coefficient that the step used.
-            place: the completion that is furthest from the reference, and the last state on disk.
+            where: returns the completion that is furthest from the reference, and the last state
+                on disk.
 
         Raises:
             InputError: an adaptive coefficient above 0, and for `KL_LIMIT_STEPS` steps in a row a
@@ -111,7 +96,7 @@ class KLWatch:
         if self._lost >= KL_LIMIT_STEPS and self._config.adaptive and coef > 0:
             raise InputError(
                 f"step {step}: the KL is {kl:.1f} nats, and for {self._lost} steps it has been "
-                f"more than {KL_LIMIT:g} times its target of {target:g}{place}: the policy has "
+                f"more than {KL_LIMIT:g} times its target of {target:g}{where()}: the policy has "
                 f"left the reference: {remedy}, in a new folder."
             )
         if self._above.is_due(kl > KL_FACTOR * target):
@@ -132,7 +117,7 @@ class RewardWatch:
             names: [R] of the rewards.
             say: called with a warning.
         """
-        self._say, self._alike = say, {name: _Streak() for name in names}
+        self._say, self._alike = say, {name: Streak() for name in names}
 
     def look(self, step: int, alike: Mapping[str, bool], levels: Mapping[str, float]) -> None:
         """Take which rewards were the same for all completions of a step, and warn of those.

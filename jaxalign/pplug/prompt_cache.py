@@ -49,7 +49,7 @@ class PromptCache:
         size = 2 * np.prod(shape, dtype=float) * jnp.dtype(config.dtype).itemsize
         if size > self.gib * 2**30:
             return None, own
-        texts = [prompts.tokens[prompts.starts[n] : prompts.starts[n + 1]] for n in first]
+        texts = [prompts.tokens_of(n) for n in first]
         self._add(texts)
         whole = [np.zeros(shape, jnp.dtype(config.dtype)) for _ in range(2)]
         for place, text in enumerate(texts):

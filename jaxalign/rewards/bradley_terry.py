@@ -1,5 +1,7 @@
 """Reward models from choices: the chosen answer's reward above the rejected one's."""
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,8 +24,9 @@ from jaxalign.models.heads import ValueHead, last_token
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.lora import LoraConfig
 from jaxalign.models.params import Params, PyTree
-from jaxalign.progress import Progress
+from jaxalign.progress import Progress, counted
 from jaxalign.rewards.reward_model import reward_model
+from jaxalign.train.failures import Streak
 from jaxalign.train.loop import LoopConfig, LoopResult, Rows, fit
 from jaxalign.train.mesh import batch_sharding, make_mesh
 from jaxalign.train.optimiser import OptimiserConfig
@@ -36,6 +39,7 @@ from jaxalign.train.trunk import (
     split_trainable,
 )
 
+_SAME = 1e-6  # of a loss of ln 2 in float32
 Texts = list[str] | list[tuple[str, str]]  # alone, or each with its prompt
 
 
@@ -202,6 +206,52 @@ def rows_of(choices: ObjectiveChoices, texts: Sequences, widest: int) -> Rows:
     return Rows(texts.lengths[sides].max(axis=1), assemble, widest)
 
 
+class AlikeWatch:
+    """Warns while both answers of every choice of a step have the same reward."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        """Start to watch; `say` is called with a warning."""
+        self._say, self._alike = say, Streak()
+
+    def look(self, step: int, values: Mapping[str, float]) -> None:
+        """Take the metrics of a step, as of `loss`, and warn where it is due.
+
+        Args:
+            step: its number.
+            values: `loss` and `accuracy`; rewards that are all the same have ln 2 and a half.
+        """
+        same = values["accuracy"] == 0.5 and abs(values["loss"] - math.log(2)) < _SAME
+        if self._alike.is_due(same):
+            self._say(
+                f"warning: step {step}: for {self._alike.length} steps both answers of every "
+                "choice had the same reward, from which nothing is learned: raise max_tokens if it "
+                "cuts off what tells them apart, or optimiser.rate if it is too low to start from, "
+                "in a new folder"
+            )
+
+
+def check_distinct(choices: ObjectiveChoices, texts: Sequences) -> int:
+    """Return how many choices have the same tokens on both sides, and refuse where all have.
+
+    Args:
+        choices: N.
+        texts: of `tokenized_items`, for the items of their table.
+
+    Raises:
+        InputError: no choice has answers that differ.
+    """
+    table = choices.preferences
+    pairs = zip(table.chosen.tolist(), table.rejected.tolist(), strict=True)
+    same = sum(np.array_equal(texts.tokens_of(a), texts.tokens_of(b)) for a, b in pairs)
+    if same == len(table.chosen):
+        raise InputError(
+            f"{table.source}: both answers of every choice have the same first "
+            f"{texts.lengths.max()} tokens, from which nothing can be learned: raise max_tokens, "
+            "or correct the choices."
+        )
+    return same
+
+
 def hold_out(
     choices: ObjectiveChoices, by: str, share: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -252,7 +302,7 @@ def train(
         {"model": parameters}.
 
     Raises:
-        InputError: as `jaxalign.train.sft.train`.
+        InputError: as `jaxalign.train.sft.train`, or no choice has answers that differ.
     """
     decoder = replace(config.trunk.decoder(base.config), tied=True)
     mesh = make_mesh(config.trunk.mesh)
@@ -263,6 +313,12 @@ def train(
     last = jnp.zeros((1, decoder.width), jnp.float32)
     trained["head"] = dict(head.init(head_key, last)["params"])
     limit = min(config.max_tokens, decoder.positions)
+    say = (progress or Progress(False)).say
+    if same := check_distinct(choices, texts):
+        say(
+            f"{counted(same, 'choice')} with the same tokens on both sides, from which nothing is "
+            "learned: raise max_tokens if it cuts off what tells them apart"
+        )
     return fit(
         init_train_state(run, trained, config.optimiser, mesh, decoder),
         frozen,
@@ -272,8 +328,9 @@ def train(
         config.loop,
         config.optimiser,
         folder,
-        (progress or Progress(False)).say,
+        say,
         batch_sharding(mesh),
+        check=AlikeWatch(say).look,
     )
 
 

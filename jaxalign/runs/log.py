@@ -127,20 +127,23 @@ class MetricsLog:
         for tracker in self._trackers:
             tracker.close()
 
-    def add_validation(self, step: int, means: Mapping[str, float]) -> None:
+    def add_validation(
+        self, step: int, means: Mapping[str, float], where: Where = lambda: ""
+    ) -> None:
         """Write means over the validation rows.
 
         Args:
             step: steps taken before.
             means: by name; "loss" is what `best_step` compares.
+            where: as in `add`.
 
         Raises:
             InputError: a mean is not finite.
         """
-        values = self._finite(step, means)
-        self.validations[step] = values
-        self._line({"step": step} | {f"{_VALIDATION}{name}": v for name, v in values.items()})
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+        named = {f"{_VALIDATION}{name}": value for name, value in means.items()}
+        self._line({"step": step} | self._finite(step, named, where))
+        self.validations[step] = dict(means)
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
         self._say(f"step {step} of {self._steps}: validation {shown}")
         self._last = time.monotonic()  # validation does not count as time of the steps
 
@@ -194,7 +197,8 @@ class MetricsLog:
     def _finite(
         self, step: int, values: Mapping[str, float], where: Where = lambda: ""
     ) -> dict[str, float]:
-        for name, value in values.items():
+        for name in sorted(values, key="loss".__ne__):  # what follows from a bad loss comes after
+            value = values[name]
             if not math.isfinite(value):
                 raise InputError(
                     f"step {step}: {name} is {value}; expected a finite number: "

@@ -12,17 +12,20 @@ import numpy as np
 from jaxalign.config import on_resume
 from jaxalign.errors import InputError
 from jaxalign.models.params import PyTree
-from jaxalign.runs.log import MetricsLog, Tracker
+from jaxalign.runs.log import Check, MetricsLog, Tracker, Where
 from jaxalign.runs.stop import stop_request
 from jaxalign.train.announce import announce
 from jaxalign.train.batches import Batches
 from jaxalign.train.checkpoint import Checkpoints, load_state, save_state
+from jaxalign.train.failures import guarded_step, last_state, memory_refusal
 from jaxalign.train.optimiser import OptimiserConfig, TrainState
 from jaxalign.train.step import Loss, make_judge, make_step
 
 _SHOWN = 8  # rows of a step that a message names
 # Rows (-1 for none) and a width -> arrays [B, ...].
 Assemble = Callable[[np.ndarray, int], Mapping[str, np.ndarray]]
+# Parameters and checkpoints -> means over the validation rows, and where one is not finite.
+Judge = Callable[[PyTree, Checkpoints | None], tuple[dict[str, float], Where]]
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ def fit(
     sharding: jax.sharding.NamedSharding | None = None,
     *,
     rates: Mapping[str, float] | None = None,
+    check: Check | None = None,
 ) -> LoopResult:
     """Train to the last step, going on from the newest state in the folder.
 
@@ -138,12 +142,16 @@ def fit(
         say: where progress goes.
         sharding: of the micro-batches' rows over devices.
         rates: as in `optimiser.apply`.
+        check: as in `MetricsLog.add`, called with the metrics of every step.
 
     Returns:
         The best parameters and how they did.
 
     Raises:
-        InputError: when the loss stops being finite; the last state kept is from before.
+        InputError: when a metric stops being finite, the device has too little memory, or the
+            state in the folder is another run's. The message names the step, its rows and the last
+            state that is kept. A step that fails before it changes the state leaves the state
+            before it.
         KeyboardInterrupt: at Ctrl-C, when the state is kept.
     """
     (folder / "state").mkdir(parents=True, exist_ok=True)
@@ -166,18 +174,19 @@ def fit(
         log = MetricsLog(folder, int(state.step), steps, say, _describe, config.trackers)
         stack.callback(log.close)
         if judge is not None and 0 not in log.validations:
-            log.add_validation(0, judge(state.params))
+            log.add_validation(0, *judge(state.params, kept))
         for number, (width, rows) in _from(batches, int(state.step), config.epochs):
-            batch = _placed(train.assemble(rows, width), config.micro_batches, sharding)
-            with jax.transfer_guard("disallow"):
-                state, metrics = step(state, frozen, batch)
-            done = number + 1
-            own = rows[rows >= 0]
+            done, own = number + 1, rows[rows >= 0]
+            where = partial(_rows_and_state, "training", own, kept)
+            with guarded_step(state, number, log, kept, where):
+                batch = _placed(train.assemble(rows, width), config.micro_batches, sharding)
+                with jax.transfer_guard("disallow"):
+                    state, metrics = step(state, frozen, batch)
             tokens = int(train.lengths[own].sum())
-            log.add(done, metrics, tokens, where=partial(_rows_and_state, own, kept))
+            log.add(done, metrics, tokens, check, where)
             if judge is not None and (done % config.evaluate_every == 0 or done == steps):
                 log.flush()
-                log.add_validation(done, judge(state.params))
+                log.add_validation(done, *judge(state.params, kept))
                 if log.best_step() == done:
                     save_state(folder / "state" / "best", state.params)
             if stop.asked or done % config.checkpoint_every == 0 or done == steps:
@@ -192,13 +201,11 @@ def fit(
     return LoopResult(params, best, log.validations[best], log.validations[0], steps)
 
 
-def _rows_and_state(rows: np.ndarray, kept: Checkpoints) -> str:
-    """The rows of a step, and the last state that is kept, for a message."""
+def _rows_and_state(part: str, rows: np.ndarray, kept: Checkpoints | None) -> str:
+    """Rows of the training or validation part, and the state that is kept, for a message."""
     shown = ", ".join(map(str, rows[:_SHOWN]))
     more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
-    last = kept.latest_step()
-    state = "no state is kept" if last is None else f"the state of step {last} is kept"
-    return f" (training rows {shown}{more}, counted from 0; {state})"
+    return f" ({part} rows {shown}{more}, counted from 0; {last_state(kept)})"
 
 
 def _describe(entry: Mapping[str, float]) -> str:
@@ -215,7 +222,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Means of a loss over all rows, without dropout."""
     config = LoopConfig(batch_size=batch_size)
-    return _judge(loss, rows, config, frozen, sharding, lambda text: None)(params)
+    return _judge(loss, rows, config, frozen, sharding, lambda text: None)(params, None)[0]
 
 
 def _judge(
@@ -225,20 +232,24 @@ def _judge(
     frozen: PyTree,
     sharding: jax.sharding.NamedSharding | None,
     say: Callable[[str], None],
-) -> Callable[[PyTree], dict[str, float]]:
+) -> Judge:
     planned = Batches(rows.lengths, config.batch_size, widest=rows.widest).in_order()
     sums_of = announce("the validation", jax.jit(make_judge(loss)), say)
 
-    def judge(params: PyTree) -> dict[str, float]:
+    def judge(params: PyTree, kept: Checkpoints | None) -> tuple[dict[str, float], Where]:
         parts = []
         for width, own in planned:
             batch = _placed(rows.assemble(own, width), config.micro_batches, sharding)
-            parts.append(sums_of(params, frozen, batch))
+            with memory_refusal(lambda: f"the validation ({last_state(kept)})"):
+                parts.append(sums_of(params, frozen, batch))
         # float64 on the host: a sum over many batches keeps its digits.
         host = jax.device_get(parts)
+        bad = [n for n, part in enumerate(host) if not np.isfinite([*part.values()]).all()]
+        first = planned[bad[0] if bad else 0][1]
+        where = partial(_rows_and_state, "validation", first[first >= 0], kept)
         sums = {name: sum(float(part[name]) for part in host) for name in host[0]}
         whole = sums.pop("weight")
-        return {name: value / whole for name, value in sums.items()}
+        return {name: value / whole for name, value in sums.items()}, where
 
     return judge
 

@@ -10,6 +10,7 @@ import optax
 
 from jaxalign.errors import InputError
 from jaxalign.models.params import PyTree
+from jaxalign.train.failures import memory_refusal
 
 _UNDECAYED = ("bias", "scale")
 
@@ -140,6 +141,9 @@ def decayed(params: PyTree) -> PyTree:
 def start(key: jax.Array, params: PyTree, config: OptimiserConfig) -> TrainState:
     """Return the state before the first step; its moments lie where the parameters do.
 
+    Raises:
+        InputError: the device has too little memory for it.
+
     Example:
         >>> import jax
         >>> import jax.numpy as jnp
@@ -150,7 +154,9 @@ def start(key: jax.Array, params: PyTree, config: OptimiserConfig) -> TrainState
         >>> int(state.step), round(float(state.params["kernel"][0]), 3)
         (1, 0.5)
     """
-    return TrainState(params, _adamw(config).init(_wide(params)), jnp.zeros((), jnp.int32), key)
+    with memory_refusal(lambda: "the optimiser's state"):
+        moments = _adamw(config).init(_wide(params))
+    return TrainState(params, moments, jnp.zeros((), jnp.int32), key)
 
 
 def apply(

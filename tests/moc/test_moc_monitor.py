@@ -47,9 +47,9 @@ def test_a_kl_that_is_lost_stops_the_run_with_row_and_state():
     watch = KLWatch(KLConfig(target=6.0), batch=16, say=lambda text: None)
     kls = [125.0] * 9 + [119.0] + [130.0] * 9
     for step, kl in enumerate(kls, 1):
-        watch.look(step, kl, 0.03, far)
+        watch.look(step, kl, 0.03, lambda: far)
     with pytest.raises(InputError) as refused:
-        watch.look(20, 130.0, 0.03, far)
+        watch.look(20, 130.0, 0.03, lambda: far)
     assert str(refused.value) == (
         "step 20: the KL is 130.0 nats, and for 10 steps it has been more than 20 times its target "
         "of 6 (most in row 3, prompt 'p'; the state of step 8 is kept): the policy has left the "
@@ -88,7 +88,7 @@ def test_a_number_that_is_not_finite_is_named_with_its_row_and_the_last_state(pa
         **{f"{what}_{name}": 0.0 for what in ("alike", "reward") for name in names},
     }  # fmt: skip
     with pytest.raises(InputError) as refused:
-        _check_step(names, ["p", "q"], watches, 3, 4, values)
+        _check_step(names, ["p", "q"], watches, lambda: "the state of step 3 is kept", 4, values)
     assert str(refused.value) == said
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -189,6 +190,37 @@ def test_a_stopped_run_ends_with_the_same_bits_and_nothing_frozen_moves(tmp_path
     sizes = sum(int(np.prod(shape)) for _, shape, _ in about["leaves"])
     own = sum(leaf.size for leaf in trained.values())
     assert 3 * own <= sizes < 3 * own + 10
+
+
+@pytest.mark.slow
+def test_a_row_that_is_not_finite_is_named_and_the_run_goes_on(store, tmp_path, monkeypatch):
+    data, real = world.histories(8), _train._rows
+    plug = started(store, data=data)
+    config = world.config(loop=LoopConfig(epochs=2, batch_size=8, checkpoint_every=1))
+
+    def poisoned(*given):
+        rows = real(*given)
+
+        def assemble(own, width):
+            arrays = rows.assemble(own, width)
+            arrays["items"][own == 3] = np.nan
+            return arrays
+
+        return replace(rows, assemble=assemble)
+
+    monkeypatch.setattr(_train, "_rows", poisoned)
+    with pytest.raises(InputError) as refused:
+        pplug.train(plug, data, config, tmp_path / "run", store=store)
+    said = re.fullmatch(
+        r"step (\d+): loss is nan; expected a finite number: .* "
+        r"\(training rows .*, counted from 0; the state of step (\d+) is kept\)\.",
+        str(refused.value),
+    )
+    assert int(said[1]) == int(said[2]) + 1 > 1
+    monkeypatch.setattr(_train, "_rows", real)
+    found = pplug.train(plug, data, config, tmp_path / "run", store=store)
+    whole = pplug.train(plug, data, config, tmp_path / "whole", store=store)
+    same_bits(found.plug.trained, whole.plug.trained)
 
 
 def test_tokens_start_as_long_as_the_models_embeddings(store):

@@ -1,6 +1,7 @@
 """Reward models from choices: the loss, learning beyond chance, heads, folders, bad input."""
 
 import json
+import re
 from dataclasses import replace
 
 import jax
@@ -146,6 +147,76 @@ def test_one_head_with_an_adapter_and_its_folder(base, tmp_path):
     assert model.sha256 != load_language_model(base).sha256
     # Gone on with, a finished run is what it was.
     assert run(config, base, source, out, resume=True, show=False) == report
+
+
+@pytest.mark.slow
+def test_a_row_that_is_not_finite_is_named_and_the_run_goes_on(base, tmp_path, monkeypatch):
+    source, real = choices_file(tmp_path / "choices.jsonl", ()), bt.rows_of
+    config = settings("lora")
+    config = replace(config, loop=replace(config.loop, epochs=1, checkpoint_every=1))
+
+    def poisoned(choices, texts, widest):
+        rows = real(choices, texts, widest)
+
+        def assemble(own, width):
+            arrays = rows.assemble(own, width)
+            bad = np.where(own == 6, np.nan, arrays["weight"]).astype(np.float32)
+            return arrays | {"weight": bad if len(choices.preferences) == 180 else arrays["weight"]}
+
+        return replace(rows, assemble=assemble)
+
+    monkeypatch.setattr(bt, "rows_of", poisoned)
+    with pytest.raises(InputError) as refused:
+        run(config, base, source, tmp_path / "run", show=False)
+    said = re.fullmatch(
+        r"step (\d+): loss is nan; expected a finite number: .* "
+        r"\(training rows .*, counted from 0; the state of step (\d+) is kept\)\.",
+        str(refused.value),
+    )
+    assert int(said[1]) == int(said[2]) + 1 > 1
+    monkeypatch.setattr(bt, "rows_of", real)
+    report = run(config, base, source, tmp_path / "run", resume=True, show=False)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines if '"loss"' in line]
+    assert steps == list(range(1, report["steps"] + 1))
+
+
+def test_rewards_that_are_all_the_same_are_warned_of(base):
+    said, batch = [], np.ones(3)
+    watch = bt.AlikeWatch(said.append)
+    alike = {"loss": float(bt.bradley_terry(0 * batch, batch).mean()), "accuracy": 0.5}
+    for step in range(1, 11):
+        # A fresh model near 0 is right on some choices and wrong on others.
+        watch.look(step, alike if step != 3 else alike | {"accuracy": 0.4})
+    assert [line.partition(" steps")[0] for line in said] == ["warning: step 8: for 5"]
+    assert said[0].endswith(
+        " steps both answers of every choice had the same reward, from which nothing is learned: "
+        "raise max_tokens if it cuts off what tells them apart, or optimiser.rate if it is too low "
+        "to start from, in a new folder"
+    )
+
+
+def test_choices_whose_answers_have_the_same_tokens_are_counted_and_alone_refused(base, tmp_path):
+    path = tmp_path / "choices.jsonl"
+    rows = [
+        {"user": "u", "prompt": "say", "chosen": f"{'b' * 40}{one}", "rejected": f"{'b' * 40}{two}"}
+        for one, two in ("cd", "ef", "gh")
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model, choices = load_language_model(base), bt.load_choices(str(path))
+    assert (
+        bt.check_distinct(
+            choices, bt.tokenized_items(model, choices.preferences, bt.RewardConfig())
+        )
+        == 0
+    )
+    short = bt.tokenized_items(model, choices.preferences, bt.RewardConfig(max_tokens=8))
+    with pytest.raises(InputError) as refused:
+        bt.train(model, short, choices, None, bt.RewardConfig(max_tokens=8), tmp_path)
+    assert str(refused.value) == (
+        f"{path}: both answers of every choice have the same first 8 tokens, from which nothing "
+        "can be learned: raise max_tokens, or correct the choices."
+    )
 
 
 def test_a_loss_trains_the_head_of_its_row_alone(base):

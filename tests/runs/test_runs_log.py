@@ -77,7 +77,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path):
     log.add(1, {"loss": jnp.float32("nan")})
     with pytest.raises(InputError, match="step 1: loss is nan; expected a finite number: lower"):
         log.flush()
-    with pytest.raises(InputError, match="step 2: loss is inf"):
+    with pytest.raises(InputError, match="step 2: validation_loss is inf"):
         log.add_validation(2, {"loss": float("inf")})
     assert lines(tmp_path) == []
 
