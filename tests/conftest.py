@@ -15,8 +15,8 @@ import jax
 import pytest
 from hypothesis import settings
 
-# Tracing makes objects by the million, few of them garbage: at the default thresholds a tenth of the
-# time of the tests is spent on looking through them.
+# Tracing makes objects by the million, few of them garbage: at the default thresholds a tenth of
+# the time of the tests is spent on looking through them.
 gc.set_threshold(50_000, 20, 100)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 pytest.register_assert_rewrite("cli_calls")
