@@ -76,7 +76,7 @@ async def receive_feedback(
             "Another feedback was sent with this Idempotency-Key; expected a new key for each.",
             "idempotency_key_reused",
         )
-    taste = await service.taste(user)
+    taste = await service.follow(user)
     unused = why_unused(service.space, kept)
     if kept.id == event.id:
         service.telemetry.feedback.labels(kind, str(unused is None).lower()).inc()

@@ -2,12 +2,14 @@
 
 Rows enter the posterior in blocks. The rows of whole blocks are in a state whose size does not grow
 with their number; the newest ones stand beside it, so that one of them can still be replaced. The
-state is a cache: built anew from all rows, it has the same bits.
+state is a cache: built anew from all rows, it has the same bits. Where the newest rows are as many
+as they may be, their oldest block can enter the state before the next row comes.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import jax
@@ -23,6 +25,7 @@ from jaxalign.serve.reward_space import LEVELS, RewardSpace
 from jaxalign.serve.store import events
 from jaxalign.serve.store.events import Event
 
+MOST_NEWEST = NEWEST * BLOCK
 _UNREAD = "ratings on learned features, which have no typical answer to be measured from"
 _OTHER_SPACE = "rows on other rewards than the present ones"
 
@@ -62,6 +65,18 @@ class LearnedRow(NamedTuple):
     up: bool
 
 
+class FoldedBlock(NamedTuple):
+    """A belief after one more block of rows.
+
+    Attributes:
+        ids: of the rows of the block, in their order.
+        belief: after them.
+    """
+
+    ids: tuple[str, ...]
+    belief: FeedbackBelief
+
+
 @dataclass(frozen=True, eq=False)
 class TasteState:
     """What is kept of one user in memory.
@@ -69,10 +84,11 @@ class TasteState:
     Attributes:
         taste: of all rows.
         belief: after the rows of whole blocks.
-        newest: rows beside it, by kind and subject, in their order.
+        newest: rows beside it, by kind and subject, in their order; `MOST_NEWEST` or fewer.
         first: id of the oldest row that is stored; None where there is none.
         last: when the last row was received, in microseconds since 1970.
         version: of the user, see `UserRow`.
+        ahead: the belief that the next row begins with, where `fold_ahead` has made it.
     """
 
     taste: UserTaste
@@ -81,11 +97,18 @@ class TasteState:
     first: str | None = None
     last: int = -1
     version: str = ""
+    ahead: FoldedBlock | None = None
 
     @property
+    def is_full(self) -> bool:
+        """Whether the next row needs a belief after one more block."""
+        return len(self.newest) == MOST_NEWEST
+
+    @cached_property
     def size(self) -> int:
         """Bytes of its arrays, without those that all users share."""
         arrays = jax.tree.leaves(self.belief) if self.belief.num_rows else []
+        arrays += [] if self.ahead is None else jax.tree.leaves(self.ahead.belief)
         utility = self.taste.utility
         rows = [row.vector for row in self.newest.values()]
         return sum(int(np.size(one)) * 4 for one in (*arrays, *rows, utility.mean, utility.cov))
@@ -151,17 +174,40 @@ def advance(space: RewardSpace, state: TasteState, rows: Sequence[Event]) -> Tas
             continue
         new = newest.pop(place, None) is None
         used, ratings = used + new, ratings + (new and row.kind == "rating")
+        if len(newest) == MOST_NEWEST:
+            belief = _folded(belief, newest, state.ahead).belief
+            newest = dict(list(newest.items())[BLOCK:])
         newest[place] = _learned(row)
-        if len(newest) == NEWEST * BLOCK:
-            oldest = list(newest)[:BLOCK]
-            belief = observe_rows(belief, _table([newest.pop(one) for one in oldest]))
     utility = space.population
     if newest:  # or else the belief is that of no row
         after = observe_rows(belief, _table(list(newest.values())))
         mean, cov = feedback_moments(after)
         utility = Utility(np.asarray(mean), np.asarray(cov), space.ids)
     taste = UserTaste(utility, used, dict(unused), space.left_alone(utility), ratings)
-    return replace(state, taste=taste, belief=belief, newest=newest, last=rows[-1].received)
+    return replace(
+        state, taste=taste, belief=belief, newest=newest, last=rows[-1].received, ahead=None
+    )
+
+
+def fold_ahead(state: TasteState) -> TasteState:
+    """Return a full state with the belief that its next row begins with; others as they are.
+
+    A row that takes the place of one of that block makes it useless, and is as right without it.
+    """
+    if not state.is_full:
+        return state
+    return replace(state, ahead=_folded(state.belief, state.newest, state.ahead))
+
+
+def _folded(
+    belief: FeedbackBelief, newest: dict[tuple[str, str], LearnedRow], ahead: FoldedBlock | None
+) -> FoldedBlock:
+    """The belief after the oldest block of the newest rows, which may be there already."""
+    oldest = list(newest.values())[:BLOCK]
+    ids = tuple(row.id for row in oldest)
+    if ahead is not None and ahead.ids == ids:
+        return ahead
+    return FoldedBlock(ids, observe_rows(belief, _table(oldest)))
 
 
 def unseen_rows(
@@ -207,11 +253,17 @@ def _learned(row: Event) -> LearnedRow:
 
 
 def _table(rows: Sequence[LearnedRow]) -> Feedback:
-    """Rows of one user as the likelihood takes them."""
-    vectors = np.stack([row.vector for row in rows])
-    rating, up = (np.array([getattr(row, name) for row in rows]) for name in ("rating", "up"))
+    """Rows of one user as the likelihood takes them.
+
+    They are filled up to the most that there may be: jax compiles the transfer of each new shape,
+    which takes longer than the posterior.
+    """
+    vectors = np.zeros((MOST_NEWEST, len(rows[0].vector)), np.float32)
+    rating, up = np.zeros((2, MOST_NEWEST), bool)
+    for number, row in enumerate(rows):
+        vectors[number], rating[number], up[number] = row.vector, row.rating, row.up
     chosen = LEVELS.choice(None, np.zeros_like(rating))
     rated = LEVELS.rating(0, up.astype(np.int32))
     lower, upper = (np.where(rating, *both) for both in zip(rated, chosen, strict=True))
-    weight = np.ones(len(rows), np.float32)
+    weight = (np.arange(MOST_NEWEST) < len(rows)).astype(np.float32)
     return Feedback(*map(jnp.asarray, (vectors, rating, lower, upper, weight)))

@@ -13,7 +13,14 @@ from jaxalign.serve.config import ServeConfig
 from jaxalign.serve.engines import AnswerEngine
 from jaxalign.serve.guards import Guard
 from jaxalign.serve.identity import Caller, CallerGate
-from jaxalign.serve.learning import TasteState, UserTaste, advance, first_state, unseen_rows
+from jaxalign.serve.learning import (
+    TasteState,
+    UserTaste,
+    advance,
+    first_state,
+    fold_ahead,
+    unseen_rows,
+)
 from jaxalign.serve.offered import OfferedPolicies
 from jaxalign.serve.reward_space import RewardSpace
 from jaxalign.serve.store import events
@@ -53,6 +60,7 @@ class Service:
     stopping: bool = False
     _states: OrderedDict[str, TasteState] = field(default_factory=OrderedDict)
     _state_bytes: int = 0
+    _folds: dict[str, asyncio.Task[None]] = field(default_factory=dict)
 
     @cached_property
     def _empty(self) -> TasteState:
@@ -68,17 +76,35 @@ class Service:
         """
         if user is None:
             return self._empty.taste
-        known = self._states.get(user, self._empty)
-        if user in self._states:
-            self._states.move_to_end(user)
         row = await self.database.look(lambda connection: events.user_row(connection, user))
         if row is None:
             self.forget(user)
             return self._empty.taste
+        known = self._states.get(user, self._empty)
         if row.version != known.version:
-            known = await asyncio.to_thread(self._followed, user, known)
-            self._remember(user, known)
+            return await self.follow(user)
+        self._states.move_to_end(user)
         return known.taste
+
+    async def follow(self, user: str) -> UserTaste:
+        """Return the belief about a user who has new rows; as `taste`."""
+        if user in self._folds:
+            await asyncio.wait({self._folds[user]})  # a client that goes away does not stop it
+        known = self._states.get(user, self._empty)
+        known = await asyncio.to_thread(self._followed, user, known)
+        self._remember(user, known)
+        if known.is_full and user not in self._folds:
+            self._folds[user] = asyncio.create_task(self._fold(user, known))
+        return known.taste
+
+    async def _fold(self, user: str, known: TasteState) -> None:
+        """Make what the next row begins with, after this one is answered."""
+        try:
+            folded = await asyncio.to_thread(fold_ahead, known)
+        finally:
+            del self._folds[user]
+        if self._states.get(user) is known:
+            self._remember(user, folded)
 
     def _followed(self, user: str, known: TasteState) -> TasteState:
         """The state of a user after the rows that are not in the known one."""

@@ -1,4 +1,7 @@
-"""kill -9 under load: nothing that was acknowledged is lost, and nothing counts twice."""
+"""kill -9 under load: nothing that was acknowledged is lost, and nothing counts twice.
+
+`JAXALIGN_TEST_KILLS=20 pytest -m slow tests/serve/test_crashes.py` kills at 20 moments each.
+"""
 
 import contextlib
 import os
@@ -22,6 +25,8 @@ from jaxalign.serve.store import events
 from jaxalign.serve.store.database import open_database
 
 USERS = ("ann", "bob", "eve")
+KILLS = os.environ.get("JAXALIGN_TEST_KILLS")
+"""Moments of each test; a few by default, since each takes a start of the service."""
 
 
 class Process:
@@ -111,12 +116,12 @@ def kill_and_compare(folder, upstream, url, copies, moments, rng):
 
 
 @pytest.mark.slow
-def test_eight_kills_lose_nothing(tmp_path, upstream_server, upstream):
+def test_kills_lose_nothing(tmp_path, upstream_server, upstream):
     url = f"sqlite:///{tmp_path}/service.sqlite"
-    kill_and_compare(tmp_path, upstream_server, url, 1, 8, random.Random(1))
+    kill_and_compare(tmp_path, upstream_server, url, 1, int(KILLS or 8), random.Random(1))
 
 
 @pytest.mark.slow
 def test_kills_of_two_copies_on_postgresql_lose_nothing(tmp_path, upstream_server, upstream):
     with server() as url:
-        kill_and_compare(tmp_path, upstream_server, url, 2, 3, random.Random(2))
+        kill_and_compare(tmp_path, upstream_server, url, 2, int(KILLS or 3), random.Random(2))

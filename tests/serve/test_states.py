@@ -1,15 +1,20 @@
 """The state of a user: as if built from all rows anew, whatever came in which order."""
 
+import logging
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
 from jaxalign.mrm.feedback_belief import BLOCK
+from jaxalign.serve import learning
 from jaxalign.serve.learning import (
+    MOST_NEWEST,
     advance,
     current_feedback,
     first_state,
+    fold_ahead,
     infer_taste,
     unseen_rows,
 )
@@ -72,11 +77,42 @@ def test_a_state_that_follows_reads_the_new_row_alone_and_does_not_grow(database
         write(database, row(number))
         state, read = follow(database, state)
         assert read == 1
-        assert len(state.newest) < 2 * BLOCK
         sizes.append(len(state.newest))
-    assert max(sizes) == 2 * BLOCK - 1
+    assert max(sizes) == MOST_NEWEST
+    assert min(sizes) == MOST_NEWEST - BLOCK + 1
     expect_rebuilt(database, state)
     assert follow(database, state)[1] == 0
+
+
+def test_another_number_of_rows_compiles_nothing(caplog):
+    """The transfer of an array of a new shape is a program too."""
+    state = advance(SPACE, first_state(SPACE), [row(1)])
+    with jax.log_compiles(), caplog.at_level(logging.WARNING, "jax"):
+        advance(SPACE, state, [row(number) for number in range(2, 5)])
+    assert not [record.message for record in caplog.records]
+
+
+@pytest.mark.parametrize("replaced", [None, 40, 3])
+def test_a_block_that_is_folded_ahead_is_not_folded_again(database, monkeypatch, replaced):
+    """Unless one of its rows is replaced: number 3 is in it, number 40 is not."""
+    write(database, *(row(number) for number in range(MOST_NEWEST)))
+    state, _ = follow(database, first_state(SPACE))
+    assert state.is_full
+    folded = fold_ahead(state)
+    calls, observe = [], learning.observe_rows
+    monkeypatch.setattr(
+        learning,
+        "observe_rows",
+        lambda *some: (calls.append(int(some[1].weight.sum())), observe(*some))[1],
+    )
+    if replaced is not None:
+        write(database, row(200, f"answer-{replaced}", row(replaced).kind))
+    write(database, row(201), row(202))
+    state, _ = follow(database, folded)
+    assert calls == [BLOCK] * (replaced == 3) + [MOST_NEWEST - BLOCK + 2]
+    assert state.ahead is None
+    monkeypatch.undo()
+    expect_rebuilt(database, state)
 
 
 @pytest.mark.parametrize(("replaced", "read"), [(90, 1), (3, 99)])
