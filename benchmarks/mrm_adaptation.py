@@ -154,7 +154,13 @@ def decided(size: int, spread: float, seed: int) -> Any:
     import jax.numpy as jnp
 
     from jaxalign.data.batching import Pairs
-    from jaxalign.mrm.out_of_fold import adaptation_test, out_of_fold, user_folds
+    from jaxalign.mrm.out_of_fold import (
+        FoldFit,
+        adaptation_test,
+        fold_data,
+        out_of_fold,
+        user_folds,
+    )
     from jaxalign.mrm.registry import make_method
     from jaxalign.mrm.support_query import SupportQueryData, TrainingData, one_bucket
 
@@ -165,15 +171,16 @@ def decided(size: int, spread: float, seed: int) -> Any:
         one_bucket(Pairs(*(array[:, side] for array in pairs)))
         for side in (slice(None, SUPPORT), slice(SUPPORT, None))
     ]
-    users, number = SupportQueryData(*cut), np.arange(USERS)
+    users = SupportQueryData(*cut)
     features = jnp.asarray(people.features, jnp.float32)
     pooled = TrainingData(features, features, one_bucket(pairs))
     training = Pairs(*(array[:-VALIDATION] for array in pairs))
     fold = user_folds(users, FOLDS, seed)
     common, bayes = make_method("bt"), make_method("bayes")
     fitted = bayes.fit(TrainingData(features, features, one_bucket(training)), 0)
+    parts = fold_data(pooled, np.arange(USERS), fold)
     one_for_all, losses = (
-        out_of_fold(method, pooled, users, number, fold)
+        out_of_fold([FoldFit(method, method.fit(p, 0), features) for p in parts], users, fold)
         for method in (common, bayes.settled(fitted))
     )
     return adaptation_test(losses, [one_for_all])

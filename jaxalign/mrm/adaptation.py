@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr
+from scipy.special import betaincinv, stdtr
 
 Floats = NDArray[np.float64]
 _LEAST = 1e-12  # probability that counts as 0, as in the losses of `selection.user_nll`
@@ -173,6 +173,50 @@ def gate_level(expected: Floats, gains: Floats, kept: float) -> float:
     from_here = total - np.concatenate([[0.0], np.cumsum(real)[:-1]])
     enough = np.flatnonzero(from_here >= kept * total)
     return float(ordered[enough[-1]]) if len(enough) and enough[-1] else 0.0
+
+
+def harm_level(expected: Floats, harmed: Floats, most: float, confidence: float = 0.95) -> float:
+    """Return the lowest level at which users surely are harmed no more often than a share.
+
+    The upper limit of the share of all users who pass and are harmed is one-sided and exact
+    (Clopper and Pearson 1934). The share falls as the level rises, so that the limit holds for the
+    level that it chooses, too (Bates et al. 2021, "Distribution-free, risk-controlling prediction
+    sets").
+
+    Args:
+        expected: [U] gain that each user was expected to have.
+        harmed: [U] whether each is predicted worse with adaptation; NaN for one who was not judged.
+        most: share of all users, from 0 to 1.
+        confidence: of the upper limit, in (0, 1).
+
+    Returns:
+        The level; infinity where even no harmed user at all would prove too little.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.mrm.adaptation import harm_level
+        >>> expected = np.arange(100) / 100
+        >>> harm_level(expected, (expected < 0.4).astype(float), most=0.25)  # 17 of 100 may be
+        0.23
+    """
+    known = np.isfinite(harmed) & np.isfinite(expected)
+    order = np.argsort(expected[known], kind="stable")
+    ordered, worse = expected[known][order], harmed[known][order]
+    users = len(ordered)
+    if not users:
+        return float("inf")
+    # Harmed among those from each user on, and among nobody.
+    above = np.append(np.cumsum(worse[::-1])[::-1], 0.0)
+    limit = betaincinv(above + 1, np.maximum(users - above, _LEAST), confidence)
+    enough = np.flatnonzero(limit <= most)
+    if not len(enough):
+        return float("inf")
+    first = int(enough[0])
+    if first == 0:
+        return 0.0
+    # Users of equal gain pass together, or none of them.
+    past = ordered[first:] > ordered[first - 1]
+    return float(ordered[first:][past][0]) if past.any() else float("inf")
 
 
 def gated(probability: np.ndarray, unadapted: np.ndarray, adapted: np.ndarray) -> np.ndarray:

@@ -150,7 +150,7 @@ class BayesConfig:
     sweeps: int = 2
     pseudo_users: tuple[float, ...] = (0.0, 100.0, 500.0, 2000.0)
     strengths: tuple[float, ...] = (0.5, 0.7, 1.0, 1.5, 2.2)
-    temperatures: tuple[float, ...] = (0.8, 1.0, 1.25)
+    temperatures: tuple[float, ...] = (0.64, 0.8, 1.0, 1.25, 1.6)
     implicit_weights: tuple[float, ...] = (0.0, 0.3, 1.0)
     rank: int | None = None
     l2: float = 1e-4
@@ -276,8 +276,12 @@ class AdaptationConfig:
             again without each fold, so that the test sees all of them; 0 tests on validation users
             alone, as for every other method.
         enough_users: validation users with whom the test needs no further fits, 2 or more.
+        enough_for_gate: users with whom the levels of the gate need no further fits, likewise.
         kept_gain: share of the gain in log-likelihood that the users whom the gate lets through
-            must keep on validation, in (0, 1]; the less, the more users are left alone.
+            must keep, in (0, 1]; the less, the more users are left alone.
+        most_harmed: share of users, from 0 to 1, who may be predicted worse behind the gate. Where
+            the upper 95 % limit of it is greater, more users are left alone; 1 is no limit.
+        least_kept_gain: share of the gain that is kept all the same, in (0, 1].
         tolerated_harm: share of validation users, from 0 to 1, who may be predicted worse with
             adaptation without a gate: up to it, all users are adapted to. 0 sets a gate wherever
             adaptation harms any of them, and 1 never.
@@ -293,14 +297,17 @@ class AdaptationConfig:
     significance: float = 0.05
     folds: int = 5
     enough_users: int = 200
-    kept_gain: float = 0.875
+    enough_for_gate: int = 2000
+    kept_gain: float = 0.95
+    most_harmed: float = 0.25
+    least_kept_gain: float = 0.75
     tolerated_harm: float = 0.1
     reference_pairs: int = 128
 
     def __post_init__(self) -> None:
-        check_range(self, "significance kept_gain", 0, 1, above=True)
-        check_range(self, "tolerated_harm", 0, 1)
-        check_range(self, "enough_users", 2)
+        check_range(self, "significance kept_gain least_kept_gain", 0, 1, above=True)
+        check_range(self, "tolerated_harm most_harmed", 0, 1)
+        check_range(self, "enough_users enough_for_gate", 2)
         check_range(self, "reference_pairs", 1)
         check_range(self, "folds", 0)
 

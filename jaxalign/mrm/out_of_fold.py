@@ -1,14 +1,15 @@
-"""Losses of users by fits that have not seen them: a method fitted again without each fold."""
+"""What fits say of users whom they have not seen: a method fitted again without each fold."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm.adaptation import PairedTest, losses_by_others, paired_test
-from jaxalign.mrm.registry import UserRewardMethod
+from jaxalign.mrm.registry import Fitted, UserRewardMethod
 from jaxalign.mrm.selection import candidate_losses
 from jaxalign.mrm.support_query import SupportQueryData, TrainingData, UserPairs
 
@@ -74,44 +75,74 @@ def user_folds(users: SupportQueryData, folds: int, seed: int) -> np.ndarray:
     return fold
 
 
-def out_of_fold(
-    method: UserRewardMethod,
-    data: TrainingData,
+def fold_data(data: TrainingData, number: np.ndarray, fold: np.ndarray) -> list[TrainingData]:
+    """Return the data without each fold's users, shapes unchanged.
+
+    Args:
+        data: choices of all that a method may be fitted on, the users among them.
+        number: [U] which of the users of `data` each of them is.
+        fold: [U] of each of them.
+    """
+    return [_without(data, number[fold == one]) for one in range(int(fold.max()) + 1)]
+
+
+def by_fold(
     users: SupportQueryData,
-    number: np.ndarray,
     fold: np.ndarray,
-    judged: Callable[[UserRewardMethod], UserRewardMethod] = lambda method: method,
+    of: Callable[[int, SupportQueryData], np.ndarray],
+) -> np.ndarray:
+    """Return arrays [U, ...] of users, computed fold by fold.
+
+    Args:
+        users: U users.
+        fold: [U] of each of them.
+        of: returns [V, ...] of the V users of one fold, from its number and the users, who are
+            padded so that each fold has the same shapes.
+
+    Returns:
+        [U, ...].
+    """
+    order, parts = [], []
+    for one in range(int(fold.max()) + 1):
+        # The rows of a subset are its members in order, padded to the size of the largest fold.
+        order += [members[fold[members] == one] for members in users.query.members]
+        real = [np.arange(width) < (fold[m] == one).sum() for m, width in _widths(users, fold)]
+        parts.append(of(one, _subset(users, fold, one))[np.concatenate(real)])
+    return np.concatenate(parts)[np.argsort(np.concatenate(order))]
+
+
+class FoldFit(NamedTuple):
+    """What predicts the users of one fold: a fit to the users of the others.
+
+    Attributes:
+        method: the method as it predicts.
+        fitted: its arrays.
+        features: [I, D] items as it takes them.
+    """
+
+    method: UserRewardMethod
+    fitted: Fitted
+    features: jax.Array
+
+
+def out_of_fold(
+    fits: Sequence[FoldFit], users: SupportQueryData, fold: np.ndarray
 ) -> CandidateLosses:
     """Return every candidate's losses of users by fits to the others.
 
     Args:
-        method: what is fitted, with its first seed.
-        data: choices of all that it may be fitted on, the users among them.
+        fits: for each fold.
         users: U users, their choices cut into support and query.
-        number: [U] which of the users of `data` each of them is.
         fold: [U] of each of them.
-        judged: the method as it predicts, from the method as it is fitted.
     """
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for one in range(int(fold.max()) + 1):
-        mine = np.flatnonzero(fold == one)
-        others = _without(data, number[mine])
-        fitted = method.fit(others, 0)
-        # What items are to a control that reads no text is learned from choices, too.
-        features, some = others.inputs(method.inputs), _subset(users, fold, one)
-        predicted = judged(method)
-        losses = (candidate_losses(predicted, fitted, features, some, how) for how in (True, False))
-        # The rows of a subset are its members in order, padded to the size of the largest fold.
-        order = np.concatenate([m[fold[m] == one] for m in users.query.members])
-        real = np.concatenate(
-            [np.arange(w) < (fold[m] == one).sum() for m, w in _widths(users, fold)]
-        )
-        with_it, without = (array[:, real] for array in losses)
-        parts.append((order, with_it, without))
-    order = np.concatenate([part[0] for part in parts])
-    back = np.argsort(order)
-    adapted, unadapted = (np.concatenate([p[i] for p in parts], axis=1)[:, back] for i in (1, 2))
-    return CandidateLosses(adapted, unadapted, fold)
+
+    def losses(adapted: bool) -> np.ndarray:
+        def of(one: int, some: SupportQueryData) -> np.ndarray:
+            return candidate_losses(*fits[one], some, adapted).T
+
+        return by_fold(users, fold, of).T
+
+    return CandidateLosses(losses(True), losses(False), fold)
 
 
 def _without(data: TrainingData, held_out: np.ndarray) -> TrainingData:

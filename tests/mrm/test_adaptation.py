@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxalign.experiments.mrm.adaptation import set_gates
+from jaxalign.experiments.mrm.adaptation import gates, harmed_share
 from jaxalign.mrm.adaptation import (
     Gate,
     expected_gain,
     gate_level,
     gated,
+    harm_level,
     losses_by_others,
     paired_test,
 )
@@ -95,31 +96,80 @@ def test_gated_users_get_the_other_probabilities():
     assert Gate() == Gate(adapts=True, support=0.0, pairs=0.0)
 
 
-class _Fit:
-    """A fit whose predictions are given: adapted [1, U, P] and unadapted [U, P]."""
+def test_the_harm_level_is_the_lowest_that_the_exact_limit_allows():
+    expected = np.append(RNG.permutation(400) / 400, [0.1, 0.1])
+    harmed = np.append((RNG.random(400) < 0.5 - 0.4 * expected[:400]).astype(float), [1, np.nan])
+    level = harm_level(expected, harmed, 0.2)
+    known = np.isfinite(harmed)
 
-    adapts = True
+    def limit(at):
+        count = int(harmed[known & (expected >= at)].sum())
+        return stats.binomtest(count, known.sum(), alternative="less").proportion_ci(0.95).high
+
+    assert limit(level) <= 0.2
+    lower = np.sort(expected[known & (expected < level)])[-1]
+    assert limit(lower) > 0.2
+    assert harm_level(expected, harmed, 1.0) == 0
+    # Even with nobody harmed, ten users do not prove that few are.
+    assert harm_level(np.ones(10), np.zeros(10), 0.25) == np.inf
+    assert harm_level(np.zeros(0), np.zeros(0), 0.25) == np.inf
+    # Users of one gain pass together.
+    assert harm_level(np.ones(50), np.arange(50) % 2, 0.25) == np.inf
+
+
+def test_the_harm_level_holds_for_other_users():
+    """Of 200 draws of 300 users, at most one in ten has a level that harms too many."""
+    rng, most = np.random.default_rng(3), 0.25
+    level = np.linspace(0, 1, 1001)
+    # A user of expected gain x is harmed with probability (1 - x) / 1.5.
+    true = (1 - level) ** 2 / 3
+    wrong = 0
+    for _ in range(200):
+        expected = rng.random(300)
+        harmed = rng.random(300) < (1 - expected) / 1.5
+        found = harm_level(expected, harmed.astype(float), most)
+        wrong += np.interp(found, level, true) > most
+    assert wrong <= 20
+
+
+class _Fit:
+    """A fit whose predictions are given: adapted [1, U, P] and unadapted [1, U, P]."""
 
     def __init__(self, adapted, unadapted):
         self._predictions = {True: adapted, False: unadapted}
-        self.gates = [Gate(True)]
 
     def predict(self, users, adapted=True):
         return self._predictions[adapted]
 
 
-def test_a_gate_is_set_where_adaptation_harms_more_than_is_tolerated():
-    """One user in four is predicted worse; the expected gain is least there."""
-    weight = np.ones((4, 2))
-    adapted = np.array([[[0.9, 0.9], [0.9, 0.8], [0.8, 0.8], [0.45, 0.45]]])
-    unadapted = np.array([[0.5, 0.4], [0.4, 0.4], [0.4, 0.4], [0.55, 0.55]])
-    reference = SimpleNamespace(expected=lambda fit, users: np.array([[0.4, 0.3, 0.2, 0.01]]))
-    users = SimpleNamespace(query=SimpleNamespace(padded=SimpleNamespace(weight=weight)))
-    for tolerated, level in ((0.2, 0.2), (0.25, 0.0)):
-        fit = _Fit(adapted, unadapted)
-        config = AdaptationConfig(tolerated_harm=tolerated, kept_gain=1.0)
-        set_gates(fit, users, reference, config)
-        assert fit.harmed == 0.25
-        assert fit.gates[0].adapts
-        assert fit.gates[0].support == level
-        assert (fit.gates[0].pairs > 0) == (level > 0)
+def few_harmed():
+    """Four in twenty users are predicted worse, whose expected gain is least; its users, gains."""
+    adapted, unadapted = np.full((1, 20, 2), 0.9), np.full((1, 20, 2), 0.4)
+    adapted[0, :4], unadapted[0, :4] = 0.45, 0.55
+    users = SimpleNamespace(query=SimpleNamespace(padded=SimpleNamespace(weight=np.ones((20, 2)))))
+    return _Fit(adapted, unadapted), users, 0.1 * np.arange(1.0, 21.0)[None]
+
+
+def test_the_share_of_users_who_are_predicted_worse():
+    fit, users, _ = few_harmed()
+    assert harmed_share(fit, users) == 0.2
+
+
+@pytest.mark.parametrize(
+    ("kept", "most", "least", "level"),
+    [
+        (1.0, 1.0, 1.0, 0.5),  # all of the gain
+        (0.9, 1.0, 0.9, 0.7),  # what may be lost is two of sixteen users'
+        (1.0, 0.3, 0.5, 0.5),  # two of twenty harmed would be too many; nobody is, from here on
+        (1.0, 0.1, 0.5, 1.3),  # nothing proves so few: as many are left alone as may be
+    ],
+)
+def test_levels_keep_the_gain_and_then_limit_the_harm(kept, most, least, level):
+    fit, users, expected = few_harmed()
+    reference = SimpleNamespace(expected=lambda fit, users: expected)
+    config = AdaptationConfig(kept_gain=kept, most_harmed=most, least_kept_gain=least)
+    (gate,) = gates(fit, users, reference, config)
+    assert gate.adapts
+    assert gate.support == pytest.approx(level)
+    # The expected gain on the pairs is that of the predictions, not of the reference.
+    assert gate.pairs > 0

@@ -7,7 +7,7 @@ import pytest
 from benchmarks import mrm_adaptation
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm import item_ids
-from jaxalign.mrm.out_of_fold import out_of_fold, user_folds
+from jaxalign.mrm.out_of_fold import FoldFit, fold_data, out_of_fold, user_folds
 from jaxalign.mrm.registry import UserRewardMethod, make_method
 from jaxalign.mrm.selection import candidate_losses
 from jaxalign.mrm.support_query import SupportQueryData, TrainingData, UserPairs, one_bucket
@@ -24,6 +24,12 @@ def pairs(users, width):
     rejected = (chosen + RNG.integers(1, ITEMS, (users, width))) % ITEMS
     weight = (RNG.random((users, width)) < 0.9).astype(np.float32)
     return Pairs(chosen, rejected, weight, np.zeros((users, width), np.int32))
+
+
+def losses_of(method, data, users, fold):
+    parts = fold_data(data, np.arange(12), fold)
+    fits = [FoldFit(method, method.fit(part, 0), part.inputs(method.inputs)) for part in parts]
+    return out_of_fold(fits, users, fold)
 
 
 def test_every_user_is_judged_by_a_fit_to_the_other_folds_users():
@@ -44,7 +50,7 @@ def test_every_user_is_judged_by_a_fit_to_the_other_folds_users():
     fold = user_folds(users, 3, seed=0)
     assert [np.bincount(fold[members]).tolist() for members in MEMBERS] == [[2, 2, 1], [3, 2, 2]]
     for one in (make_method("bt_per_user"), make_method("bt")):
-        found = out_of_fold(one, data, users, np.arange(12), fold)
+        found = losses_of(one, data, users, fold)
         for number in range(3):
             weights = everybody.reweighted(
                 lambda members, weight, n=number: weight * (fold[members] != n)[:, None]
@@ -80,7 +86,7 @@ def test_items_by_number_are_those_of_the_other_folds(monkeypatch):
     halves = (one_bucket(Pairs(*(a[:, side] for a in part))) for side in (slice(4), slice(4, 8)))
     users, data = SupportQueryData(*halves), TrainingData(FEATURES, FEATURES, one_bucket(part))
     fold = user_folds(users, 3, seed=0)
-    found = out_of_fold(SeenItems(None), data, users, np.arange(12), fold)
+    found = losses_of(SeenItems(None), data, users, fold)
     np.testing.assert_allclose(found.adapted, np.log(2), rtol=1e-6)
 
 

@@ -10,12 +10,7 @@ import numpy as np
 from jaxalign.data.preferences import Preferences
 from jaxalign.data.splits import Episodes, split_users
 from jaxalign.errors import InputError
-from jaxalign.experiments.mrm.adaptation import (
-    AdaptationRule,
-    Decision,
-    reference_pairs,
-    set_gates,
-)
+from jaxalign.experiments.mrm.adaptation import AdaptationRule, Decision, reference_pairs
 from jaxalign.experiments.mrm.config import GLOBAL_MODELS, MRMRunConfig, method_of
 from jaxalign.experiments.mrm.data import (
     Encoded,
@@ -27,7 +22,13 @@ from jaxalign.experiments.mrm.data import (
     open_source,
     project,
 )
-from jaxalign.experiments.mrm.fits import FittedMethod, KeepStage, fit_method, shared_effects
+from jaxalign.experiments.mrm.fits import (
+    FittedMethod,
+    KeepStage,
+    SharedEffects,
+    fit_method,
+    shared_effects,
+)
 from jaxalign.experiments.mrm.folds import Predictions, judge_new_items, usable_folds
 from jaxalign.experiments.mrm.gates import let_through
 from jaxalign.experiments.mrm.report import write_pages
@@ -230,7 +231,7 @@ def _new_users(
     fits: dict[str, FittedMethod] = {}
     decisions: dict[str, Decision] = {}
     rule = AdaptationRule(data, config, validation, stage, say)
-    effects = None
+    effects: SharedEffects | None = None
     for name in dict.fromkeys((*GLOBAL_MODELS, *config.methods)):
         method = method_of(config, name)
         checkpoint = folder.state / f"{name}.epochs"
@@ -246,7 +247,7 @@ def _new_users(
     adapting = {name: fit for name, fit in fits.items() if decisions[name].adapts}
     with progress.waiting("levels of the gates"):
         for fit in adapting.values():
-            set_gates(fit, validation, reference, config.adaptation)
+            rule.set_gates(fit, reference)
     say(f"{chosen} {selected}; test users are judged once")
     with progress.waiting("test users"):
         predictions, curves, controls, ceiling = _judge_once(data, config, fits, test)

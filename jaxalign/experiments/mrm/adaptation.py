@@ -1,25 +1,22 @@
 """When a fitted method adapts, and to which users: decided before test users are seen."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
-from jaxalign.data.splits import UserSplit
 from jaxalign.experiments.mrm.config import MRMRunConfig
 from jaxalign.experiments.mrm.data import ExperimentData
 from jaxalign.experiments.mrm.fits import FittedMethod, KeepStage
+from jaxalign.experiments.mrm.refits import Refits
 from jaxalign.metrics.harm import harmed_users
-from jaxalign.mrm.adaptation import Gate, PairedTest, expected_gain, gate_level
+from jaxalign.mrm.adaptation import Gate, PairedTest, expected_gain, gate_level, harm_level
 from jaxalign.mrm.config import AdaptationConfig
-from jaxalign.mrm.out_of_fold import CandidateLosses, adaptation_test, out_of_fold, user_folds
+from jaxalign.mrm.out_of_fold import CandidateLosses, adaptation_test, user_folds
 from jaxalign.mrm.selection import user_nll
-from jaxalign.mrm.support_query import (
-    SupportQueryData,
-    cut_episodes,
-    support_query,
-    with_common_query,
-)
+from jaxalign.mrm.support_query import SupportQueryData, with_common_query
 
 
 @dataclass(frozen=True)
@@ -37,12 +34,19 @@ class Decision:
     adapts: bool
 
 
+class Predicts(Protocol):
+    """What predicts users' query choices under chosen candidates."""
+
+    def predict(self, users: SupportQueryData, adapted: bool = True) -> np.ndarray:
+        """Return probabilities [S, U, Q]."""
+
+
 class AdaptationRule:
     """Decides for one method after the other; models for all users come first.
 
-    A method that is fitted quickly is fitted again without each fold of training and validation
-    users where validation users are few. Any other is tested on validation users, whom its fit has
-    not seen either.
+    Where validation users are few, a method that is fitted quickly is fitted again without each
+    fold of training and validation users, and judged on all of them. Any other is judged on
+    validation users, whom its fit has not seen either.
     """
 
     def __init__(
@@ -60,27 +64,26 @@ class AdaptationRule:
             data: of the run.
             config: of the run.
             validation: the validation users.
-            stage: keeps losses of repeated fits for a resumed run.
+            stage: keeps what repeated fits give for a resumed run.
             say: called with one line of progress at a time.
             refit: whether methods may be fitted again.
         """
         self._data, self._config, self._validation = data, config, validation
         self._stage, self._say = stage, say
-        settings, seed = config.adaptation, config.split.seed
-        self._fold = user_folds(validation, max(settings.folds, 2), seed)
-        few = validation.query.users < settings.enough_users
-        self._refit = refit and few and settings.folds > 1
-        if self._refit:
-            seen = (*data.split.train, *data.split.validation)
-            cut = cut_episodes(data.choices, config.split, seen)
-            self._seen_users = support_query(data.choices, cut)
-            place = {user: number for number, user in enumerate(seen)}
-            self._number = np.array([place[user] for user in cut.users])
-            pooled = replace(data, split=UserSplit(seen, (), (), seed))
-            self._seen = pooled.training(config.data)
-            self._seen_fold = user_folds(self._seen_users, settings.folds, seed)
+        settings = config.adaptation
+        self._fold = user_folds(validation, max(settings.folds, 2), config.split.seed)
+        self._may_refit = refit and settings.folds > 1
         self._common: list[CandidateLosses] = []
         self._common_refitted: list[CandidateLosses] = []
+
+    @cached_property
+    def _refits(self) -> Refits:
+        return Refits(self._data, self._config, self._stage)
+
+    def _refit(self, fit: FittedMethod, enough: int) -> bool:
+        """Whether a method is fitted again, as it is where there are not `enough` users."""
+        few = self._validation.query.users < enough
+        return self._may_refit and fit.method.refits and few
 
     def decide(self, fit: FittedMethod, common: bool) -> Decision:
         """Choose a fit's candidates, and whether it adapts.
@@ -89,6 +92,7 @@ class AdaptationRule:
             fit: of a method.
             common: whether it is a model for all users, which others are compared with.
         """
+        settings = self._config.adaptation
         losses = fit.losses(self._validation, self._fold)
         mean = CandidateLosses(
             np.mean([one.adapted for one in losses], axis=0),
@@ -97,15 +101,16 @@ class AdaptationRule:
         )
         if common:
             self._common.append(mean)
-        refitted = self._refitted(fit) if self._refit and fit.method.refits else None
+        refit = self._refit(fit, settings.enough_users)
+        refitted = self._refits.losses(fit) if refit else None
         if common and refitted is not None:
             self._common_refitted.append(refitted)
         if refitted is None:
-            test, users = adaptation_test(mean, self._common), "validation users"
+            test, users = adaptation_test(mean, self._common), _TESTED_ON[False]
         else:
             test = adaptation_test(refitted, self._common_refitted)
-            users = f"training and validation users, {self._config.adaptation.folds} folds"
-        adapts = test is not None and test.p <= self._config.adaptation.significance
+            users = _TESTED_ON[True].format(settings.folds)
+        adapts = test is not None and test.p <= settings.significance
         fit.choose(losses, adapts or test is None)
         if test is not None:
             verdict = "adapts" if adapts else "does not adapt"
@@ -115,22 +120,26 @@ class AdaptationRule:
             )
         return Decision(test, users, adapts)
 
-    def _refitted(self, fit: FittedMethod) -> CandidateLosses:
-        """Losses of training and validation users by fits that have not seen them.
+    def set_gates(self, fit: FittedMethod, reference: "ReferencePairs") -> None:
+        """Choose the levels of each fit's gate, if adaptation harms too many validation users.
 
-        The shared effects of items are those of the fit to all training users, with and without
-        adaptation alike.
+        Args:
+            fit: of a method that adapts, whose candidates are chosen.
+            reference: pairs that the support is judged on.
         """
-        method = fit.method.settled(fit.fitted[0])
+        settings = self._config.adaptation
+        fit.harmed = harmed_share(fit, self._validation)
+        if fit.harmed <= settings.tolerated_harm:
+            return
+        if self._refit(fit, settings.enough_for_gate):
+            fit.gates = gates(self._refits.unseen(fit), self._refits.users, reference, settings)
+            fit.gated_on = _TESTED_ON[True].format(settings.folds)
+        else:
+            fit.gates = gates(fit, self._validation, reference, settings)
+            fit.gated_on = _TESTED_ON[False]
 
-        def compute() -> dict[str, np.ndarray]:
-            found = out_of_fold(
-                method, self._seen, self._seen_users, self._number, self._seen_fold, fit.as_judged
-            )
-            return {"adapted": found.adapted, "unadapted": found.unadapted}
 
-        kept = self._stage(f"{fit.method.name}.out_of_fold", compute)
-        return CandidateLosses(kept["adapted"], kept["unadapted"], self._seen_fold)
+_TESTED_ON = {False: "validation users", True: "training and validation users, {} folds"}
 
 
 @dataclass(frozen=True)
@@ -140,7 +149,7 @@ class ReferencePairs:
     chosen: np.ndarray
     rejected: np.ndarray
 
-    def expected(self, fit: FittedMethod, users: SupportQueryData) -> np.ndarray:
+    def expected(self, fit: Predicts, users: SupportQueryData) -> np.ndarray:
         """Return the gain per pair [S, U] that each fit expects of adapting to each user."""
         judged = with_common_query(users, self.chosen, self.rejected)
         adapted, unadapted = (fit.predict(judged, read) for read in (True, False))
@@ -160,28 +169,39 @@ def reference_pairs(data: ExperimentData, config: MRMRunConfig) -> ReferencePair
     return ReferencePairs(table.chosen[rows], table.rejected[rows])
 
 
-def set_gates(
-    fit: FittedMethod, users: SupportQueryData, reference: ReferencePairs, config: AdaptationConfig
-) -> None:
-    """Let validation users choose the levels of each fit's gate, if adaptation harms too many.
+def harmed_share(fit: Predicts, users: SupportQueryData) -> float:
+    """Return the share of users who are predicted worse with adaptation than without."""
+    mask = np.asarray(users.query.padded.weight) > 0
+    adapted, unadapted = fit.predict(users), fit.predict(users, adapted=False)
+    return float(np.nanmean(harmed_users(adapted, unadapted, mask)))
+
+
+def gates(
+    fit: Predicts, users: SupportQueryData, reference: ReferencePairs, config: AdaptationConfig
+) -> list[Gate]:
+    """Return the gate of each of S fits, with the levels that some users choose.
+
+    A level keeps `config.kept_gain` of the gain in log-likelihood. Where it may leave more than
+    `config.most_harmed` of all users worse off, it is raised until it does not, at the cost of
+    gain down to `config.least_kept_gain`.
 
     Args:
-        fit: of a method that adapts, whose candidates are chosen.
-        users: the validation users.
+        fit: predicts the users, whom it has not seen.
+        users: U users.
         reference: pairs that the support is judged on.
-        config: how much harm is tolerated without a gate, and the share of the gain that is kept.
+        config: shares of the gain and of the users.
     """
     weight = np.asarray(users.query.padded.weight)
     adapted, unadapted = fit.predict(users), fit.predict(users, adapted=False)
-    fit.harmed = float(np.nanmean(harmed_users(adapted, unadapted, weight > 0)))
-    if fit.harmed <= config.tolerated_harm:
-        return
     gains = user_nll(unadapted, weight) - user_nll(adapted, weight)
-    levels = [
-        [gate_level(*one, config.kept_gain) for one in zip(expected, gains, strict=True)]
-        for expected in (
-            reference.expected(fit, users),
-            expected_gain(adapted, unadapted, weight),
+    harmed = [harmed_users(*one, weight > 0) for one in zip(adapted, unadapted, strict=True)]
+
+    def level(expected: np.ndarray, gain: np.ndarray, worse: np.ndarray) -> float:
+        usual, highest = (
+            gate_level(expected, gain, kept) for kept in (config.kept_gain, config.least_kept_gain)
         )
-    ]
-    fit.gates = [Gate(True, *pair) for pair in zip(*levels, strict=True)]
+        return max(usual, min(highest, harm_level(expected, worse, config.most_harmed)))
+
+    forms = (reference.expected(fit, users), expected_gain(adapted, unadapted, weight))
+    levels = [list(map(level, form, gains, harmed)) for form in forms]
+    return [Gate(True, *pair) for pair in zip(*levels, strict=True)]

@@ -1,6 +1,7 @@
 """A method fitted on training choices, once per seed, with the candidates that validation chose."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -27,7 +28,8 @@ class FittedMethod:
 
     Attributes:
         method: the method.
-        judged: the method as it predicts: at a temperature, with the effects of known items.
+        shared: the effects of known items that predictions may be moved by; None for none.
+        judged: the method as it predicts: at a temperature, with these effects.
         fitted: its arrays, one fit per seed.
         features: [I, D] items as it takes them.
         candidates: what validation users chose, one per fit.
@@ -35,6 +37,7 @@ class FittedMethod:
         gates: whom each fit adapts to.
         harmed: share of validation users who are predicted worse with adaptation, before any gate;
             NaN for a method that does not adapt.
+        gated_on: the users who chose the levels of the gates, in words; empty without levels.
         loss: mean loss of the validation users, in nats per choice.
     """
 
@@ -43,16 +46,18 @@ class FittedMethod:
         method: UserRewardMethod,
         fitted: list[Fitted],
         features: jax.Array,
-        effects: np.ndarray | None = None,
+        shared: "SharedEffects | None" = None,
     ) -> None:
         self.method = method
-        self.judged = Calibrated(method, effects)
+        self.shared = shared
+        self.judged = Calibrated(method, None if shared is None else shared.effects)
         self.fitted = fitted
         self.features = features
         self.candidates: list[Candidate] = []
         self.adapts = True
         self.gates: list[Gate] = []
         self.harmed = float("nan")
+        self.gated_on = ""
         self.loss = float("nan")
 
     def losses(self, users: SupportQueryData, fold: np.ndarray) -> list[CandidateLosses]:
@@ -86,10 +91,6 @@ class FittedMethod:
         self.adapts = may_adapt
         self.gates = [Gate(adapts=may_adapt) for _ in self.fitted]
 
-    def as_judged(self, method: UserRewardMethod) -> UserRewardMethod:
-        """Return the method, perhaps with other settings, as this one predicts."""
-        return Calibrated(method, self.judged.effects)
-
     def effects(self) -> np.ndarray | None:
         """Return the item effects [I] that the first fit's predictions are moved by, if any."""
         return self.judged.effects_of(self.fitted[0], self.candidates[0])
@@ -117,7 +118,7 @@ def fit_method(
     stage: KeepStage,
     checkpoint: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
-    effects: np.ndarray | None = None,
+    shared: "SharedEffects | None" = None,
 ) -> FittedMethod:
     """Fit a method, once per seed where it depends on one.
 
@@ -128,7 +129,7 @@ def fit_method(
         stage: keeps what is fitted for a resumed run.
         checkpoint: folder for the state of a long fit.
         say: called with one line of progress at a time.
-        effects: [I] of the items, shared by all users, that predictions may be moved by.
+        shared: effects of the items that predictions may be moved by.
     """
     count = range(seeds if method.seeded else 1)
 
@@ -138,11 +139,36 @@ def fit_method(
 
     kept = stage(method.name, compute)
     fits = [kept.get(f"{seed}", {}) for seed in count]
-    return FittedMethod(method, fits, data.inputs(method.inputs), effects)
+    return FittedMethod(method, fits, data.inputs(method.inputs), shared)
 
 
-def shared_effects(one_model: FittedMethod, users: SupportQueryData, directions: int) -> np.ndarray:
-    """Return the item effects [I] that methods on some directions share.
+@dataclass(frozen=True)
+class SharedEffects:
+    """Effects of known items that methods on the same directions of the features share.
+
+    Attributes:
+        one_model: the fit of `bt_items`.
+        candidate: of its candidates on these directions, the one that validation users prefer.
+    """
+
+    one_model: FittedMethod
+    candidate: Candidate
+
+    @property
+    def effects(self) -> np.ndarray:
+        """The effects [I] of the fit to the training users."""
+        return self.of(self.one_model.fitted[0])
+
+    def of(self, fitted: Fitted) -> np.ndarray:
+        """Return the effects [I] of a fit of the model, zeros where the candidate has none."""
+        effects = self.one_model.method.item_effects(fitted, self.candidate)
+        return np.zeros(len(self.one_model.features)) if effects is None else effects
+
+
+def shared_effects(
+    one_model: FittedMethod, users: SupportQueryData, directions: int
+) -> SharedEffects:
+    """Return the item effects that methods on some directions share.
 
     They are those of the model for all users, fitted on the same directions, that validation users
     prefer; zeros where they prefer none.
@@ -152,10 +178,9 @@ def shared_effects(one_model: FittedMethod, users: SupportQueryData, directions:
         users: the validation users.
         directions: number of directions of the features that the methods see.
     """
-    fitted, method = one_model.fitted[0], one_model.method
+    fitted = one_model.fitted[0]
     candidates = one_model.judged.candidates(fitted)
     losses = candidate_losses(one_model.judged, fitted, one_model.features, users)
     same = [candidate["directions"] == directions for candidate in candidates]
     best = int(np.argmin(np.where(same, np.nanmean(losses, axis=1), np.inf)))
-    effects = method.item_effects(fitted, candidates[best])
-    return np.zeros(len(one_model.features)) if effects is None else effects
+    return SharedEffects(one_model, candidates[best])

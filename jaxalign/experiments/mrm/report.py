@@ -60,16 +60,20 @@ def _adaptation(report: Report) -> list[str]:
         "",
         adaptation_table(report["adaptation"]),
     ]
-    table, most = gate_table(report["new_users"]), report["adaptation_settings"]["tolerated_harm"]
+    table, settings = gate_table(report["new_users"]), report["adaptation_settings"]
     if not table:
         return lines
     return [
         *lines,
-        f"**Whom to adapt to.** A gate is set where more than {most:.0%} of the validation users "
-        "are predicted worse with adaptation. Users whose expected gain is then below a level that "
-        "validation chose are left alone: served the population's model. The gate sees their "
-        "support choices, or the very pairs that are to be ranked, without labels. A random gate "
-        "leaves as many alone.",
+        f"**Whom to adapt to.** A gate is set where more than {settings['tolerated_harm']:.0%} of "
+        "the validation users are predicted worse with adaptation. Users whose expected gain is "
+        "then below a level are left alone: served the population's model. The gate sees their "
+        "support choices, or the very pairs that are to be ranked, without labels. The level keeps "
+        f"{settings['kept_gain']:.0%} of the gain in log-likelihood; where more than "
+        f"{settings['most_harmed']:.0%} of the users may then be harmed, it is raised until the "
+        "95 % limit of their share is that, as long as "
+        f"{settings['least_kept_gain']:.0%} of the gain is kept. A random gate leaves as many "
+        "alone.",
         "",
         table,
     ]

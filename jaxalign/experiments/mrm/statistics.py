@@ -88,7 +88,8 @@ def _decided(new_users: NewUsers, name: str) -> dict[str, object]:
     if not decision.adapts:
         return {**found, "gates": []}
     gates = [asdict(gate) for gate in fit.gates]
-    return {**found, "harmed_on_validation": fit.harmed, "gates": gates}
+    chosen = {"gates": gates, "gates_chosen_on": fit.gated_on}
+    return {**found, "harmed_on_validation": fit.harmed, **chosen}
 
 
 def _judge(
