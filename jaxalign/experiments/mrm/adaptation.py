@@ -131,7 +131,9 @@ class AdaptationRule:
         fit.harmed = harmed_share(fit, self._validation)
         if fit.harmed <= settings.tolerated_harm:
             return
-        if self._refit(fit, settings.enough_for_gate):
+        # The gate of a control, which is never saved, needs no such certainty.
+        saved = "new_items" in fit.method.capabilities
+        if saved and self._refit(fit, settings.enough_for_gate):
             fit.gates = gates(self._refits.unseen(fit), self._refits.users, reference, settings)
             fit.gated_on = _TESTED_ON[True].format(settings.folds)
         else:

@@ -10,10 +10,10 @@ import numpy as np
 from jaxalign.data.preferences import Preferences
 from jaxalign.data.splits import learned_from, rows_by_user
 from jaxalign.experiments.mrm.adaptation import AdaptationRule
-from jaxalign.experiments.mrm.config import GLOBAL_MODELS, MRMRunConfig, method_of
+from jaxalign.experiments.mrm.config import GLOBAL_MODELS, MRMRunConfig
 from jaxalign.experiments.mrm.data import ExperimentData
 from jaxalign.experiments.mrm.fits import FittedMethod, KeepStage, fit_method
-from jaxalign.mrm.registry import Candidate, Fitted
+from jaxalign.mrm.registry import Candidate, Fitted, UserRewardMethod
 from jaxalign.mrm.support_query import SupportQueryData, cut_support_query
 
 REGIMES = ("new_items", "new_users_new_items")
@@ -58,9 +58,12 @@ def judge_new_items(
     # A fold is judged with the candidates that validation users chose on the fold before it, so
     # that no candidate has seen the fold's items; the first takes those of the known items.
     candidates = {name: (fits[name].candidates[0], fits[name].adapts) for name in names}
+    # The number of pseudo-users is that of the fit to all items: to choose it again in each fold
+    # would be most of the work.
+    methods = {name: fits[name].method.settled(fits[name].fitted[0]) for name in names}
     folds = []
     for fold in usable:
-        kept = stage(f"fold{fold:02d}", partial(_one_fold, data, config, fold, candidates))
+        kept = stage(f"fold{fold:02d}", partial(_one_fold, data, config, fold, candidates, methods))
         candidates = json.loads(str(kept["candidates"]))
         folds.append(kept)
     regimes = {where: _pooled(folds, where, names) for where in REGIMES if folds}
@@ -140,7 +143,13 @@ def _pooled(folds: list[Fitted], where: str, names: list[str]) -> JudgedRegime:
     )
 
 
-def _one_fold(data: ExperimentData, config: MRMRunConfig, fold: int, candidates: Chosen) -> Fitted:
+def _one_fold(
+    data: ExperimentData,
+    config: MRMRunConfig,
+    fold: int,
+    candidates: Chosen,
+    methods: dict[str, UserRewardMethod],
+) -> Fitted:
     """Fit without the fold's items; predict on them with given candidates; choose the next."""
     training = data.training(config.data, ~touching(data, fold))
     wheres = {
@@ -162,7 +171,7 @@ def _one_fold(data: ExperimentData, config: MRMRunConfig, fold: int, candidates:
     following = {}
     rule = AdaptationRule(data, config, validation, _compute, lambda text: None, refit=False)
     for name, (candidate, adapts) in candidates.items():
-        fit = fit_method(method_of(config, name), training, 1, _compute)
+        fit = fit_method(methods[name], training, 1, _compute)
         rule.decide(fit, common=name in GLOBAL_MODELS)
         result["losses"][name] = np.asarray(fit.loss)
         following[name] = fit.candidates[0], fit.adapts
