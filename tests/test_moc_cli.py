@@ -28,6 +28,7 @@ from jaxalign.models.weights.safetensors import open_tensors
 from jaxalign.personalize import answer_conditioned, known, target_for
 from jaxalign.rewards.reward_scale import RewardIds
 from jaxalign.rewards.spec import build_rewards
+from jaxalign.runs import load_arrays
 
 NAMES = ("brevity", "simplicity")
 CONFIG = {
@@ -83,6 +84,24 @@ def train(world, out, *more, model=None):
         "moc", "train", "--config", world.root / "config.yaml", "--model", model or world.model,
         "--data", world.root / "prompts.txt", "--out", out, *more,
     )  # fmt: skip
+
+
+def test_a_run_measures_how_far_its_rewards_conflict(world):
+    found = json.loads((world.run / "report.json").read_text())["conflict"]
+    assert (found["prompts"], found["samples"]) == (9, 16)  # of all that it trains on
+    kept = load_arrays(world.run / "state" / "conflict.safetensors")["rewards"]
+    assert kept.shape == (9, 16, 2)
+    scale = load(world.run / "model").scale
+    sd = scale.levels(kept.astype(np.float64)).std(axis=(0, 1))
+    assert found["sd"] == pytest.approx(dict(zip(NAMES, sd.tolist(), strict=True)))
+    assert "standard deviations brevity" in " ".join(world.trained.err.split())
+
+
+def test_a_conflict_that_cannot_be_measured_is_refused_and_0_measures_none(world, tmp_path):
+    refused(train(world, tmp_path / "x", "--conflict_samples", 1), "conflict_samples is 1")
+    result = train(world, tmp_path / "run", "--conflict_prompts", 0, "--moc.steps", 1)
+    assert result.code == 0, result.err
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["conflict"] is None
 
 
 def test_preferences_that_a_prompt_makes_up_are_removed(world):

@@ -13,6 +13,7 @@ from jaxalign.metrics.agreement import (
 )
 from jaxalign.metrics.bootstrap import Interval, mean_interval, paired_bootstrap
 from jaxalign.metrics.calibration import Reliability, calibration_error, reliability
+from jaxalign.metrics.conflicts import Conflict, best_of_front, conflict
 from jaxalign.metrics.groups import worst_groups
 from jaxalign.metrics.harm import harm_floor, harmed
 from jaxalign.metrics.pareto import entropy, hypervolume, nondominated, sparsity
@@ -28,10 +29,13 @@ from jaxalign.metrics.scores import (
 from jaxalign.metrics.users import judge
 
 __all__ = [
+    "Conflict",
     "Interval",
     "Reliability",
     "accuracy",
+    "best_of_front",
     "calibration_error",
+    "conflict",
     "corner_error",
     "corner_movement",
     "entropy",

@@ -12,6 +12,10 @@ OTHER = np.array([[0.25, 0.75, 0.5], [1.0, 0.25, 0.75]])
 MASK = np.array([[True, True, False], [True, True, True]])
 POINTS = np.array([[0.5, 0.25], [0.25, 0.75], [0.25, 0.25], [1.0, 0.0]])
 REQUESTED = np.array([[0.5, 0.5], [0.25, 0.75], [0.0, 1.0], [1.0, 0.0]])
+ANSWERS = np.array(
+    [[[0.5, 0.0], [0.25, 0.5]], [[1.0, 0.25], [0.0, 1.0]], [[0.75, 0.5], [0.5, 0.5]]]
+)
+SHARES = np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
 TINY = float(np.finfo(np.float32).tiny)
 
 _OUTSIDE = "probability: expected probabilities from 0 to 1; found values outside or NaN."
@@ -98,6 +102,23 @@ def harm_floor(probability, unadapted, mask):
             loss += weight * (np.sum(np.where(wins == 1, change, -change)) < 0)
         shares.append(loss)
     return np.mean(shares)
+
+
+def best_front(rewards):
+    """Of the best answers under three weightings: one reward, the other, and both alike."""
+    found = []
+    for weights in SHARES:
+        best = [answers[np.argmax([row @ weights for row in answers])] for answers in rewards]
+        found.append(np.mean(best, axis=0))
+    return np.array(found)
+
+
+def balance(rewards):
+    front = best_front(rewards)
+    low, high = front.min(axis=0), front.max(axis=0)
+    if (high <= low).any():
+        return None
+    return ((front - low) / (high - low)).min(axis=1).max()
 
 
 def beats(a, b):
@@ -199,6 +220,21 @@ def of_preferences(call, reference, refused, **more):
     )  # fmt: skip
 
 
+def of_answers(call, reference):
+    """A function of several answers to each prompt."""
+    sentence = (
+        "rewards: found shape {}, expected [X, n, R] finite numbers, n answers to each of X "
+        "prompts; correct or leave out those that are not."
+    )
+    shapes = {"zero rows": (0, 2, 2), "wrong rank": (1, 3, 2, 2)}
+    shapes |= {"nan live": (3, 2, 2), "infinity live": (3, 2, 2)}
+    refused = {probe: sentence.format(shape) for probe, shape in shapes.items()}
+    return Entry(
+        lambda rewards: call(rewards, SHARES), {"rewards": ANSWERS}, reference, "rewards",
+        rows=("rewards",), refused=refused, tolerance=1e-9,
+    )  # fmt: skip
+
+
 def means(judged):
     return tuple(judged[name] for name in ("accuracy", "gain", "nll", "flipped"))
 
@@ -257,6 +293,8 @@ METRICS = {
             "wrong rank": "values: found shape [1, 3], expected [U]; give an array of 1 axis.",
         },
     ),
+    "best_of_front": of_answers(metrics.best_of_front, best_front),
+    "conflict": of_answers(lambda *a: metrics.conflict(*a).balance, balance),
     "nondominated": of_points(metrics.nondominated, nondominated),
     "hypervolume": of_points(
         lambda points: metrics.hypervolume(points, [0.0, 0.0]), hypervolume

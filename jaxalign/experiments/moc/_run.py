@@ -22,6 +22,12 @@ from jaxalign.data.prompts import (
 )
 from jaxalign.errors import InputError
 from jaxalign.experiments.moc import baselines
+from jaxalign.experiments.moc.conflict import (
+    ConflictReport,
+    conflict_lines,
+    conflict_report,
+    sample_rewards,
+)
 from jaxalign.experiments.training_run import start_training
 from jaxalign.files import read_json, write_json, write_text
 from jaxalign.moc._train import train
@@ -56,7 +62,7 @@ class TrainReport(TypedDict):
     """The content of report.json.
 
     `first` and `last` are means over a tenth of the steps, and `kl_above` counts the steps whose KL
-    was more than twice its target.
+    was more than twice its target. `conflict` is None where it was not measured.
     """
 
     format: int
@@ -69,6 +75,7 @@ class TrainReport(TypedDict):
     first: dict[str, float]
     last: dict[str, float]
     kl_above: int
+    conflict: ConflictReport | None
     devices: DeviceReport
 
 
@@ -87,6 +94,9 @@ class MocRunConfig:
         reference_answers: completions of the model alone on which the scale of the rewards is
             estimated, 256 or more.
         quantiles: quantiles of their rewards that become levels 0 and 1, between 0 and 1.
+        conflict_prompts: prompts on which it is measured before training how far the rewards
+            conflict, 16 or more for a useful figure; 0 measures nothing.
+        conflict_samples: completions of each by the model alone, 2 or more; 16 is usual.
     """
 
     rewards: tuple[RewardSpec, ...] = ()
@@ -96,8 +106,15 @@ class MocRunConfig:
     weight: str | None = None
     reference_answers: int = 512
     quantiles: tuple[float, float] = (0.05, 0.95)
+    conflict_prompts: int = 16
+    conflict_samples: int = 16
 
     def __post_init__(self) -> None:
+        for name, least in (("conflict_prompts", 0), ("conflict_samples", 2)):
+            if getattr(self, name) < least:
+                raise InputError(
+                    f"{name} is {getattr(self, name)}; expected at least {least}: correct it."
+                )
         if self.reference_answers < 256:
             raise InputError(
                 f"reference_answers is {self.reference_answers}; expected at least 256, or the "
@@ -181,6 +198,7 @@ def run(
         },
     )
     scale = _scale(run_dir, model, rewards, train_on, config, progress)
+    conflicting = _conflict(run_dir, model, rewards, scale, train_on, config, progress)
     fresh = jax.random.fold_in(jax.random.key(settings.seed), 1)
     policy = init_policy(fresh, model, rewards.names, settings, scale)
     trained = train(policy, rewards, train_on.prompts, settings, out, progress)
@@ -196,6 +214,7 @@ def run(
         "first": _means(trained.history[: _part(trained.steps)]),
         "last": _means(trained.history[-_part(trained.steps) :]),
         "kl_above": sum(step["kl"] > KL_FACTOR * settings.kl.target for step in trained.history),
+        "conflict": conflicting,
         "devices": started.devices,
     }
     run_dir.finish(report)
@@ -348,6 +367,41 @@ def _scale(
         ends = scale.low[place], scale.high[place]
         progress.say(f"{reward}: level 0 at {ends[0]:.3g}, level 1 at {ends[1]:.3g}")
     return scale
+
+
+def _conflict(
+    run: RunDir,
+    model: LanguageModel,
+    rewards: TextReward,
+    scale: RewardScale,
+    prompts: Prompts,
+    config: MocRunConfig,
+    progress: Progress,
+) -> ConflictReport | None:
+    """Measure once in a run how far its rewards conflict, and show it."""
+    if not config.conflict_prompts:
+        return None
+    kept = (run.state / "conflict.safetensors").exists()
+
+    def sample() -> Tree:
+        raw = sample_rewards(
+            model,
+            rewards,
+            prompts.prompts,
+            config.moc.sampling(()),
+            config.conflict_prompts,
+            config.conflict_samples,
+            max(config.moc.batch, _SCALE_BATCH),
+            progress.show,
+        )
+        return {"rewards": raw}
+
+    arrays = run.stage("conflict", sample)
+    found = conflict_report(rewards.names, scale.levels(np.asarray(arrays["rewards"], np.float64)))
+    if not kept:
+        for line in conflict_lines(found):
+            progress.say(line)
+    return found
 
 
 def _check_preferences(settings: MocConfig, names: Sequence[str]) -> None:
