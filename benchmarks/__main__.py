@@ -38,6 +38,7 @@ NAMES = (
     "mrm_compare",
     "pplug",
     "serve_vllm",
+    "serve_start",
     "pplug_jester",
 )
 

@@ -94,11 +94,18 @@ def add(commands: Commands) -> None:
         "preferences answer",
     )
     option(
+        "--plug",
+        help="folder of a run of `pplug train`, or of one plug in it, whose personas answer: made "
+        "of what each user chose; a server of --engine openai has to be a vLLM with "
+        "--enable-prompt-embeds",
+    )
+    option(
         "--strategy",
-        choices=("auto", "best_of", "member", "conditioned", "plain"),
+        choices=("auto", "best_of", "member", "conditioned", "persona", "plain"),
         default="auto",
         help="how the model `auto` answers; auto: the best draw, or the best member or "
-        "preference, where it is likely to be better, else the plain one (auto)",
+        "preference, where it is likely to be better; else the persona, where it favours what the "
+        "user chose; else the plain one (auto)",
     )
     option("--samples", type=int, default=4, help="answers drawn for one request (4)")
     option(
@@ -176,6 +183,7 @@ def _config(arguments: argparse.Namespace) -> "ServeConfig":
         key=_secret(arguments.engine_key_file, _KEY),
         portfolio=arguments.portfolio,
         policy=arguments.policy,
+        plug=arguments.plug,
         dtype=arguments.dtype,
         most_waiting=arguments.engine_waiting,
     )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxalign.arrays import check_number
 from jaxalign.data.histories import Histories
 from jaxalign.models import embed, families
 from jaxalign.models.buckets import bucket_length
@@ -32,7 +33,7 @@ from jaxalign.pplug.rows import (
     padded_length,
     prepare_persona_inputs,
 )
-from jaxalign.pplug.store import HistoryStore
+from jaxalign.pplug.store import HistoryStore, VectorStore
 from jaxalign.progress import track
 from jaxalign.train.mesh import gathered
 from jaxalign.train.step import Batch
@@ -224,7 +225,11 @@ def prefix(
 
 
 def prefixes(
-    plug: PPlug, histories: Histories, store: HistoryStore | None = None, progress: bool = False
+    plug: PPlug,
+    histories: Histories,
+    store: VectorStore | None = None,
+    progress: bool = False,
+    batch_size: int = _BATCH,
 ) -> np.ndarray:
     """Return the soft tokens before the prompt of each sample.
 
@@ -233,20 +238,22 @@ def prefixes(
         histories: N samples.
         store: Store of the encoder's vectors; vectors of new items are added.
         progress: Show a bar on standard error if it takes more than a few seconds.
+        batch_size: Samples that are computed together; fewer are filled up to as many.
 
     Returns:
         [N, Q, D] float32.
 
     Raises:
-        InputError: As `prepare_persona_inputs`.
+        InputError: As `prepare_persona_inputs`, or a batch of no samples.
     """
+    check_number("batch_size", batch_size, 1)
     inputs = prepare_persona_inputs(
         plug.encoder, plug.persona, plug.text, histories, store, progress, plug.centre
     )
     compiled = partial(_prefix, prefix_spec(plug))
     count = len(histories)
     slots = padded_length(inputs.counts)
-    parts = np.arange(-(-count // _BATCH) * _BATCH).reshape(-1, _BATCH)
+    parts = np.arange(-(-count // batch_size) * batch_size).reshape(-1, batch_size)
     parts = np.where(parts < count, parts, -1)
     found = []
     for rows in track(

@@ -18,7 +18,7 @@ from jaxalign.models.encoder import EncoderConfig
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.tokenizer import Tokenizer
 from jaxalign.pplug.config import PersonaConfig, Place, TextConfig
-from jaxalign.pplug.store import HistoryStore, encode_with
+from jaxalign.pplug.store import VectorStore, encode_with
 
 Arrays = dict[str, np.ndarray]
 _SMALLEST, _LARGEST = 16, 512  # buckets of histories; longer ones have multiples of the largest
@@ -43,7 +43,7 @@ class PersonaInputs:
 
     queries: Sequences | None
     items: tuple[np.ndarray, np.ndarray] | None
-    store: HistoryStore | None
+    store: VectorStore | None
     positions: int
     centre: np.ndarray | None = None
 
@@ -83,7 +83,7 @@ def prepare_persona_inputs(
     persona: PersonaConfig,
     text: TextConfig,
     histories: Histories,
-    store: HistoryStore | None,
+    store: VectorStore | None,
     progress: bool = False,
     centre: np.ndarray | None = None,
 ) -> PersonaInputs:
@@ -292,7 +292,7 @@ def shorten(text: str, tokenizer: Tokenizer, limit: int) -> str:
 
 
 def _items(
-    encoder: Encoder, text: TextConfig, histories: Histories, store: HistoryStore, progress: bool
+    encoder: Encoder, text: TextConfig, histories: Histories, store: VectorStore, progress: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return `PersonaInputs.items` of the newest items of each sample."""
     kept = [sample.profile[-text.max_items :] for sample in histories.samples]

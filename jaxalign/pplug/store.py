@@ -1,4 +1,4 @@
-"""A store on disk of the vectors of everything that users wrote: each text once."""
+"""Stores of the vectors of everything that users wrote, each text once: on disk, and in memory."""
 
 import hashlib
 import os
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 
@@ -20,6 +21,68 @@ VECTORS, INDEX = "vectors.f16", "index.sqlite"
 _FORMAT = 1
 _ROWS = 500  # below SQLite's limit on parameters of one statement
 _CHUNK = 8_192  # texts that are encoded and written together: what an interrupt may cost
+
+
+class VectorStore(Protocol):
+    """Vectors of texts, each known by its row."""
+
+    @property
+    def width(self) -> int:
+        """E, the width of the vectors."""
+        ...
+
+    def add(self, texts: Sequence[str], encode: Encode, progress: bool = False) -> np.ndarray:
+        """Encode the texts that are not there yet, and return the row of each text, [N] int64."""
+        ...
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Return the vectors of rows, zeros for -1: [...] int -> [..., E] float16."""
+        ...
+
+
+class MemoryStore:
+    """The vectors of a few texts in memory, as a `HistoryStore` keeps them on disk.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.pplug.store import MemoryStore
+        >>> store = MemoryStore(width=2)
+        >>> rows = store.add(["a", "b", "a"], lambda texts: np.ones((len(texts), 2)))
+        >>> rows.tolist(), store.read(rows).dtype
+        ([0, 1, 0], dtype('float16'))
+    """
+
+    def __init__(self, width: int):
+        self._width = width
+        self._rows: dict[str, int] = {}
+        self._vectors = np.zeros((0, width), np.float16)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def width(self) -> int:
+        """E, the width of the vectors."""
+        return self._width
+
+    def add(self, texts: Sequence[str], encode: Encode, progress: bool = False) -> np.ndarray:
+        """Encode the texts that are not there yet, and return the row of each text.
+
+        Raises:
+            InputError: Vectors have another shape, or float16 cannot hold them.
+        """
+        absent = [text for text in dict.fromkeys(texts) if text not in self._rows]
+        if absent:
+            vectors = _checked(encode(absent), len(absent), self._width)
+            first = len(self._rows)
+            self._vectors = np.concatenate([self._vectors, vectors])
+            self._rows |= {text: first + number for number, text in enumerate(absent)}
+        return np.fromiter((self._rows[text] for text in texts), np.int64, len(texts))
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Return the vectors of rows, zeros for -1: [...] int -> [..., E] float16."""
+        padded = np.concatenate([self._vectors, np.zeros((1, self._width), np.float16)])
+        return padded[np.asarray(rows, np.int64)]
 
 
 class HistoryStore:

@@ -12,11 +12,12 @@ import uvicorn
 from jaxalign.errors import InputError
 from jaxalign.serve.app import create_app
 from jaxalign.serve.comparing import most_informative
-from jaxalign.serve.config import ServeConfig
+from jaxalign.serve.config import EngineConfig, ServeConfig
 from jaxalign.serve.engines import make_engine
 from jaxalign.serve.guards import Guard, allowed_hosts
 from jaxalign.serve.identity import CallerGate, read_keys
 from jaxalign.serve.offered import check_offered, offer_policies
+from jaxalign.serve.personas import Personas
 from jaxalign.serve.reward_space import RewardSpace, load_space
 from jaxalign.serve.service import Service
 from jaxalign.serve.store.database import database_url, open_database
@@ -42,15 +43,23 @@ async def open_service(config: ServeConfig) -> Service:
         raise InputError(f"--strategy {config.strategy}: expected one of {', '.join(STRATEGIES)}.")
     keys = read_keys(config.keys) if config.keys is not None else {}
     database_url(config.database)
-    engine = make_engine(config.engine)
+    engine, personas = make_engine(config.engine), None
     try:
         async with _stage("rewards loading", config.users or "by rule"):
             space = await asyncio.to_thread(load_space, config.users, config.reward_models)
             policies = offer_policies(config.engine, space)
+        if config.engine.plug is not None:
+            async with _stage("plug loading", config.engine.plug):
+                personas = await asyncio.to_thread(_load_personas, config.engine)
         async with _stage("engine starting", config.engine.kind):
             await engine.start()
             if policies is not None:
                 check_offered(policies, engine)
+            if personas is not None and not engine.personas:
+                raise InputError(
+                    f"--plug {config.engine.plug}: --engine {config.engine.kind} takes no soft "
+                    "tokens, expected local or openai: leave one of the two out."
+                )
         async with _stage("programs compiling", engine.model):
             await asyncio.to_thread(_warm, space, config.samples)
         database = open_database(config.database, config.synchronous)
@@ -62,7 +71,12 @@ async def open_service(config: ServeConfig) -> Service:
         allowed_hosts(config.host, config.hosts, bool(keys)), bool(keys), config.limits.body_bytes
     )
     gate = CallerGate(keys, config.webui_secret, config.webui_issuer)
-    return Service(config, database, engine, space, gate, guard, policies)
+    return Service(config, database, engine, space, gate, guard, policies, personas)
+
+
+def _load_personas(config: EngineConfig) -> Personas | None:
+    opened = config.opened_plug
+    return None if opened is None else Personas(str(config.plug), opened)
 
 
 @contextlib.asynccontextmanager

@@ -17,6 +17,7 @@ from jaxalign.serve.api_errors import ApiError
 from jaxalign.serve.engines import Call
 from jaxalign.serve.identity import WEBUI_TOKEN, WEBUI_USER, Caller
 from jaxalign.serve.learning import UserTaste
+from jaxalign.serve.personas import Persona
 from jaxalign.serve.service import Service
 from jaxalign.serve.store import events
 from jaxalign.serve.store.events import Event, Json, LimitReached
@@ -55,6 +56,7 @@ class PreparedRequest:
         policy: the policy that the request names as its model; None for none.
         stored: whether the answers are kept, so that feedback about them can be learned from.
         id: of the response, without its prefix.
+        persona: of the user, where it may be used; None where not.
         join: what a rating of open-webui is joined by: ids of chat and message; empty for question
             and answer; None for requests of other clients.
     """
@@ -68,15 +70,13 @@ class PreparedRequest:
     policy: str | None
     stored: bool
     id: str
+    persona: Persona | None = None
     join: tuple[str, ...] | None = None
 
     @property
     def prompt(self) -> str | Chat:
         """The prompt as rewards read it."""
-        if isinstance(self.request, TextRequest):
-            return self.request.prompt
-        turns = self.request.messages if isinstance(self.request, ChatRequest) else []
-        return tuple({"role": turn.role, "content": _text(turn.content)} for turn in turns)
+        return _prompt(self.request)
 
     @property
     def response_id(self) -> str:
@@ -95,11 +95,11 @@ async def prepare(
     caller = service.gate.caller(headers, request.user, request.safety_identifier, request.metadata)
     known = model_names(service)
     if request.model not in known:
-        others = " or ".join(repr(name) for name in known[1:])
+        listed = " or ".join(repr(name) for name in known[1:])
         raise ApiError(
             404,
             f"There is no model {request.model!r}; expected {AUTO!r} for personal answers, or "
-            f"{others}.",
+            f"{listed}.",
             "model_not_found",
             "model",
         )
@@ -114,16 +114,22 @@ async def prepare(
         )
     task = isinstance(request, ChatRequest) and is_task(request.messages)
     configured = service.config.strategy
-    by_policy = service.policies is not None and configured != "best_of"
+    others = service.policies is not None or service.personas is not None
+    by_policy = others and configured != "best_of"
     why = why_plain(request, by_policy) if request.model == AUTO else None
     stored = caller.user is not None and not task and service.config.store != "none"
     taste = await service.taste(caller.user)
-    if request.model == AUTO and why is None and configured == AUTO:
-        why = taste.left_alone
-    strategy = configured if request.model == AUTO and why is None else "plain"
+    personal, persona = request.model == AUTO and why is None, None
+    strategy = configured if personal else "plain"
+    if personal:
+        persona = await service.persona(caller.user, _prompt(request))
+    if strategy == AUTO and taste.left_alone:
+        # What the rewards say of the user helps nobody; a persona has been judged by itself.
+        why = None if persona else taste.left_alone
+        strategy = "persona" if persona else "plain"
     policy = request.model if request.model in known[2:] else None
     return PreparedRequest(
-        endpoint, request, caller, taste, strategy, why, policy, stored, events.new_id(),
+        endpoint, request, caller, taste, strategy, why, policy, stored, events.new_id(), persona,
         _join(headers),
     )  # fmt: skip
 
@@ -168,6 +174,7 @@ def strategy_inputs(service: Service, prepared: PreparedRequest) -> StrategyInpu
         service.config.samples,
         lambda values: service.space.left_alone_on(prepared.taste.utility, values),
         service.policies,
+        prepared.persona,
     )
 
 
@@ -280,6 +287,8 @@ def _reason(prepared: PreparedRequest, answer: PersonalAnswer, why: str | None) 
             return "the plain answer: the service runs with --strategy plain"
         if prepared.policy is None:
             return "the plain answer: the request names the engine's own model"
+    if answer.strategy == "persona":
+        return answer.choice
     if answer.probability is not None:
         words = f"{answer.choice}, better than the plain answer with probability "
         words += f"{answer.probability:.2f}"
@@ -405,8 +414,7 @@ async def stream_through(
     """Yield a response whose policy is chosen before, as the engine's pieces come in."""
     wire = Streaming(prepared)
     inputs = strategy_inputs(service, prepared)
-    policy, answer = CHOOSE_FIRST[prepared.strategy](inputs)
-    call = inputs.call._replace(policy=policy)
+    call, answer = CHOOSE_FIRST[prepared.strategy](inputs)
     texts: dict[int, list[str]] = {}
     usage: TokenUsage | None = None
     held: Json | None = None
@@ -441,6 +449,13 @@ async def stream_through(
 def streams_through(prepared: PreparedRequest) -> bool:
     """Return whether pieces can be sent as they are drawn: what answers is chosen before."""
     return prepared.strategy in CHOOSE_FIRST and (prepared.request.n or 1) == 1
+
+
+def _prompt(request: GenerationRequest) -> str | Chat:
+    if isinstance(request, TextRequest):
+        return request.prompt
+    turns = request.messages if isinstance(request, ChatRequest) else []
+    return tuple({"role": turn.role, "content": _text(turn.content)} for turn in turns)
 
 
 def _text(content: object) -> str:

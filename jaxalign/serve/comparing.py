@@ -109,7 +109,7 @@ def _served(
     """What a chat would be given of the same draws; None where it would draw others."""
     inputs = strategy_inputs(service, prepared)
     match prepared.strategy:
-        case "auto" if inputs.policies is None:
+        case "auto" if inputs.policies is None and inputs.persona is None:
             return serve_draw(inputs, reply, values)
         case "best_of":
             return serve_draw(however_sure(inputs), reply, values)

@@ -7,6 +7,8 @@ from typing import Literal
 
 from jaxalign.arrays import check_number
 from jaxalign.errors import InputError
+from jaxalign.experiments.pplug.ask import RunPlug, open_plug
+from jaxalign.models.language import load_language_model
 from jaxalign.personalize.saved import SavedPolicies, open_policies
 from jaxalign.personalize.strategies.base import ServingRule
 from jaxalign.serve.store.database import Synchronous
@@ -32,6 +34,7 @@ class EngineConfig:
         portfolio: folder of a portfolio whose members the engine answers as; None for none.
         policy: folder of a conditioned policy whose preferences the engine answers as, in place of
             a portfolio.
+        plug: folder of a persona plug's run, or of one of its trainings; None for none.
         dtype: of weights and compute of `local`.
         most_waiting: answers of `local`, or requests to `openai`, that may wait or be answered at
             once; more are refused with 429.
@@ -45,6 +48,7 @@ class EngineConfig:
     key: str | None = field(default=None, repr=False)
     portfolio: str | None = None
     policy: str | None = None
+    plug: str | None = None
     dtype: str = "float32"
     most_waiting: int = 64
     connect_seconds: float = 5.0
@@ -68,6 +72,19 @@ class EngineConfig:
             InputError: a folder that holds none.
         """
         return open_policies(self.portfolio, self.policy) if self.has_policies else None
+
+    @cached_property
+    def opened_plug(self) -> RunPlug | None:
+        """The persona plug with its language model, which are read once; None for none.
+
+        Raises:
+            InputError: a folder that holds none, or another language model than the plug's.
+        """
+        if self.plug is None:
+            return None
+        own = self.kind == "local" and self.model is not None
+        model = load_language_model(str(self.model), self.dtype) if own else None
+        return open_plug(self.plug, model, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -133,23 +150,29 @@ class ServeConfig:
             raise InputError(
                 f"--samples: found {self.samples}, expected 2 or more answers to choose among."
             )
-        drawn = self.samples + self.engine.has_policies  # `auto` may draw one as a policy too
+        # `auto` may draw one as a policy and one with a persona too.
+        drawn = self.samples + self.engine.has_policies + (self.engine.plug is not None)
         if self.engine.kind == "local" and drawn > self.engine.most_waiting:
             raise InputError(
                 f"--samples {self.samples} needs {drawn} answers, more than the "
                 f"{self.engine.most_waiting} answers of --engine.waiting, so that every request "
                 "would be refused; raise the latter."
             )
-        for strategy, given in (
-            ("member", self.engine.portfolio),
-            ("conditioned", self.engine.policy),
+        for strategy, option, given in (
+            ("member", "--portfolio", self.engine.portfolio),
+            ("conditioned", "--policy", self.engine.policy),
+            ("persona", "--plug", self.engine.plug),
         ):
             if self.strategy == strategy and given is None:
-                option = "--portfolio" if strategy == "member" else "--policy"
                 raise InputError(
                     f"--strategy {strategy}: found no {option}, expected the folder of what "
                     "answers: add it."
                 )
+        if self.engine.plug is not None and self.store != "texts":
+            raise InputError(
+                f"--plug with --store {self.store}: found no texts of choices, of which personas "
+                "are made, expected --store texts: leave one of the two out."
+            )
         if self.reward_models and self.users is None:
             raise InputError(
                 "--reward-model is given without --users; expected the run whose named rewards it "

@@ -8,7 +8,9 @@ from functools import cached_property
 
 import numpy as np
 
+from jaxalign.errors import InputError
 from jaxalign.models.chat import Chat
+from jaxalign.serve.api_errors import ApiError
 from jaxalign.serve.config import ServeConfig
 from jaxalign.serve.engines import AnswerEngine
 from jaxalign.serve.guards import Guard
@@ -22,6 +24,7 @@ from jaxalign.serve.learning import (
     unseen_rows,
 )
 from jaxalign.serve.offered import OfferedPolicies
+from jaxalign.serve.personas import Persona, Personas
 from jaxalign.serve.reward_space import RewardSpace
 from jaxalign.serve.store import events
 from jaxalign.serve.store.database import Database
@@ -45,6 +48,7 @@ class Service:
         gate: finds the key and the user of a request.
         guard: refuses foreign requests.
         policies: that may answer in place of the engine's own model; None for none.
+        personas: what makes the personas of users; None for none.
         telemetry: counters.
         stopping: whether the service is being shut down.
     """
@@ -56,11 +60,13 @@ class Service:
     gate: CallerGate
     guard: Guard
     policies: OfferedPolicies | None = None
+    personas: Personas | None = None
     telemetry: Telemetry = field(default_factory=Telemetry)
     stopping: bool = False
     _states: OrderedDict[str, TasteState] = field(default_factory=OrderedDict)
     _state_bytes: int = 0
     _folds: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _making_persona: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @cached_property
     def _empty(self) -> TasteState:
@@ -106,6 +112,34 @@ class Service:
         if self._states.get(user) is known:
             self._remember(user, folded)
 
+    async def persona(self, user: str | None, prompt: str | Chat) -> Persona | None:
+        """Return the persona of a user for a prompt, which may be used; None where it may not.
+
+        With the strategy `auto` it may be used where the user's held-out choices say so, with the
+        probability that any answer but the plain one needs.
+
+        Raises:
+            ApiError: a prompt that cannot be read.
+            StorageError: the user's choices cannot be read.
+        """
+        personas, strategy = self.personas, self.config.strategy
+        if personas is None or strategy not in ("auto", "persona"):
+            return None
+        judge = strategy == "auto"
+        if judge and user is None:
+            return None
+        version = "" if user is None else self._states.get(user, self._empty).version
+        async with self._making_persona:
+            try:
+                found = await asyncio.to_thread(
+                    personas.make, self.database, user, version, prompt, judge
+                )
+            except InputError as error:
+                raise ApiError(400, str(error), "invalid_prompt", "messages") from None
+        if judge and found.probability < self.config.rule.least_probability:
+            return None
+        return found
+
     def _followed(self, user: str, known: TasteState) -> TasteState:
         """The state of a user after the rows that are not in the known one."""
         version, start, rows = self.database.read_now(
@@ -115,14 +149,19 @@ class Service:
         return replace(advance(self.space, start, rows), version=version)
 
     def _remember(self, user: str, state: TasteState) -> None:
-        self.forget(user)
+        self._drop_state(user)
         self._states[user] = state
         self._state_bytes += state.size
         while len(self._states) > _MOST_STATES or self._state_bytes > _MOST_STATE_BYTES:
-            self.forget(next(iter(self._states)))
+            self._drop_state(next(iter(self._states)))
 
     def forget(self, user: str) -> None:
         """Drop what is kept in memory of a user."""
+        if self.personas is not None:
+            self.personas.forget(user)
+        self._drop_state(user)
+
+    def _drop_state(self, user: str) -> None:
         state = self._states.pop(user, None)
         self._state_bytes -= 0 if state is None else state.size
 

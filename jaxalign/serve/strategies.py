@@ -18,6 +18,7 @@ from jaxalign.personalize.strategies.base import (
 from jaxalign.personalize.utility import Utility
 from jaxalign.serve.engines import AnswerEngine, Call
 from jaxalign.serve.offered import OfferedPolicies
+from jaxalign.serve.personas import Persona
 from jaxalign.serve.wire import Reply, sum_usage
 
 
@@ -36,6 +37,7 @@ class StrategyInputs(NamedTuple):
         gate: of the base rewards [N, K] of the draws to why the user is left alone on them, None
             where the user is not.
         policies: that may answer in place of the engine's own model; None for none.
+        persona: of the user, where it may be used; None where not.
     """
 
     strategy: str
@@ -48,6 +50,7 @@ class StrategyInputs(NamedTuple):
     samples: int
     gate: Callable[[np.ndarray], str | None]
     policies: OfferedPolicies | None = None
+    persona: Persona | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,32 +72,45 @@ class ServedReply:
     number: int = 0
 
 
-def choose_plain(inputs: StrategyInputs) -> tuple[str | None, PersonalAnswer]:
-    """Return what the request names: the engine's own model, or a policy with its reasons."""
+def choose_plain(inputs: StrategyInputs) -> tuple[Call, PersonalAnswer]:
+    """Return the call to what the request names: the engine's own model, or a policy."""
     if inputs.policies is not None and inputs.call.policy is not None:
-        return inputs.policies.choose(inputs.utility, inputs.rule, inputs.call.policy)
-    return None, PersonalAnswer("", "plain", ASKED_FOR, 0.0, None, None)
+        _, answer = inputs.policies.choose(inputs.utility, inputs.rule, inputs.call.policy)
+        return inputs.call, answer
+    return inputs.call, PersonalAnswer("", "plain", ASKED_FOR, 0.0, None, None)
 
 
-def choose_policy(inputs: StrategyInputs) -> tuple[str | None, PersonalAnswer]:
-    """Return the policy of the largest gain less k standard deviations, however sure it is."""
+def choose_policy(inputs: StrategyInputs) -> tuple[Call, PersonalAnswer]:
+    """Return the call to the policy of the largest gain less k standard deviations, however sure it
+    is.
+    """
     if inputs.policies is None:
         return choose_plain(inputs)
-    return inputs.policies.choose(inputs.utility, however_sure(inputs).rule)
+    policy, answer = inputs.policies.choose(inputs.utility, however_sure(inputs).rule)
+    return inputs.call._replace(policy=policy), answer
 
 
-CHOOSE_FIRST: dict[str, Callable[[StrategyInputs], tuple[str | None, PersonalAnswer]]] = {
+def choose_persona(inputs: StrategyInputs) -> tuple[Call, PersonalAnswer]:
+    """Return the call with the soft tokens of the user's persona."""
+    if inputs.persona is None:
+        return choose_plain(inputs)
+    answer = PersonalAnswer("", "persona", inputs.persona.words(), 0.0, None, None)
+    return inputs.call._replace(soft=inputs.persona.soft), answer
+
+
+CHOOSE_FIRST: dict[str, Callable[[StrategyInputs], tuple[Call, PersonalAnswer]]] = {
     "plain": choose_plain,
     "member": choose_policy,
     "conditioned": choose_policy,
+    "persona": choose_persona,
 }
 """Strategies that choose what answers before it is drawn, so that the answer can be streamed."""
 
 
 async def answer_first_choice(inputs: StrategyInputs) -> ServedReply:
-    """Serve what the policy of the user or of the request draws, all n answers of the request."""
-    policy, answer = CHOOSE_FIRST[inputs.strategy](inputs)
-    reply = await inputs.engine.complete(inputs.call._replace(policy=policy))
+    """Serve what the call of the user or of the request draws, all n answers of the request."""
+    call, answer = CHOOSE_FIRST[inputs.strategy](inputs)
+    reply = await inputs.engine.complete(call)
     return ServedReply(reply, replace(answer, text=reply.choices[0].content()))
 
 
@@ -135,6 +151,22 @@ def serve_draw(inputs: StrategyInputs, reply: Reply, values: np.ndarray) -> Serv
     return ServedReply(kept, answer, values[option : option + 1], why, option)
 
 
+async def answer_auto(inputs: StrategyInputs) -> ServedReply:
+    """Serve what is expected to gain most for the user; where nothing is, the user's persona.
+
+    The persona is drawn at the same time as the others.
+    """
+    if inputs.persona is None:
+        return await answer_largest_gain(inputs)
+    call, answer = choose_persona(inputs)
+    served, reply = await asyncio.gather(answer_largest_gain(inputs), inputs.engine.complete(call))
+    usage = sum_usage([served.reply.usage, reply.usage])
+    if served.answer.strategy != "plain":
+        return replace(served, reply=served.reply.model_copy(update={"usage": usage}))
+    answer = replace(answer, text=reply.choices[0].content())
+    return ServedReply(reply.model_copy(update={"usage": usage}), answer)
+
+
 async def answer_largest_gain(inputs: StrategyInputs) -> ServedReply:
     """Serve the best draw or the best policy, whichever is expected to gain more for the user.
 
@@ -164,6 +196,6 @@ async def answer_largest_gain(inputs: StrategyInputs) -> ServedReply:
 STRATEGIES: dict[str, Callable[[StrategyInputs], Awaitable[ServedReply]]] = {
     **dict.fromkeys(CHOOSE_FIRST, answer_first_choice),
     "best_of": answer_best,
-    "auto": answer_largest_gain,
+    "auto": answer_auto,
 }
 """Every strategy of the service by its name."""

@@ -40,6 +40,8 @@ class _Handler(BaseHTTPRequestHandler):
         world.asked.set()
         world.requests.append(SimpleNamespace(path=self.path, body=body, headers=self.headers))
         mode = world.mode
+        if "prompt_embeds" in body and not world.takes_embeddings:
+            return self._send(400, {"error": {"message": "prompt_embeds is not supported"}})
         if mode == "fail":
             return self._send(500, {"error": {"message": "secret of the inside"}})
         if mode == "refuse":
@@ -117,6 +119,7 @@ class World:
     def __init__(self):
         self.mode, self.pause, self.requests, self._drawn = "well", 0.5, [], 0
         self.asked = threading.Event()
+        self.takes_embeddings = False
         self.models = {MODEL: None}  # name -> model that it is an adapter of
 
     def next_answer(self):

@@ -28,6 +28,15 @@ def test_every_service_secret_and_volume_that_is_named_is_there():
     assert "docs/secrets" in (DOCS.parent / ".gitignore").read_text()
 
 
+def test_the_image_holds_the_package_alone():
+    """Neither secrets nor the history of the checkout are copied into it."""
+    lines = (DOCS.parent / ".dockerignore").read_text().splitlines()
+    first, *others = [line for line in lines if line and not line.startswith("#")]
+    assert first == "*"
+    kept = {line[1:] for line in others if line.startswith("!")}
+    assert kept == {"pyproject.toml", "README.md", "LICENSE", "jaxalign", "kernels", "configs"}
+
+
 def test_the_service_starts_with_settings_that_can_be_used():
     program, *words = SERVICES["serve"]["command"]
     assert program == "jaxalign"

@@ -79,6 +79,10 @@ def test_two_copies_count_every_row_once(tmp_path, upstream_server, upstream):
             np.testing.assert_allclose(
                 tastes[0].utility.mean, tastes[1].utility.mean, rtol=0, atol=1e-6
             )
+            read = two.service.service.database.read_now
+            choices = read(lambda c: events.choices_with_answers(c, "local:ann", 3))
+            assert [row.kind for row, *_ in choices] == ["preferred"] * 3
+            assert all(one and two for _, one, two in choices)
             about = two.get("/v1/user", params={"id": "ann"}).json()
             assert about["rows"] == 10
             # What one copy forgets, the other forgets too.

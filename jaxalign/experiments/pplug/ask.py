@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from jaxalign.config import load_config
@@ -18,8 +19,10 @@ from jaxalign.errors import InputError
 from jaxalign.experiments.generate import RowPolicies, tree_digest
 from jaxalign.experiments.pplug.baselines import TRAININGS
 from jaxalign.experiments.pplug.run_folder import PLUG, PLUGS, PPlugRun, TrainingReport, load_run
+from jaxalign.models.buckets import bucket_length, padded
 from jaxalign.models.chat import prompt_ids
 from jaxalign.models.generate import GenerationArguments, Prompt, prompt_embeddings
+from jaxalign.models.language import LanguageModel
 from jaxalign.pplug.files import load
 from jaxalign.pplug.model import PPlug, prefixes
 from jaxalign.pplug.retrieval import build_questions, retrieve_items
@@ -36,22 +39,27 @@ class RunPlug(NamedTuple):
     plug: PPlug
 
 
-def open_plug(folder: str | Path) -> RunPlug:
+def open_plug(
+    folder: str | Path, model: LanguageModel | None = None, dtype: str | None = None
+) -> RunPlug:
     """Read a plug of a run.
 
     Args:
         folder: Folder of a run, whose first plug is read, or of one training in it, such as
             runs/pplug/plugs/task-0.
+        model: Its language model if it is loaded already; None loads the one named in the file.
+        dtype: Data type in which that is loaded; None for the one of the training.
 
     Raises:
-        InputError: The folder holds no run, or its models cannot be found.
+        InputError: The folder holds no run, its models cannot be found, or the model is another
+            one than the plug was trained with.
     """
     folder = Path(folder).expanduser()
     own = (folder / REPORT).is_file() and folder.resolve().parent.name == PLUGS
     run = load_run(folder.resolve().parents[1] if own else folder)
     place = folder / PLUG if own else next(iter(run.plugs.values()))
     training = load_config(TrainingReport, place.parent / REPORT, []).training
-    return RunPlug(run, training, load(place, dtype=run.config.pplug.weights))
+    return RunPlug(run, training, load(place, model, dtype=dtype or run.config.pplug.weights))
 
 
 def read_history(path: str | Path | None, task: str | lamp.Task, question: str) -> Histories:
@@ -182,14 +190,37 @@ def embed_question(
     with question_policies(opened, histories, store, progress=False) as (policies, rows):
         model, arguments = policies.model, policies.arguments([0])
         ids = prompt_ids(model, policies.prompts[0], policies.soft_tokens, rows[0].where)
-        prompt = Prompt(
-            np.asarray([ids], np.int32),
-            np.asarray([len(ids)], np.int32),
-            arguments["prefix"],
-            np.asarray([policies.soft_tokens], np.int32),
-            arguments.get("prefix_starts"),
-        )
-        return np.asarray(prompt_embeddings(prompt, model.config, model.params))[0]
+        start = 0 if (starts := arguments.get("prefix_starts")) is None else int(starts[0])
+        return embed_with_soft_tokens(model, ids, np.asarray(arguments["prefix"])[0], start)
+
+
+def embed_with_soft_tokens(
+    model: LanguageModel, ids: Sequence[int], soft: np.ndarray, start: int
+) -> np.ndarray:
+    """Return a prompt with soft tokens as input embeddings.
+
+    Args:
+        model: The language model.
+        ids: [T] tokens of the prompt.
+        soft: [Q, D] soft tokens.
+        start: Number of tokens of the prompt before them.
+
+    Returns:
+        [T + Q, D] in the model's data type.
+    """
+    width = bucket_length(len(ids), max(len(ids), model.config.positions))
+    prompt = Prompt(
+        padded([ids], (1, width)),
+        np.asarray([len(ids)], np.int32),
+        soft[None],
+        np.asarray([len(soft)], np.int32),
+        np.asarray([start], np.int32),
+    )
+    found = _embeddings(prompt, model.config, model.params)
+    return np.asarray(found)[0, : len(ids) + len(soft)]
+
+
+_embeddings = jax.jit(prompt_embeddings, static_argnums=1)
 
 
 def _items(path: Path, task: lamp.Task) -> Iterator[Row]:

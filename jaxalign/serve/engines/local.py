@@ -1,7 +1,7 @@
 """The engine `local`: a language model in this process draws the answers.
 
-Rows of all users that wait together are drawn in one batch, whichever policies answer them. A batch
-is drawn to its end before the next one begins, and a streamed answer is drawn by itself.
+Rows of all users that wait together are drawn in one batch, with their policies and personas. A
+batch is drawn to its end before the next one begins, and a streamed answer is drawn by itself.
 """
 
 import asyncio
@@ -14,16 +14,26 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxalign.errors import InputError
 from jaxalign.models.chat import Chat, Completion, complete_tokens, prompt_ids, text_of
+from jaxalign.models.generate import GenerationArguments
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.sampling import Sampling
 from jaxalign.models.stream import StreamedPiece, stream
 from jaxalign.serve.api_errors import ApiError
 from jaxalign.serve.config import DEFAULT_MODEL, EngineConfig
 from jaxalign.serve.engines.local_policies import LocalPolicies, load_policies
-from jaxalign.serve.engines.registry import AnswerEngine, Call, register_engine, too_many
+from jaxalign.serve.engines.registry import (
+    AnswerEngine,
+    Call,
+    SoftTokens,
+    known_roles,
+    register_engine,
+    too_long,
+    too_many,
+)
 from jaxalign.serve.wire import (
     AnswerMessage,
     ChunkChoice,
@@ -49,6 +59,7 @@ class _DecodeRow:
     prompt: str | Chat
     ids: list[int]
     policy: int
+    soft: SoftTokens | None
     max_tokens: int
     temperature: float
     top_p: float
@@ -76,6 +87,7 @@ class LocalEngine:
         self._config = config
         saved = config.saved_policies if config.model is None else None
         self._name = config.model or (DEFAULT_MODEL if saved is None else saved.base)
+        self._soft_tokens = 0
         self._jobs: queue.SimpleQueue[_DecodeRow | _StreamJob | None] = queue.SimpleQueue()
         self._waiting = 0
         self._loaded: LanguageModel | None = None
@@ -90,24 +102,49 @@ class LocalEngine:
     @property
     def _room(self) -> int:
         """Tokens of a prompt and its answer together."""
-        return self._language.config.positions - self._policies.prefix_tokens
+        return self._language.config.positions - self._reserved
+
+    @property
+    def _reserved(self) -> int:
+        """Soft tokens that may stand beside a prompt: of a policy, or of a persona."""
+        return self._policies.prefix_tokens or self._soft_tokens
 
     @property
     def policies(self) -> Collection[str]:
         """The policies of the portfolio, or the preferences of the policy, that it was given."""
         return self._policies.numbers
 
+    @property
+    def personas(self) -> bool:
+        """Whether it was given a persona plug."""
+        return self._soft_tokens > 0
+
     async def start(self) -> None:
         """Load the model, and the policies if there are some.
 
         Raises:
-            InputError: there is no such model, or it is not the one of the policies.
+            InputError: there is no such model, or it is not the one of the policies; policies and
+                a persona that both have soft tokens.
         """
-        self._loaded = await asyncio.to_thread(load_language_model, self._name, self._config.dtype)
+        self._loaded = await asyncio.to_thread(self._load)
         saved = self._config.saved_policies
         if saved is not None:
             self._policies = await asyncio.to_thread(load_policies, saved, self._loaded)
+        if self._policies.prefix_tokens and self._soft_tokens:
+            raise InputError(
+                f"--policy {self._config.policy} and --plug {self._config.plug}: found soft tokens "
+                "in both, expected them in one: leave one of the two out."
+            )
         self._thread.start()
+
+    def _load(self) -> LanguageModel:
+        """The model, which is the plug's own where there is one."""
+        opened = self._config.opened_plug
+        if opened is None:
+            return load_language_model(self._name, self._config.dtype)
+        self._soft_tokens = opened.plug.persona.prefix_length
+        self._name = self._config.model or opened.plug.model.name
+        return opened.plug.model
 
     @property
     def _language(self) -> LanguageModel:
@@ -202,11 +239,11 @@ class LocalEngine:
     def _rows(self, call: Call) -> list[_DecodeRow]:
         body, policies = call.body, self._policies
         policy = policies.number(call.policy)
-        prompt = policies.prompt(_known_roles(call.prompt), policy)
+        prompt = policies.prompt(known_roles(call.prompt), policy)
         try:
-            ids = prompt_ids(self._language, prompt, 1 + policies.prefix_tokens)
+            ids = prompt_ids(self._language, prompt, 1 + self._reserved)
         except InputError as error:
-            raise ApiError(400, str(error), "context_length_exceeded", "messages") from None
+            raise too_long(error) from None
         room = self._room - len(ids)
         most = body.get("max_completion_tokens") or body.get("max_tokens") or _MAX_TOKENS
         temperature, top_p = body.get("temperature"), body.get("top_p")
@@ -218,6 +255,7 @@ class LocalEngine:
                 prompt,
                 ids,
                 policy,
+                call.soft,
                 min(int(str(most)), room),
                 float(str(_TEMPERATURE if temperature is None else temperature)),
                 float(str(_TOP_P if top_p is None else top_p)),
@@ -275,7 +313,7 @@ class LocalEngine:
             top_p=[row.top_p for row in filled],
         )
         ids, keys = [row.ids for row in filled], jnp.stack([row.key for row in filled])
-        arguments = self._policies.arguments([row.policy for row in filled])
+        arguments = self._arguments(filled)
         (found,) = complete_tokens(
             self._language, ids, settings, keys, **arguments, batch_size=size
         )
@@ -290,13 +328,17 @@ class LocalEngine:
                 one.prompt_tokens, False,
             )  # fmt: skip
 
+    def _arguments(self, rows: Sequence[_DecodeRow]) -> GenerationArguments:
+        """The policies and the personas of rows."""
+        return {**self._policies.arguments([row.policy for row in rows]), **_soft_arguments(rows)}
+
     def _draw_stream(self, job: _StreamJob) -> None:
         row = job.row
         settings = Sampling(
             max_tokens=row.max_tokens, temperature=row.temperature, top_p=row.top_p
         )  # fmt: skip
         try:
-            arguments = self._policies.arguments([row.policy])
+            arguments = self._arguments([row])
             for piece in stream(self._language, row.prompt, settings, row.key, **arguments):
                 if job.dropped.is_set():
                     return
@@ -351,13 +393,18 @@ def _check(body: Mapping[str, object]) -> None:
         )
 
 
-def _known_roles(prompt: str | Chat) -> str | Chat:
-    """The prompt with OpenAI's newer name of the system role replaced by the one templates know."""
-    if isinstance(prompt, str):
-        return prompt
-    return tuple(
-        {**turn, "role": "system"} if turn["role"] == "developer" else turn for turn in prompt
-    )
+def _soft_arguments(rows: Sequence[_DecodeRow]) -> GenerationArguments:
+    """The soft tokens of rows, of which some may have none."""
+    known = {number: row.soft for number, row in enumerate(rows) if row.soft is not None}
+    if not known:
+        return {}
+    shape = next(iter(known.values())).values.shape
+    values = np.zeros((len(rows), *shape), np.float32)
+    lengths, starts = np.zeros((2, len(rows)), np.int32)
+    for number, soft in known.items():
+        values[number], lengths[number] = soft.values, len(soft.values)
+        starts[number] = soft.start(len(rows[number].ids))
+    return {"prefix": values, "prefix_lengths": lengths, "prefix_starts": starts}
 
 
 def _stops(body: Mapping[str, object]) -> list[str]:

@@ -3,11 +3,29 @@
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from jaxalign.errors import InputError
 from jaxalign.models.chat import Chat
 from jaxalign.serve.api_errors import ApiError
 from jaxalign.serve.config import EngineConfig
 from jaxalign.serve.wire import Endpoint, Reply, ReplyChunk
+
+
+class SoftTokens(NamedTuple):
+    """Soft tokens of a persona beside a prompt.
+
+    Attributes:
+        values: [Q, D].
+        behind: tokens of the prompt that stand behind them; None for soft tokens before the prompt.
+    """
+
+    values: np.ndarray
+    behind: int | None = None
+
+    def start(self, tokens: int) -> int:
+        """Return how many of a prompt's tokens stand before them."""
+        return 0 if self.behind is None else tokens - self.behind
 
 
 class Call(NamedTuple):
@@ -19,6 +37,7 @@ class Call(NamedTuple):
         prompt: its prompt, as a language model takes it.
         n: answers to draw.
         policy: name of the policy that answers; None for the engine's own model.
+        soft: soft tokens of the user's persona; None for none.
     """
 
     endpoint: Endpoint
@@ -26,6 +45,7 @@ class Call(NamedTuple):
     prompt: str | Chat
     n: int = 1
     policy: str | None = None
+    soft: SoftTokens | None = None
 
 
 class AnswerEngine(Protocol):
@@ -39,6 +59,11 @@ class AnswerEngine(Protocol):
     @property
     def policies(self) -> Collection[str]:
         """Names of the policies that calls may name, besides its own model; known once started."""
+        ...
+
+    @property
+    def personas(self) -> bool:
+        """Whether calls may have soft tokens; known once started."""
         ...
 
     async def start(self) -> None:
@@ -112,6 +137,26 @@ def make_engine(config: EngineConfig) -> AnswerEngine:
     if config.kind not in ENGINES:
         raise InputError(f"--engine {config.kind}: expected one of {', '.join(ENGINES)}.")
     return ENGINES[config.kind](config)
+
+
+def known_roles(prompt: str | Chat) -> str | Chat:
+    """Return the prompt with OpenAI's newer name of the system role as templates know it.
+
+    Example:
+        >>> from jaxalign.serve.engines.registry import known_roles
+        >>> known_roles([{"role": "developer", "content": "Be brief."}])
+        ({'role': 'system', 'content': 'Be brief.'},)
+    """
+    if isinstance(prompt, str):
+        return prompt
+    return tuple(
+        {**turn, "role": "system"} if turn["role"] == "developer" else turn for turn in prompt
+    )
+
+
+def too_long(error: InputError) -> ApiError:
+    """Return the refusal of a prompt that the model's context has no room for."""
+    return ApiError(400, str(error), "context_length_exceeded", "messages")
 
 
 def too_many(most: int) -> ApiError:

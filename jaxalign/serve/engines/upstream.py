@@ -1,24 +1,43 @@
 """The engine `openai`: answers come from any server that speaks the OpenAI protocol."""
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
+import numpy as np
 from pydantic import ValidationError
 
+from jaxalign.data.torch_files import tensor_bytes
 from jaxalign.errors import InputError
+from jaxalign.experiments.pplug.ask import embed_with_soft_tokens
+from jaxalign.models.chat import Chat, prompt_ids
+from jaxalign.models.language import LanguageModel
 from jaxalign.serve.api_errors import ApiError
 from jaxalign.serve.config import EngineConfig
 from jaxalign.serve.engines.registry import (
     RETRY_AFTER,
     AnswerEngine,
     Call,
+    SoftTokens,
+    known_roles,
     register_engine,
+    too_long,
     too_many,
 )
-from jaxalign.serve.wire import PATHS, Reply, ReplyChunk, sum_usage
+from jaxalign.serve.wire import (
+    PATHS,
+    AnswerMessage,
+    ChunkChoice,
+    Delta,
+    Endpoint,
+    Reply,
+    ReplyChoice,
+    ReplyChunk,
+    sum_usage,
+)
 
 _RETRIES = 2
 _FIRST_PAUSE = 0.1  # seconds, doubled each time: a server that restarts needs moments
@@ -57,12 +76,23 @@ class UpstreamEngine:
         """The adapters of its model that the server lists, as vLLM does, and other models."""
         return self._policies
 
+    @property
+    def personas(self) -> bool:
+        """Whether it was given a persona plug, whose embeddings the server takes."""
+        return self._config.plug is not None
+
     async def start(self) -> None:
         """Find the model's name where none was given, and what else the server offers.
 
         Raises:
-            InputError: the server cannot be reached, or lists no such model.
+            InputError: the server cannot be reached, lists no such model, or does not take the
+                embeddings of a persona.
         """
+        await self._find_models()
+        if self._config.opened_plug is not None:
+            await self._check_embeddings(self._config.opened_plug.plug.model)
+
+    async def _find_models(self) -> None:
         try:
             response = await self._client.get("models")
             response.raise_for_status()
@@ -83,6 +113,18 @@ class UpstreamEngine:
         self._policies = frozenset(
             name for name, base in bases.items() if base is None or base == self._model
         )
+
+    async def _check_embeddings(self, model: LanguageModel) -> None:
+        """Refuse a server that does not answer to a prompt of the plug's model as embeddings."""
+        soft = SoftTokens(np.zeros((0, model.config.width), np.float32))
+        try:
+            await self._request(Call("text", {"max_tokens": 1}, "Hello", soft=soft), 1)
+        except ApiError as error:
+            raise InputError(
+                f"--plug {self._config.plug}: {self._config.url} refused a prompt as embeddings "
+                f"({error.message}), expected a vLLM that serves {model.name}, started with "
+                "--enable-prompt-embeds."
+            ) from None
 
     async def complete(self, call: Call) -> Reply:
         """Return n answers; from a server that returns fewer, the others are requested one by one.
@@ -114,10 +156,11 @@ class UpstreamEngine:
         return replies[0].model_copy(update={"choices": numbered, "usage": usage})
 
     async def _request(self, call: Call, n: int) -> Reply:
-        body = {**call.body, "model": self._name(call), **({"n": n} if n > 1 else {})}
+        endpoint, body = await self._sent(call)
+        body |= {"n": n} if n > 1 else {}
         for attempt in range(_RETRIES + 1):
             try:
-                response = await self._client.post(PATHS[call.endpoint], json=body)
+                response = await self._client.post(PATHS[endpoint], json=body)
                 break
             except _UNSENT as error:
                 if attempt == _RETRIES:
@@ -128,9 +171,10 @@ class UpstreamEngine:
         if response.status_code != httpx.codes.OK:
             raise _refused(response.status_code, response.content, response.headers)
         try:
-            return Reply.model_validate_json(response.content)
+            reply = Reply.model_validate_json(response.content)
         except ValidationError:
             raise _nonsense() from None
+        return reply if endpoint == call.endpoint else _as_chat(reply)
 
     async def stream(self, call: Call) -> AsyncGenerator[ReplyChunk, None]:
         """Yield one answer piece by piece, as the server sends them.
@@ -138,19 +182,18 @@ class UpstreamEngine:
         Raises:
             ApiError: as `complete`, and where the server breaks off.
         """
-        options = {"include_usage": True}
-        body = {**call.body, "model": self._name(call), "stream": True, "stream_options": options}
         async with self._place():
+            endpoint, body = await self._sent(call)
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
             try:
-                path = PATHS[call.endpoint]
-                async with self._client.stream("POST", path, json=body) as response:
+                async with self._client.stream("POST", PATHS[endpoint], json=body) as response:
                     if response.status_code != httpx.codes.OK:
                         content = await response.aread()
                         raise _refused(response.status_code, content, response.headers)
                     finished = False
                     async for chunk in _events(response):
                         finished = finished or any(one.finish_reason for one in chunk.choices)
-                        yield chunk
+                        yield chunk if endpoint == call.endpoint else _as_chat_chunk(chunk)
                     if not finished:
                         raise ApiError(
                             502, "The engine broke off in the middle.", "engine_broke_off"
@@ -168,6 +211,21 @@ class UpstreamEngine:
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
+
+    async def _sent(self, call: Call) -> tuple[Endpoint, dict[str, object]]:
+        """The endpoint and the body of a request; a persona is sent as embeddings of a text."""
+        body = {**call.body, "model": self._name(call)}
+        opened = self._config.opened_plug
+        if call.soft is None or opened is None:
+            return call.endpoint, body
+        embeds = await asyncio.to_thread(_embedded, opened.plug.model, call.prompt, call.soft)
+        for name in ("messages", "prompt", "max_completion_tokens"):
+            body.pop(name, None)
+        if call.endpoint == "chat":  # of texts, servers draw few tokens where none are stated
+            body["max_tokens"] = call.body.get("max_completion_tokens") or call.body.get(
+                "max_tokens"
+            )
+        return "text", {**body, "prompt_embeds": embeds}
 
     def _name(self, call: Call) -> str:
         """The name under which the server offers what answers."""
@@ -202,6 +260,42 @@ async def _events(response: httpx.Response) -> AsyncIterator[ReplyChunk]:
             yield ReplyChunk.model_validate_json(data)
         except ValidationError:
             raise _nonsense() from None
+
+
+def _embedded(model: LanguageModel, prompt: str | Chat, soft: SoftTokens) -> str:
+    """The embeddings of a prompt with its soft tokens, as vLLM takes them."""
+    try:
+        ids = prompt_ids(model, known_roles(prompt), 1 + len(soft.values))
+    except InputError as error:
+        raise too_long(error) from None
+    values = embed_with_soft_tokens(model, ids, soft.values, soft.start(len(ids)))
+    return base64.b64encode(tensor_bytes(values)).decode()
+
+
+def _as_chat(reply: Reply) -> Reply:
+    """A reply to a text as that to a chat."""
+    choices = [
+        ReplyChoice(
+            index=choice.index,
+            message=AnswerMessage(role="assistant", content=choice.content()),
+            finish_reason=choice.finish_reason,
+        )
+        for choice in reply.choices
+    ]
+    return Reply(choices=choices, usage=reply.usage)
+
+
+def _as_chat_chunk(chunk: ReplyChunk) -> ReplyChunk:
+    """A piece of a text as that of a message."""
+    choices = [
+        ChunkChoice(
+            index=choice.index,
+            delta=Delta(content=choice.content()),
+            finish_reason=choice.finish_reason,
+        )
+        for choice in chunk.choices
+    ]
+    return ReplyChunk(choices=choices, usage=chunk.usage)
 
 
 def _nonsense() -> ApiError:

@@ -247,6 +247,46 @@ def about_same(connection: Connection, event: Event) -> set[str]:
     return {str(row[0]) for row in found}
 
 
+def choices_with_answers(
+    connection: Connection, user: str, most: int
+) -> list[tuple[Event, str | None, str | None]]:
+    """Return the newest choices and edits of a user, by time and id, with what they are about.
+
+    Args:
+        connection: to read from.
+        user: whose.
+        most: of the rows.
+
+    Returns:
+        Each row of feedback with the prompt and the answers, as JSON; those whose answers were
+        deleted are left out.
+    """
+    found = connection.execute(
+        text(
+            "SELECT feedback.id, feedback.received, feedback.kind, feedback.subject, "
+            "feedback.value, feedback.space, given.prompt AS asked, given.answers AS known "
+            "FROM events AS feedback "
+            "JOIN events AS given ON given.id = substr(feedback.subject, 1, 32) "
+            "AND given.user_id = feedback.user_id AND given.kind = 'answers' "
+            "WHERE feedback.user_id = :user AND feedback.kind IN ('preferred', 'edited') "
+            "ORDER BY feedback.received DESC, feedback.id DESC LIMIT :most"
+        ),
+        {"user": user, "most": most},
+    )
+    rows = [
+        (
+            Event(
+                row.id, int(row.received), user, row.kind, row.subject, json.loads(row.value),
+                row.space,
+            ),
+            row.asked,
+            row.known,
+        )
+        for row in found
+    ]  # fmt: skip
+    return rows[::-1]
+
+
 def everything(connection: Connection, user: str) -> Iterator[Event]:
     """Yield all rows of a user, by time and id."""
     found = connection.execute(
