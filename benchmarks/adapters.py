@@ -185,10 +185,10 @@ def _spread(params: Any) -> Any:
     """
     import jax
 
-    def at(kernel: Any) -> Any:
-        return kernel / (0.02 * kernel.shape[-2] ** 0.5) if kernel.ndim == 3 else kernel
+    def at(path: Any, leaf: Any) -> Any:
+        return leaf / (0.02 * leaf.shape[-2] ** 0.5) if path[-1].key == "kernel" else leaf
 
-    return params | {"layers": jax.tree.map(at, params["layers"])}
+    return jax.tree.map_with_path(at, params)
 
 
 def _adapter(settings: Any, key: Any, params: Any) -> Any:
@@ -238,6 +238,7 @@ def _torch_weights(size: str, dtype: str, config: Any, params: Any) -> Any:
 
     model, _ = torch_model(size, dtype)
     table, theirs = layout(config), dict(model.named_parameters())
+    table = table.unstacked() if config.unstacked else table
     with torch.no_grad():
         for leaf in table.leaves:
             value = params

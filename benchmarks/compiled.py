@@ -1,7 +1,8 @@
 """Every step that the GPU benchmarks time, compiled for an H200 that need not be there: its bytes.
 
-`--topology FILE` as in `moc_memory`. Without it the same steps are compiled at tiny sizes for the
-devices of this machine. All arrays are shapes alone; rows of earlier runs in `--out` are kept.
+Beside its memory stands its work on paper, see `benchmarks.roofline`. `--topology FILE` as in
+`moc_memory`. Without it the same steps are compiled at tiny sizes for the devices of this machine.
+All arrays are shapes alone; rows of earlier runs in `--out` are kept.
 """
 
 import argparse
@@ -17,7 +18,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from benchmarks import adapters, harness, logprob, moc_memory, models, mrm, palm, pplug, pplug_model
+from benchmarks import (
+    adapters,
+    harness,
+    logprob,
+    moc_memory,
+    models,
+    mrm,
+    palm,
+    pplug,
+    pplug_model,
+    roofline,
+)
+from benchmarks import sizes as sizes_of
 from benchmarks.moc_memory import GIB
 from benchmarks.pplug_model import Shape
 from jaxalign.kernels.scalarize import chunked
@@ -103,6 +116,11 @@ class Place(NamedTuple):
         """Of `DecoderConfig`."""
         return "cudnn" if self.described else "auto"
 
+    @property
+    def unstack(self) -> bool | None:
+        """Whether layers are unstacked, as by default on the described card; None as here."""
+        return True if self.described else None
+
     def held(self, tree: Any) -> Any:
         """Shapes of a tree of arrays or shapes, whole on the device."""
         import jax
@@ -115,11 +133,22 @@ class Place(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A jitted function, its arguments as shapes, and in what it is not a GPU's program."""
+    """What is compiled, and the least that it could do.
+
+    Attributes:
+        function: jitted.
+        arguments: as shapes.
+        note: in what it is not a GPU's program.
+        trips: turns of a loop that ends by its data.
+        least: bytes and operations that each phase cannot do without; none where they are the
+            bytes of arguments and results.
+    """
 
     function: Any
     arguments: tuple[Any, ...]
     note: str = ""
+    trips: int = 1
+    least: tuple[tuple[float, float], ...] = ()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -160,7 +189,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def compiled(program: Program, described: bool) -> dict[str, Any]:
-    """What the compiler says of a program: bytes, calls of cuDNN, seconds that it took."""
+    """What the compiler says of a program: bytes, calls of cuDNN, work, seconds that it took."""
     began = time.perf_counter()
     lowered = program.function.lower(*program.arguments)
     # There is no card to try kernels on.
@@ -168,11 +197,13 @@ def compiled(program: Program, described: bool) -> dict[str, Any]:
     traced = time.perf_counter()
     found = lowered.compile(compiler_options=options)
     done = time.perf_counter()
-    used = moc_memory.memory(found.memory_analysis())
+    used, text = moc_memory.memory(found.memory_analysis()), found.as_text() or ""
+    least = program.least or ((used["arguments"] + used["outputs"], 0.0),)
     return {
         "bytes": used,
         "fits": used["peak"] < LIMIT,
-        "cudnn": sorted(set(_CUDNN.findall(found.as_text() or ""))),
+        "cudnn": sorted(set(_CUDNN.findall(text))),
+        "roofline": roofline.summary(text, program.trips, least),
         "seconds": {"lower": traced - began, "compile": done - traced},
         "note": program.note,
     }
@@ -246,7 +277,9 @@ def _shapes(make: Callable[..., tuple[Any, Any]], *arguments: Any) -> tuple[Any,
 
 
 def _model(place: Place, size: str) -> tuple[Any, Any]:
-    make = partial(models.random_model, size, place.sizes.dtype, attention=place.attention)
+    make = partial(
+        models.random_model, size, place.sizes.dtype, place.unstack, attention=place.attention
+    )
     return _shapes(make)
 
 
@@ -262,7 +295,11 @@ def _logprob(place: Place, tokens: int, backward: bool) -> Program:
     sizes, summed = place.sizes, logprob.summed
     both = [_array(sizes.dtype, rows, sizes.width) for rows in (tokens, sizes.vocabulary)]
     arguments = (*both, _array("int32", tokens))
-    return Program(jax.jit(jax.grad(summed) if backward else summed), place.held(arguments))
+    # The states' gradient is one more product; the table is frozen.
+    flops = 2.0 * tokens * sizes.width * sizes.vocabulary * (2 if backward else 1)
+    read = sum(array.size * array.dtype.itemsize for array in both)
+    function = jax.jit(jax.grad(summed) if backward else summed)
+    return Program(function, place.held(arguments), least=((read, flops),))
 
 
 def _decode(place: Place, size: str, batch: int) -> Program:
@@ -300,6 +337,7 @@ def _generated(
 ) -> Program:
     """The one program of `generate`, for answers that are drawn greedily."""
     import jax
+    import jax.numpy as jnp
 
     from jaxalign.models.generate import Prompt, decode_jit, prepare_decode
     from jaxalign.models.sampling import Sampling
@@ -307,11 +345,16 @@ def _generated(
     settings, key = Sampling(max_tokens=new, temperature=0.0), jax.random.key(0)
     lengths = np.full(shape[0], shape[1], np.int32)
     prompt = Prompt(np.zeros(shape, np.int32), lengths, prefix)
-    unstack = True if place.described else None
-    spec, inputs, prompt = prepare_decode(
-        config, params, prompt, key, settings, unstack_layers=unstack, **adapted
+    spec, inputs, prompt = prepare_decode(config, params, prompt, key, settings, **adapted)
+    batch, length = shape
+    width = np.dtype(jnp.dtype(config.dtype)).itemsize
+    read = width * (sizes_of.matrix_parameters(config) + sizes_of.unembedding_parameters(config))
+    steps = new - 1
+    least = (
+        (read, sizes_of.forward_flops(config, batch, length, 1)),
+        (steps * sizes_of.decode_bytes(config, batch, length + new // 2, width), 0.0),
     )
-    return Program(decode_jit, (spec, *place.held((inputs, prompt))))
+    return Program(decode_jit, (spec, *place.held((inputs, prompt))), "", steps, least)
 
 
 def _train(place: Place, size: str, lora: bool, rows: int) -> Program:
@@ -321,7 +364,9 @@ def _train(place: Place, size: str, lora: bool, rows: int) -> Program:
     step, state = _shapes(lambda params: models.training_step(config, params, lora), params)
     batch = {"tokens": _array("int32", rows, place.sizes.length + 1)}
     arguments = place.held((state, params if lora else None, batch))
-    return Program(jax.jit(step, donate_argnums=0), arguments)
+    flops = sizes_of.training_flops(config, rows, place.sizes.length, lora)
+    read = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((params, state.params)))
+    return Program(jax.jit(step, donate_argnums=0), arguments, least=((read, flops),))
 
 
 def _epoch(place: Place, size: str) -> Program:
@@ -455,11 +500,14 @@ def _moc(place: Place) -> dict[str, Program]:
     import jax
 
     given = argparse.Namespace(
-        size=place.sizes.moc, config=moc_memory.CONFIG, attention=place.attention
+        size=place.sizes.moc,
+        config=moc_memory.CONFIG,
+        attention=place.attention,
     )
-    programs, abstract, _ = moc_memory.programs_of(given, place.mesh)
+    programs, abstract, settings = moc_memory.programs_of(given, place.mesh, place.described)
+    work = moc_memory.work(sizes_of.SIZES[place.sizes.moc], settings)
     return {
-        part: Program(jax.jit(function, donate_argnums=donated), arguments)
+        part: Program(jax.jit(function, donate_argnums=donated), arguments, **work[part])
         for part, (function, arguments, donated) in moc_memory.parts_of(programs, abstract).items()
     }
 
@@ -477,7 +525,7 @@ def _table(result: dict[str, Any]) -> str:
         for row in result["rows"]
     ]
     text = f"{result['target']}; fits: within {result['limit_bytes'] / GIB:.0f} GiB.\n\n"
-    text += harness.table(header, rows)
+    text += harness.table(header, rows) + "\n" + roofline.table(result["rows"])
     text += "".join(
         f"\n\\* {row['name']}: {row['note']}.\n" for row in result["rows"] if row["note"]
     )

@@ -75,7 +75,6 @@ def _config(arguments: argparse.Namespace, accelerated: bool, dtype: str) -> Any
         answer_tokens=arguments.new or (base.answer_tokens if accelerated else 16),
         value_dropout=0.0,
         conditioning="none",  # random prompts; a tag is but some tokens of them
-        unstack_layers=accelerated,
         trunk=replace(base.trunk, weights=dtype, compute=dtype, lora=lora),
     )
 
@@ -84,6 +83,7 @@ def _measured(
     size: str, config: Any, arguments: argparse.Namespace, result: dict[str, Any]
 ) -> dict[str, Any]:
     from benchmarks.models import random_model
+    from jaxalign.models.device_defaults import device_defaults
 
     dtype = result["dtype"]
     rng = np.random.default_rng(0)
@@ -91,7 +91,9 @@ def _measured(
     prompts = rng.integers(3, sizes.SIZES[size].vocab_size, shape, np.int32)
     sides: dict[str, Side] = {}
     facts: dict[str, Any] = {}
-    plain, params = random_model(size, dtype)  # one copy for all of our sides
+    plain, params = random_model(
+        size, dtype, device_defaults().unstack_to_train
+    )  # one copy for all of our sides
     for count in arguments.objectives:
         step, rollout = _ours(plain, params, config, prompts, count)
         sides[f"jaxalign, {count} objectives"] = step

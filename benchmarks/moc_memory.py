@@ -7,7 +7,8 @@ devices of this machine.
 
 import argparse
 import importlib.util
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     console = Console(stderr=True, highlight=False)
     mesh = place(arguments.topology)
-    programs, abstract, settings = programs_of(arguments, mesh)
+    programs, abstract, settings = programs_of(arguments, mesh, arguments.topology is not None)
     parts = {}
     for name, (function, shapes, donated) in parts_of(programs, abstract).items():
         console.print(f"compiling {name}")
@@ -80,8 +81,16 @@ def place(topology: Path | None) -> Any:
     return Mesh(described.devices.reshape(1, 1, 1), ("data", "fsdp", "tensor"))
 
 
-def programs_of(arguments: argparse.Namespace, mesh: Any) -> tuple[Any, dict[str, Any], Any]:
-    """The programs of a run whose rewards the host computes, and the shapes that they take."""
+def programs_of(
+    arguments: argparse.Namespace, mesh: Any, unstack: bool
+) -> tuple[Any, dict[str, Any], Any]:
+    """The programs of a run whose rewards the host computes, and the shapes that they take.
+
+    Args:
+        arguments: size, config and attention.
+        mesh: of one device.
+        unstack: whether the frozen model's layers are unstacked, as by default on a GPU.
+    """
     import jax
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
@@ -92,6 +101,7 @@ def programs_of(arguments: argparse.Namespace, mesh: Any) -> tuple[Any, dict[str
     from jaxalign.moc.step import init_train_state, make_programs
     from jaxalign.models import families
     from jaxalign.models.language import LanguageModel
+    from jaxalign.models.layers import unstack_params
     from jaxalign.rollout import Rollout
 
     run = load_config(MocRunConfig, arguments.config, [])
@@ -109,6 +119,9 @@ def programs_of(arguments: argparse.Namespace, mesh: Any) -> tuple[Any, dict[str
         lambda key: jax.tree.map(lambda x: x.astype(dtype), families.init(key, plain)),
         jax.random.key(0),
     )
+    if unstack:
+        plain = replace(plain, unstacked=True)
+        frozen = jax.eval_shape(unstack_params, frozen)
 
     def first(params: Any) -> Any:
         model = LanguageModel(plain, params, None, {}, arguments.size, "0" * 64)
@@ -143,6 +156,22 @@ def parts_of(programs: Any, abstract: dict[str, Any]) -> dict[str, Any]:
         "rollout": (programs.sample, own, ()),
         "score": (programs.score, (*own, rollout.completions), ()),
         "update": (programs.learn, (*own, rollout), (0,)),
+    }
+
+
+def work(shape: Any, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Turns of the loops, and the least work, of each part of a step in bfloat16."""
+    rows = settings["groups"] * settings["rows"]
+    prompt, answer = settings["prompt_tokens"], settings["answer_tokens"]
+    read = 2 * (sizes.matrix_parameters(shape) + sizes.unembedding_parameters(shape))
+    once = sizes.forward_flops(shape, rows, prompt + answer, answer)
+    steps = answer - 1
+    decoded = steps * sizes.decode_bytes(shape, rows, prompt + answer // 2, 2)
+    prefill = (read, sizes.forward_flops(shape, rows, prompt, 1))
+    return {
+        "rollout": {"trips": steps, "least": (prefill, (decoded, 0.0))},
+        "score": {"least": ((read, 2.0 * once),)},  # under the policy, and the reference
+        "update": {"least": ((read, 2.0 * once * settings["epochs"]),)},
     }
 
 

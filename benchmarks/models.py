@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -65,18 +66,28 @@ def _jobs(part: str, size: str, dtype: str, arguments: argparse.Namespace) -> It
                 yield name, partial(_train, size, dtype, batch, arguments.prompt, lora)
 
 
-def random_model(size: str, dtype: str, **changes: Any) -> tuple[Any, Any]:
-    """A config and random parameters in the dtype, made on the device."""
+def random_model(
+    size: str, dtype: str, unstack: bool | None = None, **changes: Any
+) -> tuple[Any, Any]:
+    """A config and random parameters in the dtype, made on the device.
+
+    Its layers are unstacked as those of models that are loaded to generate, unless `unstack` says
+    otherwise.
+    """
     import jax
 
     from jaxalign.models import families
+    from jaxalign.models.device_defaults import device_defaults
+    from jaxalign.models.layers import unstack_params
 
     config = sizes.config(size, dtype, **changes)
+    unstack = device_defaults().unstack_to_decode if unstack is None else unstack
 
     def made(key: jax.Array) -> Any:
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), families.init(key, config))
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), families.init(key, config))
+        return unstack_params(params) if unstack else params
 
-    return config, jax.jit(made)(jax.random.key(0))
+    return replace(config, unstacked=unstack), jax.jit(made)(jax.random.key(0))
 
 
 def torch_model(size: str, dtype: str) -> tuple[Any, str]:
@@ -188,7 +199,10 @@ def _train(
     import jax.numpy as jnp
     import torch
 
-    config, params = random_model(size, dtype, remat=None)
+    from jaxalign.models.device_defaults import device_defaults
+
+    unstack = device_defaults().unstack_to_train
+    config, params = random_model(size, dtype, unstack, remat=None)
     tokens = _tokens(size, batch, length + 1)
     step, state = training_step(config, params, lora)
     batch_of = {"tokens": jnp.asarray(tokens)}

@@ -137,10 +137,12 @@ def plug(size: str, dtype: str, encoder: str, remat: str | None) -> tuple[Any, A
     import jax.numpy as jnp
 
     from jaxalign.models import encoder as bert
+    from jaxalign.models.device_defaults import device_defaults
     from jaxalign.pplug import PersonaConfig, init_persona
     from jaxalign.pplug.model import PrefixSpec
 
-    decoder, params = random_model(size, dtype, remat=remat)
+    unstack = device_defaults().unstack_to_train
+    decoder, params = random_model(size, dtype, unstack, remat=remat)
     vocabulary, width, layers, heads, hidden, positions = ENCODERS[encoder]
     config = bert.EncoderConfig(
         vocabulary, width, layers, heads, hidden, positions, dtype=dtype, remat=remat

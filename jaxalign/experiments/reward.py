@@ -85,7 +85,7 @@ def run(
     """
     started = start_training(out, "reward train", config, config.trunk.mesh, resume, show)
     out, progress = started.out, started.progress
-    base = started.load_model(name, config.trunk.weights)
+    base = started.load_model(name, config.trunk.weights, config.trunk.unstacks)
     choices = load_choices(source, config.on_bad_row)
     for note in choices.preferences.notes:
         progress.say(note)

@@ -71,7 +71,7 @@ def run(
     """
     started = start_training(out, "sft", config, config.trunk.mesh, resume, show)
     out, progress = started.out, started.progress
-    model = started.load_model(name, config.trunk.weights)
+    model = started.load_model(name, config.trunk.weights, config.trunk.unstacks)
     tokenizer = model.tokenizer
     completions = load_completions(source, tokenizer, config.data)
     for note in completions.notes:

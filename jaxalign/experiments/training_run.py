@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jax.sharding import Mesh
 
 from jaxalign.config import resume_rules
+from jaxalign.models.device_defaults import device_defaults
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.progress import Progress
 from jaxalign.runs.run_dir import Identity, RunDir, check_run_dir, open_run_dir
@@ -43,9 +45,18 @@ class TrainingRun:
         """What the report says of the devices."""
         return device_report(self.mesh)
 
-    def load_model(self, name: str, dtype: str) -> LanguageModel:
-        """Load a language model onto the devices; arguments and errors as `load_language_model`."""
-        return load_language_model(name, dtype, lambda shapes: param_shardings(shapes, self.mesh))
+    def load_model(
+        self, name: str, dtype: str, unstack_layers: bool | None = None
+    ) -> LanguageModel:
+        """Load a language model onto the devices; arguments and errors as `load_language_model`.
+
+        Parameters that are cut over several devices stay stacked by default: the scan gathers them
+        layer by layer.
+        """
+        if unstack_layers is None:
+            unstack_layers = self.mesh.size == 1 and device_defaults().unstack_to_train
+        shardings = partial(param_shardings, mesh=self.mesh)
+        return load_language_model(name, dtype, shardings, unstack_layers=unstack_layers)
 
     def open(self, identity: Mapping[str, Identity], optimiser: OptimiserConfig) -> RunDir:
         """Open the run's folder, and say what a resumed run has changed.

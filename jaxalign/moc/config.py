@@ -101,8 +101,6 @@ class MocConfig:
             not used.
         trunk: adapter, precision, memory and devices of the language model.
         optimiser: learning rate, schedule and gradient clipping.
-        unstack_layers: copy the layers out of their stack for sampling: faster on a GPU, for as
-            much memory again as the model takes.
         seed: random seed of prompts, preferences, completions, new parameters and dropout, at
             least 0.
         checkpoint_every: steps between two checkpoints.
@@ -146,7 +144,6 @@ class MocConfig:
             rate=1e-5, schedule="constant", warmup=0.0, clip_norm=0.5
         )
     )
-    unstack_layers: bool = False
     seed: int = 0
     checkpoint_every: int = on_resume("any", 50)
     samples_every: int | None = on_resume("any", 10)

@@ -231,7 +231,6 @@ class _Run:
             adapters_per_row=1,
             slots=config.answer_tokens,
             sampling=static,
-            unstack_layers=config.unstack_layers,
         )
         inputs = DecodeInputs(
             params=(params,),

@@ -15,10 +15,11 @@ from jaxalign.models.attention import (
     past_attention,
 )
 from jaxalign.models.decoder_config import DecoderConfig, StackConfig
+from jaxalign.models.layers import each_layer
 from jaxalign.models.params import Params, leaf, subtree
 from jaxalign.models.rope import rotate, rotation
 
-# Scaled adapters, stacked as the layers are; of unstacked layers one tree per layer.
+# Scaled adapters, stacked; for unstacked layers also one tree per layer.
 Adapters: TypeAlias = Params | tuple[Params, ...] | None
 # A cache of all layers; of unstacked layers one per layer.
 Caches: TypeAlias = Cache | tuple[Cache | None, ...] | None
@@ -153,7 +154,9 @@ def layers_of(
     """
     if config.remat is not None:
         policy = getattr(jax.checkpoint_policies, config.remat)
-        block = nn.remat(block, policy=policy, prevent_cse=False)
+        # A loop keeps XLA from joining what is recomputed with what was computed; here is none.
+        inlined = config.unstacked or config.unroll
+        block = nn.remat(block, policy=policy, prevent_cse=inlined)
     if config.unstacked:
         return [block(config, adapter_dropout) for _ in range(config.layers)]
     scanned = nn.scan(
@@ -181,7 +184,7 @@ def through(
         layers: as it made them.
         config: says layers and unstacked.
         carry: states, and the cache or None; of unstacked layers a cache for each.
-        adapters: or None; of unstacked layers a tree for each.
+        adapters: or None; of unstacked layers stacked or a tree for each.
         past: as in `Decoder.__call__`.
         shared: what is the same for each layer.
     """
@@ -192,7 +195,7 @@ def through(
     hidden, caches = carry
     nothing = (None,) * config.layers
     each_cache = nothing if caches is None else cast(tuple[Cache | None, ...], caches)
-    each_adapter = nothing if adapters is None else cast(tuple[Params, ...], adapters)
+    each_adapter = nothing if adapters is None else each_layer(config.layers, adapters)
     kept: list[Cache | None] = []
     for number, (block, cache, own) in enumerate(
         zip(layers, each_cache, each_adapter, strict=True)

@@ -26,12 +26,12 @@ from jaxalign.models import encoder as bert
 from jaxalign.models import families
 from jaxalign.models.adapted import classifier_settings, open_weights, read_settings
 from jaxalign.models.buckets import by_length, default_tokens, padded
-from jaxalign.models.classifier import load_classifier
+from jaxalign.models.classifier import Classifier, load_classifier
 from jaxalign.models.embed_cache import EmbeddingCache, text_key
 from jaxalign.models.encoder import POOLINGS, EncoderConfig, Pooling
 from jaxalign.models.encoder_files import load_pooling, load_tokenizer
 from jaxalign.models.hf_config import JsonObject, first_architecture, read_config_json, size
-from jaxalign.models.language import load_language_model
+from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.params import Params
 from jaxalign.models.resolve import resolve
 from jaxalign.models.tokenizer import Tokenizer, check_text, check_tokens, warn_truncated
@@ -132,7 +132,11 @@ def load_encoder(name: str, dtype: DTypeLike = "float32", sha256: str | None = N
 def _load_trunk(name: str, dtype: str, sha256: str | None, settings: JsonObject) -> Encoder:
     """The trunk of a causal language model, or of a reward model, whose head is left aside."""
     scored = first_architecture(settings).endswith("ForSequenceClassification")
-    model = (load_classifier if scored else load_language_model)(name, dtype, sha256=sha256)
+    model: Classifier | LanguageModel
+    if scored:
+        model = load_classifier(name, dtype, sha256=sha256)
+    else:  # one pass over each text: nothing would repay what unstacked layers take to compile
+        model = load_language_model(name, dtype, sha256=sha256, unstack_layers=False)
     tokenizer, config = model.tokenizer, model.config
     serialised = tokenizer.backend_tokenizer.to_str()
     parts = [asdict(config), model.sha256, serialised, tokenizer.chat_template]

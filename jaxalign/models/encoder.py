@@ -160,7 +160,7 @@ class EncoderModule(nn.Module):
         block: type[nn.Module] = _Block
         if config.remat is not None:
             policy = getattr(jax.checkpoint_policies, config.remat)
-            block = nn.remat(block, policy=policy, prevent_cse=False)
+            block = nn.remat(block, policy=policy, prevent_cse=config.unroll)
         stack = nn.scan(
             block,
             variable_axes={"params": 0},

@@ -1,7 +1,7 @@
 """All decoder families behind the same few functions, which generation and training use."""
 
 from dataclasses import replace
-from typing import TypeVar, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,10 @@ from jaxalign.models.decoder import Adapters, Caches, Decoder, unembedding
 from jaxalign.models.decoder_config import FAMILIES, DecoderConfig
 from jaxalign.models.gpt2 import GPT2, GPT2Config
 from jaxalign.models.hf_config import JsonObject
-from jaxalign.models.params import Array, Params, subtree
+from jaxalign.models.layers import unstack_params
+from jaxalign.models.params import Array, Params
 
 Config = DecoderConfig | GPT2Config
-Tree = TypeVar("Tree")
 
 
 def config_from_hf(
@@ -156,22 +156,33 @@ def unstack_layers(config: Config, params: Params) -> tuple[Config, Params]:
         >>> params["layers_1"]["mlp"]["up"]["kernel"].shape
         (8, 16)
     """
-    rest = {name: value for name, value in params.items() if name != "layers"}
-    layers = unstack_tree(config, subtree(params, "layers"))
-    named = {f"layers_{number}": layer for number, layer in enumerate(layers)}
-    return replace(config, unstacked=True), rest | named
+    return replace(config, unstacked=True), unstack_params(params)
 
 
-def unstack_tree(config: Config, stack: Tree) -> tuple[Tree, ...]:
-    """Return a cache or adapters, leaves [L, ...], as one tree per layer."""
+def new_cache(config: Config, batch: int, slots: int) -> Caches:
+    """Return an empty cache for `batch` rows of at most `slots` tokens, in `config.dtype`.
 
-    def at(number: int) -> Tree:
-        return cast(Tree, jax.tree.map(lambda leaf: leaf[number], stack))
+    Args:
+        config: of unstacked layers, the cache is one per layer.
+        batch: number of rows.
+        slots: most tokens of a row.
+    """
+    shape = (batch, config.kv_heads, slots, config.head_width)
+    if config.unstacked:
+        return tuple(_zeros(config, shape) for _ in range(config.layers))
+    return _zeros(config, (config.layers, *shape))
 
-    return tuple(at(number) for number in range(config.layers))
+
+def stacked_cache(caches: Caches) -> Cache:
+    """Return a cache [L, B, G, S, H] of all layers, from either form.
+
+    Args:
+        caches: what `forward` returned beside the states, which kept them all.
+    """
+    if isinstance(caches, Cache):
+        return caches
+    return cast(Cache, jax.tree.map(lambda *layers: jnp.stack(layers), *(caches or ())))
 
 
-def new_cache(config: Config, batch: int, slots: int) -> Cache:
-    """Return an empty cache for `batch` rows of at most `slots` tokens, in `config.dtype`."""
-    shape = (config.layers, batch, config.kv_heads, slots, config.head_width)
+def _zeros(config: Config, shape: tuple[int, ...]) -> Cache:
     return Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))

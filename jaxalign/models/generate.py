@@ -2,17 +2,17 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, TypedDict, cast
+from typing import NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.models import families
-from jaxalign.models.attention import Cache
 from jaxalign.models.buckets import bucket_length
 from jaxalign.models.decoder import Adapters, Caches
 from jaxalign.models.generate_checks import check
+from jaxalign.models.layers import each_layer
 from jaxalign.models.params import Array, Params
 from jaxalign.models.sampling import (
     Sampling,
@@ -84,14 +84,12 @@ class DecodeSpec(NamedTuple):
         adapters_per_row: A, how many adapters each row of the first model has.
         slots: M, most tokens of a completion, padded to a bucket.
         sampling: how tokens are sampled.
-        unstack_layers: whether the loop reads a copy of each layer's parameters beside the stack.
     """
 
     configs: tuple[families.Config, ...]
     adapters_per_row: int
     slots: int
     sampling: StaticSampling
-    unstack_layers: bool
 
 
 class DecodeInputs(NamedTuple):
@@ -138,7 +136,7 @@ class DecodeState(NamedTuple):
 
     Attributes:
         step: scalar int32.
-        caches: one per model; with `DecodeSpec.unstack_layers` a tuple of one per layer.
+        caches: one per model; of unstacked layers a tuple of one per layer.
         starts: [B] int32, cache slot of the last token that was sampled.
         ended: [B] bool.
         stopped, lengths, tokens, logprobs: as in `Generated`, M slots.
@@ -168,7 +166,6 @@ def generate(
     adapters: Adapters = None,
     rows: Array | None = None,
     combine: PolicyMixture | None = None,
-    unstack_layers: bool | None = None,
 ) -> Generated:
     """Sample a completion for each prompt of a batch.
 
@@ -176,7 +173,9 @@ def generate(
     per bucket.
 
     Args:
-        config: sizes and switches of the model; static.
+        config: sizes and switches of the model; static. Stacked layers are copied out of their
+            stack at every token, unstacked ones (`families.unstack_layers`) are not: on a GPU a
+            third of the memory traffic.
         params: parameters of the model.
         tokens: [B, T] int, padding on the right.
         lengths: [B] int32. A row without tokens and without prefix gives an empty completion.
@@ -191,9 +190,6 @@ def generate(
         rows: [B] int32, which adapter of a stack each row has, -1 for none; or [B, A] floats, by
             which each row weighs the updates of all A adapters.
         combine: further policies that sample together with this one.
-        unstack_layers: copy the parameters of each layer out of their stack before the decoding
-            loop. This takes as much memory again as the parameters, and saves a copy of every layer
-            at every token: a third of the memory traffic. None does so on a GPU only.
 
     Returns:
         Tokens, lengths and log-probabilities.
@@ -228,7 +224,6 @@ def generate(
         adapters=adapters,
         rows=rows,
         combine=combine,
-        unstack_layers=unstack_layers,
     )
     found: Generated = decode_jit(spec, inputs, prompt)
     if (batch, settings.max_tokens) == found.tokens.shape:
@@ -253,7 +248,6 @@ def prepare_decode(
     adapters: Adapters = None,
     rows: Array | None = None,
     combine: PolicyMixture | None = None,
-    unstack_layers: bool | None = None,
 ) -> tuple[DecodeSpec, DecodeInputs, Prompt]:
     """Check and pad the arguments of `generate`, and split them for compilation."""
     combine = combine or PolicyMixture(None)
@@ -277,7 +271,6 @@ def prepare_decode(
         adapters_per_row=adapters_per_row,
         slots=bucket_length(settings.max_tokens, max(settings.max_tokens, config.positions)),
         sampling=static,
-        unstack_layers=jax.default_backend() == "gpu" if unstack_layers is None else unstack_layers,
     )
     inputs = DecodeInputs(
         params=(params, *(other for _, other in combine.others)),
@@ -317,9 +310,6 @@ def prefill(spec: DecodeSpec, inputs: DecodeInputs, prompt: Prompt) -> DecodeSta
     )
     embed_inputs = partial(prompt_embeddings, prompt)
     logits, caches = _logits(spec, inputs, caches, embed_inputs, jnp.maximum(totals, 1), None)
-    if spec.unstack_layers:
-        pairs = zip(spec.configs, caches, strict=True)
-        caches = tuple(families.unstack_tree(config, cast(Cache, cache)) for config, cache in pairs)
     state = DecodeState(
         step=jnp.zeros((), jnp.int32),
         caches=caches,
@@ -362,8 +352,9 @@ def decode_until(
         state: of `prefill`, or of this function.
         until: scalar int32.
     """
-    if spec.unstack_layers:
-        spec, inputs = _unstack_layers(spec, inputs)
+    config = spec.configs[0]
+    if config.unstacked and inputs.adapters is not None:  # once, and not at every token
+        inputs = inputs._replace(adapters=each_layer(config.layers, inputs.adapters))
 
     def going(state: DecodeState) -> jax.Array:
         return (state.step < until) & ~jnp.all(state.ended)
@@ -387,17 +378,6 @@ def decode(spec: DecodeSpec, inputs: DecodeInputs, prompt: Prompt) -> Generated:
 
 
 decode_jit = jax.jit(decode, static_argnums=0)
-
-
-def _unstack_layers(spec: DecodeSpec, inputs: DecodeInputs) -> tuple[DecodeSpec, DecodeInputs]:
-    """Models and adapters with one tree per layer, made before the loop begins."""
-    pairs = zip(spec.configs, inputs.params, strict=True)
-    models = [families.unstack_layers(config, params) for config, params in pairs]
-    adapters = inputs.adapters
-    if adapters is not None:
-        adapters = families.unstack_tree(spec.configs[0], cast(Params, adapters))
-    spec = spec._replace(configs=tuple(config for config, _ in models))
-    return spec, inputs._replace(params=tuple(params for _, params in models), adapters=adapters)
 
 
 def _logits(

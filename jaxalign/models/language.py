@@ -12,6 +12,7 @@ from jaxalign.files import write_folder_aside
 from jaxalign.models import families
 from jaxalign.models.adapted import adapted_settings, open_weights, read_settings
 from jaxalign.models.decoder_config import DecoderConfig
+from jaxalign.models.device_defaults import device_defaults
 from jaxalign.models.gguf_config import gguf_config
 from jaxalign.models.gguf_tokenizer import gguf_tokenizer, reads_tokenizer
 from jaxalign.models.hf_config import JsonObject, first_architecture, read_config_json
@@ -33,7 +34,7 @@ class LanguageModel:
 
     Attributes:
         config: sizes and switches; its dtype is that of the compute.
-        params: nested dict of arrays, layers stacked.
+        params: nested dict of arrays; layers stacked, or unstacked as the config says.
         tokenizer: of transformers, with the chat template where the model has one.
         hf_config: its config.json, as it was found.
         name: as given to the loader.
@@ -55,6 +56,7 @@ def load_language_model(
     dtype: str = "float32",
     shardings: Shardings | None = None,
     sha256: str | None = None,
+    unstack_layers: bool | None = None,
 ) -> LanguageModel:
     """A decoder of any family, from safetensors or GGUF.
 
@@ -64,16 +66,23 @@ def load_language_model(
         dtype: of parameters and compute.
         shardings: from the tree of shapes to a tree of shardings alike; None for one device.
         sha256: what the weights must hash to.
+        unstack_layers: read one tree of parameters per layer, `layers_0` and so on, in place of the
+            stack `layers`: generation is faster, and the first call of a program takes longer to
+            compile. Everything in this package takes both. None follows
+            `jaxalign.models.device_defaults`.
 
     Raises:
         InputError: where the model cannot be found, is of no family here, or is broken.
     """
     model = resolve(name, sha256)
     described = describe(model, name, dtype)
-    table = layout(described.config)
-    places = None if shardings is None else shardings(abstract_params(table, dtype))
-    with open_weights(model, table, dtype) as tensors:
-        return replace(described, params=load_params(tensors, table, dtype, places))
+    stacked = own = layout(described.config)
+    if device_defaults().unstack_to_decode if unstack_layers is None else unstack_layers:
+        described = replace(described, config=replace(described.config, unstacked=True))
+        own = stacked.unstacked()
+    places = None if shardings is None else shardings(abstract_params(own, dtype))
+    with open_weights(model, stacked, dtype) as tensors:
+        return replace(described, params=load_params(tensors, own, dtype, places))
 
 
 def describe(model: ResolvedModel, name: str, dtype: str = "float32") -> LanguageModel:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.errors import InputError
+from jaxalign.models.layers import STACK, is_stacked, layer_count, layer_name, unstack_tree
 from jaxalign.models.params import Params, leaf, put, subtree
 
 # Above this many columns, all adapters at once cost more arithmetic than the matrix they adapt.
@@ -58,10 +59,11 @@ def init(key: jax.Array, config: LoraConfig, params: Params) -> Params:
     Args:
         key: random key.
         config: rank and targets.
-        params: of the model; a target is a dict with a `kernel` [L, in, out] under `layers`.
+        params: of the model; a target is a dict with a `kernel` [L, in, out] under `layers`, or
+            of unstacked layers [in, out] under each of them.
 
     Returns:
-        The tree of `params["layers"]` cut down to the targets, each {"a": [L, in, r] uniform as
+        The tree of the layers cut down to the targets, each {"a": [L, in, r] uniform as
         torch's Linear starts, "b": [L, r, out] zero}, float32 (float64 for such parameters).
 
     Raises:
@@ -77,7 +79,8 @@ def init(key: jax.Array, config: LoraConfig, params: Params) -> Params:
         >>> jax.tree.map(jnp.shape, adapter)
         {'mlp': {'up': {'a': (2, 8, 4), 'b': (2, 4, 16)}}}
     """
-    kernels = _kernels(subtree(params, "layers"))
+    layers = layer_count(params)
+    kernels = _kernels(subtree(params, STACK if is_stacked(params) else layer_name(0)))
     missing = set(config.targets) - {path[-1] for path in kernels}
     if missing:
         known = sorted({path[-1] for path in kernels})
@@ -88,7 +91,7 @@ def init(key: jax.Array, config: LoraConfig, params: Params) -> Params:
     for number, (path, kernel) in enumerate(sorted(kernels.items())):
         if path[-1] not in config.targets:
             continue
-        layers, into, out = kernel.shape
+        into, out = kernel.shape[-2:]
         wide = jnp.promote_types(kernel.dtype, jnp.float32)
         bound = into**-0.5  # Kaiming uniform with a = sqrt(5)
         own = jax.random.fold_in(key, number)
@@ -271,10 +274,18 @@ def merge(params: Params, adapter: Params, sign: int = 1) -> Params:
             return {**node, **adapted}
         kernel = leaf(node, "kernel")
         wide = jnp.promote_types(kernel.dtype, jnp.float32)
-        product = jnp.einsum("Lir,Lro->Lio", update["a"].astype(wide), update["b"].astype(wide))
+        product = jnp.einsum(
+            "...ir,...ro->...io", update["a"].astype(wide), update["b"].astype(wide)
+        )
         return {**node, "kernel": (kernel.astype(wide) + sign * product).astype(kernel.dtype)}
 
-    return {**params, "layers": walk(subtree(params, "layers"), adapter)}
+    if is_stacked(params):
+        return {**params, STACK: walk(subtree(params, STACK), adapter)}
+    merged = dict(params)
+    for number, part in enumerate(unstack_tree(layer_count(params), adapter)):
+        name = layer_name(number)
+        merged[name] = walk(subtree(params, name), part)
+    return merged
 
 
 def delta(inputs: jax.Array, pair: Params, rows: jax.Array | None = None) -> jax.Array:

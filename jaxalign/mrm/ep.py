@@ -100,24 +100,69 @@ def gram_of(rows: ChoiceRows) -> jax.Array | None:
     return rows.design @ rows.design.T if pairs < size else None
 
 
-def margins(rows: ChoiceRows, gram: jax.Array | None, sites: Sites) -> tuple[Margins, jax.Array]:
-    """Return the margins' posterior under the sites, and log det H."""
+class JointMargins(NamedTuple):
+    """Joint normal posterior of the rows' margins.
+
+    Attributes:
+        mean: [P].
+        variance: [P].
+        half: [K, P]; the covariance is half^T half, or gram - half^T half where there is a gram.
+        log_det: of H, see `inverse_factor`.
+    """
+
+    mean: jax.Array
+    variance: jax.Array
+    half: jax.Array
+    log_det: jax.Array
+
+
+def margins_of_precision(rows: ChoiceRows, precision: jax.Array, shift: jax.Array) -> JointMargins:
+    """Return the margins' posterior where sites of any rows add up to precision [r, r], shift [r].
+
+    Both are of z; the prior's own precision, the identity, is not part of the sum.
+    """
+    lower = _cholesky(precision)
+    both = jnp.concatenate([rows.design.T, shift[:, None]], axis=1)
+    solved = jax.scipy.linalg.solve_triangular(lower, both, lower=True)
+    half = solved[:, :-1]
+    mean = rows.prior_margin + half.T @ solved[:, -1]
+    return JointMargins(mean, jnp.sum(half * half, axis=0), half, _log_det(lower))
+
+
+def margins_of_gram(rows: ChoiceRows, gram: jax.Array, sites: Sites) -> JointMargins:
+    """Return the margins' posterior under the rows' own sites, by the prior covariance [P, P]."""
     precision = rows.weight * sites.precision
     target = rows.weight * (sites.shift - sites.precision * rows.prior_margin)
     root = jnp.sqrt(precision)[:, None]
-    if gram is None:
-        scaled = rows.design * root
-        lower = _cholesky(scaled.T @ scaled)
-        half = jax.scipy.linalg.solve_triangular(lower, rows.design.T, lower=True)
-        mean = half.T @ (half @ target)
-        variance = jnp.sum(half * half, axis=0)
-    else:
-        lower = _cholesky(root * gram * root.T)
-        half = jax.scipy.linalg.solve_triangular(lower, root * gram, lower=True)
-        mean = gram @ target - half.T @ (half @ target)
-        variance = jnp.maximum(jnp.diagonal(gram) - jnp.sum(half * half, axis=0), 0)
-    log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(lower)))
-    return Margins(rows.prior_margin + mean, variance), log_det
+    lower = _cholesky(root * gram * root.T)
+    half = jax.scipy.linalg.solve_triangular(lower, root * gram, lower=True)
+    mean = rows.prior_margin + gram @ target - half.T @ (half @ target)
+    variance = jnp.maximum(jnp.diagonal(gram) - jnp.sum(half * half, axis=0), 0)
+    return JointMargins(mean, variance, half, _log_det(lower))
+
+
+def _log_det(lower: jax.Array) -> jax.Array:
+    return 2 * jnp.sum(jnp.log(jnp.diagonal(lower)))
+
+
+def natural(rows: ChoiceRows, sites: Sites) -> tuple[jax.Array, jax.Array]:
+    """Return what the sites of rows add to the precision [r, r] of z and to its shift [r]."""
+    precision = rows.weight * sites.precision
+    target = rows.weight * (sites.shift - sites.precision * rows.prior_margin)
+    return rows.design.T @ (precision[:, None] * rows.design), rows.design.T @ target
+
+
+def margins(rows: ChoiceRows, gram: jax.Array | None, sites: Sites) -> tuple[Margins, jax.Array]:
+    """Return the margins' posterior under the sites, and log det H."""
+    if gram is not None:
+        found = margins_of_gram(rows, gram, sites)
+        return Margins(found.mean, found.variance), found.log_det
+    scaled = rows.design * jnp.sqrt(rows.weight * sites.precision)[:, None]
+    lower = _cholesky(scaled.T @ scaled)
+    half = jax.scipy.linalg.solve_triangular(lower, rows.design.T, lower=True)
+    target = rows.weight * (sites.shift - sites.precision * rows.prior_margin)
+    mean = rows.prior_margin + half.T @ (half @ target)
+    return Margins(mean, jnp.sum(half * half, axis=0)), _log_det(lower)
 
 
 class Cavity(NamedTuple):
@@ -144,7 +189,9 @@ def cavity(found: Margins, sites: Sites, weight: jax.Array) -> Cavity:
     return Cavity(mean, found.variance / left, proper)
 
 
-def updated(sites: Sites, around: Cavity, tilted: TiltedNormal, damping: float) -> Sites:
+def updated(
+    sites: Sites, around: Cavity, tilted: TiltedNormal, damping: float | jax.Array
+) -> Sites:
     """Return the sites after one damped step; a row without a proper cavity keeps its own."""
     left = 1 + around.variance * tilted.curvature
     sound = around.proper & (left > 0) & (tilted.curvature <= 0)

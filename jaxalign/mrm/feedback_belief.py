@@ -38,9 +38,16 @@ KEPT_PER_FEATURE = 128
 # What a row says no longer changes once it is let go. After 3,000 choices on 5 features, of which
 # 2,048 were kept, the mean was 0.0015 posterior standard deviations off.
 LEAST_KEPT = 2**14
-_MOST_SWEEPS = 12
-_SMALL_CHANGE = 5e-4
-"""Of the sites together, in standard deviations of the posterior: sweeps end below it."""
+_FEWER_SPREADS, _NEGLIGIBLE = (2, 3, 5), 1e-6
+"""How many neighbouring spreads of the grid are kept, the fewest that hold all others' probability.
+
+Two at least, between which the user's own lies."""
+_MOST_SWEEPS, _FREE_SWEEPS = 12, 4
+"""Most sweeps, and how many of them are not damped, after one new row."""
+_SMALL_CHANGE, _DAMPED = 3e-3, 0.25
+"""Of the posterior, in its standard deviations: sweeps end below it, damped ones below a quarter.
+
+The next sweep moves the posterior by a fifth of the last one or less, damped by a half."""
 
 
 class RowBlock(NamedTuple):
@@ -178,10 +185,10 @@ def observe(
         raise InputError(
             f"edges {lower} and {upper}: expected numbers below {len(belief.edges)}, of `Levels`."
         )
-    blocks, place = belief.blocks, belief.num_rows % BLOCK
+    place = belief.num_rows % BLOCK
     if place == 0 and belief.num_rows:
-        like = blocks[-1].design
-        blocks = (*blocks, empty_block(len(belief.spreads), like.shape[1], like.dtype))
+        belief = _with_room(belief)
+    blocks = belief.blocks
     values = np.append(found, np.float32(-float(rating))) if rated else found
     codes = np.array([rating, lower, upper, place], np.int32)
     chosen, turn = in_turn(len(blocks) - 1, belief.turn, LIVE - 1)
@@ -192,9 +199,8 @@ def observe(
         live += (empty_block(len(belief.spreads), *_of(blocks[0])),) * empty
     sums = (belief.precision, belief.shift, belief.evidence)
     shared = (belief.mean, belief.root, belief.edges, belief.spreads)
-    # Few of many sites hardly move the posterior, so that there is nothing to damp.
-    damping = ep.DAMPING if len(blocks) <= LIVE else 1.0
-    sums, updated = _observed(shared, sums, live, values, codes, np.float32(weight), damping)
+    every = len(blocks) == -(-(belief.num_rows + 1) // BLOCK) <= LIVE
+    sums, updated = _observed(shared, sums, live, values, codes, np.float32(weight), every)
     after = list(blocks)
     for number, block in zip((len(blocks) - 1, *chosen), updated, strict=False):
         after[number] = block
@@ -204,6 +210,24 @@ def observe(
         precision=sums[0], shift=sums[1], evidence=sums[2], blocks=tuple(after[dropped:]),
         turn=max(turn - dropped, 0), num_rows=belief.num_rows + 1,
     )  # fmt: skip
+
+
+def _with_room(belief: FeedbackBelief) -> FeedbackBelief:
+    """The belief with an empty block, and without spreads that its rows have made improbable."""
+    blocks, spreads = belief.blocks, belief.spreads
+    if len(spreads) > _FEWER_SPREADS[0]:
+        share = np.asarray(_moments(belief._replace(blocks=(), turn=0, num_rows=0))[0])
+        there = np.flatnonzero(share > _NEGLIGIBLE)
+        wanted = there[-1] - there[0] + 1
+        size = next(n for n in (*_FEWER_SPREADS, len(spreads)) if n >= wanted)
+        start = min(int(there[0]), len(spreads) - size)
+        if size < len(spreads):
+            some = slice(start, start + size)
+            names = ("spreads", "log_mass", "precision", "shift", "evidence")
+            belief = belief._replace(**{name: getattr(belief, name)[some] for name in names})
+            blocks = tuple(block._replace(sites=block.sites[:, some]) for block in blocks)
+    size, dtype = _of(blocks[0])
+    return belief._replace(blocks=(*blocks, empty_block(len(belief.spreads), size, dtype)))
 
 
 def _of(block: RowBlock) -> tuple[int, jnp.dtype]:
@@ -229,18 +253,18 @@ def in_turn(older: int, turn: int, most: int) -> tuple[list[int], int]:
 @one_blas_thread
 def _observed(
     shared: tuple, sums: tuple, live: tuple[RowBlock, ...], values: np.ndarray, codes: np.ndarray,
-    weight: np.floating, damping: float,
+    weight: np.floating, every: bool,
 ) -> tuple[tuple, tuple[RowBlock, ...]]:  # fmt: skip
     found: tuple[tuple, tuple[RowBlock, ...]] = jax.block_until_ready(
-        _observe(shared, sums, live, values, codes, weight, damping)
+        _observe(shared, sums, live, values, codes, weight, every)
     )
     return found
 
 
-@functools.partial(jax.jit, static_argnames="damping")
+@functools.partial(jax.jit, static_argnames="every")
 def _observe(
     shared: tuple, sums: tuple, live: tuple[RowBlock, ...], values: jax.Array, codes: jax.Array,
-    weight: jax.Array, damping: float,
+    weight: jax.Array, every: bool,
 ) -> tuple[tuple, tuple[RowBlock, ...]]:  # fmt: skip
     mean, root, *_ = shared
     place = codes[3]
@@ -251,11 +275,15 @@ def _observe(
         first.known.at[place].set(jnp.stack([weight, values @ mean])),
         first.sites,
     )
-    return sweep_blocks(shared, sums, (first, *live[1:]), damping)
+    return sweep_blocks(shared, sums, (first, *live[1:]), every, place)
 
 
 def sweep_blocks(
-    shared: tuple, sums: tuple, blocks: tuple[RowBlock, ...], damping: float
+    shared: tuple,
+    sums: tuple,
+    blocks: tuple[RowBlock, ...],
+    every: bool,
+    place: jax.Array | None = None,
 ) -> tuple[tuple, tuple[RowBlock, ...]]:
     """Return the sums over all sites, and live blocks, after sweeps until these hardly change.
 
@@ -263,17 +291,21 @@ def sweep_blocks(
         shared: mean, root, edges and spreads, as in `FeedbackBelief`.
         sums: precision, shift and evidence of all sites.
         blocks: whose sites are swept; those of all other rows stay as they are.
-        damping: of each step, in (0, 1].
+        every: whether there are no other rows.
+        place: of a row of the first block that has no site yet; None where there may be many.
     """
     _, _, edges, spreads = shared
     design, codes, known = (jnp.concatenate(parts) for parts in list(zip(*blocks, strict=True))[:3])
     sites = jnp.concatenate([block.sites for block in blocks], axis=2)
     lower, upper = edges[codes[:, 1]], edges[codes[:, 2]]
+    # The smaller of two matrices is factored: that of the directions, or that of the rows.
+    gram = design @ design.T if every and len(design) < design.shape[1] else None
 
     def at(spread: jax.Array, sites: jax.Array, sums: tuple) -> tuple:
         by = jnp.where(codes[:, 0] > 0, spread, 1)
         rows = ep.ChoiceRows(by[:, None] * design, by * known[:, 1], known[:, 0])
-        return _swept(rows, lambda m, v: tilt_by_band(m, v, lower, upper), sites, sums, damping)
+        scaled = None if gram is None else by[:, None] * gram * by[None, :]
+        return _swept(_Live(rows, scaled, lower, upper, place), sites, sums)
 
     if len(spreads) > 1:
         after, sums = jax.vmap(at, (0, 1, 0), (1, 0))(spreads, sites, sums)
@@ -286,48 +318,116 @@ def sweep_blocks(
     )
 
 
-def _swept(
-    rows: ep.ChoiceRows, tilt: ep.Tilt, sites: jax.Array, sums: tuple, damping: float
-) -> tuple[jax.Array, tuple]:
+class _Live(NamedTuple):
+    """Rows [P] whose sites are swept, at one spread.
+
+    Attributes:
+        rows: as expectation propagation sees them.
+        gram: [P, P] prior covariance of their margins; None to work with that of the weights.
+        lower, upper: [P] ends of their bands.
+        place: of the one row that has no site yet; None where there may be many.
+    """
+
+    rows: ep.ChoiceRows
+    gram: jax.Array | None
+    lower: jax.Array
+    upper: jax.Array
+    place: jax.Array | None
+
+
+def _swept(live: _Live, sites: jax.Array, sums: tuple) -> tuple[jax.Array, tuple]:
     """Sites [3, P] of live rows after sweeps until they no longer change, and the new sums."""
-
-    def contribution(sites: ep.Sites) -> tuple[jax.Array, jax.Array]:
-        by = rows.weight * sites.precision
-        target = rows.weight * (sites.shift - sites.precision * rows.prior_margin)
-        return rows.design.T @ (by[:, None] * rows.design), rows.design.T @ target
-
+    rows, gram = live.rows, live.gram
     start = ep.Sites(sites[0], sites[1])
-    rest = jax.tree.map(jnp.subtract, sums[:2], contribution(start))
-    eye = jnp.eye(rows.design.shape[1], dtype=rows.design.dtype)
+
+    def total(current: ep.Sites) -> tuple[jax.Array, jax.Array]:
+        gained = ep.natural(rows, jax.tree.map(jnp.subtract, current, start))
+        return jax.tree.map(jnp.add, sums[:2], gained)
 
     def going(carry: tuple) -> jax.Array:
-        _, _, change, sweeps = carry
+        _, _, _, change, sweeps = carry
         return (change > _SMALL_CHANGE) & (sweeps < _MOST_SWEEPS)
 
     def step(carry: tuple) -> tuple:
-        old, _, _, sweeps = carry
-        precision, shift = jax.tree.map(jnp.add, rest, contribution(old))
-        lower = jnp.linalg.cholesky(eye + precision)
-        both = jnp.concatenate([rows.design.T, shift[:, None]], axis=1)
-        half = jax.scipy.linalg.solve_triangular(lower, both, lower=True)
-        mean = rows.prior_margin + half[:, :-1].T @ half[:, -1]
-        found = ep.Margins(mean, jnp.sum(half[:, :-1] ** 2, axis=0))
-        around = ep.cavity(found, old, rows.weight)
-        tilted = tilt(around.mean, around.variance)
-        new = ep.updated(old, around, tilted, damping)
-        moved = jnp.maximum(
-            jnp.abs(new.precision - old.precision) * found.variance,
-            jnp.abs(new.shift - old.shift) * jnp.sqrt(found.variance),
-        )
-        # Rows may all err to one side, so that it is their sum that moves the posterior.
-        change = jnp.sum(jnp.where(rows.weight > 0, moved, 0)) / jnp.sqrt(float(len(eye)))
-        return new, ep.evidence_terms(rows, old, around, tilted), change, sweeps + 1
+        old, natural, _, _, sweeps = carry
+        if gram is None:
+            found = ep.margins_of_precision(rows, *natural)
+        else:
+            found = ep.margins_of_gram(rows, gram, old)
+        if live.place is not None:
+            old, found = _with_first_site(live, old, found, sweeps == 0)
+        around = ep.cavity(ep.Margins(found.mean, found.variance), old, rows.weight)
+        tilted = tilt_by_band(around.mean, around.variance, live.lower, live.upper)
+        # Sites next to their fixed point need no damping; those that keep moving do.
+        free = (sweeps < _FREE_SWEEPS) & (live.place is not None)
+        new = ep.updated(old, around, tilted, jnp.where(free, 1, ep.DAMPING))
+        moved = jax.tree.map(jnp.subtract, new, old)
+        # The evidence is stationary in the sites: what the posterior's own mass gains by a step
+        # towards their fixed point, the terms of the rows lose.
+        terms = ep.evidence_terms(rows, old, around, tilted) - _mass_gained(rows, found, moved)
+        change = _moved(live, found, moved)
+        change = change / jnp.where(free, 1, _DAMPED)
+        return new, natural if gram is not None else total(new), terms, change, sweeps + 1
 
-    first = (start, sites[2], jnp.full((), jnp.inf, eye.dtype), jnp.zeros((), jnp.int32))
-    new, terms, _, _ = jax.lax.while_loop(going, step, first)
-    total = jax.tree.map(jnp.add, rest, contribution(new))
+    limit = jnp.full((), jnp.inf, rows.design.dtype)
+    first = (start, sums[:2], sites[2], limit, jnp.zeros((), jnp.int32))
+    new, natural, terms, _, _ = jax.lax.while_loop(going, step, first)
     evidence = sums[2] + jnp.sum(terms - sites[2])
-    return jnp.stack([new.precision, new.shift, terms]), (*total, evidence)
+    natural = natural if gram is None else total(new)
+    return jnp.stack([new.precision, new.shift, terms]), (*natural, evidence)
+
+
+def _with_first_site(
+    live: _Live, sites: ep.Sites, found: ep.JointMargins, first: jax.Array
+) -> tuple[ep.Sites, ep.JointMargins]:
+    """Sites and margins with the site of the new row in them, where this is the first sweep.
+
+    Under the other sites as they are its own is exact after one step, and one term more changes a
+    normal by a matrix of rank one.
+    """
+    place, weight = live.place, live.rows.weight[live.place]
+    around = ep.Cavity(found.mean[place], found.variance[place], jnp.ones((), bool))
+    tilted = tilt_by_band(around.mean, around.variance, live.lower[place], live.upper[place])
+    none = jnp.zeros_like(weight)
+    site = ep.updated(ep.Sites(none, none), around, tilted, 1.0)
+    precision, shift = (jnp.where(first, weight * part, 0) for part in site)
+    column = found.half.T @ found.half[:, place]
+    if live.gram is not None:
+        column = live.gram[:, place] - column
+    left = 1 + precision * around.variance
+    mean = found.mean + column * ((shift - precision * around.mean) / left)
+    variance = found.variance - column**2 * (precision / left)
+    sites = jax.tree.map(
+        lambda old, new: old.at[place].set(jnp.where(first, new, old[place])), sites, site
+    )
+    return sites, found._replace(mean=mean, variance=jnp.maximum(variance, 0))
+
+
+def _mass_gained(rows: ep.ChoiceRows, found: ep.JointMargins, step: ep.Sites) -> jax.Array:
+    """What a small change of each site [P] adds to the log mass of the posterior of z."""
+    margin = found.mean - rows.prior_margin
+    shift = step.shift - step.precision * rows.prior_margin
+    square = margin**2 + found.variance
+    return rows.weight * (shift * margin - 0.5 * step.precision * square)
+
+
+def _moved(live: _Live, found: ep.JointMargins, step: ep.Sites) -> jax.Array:
+    """How far a change of sites moves the posterior of z, in its own standard deviations.
+
+    A root mean square over directions. The mean moves by the covariance times the gradient. The
+    covariance changes by that of each row, which add up where rows are alike and not where these
+    are at right angles.
+    """
+    weight = live.rows.weight
+    gradient = weight * (step.shift - step.precision * found.mean)
+    half = found.half @ gradient
+    squared = half @ half
+    if live.gram is not None:
+        squared = gradient @ (live.gram @ gradient) - squared
+    surer = weight * step.precision * found.variance
+    spread = jnp.maximum(jnp.abs(jnp.sum(surer)), jnp.sqrt(jnp.sum(surer**2)))
+    moved = jnp.maximum(jnp.sqrt(jnp.maximum(squared, 0)), 0.5 * spread)
+    return moved / float(np.sqrt(live.rows.design.shape[1]))
 
 
 def feedback_moments(belief: FeedbackBelief) -> tuple[jax.Array, jax.Array]:
@@ -336,13 +436,14 @@ def feedback_moments(belief: FeedbackBelief) -> tuple[jax.Array, jax.Array]:
     Args:
         belief: of one user.
     """
-    mean, cov = _moments(belief._replace(blocks=(), turn=0, num_rows=0))
+    _, mean, cov = _moments(belief._replace(blocks=(), turn=0, num_rows=0))
     size = len(belief.mean) - (len(belief.spreads) > 1)
     return mean[:size], cov[:size, :size]
 
 
 @jax.jit
-def _moments(belief: FeedbackBelief) -> tuple[jax.Array, jax.Array]:
+def _moments(belief: FeedbackBelief) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Probabilities of the spreads [G], and moments of the weights with the level behind them."""
     eye = jnp.eye(belief.root.shape[1], dtype=belief.root.dtype)
 
     def at(precision: jax.Array, shift: jax.Array, terms: jax.Array) -> tuple:
@@ -355,5 +456,5 @@ def _moments(belief: FeedbackBelief) -> tuple[jax.Array, jax.Array]:
         return evidence, z, half[:, :-1].T @ half[:, :-1]
 
     evidence, z, cov = jax.vmap(at)(belief.precision, belief.shift, belief.evidence)
-    _, center, spread = mixture(belief.log_mass + evidence, z, cov)
-    return belief.mean + belief.root @ center, belief.root @ spread @ belief.root.T
+    share, center, spread = mixture(belief.log_mass + evidence, z, cov)
+    return share, belief.mean + belief.root @ center, belief.root @ spread @ belief.root.T

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import InputError
-from jaxalign.mrm import ep
 from jaxalign.mrm.feedback import Feedback
 from jaxalign.mrm.feedback_belief import (
     BLOCK,
@@ -124,5 +123,5 @@ def _observe_rows(
     parts = ((*map(functools.partial(jnp.split, indices_or_sections=NEWEST),
                    (vectors @ root, codes, known)), jnp.split(sites, NEWEST, axis=2)))  # fmt: skip
     new = tuple(RowBlock(*leaves) for leaves in zip(*parts, strict=True))
-    sums, blocks = sweep_blocks(shared, sums, (*new, *older), ep.DAMPING)
+    sums, blocks = sweep_blocks(shared, sums, (*new, *older), every=False)
     return sums, blocks[:NEWEST], blocks[NEWEST:]

@@ -81,9 +81,7 @@ def read_prompts(config: families.Config, params: Params, tokens: Array, lengths
     """Return the keys and values [L, B, G, T, H] of prompts [B, T] with `lengths` [B]."""
     cache = families.new_cache(config, *np.shape(tokens))
     _, kept = families.forward(config, params, tokens, lengths, cache=cache)
-    if not isinstance(kept, Cache):
-        raise TypeError("the layers of the model are unstacked; expected stacked layers.")
-    return kept
+    return families.stacked_cache(kept)
 
 
 def distinct(sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:

@@ -179,7 +179,7 @@ def load_reward_model(name: str | Path, dtype: str = "float32") -> Classifier:
         or not isinstance(labels, list)
     ):
         raise InputError(f"{folder / _ABOUT}: lacks `base`, `base_sha256` or `labels`: {remedy}.")
-    base = load_language_model(base_name, dtype, sha256=sha256)
+    base = load_language_model(base_name, dtype, sha256=sha256, unstack_layers=False)
     config, adapter = load_adapter(folder, base.config)
     with open_tensors([folder / _HEAD]) as tensors:
         shape = (len(labels), base.config.width)

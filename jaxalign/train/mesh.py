@@ -24,8 +24,9 @@ from jaxalign.models.params import PyTree
 
 AXES = ("data", "fsdp", "tensor")
 
-# The axes of each parameter by the end of its path; the first row of the right rank counts. The
-# "a" and "b" of an adapter take the axes of the kernel that they adapt.
+# The axes of each parameter by the end of its path; the first row of the right rank counts, without
+# "layers" for unstacked ones. The "a" and "b" of an adapter take the axes of the kernel that they
+# adapt.
 Rules = Iterable[tuple[str, tuple[str | None, ...]]]
 RULES: Rules = (
     (r"(embed|unembed)/table|embeddings/word", ("vocab", "embed")),
@@ -275,11 +276,14 @@ def _axes(path: PyTree, leaf: PyTree, rules: Rules) -> tuple[tuple[str | None, .
     name = _name(path)
     parent, _, last = name.rpartition("/")
     known = False
+    apart = re.search(r"(^|/)layers_\d+/", name) is not None
     for pattern, axes in rules:
         if re.fullmatch(rf"(.*/)?({pattern})", name):
             known = True
             if len(axes) == leaf.ndim:
                 return axes, True
+            if apart and axes[0] == "layers" and len(axes) == leaf.ndim + 1:
+                return axes[1:], True
         elif last in ("a", "b") and re.fullmatch(rf"(.*/)?({pattern})", f"{parent}/kernel"):
             known = True
             if len(axes) == 3 and leaf.ndim in (3, 4):

@@ -50,6 +50,9 @@ class TrunkConfig:
         remat: name of a `jax.checkpoint_policies` entry by which the backward pass recomputes each
             block, such as nothing_saveable; it saves memory for about a third more time. null
             keeps all activations.
+        unstack_layers: hold the frozen parameters of `lora` as one tree per layer: faster training
+            and sampling on a GPU, longer to compile. null does so where it pays: on one GPU. What
+            `full` trains is one stack.
         mesh: number of devices of each axis.
 
     Example:
@@ -63,10 +66,21 @@ class TrunkConfig:
     weights: Precision = "float32"
     compute: Precision = "float32"
     remat: str | None = None
+    unstack_layers: bool | None = None
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
         check_remat(self.remat)
+        if self.method == "full" and self.unstack_layers:
+            raise InputError(
+                "unstack_layers: found true with method 'full', whose state is one stack of "
+                "layers; expected null or false: leave it out, or train with method 'lora'."
+            )
+
+    @property
+    def unstacks(self) -> bool | None:
+        """Whether the layers are loaded unstacked; None where the devices decide."""
+        return False if self.method == "full" else self.unstack_layers
 
     def decoder(self, config: families.Config) -> families.Config:
         """The model's config with these switches."""

@@ -117,8 +117,11 @@ def test_layers_apart_draw_the_same(config):
     stack = lora.stack([adapter_of(config, seed) for seed in range(2)])
     policies = {"adapters": stack, "rows": np.array([1, -1, 0, 1, -1])}
     settings = Sampling(max_tokens=8)
-    draw = partial(generate, config, params_of(config), TOKENS, LENGTHS, KEY, settings, **policies)
-    together, apart = draw(unstack_layers=False), draw(unstack_layers=True)
+    model = config, params_of(config)
+    together, apart = (
+        generate(*form, TOKENS, LENGTHS, KEY, settings, **policies)
+        for form in (model, families.unstack_layers(*model))
+    )
     np.testing.assert_array_equal(together.tokens, apart.tokens)
     np.testing.assert_allclose(together.logprobs, apart.logprobs, rtol=1e-5, atol=1e-5)
 

@@ -68,7 +68,7 @@ def test_plain_8_bit_floats_are_read(folder, kind):
         for name, value in tensors.items()
     }
     change(folder, small)
-    model = load_language_model(str(folder))
+    model = load_language_model(str(folder), unstack_layers=False)
     found = leaf(model.params, "layers", "mlp", "up", "kernel")[2]
     expected = tensors["model.layers.2.mlp.up_proj.weight"].numpy().T
     np.testing.assert_array_equal(found, expected.astype(getattr(ml_dtypes, kind)).astype("f"))

@@ -293,8 +293,8 @@ def places(shapes):
         return NamedSharding(mesh, spec)
     return jax.tree_util.tree_map_with_path(place, shapes)
 
-plain = load_language_model(sys.argv[1])
-model = load_language_model(sys.argv[1], shardings=places)
+plain = load_language_model(sys.argv[1], unstack_layers=False)
+model = load_language_model(sys.argv[1], shardings=places, unstack_layers=False)
 jax.tree.map(np.testing.assert_array_equal, model.params, plain.params)
 expected = places(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), plain.params))
 jax.tree.map(lambda x, s: None if x.sharding == s else 1 / 0, model.params, expected)

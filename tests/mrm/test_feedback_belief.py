@@ -53,6 +53,19 @@ def test_any_kind_of_row_is_as_if_fitted_anew():
     assert in_sds(feedback_moments(belief), (found.mean[0], found.cov[0])) < 1e-3
 
 
+def test_spreads_that_rows_have_made_improbable_are_left_out(monkeypatch):
+    monkeypatch.setattr("jaxalign.mrm.feedback_belief._NEGLIGIBLE", 5e-3)
+    rows, _ = simulated(np.random.default_rng(5), 1, 33, 0.0)
+    prior = a_prior(spread_sd=2.0)
+    belief = init_feedback_belief(prior)
+    for part, spreads in ((slice(32), 9), (slice(32, None), 5)):
+        belief = after(belief, Feedback(*(np.asarray(leaf)[0, part] for leaf in rows)))
+        assert len(belief.spreads) == spreads
+    found = feedback.feedback_posterior(prior, jax.tree.map(jnp.asarray, rows))
+    # Those left out had 0.003 together.
+    assert in_sds(feedback_moments(belief), (found.mean[0], found.cov[0])) < 2e-2
+
+
 def test_old_rows_are_let_go_and_what_they_said_is_kept(monkeypatch):
     monkeypatch.setattr("jaxalign.mrm.feedback_belief.KEPT_PER_FEATURE", 1)
     monkeypatch.setattr("jaxalign.mrm.feedback_belief.LEAST_KEPT", 64)

@@ -173,7 +173,7 @@ def run(
     read = load_prompts(
         source, config.prompts.on_bad_row
     )  # a mistake in it need not wait for the model
-    model = started.load_model(name, settings.trunk.weights)
+    model = started.load_model(name, settings.trunk.weights, settings.trunk.unstacks)
     found = prompts_for(model, read, config)
     train_on, held = split_prompts(found, config.prompts.hold_out_share)
     for note in found.notes:

@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from jaxalign.models.layers import layer_name
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,17 @@ class Layout:
     optional: str = r"(?!)"
     renamed: tuple[tuple[str, str], ...] = ()
     copies: tuple[tuple[str, str], ...] = ()
+
+    def unstacked(self) -> "Layout":
+        """The same tensors, of parameters with one tree per layer in place of a stack."""
+        leaves = [
+            replace(leaf, path=(layer_name(number), *leaf.path[1:]), name=name)
+            if leaf.layered
+            else leaf
+            for leaf in self.leaves
+            for number, name in enumerate(self.names(leaf))
+        ]
+        return replace(self, leaves=tuple(leaves))
 
     def names(self, leaf: Leaf) -> list[str]:
         """The tensors of a leaf: one, or L of them in order."""

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from jaxalign.errors import InputError
 from jaxalign.files import write_folder_aside
+from jaxalign.models.layers import is_stacked
 from jaxalign.models.params import Params
 from jaxalign.models.weights.layout import Layout, Leaf
 from jaxalign.models.weights.load import fill
@@ -47,14 +48,15 @@ def save_params(
 
     Args:
         folder: made where it is missing; weights in it are replaced once the new ones are whole.
-        params: as `load_params` gives them.
-        layout: the family's table.
+        params: as `load_params` gives them, layers stacked or not.
+        layout: the family's table, of stacked layers.
         max_shard_bytes: of one file; a larger tensor gets one of its own.
         dtype: of the file; None for that of each parameter.
 
     Raises:
         InputError: for parameters that do not fit the layout, or are not of floats.
     """
+    layout = layout if is_stacked(params) else layout.unstacked()
     values = _by_path(params)
     _check(values, layout)
     entries = [

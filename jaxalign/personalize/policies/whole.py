@@ -1,7 +1,7 @@
 """Whole models as policies: one of them, or the weighted sum of the parameters of several."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import jax
@@ -108,8 +108,10 @@ class WholeModels:
         return soup
 
     def _params(self, number: int) -> Params:
-        name, dtype = self.models[number], self.reference.config.dtype
-        return load_language_model(name, str(dtype), sha256=self.digests[number]).params
+        name, config = self.models[number], self.reference.config
+        return load_language_model(
+            name, config.dtype, sha256=self.digests[number], unstack_layers=config.unstacked
+        ).params
 
 
 def _sum_dtype(leaf: jax.Array) -> np.dtype:
@@ -131,7 +133,7 @@ def open_models(reference: LanguageModel, names: Sequence[str]) -> WholeModels:
     for name in names:
         found = resolve(name)
         model = describe(found, name, str(reference.config.dtype))
-        if model.config != reference.config:
+        if model.config != replace(reference.config, unstacked=model.config.unstacked):
             raise InputError(
                 f"{name}: found a model of another architecture than {reference.name}, expected "
                 "the same sizes and switches; give models that were trained from one base."

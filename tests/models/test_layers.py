@@ -1,0 +1,130 @@
+"""Layers apart: the same model as their stack, in values, gradients, files and adapters."""
+
+from dataclasses import replace
+from functools import cache, partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_lms
+
+from jaxalign.errors import InputError
+from jaxalign.models import families, lora
+from jaxalign.models.language import layout, load_language_model, save_language_model
+from jaxalign.models.layers import layer_count, unstack_params, unstack_tree
+from jaxalign.models.weights.load import abstract_params
+from jaxalign.train.mesh import MeshConfig, make_mesh, param_shardings
+from jaxalign.train.trunk import TrunkConfig
+
+TOKENS = np.random.default_rng(0).integers(4, 200, (2, 5)).astype(np.int32)
+LENGTHS = np.array([5, 3], np.int32)
+SETTINGS = lora.LoraConfig(rank=2, alpha=4.0)
+
+
+@cache
+def model(name):
+    config = families.config_from_hf(tiny_lms.hf_config(name).to_dict())
+    params = jax.jit(families.init, static_argnums=1)(jax.random.key(0), config)
+    return config, jax.tree.map(lambda leaf: np.asarray(4 * leaf, np.float32), params)
+
+
+def adapter_of(params):
+    tree = lora.init(jax.random.key(1), replace(SETTINGS, targets=targets(params)), params)
+    return jax.tree.map(lambda leaf: jnp.full_like(leaf, 0.05) + leaf, tree)
+
+
+def targets(params):
+    return ("qkv", "up") if "qkv" in params["layers"]["attention"] else ("query", "up")
+
+
+def loss(config, params, adapter):
+    hidden, _ = families.forward(config, params, TOKENS, LENGTHS, adapters=adapter)
+    logits = families.logits(params, hidden[:, :3])
+    return jnp.sum(jax.nn.log_softmax(logits)[..., 5])
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gpt2"])
+@pytest.mark.parametrize("remat", [None, "nothing_saveable"])
+def test_values_and_gradients_are_those_of_the_stack(name, remat, x64):
+    config, params = model(name)
+    config = replace(config, remat=remat, dtype="float64")
+    params = jax.tree.map(lambda leaf: leaf.astype(np.float64), params)
+    adapter = adapter_of(params)
+    forms = (config, params), families.unstack_layers(config, params)
+    found = [
+        jax.jit(jax.value_and_grad(partial(loss, config), argnums=(0, 1)))(params, adapter)
+        for config, params in forms
+    ]
+    (value, (slope, of_adapter)), (own, (own_slope, of_own)) = found
+    chex.assert_trees_all_close(own, value, rtol=5e-15)
+    chex.assert_trees_all_close(of_own, of_adapter, rtol=1e-11, atol=1e-12)
+    chex.assert_trees_all_close(own_slope, unstack_params(slope), rtol=1e-11, atol=1e-12)
+
+
+def test_remat_recomputes_unstacked_layers_too():
+    """XLA joins what is computed twice where nothing keeps the two apart."""
+    config, params = model("llama")
+    config, params = families.unstack_layers(config, params)
+
+    def products(remat):
+        gradient = jax.jit(jax.grad(partial(loss, replace(config, remat=remat))))
+        text = gradient.lower(params, None).compile().as_text()
+        return text.count(" dot(") + text.count("matmul")
+
+    assert products("nothing_saveable") > products(None)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_adapters_do_not_depend_on_the_form(name):
+    _, params = model(name)
+    apart, adapter = unstack_params(params), adapter_of(params)
+    settings = replace(SETTINGS, targets=targets(params))
+    found = [lora.init(jax.random.key(1), settings, form) for form in (params, apart)]
+    chex.assert_trees_all_equal(*found)
+    merged = unstack_params(lora.merge(params, adapter))
+    chex.assert_trees_all_close(lora.merge(apart, adapter), merged, rtol=1e-6)
+    assert layer_count(apart) == layer_count(params)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gpt2"])
+def test_files_are_read_and_written_in_either_form(name, tmp_path):
+    folder = tmp_path / "model"
+    tiny_lms.write(folder, name)
+    stacked = load_language_model(str(folder), unstack_layers=False)
+    apart = load_language_model(str(folder), unstack_layers=True)
+    assert apart.config == replace(stacked.config, unstacked=True)
+    chex.assert_trees_all_equal(apart.params, unstack_params(stacked.params))
+    for name, held in (("stacked", stacked), ("apart", apart)):
+        save_language_model(tmp_path / name, held)
+    files = [tmp_path / name / "model.safetensors" for name in ("stacked", "apart")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_layer_lies_as_its_stack_does():
+    config = families.config_from_hf(tiny_lms.hf_config("qwen2").to_dict())
+    table, mesh = layout(config), make_mesh(MeshConfig(), jax.devices()[:1])
+    of_stack = param_shardings(abstract_params(table), mesh)
+    of_layers = param_shardings(abstract_params(table.unstacked()), mesh)
+    for path, found in jax.tree.leaves_with_path(of_layers["layers_1"]):
+        stack = of_stack["layers"]
+        for key in path:
+            stack = stack[key.key]
+        assert found.spec == jax.sharding.PartitionSpec(*stack.spec[1:])
+
+
+def test_a_split_is_differentiated_into_one_concatenation():
+    text = jax.jit(
+        jax.grad(lambda stack: sum(jnp.sum(part**2) for part in unstack_tree(4, stack)))
+    ).lower(jnp.ones((4, 3))).as_text()  # fmt: skip
+    assert text.count("stablehlo.concatenate") == 1
+    assert "stablehlo.pad" not in text
+
+
+def test_training_all_parameters_keeps_the_stack():
+    assert TrunkConfig(method="full").unstacks is False
+    assert TrunkConfig(unstack_layers=True).unstacks is True
+    assert TrunkConfig().unstacks is None
+    with pytest.raises(InputError, match="unstack_layers"):
+        TrunkConfig(method="full", unstack_layers=True)
