@@ -27,6 +27,7 @@ from jaxalign.commands import (
     sft,
 )
 from jaxalign.commands.parser import Parser, check_out
+from jaxalign.commands.processes import explain_failure, join_processes, leave_processes
 from jaxalign.errors import InputError
 from jaxalign.version import __version__
 
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found"
     os.environ.update(compile_cache.variables(os.environ))
-    arguments = argparse.Namespace()
+    arguments, peers = argparse.Namespace(), None
     try:
         for number, usual in _SIGNALS.items() if argv is None else ():
             if signal.getsignal(number) is usual:
@@ -49,21 +50,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rest and not getattr(arguments, "takes_config", False):
             raise InputError(f"unknown option {rest[0]!r}: see `jaxalign --help`")
         check_out(arguments)
+        peers = join_processes(arguments)
         arguments.run(arguments, rest)
+        if peers is not None:
+            peers.leave()
     except InputError as error:
         print(f"jaxalign: {error}", file=sys.stderr)
-        return 2
+        return leave_processes(arguments, 2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         if error.filename is None:
+            explain_failure(peers)
             raise
         print(f"jaxalign: {error.filename}: {error.strerror or error}", file=sys.stderr)
-        return 2
+        return leave_processes(arguments, 2)
     except KeyboardInterrupt:
         print(_stopped(arguments), file=sys.stderr)
         return 130
+    except Exception:
+        explain_failure(peers)
+        raise
     return 0
 
 

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from jaxalign.commands.parser import Commands, add_out, command, takes_config
+from jaxalign.commands.processes import takes_processes
 from jaxalign.progress import counted
 
 
@@ -23,11 +24,13 @@ def add(commands: Commands) -> None:
     parser.add_argument("--config", type=Path, help="YAML, or a shipped one such as sft/lora")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
     takes_config(parser, "jaxalign.train.sft:SftConfig")
+    takes_processes(parser)
 
 
 def _sft(arguments: argparse.Namespace, rest: list[str]) -> None:
     from jaxalign.config import load_config
     from jaxalign.experiments.sft import run
+    from jaxalign.runs.processes import is_first_process
     from jaxalign.train.sft import SftConfig
 
     config = load_config(SftConfig, arguments.config, rest)
@@ -38,6 +41,7 @@ def _sft(arguments: argparse.Namespace, rest: list[str]) -> None:
         arguments.out,
         validation=arguments.validation,
         resume=arguments.resume,
+        show=is_first_process(),
     )
     judged = ""
     if report["validation"]:

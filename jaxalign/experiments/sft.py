@@ -8,9 +8,12 @@ import numpy as np
 
 from jaxalign.data.completions import Completions, load_completions
 from jaxalign.experiments.training_run import start_training
-from jaxalign.models.language import save_language_model
+from jaxalign.models.global_arrays import to_host
+from jaxalign.models.language import LanguageModel, save_language_model
+from jaxalign.models.params import PyTree
 from jaxalign.models.peft import save_adapter
 from jaxalign.progress import counted
+from jaxalign.runs.processes import on_first_process
 from jaxalign.train.mesh import DeviceReport
 from jaxalign.train.sft import SftConfig, train
 
@@ -87,11 +90,8 @@ def run(
     arrays = [array for part in held if part for array in (part.sequences.tokens, part.learned)]
     run_dir = started.open({"model": model.sha256, "data": arrays}, config.optimiser)
     fitted = train(model, *held, config, out, progress)
-    if config.trunk.method == "full":
-        save_language_model(out / "model", replace(model, params=fitted.params["model"]))
-    else:
-        adapter = fitted.params["adapter"]
-        save_adapter(out / "model", adapter, config.trunk.lora, model.name, model.config)
+    params = to_host(fitted.params)
+    on_first_process(lambda: _save(out / "model", model, params, config))
     report: SftReport = {
         "rows": len(held[0]),
         "validation_rows": 0 if held[1] is None else len(held[1]),
@@ -106,6 +106,13 @@ def run(
     }
     run_dir.finish(report)
     return report
+
+
+def _save(folder: Path, model: LanguageModel, params: PyTree, config: SftConfig) -> None:
+    if config.trunk.method == "full":
+        save_language_model(folder, replace(model, params=params["model"]))
+    else:
+        save_adapter(folder, params["adapter"], config.trunk.lora, model.name, model.config)
 
 
 def hold_out(completions: Completions, config: SftConfig) -> tuple[Completions, Completions | None]:

@@ -1,7 +1,7 @@
 """What every training of a language model does before and after it: folder, devices and model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,14 @@ from jaxalign.config import resume_rules
 from jaxalign.models.device_defaults import device_defaults
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.progress import Progress
-from jaxalign.runs.run_dir import Identity, RunDir, check_run_dir, open_run_dir
+from jaxalign.runs.processes import check_same, on_first_process
+from jaxalign.runs.run_dir import (
+    Identity,
+    RunDir,
+    check_run_dir,
+    open_run_dir,
+    setting_leaves,
+)
 from jaxalign.train.mesh import DeviceReport, MeshConfig, device_report, make_mesh, param_shardings
 from jaxalign.train.optimiser import OptimiserConfig, lengthened
 
@@ -96,11 +103,13 @@ def start_training(
         show: progress on standard error.
 
     Raises:
-        InputError: the folder holds something else or another run, or the mesh does not fit the
-            devices.
+        InputError: the folder holds something else or another run, the mesh does not fit the
+            devices, or another process has other settings.
     """
     out, progress = Path(out).expanduser(), Progress(show)
-    check_run_dir(out, kind, config, resume)
+    started = {"the command": kind, "--resume": resume, **setting_leaves(asdict(config))}
+    check_same(started, "start every process with the same settings")
+    on_first_process(lambda: bool(check_run_dir(out, kind, config, resume)))
     run = TrainingRun(out, kind, config, resume, progress, make_mesh(mesh))
     found = run.devices
     axes = ", ".join(f"{axis} {size}" for axis, size in found["mesh"].items())

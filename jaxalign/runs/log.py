@@ -15,6 +15,7 @@ import jax
 from jaxalign.errors import InputError
 from jaxalign.files import write_text
 from jaxalign.progress import duration
+from jaxalign.runs.processes import is_first_process, on_first_process
 
 FILE = "metrics.jsonl"
 TIMING = ("seconds", "tokens_per_second", "peak_gib")
@@ -67,8 +68,10 @@ class MetricsLog:
             InputError: a tracker's package is not installed.
         """
         self._steps, self._say, self._describe, self._remedy = steps, say, describe, remedy
-        self._path = None if folder is None else folder / FILE
-        lines = [] if self._path is None else _kept(self._path, step)
+        path = None if folder is None else folder / FILE
+        lines = [] if path is None else on_first_process(lambda: _kept(path, step))
+        first = is_first_process()  # of several processes, the others write nothing
+        self._path = path if first else None
         self.history = [_untimed(line) for line in lines if not _is_validation(line)]
         self.validations = {
             int(line["step"]): {
@@ -80,7 +83,7 @@ class MetricsLog:
             if _is_validation(line)
         }
         self._trackers = (
-            [] if folder is None else [_tracker(name, folder, step) for name in trackers]
+            [_tracker(name, folder, step) for name in trackers] if folder and first else []
         )
         self._waiting: _Waiting | None = None
         self._last = self._said = time.monotonic()

@@ -18,6 +18,7 @@ from jaxalign.errors import InputError
 from jaxalign.files import check_output, read_json, write_json
 from jaxalign.recognise import recognise
 from jaxalign.runs.artifact import Arrays, Tree, load_arrays, save_arrays, unflatten
+from jaxalign.runs.processes import check_same, gather_values, on_first_process
 from jaxalign.version import __version__
 
 if TYPE_CHECKING:
@@ -74,11 +75,12 @@ class RunDir:
             resumed run goes on from the same numbers.
         """
         path = self.state / f"{name}.safetensors"
-        if path.exists():
+        if on_first_process(path.exists):
             say(f"{name}: kept from before")
         else:
             say(name)
-            save_arrays(path, compute())
+            tree = compute()
+            on_first_process(lambda: save_arrays(path, tree))
         return unflatten(load_arrays(path))
 
     def finish(self, report: Mapping[str, object]) -> None:
@@ -87,7 +89,7 @@ class RunDir:
         Args:
             report: what `json.dumps` takes, without NaN.
         """
-        write_json(self.path / REPORT, report)
+        on_first_process(lambda: write_json(self.path / REPORT, report))
 
 
 def open_run_dir(
@@ -98,6 +100,8 @@ def open_run_dir(
     resume: bool = False,
 ) -> RunDir:
     """Open a new folder for a run, or the folder of the same run to resume it.
+
+    Of several processes that make one run, all make the call, and the first one writes.
 
     A run is the same if its kind, version, settings and `identity` are. Fields of the settings that
     `jaxalign.config.on_resume` declares may have changed; a finished run that is resumed with other
@@ -115,8 +119,8 @@ def open_run_dir(
         The folder.
 
     Raises:
-        InputError: the folder holds something else or another run, or it holds the same run and
-            `resume` is not set.
+        InputError: the folder holds something else or another run, it holds the same run and
+            `resume` is not set, or another process has another identity or does not see it.
 
     Example:
         >>> import numpy as np
@@ -136,6 +140,7 @@ def open_run_dir(
     """
     out, settings = Path(out).expanduser(), asdict(config)
     digests = {name: _digest(value) for name, value in (identity or {}).items()}
+    check_same(digests, "give all of them the same files")
     marker = {
         "format": 3,
         "kind": kind,
@@ -144,16 +149,26 @@ def open_run_dir(
         "config": settings,
         "identity": digests,
     }
-    found = check_run_dir(out, kind, config, resume, digests)
-    rules = resume_rules(config)
-    unlike = () if found is None else _unlike(found.get("config"), settings)
-    changes = {name: _change(old, new) for name, old, new in unlike if name in rules}
-    run = RunDir(out, kind, str(marker["fingerprint"]), changes)
-    if found is None or changes:
-        write_json(out / MARKER, marker)
-    if changes:
-        (out / REPORT).unlink(missing_ok=True)
-    return run
+
+    def claim() -> dict[str, str]:
+        found = check_run_dir(out, kind, config, resume, digests)
+        rules = resume_rules(config)
+        unlike = () if found is None else _unlike(found.get("config"), settings)
+        changes = {name: _change(old, new) for name, old, new in unlike if name in rules}
+        if found is None or changes:
+            write_json(out / MARKER, marker)
+        if changes:
+            (out / REPORT).unlink(missing_ok=True)
+        return changes
+
+    changes = on_first_process(claim)
+    for number, seen in enumerate(gather_values((out / MARKER).exists())):
+        if not seen:
+            raise InputError(
+                f"process {number} does not see {out / MARKER}, which process 0 has written; "
+                "expected a folder that all processes share: give one with --out."
+            )
+    return RunDir(out, kind, str(marker["fingerprint"]), changes)
 
 
 def check_run_dir(
@@ -247,7 +262,7 @@ def _digest(value: Identity) -> str:
 
 
 def _fingerprint(kind: str, config: "DataclassInstance", digests: Mapping[str, str]) -> str:
-    fixed = _leaves(asdict(config))
+    fixed = setting_leaves(asdict(config))
     for name in resume_rules(config):
         fixed.pop(name, None)
     text = json.dumps([kind, __version__, fixed, dict(digests)], sort_keys=True)
@@ -281,7 +296,7 @@ def _differences(
 
 def _unlike(old: object, new: object) -> Iterator[tuple[str, object, object]]:
     """The settings that differ: dotted name, old and new value."""
-    before, after = _leaves(old), _leaves(json.loads(json.dumps(new)))
+    before, after = setting_leaves(old), setting_leaves(json.loads(json.dumps(new)))
     for name in dict.fromkeys((*after, *before)):
         if before.get(name) != after.get(name):
             yield name, before.get(name), after.get(name)
@@ -297,10 +312,17 @@ def _grows(old: object, new: object) -> bool:
     return isinstance(old, int | float) and isinstance(new, int | float) and new > old
 
 
-def _leaves(value: object, prefix: str = "") -> dict[str, object]:
+def setting_leaves(value: object, prefix: str = "") -> dict[str, object]:
+    """Return nested settings by their dotted names.
+
+    Example:
+        >>> from jaxalign.runs.run_dir import setting_leaves
+        >>> setting_leaves({"loop": {"epochs": 3}, "seed": 0})
+        {'loop.epochs': 3, 'seed': 0}
+    """
     if not isinstance(value, dict):
         return {prefix: value}
     leaves: dict[str, object] = {}
     for name, child in value.items():
-        leaves |= _leaves(child, f"{prefix}.{name}" if prefix else str(name))
+        leaves |= setting_leaves(child, f"{prefix}.{name}" if prefix else str(name))
     return leaves

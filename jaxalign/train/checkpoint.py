@@ -2,15 +2,14 @@
 
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import multihost_utils
 
 from jaxalign.errors import InputError
 from jaxalign.models.params import PyTree
+from jaxalign.runs.processes import on_first_process
 
 FORMAT = 1
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
@@ -35,9 +34,9 @@ def save_state(path: str | Path, state: PyTree) -> None:
         return
     # orbax would remove the old one before it writes.
     aside = _aside(path)
-    _on_first_process(lambda: shutil.rmtree(aside, ignore_errors=True))
+    on_first_process(lambda: shutil.rmtree(aside, ignore_errors=True))
     _begin(aside, state).result()
-    _on_first_process(lambda: _remove(path))
+    on_first_process(lambda: _remove(path))
     _finish(path)
 
 
@@ -141,7 +140,7 @@ class Checkpoints:
             return
         pending, self._pending = self._pending, None
         pending.result()
-        _on_first_process(self._drop)
+        on_first_process(self._drop)
 
     def _drop(self) -> None:
         for step in self.steps()[: -self.keep]:
@@ -187,7 +186,7 @@ def _finish(path: Path) -> None:
         if not path.exists() and _aside(path).exists():
             _aside(path).rename(path)
 
-    _on_first_process(place)
+    on_first_process(place)
 
 
 def _remove(path: Path) -> None:
@@ -196,14 +195,6 @@ def _remove(path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     path.rename(old)
     shutil.rmtree(old)
-
-
-def _on_first_process(act: Callable[[], None]) -> None:
-    """Change files once, and go on when that is done, on every process."""
-    if jax.process_index() == 0:
-        act()
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("jaxalign.train.checkpoint")
 
 
 def _about(path: Path) -> dict[str, PyTree]:

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from jaxalign.errors import InputError
 from jaxalign.models import families, lora
+from jaxalign.models.global_arrays import place
 from jaxalign.models.lora import LoraConfig
 from jaxalign.models.params import Params, PyTree
 from jaxalign.train import optimiser
@@ -115,7 +116,7 @@ def split_trainable(
     Returns:
         {"adapter": tree} and the parameters; or {"model": parameters} and {}.
     """
-    params = dict(jax.device_put(params, param_shardings(params, mesh, decoder)))
+    params = dict(place(params, param_shardings(params, mesh, decoder)))
     if config.method == "full":
         return {"model": params}, {}
     return {"adapter": lora.init(key, config.lora, params)}, params
@@ -126,7 +127,7 @@ def init_train_state(
 ) -> TrainState:
     """The state before the first step, on the mesh."""
     state = optimiser.start(key, trained, config)
-    return jax.device_put(state, state_shardings(state, mesh, decoder))
+    return place(state, state_shardings(state, mesh, decoder))
 
 
 def hidden_states(

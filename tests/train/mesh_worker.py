@@ -32,7 +32,7 @@ from jaxalign.models.decoder import unembedding
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.runs.artifact import flatten
 from jaxalign.train.checkpoint import Checkpoints
-from jaxalign.train.distributed import start
+from jaxalign.train.distributed import DistributedConfig, start
 from jaxalign.train.mesh import (
     MeshConfig,
     batch_sharding,
@@ -256,7 +256,7 @@ def _paths(tree):
 
 
 def joined(port, own):
-    assert start(f"127.0.0.1:{port}", 2, own, timeout=60)
+    peers = start(DistributedConfig(f"127.0.0.1:{port}", 2, own), timeout=60)
     assert len(jax.devices()) == 4
     arrays = {}
     for sizes in ((2, 2, 1), (1, 2, 2)):
@@ -274,6 +274,7 @@ def joined(port, own):
             kept.save(number, params)
     if own == 0:
         np.savez(out / "joined.npz", **arrays)
+    peers.leave()
 
 
 def killed():

@@ -19,7 +19,7 @@ from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.encoder import EncoderConfig, EncoderModule
 from jaxalign.runs.artifact import unflatten
 from jaxalign.train.checkpoint import Checkpoints
-from jaxalign.train.distributed import VARIABLES, start
+from jaxalign.train.distributed import VARIABLES, DistributedConfig, start
 from jaxalign.train.mesh import (
     RULES,
     MeshConfig,
@@ -276,9 +276,9 @@ def test_batch_on_one_device():
     ("given", "said"),
     [
         (("127.0.0.1", 2, 0), "expected host:port"),
-        ((None, 2, 0), "coordinator .* is None"),
-        (("127.0.0.1:1234", None, 0), "JAX_NUM_PROCESSES is None"),
-        (("127.0.0.1:1234", 2, None), "JAX_PROCESS_ID is None"),
+        ((None, 2, 0), "coordinator .*is None"),
+        (("127.0.0.1:1234", None, 0), "distributed.processes .JAX_NUM_PROCESSES. is None"),
+        (("127.0.0.1:1234", 2, None), "JAX_PROCESS_ID. is None"),
         (("127.0.0.1:1234", 2, 2), "process 2 of 2"),
         (("127.0.0.1:1", 2, 1), "no coordinator answers at 127.0.0.1:1 after 0 s"),
         (("127.0.0.1:1234", 2, 0), "could not join .*before any"),
@@ -288,6 +288,6 @@ def test_processes_that_cannot_join(given, said, monkeypatch):
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     assert jax.device_count()  # too late to join
-    assert not start()
+    assert start(DistributedConfig()) is None
     with pytest.raises(InputError, match=said):
-        start(*given, timeout=0)
+        start(DistributedConfig(*given), timeout=0)

@@ -1,0 +1,92 @@
+"""Training commands on two real processes over loopback: as one process, and when one dies."""
+
+import json
+
+import numpy as np
+import pytest
+import several
+import tiny_lms
+
+pytestmark = pytest.mark.slow
+SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 24}
+FSDP = ["--trunk.mesh.data", "1", "--trunk.mesh.fsdp", "-1"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A model's folder, and files of completions and choices."""
+    root = tmp_path_factory.mktemp("several")
+    tiny_lms.write(root / "model", "llama", **SMALL)
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefgh"), 3)) for _ in range(32)]
+    files = {
+        "data": [{"prompt": word, "completion": word[::-1]} for word in words],
+        "choices": [{"prompt": word, "chosen": word, "rejected": word[::-1]} for word in words],
+    }
+    for name, rows in files.items():
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (root / f"{name}.jsonl").write_text(text)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", several.environment())
+
+
+def sft(world, *more):
+    full = ["--trunk.method", "full", "--optimiser.rate", "1e-3", "--loop.batch_size", "8"]
+    files = ["--model", world / "model", "--data", world / "data.jsonl"]
+    return ["sft", *files, *full, *FSDP, *more]
+
+
+def test_sft_on_two_processes_is_as_on_one_and_resumes_on_the_other_number(world, tmp_path):
+    """A full fine-tuning whose parameters and optimiser are cut over the processes."""
+    short, long = (sft(world, "--loop.epochs", epochs) for epochs in (1, 2))
+    two, alone = tmp_path / "two", tmp_path / "one"
+    texts = several.finish(several.start([*short, "--out", two]))
+    assert "steps; validation loss" in texts[0]
+    assert "step" not in texts[1]  # process 0 alone shows progress
+    several.one([*short, "--out", alone])
+    assert several.worst(two, alone) < 1e-5
+    # What two have saved goes on on one, and the other way round.
+    several.one([*long, "--resume", "--out", two])
+    several.finish(several.start([*long, "--resume", "--out", alone]))
+    assert several.worst(two, alone) < 1e-5
+    report = json.loads((alone / "report.json").read_text())
+    assert report["devices"]["processes"] == 2
+
+
+def test_other_settings_are_refused_on_every_process(world, tmp_path):
+    def change(number, words):
+        return [*words, "--loop.seed", "1"] if number else words
+
+    command = [*sft(world), "--out", tmp_path / "out"]
+    for text in several.finish(several.start(command, change=change), wanted=2):
+        assert "loop.seed is 1 in process 1 and 0 in process 0; expected the same" in text
+        assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("number", [1, 0])
+def test_the_death_of_one_ends_the_others_and_the_run_resumes(world, tmp_path, number):
+    """The worker, then the coordinator; resumed on two processes, then on one."""
+    out = tmp_path / "out"
+    command = sft(world, "--loop.epochs", "30", "--loop.checkpoint_every", "10")
+    started = several.start([*command, "--out", out])
+    seconds, (code,) = several.kill(started, number, out / "metrics.jsonl", 24)
+    text = started[1 - number][1].read_text(errors="replace")
+    if number:
+        assert code == 3
+        assert seconds < 10
+        assert text.count("another process of this run has ended") == 1
+        assert "Traceback" not in text
+    else:
+        assert code != 0
+        assert seconds < 120
+    again = [*command, "--resume", "--out", out]
+    if number:
+        said, _ = several.finish(several.start(again))
+        assert "resumed at step 20" in said
+    else:
+        several.one(again)
+    assert json.loads((out / "report.json").read_text())["steps"] == 30 * 4
