@@ -23,6 +23,7 @@ from jaxalign.experiments.pplug.report import markdown
 from jaxalign.experiments.pplug.run_folder import load_run
 from jaxalign.experiments.pplug.statistics import LABEL_LOSS, TaskStatistics, score_distributions
 from jaxalign.files import write_json, write_text
+from jaxalign.runs import finished_report
 
 LABELS = 5
 Model = Callable[[Histories], np.ndarray | None]
@@ -82,8 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
         if own is None:
             continue
         part = parts["test" if name == "known" else "test_new"]
-        report = json.loads((own / "report.json").read_text())
-        samples = sample_evenly(part, report["samples"], trained.config.data.seed)
+        report = finished_report(own, "pplug evaluate", "run `jaxalign pplug evaluate`")
+        samples = sample_evenly(part, int(str(report["samples"])), trained.config.data.seed)
         found = scores_of(own, samples, {name: name for name in (*METHODS, *RATING_METHODS)})
         if scalar is not None:
             found |= scores_of(scalar, samples, {"persona": SCALAR})

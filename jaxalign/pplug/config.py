@@ -77,6 +77,11 @@ class PersonaConfig:
         return self.source == "input" or (self.source == "history" and not self.mean)
 
     @property
+    def centred(self) -> bool:
+        """Whether items are read, and their mean is subtracted from them."""
+        return self.centre and self.source == "history"
+
+    @property
     def prefix_length(self) -> int:
         """Number Q of soft tokens beside a prompt."""
         return int(self.task) + (0 if self.source == "none" else self.tokens)

@@ -87,7 +87,7 @@ def load(
         jax.random.key(0),
     )
     like: dict[str, object] = {**trained_shapes}
-    if about.persona.centre:
+    if about.persona.centred:
         like[CENTRE] = jax.ShapeDtypeStruct((encoder.config.width,), np.float32)
     _check_shapes(path, found.arrays, like)
     arrays = dict(found.arrays)

@@ -64,7 +64,7 @@ class PPlug:
         persona: Settings of the soft tokens before a prompt.
         text: Which parts of questions and histories are read.
         trained: The trained parameters.
-        centre: [E] mean vector of the training items, with `persona.centre`; otherwise None.
+        centre: [E] mean vector of the training items, with `persona.centred`; otherwise None.
     """
 
     model: LanguageModel
@@ -131,7 +131,7 @@ def init_plug(
     plug = PPlug(model, encoder, persona, text, trained)
     if persona.source == "none":
         return plug
-    if persona.centre and persona.source == "history":
+    if persona.centred:
         inputs = prepare_persona_inputs(
             encoder, replace(persona, mean=True), text, histories, store, progress
         )

@@ -75,13 +75,20 @@ def test_the_tables_have_every_method(folder, parts, tmp_path, monkeypatch):
     samples = sample_evenly(parts["test"], 6, CONFIG.data.seed)
     known, rng = tmp_path / "known", np.random.default_rng(1)
     (known / "losses").mkdir(parents=True)
-    (known / "report.json").write_text(json.dumps({"samples": len(samples)}))
     for stem in ("persona", "task_token_only"):
         logits = rng.normal(size=(len(samples), 5))
         table = logits - logsumexp(logits, axis=1, keepdims=True)
         rows = {one.id: row for one, row in zip(samples.samples, table.tolist(), strict=True)}
         (known / f"losses/{stem}-0.json").write_text(json.dumps(rows))
     given = ("--data", folder, "--trained", "run")
+    with pytest.raises(
+        InputError, match=r"known/run\.json: no such file; .* `jaxalign pplug evaluate`"
+    ):
+        pplug_jester.run(options(tmp_path, *given, "--known", known))
+    (known / "run.json").write_text(json.dumps({"kind": "pplug evaluate"}))
+    with pytest.raises(InputError, match="an unfinished run of `pplug evaluate`"):
+        pplug_jester.run(options(tmp_path, *given, "--known", known))
+    (known / "report.json").write_text(json.dumps({"samples": len(samples)}))
     with pytest.raises(InputError, match="none of --known and --new"):
         pplug_jester.run(options(tmp_path, *given))
     assert pplug_jester.run(options(tmp_path, *given, "--known", known)) == 0

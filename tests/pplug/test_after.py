@@ -183,6 +183,17 @@ def test_labels_that_cannot_be_told_apart_are_refused():
         label_tokens(words, (), "text")
 
 
+@pytest.mark.parametrize("source", ["input", "none"])
+def test_a_plug_that_reads_no_items_keeps_no_mean_of_them(store, tmp_path, source):
+    plug = started(store, world.histories(5), replace(PERSONA, source=source))
+    assert plug.centre is None
+    path = tmp_path / "plug.safetensors"
+    pplug.save(path, plug)
+    again = pplug.load(path, plug.model, plug.encoder)
+    assert again.centre is None
+    chex.assert_trees_all_equal(again.trained, plug.trained)
+
+
 def test_the_mean_of_the_items_is_kept_with_the_plug(store, tmp_path):
     data = world.histories(5)
     plug = started(store, data)

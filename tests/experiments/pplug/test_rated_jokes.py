@@ -43,10 +43,17 @@ CONFIG = {
         "weights": "float32",
         "compute": "float32",
     },
+    "trainings": ["pplug", "task"],
     "evaluate": {"batch_size": 8, "draws": 20},
 }  # fmt: skip
 KEYS = {"accuracy", "MAE", "label loss", "f1", "RMSE", "calibration error"}
-METHODS = ("zero-shot", "persona", "persona of another", "persona of another, same level")
+METHODS = (
+    "zero-shot",
+    "task token only",
+    "persona",
+    "persona of another",
+    "persona of another, same level",
+)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +92,7 @@ def test_labels_are_scored_and_every_metric_is_reported(world):
     assert report["predictions"] == list(METHODS)
     statistics = report["statistics"]
     assert [*statistics["metrics"]] == ["accuracy", "MAE", "label loss"]
-    assert statistics["baselines"] == ["zero-shot", METHODS[2], METHODS[3]]
+    assert statistics["baselines"] == [METHODS[1], *METHODS[3:]]
     for name, scores in statistics["scores"].items():
         assert scores.keys() == KEYS, name
         assert np.isfinite([*scores.values()]).all()
