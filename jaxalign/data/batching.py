@@ -15,8 +15,9 @@ class Pairs(NamedTuple):
     Attributes:
         chosen: [U, P] int32 item numbers (0 in padding).
         rejected: [U, P] int32.
-        weight: [U, P] float32; 1 for a choice, 1/2 for each row of a tie, 0 for padding and for a
-            rating, which is no choice (see `pad_details`).
+        weight: [U, P] float32; 1 for a choice, or the weight that its row states, half of it for
+            each row of a tie, 0 for padding and for a rating, which is no choice (see
+            `pad_details`).
         group: [U, P] int32, each user's groups numbered from 0.
     """
 
@@ -50,10 +51,11 @@ def pad_pairs(
     """
     user, place, row, turned, width = _places(preferences, rows, width)
     chosen, rejected = preferences.chosen[row], preferences.rejected[row]
+    stated = 1 if preferences.details is None else preferences.details.weight[row]
     values = (
         np.where(turned, rejected, chosen),
         np.where(turned, chosen, rejected),
-        np.where(preferences.tie[row], 0.5, np.where(preferences.rating[row], 0.0, 1.0)),
+        np.where(preferences.tie[row], 0.5, np.where(preferences.rating[row], 0.0, 1.0)) * stated,
         _ranked(user, _choices_first(preferences)[row]),
     )
     kinds = (np.int32, np.int32, np.float32, np.int32)
@@ -74,8 +76,8 @@ def pad_details(
         width: P, as of `pad_pairs`.
 
     Returns:
-        Arrays [len(rows), P], either row of a tie with weight 1/2; None where all rows of the table
-        are plain choices.
+        Arrays [len(rows), P], either row of a tie with half its weight; None where all rows of the
+        table are plain choices.
 
     Example:
         >>> import numpy as np
@@ -90,8 +92,9 @@ def pad_details(
         return None
     user, place, row, _, width = _places(preferences, rows, width)
     of_rows = preferences.details.take(row)
-    half = np.where(preferences.tie[row], 0.5, 1.0)
-    of_rows = of_rows._replace(weight=(of_rows.weight * half).astype(np.float32))
+    tie = preferences.tie[row] & (of_rows.scale < 0)
+    weight = (of_rows.weight * np.where(tie, 0.5, 1.0)).astype(np.float32)
+    of_rows = of_rows._replace(weight=weight, level=np.where(tie, -1, of_rows.level))
     padded = RowDetails(*(np.zeros((len(rows), width), array.dtype) for array in of_rows))
     padded.scale[:] = -1
     for array, values in zip(padded, of_rows, strict=True):

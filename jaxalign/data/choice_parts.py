@@ -31,6 +31,7 @@ ROWS_AT_ONCE = 2**18
 _BLOCK_BYTES = 2**26  # of a block that is written: few large blocks read faster than many small
 _TEXTS = ("user", "chosen", "rejected", "prompt", "group")
 _ENDS = ("low", "high")
+_DETAILS = (*_ENDS, "level", "implicit", "weight")
 _SCHEMA = pa.schema(
     [
         ("place", pa.int64()),
@@ -40,6 +41,7 @@ _SCHEMA = pa.schema(
         *((name, pa.float64()) for name in _ENDS),
         ("level", pa.int32()),
         ("implicit", pa.bool_()),
+        ("weight", pa.float32()),
     ]
 )
 
@@ -96,7 +98,7 @@ class ChoiceParts:
             table[name].combine_chunks().cast(pa.large_string()) for name in _TEXTS
         )
         tie, talks = table["tie"].to_numpy(), _read_talks(table["talks"])
-        details = Details(*(table[name].to_numpy() for name in (*_ENDS, "level", "implicit")))
+        details = Details(*(table[name].to_numpy() for name in _DETAILS))
         columns = ChoiceColumns(
             user, chosen, rejected, prompt, group_of, tie, details, talks, origin
         )
@@ -169,7 +171,7 @@ def open_parts(path: Path) -> ChoiceParts | None:
 
 
 def digest_of(choices: Preferences) -> str:
-    """Return a digest of the users, items, ties and ratings of choices, in their order."""
+    """Return a digest of users, items, ties, ratings and weights of choices, in their order."""
     texts = pa.array(map(str, choices.texts), pa.large_string())
     users = pa.array(choices.users, pa.large_string())
     digest = hashlib.sha256()
@@ -184,9 +186,11 @@ def digest_of(choices: Preferences) -> str:
     return digest.hexdigest()
 
 
-def _level_of(choices: Preferences, rows: slice) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _level_of(choices: Preferences, rows: slice) -> tuple[np.ndarray, ...]:
     details = choices.details
-    return (None, None) if details is None else (details.scale[rows] >= 0, details.level[rows])
+    if details is None:
+        return ()
+    return details.scale[rows] >= 0, details.level[rows], details.weight[rows]
 
 
 def items_of(block: ChoiceColumns) -> set[tuple[str, str]]:
@@ -202,19 +206,29 @@ def items_of(block: ChoiceColumns) -> set[tuple[str, str]]:
 def _digested(block: ChoiceColumns) -> bytes:
     chosen, rejected = (_item_texts(block, answer) for answer in (block.chosen, block.rejected))
     details = block.details
-    rated = (None, None) if details is None else (np.isfinite(details.low), details.level)
+    rated: tuple[np.ndarray, ...] = ()
+    if details is not None:
+        rated = (np.isfinite(details.low), details.level, details.weight)
     return _joined_bytes(block.user, chosen, rejected, _marks(block.tie, *rated))
 
 
-def _marks(tie: np.ndarray, rated: np.ndarray | None, level: np.ndarray | None) -> pa.Array:
-    """Whether each row is a choice, a tie or a rating, and its level, as a short text."""
+def _marks(
+    tie: np.ndarray,
+    rated: np.ndarray | None = None,
+    level: np.ndarray | None = None,
+    weight: np.ndarray | None = None,
+) -> pa.Array:
+    """Whether each row is a choice, a tie or a rating, its level and weight, as a short text."""
     marks = pa.array(np.where(tie, "=", ">")).cast(pa.large_string())
-    if rated is None or level is None:
+    if rated is None or level is None or weight is None:
         return marks
     kinds = pa.array(np.where(rated, "r", "s")).cast(pa.large_string())
     levels = pa.array(level).cast(pa.large_string())
     more = pc.binary_join_element_wise(marks, kinds, levels, _text(""))
-    return pc.if_else(pa.array(rated | (level > 0)), more, marks)
+    marks = pc.if_else(pa.array(rated | (level > 0)), more, marks)
+    weights = pa.array(weight).cast(pa.large_string())
+    weighted = pc.binary_join_element_wise(marks, weights, _text("w"))
+    return pc.if_else(pa.array(weight != 1), weighted, marks)
 
 
 def _joined_bytes(user: pa.Array, chosen: pa.Array, rejected: pa.Array, marks: pa.Array) -> bytes:
@@ -250,7 +264,7 @@ def _as_table(block: ChoiceColumns) -> pa.Table:
 
 def _details(block: ChoiceColumns) -> Sequence[np.ndarray]:
     found = block.details or Details.plain(len(block))
-    return [found.low, found.high, found.level, found.implicit]
+    return [found.low, found.high, found.level, found.implicit, found.weight]
 
 
 def _texts(block: ChoiceColumns) -> Sequence[pa.Array | None]:

@@ -34,6 +34,7 @@ from jaxalign.data.ratings import (
     check_details,
     check_rating,
     check_strength,
+    check_weight,
     rated_rows,
     with_rated_answers,
 )
@@ -68,7 +69,8 @@ def load(
         require_user: whether there has to be a `user`.
         on_bad_row: `refuse` a file with a row that cannot be used, or `drop` such rows and count
             them in the table's notes; a file most of whose rows are bad is refused all the same.
-        ratings: whether to read ratings, strengths and implicit choices too, see `from_columns`.
+        ratings: whether to read ratings, strengths, weights and implicit choices too, see
+            `from_columns`.
 
     Returns:
         The table of choices; see `from_columns` for how items and groups are formed.
@@ -187,8 +189,9 @@ def from_columns(
     Args:
         columns: `user`, `chosen`, `rejected` and optionally `prompt`, `group` (text or whole
             number), `tie` (bool; a tie has no winner), `strength` (steps that the chosen answer is
-            ahead) and `implicit` (bool), each [N]: lists, NumPy or Arrow arrays. Rows without
-            `chosen` may rate one `answer`, with a `rating` and its `scale` [lowest, highest].
+            ahead), `implicit` (bool) and `weight` (how much the row counts, up to 1), each [N]:
+            lists, NumPy or Arrow arrays. Rows without `chosen` may rate one `answer`, with a
+            `rating` and its `scale` [lowest, highest].
         origin: what the columns were read from, for messages.
         require_user: whether there has to be a `user`; otherwise rows may all be of one, `anyone`.
 
@@ -398,7 +401,7 @@ def check_choice(row: Row, require_user: bool, ratings: bool = False) -> None:
     Args:
         row: of a file.
         require_user: whether there has to be a user.
-        ratings: whether ratings, strengths and implicit choices are checked too.
+        ratings: whether ratings, strengths, weights and implicit choices are checked too.
     """
     rated = row.has(RATING) and not row.has("chosen")
     if rated and not ratings:
@@ -421,6 +424,8 @@ def check_choice(row: Row, require_user: bool, ratings: bool = False) -> None:
         row.identifier("group")
     if row.has("tie"):
         row.flag("tie")
+    if ratings:
+        check_weight(values.get("weight"), row.where, row.typed)
     if rated:
         check_rating(values[RATING], values.get("scale"), row.where, row.typed)
     elif ratings:

@@ -12,9 +12,9 @@ class RowDetails(NamedTuple):
     Attributes:
         scale: int32 number of the scale that an answer was rated on; -1 for a choice.
         level: int32 level of the rating, from 0; of a choice, how many steps the chosen answer is
-            ahead, 0 where that is not stated.
+            ahead, 0 where that is not stated, and -1 of a tie in padded arrays.
         top: int32 highest level of the scale; 0 for a choice.
-        weight: float32, how often the row counts; 0 for padding.
+        weight: float32, how much the row counts; 0 for padding.
         implicit: bool, whether the choice was seen in what the user did, and not stated.
     """
 
@@ -56,8 +56,8 @@ class Preferences:
         held_out: [N] bool, rows that the source itself keeps to judge users on, or None where it
             leaves that to the splits.
         notes: what reading dropped or found remarkable, a sentence each.
-        details: ratings, strengths and implicit choices; None where all rows are plain choices. The
-            item of a rating stands in `chosen` and in `rejected`.
+        details: ratings, strengths, weights and implicit choices; None where all rows are plain
+            choices. The item of a rating stands in `chosen` and in `rejected`.
         scales: lowest and highest rating of each scale that `details` points into.
     """
 

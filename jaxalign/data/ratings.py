@@ -1,4 +1,4 @@
-"""What rows of a preference file say beyond who won: ratings on a scale, strengths, implicit ones.
+"""What rows of a preference file say beyond who won: ratings, strengths, weights, implicit ones.
 
 A rating is kept as one of a few levels. How many a scale has follows from its two ends alone, so
 that a file read later has the levels of the one that a model was trained on.
@@ -17,7 +17,7 @@ from jaxalign.data.values import RowError, check_flag, check_number, check_text,
 from jaxalign.errors import InputError
 
 RATING = "rating"
-DETAILS = ("answer", "scale", "strength", "implicit")
+DETAILS = ("answer", "scale", "strength", "implicit", "weight")
 """Columns beside those of choices and `rating`."""
 _THUMB = (-1.0, 1.0)
 _MOST_WHOLE, _EVEN_LEVELS = 11, 10
@@ -147,6 +147,24 @@ def check_strength(value: object, where: str, typed: bool = True) -> int:
     return max(round(steps), 1)
 
 
+def check_weight(value: object, where: str, typed: bool = True) -> float:
+    """Return how much a row counts, above 0 and up to 1; 1 where it is not stated.
+
+    Raises:
+        RowError: it is something else.
+    """
+    if value in (None, ""):
+        return 1.0
+    weight = check_number(value, "weight", where, typed=typed)
+    if not 0 < weight <= 1:
+        raise RowError(
+            f"{where}: `weight` is {weight:g}, expected how much the row counts, above 0 and up to "
+            "1; correct it, or remove a row that does not count.",
+            "`weight` is not above 0 and up to 1",
+        )
+    return float(weight)
+
+
 @dataclass(frozen=True)
 class Details:
     """What checked rows say beyond who won, [N].
@@ -156,23 +174,27 @@ class Details:
         high: highest rating.
         level: of the rating; of a choice, the steps that the chosen answer is ahead.
         implicit: whether the choice was seen in what the user did.
+        weight: float32, how much the row counts, above 0 and up to 1.
     """
 
     low: np.ndarray
     high: np.ndarray
     level: np.ndarray
     implicit: np.ndarray
+    weight: np.ndarray
 
     @classmethod
     def plain(cls, count: int) -> "Details":
         """Return those of rows that say nothing more."""
         nothing = np.full(count, np.nan)
-        return cls(nothing, nothing.copy(), np.zeros(count, np.int32), np.zeros(count, bool))
+        level, weight = np.zeros(count, np.int32), np.ones(count, np.float32)
+        return cls(nothing, nothing.copy(), level, np.zeros(count, bool), weight)
 
     def numbered(self) -> tuple[RowDetails | None, tuple[tuple[float, float], ...]]:
         """Return the same with scales by their number, and the scales; None for plain choices."""
         rated = np.isfinite(self.low)
-        if not (rated.any() or self.level.any() or self.implicit.any()):
+        plain = not (rated.any() or self.level.any() or self.implicit.any())
+        if plain and (self.weight == 1).all():
             return None, ()
         ends = np.stack([self.low, self.high], axis=1)
         scales, code = np.unique(ends[rated], axis=0, return_inverse=True)
@@ -180,8 +202,7 @@ class Details:
         scale[rated] = code.ravel()
         levels = np.array([scale_levels(*pair) for pair in scales] or [1])
         top = np.where(rated, levels[scale] - 1, 0).astype(np.int32)
-        weight = np.ones(len(rated), np.float32)
-        details = RowDetails(scale, self.level.astype(np.int32), top, weight, self.implicit)
+        details = RowDetails(scale, self.level.astype(np.int32), top, self.weight, self.implicit)
         return details, tuple((float(low), float(high)) for low, high in scales)
 
 
@@ -309,9 +330,10 @@ def check_details(
         origin: where they came from, for messages.
 
     Raises:
-        RowError: a rating, scale, strength or mark that cannot be used.
+        RowError: a rating, scale, strength, weight or mark that cannot be used.
     """
-    there = [name for name in ("strength", "implicit") if len(columns.get(name, ()))]
+    names = ("strength", "implicit", "weight")
+    there = [name for name in names if len(columns.get(name, ()))]
     if rated is None and not there:
         return None
     found = Details.plain(count)
@@ -322,6 +344,9 @@ def check_details(
     if "implicit" in there:
         for row, value in _stated(columns["implicit"], chosen):
             found.implicit[row] = check_flag(value, "implicit", origin.at(row), typed=origin.typed)
+    if "weight" in there:
+        for row, value in _stated(columns["weight"], np.ones(count, bool)):
+            found.weight[row] = check_weight(value, origin.at(row), origin.typed)
     if rated is not None:
         ratings = as_list(columns[RATING])
         scales = as_list(columns.get("scale", ())) or [None] * count

@@ -182,8 +182,9 @@ class _Batch(NamedTuple):
     @property
     def strict(self) -> np.ndarray:
         """[B, P] bool, the choices that have a winner."""
-        choice = True if self.details is None else self.details.scale < 0
-        return (self.weight == 1) & choice
+        if self.details is None:
+            return np.asarray(self.weight == 1)
+        return (self.weight > 0) & (self.details.scale < 0) & (self.details.level >= 0)
 
     def without(self, held_out: np.ndarray) -> "_Batch":
         """The same rows, of which some [B, P] bool do not count."""
@@ -283,9 +284,9 @@ def _details_of(
 
 
 def _plain_details(weight: np.ndarray) -> RowDetails:
-    """Details of plain choices of some weights [U, P]."""
+    """Details of plain choices and ties of some weights [U, P]."""
     scale, zero = np.full(weight.shape, -1, np.int32), np.zeros(weight.shape, np.int32)
-    return RowDetails(scale, zero, zero.copy(), weight, zero > 0)
+    return RowDetails(scale, np.where(weight == 0.5, -1, zero), zero, weight, zero > 0)
 
 
 def _rows_of(
@@ -378,7 +379,7 @@ def _accuracy_on(
     offset: np.ndarray,
     weight: np.ndarray,
 ) -> np.ndarray:
-    """Accuracy [n] on strict choices of rows [n, Q, R], NaN where there are none."""
+    """Accuracy [n] on strict choices of full weight of rows [n, Q, R], NaN without any."""
     right = _right(model, batch, mean, rows, offset)
     judged = (weight == 1).sum(1)
     found = (right * (weight == 1)).sum(1) / np.maximum(judged, 1)

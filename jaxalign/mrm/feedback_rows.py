@@ -27,9 +27,7 @@ Found = TypeVar("Found")
 
 
 def levels_of(scales: Scales, details: Sequence[RowDetails]) -> Levels:
-    """Return the levels, from the scales of ratings and the strengths that there are.
-
-    Ties are pairs of half a choice each, as for every other method, and no level of their own.
+    """Return the levels, from the scales of ratings, and the strengths and ties that there are.
 
     Args:
         scales: lowest and highest rating of each scale.
@@ -37,7 +35,13 @@ def levels_of(scales: Scales, details: Sequence[RowDetails]) -> Levels:
     """
     steps = [int(np.where(part.scale < 0, part.level, 0).max(initial=1)) for part in details]
     strengths = min(max(steps, default=1), _MOST_STRENGTHS)
-    return Levels(strengths=strengths, ratings=tuple(scale_levels(*scale) for scale in scales))
+    ties = any(bool((_ties(part) & (part.weight > 0)).any()) for part in details)
+    return Levels(ties, strengths, tuple(scale_levels(*scale) for scale in scales))
+
+
+def _ties(details: RowDetails) -> np.ndarray:
+    """Which rows [U, P] are ties; of one, both orders stand there with half its weight."""
+    return (np.asarray(details.scale) < 0) & (np.asarray(details.level) < 0)
 
 
 def vectors_of(features: jax.Array, pairs: Pairs, details: RowDetails) -> jax.Array:
@@ -64,8 +68,9 @@ def feedback_of(
         implicit: how often an implicit choice counts, 0 or more.
     """
     scale, level = np.asarray(details.scale), np.asarray(details.level)
-    plain = np.zeros(scale.shape, bool)
-    lower, upper = levels.choice(np.where(scale < 0, level, 0), plain)
+    # Where training had no ties, one is half a choice for either side.
+    steps = np.where(scale < 0, level, 0).clip(0)
+    lower, upper = levels.choice(steps, _ties(details) & levels.ties)
     for number in range(len(levels.ratings)):
         mine = scale == number
         ends = levels.rating(number, np.where(mine, level, 0))
@@ -115,7 +120,7 @@ def inferred(prior: FeedbackPrior, rows: Feedback) -> Inferred:
 
 @jax.jit
 def probabilities(prior: FeedbackPrior, rows: Feedback, query: jax.Array) -> jax.Array:
-    """Return the probability [U, Q] that the chosen item of each query pair is chosen.
+    """Return the probability [U, Q] that the chosen item of each query pair is chosen, if either.
 
     Args:
         prior: of the population.
@@ -126,7 +131,11 @@ def probabilities(prior: FeedbackPrior, rows: Feedback, query: jax.Array) -> jax
     def one_user(own: Feedback, pairs: jax.Array, rated: bool) -> jax.Array:
         found = user_posterior(prior, own, rated)
         variance = jnp.einsum("Qi,ij,Qj->Q", pairs, found.cov, pairs)
-        return choice_mass(pairs @ found.mean, variance)
+        # Edge 2 lies above ties; it is 0 where there are none.
+        won, lost = (
+            choice_mass(side * (pairs @ found.mean) - prior.edges[2], variance) for side in (1, -1)
+        )
+        return won / (won + lost)
 
     return _each_user(one_user, rows, query)
 

@@ -120,7 +120,8 @@ def _population(fitted: Fitted, candidate: Candidate) -> Fitted:
 
 def _levels(fitted: Fitted) -> Levels:
     counts = np.asarray(fitted["levels"]).tolist()
-    return Levels(strengths=int(fitted["strengths"]), ratings=tuple(counts))
+    ties = bool(fitted.get("ties", False))  # which models of before have not
+    return Levels(ties, int(fitted["strengths"]), tuple(counts))
 
 
 def _start_of(earlier: Fitted | None, levels: Levels) -> FeedbackPopulation | bayes.Prior | None:
@@ -172,6 +173,7 @@ class HierarchicalBayes(_PriorMethod, RatingsMethod[BayesConfig]):
             "scales": np.asarray(data.scales, np.float32).reshape(-1, 2),
             "levels": np.asarray(levels.ratings, np.int32),
             "strengths": np.int32(levels.strengths),
+            "ties": np.int32(levels.ties),
         }
 
     def candidates(self, fitted: Fitted) -> list[Candidate]:

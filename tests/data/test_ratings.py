@@ -18,7 +18,14 @@ ROWS = [
     {"user": "ann", "prompt": "Hi", "answer": "Hey", "rating": 4, "scale": [1, 5]},
     {"user": "bob", "chosen": "b", "rejected": "c", "tie": True},
     {"user": "bob", "answer": "b", "rating": -1, "scale": [-1, 1], "group": "chat"},
-    {"user": "bob", "chosen": "c", "rejected": "b", "implicit": True, "group": "chat"},
+    {
+        "user": "bob",
+        "chosen": "c",
+        "rejected": "b",
+        "implicit": True,
+        "group": "chat",
+        "weight": 0.25,
+    },
     {"user": "eve", "answer": "c", "rating": 2.5, "scale": [-10, 10]},
 ]
 
@@ -49,6 +56,7 @@ def test_all_kinds_of_rows_are_read_where_they_are_asked_for(kind, on_bad_row, t
     assert found.details.level.tolist() == [3, 3, 0, 0, 0, 6]
     assert found.details.top.tolist() == [0, 4, 0, 1, 0, 9]
     assert found.details.implicit.tolist() == [False] * 4 + [True, False]
+    assert found.details.weight.tolist() == [1, 1, 1, 1, 0.25, 1]
     assert (found.chosen == found.rejected).tolist() == found.rating.tolist()
     assert found.texts[found.chosen[1]] == "Hi\n\nHey"
 
@@ -82,9 +90,10 @@ def test_ratings_are_no_choices_in_padded_arrays(tmp_path):
     table = load(written(tmp_path, "jsonl"), ratings=True)
     rows = [np.flatnonzero(table.user == user) for user in range(3)]
     pairs, details = pad_pairs(table, rows), pad_details(table, rows)
-    assert pairs.weight.tolist() == [[1, 0, 0, 0], [0.5, 0, 1, 0.5], [0, 0, 0, 0]]
-    assert details.weight.tolist() == [[1, 1, 0, 0], [0.5, 1, 1, 0.5], [1, 0, 0, 0]]
+    assert pairs.weight.tolist() == [[1, 0, 0, 0], [0.5, 0, 0.25, 0.5], [0, 0, 0, 0]]
+    assert details.weight.tolist() == [[1, 1, 0, 0], [0.5, 1, 0.25, 0.5], [1, 0, 0, 0]]
     assert details.scale.tolist() == [[-1, 2, -1, -1], [-1, 1, -1, -1], [0, -1, -1, -1]]
+    assert details.level[1].tolist() == [-1, 0, 0, -1]
     # Groups of choices are numbered without gaps, behind them those of ratings alone.
     assert pairs.group[1].tolist() == [0, 1, 1, 0]
     assert pairs.group[0, :2].tolist() == [0, 1]
@@ -113,6 +122,9 @@ def test_levels_of_scales():
         ({"answer": None}, "line 2: `answer` is missing"),
         ({"answer": " "}, "line 2: `answer` is empty"),
         ({"user": None}, "line 2: `user` is missing"),
+        ({"weight": 0}, "line 2: `weight` is 0, expected how much the row counts"),
+        ({"weight": 1.5}, "line 2: `weight` is 1.5"),
+        ({"weight": "much"}, "line 2: `weight` is 'much'"),
     ],
 )
 def test_a_rating_that_cannot_be_used_is_refused_or_dropped(change, message, tmp_path):

@@ -159,6 +159,15 @@ def test_levels_come_from_scales_and_strengths():
         *(np.array([[-1, -1, 0]]), np.array([[2, 9, 4]]), *(np.zeros((1, 3)),) * 3)
     )
     assert levels_of(((1, 5),), [details]) == Levels(strengths=5, ratings=(5,))
+    # A tie, of weight 0 here, is a level where there is one that counts.
+    tied = details._replace(level=np.array([[-1, 2, 4]]))
+    assert levels_of(((1, 5),), [tied]) == Levels(strengths=2, ratings=(5,))
+    tied = tied._replace(weight=np.array([[0.5, 1, 1]]))
+    levels = levels_of(((1, 5),), [tied])
+    assert levels == Levels(ties=True, strengths=2, ratings=(5,))
+    for known, edges in ((levels, (4, 2)), (Levels(strengths=2, ratings=(5,)), (2, 1))):
+        rows = feedback_of(known, jnp.zeros((1, 3, 2)), tied)
+        assert (rows.lower[0, 0].item(), rows.upper[0, 0].item()) == edges
     details = details._replace(level=np.array([[0, 3, 4]]))
     assert levels_of(((1, 5),), [details]) == Levels(strengths=3, ratings=(5,))
     whole = details._replace(

@@ -1,6 +1,7 @@
 """The files of `jaxalign import` and `jaxalign mrm train`, so that several become one."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from jaxalign.data.importers.hh_rlhf import TRANSCRIPT
 from jaxalign.data.importers.registry import (
@@ -20,7 +21,7 @@ from jaxalign.data.importers.rows import (
     split_prompt,
 )
 from jaxalign.data.messages import check_messages, is_messages
-from jaxalign.data.ratings import check_rating_scale
+from jaxalign.data.ratings import check_rating_scale, check_weight
 from jaxalign.data.tables import Row
 
 
@@ -38,6 +39,16 @@ def _recognise(values: Mapping[str, object]) -> bool:
 @each_row
 def read_own(row: Row, options: ImportOptions) -> Iterator[Imported]:
     """Read a choice or a rating, with all that the file states beside it."""
+    weight = check_weight(row.values.get("weight"), row.where, row.typed)
+    for found in _read(row, options):
+        if isinstance(found, Skipped) or not row.has("weight"):
+            yield found
+        else:
+            yield replace(found, weight=weight)
+
+
+def _read(row: Row, options: ImportOptions) -> Iterator[Imported]:
+    """Read a choice or a rating without its weight."""
     user = options.user_of(row, "user")
     group = row.identifier("group") if row.has("group") else None
     source = row.identifier("source") if row.has("source") else None

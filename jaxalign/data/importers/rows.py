@@ -18,6 +18,7 @@ class _FeedbackRow:
     time: float | str | None = None
     group: str | None = None
     source: str | None = None
+    weight: float | None = None
 
     def as_dict(self) -> dict[str, object]:
         """Return the row as the file has it, without what is not known."""
@@ -39,6 +40,7 @@ class ChoiceRow(_FeedbackRow):
         time: seconds since 1970, or ISO 8601.
         group: conversation.
         source: id in the product.
+        weight: how much the row counts, above 0 and up to 1; None for 1.
     """
 
     chosen: Text
@@ -57,7 +59,7 @@ class RatingRow(_FeedbackRow):
         answer: what was rated.
         rating: on the scale.
         scale: lowest and highest rating; a thumb is a rating of -1 or 1.
-        prompt, time, group, source: as in `ChoiceRow`.
+        prompt, time, group, source, weight: as in `ChoiceRow`.
     """
 
     answer: Text

@@ -164,12 +164,13 @@ CASES = {
     "jaxalign": (
         [{"user": 7, "prompt": [ask("Hi")], "chosen": "Hello!", "rejected": "What?", "tie": True,
           "group": 3, "time": "2025-01-02T03:04:05Z", "source": "b1"},
-         {"user": "7", "chosen": "Hello!", "rejected": "What?", "strength": 2, "implicit": False},
+         {"user": "7", "chosen": "Hello!", "rejected": "What?", "strength": 2, "implicit": False,
+          "weight": 0.5},
          UP],
         [{"user": "7", "prompt": "Hi", "time": "2025-01-02T03:04:05Z", "group": "3",
           "source": "b1", "chosen": "Hello!", "rejected": "What?", "tie": True},
          {"user": "7", "chosen": "Hello!", "rejected": "What?", "strength": 2.0,
-          "implicit": False}, UP],
+          "implicit": False, "weight": 0.5}, UP],
     ),
     "trl": (
         [{"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"},
