@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,8 +32,8 @@ from benchmarks import (
     roofline,
 )
 from benchmarks import sizes as sizes_of
+from benchmarks.compiled_sizes import FULL, TINY, Sizes
 from benchmarks.moc_memory import GIB
-from benchmarks.pplug_model import Shape
 from jaxalign.kernels.scalarize import chunked
 from jaxalign.kernels.scalarize.shapes import ROUTES, SWEEPS
 from jaxalign.mrm import base
@@ -41,60 +42,6 @@ LIMIT = 139 * GIB  # memory of an H200
 VERSIONS = ("jax", "jaxlib", "flax", "optax")
 _BYTES = ("arguments", "temporary", "outputs", "aliased", "peak")
 _CUDNN = re.compile(r'custom_call_target="([^"]*cudnn[^"]*)"')
-
-
-class Sizes(NamedTuple):
-    """What is compiled.
-
-    Attributes:
-        dtype: of language models and hidden states.
-        tokens, vocabulary, width: of log-probabilities.
-        decoded, batches, prompt, new: models that decode, rows, tokens of prompts and answers.
-        trained, length: (model, whether by LoRA, rows) and tokens of a training step.
-        mixed: models that decode under several adapters at once, and the batch.
-        preferences: names in `mrm.SIZES`.
-        sweep, route: names in `SWEEPS` and `ROUTES`.
-        personas: a name in `pplug.SIZES`.
-        plugs: batches around language models.
-        moc: model of the step of MOC.
-    """
-
-    dtype: str
-    tokens: tuple[int, ...]
-    vocabulary: int
-    width: int
-    decoded: tuple[str, ...]
-    batches: tuple[int, ...]
-    prompt: int
-    new: int
-    trained: tuple[tuple[str, bool, int], ...]
-    length: int
-    mixed: tuple[tuple[str, ...], adapters.Shape]
-    preferences: tuple[str, ...]
-    sweep: str
-    route: str
-    personas: str
-    plugs: Mapping[str, Shape]
-    moc: str
-
-
-_PLUG = Shape(16, 256, 256, 32, "base")
-FULL = Sizes(
-    "bfloat16", (4096, 32_768), 151_936, 4096,
-    ("135M", "1B", "8B"), (64, 256), 512, 128,
-    (
-        ("135M", True, 16), ("135M", False, 16), ("1B", True, 16), ("1B", False, 16),
-        ("8B", True, 4), ("8B", True, 16),
-    ), 512,
-    (("1B", "8B"), adapters.Shape(64, 8, 128, 64)),
-    ("prism", "hundred_thousand"), "grid_d3", "ten_million", "gpu",
-    {"1B": _PLUG, "7B": _PLUG._replace(remat=True)}, "7B",
-)  # fmt: skip
-TINY = Sizes(
-    "float32", (64,), 512, 32, ("tiny",), (2,), 16, 8, (("tiny", True, 2), ("tiny", False, 2)), 16,
-    (("tiny",), adapters.Shape(4, 2, 16, 8)),
-    ("tiny",), "uneven", "uneven", "huffpost", {"tiny": Shape(2, 16, 32, 8, "tiny")}, "tiny",
-)  # fmt: skip
 
 
 class Place(NamedTuple):
@@ -140,6 +87,7 @@ class Program(NamedTuple):
         arguments: as shapes.
         note: in what it is not a GPU's program.
         trips: turns of a loop that ends by its data.
+        options: of the compiler, on the described card.
         least: bytes and operations that each phase cannot do without; none where they are the
             bytes of arguments and results.
     """
@@ -148,6 +96,7 @@ class Program(NamedTuple):
     arguments: tuple[Any, ...]
     note: str = ""
     trips: int = 1
+    options: Mapping[str, str] = MappingProxyType({})
     least: tuple[tuple[float, float], ...] = ()
 
 
@@ -193,7 +142,7 @@ def compiled(program: Program, described: bool) -> dict[str, Any]:
     began = time.perf_counter()
     lowered = program.function.lower(*program.arguments)
     # There is no card to try kernels on.
-    options = {"xla_gpu_autotune_level": 0} if described else None
+    options = {"xla_gpu_autotune_level": 0, **program.options} if described else None
     traced = time.perf_counter()
     found = lowered.compile(compiler_options=options)
     done = time.perf_counter()
@@ -274,6 +223,13 @@ def _shapes(make: Callable[..., tuple[Any, Any]], *arguments: Any) -> tuple[Any,
 
     arrays = jax.eval_shape(traced, *arguments)
     return kept[-1], arrays
+
+
+def _training() -> Mapping[str, str]:
+    """Options of the compiler with which a GPU's trainings are compiled."""
+    from jaxalign.models.device_defaults import DEFAULTS
+
+    return dict(DEFAULTS["gpu"].training_options)
 
 
 def _model(place: Place, size: str) -> tuple[Any, Any]:
@@ -366,7 +322,9 @@ def _train(place: Place, size: str, lora: bool, rows: int) -> Program:
     arguments = place.held((state, params if lora else None, batch))
     flops = sizes_of.training_flops(config, rows, place.sizes.length, lora)
     read = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((params, state.params)))
-    return Program(jax.jit(step, donate_argnums=0), arguments, least=((read, flops),))
+    return Program(
+        jax.jit(step, donate_argnums=0), arguments, options=_training(), least=((read, flops),)
+    )
 
 
 def _epoch(place: Place, size: str) -> Program:
@@ -429,8 +387,8 @@ def _route(place: Place) -> Program:
 
     shape = ROUTES[place.sizes.route]
     both = [_array("float32", count, shape.rewards) for count in (shape.users, shape.members)]
-    chunk = chunked.ACCELERATOR_USERS if place.described else None
-    function = jax.jit(partial(best_member, chunk=chunk))
+    # As by default on the described card; a CPU goes in chunks.
+    function = jax.jit(chunked.best_in_one_pass if place.described else best_member)
     return Program(function, place.held(both))
 
 
@@ -486,7 +444,7 @@ def _plug_train(place: Place, size: str) -> Program:
     batch = {name: array[None] for name, array in pplug_model.batch(shape, plan).items()}
     step = make_step(partial(answer_loss, plan, place.mesh), rule, 1000)
     given = place.held((state, FrozenParts(params), batch))
-    return Program(jax.jit(step, donate_argnums=0), given)
+    return Program(jax.jit(step, donate_argnums=0), given, options=_training())
 
 
 def _plug_generate(place: Place, size: str) -> Program:
@@ -507,7 +465,12 @@ def _moc(place: Place) -> dict[str, Program]:
     programs, abstract, settings = moc_memory.programs_of(given, place.mesh, place.described)
     work = moc_memory.work(sizes_of.SIZES[place.sizes.moc], settings)
     return {
-        part: Program(jax.jit(function, donate_argnums=donated), arguments, **work[part])
+        part: Program(
+            jax.jit(function, donate_argnums=donated),
+            arguments,
+            options={} if part == "rollout" else _training(),
+            **work[part],
+        )
         for part, (function, arguments, donated) in moc_memory.parts_of(programs, abstract).items()
     }
 

@@ -31,6 +31,8 @@ _FREE = {
     "replica-id", "copy-done", "async-done", "async-update", "opt-barrier", "domain", "iota",
 }  # fmt: skip
 _PARTS = ("dynamic-slice", "slice", "gather")
+# What writes into an array in place, and its operand that is written.
+_IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}
 
 
 @dataclass(frozen=True)
@@ -194,8 +196,8 @@ class _Counter:
         if body:
             moved = _fused_bytes(body)
             products = sum(_flops(part, body) for part in body.values())
-        elif one.opcode == "dynamic-update-slice":
-            moved = 2 * operands[1].bytes
+        elif one.opcode in _IN_PLACE:
+            moved = 2 * operands[_IN_PLACE[one.opcode]].bytes
         elif one.opcode in _PARTS:
             moved = 2 * one.bytes
         else:
@@ -223,7 +225,7 @@ def _fused_bytes(body: dict[str, _Instruction]) -> float:
                 total += read(user.name, size)
             elif user.opcode in _PARTS and user.operands[0] == name:
                 total += user.bytes
-            elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
+            elif user.opcode not in _IN_PLACE or user.operands[0] != name:
                 return size
         return min(total, size)
 
@@ -232,8 +234,8 @@ def _fused_bytes(body: dict[str, _Instruction]) -> float:
             return sum(written(body[name]) for name in one.operands)
         if one.opcode == "bitcast":
             return written(body[one.operands[0]])
-        if one.opcode == "dynamic-update-slice":
-            return body[one.operands[1]].bytes
+        if one.opcode in _IN_PLACE:
+            return body[one.operands[_IN_PLACE[one.opcode]]].bytes
         return one.bytes
 
     inputs = (one for one in body.values() if one.opcode == "parameter")

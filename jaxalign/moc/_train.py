@@ -28,6 +28,7 @@ from jaxalign.moc.step import (
 )
 from jaxalign.models.chat import stop_ids
 from jaxalign.models.completions import CompletionBatch
+from jaxalign.models.device_defaults import training_options
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.lora import LoraConfig
 from jaxalign.progress import Progress, counted
@@ -247,7 +248,12 @@ def _rewards_on_device(
     """Return a step as one program."""
     step = announce(
         "the step",
-        jax.jit(make_step(programs, reward), donate_argnums=0, out_shardings=(shardings, None)),
+        jax.jit(
+            make_step(programs, reward),
+            donate_argnums=0,
+            out_shardings=(shardings, None),
+            compiler_options=training_options(),
+        ),
         say,
     )
 
@@ -271,10 +277,17 @@ def _rewards_on_host(
 ) -> Advance:
     """Return a step as three programs, with the host's rewards between them."""
     sample = announce("the sampling of completions", jax.jit(programs.sample), say)
-    score = announce("their log-probabilities", jax.jit(programs.score), say)
+    score = announce(
+        "their log-probabilities", jax.jit(programs.score, compiler_options=training_options()), say
+    )
     learn = announce(
         "the updates",
-        jax.jit(programs.learn, donate_argnums=0, out_shardings=(shardings, None)),
+        jax.jit(
+            programs.learn,
+            donate_argnums=0,
+            out_shardings=(shardings, None),
+            compiler_options=training_options(),
+        ),
         say,
     )
 

@@ -12,7 +12,7 @@ from jaxalign.files import write_folder_aside
 from jaxalign.models import families
 from jaxalign.models.adapted import adapted_settings, open_weights, read_settings
 from jaxalign.models.decoder_config import DecoderConfig
-from jaxalign.models.device_defaults import device_defaults
+from jaxalign.models.device_defaults import device_defaults, note_slow_dtype
 from jaxalign.models.gguf_config import gguf_config
 from jaxalign.models.gguf_tokenizer import gguf_tokenizer, reads_tokenizer
 from jaxalign.models.hf_config import JsonObject, first_architecture, read_config_json
@@ -76,6 +76,7 @@ def load_language_model(
     """
     model = resolve(name, sha256)
     described = describe(model, name, dtype)
+    note_slow_dtype(dtype)
     stacked = own = layout(described.config)
     if device_defaults().unstack_to_decode if unstack_layers is None else unstack_layers:
         described = replace(described, config=replace(described.config, unstacked=True))

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxalign.config import on_resume
 from jaxalign.errors import InputError
+from jaxalign.models.device_defaults import training_options
 from jaxalign.models.params import PyTree
 from jaxalign.runs.log import Check, MetricsLog, Tracker, Where
 from jaxalign.runs.stop import stop_request
@@ -162,7 +163,10 @@ def fit(
     step = announce(
         "the training step",
         jax.jit(
-            make_step(loss, optimiser, steps, rates), donate_argnums=0, out_shardings=(placed, None)
+            make_step(loss, optimiser, steps, rates),
+            donate_argnums=0,
+            out_shardings=(placed, None),
+            compiler_options=training_options(),
         ),
         say,
     )

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from jaxalign.errors import InputError
 from jaxalign.models import families, lora
+from jaxalign.models.device_defaults import note_slow_dtype
 from jaxalign.models.global_arrays import place
 from jaxalign.models.lora import LoraConfig
 from jaxalign.models.params import Params, PyTree
@@ -85,6 +86,7 @@ class TrunkConfig:
 
     def decoder(self, config: families.Config) -> families.Config:
         """The model's config with these switches."""
+        note_slow_dtype(self.compute)
         return replace(config, dtype=self.compute, remat=self.remat)
 
 

@@ -17,8 +17,7 @@ _WEIGHTS = {"cpu": 64}
 ACCELERATOR_WEIGHTS = 256
 # Members compared between two passes over the running best of a chunk of users.
 _BLOCK = 16
-_USERS = {"cpu": 2**14}
-ACCELERATOR_USERS = 2**20
+_USERS = 2**14  # handled at once on a CPU
 
 Triple = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -142,6 +141,8 @@ def best_member(
     weights: jax.Array, values: jax.Array, chunk: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """See `api.best_member`."""
+    if chunk is None and jax.default_backend() != "cpu":
+        return best_in_one_pass(weights, values)
     dtype = _accumulation(weights, values)
     members = values.astype(dtype)
     size = min(_BLOCK, len(members))
@@ -150,8 +151,7 @@ def best_member(
     filler = jnp.broadcast_to(members[-1:], (blocks * size - len(members), members.shape[1]))
     members = jnp.concatenate([members, filler])
     users = len(weights)
-    wide = chunk or _USERS.get(jax.default_backend(), ACCELERATOR_USERS)
-    wide = max(min(wide, users), 1)
+    wide = max(min(chunk or _USERS, users), 1)
 
     def one_chunk(part: jax.Array) -> tuple[jax.Array, jax.Array]:
         columns = part.astype(dtype).T
@@ -182,3 +182,26 @@ def best_member(
         jnp.concatenate([value, last_value[-rest:]]),
         jnp.concatenate([index, last_index[-rest:]]),
     )
+
+
+def best_in_one_pass(weights: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """See `api.best_member`: one reduction over the members, which a GPU's compiler fuses whole.
+
+    XLA on a CPU would hold the scores [U, M].
+    """
+    dtype = _accumulation(weights, values)
+    # One transposed copy: of a column each, the weights would be read from memory R times.
+    columns = jax.lax.optimization_barrier(weights.T).astype(dtype)
+    scores = _weighted_sum(columns[:, None, :], values.astype(dtype).T[:, :, None])
+    members = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
+
+    def better(one: tuple, other: tuple) -> tuple:
+        larger = (other[0] > one[0]) | jnp.isnan(other[0])
+        first = (other[0] == one[0]) & (other[1] < one[1])
+        return tuple(
+            jnp.where(larger | first, new, old) for new, old in zip(other, one, strict=True)
+        )
+
+    least = jnp.asarray(-jnp.inf, dtype), jnp.asarray(len(values) - 1, jnp.int32)
+    value, index = jax.lax.reduce((scores, members), least, better, (0,))
+    return value, index

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxalign.kernels import scalarize
+from jaxalign.kernels.scalarize.chunked import best_in_one_pass
 from jaxalign.kernels.scalarize.shapes import ROUTES, SWEEPS
 
 BETA = 0.1
@@ -124,6 +125,17 @@ def test_best_member_is_the_argmax(backend, chunk, members, x64):
     np.testing.assert_array_equal(index, scores.argmax(1))
     np.testing.assert_allclose(value, scores.max(1), rtol=1e-12, atol=1e-12)
     assert index.dtype == jnp.int32
+
+
+def test_one_pass_finds_what_chunks_find(x64):
+    rng = np.random.default_rng(4)
+    weights, values = (jnp.asarray(rng.normal(size=(count, 3))) for count in (50, 20))
+    values = values.at[11].set(values[7])
+    found, expected = best_in_one_pass(weights, values), scalarize.best_member(weights, values)
+    chex.assert_trees_all_close(found, expected, rtol=1e-14)
+    alike = best_in_one_pass(weights, jnp.zeros((5, 3)))
+    np.testing.assert_array_equal(alike[1], np.zeros(50))
+    assert jnp.isnan(best_in_one_pass(weights.at[3].set(jnp.nan), values)[0][3])
 
 
 @pytest.mark.parametrize("backend", scalarize.BACKENDS)
