@@ -156,6 +156,8 @@ def check_whole(
         [0, 0, 1]
     """
     array = value if isinstance(value, jax.Array) else np.asarray(value)
+    if not array.size and isinstance(value, list | tuple):
+        array = array.astype(int)  # of no numbers NumPy takes floating point ones
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise InputError(
             f"{name}: found values of type {array.dtype}, expected whole numbers of shape "

@@ -130,7 +130,10 @@ def number_column(
 
 def as_list(values: Column) -> list[object]:
     """Return a column as Python values."""
-    return values.to_pylist() if isinstance(values, pa.Array | pa.ChunkedArray) else list(values)
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        return values.to_pylist()
+    # NumPy's own numbers would be shown as such, and bfloat16's are none to it.
+    return values.tolist() if isinstance(values, np.ndarray) else list(values)
 
 
 def _strings(name: str, values: Column, origin: Origin, numbers: bool) -> pa.LargeStringArray:

@@ -236,7 +236,11 @@ def check_columns(
     present = flatten_conversations(present, origin)
     if "user" not in present:
         present["user"] = pa.repeat("anyone", len(present["chosen"]))
-    _check_lengths({name: len(values) for name, values in present.items()}, origin.source)
+    lengths = {name: len(values) for name, values in present.items()}
+    more = {name: len(columns[name]) for name in DETAILS if name in columns}
+    _check_lengths(
+        lengths | {name: length for name, length in more.items() if length}, origin.source
+    )
     user, chosen, rejected = (_required(name, present[name], origin) for name in REQUIRED)
     prompt = _optional("prompt", present.get("prompt"), origin)
     equal = pc.equal(chosen, rejected).to_numpy(zero_copy_only=False)

@@ -9,6 +9,7 @@ objectives.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import jax
@@ -122,7 +123,11 @@ def similarity_direction(mean: jax.Array, preference: jax.Array, form: Form) -> 
         >>> similarity_direction(jnp.array([1.0, 0.5]), jnp.array([0.5, 0.5]), "distance").tolist()
         [-1.0, -0.0]
     """
-    mean, preference = _checked_pair(mean, preference)
+    return _direction(*_checked_pair(mean, preference), form)
+
+
+@partial(jax.jit, static_argnames="form")
+def _direction(mean: jax.Array, preference: jax.Array, form: Form) -> jax.Array:
     return -jax.grad(lambda at: jnp.sum((_compared(at, form) - preference) ** 2))(mean)
 
 
@@ -160,7 +165,7 @@ def similarity_directions(rewards: jax.Array, preference: jax.Array, form: Form)
     if rows < 2:
         raise InputError(f"a group has {rows} row; expected 2 or more, raise the rows of a group.")
     others = (jnp.sum(rewards, axis=0, keepdims=True) - rewards) / (rows - 1)
-    return jax.vmap(similarity_direction, (0, None, None))(others, preference, form)
+    return jax.vmap(partial(_direction, form=form), (0, None))(others, preference)
 
 
 def policy_directions(

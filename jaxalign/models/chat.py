@@ -6,8 +6,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.arrays import Sizes, check_array
 from jaxalign.data.chat_template import Message, render_chat
 from jaxalign.errors import InputError
 from jaxalign.models.buckets import bucket_length, padded
@@ -81,7 +83,8 @@ def generate_texts(
 
     Raises:
         InputError: a prompt is no text or longer than the context has room for, the template
-            refuses a chat, or the model's logits are not finite.
+            refuses a chat, a prefix of another shape or that is not finite, or the model's logits
+            are not finite.
     """
     if isinstance(prompts, str) or batch_size < 1:
         raise InputError(
@@ -90,7 +93,12 @@ def generate_texts(
         )
     soft = np.zeros(len(prompts), int)
     if prefix is not None:
-        soft += np.shape(prefix)[1] if prefix_lengths is None else np.asarray(prefix_lengths)
+        sizes = Sizes(X=(len(prompts), "the prompts"))
+        if prefix_lengths is not None:
+            soft += np.asarray(prefix_lengths)
+        live = None if prefix_lengths is None else jnp.asarray(soft > 0)
+        check_array("prefix", prefix, "X S D", sizes, mask=live, empty="X S")
+        soft += np.shape(prefix)[1] if prefix_lengths is None else 0
     ids = [
         prompt_ids(model, prompt, settings.max_tokens + int(soft[row]), f"prompt {row}")
         for row, prompt in enumerate(prompts)

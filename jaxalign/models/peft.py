@@ -96,7 +96,7 @@ def save_adapter(
         model_config: of that model.
 
     Raises:
-        InputError: for an adapter that does not fit the model.
+        InputError: for an adapter that does not fit the model or is not finite.
     """
     pairs = adapted_pairs(adapter)
     leaves = layered_matrices(layout(model_config))
@@ -121,6 +121,11 @@ def save_adapter(
                     raise InputError(
                         f"the adapter's {'.'.join(path)} has shape {list(part.shape)}; the model "
                         f"asks for {[model_config.layers, *shape[::-1]]}."
+                    )
+                if not np.isfinite(part).all():
+                    raise InputError(
+                        f"the adapter's {'.'.join(path)} holds NaN or infinity, expected finite "
+                        "numbers: take the adapter of a training that did not diverge."
                     )
                 headers.append((PREFIX + name, "F32", shape, 4 * shape[0] * shape[1]))
                 values.append(part[layer].T)

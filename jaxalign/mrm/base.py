@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxalign.arrays import Sizes, check_array
+from jaxalign.arrays import Sizes, check_array, check_number
 from jaxalign.mrm.config import MRMConfig
 
 Params = dict[str, Any]
@@ -96,6 +96,9 @@ def init(key: jax.Array, config: MRMConfig, feature_dim: int) -> Params:
         `"log_inner_lr"` [inner_steps] when the inner rates are learned. Signed weights start at
         1/K each, so that the start is the mean of the base rewards.
 
+    Raises:
+        InputError: features without a width.
+
     Example:
         >>> import jax
         >>> from jaxalign.mrm import MRMConfig, init
@@ -104,6 +107,7 @@ def init(key: jax.Array, config: MRMConfig, feature_dim: int) -> Params:
         >>> params["base"]["layer0"]["kernel"].shape, params["weight_init"].tolist()
         ((5, 2), [0.5, 0.5])
     """
+    check_number("feature_dim", feature_dim, 1)
     base_key, weight_key = jax.random.split(key)
     variables = BaseRewards(config).init(base_key, jnp.zeros((1, feature_dim)))
     size = config.hidden_sizes[-1] if config.hidden_sizes else feature_dim

@@ -150,9 +150,15 @@ def belief_moments(prior: Prior, belief: Belief) -> tuple[jax.Array, jax.Array]:
             ("site_precision", belief.site_precision), ("site_shift", belief.site_shift),
         )
     )  # fmt: skip
+    return _moments(prior, pairs, weight, ep.Sites(precision, shift))
+
+
+@jax.jit
+def _moments(
+    prior: Prior, pairs: jax.Array, weight: jax.Array, sites: ep.Sites
+) -> tuple[jax.Array, jax.Array]:
     root = factor(prior.cov)
-    rows = ep.rows_of(prior.mean, root, pairs, weight)
-    return moments(prior.mean, root, rows, ep.Sites(precision, shift))
+    return moments(prior.mean, root, ep.rows_of(prior.mean, root, pairs, weight), sites)
 
 
 def update_belief(

@@ -221,7 +221,18 @@ def aggregate(
     check_mask("mask", live, "n", sizes, empty="n")
     if not len(history):
         return _null_persona(params)
-    mask = live > 0
+    return _attended(params, query, history, live > 0, config)
+
+
+@partial(jax.jit, static_argnames="config")
+def _attended(
+    params: PersonaParams,
+    query: jax.Array,
+    history: jax.Array,
+    mask: jax.Array,
+    config: PersonaConfig,
+) -> jax.Array:
+    """`aggregate` of an item or more, without its checks."""
     # The double where keeps what stands in padding out of the gradient too.
     items = jnp.where(mask[:, None], history.astype(_wide(params["project"])), 0)
     products = jnp.einsum("SE,nE->Sn", _token_queries(params, query), items, precision="highest")
@@ -272,7 +283,21 @@ def aggregate_flat(
     real = (segments >= 0) & (segments < users)
     items = check_array("items", items, "N E", sizes, empty="N", finite=False)
     check_array("items", kept(real, items), "N E", sizes, empty="N")
-    own = jnp.where(real, segments, users)  # what is past the end is dropped by segment sums
+    return _attended_flat(params, queries, items, jnp.where(real, segments, users), config)
+
+
+@partial(jax.jit, static_argnames="config")
+def _attended_flat(
+    params: PersonaParams,
+    queries: jax.Array,
+    items: jax.Array,
+    own: jax.Array,
+    config: PersonaConfig,
+) -> jax.Array:
+    """`aggregate_flat` without its checks; `own` [N] is the user of each item, B of padding."""
+    users = len(queries)
+    real = own < users
+    # What is past the end is dropped by segment sums.
     place = jnp.minimum(own, users - 1)
     items = jnp.where(real[:, None], items.astype(_wide(params["project"])), 0)
     item_queries = _token_queries(params, queries)[place]

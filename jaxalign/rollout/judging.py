@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from jaxalign.arrays import check_numpy
 from jaxalign.data.messages import prompt_text
 from jaxalign.models.buckets import padded
 from jaxalign.models.chat import Chat, check_finite, prompt_ids, with_stops
@@ -90,12 +91,13 @@ def rollout_policies(
         Rollouts in the order of the weights and prompts.
 
     Raises:
-        InputError: settings under which the KL is infinite, a prompt without room in the context,
-            a reward that fails, or a model whose logits are not finite.
+        InputError: weights of another rank or that are not finite, settings under which the KL is
+            infinite, a prompt without room in the context, a reward that fails, or a model whose
+            logits are not finite.
     """
+    weights = check_numpy("weights", weights, "W A")
     check_untruncated(sampling)
     sampling = with_stops(model, sampling)
-    weights = np.asarray(weights, np.float64)
     each = len(prompts) * samples
     places = np.arange(each, dtype=np.int32)
     sampler = _Sampler(

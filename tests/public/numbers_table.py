@@ -109,6 +109,12 @@ NUMBERS = {
         )
         for name in ("strength", "temperature")
     },
+    "mrm.init": {
+        "feature_dim": (
+            lambda dim: mrm.init(jax.random.key(0), mrm.MRMConfig(), dim),
+            _all("feature_dim", " of 1 or more", 0, -1, NAN),
+        ),
+    },
     "mrm.rpo": {
         "tail": (
             lambda tail: mrm.rpo(np.ones(3), tail, 0.5),

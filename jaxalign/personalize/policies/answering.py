@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxalign.arrays import Sizes, check_numpy, check_whole
 from jaxalign.errors import InputError
 from jaxalign.models.chat import Chat, Completion, generate_texts
 from jaxalign.models.language import LanguageModel
@@ -45,15 +46,12 @@ def answer_as(
         B answers, in order.
 
     Raises:
-        InputError: another number of policies than prompts, policies that there are not, or as
-            `generate_texts`.
+        InputError: weights that are not finite or of another rank, another number of policies than
+            prompts, policies that there are not, or as `generate_texts`.
     """
-    weights, chosen = np.asarray(weights), np.asarray(which)
-    if chosen.shape != (len(prompts),):
-        raise InputError(
-            f"found policies of shape {chosen.shape} and {len(prompts)} prompts; expected one for "
-            "each prompt."
-        )
+    weights = check_numpy("weights", weights, "W A", empty="W")
+    sizes = Sizes(B=(len(prompts), "the prompts"))
+    chosen = np.asarray(check_whole("which", which, "B", sizes, empty="B"))
     if not len(prompts):
         return []
     if not 0 <= chosen.min() <= chosen.max() < len(weights):
