@@ -95,7 +95,7 @@ def rollout_policies(
             infinite, a prompt without room in the context, a reward that fails, or a model whose
             logits are not finite.
     """
-    weights = check_numpy("weights", weights, "W A")
+    weights = check_numpy("weights", weights, "W A", empty="A")
     check_untruncated(sampling)
     sampling = with_stops(model, sampling)
     each = len(prompts) * samples

@@ -49,7 +49,7 @@ def answer_as(
         InputError: weights that are not finite or of another rank, another number of policies than
             prompts, policies that there are not, or as `generate_texts`.
     """
-    weights = check_numpy("weights", weights, "W A", empty="W")
+    weights = check_numpy("weights", weights, "W A", empty="W A")
     sizes = Sizes(B=(len(prompts), "the prompts"))
     chosen = np.asarray(check_whole("which", which, "B", sizes, empty="B"))
     if not len(prompts):
