@@ -131,7 +131,7 @@ def test_what_was_not_saved_together_is_refused(serving, tmp_path):
 
 
 def test_members_and_prompts_must_match(serving):
-    with pytest.raises(InputError, match="which: found shape .*as in the prompts"):
+    with pytest.raises(InputError, match=r"which: found shape .*as in the prompts"):
         said_by(serving, [0, 1, 0], tiny.PROMPTS)
     with pytest.raises(InputError, match="numbers from 0"):
         said_by(serving, [99], ["a"])
