@@ -5,24 +5,60 @@ import json
 import numpy as np
 import pytest
 import several
+import tiny_bert
 import tiny_lms
 
 pytestmark = pytest.mark.slow
 SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 24}
 FSDP = ["--trunk.mesh.data", "1", "--trunk.mesh.fsdp", "-1"]
+MOC = {
+    "prompts": {"template": "plain"},
+    "reference_answers": 256,
+    "moc": {
+        "steps": 2, "groups": 2, "rows": 4, "prompt_tokens": 64, "answer_tokens": 4,
+        "temperature": 1.0, "epochs": 1, "micro_batches": 1,
+        "trunk": {
+            "lora": {"rank": 2}, "weights": "float32", "compute": "float32", "remat": None,
+            "mesh": {"data": 1, "fsdp": -1},
+        },
+    },
+}  # fmt: skip
+PPLUG = {
+    "data": {"kind": "jsonl", "test_share": 0.25, "validation_share": 0.25},
+    "pplug": {
+        "text": {"query_prefix": "", "prompt_tokens": 40, "answer_tokens": 6, "template": "plain"},
+        "loop": {"epochs": 1, "batch_size": 4},
+        "weights": "float32",
+        "compute": "float32",
+    },
+}
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A model's folder, and files of completions and choices."""
+    """Folders of models, configs, and a file for each command."""
     root = tmp_path_factory.mktemp("several")
     tiny_lms.write(root / "model", "llama", **SMALL)
+    tiny_lms.write(root / "judge", "llama", seed=1, labels=1, **SMALL)
+    tiny_bert.write_model(root / "encoder")
+    judge = {"name": "judged", "kind": "classifier", "model": str(root / "judge")}
+    moc = MOC | {"rewards": [judge, {"name": "brevity"}]}
+    for name, config in (("moc", moc), ("pplug", PPLUG)):
+        (root / f"{name}.yaml").write_text(json.dumps(config))
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("abcdefgh"), 3)) for _ in range(32)]
     files = {
         "data": [{"prompt": word, "completion": word[::-1]} for word in words],
         "choices": [{"prompt": word, "chosen": word, "rejected": word[::-1]} for word in words],
-    }
+        "prompts": [{"prompt": f"say {word}"} for word in words],
+        "histories": [
+            {
+                "id": str(number), "user": f"u{number}", "input": word, "output": word[::-1],
+                "history": [{"text": f"{word} {letter}"} for letter in "abc"],
+            }
+            for number, word in enumerate(words)
+        ],
+    }  # fmt: skip
     for name, rows in files.items():
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (root / f"{name}.jsonl").write_text(text)
@@ -55,6 +91,24 @@ def test_sft_on_two_processes_is_as_on_one_and_resumes_on_the_other_number(world
     assert several.worst(two, alone) < 1e-5
     report = json.loads((alone / "report.json").read_text())
     assert report["devices"]["processes"] == 2
+
+
+@pytest.mark.parametrize("command", ["reward", "moc", "pplug"])
+def test_a_training_on_two_processes_is_as_on_one(world, tmp_path, command):
+    """An adapter of a reward model, a policy cut over the processes, and a plug."""
+    model = ["--model", world / "model"]
+    words = {
+        "reward": ["--data", world / "choices.jsonl", "--loop.epochs", "1"],
+        "moc": ["--data", world / "prompts.jsonl", "--config", world / "moc.yaml"],
+        "pplug": [
+            *("--data", world / "histories.jsonl", "--encoder", world / "encoder"),
+            *("--config", world / "pplug.yaml"),
+        ],
+    }[command]
+    two, alone = tmp_path / "two", tmp_path / "one"
+    several.finish(several.start([command, "train", *model, *words, "--out", two]))
+    several.one([command, "train", *model, *words, "--out", alone])
+    assert several.worst(two, alone) < 1e-5
 
 
 def test_other_settings_are_refused_on_every_process(world, tmp_path):

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from jaxalign.commands.parser import Commands, add_out, command, group, takes_config
+from jaxalign.commands.processes import takes_processes
 from jaxalign.progress import counted
 
 
@@ -37,6 +38,7 @@ def _add_train(actions: Commands) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="continue an unfinished run")
     takes_config(parser, "jaxalign.experiments.moc:MocRunConfig")
+    takes_processes(parser)
 
 
 def _add_evaluate(actions: Commands) -> None:
@@ -103,9 +105,17 @@ def _export(arguments: argparse.Namespace, _: list[str]) -> None:
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     from jaxalign.config import load_config
     from jaxalign.experiments.moc import MocRunConfig, run
+    from jaxalign.runs.processes import is_first_process
 
     config = load_config(MocRunConfig, arguments.config, rest)
-    report = run(config, arguments.model, arguments.data, arguments.out, resume=arguments.resume)
+    report = run(
+        config,
+        arguments.model,
+        arguments.data,
+        arguments.out,
+        resume=arguments.resume,
+        show=is_first_process(),
+    )
     first, last = report["first"], report["last"]
     for name in report["rewards"]:
         before, after = (part[f"reward_{name}"] for part in (first, last))

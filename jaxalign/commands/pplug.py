@@ -11,6 +11,7 @@ from jaxalign.commands.parser import (
     group,
     takes_config,
 )
+from jaxalign.commands.processes import takes_processes
 from jaxalign.errors import InputError
 from jaxalign.progress import counted
 
@@ -46,6 +47,7 @@ def _add_train(actions: Commands) -> None:
     parser.add_argument("--baselines", action="store_true", help="train every baseline too")
     parser.add_argument("--resume", action="store_true", help="go on with a run, or add to it")
     takes_config(parser, "jaxalign.experiments.pplug.config:PPlugRunConfig")
+    takes_processes(parser)
 
 
 def _add_evaluate(actions: Commands) -> None:
@@ -120,6 +122,7 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     from jaxalign.experiments.pplug import run
     from jaxalign.experiments.pplug.baselines import TRAININGS
     from jaxalign.experiments.pplug.config import PPlugRunConfig
+    from jaxalign.runs.processes import is_first_process
 
     config = load_config(PPlugRunConfig, arguments.config, rest)
     if arguments.baselines:
@@ -132,6 +135,7 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
         arguments.out,
         arguments.store,
         resume=arguments.resume,
+        show=is_first_process(),
     )
     for name, one in report.trainings.items():
         losses = ""

@@ -47,10 +47,12 @@ def join_processes(arguments: argparse.Namespace) -> "Peers | None":
     """
     if not getattr(arguments, "joins", False):
         return None
+    from jaxalign.progress import Progress
     from jaxalign.runs.processes import is_first_process
     from jaxalign.train.distributed import DistributedConfig, start
 
-    peers = start(DistributedConfig(arguments.coordinator, arguments.processes, arguments.process))
+    config = DistributedConfig(arguments.coordinator, arguments.processes, arguments.process)
+    peers = start(config, say=Progress().say)
     if not is_first_process():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     return peers

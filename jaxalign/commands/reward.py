@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from jaxalign.commands.parser import Commands, add_out, command, group, takes_config
+from jaxalign.commands.processes import takes_processes
 from jaxalign.errors import InputError
 from jaxalign.progress import counted
 
@@ -34,6 +35,7 @@ def _add_train(actions: Commands) -> None:
     parser.add_argument("--config", type=Path, help="YAML, or a shipped one such as reward/lora")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished run")
     takes_config(parser, "jaxalign.rewards.bradley_terry:RewardConfig")
+    takes_processes(parser)
 
 
 def _add_score(actions: Commands) -> None:
@@ -70,9 +72,17 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     from jaxalign.config import load_config
     from jaxalign.experiments.reward import run
     from jaxalign.rewards.bradley_terry import RewardConfig
+    from jaxalign.runs.processes import is_first_process
 
     config = load_config(RewardConfig, arguments.config, rest)
-    report = run(config, arguments.model, arguments.data, arguments.out, resume=arguments.resume)
+    report = run(
+        config,
+        arguments.model,
+        arguments.data,
+        arguments.out,
+        resume=arguments.resume,
+        show=is_first_process(),
+    )
     if report["accuracy"]:
         print(f"accuracy on {counted(report['held_out_choices'], 'held-out choice')}:")
         for label, accuracy in report["accuracy"].items():

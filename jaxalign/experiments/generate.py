@@ -28,6 +28,7 @@ from jaxalign.personalize.policies import Conditioned
 from jaxalign.progress import track
 from jaxalign.runs.row_file import RowFile, json_line, open_row_file
 from jaxalign.runs.run_dir import Identity
+from jaxalign.train.mesh import inference_shardings
 
 KIND = "generate"
 _SPAN = 8  # batches between two writes of the output
@@ -124,7 +125,7 @@ def adapter_policies(
             "or give its base model."
         )
     numbers = adapter_numbers(rows, folders, weights is not None)
-    model = _model(load_language_model(name, dtype), chat_template)
+    model = _model(load_language_model(name, dtype, inference_shardings()), chat_template)
     adapters = load_adapter_set(folders, model.config, weights)
     one = weights is None and len(folders) > 0
     return RowPolicies(
@@ -159,7 +160,8 @@ def preference_policies(
     Raises:
         InputError: the folder holds no policy, or a row has no preference over its rewards.
     """
-    policy = moc_files.load(moc_files.policy_folder(name), dtype=dtype)
+    place = moc_files.policy_folder(name)
+    policy = moc_files.load(place, dtype=dtype, shardings=inference_shardings())
     model = _model(policy.model, chat_template)
     routes, table = [], []
     for row in rows:

@@ -6,6 +6,7 @@ from typing import TypedDict
 
 from jaxalign.experiments.training_run import start_training
 from jaxalign.models.classifier import Classifier
+from jaxalign.models.global_arrays import to_host
 from jaxalign.models.language import LanguageModel
 from jaxalign.progress import counted
 from jaxalign.rewards.bradley_terry import (
@@ -23,6 +24,7 @@ from jaxalign.rewards.reward_model import (
     save_adapted,
     save_whole,
 )
+from jaxalign.runs.processes import on_first_process
 from jaxalign.runs.run_dir import Identity
 from jaxalign.train.mesh import DeviceReport
 from jaxalign.train.trunk import TrainableParams
@@ -130,11 +132,12 @@ def _finished(
     folder: Path,
 ) -> Classifier:
     """The trained model, written."""
-    head = params["head"]["kernel"]
+    host: TrainableParams = to_host(params)
+    head = host["head"]["kernel"]
     if config.trunk.method == "full":
-        model = reward_model(base, labels, head, params["model"])
-        save_whole(folder, model, base.hf_config)
-        return model
-    adapted = Adapted(params["adapter"], config.trunk.lora, head)
-    save_adapted(folder, base, labels, adapted)
+        whole = reward_model(base, labels, head, host["model"])
+        on_first_process(lambda: save_whole(folder, whole, base.hf_config))
+        return reward_model(base, labels, head, params["model"])
+    adapted = Adapted(host["adapter"], config.trunk.lora, head)
+    on_first_process(lambda: save_adapted(folder, base, labels, adapted))
     return adapted_model(base, labels, adapted)

@@ -27,6 +27,7 @@ from jaxalign.rewards.reward_scale import (
 from jaxalign.rewards.vector import compute_rewards
 from jaxalign.runs.row_file import open_row_file
 from jaxalign.runs.run_dir import Identity
+from jaxalign.train.mesh import inference_shardings
 
 KIND = "reward score"
 _SPAN = 2048  # rows between two writes of the output
@@ -274,7 +275,7 @@ def _model_scorer(
     name: str, prompts: list[str] | None, answers: list[str], places: Sequence[str]
 ) -> Scorer:
     """A reward model. All rows are tokenised first: a bad one is found before the work."""
-    model = load_reward_model(name)
+    model = load_reward_model(name, shardings=inference_shardings())
     texts = answers if prompts is None else list(zip(prompts, answers, strict=True))
     ids, types = tokenize(model, texts, places)
 

@@ -26,6 +26,7 @@ from jaxalign.moc.step import (
     make_programs,
     make_step,
 )
+from jaxalign.models import global_arrays
 from jaxalign.models.chat import stop_ids
 from jaxalign.models.completions import CompletionBatch
 from jaxalign.models.device_defaults import training_options
@@ -35,6 +36,7 @@ from jaxalign.progress import Progress, counted
 from jaxalign.rewards.vector import TextReward, TokenReward, compute_rewards
 from jaxalign.rollout import completion_texts, sample_and_score
 from jaxalign.runs.log import MetricsLog
+from jaxalign.runs.processes import compute_by_process
 from jaxalign.runs.stop import stop_request
 from jaxalign.train.announce import announce
 from jaxalign.train.checkpoint import Checkpoints
@@ -109,14 +111,14 @@ def train(
         say(f"left out {sampler.left_out} of {counted(len(prompts), 'prompt')}, too long")
     mesh, decoder = make_mesh(config.trunk.mesh), config.trunk.decoder(policy.model.config)
     _check_rows(config, mesh)
-    frozen = jax.device_put(
+    frozen = global_arrays.place(
         policy.model.params, param_shardings(policy.model.params, mesh, decoder)
     )
     # A copy: the state is donated, and the policy given stays.
     state = init_train_state(
         jax.random.key(config.seed), jax.tree.map(np.array, policy.trained), config
     )
-    state = jax.device_put(state, state_shardings(state, mesh, decoder))
+    state = global_arrays.place(state, state_shardings(state, mesh, decoder))
     programs = make_programs(
         config, decoder, policy.names, stop_ids(policy.model), mesh, policy.scale
     )
@@ -295,8 +297,13 @@ def _rewards_on_host(
         batch = place(drawn.arrays)
 
         def rewards(completions: CompletionBatch) -> jax.Array:
-            texts = completion_texts(model, completions)
-            raw = compute_rewards(reward, drawn.texts, texts)
+            texts = completion_texts(model, global_arrays.to_host(completions))
+
+            def compute(part: range) -> np.ndarray:
+                here = slice(part.start, part.stop)
+                return compute_rewards(reward, drawn.texts[here], texts[here], part.start)
+
+            raw = compute_by_process(compute, len(texts))
             show(int(state.step) + 1, drawn, texts, raw)
             return place({"raw": raw})["raw"]
 

@@ -17,6 +17,7 @@ from jaxalign.models import lora
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.peft import load_adapter, save_adapter
 from jaxalign.models.resolve import stated_name
+from jaxalign.models.weights.load import Shardings
 from jaxalign.recognise import instead
 from jaxalign.rewards.reward_scale import RewardScale
 from jaxalign.runs.artifact import flatten, load_artifact, save_artifact, subtree
@@ -88,7 +89,10 @@ def load_info(folder: Path) -> PolicyInfo:
 
 
 def load(
-    folder: str | Path, model: LanguageModel | None = None, dtype: str = "float32"
+    folder: str | Path,
+    model: LanguageModel | None = None,
+    dtype: str = "float32",
+    shardings: Shardings | None = None,
 ) -> ConditionedPolicy:
     """Read what `save` wrote.
 
@@ -96,6 +100,7 @@ def load(
         folder: of the policy.
         model: its base model, loaded already; None loads the one that is named in the folder.
         dtype: in which the base model is loaded.
+        shardings: where its parameters lie, as in `load_language_model`; None for one device.
 
     Raises:
         InputError: a file is missing, damaged or of an older format, or the model is another one.
@@ -104,7 +109,7 @@ def load(
     found = load_artifact(folder / FILE, KIND, PolicyInfo, REMEDY)
     info = found.about
     if model is None:
-        model = load_language_model(info.model, dtype)
+        model = load_language_model(info.model, dtype, shardings)
     if model.sha256 != info.model_sha256:
         raise InputError(
             f"{folder}: the policy was trained on {info.model} with weights "

@@ -15,6 +15,7 @@ from jaxalign.errors import InputError
 from jaxalign.models.buckets import bucket_length, padded
 from jaxalign.models.decoder import Adapters
 from jaxalign.models.generate import Generated, PolicyMixture, generate
+from jaxalign.models.global_arrays import to_host
 from jaxalign.models.params import Array
 from jaxalign.models.sampling import Sampling
 from jaxalign.models.tokenizer import check_text
@@ -202,7 +203,7 @@ def complete_tokens(
                 weights=_take(combine.weights, filled), rows=_take(combine.rows, filled)
             ),
         )
-        host: Generated = jax.device_get(found)
+        host: Generated = jax.device_get(to_host(found))
         yield {row: _answer(model, host, n, len(ids[row])) for n, row in enumerate(batch)}
 
 

@@ -8,14 +8,16 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxalign.data.chat_template import render_chat
 from jaxalign.data.messages import Conversation, as_messages
 from jaxalign.errors import InputError
-from jaxalign.models import families
+from jaxalign.models import encoder, families
 from jaxalign.models.adapted import classifier_settings, open_weights, read_settings
 from jaxalign.models.buckets import by_length, default_tokens, padded
 from jaxalign.models.encoder import EncoderConfig, EncoderModule
+from jaxalign.models.global_arrays import place_rows, row_parts, row_sharding, to_host
 from jaxalign.models.heads import PooledHead, ValueHead, last_token
 from jaxalign.models.hf_config import (
     JsonObject,
@@ -186,18 +188,24 @@ def classify_tokens(
     """
     wide = np.promote_types(jnp.dtype(classifier.config.dtype), np.float32)
     result = np.empty((len(ids), len(classifier.labels)), wide)
-    tokens = batch_tokens or default_tokens(_ACCELERATOR_BATCH_TOKENS)
+    parts = row_parts(classifier.params)
+    tokens = batch_tokens or parts * default_tokens(_ACCELERATOR_BATCH_TOKENS)
     for rows, shape in by_length([len(row) for row in ids], classifier.max_length, tokens):
+        shape = -(-shape[0] // parts) * parts, shape[1]  # every device gets as many rows
         lengths = np.ones(shape[0], np.int32)  # an empty row is one token of number 0
         lengths[: len(rows)] = [len(ids[row]) for row in rows]
-        logits = _forward(
-            classifier.config,
-            classifier.params,
+        batch = (
             padded([ids[row] for row in rows], shape),
             lengths,
             None if types is None else padded([types[row] for row in rows], shape),
         )
-        result[rows] = np.asarray(logits, wide)[: len(rows)]
+        logits = _forward(
+            classifier.config,
+            classifier.params,
+            *place_rows(batch, classifier.params),
+            rows=row_sharding(classifier.params),
+        )
+        result[rows] = np.asarray(to_host(logits), wide)[: len(rows)]
     if not np.isfinite(result).all():
         raise InputError(
             f"{classifier.name} in {classifier.config.dtype} gives logits that are not finite: "
@@ -214,6 +222,7 @@ def forward(
     types: Array | None = None,
     *,
     embeddings: Array | None = None,
+    rows: NamedSharding | None = None,
 ) -> jax.Array:
     """Logits of a padded batch, as a pure function.
 
@@ -224,10 +233,14 @@ def forward(
         embeddings: [B, T, D] in their place.
         lengths: [B] int32, at least 1.
         types: [B, T] int, which of two texts a token belongs to, for BERT; None for 0.
+        rows: where the rows lie, of `global_arrays.row_sharding`; static, None on one device.
 
     Returns:
         [B, labels], at least float32.
     """
+    if rows is not None and tokens is not None:
+        embeddings = _pinned_embeddings(config, params, tokens, rows)
+        tokens = None
     # A reward must not depend on whether the backend rounds float32 products to TF32.
     with jax.default_matmul_precision("highest" if config.dtype == "float32" else "default"):
         if isinstance(config, EncoderConfig):
@@ -246,7 +259,27 @@ def forward(
         return cast(jax.Array, head_module(config, labels).apply({"params": head}, vectors))
 
 
-_forward = jax.jit(forward, static_argnums=0)
+_forward = jax.jit(forward, static_argnums=0, static_argnames="rows")
+
+
+def _pinned_embeddings(
+    config: Config, params: Params, tokens: Array, rows: NamedSharding
+) -> jax.Array:
+    """Embeddings [B, T, D], shared out by rows.
+
+    Where parameters are cut, the compiler would else cut the states by width, and put the whole
+    batch on every device.
+    """
+    name, part = ("embeddings", "word") if isinstance(config, EncoderConfig) else ("embed", "table")
+    whole = NamedSharding(rows.mesh, PartitionSpec())
+    table = jax.lax.with_sharding_constraint(leaf(params, name, part), whole)
+    gathered = {**params, name: {**subtree(params, name), part: table}}
+    tokens = jnp.asarray(tokens)
+    if isinstance(config, EncoderConfig):
+        found = encoder.embed(gathered, tokens)
+    else:
+        found = families.embed(config, gathered, tokens)
+    return jax.lax.with_sharding_constraint(found, rows)
 
 
 def head_module(config: Config, labels: int) -> ValueHead | PooledHead:

@@ -11,6 +11,7 @@ from jaxalign.kernels.token_logprob import token_logprob
 from jaxalign.models import families
 from jaxalign.models.buckets import bucket_length
 from jaxalign.models.decoder import Adapters, unembedding
+from jaxalign.models.global_arrays import place_rows
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.params import Array, Params
 from jaxalign.models.sampling import Sampling
@@ -236,7 +237,13 @@ def reference_logprobs(
     width = bucket_length(length, max(length, model.config.positions))
     host = CompletionBatch(*map(np.asarray, batch))
     host = host._replace(prompts=np.pad(host.prompts, ((0, 0), (0, width - length))))
-    return _reference(model.config, distribution.min_tokens, model.params, host, distribution[1:])
+    return _reference(
+        model.config,
+        distribution.min_tokens,
+        model.params,
+        place_rows(host, model.params),
+        distribution[1:],
+    )
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -12,6 +12,7 @@ from jaxalign.models import families
 from jaxalign.models.buckets import bucket_length
 from jaxalign.models.decoder import Adapters, Caches
 from jaxalign.models.generate_checks import check
+from jaxalign.models.global_arrays import place_rows, place_whole, row_parts
 from jaxalign.models.layers import each_layer
 from jaxalign.models.params import Array, Params
 from jaxalign.models.sampling import (
@@ -225,7 +226,10 @@ def generate(
         rows=rows,
         combine=combine,
     )
-    found: Generated = decode_jit(spec, inputs, prompt)
+    own, *others = inputs.params
+    others, rest = place_whole((others, inputs._replace(params=())), params)
+    prompt = place_rows(prompt, params)
+    found: Generated = decode_jit(spec, rest._replace(params=(own, *others)), prompt)
     if (batch, settings.max_tokens) == found.tokens.shape:
         return found
     rows_and_slots = (slice(batch), slice(settings.max_tokens))
@@ -253,7 +257,8 @@ def prepare_decode(
     combine = combine or PolicyMixture(None)
     check(config, prompt, key, settings, adapters, rows, combine)
     batch, length = np.shape(prompt.tokens)
-    padded = _bucket(batch)
+    parts = row_parts(params)
+    padded = -(-_bucket(batch) // parts) * parts  # every device gets as many rows
     static, sampled = split_sampling(settings, batch, padded, config.vocab_size)
     adapters_per_row, weights = 1, combine.weights
     if combine.rows is not None:

@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxalign.data.histories import Histories
 from jaxalign.data.sequences import Sequences
 from jaxalign.errors import InputError
+from jaxalign.models.global_arrays import place
 from jaxalign.pplug.answers import (
     AnswerRows,
     FrozenParts,
@@ -107,7 +108,7 @@ def train(
         if store is None and config.persona.source == "history":
             store = stack.enter_context(history_store(folder / STORE, plug.encoder))
         frozen = jax.tree.map(lambda leaf: leaf.astype(config.weights), plug.model.params)
-        frozen = jax.device_put(frozen, param_shardings(frozen, mesh, decoder))
+        frozen = place(frozen, param_shardings(frozen, mesh, decoder))
         tokenized = [_Tokenized.of(plug, histories, prompts)]
         if validation is not None:
             tokenized.append(_Tokenized.of(plug, validation, validation_prompts))
@@ -126,7 +127,7 @@ def train(
             for one, copies in zip(tokenized, (config.copies, 0), strict=False)
         )
         turn = np.asarray(assistant_turn(plug.model, config.text), np.int32)
-        others = jax.device_put(
+        others = place(
             (turn, cache, tokenized[0].answers.labels), NamedSharding(mesh, PartitionSpec())
         )
         spec = prefix_spec(plug, config.drop)
@@ -135,7 +136,7 @@ def train(
         # A copy, because the state is donated and the given plug must stay intact.
         fresh = jax.tree.map(np.array, plug.trained)
         state = optimiser.start(jax.random.key(config.loop.seed), fresh, config.optimiser)
-        state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+        state = place(state, NamedSharding(mesh, PartitionSpec()))
         fitted = fit(
             state,
             FrozenParts(frozen, *others),

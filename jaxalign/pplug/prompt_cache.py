@@ -10,6 +10,7 @@ from jaxalign.data.sequences import Sequences
 from jaxalign.models import families
 from jaxalign.models.attention import Cache
 from jaxalign.models.buckets import by_length
+from jaxalign.models.global_arrays import to_host
 from jaxalign.models.params import Array, Params
 from jaxalign.progress import track
 
@@ -71,7 +72,7 @@ class PromptCache:
         ):
             filled = np.array(rows + rows[-1:] * (size - len(rows)))
             found = _read(self.config, self.params, *own.padded(filled, width))
-            host = [np.asarray(array) for array in found]
+            host = [np.asarray(to_host(array)) for array in found]
             for place, row in enumerate(rows):
                 key, value = (array[:, place, :, : len(new[row])].copy() for array in host)
                 self._kept[new[row].tobytes()] = (key, value)

@@ -15,6 +15,7 @@ import numpy as np
 from jaxalign.errors import InputError
 from jaxalign.models.embed import Encoder, encode_unkept
 from jaxalign.progress import track
+from jaxalign.runs.processes import on_first_process, several_processes
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 VECTORS, INDEX = "vectors.f16", "index.sqlite"
@@ -157,12 +158,17 @@ class HistoryStore:
                 added before are kept.
         """
         rows = self.find(texts)
-        if (rows >= 0).all():
+        if (rows >= 0).all() and not several_processes():
             return rows
-        absent = list(dict.fromkeys(t for t, row in zip(texts, rows, strict=True) if row < 0))
-        chunks = (absent[first : first + _CHUNK] for first in range(0, len(absent), _CHUNK))
-        for chunk in track("encoding histories", chunks, len(absent), len, progress):
-            self._append(chunk, _checked(encode(chunk), len(chunk), self.width))
+
+        def add() -> None:
+            known = zip(texts, self.find(texts), strict=True)
+            absent = list(dict.fromkeys(text for text, row in known if row < 0))
+            chunks = (absent[first : first + _CHUNK] for first in range(0, len(absent), _CHUNK))
+            for chunk in track("encoding histories", chunks, len(absent), len, progress):
+                self._append(chunk, _checked(encode(chunk), len(chunk), self.width))
+
+        on_first_process(add)
         return self.find(texts)
 
     def read(self, rows: np.ndarray) -> np.ndarray:

@@ -15,12 +15,14 @@ from jaxalign.files import read_json, write_folder_aside, write_json
 from jaxalign.models import lora
 from jaxalign.models.classifier import Classifier, classify, load_classifier
 from jaxalign.models.decoder_config import DecoderConfig
+from jaxalign.models.global_arrays import place_whole
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.lora import LoraConfig
 from jaxalign.models.params import PyTree, leaf
 from jaxalign.models.peft import load_adapter, save_adapter
 from jaxalign.models.resolve import stated_name
 from jaxalign.models.weights.classifier import layout
+from jaxalign.models.weights.load import Shardings
 from jaxalign.models.weights.safetensors import open_tensors
 from jaxalign.models.weights.save import INDEX, WEIGHTS, save_params
 
@@ -152,19 +154,22 @@ def save_adapted(
         write_json(aside / _ABOUT, about | {"labels": list(labels)})
 
 
-def load_reward_model(name: str | Path, dtype: str = "float32") -> Classifier:
+def load_reward_model(
+    name: str | Path, dtype: str = "float32", shardings: Shardings | None = None
+) -> Classifier:
     """A reward model: a folder of `save_adapted`, or any sequence classifier.
 
     Args:
         name: the folder, or a name as `resolve` takes it.
         dtype: of parameters and compute.
+        shardings: from the tree of shapes to a tree of shardings alike; None for one device.
 
     Raises:
         InputError: where it cannot be found or is broken, or its base is another one now.
     """
     folder = Path(name).expanduser()
     if not (folder / _ABOUT).is_file():
-        return load_classifier(str(name), dtype)
+        return load_classifier(str(name), dtype, shardings)
     remedy = "train it again with `jaxalign reward train`"
     about = read_json(folder / _ABOUT, "a reward model", remedy)
     if about.get("format") != FORMAT:
@@ -179,7 +184,7 @@ def load_reward_model(name: str | Path, dtype: str = "float32") -> Classifier:
         or not isinstance(labels, list)
     ):
         raise InputError(f"{folder / _ABOUT}: lacks `base`, `base_sha256` or `labels`: {remedy}.")
-    base = load_language_model(base_name, dtype, sha256=sha256, unstack_layers=False)
+    base = load_language_model(base_name, dtype, shardings, sha256=sha256, unstack_layers=False)
     config, adapter = load_adapter(folder, base.config)
     with open_tensors([folder / _HEAD]) as tensors:
         shape = (len(labels), base.config.width)
@@ -190,4 +195,5 @@ def load_reward_model(name: str | Path, dtype: str = "float32") -> Classifier:
                 "another model's?"
             )
         head = jnp.asarray(tensors.read("score.weight").T)
+    adapter, head = place_whole((adapter, head), base.params)
     return adapted_model(base, labels, Adapted(adapter, config, head))

@@ -2,14 +2,18 @@
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
+import jax
+
 from jaxalign.errors import InputError
 from jaxalign.models.classifier import Classifier
+from jaxalign.models.global_arrays import device_bytes
+from jaxalign.models.weights.load import Shardings
 from jaxalign.rewards.registry import check_registered, file_digest, rule_rewards
 from jaxalign.rewards.reward_model import load_reward_model
 from jaxalign.rewards.vector import TextReward, classifier_reward, concatenate_rewards
@@ -35,7 +39,8 @@ class RewardSpec:
             it, written as the classifier was trained.
         between: for kind `classifier`: two marks that stand in every prompt; the model reads only
             the text between them.
-        dtype: for kind `classifier`: of parameters and compute. bfloat16 halves its memory.
+        dtype: for kind `classifier`: of parameters and compute. bfloat16 halves its memory. null is
+            bfloat16 on an accelerator and float32 on a CPU, where bfloat16 is slower.
         batch_tokens: for kind `classifier`: tokens of one batch, padding included, at least 1.
             Lower it if memory runs out; null suits the backend.
         function: for kind `python`: `module:function`, found from the working directory too, of a
@@ -56,7 +61,7 @@ class RewardSpec:
     pair: bool = True
     template: str | None = None
     between: tuple[str, str] | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] | None = None
     batch_tokens: int | None = None
     function: str | None = None
     levels: tuple[float, float] | None = None
@@ -88,11 +93,18 @@ class RewardSpec:
             )
 
 
-def build_rewards(specs: Sequence[RewardSpec]) -> TextReward:
+def build_rewards(
+    specs: Sequence[RewardSpec],
+    shardings: Shardings | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> TextReward:
     """Return the rewards of a config as one function, columns in its order.
 
     Args:
         specs: R of them; a classifier that several name is loaded once.
+        shardings: where the parameters of classifiers lie, such as
+            `jaxalign.train.mesh.inference_shardings`; None for one device.
+        say: called with one line for each classifier: its dtype and its memory.
 
     Raises:
         InputError: no reward, a name that comes twice, a model that cannot be loaded, or a
@@ -107,7 +119,11 @@ def build_rewards(specs: Sequence[RewardSpec]) -> TextReward:
     if not specs:
         raise InputError("a config names no rewards; expected at least one under `rewards`.")
     loaded: dict[tuple[str, str], Classifier] = {}
-    return concatenate_rewards(*[_build_one(spec, loaded) for spec in specs])
+    rewards = [_build_one(spec, loaded, shardings) for spec in specs]
+    for (name, dtype), model in loaded.items():
+        gib = device_bytes(model.params) / 2**30
+        say(f"reward model {name} in {dtype}: {gib:.2f} GiB on each device")
+    return concatenate_rewards(*rewards)
 
 
 def known_levels(specs: Sequence[RewardSpec]) -> dict[str, tuple[float, float]]:
@@ -121,14 +137,17 @@ def known_levels(specs: Sequence[RewardSpec]) -> dict[str, tuple[float, float]]:
     return {spec.name: spec.levels for spec in specs if spec.levels is not None}
 
 
-def _build_one(spec: RewardSpec, loaded: dict[tuple[str, str], Classifier]) -> TextReward:
+def _build_one(
+    spec: RewardSpec, loaded: dict[tuple[str, str], Classifier], shardings: Shardings | None
+) -> TextReward:
     match spec:
         case RewardSpec(kind="python", function=str() as place):
             return _python(spec.name, place)
         case RewardSpec(kind="classifier", model=str() as model):
-            key = (model, spec.dtype)
+            on_cpu = jax.default_backend() == "cpu"
+            key = (model, spec.dtype or ("float32" if on_cpu else "bfloat16"))
             if key not in loaded:
-                loaded[key] = load_reward_model(*key)
+                loaded[key] = load_reward_model(*key, shardings)
             return classifier_reward(
                 loaded[key],
                 spec.name,

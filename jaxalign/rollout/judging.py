@@ -16,6 +16,7 @@ from jaxalign.models.buckets import padded
 from jaxalign.models.chat import Chat, check_finite, prompt_ids, with_stops
 from jaxalign.models.completions import CompletionBatch, reference_logprobs
 from jaxalign.models.generate import generate
+from jaxalign.models.global_arrays import to_host
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.params import Params
 from jaxalign.models.sampling import Sampling
@@ -172,6 +173,7 @@ class _Sampler:
                 self.sampling,
                 **arguments,
             )
+            found = to_host(found)
             logprobs = np.asarray(found.logprobs, np.float64)[:kept]
             check_finite(self.model, logprobs)
             completions = CompletionBatch(
@@ -187,7 +189,7 @@ class _Sampler:
         def score(drawn: _Drawn) -> jax.Array | NDArray[np.float64]:
             if not self.adapted[which].any():
                 return drawn.logprobs
-            return reference_logprobs(self.model, drawn.completions, self.sampling)
+            return to_host(reference_logprobs(self.model, drawn.completions, self.sampling))
 
         return sample_and_score(sample, score, self.reward)
 

@@ -134,3 +134,31 @@ def agree_on_failure(act: Callable[[], Value]) -> Value:
         if one is not None:
             raise InputError(f"process {number}: {one}")
     return found[0]
+
+
+def compute_by_process(compute: Callable[[range], np.ndarray], rows: int) -> np.ndarray:
+    """Compute a table, each process its own part of the rows, and return all rows on each.
+
+    Args:
+        compute: from numbers of rows, in order, to these rows [n, ...].
+        rows: how many there are.
+
+    Returns:
+        [rows, ...].
+
+    Raises:
+        InputError: `compute` raised it, here or on another process.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.runs.processes import compute_by_process
+        >>> compute_by_process(lambda part: np.array([[2.0 * row] for row in part]), 2).tolist()
+        [[0.0], [2.0]]
+    """
+    if not several_processes():
+        return compute(range(rows))
+    count, number = jax.process_count(), jax.process_index()
+    own = range(rows * number // count, rows * (number + 1) // count)
+    found = agree_on_failure(lambda: compute(own))
+    parts = cast(list[list[object]], gather_values(found.tolist()))
+    return np.concatenate([np.asarray(part, found.dtype) for part in parts if part])

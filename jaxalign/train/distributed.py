@@ -4,6 +4,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -86,12 +87,15 @@ class Peers:
                 os._exit(LOST)
 
 
-def start(config: DistributedConfig, timeout: int = 300) -> Peers | None:
+def start(
+    config: DistributedConfig, timeout: int = 300, say: Callable[[str], None] = lambda text: None
+) -> Peers | None:
     """Join the processes of this run; to be called before anything touches a device.
 
     Args:
         config: which of the processes this one is.
         timeout: seconds to wait for the others.
+        say: called with one line before it waits.
 
     Returns:
         The other processes; None in a run of one.
@@ -122,6 +126,7 @@ def start(config: DistributedConfig, timeout: int = 300) -> Peers | None:
                 f"process {own} of {count} processes; expected a number from 0 to {count - 1} in "
                 f"{_option('process')}."
             )
+        say(f"process {own} of {count}: waiting for the others at {host}:{port}")
         if own:
             # jax ends the whole process, without an exception, if the coordinator does not answer.
             _reach(host, port, timeout)

@@ -11,18 +11,21 @@ the states by width and put the whole batch on every device: the input embedding
 looked up in, by `gathered(table, mesh)`.
 """
 
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypedDict
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.errors import InputError
+from jaxalign.models.global_arrays import ROW_AXES
 from jaxalign.models.params import PyTree
 
-AXES = ("data", "fsdp", "tensor")
+AXES = (*ROW_AXES, "tensor")
 
 # The axes of each parameter by the end of its path; the first row of the right rank counts, without
 # "layers" for unstacked ones. The "a" and "b" of an adapter take the axes of the kernel that they
@@ -155,6 +158,29 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
 
 
+def inference_shardings(parts: int = 1) -> Callable[[PyTree], PyTree] | None:
+    """Return how parameters that are only read are laid out over the devices of this process.
+
+    Args:
+        parts: that each parameter is cut into, as far as the number of devices allows; the copies
+            of all parts share the rows of a batch.
+
+    Returns:
+        From the shapes of parameters to a sharding for each, as the loaders of models take it;
+        None on one device.
+
+    Example:
+        >>> from jaxalign.train.mesh import inference_shardings
+        >>> inference_shardings() is None  # on one device
+        True
+    """
+    devices = jax.local_devices()
+    if len(devices) == 1:
+        return None
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=math.gcd(parts, len(devices))), devices)
+    return partial(param_shardings, mesh=mesh)
+
+
 def param_shardings(
     shapes: PyTree, mesh: Mesh, config: PyTree = None, rules: Rules = RULES
 ) -> PyTree:
@@ -223,7 +249,7 @@ def state_shardings(
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows shared out over `data` and `fsdp`, all other axes whole: [B, ...]."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(ROW_AXES))
 
 
 def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:

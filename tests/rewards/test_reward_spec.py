@@ -49,7 +49,7 @@ def stand_ins(monkeypatch):
     """Classifiers of random logits, and what was asked for."""
     asked, seen = [], []
 
-    def load_reward_model(name, dtype):
+    def load_reward_model(name, dtype, shardings):
         asked.append((name, dtype))
         config = SimpleNamespace(dtype=dtype)
         return Classifier(config, {}, None, ("no", "yes"), None, 8, None, name, f"sha of {name}")

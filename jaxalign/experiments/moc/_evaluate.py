@@ -33,6 +33,7 @@ from jaxalign.models.language import LanguageModel
 from jaxalign.progress import Progress, counted
 from jaxalign.rewards.spec import build_rewards
 from jaxalign.runs.run_dir import Identity, check_run_dir, finished_report, open_run_dir
+from jaxalign.train.mesh import inference_shardings
 
 KIND = "moc evaluate"
 Floats = NDArray[np.float32]
@@ -102,7 +103,7 @@ def load_run(folder: str | Path, model: LanguageModel | None = None) -> MocRun:
         )
     finished_report(folder, "moc train", "run `jaxalign moc train`")
     config = load_config(MocRunConfig, folder / CONFIG, [])
-    policy = load(place, model, config.moc.trunk.weights)
+    policy = load(place, model, config.moc.trunk.weights, inference_shardings())
     weight = None if config.weight is None else parse_preference(config.weight, policy.names)
     return MocRun(folder, config, policy, weight)
 
@@ -152,7 +153,8 @@ def evaluate(
         if other.policy.scale != first.policy.scale:
             progress.say(f"{other.folder} was trained on another scale than {first.folder}")
     prompts = _prompts(first, data, config, progress.say)
-    rewards, scale = build_rewards(first.config.rewards), first.policy.scale
+    rewards = build_rewards(first.config.rewards, inference_shardings())
+    scale = first.policy.scale
     judged = evaluated_policies(first, beside)
     runs = [first, *beside]
     trained = [np.asarray(leaf) for one in runs for leaf in jax.tree.leaves(one.policy.trained)]

@@ -43,6 +43,7 @@ from jaxalign.moc.preferences import (
     without_tags,
 )
 from jaxalign.models.chat import room_for_prompts, tokenize_prompt
+from jaxalign.models.global_arrays import to_host
 from jaxalign.models.language import LanguageModel
 from jaxalign.progress import Progress, counted
 from jaxalign.rewards.reward_scale import SCALE_ARRAYS, SCALE_FILE, RewardScale, fit_scale
@@ -50,8 +51,9 @@ from jaxalign.rewards.spec import RewardSpec, build_rewards, known_levels
 from jaxalign.rewards.vector import TextReward
 from jaxalign.rollout import ReferencePolicy, rollout_policies
 from jaxalign.runs.artifact import Tree
+from jaxalign.runs.processes import on_first_process
 from jaxalign.runs.run_dir import Identity, RunDir
-from jaxalign.train.mesh import DeviceReport
+from jaxalign.train.mesh import DeviceReport, inference_shardings
 
 CONFIG, PROMPTS = "config.yaml", "prompts.json"
 _SCALE_STREAM = 0x7363616C  # other draws of a run are not these
@@ -167,7 +169,8 @@ def run(
     """
     started = start_training(out, "moc train", config, config.moc.trunk.mesh, resume, show)
     out, progress = started.out, started.progress
-    rewards = build_rewards(config.rewards)
+    parts = started.mesh.shape["fsdp"] * started.mesh.shape["tensor"]
+    rewards = build_rewards(config.rewards, inference_shardings(parts), progress.say)
     settings = config.training(rewards.names)
     _check_preferences(settings, rewards.names)
     read = load_prompts(
@@ -188,21 +191,20 @@ def run(
         "prompts": json.dumps([train_on.prompts, held.prompts]),
     }
     run_dir = started.open(identity, settings.optimiser)
-    write_text(out / CONFIG, to_yaml(config))
-    write_json(
-        out / PROMPTS,
-        {
-            "source": found.source,
-            "held_out": held.prompts,
-            "left_out": [*found.notes, *found.off_length],
-        },
-    )
+    kept = {
+        "source": found.source,
+        "held_out": held.prompts,
+        "left_out": [*found.notes, *found.off_length],
+    }
+    on_first_process(lambda: write_text(out / CONFIG, to_yaml(config)))
+    on_first_process(lambda: write_json(out / PROMPTS, kept))
     scale = _scale(run_dir, model, rewards, train_on, config, progress)
     conflicting = _conflict(run_dir, model, rewards, scale, train_on, config, progress)
     fresh = jax.random.fold_in(jax.random.key(settings.seed), 1)
     policy = init_policy(fresh, model, rewards.names, settings, scale)
     trained = train(policy, rewards, train_on.prompts, settings, out, progress)
-    save(out / POLICY, trained.policy)
+    whole = replace(trained.policy, trained=to_host(trained.policy.trained))
+    on_first_process(lambda: save(out / POLICY, whole))
     report: TrainReport = {
         "format": 2,
         "rewards": list(rewards.names),
@@ -349,18 +351,22 @@ def _scale(
         scale = estimate_scale(model, rewards, prompts.prompts, config, progress.show)
         return {name: getattr(scale, name) for name in SCALE_ARRAYS}
 
-    kept = (run.state / "scale.safetensors").exists()
+    kept = on_first_process((run.state / "scale.safetensors").exists)
     if not kept:
         count = config.reference_answers
         progress.say(f"estimating the scale of the rewards on {counted(count, 'completion')}")
     arrays = run.stage("scale", estimate)
     scale = RewardScale(rewards.names, *(np.asarray(arrays[name]) for name in SCALE_ARRAYS))
-    if path.exists() and kept and RewardScale.from_json(read_json(path), str(path)) != scale:
-        raise InputError(
-            f"{path}: holds another scale than the run estimated, so it has been changed; expected "
-            "the run's own: remove the file, and it is written again."
-        )
-    write_json(path, scale.to_json())
+
+    def write() -> None:
+        if path.exists() and kept and RewardScale.from_json(read_json(path), str(path)) != scale:
+            raise InputError(
+                f"{path}: holds another scale than the run estimated, so it has been changed; "
+                "expected the run's own: remove the file, and it is written again."
+            )
+        write_json(path, scale.to_json())
+
+    on_first_process(write)
     if kept:
         return scale
     for place, reward in enumerate(scale.names):

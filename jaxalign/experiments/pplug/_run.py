@@ -30,6 +30,7 @@ from jaxalign.experiments.pplug.run_folder import (
 from jaxalign.experiments.training_run import start_training
 from jaxalign.files import write_json, write_text
 from jaxalign.models.embed import Encoder, load_encoder
+from jaxalign.models.global_arrays import to_host
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.resolve import stated_name
 from jaxalign.pplug._train import train
@@ -40,6 +41,7 @@ from jaxalign.pplug.retrieval import Retriever, build_questions, retrieve_items
 from jaxalign.pplug.rows import encoder_config
 from jaxalign.pplug.store import HistoryStore, history_store
 from jaxalign.progress import Progress, counted
+from jaxalign.runs.processes import on_first_process
 from jaxalign.runs.run_dir import REPORT, Identity
 from jaxalign.train.mesh import DeviceReport
 
@@ -117,9 +119,9 @@ def run(
             "data": [data_digest(learn), data_digest(held)],
         }
         folder = started.open(identity, config.pplug.optimiser)
-        _reopen_shorter(out, config.pplug.loop.epochs)
+        on_first_process(lambda: _reopen_shorter(out, config.pplug.loop.epochs))
         opened = stack.enter_context(history_store(store or out / STORE, reader))
-        write_text(out / CONFIG, to_yaml(config))
+        on_first_process(lambda: write_text(out / CONFIG, to_yaml(config)))
         sources = RunSources(
             stated_name(model),
             stated_name(encoder),
@@ -127,13 +129,17 @@ def run(
             learn.task,
             None if store is None else str(Path(store).expanduser().resolve()),
         )
-        write_json(out / SOURCES, asdict(sources))
+        on_first_process(lambda: write_json(out / SOURCES, asdict(sources)))
         plugs = config.pplug
         read = PromptCache(plugs.decoder(language.config), language.params, plugs.cache_gib, show)
         trainer = _Trainer(config, language, reader, opened, learn, held, progress, show, read)
         places = [out / PLUGS / f"{name}-{seed}" for name, seed in config.schedule]
-        if not all((place / REPORT).exists() for place in places):
-            (out / REPORT).unlink(missing_ok=True)  # trainings are added: unfinished again
+
+        def reopen() -> None:
+            if not all((place / REPORT).exists() for place in places):
+                (out / REPORT).unlink(missing_ok=True)  # trainings are added: unfinished again
+
+        on_first_process(reopen)
         reports = {}
         for number, ((name, seed), place) in enumerate(zip(config.schedule, places, strict=True)):
             progress.say(f"training {number + 1} of {len(places)}: {name}, seed {seed}")
@@ -168,7 +174,7 @@ class _Trainer:
 
     def train(self, name: str, seed: int, place: Path) -> TrainingReport:
         """Return the report of a training, which resumes from its newest checkpoint."""
-        if (place / REPORT).exists():
+        if on_first_process((place / REPORT).exists):
             return load_config(TrainingReport, place / REPORT, [])
         config, retriever = self.config.training(name, seed), TRAININGS[name].retriever
         learn, held = _training_histories(name, self.learn, self.held, seed)
@@ -196,7 +202,8 @@ class _Trainer:
             validation_prompts=self._prompts(retriever, "validation", self.held),
             read=self.read,
         )
-        save(place / PLUG, result.plug)
+        whole = replace(result.plug, trained=to_host(result.plug.trained))
+        on_first_process(lambda: save(place / PLUG, whole))
         report = TrainingReport(
             training=name,
             seed=seed,
@@ -207,7 +214,7 @@ class _Trainer:
             validation=result.fit.validation,
             config=config,
         )
-        write_json(place / REPORT, asdict(report))
+        on_first_process(lambda: write_json(place / REPORT, asdict(report)))
         return report
 
     def _prompts(

@@ -1,0 +1,36 @@
+"""Rewards, rollouts and generation run on all devices of a process."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_lms
+
+WORKER = Path(__file__).with_name("devices_worker.py")
+SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 24}
+
+
+@pytest.mark.slow
+def test_eight_devices_share_the_rows(tmp_path):
+    tiny_lms.write(tmp_path / "model", "llama", **SMALL)
+    tiny_lms.write(tmp_path / "judge", "llama", seed=1, labels=2, **SMALL)
+    rows = "".join(json.dumps({"prompt": f"say {word}"}) + "\n" for word in "abcdefghijkl")
+    (tmp_path / "prompts.jsonl").write_text(rows)
+    (tmp_path / "out").mkdir()
+    words = [sys.executable, str(WORKER), str(tmp_path), str(tmp_path / "out")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "out" / "devices.json").read_text())
+    assert found["codes"] == [0, 0], done.stderr[-3000:]
+    assert found["devices"] == 8
+    # Eight devices, each with rows of its own.
+    for part in (found["train"]["rewards"], found["train"]["completions"]):
+        assert part
+        assert all(one == [8, 8] for one in part)
+    assert found["train"]["rollouts"] == [[8]]
+    assert found["generate"]["completions"]
+    assert all(one == [8, 8] for one in found["generate"]["completions"])
+    answers = (tmp_path / "out" / "answers.jsonl").read_text().splitlines()
+    assert len(answers) == 12
