@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,8 +50,11 @@ async def replay(data: LoopData) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def answering(draws: Callable[[dict[str, Any]], list[str]]) -> AsyncIterator[str]:
+async def answering(
+    draws: Callable[[dict[str, Any]], list[str]], models: Sequence[str] = (MODEL,)
+) -> AsyncIterator[str]:
     """Serve the first n draws of each request in the OpenAI protocol, and yield the address."""
+    listed = {"object": "list", "data": [{"id": name, "object": "model"} for name in models]}
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -59,7 +62,7 @@ async def answering(draws: Callable[[dict[str, Any]], list[str]]) -> AsyncIterat
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
                 length = re.search(r"content-length: *(\d+)", head, re.IGNORECASE)
                 sent = json.loads(await reader.readexactly(int(length[1]))) if length else None
-                found = _MODELS if sent is None else _reply(draws(sent)[: sent.get("n", 1)])
+                found = listed if sent is None else _reply(draws(sent)[: sent.get("n", 1)])
                 answer = json.dumps(found).encode()
                 writer.write(
                     b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
@@ -76,9 +79,6 @@ async def answering(draws: Callable[[dict[str, Any]], list[str]]) -> AsyncIterat
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     finally:
         server.close()
-
-
-_MODELS = {"object": "list", "data": [{"id": MODEL, "object": "model"}]}
 
 
 def _reply(drawn: list[str]) -> dict[str, Any]:

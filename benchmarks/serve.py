@@ -23,14 +23,19 @@ import numpy as np
 from benchmarks import harness
 from benchmarks.docs_pages import replaced
 from benchmarks.loop_http import MODEL, running, started
+from benchmarks.serve_members import save_members
 from benchmarks.serve_processes import DRAWS, WIDTH, wide_ids
 from jaxalign.errors import InputError
+from jaxalign.models import load_language_model
+from jaxalign.personalize.saved import open_policies
 from jaxalign.progress import Progress
 from jaxalign.serve.reward_space import demo_space
 from jaxalign.serve.store import events
 from jaxalign.serve.store.database import open_database
 from jaxalign.serve.store.events import Event, Limits
 
+BASE = "SmolLM2-135M-Instruct"
+"""Model of the portfolio, which draws nothing here: its members are names of the upstream."""
 MESSAGES = [{"role": "user", "content": "How can I sleep better?"}]
 SAMPLES = 4
 CLIENTS = 64
@@ -89,8 +94,10 @@ async def _measure(arguments: argparse.Namespace, result: dict[str, Any]) -> Non
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         progress.say("starting the upstream, an empty proxy and the service")
+        save_members(folder / "portfolio", load_language_model(BASE))
+        members = open_policies(folder / "portfolio", None).names[1:]
         upstream, _ = await stack.enter_async_context(
-            started([*module, "upstream"], folder / "upstream.log")
+            started([*module, "upstream", MODEL, *members], folder / "upstream.log")
         )
         url = f"{upstream}/v1"
         proxy, proxy_pid = await stack.enter_async_context(
@@ -98,7 +105,11 @@ async def _measure(arguments: argparse.Namespace, result: dict[str, Any]) -> Non
         )
         options = ["--strategy", "best_of", "--least-probability", "0"]
         service, pid = await stack.enter_async_context(running(folder, url, SAMPLES, *options))
-        paths = _paths(upstream, proxy, service)
+        other = folder / "member"
+        other.mkdir()
+        options = ["--strategy", "member", "--portfolio", str(folder / "portfolio")]
+        member, _ = await stack.enter_async_context(running(other, url, SAMPLES, *options))
+        paths = _paths(upstream, proxy, service, member)
         await _learn_once(service)
         progress.say(f"latency of {', '.join(paths)}")
         result["latency"] = await _latency(paths, arguments.requests)
@@ -171,7 +182,9 @@ async def _timed(call: Awaitable[object]) -> float:
 # Measured -------------------------------------------------------------------------------------
 
 
-def _paths(upstream: str, proxy: str, service: str) -> dict[str, tuple[str, dict[str, Any]]]:
+def _paths(
+    upstream: str, proxy: str, service: str, member: str
+) -> dict[str, tuple[str, dict[str, Any]]]:
     plain = {"model": MODEL, "messages": MESSAGES}
     named = {**plain, "user": "ann"}
     return {
@@ -179,6 +192,8 @@ def _paths(upstream: str, proxy: str, service: str) -> dict[str, tuple[str, dict
         "proxy": (proxy, plain),
         "plain": (service, plain),
         "plain, stored": (service, named),
+        "member": (member, {**plain, "model": "auto"}),
+        "member, stored": (member, {**named, "model": "auto"}),
         "direct, n": (upstream, {**plain, "n": SAMPLES}),
         "best_of": (service, {**named, "model": "auto"}),
     }
@@ -209,7 +224,7 @@ async def _latency(
         client.close()
     found = {name: _quantiles(values) for name, values in times.items()}
     reading = _reading_ms()
-    for name in ("proxy", "plain", "plain, stored"):
+    for name in ("proxy", "plain", "plain, stored", "member", "member, stored"):
         found[name] |= _over(times[name], found["direct"]["median"])
     found["best_of"] |= _over(times["best_of"], found["direct, n"]["median"] + reading)
     found["best_of"]["rewards"] = reading
@@ -317,7 +332,7 @@ async def _feedback(
     requests = _fill(database, rows, feedbacks)
     found: dict[str, dict[str, float]] = {}
     async with (
-        started([*module, "upstream"], folder / "upstream.log") as (upstream, _),
+        started([*module, "upstream", MODEL], folder / "upstream.log") as (upstream, _),
         started([*module, "wide", f"{upstream}/v1", database], folder / "log") as (service, _),
     ):
         client = Client(service)
@@ -383,7 +398,7 @@ def summary(result: dict[str, Any]) -> str:
     """Return the table of a result."""
     latency, rates = result["latency"], result["throughput"]
     lines = []
-    for name in ("proxy", "plain", "plain, stored", "best_of"):
+    for name in ("proxy", "plain", "plain, stored", "member", "member, stored", "best_of"):
         lines.append(
             [f"`{name}` over the direct call, ms", f"{latency[name]['over median']:.1f}",
              f"{latency[name]['over p99']:.1f}"]

@@ -1,6 +1,6 @@
 """The other processes of `python -m benchmarks serve`: an upstream, an empty proxy, wide rewards.
 
-python -m benchmarks.serve_processes upstream
+python -m benchmarks.serve_processes upstream MODEL ...
 python -m benchmarks.serve_processes proxy URL
 python -m benchmarks.serve_processes wide URL DATABASE
 """
@@ -33,9 +33,9 @@ def wide_ids() -> RewardIds:
     return RewardIds(tuple(f"direction {number}" for number in range(WIDTH)), "f" * 64)
 
 
-async def upstream() -> None:
-    """Answer every prompt with the same draws at once."""
-    async with answering(lambda _: DRAWS) as address:
+async def upstream(*models: str) -> None:
+    """Answer every prompt with the same draws at once, whichever of some models is named."""
+    async with answering(lambda _: DRAWS, models) as address:
         print(address, flush=True)
         await asyncio.Event().wait()
 

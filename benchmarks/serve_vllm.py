@@ -16,34 +16,26 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import jax
-import numpy as np
 
 from benchmarks import harness
 from benchmarks.loop_http import running
-from jaxalign import palm
+from benchmarks.serve_members import save_members
 from jaxalign.demo.answers import read_answers
 from jaxalign.errors import InputError
 from jaxalign.files import write_json
-from jaxalign.models import LanguageModel, load_language_model, lora, save_language_model
+from jaxalign.models import LanguageModel, load_language_model, save_language_model
 from jaxalign.models.sampling import Sampling
-from jaxalign.personalize import Serving, answer_as
-from jaxalign.personalize.policies import Adapter, Soups
+from jaxalign.personalize import answer_as
 from jaxalign.personalize.saved import open_policies
 from jaxalign.personalize.vllm_export import export_vllm
 from jaxalign.progress import Progress
 
 MODEL = "SmolLM2-135M-Instruct"
-SPREAD = 0.02  # of the factors of the adapters: enough that answers change
-WEIGHTS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, 0.5]])
-"""Of the members: the reference, an adapter, and the soup of both adapters."""
-STATED = {"brevity": (1.0, -1.0), "structure": (-1.0, 1.0)}
-"""Rewards of the adapter and of the soup over the reference, in standard deviations."""
 EDITS = {"brief": "Yes.", "list": "- One step\n- Another step\n- A third step"}
 """What each user makes of every answer."""
 _START_SECONDS = 900.0  # of vLLM on two busy cores
@@ -81,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         model = load_language_model(str(base))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         portfolio, exported = folder / "portfolio", folder / "vllm"
-        Serving(_portfolio(), Soups(_adapters(model)), model, ("one", "two")).save(portfolio)
+        save_members(portfolio, model)
         export_vllm(open_policies(portfolio, None), exported)
         with _vllm(arguments.vllm, exported, folder / "vllm.log") as (process, address):
             own = _own_answers(portfolio, model, arguments)
@@ -95,32 +87,6 @@ def run(arguments: argparse.Namespace) -> int:
     write_json(arguments.out / "result.json", result)
     print(_table(result))
     return 0 if _holds(result) else 1
-
-
-def _adapters(model: LanguageModel) -> tuple[Adapter, ...]:
-    """Two adapters away from their start, as if they had been trained."""
-    found = []
-    for seed in (0, 1):
-        config = lora.LoraConfig(8, 16.0, targets=("query", "value", "up", "down"))
-        tree = lora.init(jax.random.key(seed), config, model.params)
-        rng = np.random.default_rng(seed)
-        moved = jax.tree.map(lambda x, r=rng: x + r.normal(0, SPREAD, x.shape).astype("f"), tree)
-        found.append((config, moved))
-    return tuple(found)
-
-
-def _portfolio() -> palm.Portfolio:
-    """A portfolio of three members whose rewards are stated, and not measured."""
-    scale = read_answers().scale
-    rewards = np.random.default_rng(0).random((4, 3, len(scale.names)))
-    config = palm.PalmConfig(weights="signed", size=2, max_calls=12)
-    built = palm.build(palm.ClosedForm(rewards, None, beta=0.1), config, scale=scale)
-    beyond = np.zeros((len(WEIGHTS), len(scale.names)))
-    for name, values in STATED.items():
-        beyond[1:, scale.names.index(name)] = values
-    levels = scale.levels(scale.mean[None, :] + beyond * scale.std[None, :])
-    members = palm.Policies(levels, np.zeros(len(WEIGHTS)), {"weight": WEIGHTS})
-    return replace(built, members=members)
 
 
 def _prompts() -> list[str]:

@@ -25,7 +25,9 @@ def test_a_small_benchmark_measures_everything(tmp_path):
     assert all(rate > 0 for rate in result["throughput"].values())
     assert result["memory"]["requests"] > 0
     table = (tmp_path / "table.md").read_text()
-    assert all(name in table for name in ("`plain`", "`best_of`", "100 rows", "Resident memory"))
+    assert all(
+        name in table for name in ("`plain`", "`member`", "`best_of`", "100 rows", "Resident")
+    )
 
 
 def test_too_few_requests_for_a_percentile_are_refused(tmp_path):

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import functools
 import os
 import random
 import re
@@ -39,8 +40,12 @@ class Process:
         ]  # fmt: skip
         self.log = (folder / "log").open("ab")
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
+
+    @functools.cached_property
+    def client(self):
+        """A client, once the service is up; several start side by side."""
         line = self.process.stdout.readline()
-        self.client = httpx.Client(base_url=re.search(r"http://[^/]+", line)[0], timeout=60)
+        return httpx.Client(base_url=re.search(r"http://[^/]+", line)[0], timeout=60)
 
     def end(self, number):
         """Send a signal, and return the exit status."""
