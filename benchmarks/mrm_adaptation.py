@@ -7,7 +7,9 @@ judged by fits to the other folds, and one model for all users is among what ada
 """
 
 import argparse
+import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,18 +63,19 @@ def judged(size: int, nats: float, seeds: range, kept: Path | None = None) -> di
         size: directions E of the weights.
         nats: per choice that the true prior gains; 0 for people who do not differ.
         seeds: of the populations.
-        kept: file of the draws that were made before, one JSON line each, to which new ones are
-            added; None keeps none.
+        kept: file of the draws that were made before with the same settings, one JSON line each, to
+            which new ones are added; None keeps none.
     """
     spread = spread_for(size, nats)
-    tests, title = _kept_tests(kept, size, nats), f"E {size}, {nats:g} nats"
+    kind = [_settings(), size, nats]
+    tests, title = _kept_tests(kept, kind), f"E {size}, {nats:g} nats"
     for seed in track(title, seeds, len(seeds), lambda _: 1, kept is not None):
         if seed in tests:
             continue
         tests[seed] = decided(size, spread, seed)._asdict()
         if kept is not None:
             with kept.open("a", encoding="utf-8") as file:
-                file.write(json.dumps([size, nats, seed, tests[seed]]) + "\n")
+                file.write(json.dumps([*kind, seed, tests[seed]]) + "\n")
     found = [tests[seed] for seed in seeds]
     return {
         "directions": size,
@@ -85,12 +88,21 @@ def judged(size: int, nats: float, seeds: range, kept: Path | None = None) -> di
     }
 
 
-def _kept_tests(path: Path | None, size: int, nats: float) -> dict[int, dict[str, float]]:
-    """Tests of populations of a kind that a file has, by seed."""
+def _settings() -> str:
+    """Digest of all settings that decide a draw's test."""
+    from jaxalign.mrm.config import BayesConfig
+
+    sizes = [USERS, VALIDATION, FOLDS, SUPPORT, QUERY, ITEMS, _CALIBRATION_USERS, _HALVINGS]
+    text = json.dumps([asdict(BayesConfig()), sizes], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _kept_tests(path: Path | None, kind: list[object]) -> dict[int, dict[str, float]]:
+    """Tests of populations of a kind (settings, directions, nats) that a file has, by seed."""
     if path is None or not path.exists():
         return {}
     lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return {seed: test for *kind, seed, test in lines if kind == [size, nats]}
+    return {seed: test for *found, seed, test in lines if found == kind}
 
 
 class People(NamedTuple):

@@ -83,7 +83,7 @@ def _curves(result: dict[str, Any], arguments: argparse.Namespace) -> None:
     console, start = Console(stderr=True), time.perf_counter()
     names = ("seeds", "users", "pairs", "choices", "jester_users")
     settings = {name: getattr(arguments, name) for name in names}
-    result |= {"machine": harness.machine(), "settings": settings}
+    result["machine"] = harness.machine()
     for name, makes in _worlds(arguments).items():
         figures: dict[str, list[np.ndarray]] = {way: [] for way in WAYS}
         for seed, make in makes:
@@ -92,7 +92,8 @@ def _curves(result: dict[str, Any], arguments: argparse.Namespace) -> None:
             for way in WAYS:
                 figures[way].append(_curve(people, way, arguments.choices, seed))
         curves = {way: np.concatenate(parts, axis=1) for way, parts in figures.items()}
-        row = {**_row(name, curves), "seconds": time.perf_counter() - start}
+        row = {**_row(name, curves), "settings": settings}
+        row["seconds"] = time.perf_counter() - start
         result["rows"] = [r for r in result["rows"] if r["name"] != name] + [row]
         start = time.perf_counter()
         harness.write(arguments.out, result, _table(result))

@@ -7,6 +7,7 @@ import pytest
 from benchmarks import mrm_adaptation
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm import item_ids
+from jaxalign.mrm.adaptation import PairedTest
 from jaxalign.mrm.out_of_fold import FoldFit, fold_data, out_of_fold, user_folds
 from jaxalign.mrm.registry import UserRewardMethod, make_method
 from jaxalign.mrm.selection import candidate_losses
@@ -103,3 +104,21 @@ def test_twelve_populations_of_each_kind(nats):
     """The first of the hundred that `python -m benchmarks mrm_adaptation` draws."""
     row = mrm_adaptation.judged(16, nats, range(12))
     assert row["adapts"] >= 11 if nats else row["adapts"] <= 2
+
+
+def test_draws_of_other_settings_are_made_again(tmp_path, monkeypatch):
+    calls = []
+
+    def drawn(size, spread, seed):
+        calls.append(seed)
+        return PairedTest(0.01, 0.001, 10.0, 0.001, 130)
+
+    monkeypatch.setattr(mrm_adaptation, "decided", drawn)
+    kept = tmp_path / "draws.jsonl"
+    first = mrm_adaptation.judged(4, 0.0, range(3), kept)
+    assert first["adapts"] == 3
+    assert mrm_adaptation.judged(4, 0.0, range(4), kept)["draws"] == 4
+    assert calls == [0, 1, 2, 3]
+    monkeypatch.setattr(mrm_adaptation, "FOLDS", 7)
+    mrm_adaptation.judged(4, 0.0, range(2), kept)
+    assert calls[4:] == [0, 1]
