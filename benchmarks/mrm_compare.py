@@ -112,8 +112,13 @@ def splits_table(reports: Mapping[int, Mapping[str, Any]]) -> str:
     """What the selected method and its gates do to the test users of each split of Jester."""
     header = ["split", "selected", "calibration error, %", "gate sees", "left alone, %", "gain"]
     header += ["harmed, %", "by noise alone, %", "excess", "random gate: gain", "harmed, %"]
+    header += ["levels chosen for"]
     rows = []
     for split, report in reports.items():
+        settings = report["adaptation_settings"]
+        rule = f"{100 * settings['kept_gain']:g} % of the gain"
+        if "most_harmed" in settings:  # reports of an earlier rule have no limit
+            rule += f", at most {100 * settings['most_harmed']:g} % harmed"
         name = report["selected"]["new_users"]
         found = report["new_users"][name]
         calibration = f"{100 * found['calibration_error']:.1f}"
@@ -123,8 +128,8 @@ def splits_table(reports: Mapping[int, Mapping[str, Any]]) -> str:
             key = f"gate_{form}_"
             gates[title] = {k.removeprefix(key): v for k, v in found.items() if k.startswith(key)}
         rows += [
-            [f"{split}", f"`{name}`", calibration, title, *_gate_cells(gate)]
-            for title, gate in gates.items()
+            [f"{split}", f"`{name}`", calibration, title, *_gate_cells(gate), rule if form else ""]
+            for form, (title, gate) in enumerate(gates.items())
             if gate
         ]
     return _markdown(header, rows)
