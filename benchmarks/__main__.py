@@ -32,6 +32,7 @@ NAMES = (
     "mrm_best_of",
     "mrm_calibration",
     "mrm_feedback",
+    "mrm_million",
     "mrm_observe",
     "mrm_ratings",
     "mrm_serving",

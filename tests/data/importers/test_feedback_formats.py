@@ -221,6 +221,18 @@ def test_an_array_with_a_mark_and_compressed_reads_alike(case, tmp_path):
     assert [json.loads(line) for line in out.read_text().splitlines()] == expected
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_what_was_imported_is_imported_again_unchanged_and_read_by_training(case, tmp_path):
+    rows, expected = CASES[case]
+    imported(tmp_path, rows, OPTIONS.get(case))
+    again = tmp_path / "again.jsonl"
+    import_feedback([tmp_path / "out.jsonl"], again, "jaxalign")
+    assert [json.loads(line) for line in again.read_text().splitlines()] == expected
+    table = load(again, ratings=True)
+    assert len(table) == len(expected)
+    assert table.rating.tolist() == ["rating" in row for row in expected]
+
+
 def changed(row, **fields):
     return {**row, **fields}
 
