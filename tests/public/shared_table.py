@@ -1,8 +1,10 @@
 """Entries of `jaxalign.data`, `runs`, `rewards`, `personalize` and `kernels`."""
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from edge_table import Entry, empty, refusals
@@ -232,7 +234,7 @@ PERSONALIZE = {
 
 SCALARIZE = {
     "best_member": Entry(
-        scalarize.best_member, {"weights": WEIGHTS, "values": VALUES}, best, "weights",
+        jax.jit(scalarize.best_member), {"weights": WEIGHTS, "values": VALUES}, best, "weights",
         rows=("weights",), typed=("weights",),
         skipped=dict.fromkeys(
             ("nan live", "infinity live", "lists", "wrong rank", "zero rows"),
@@ -240,7 +242,7 @@ SCALARIZE = {
         ),
     ),
     "tilt_means": Entry(
-        lambda **a: scalarize.tilt_means(**a, beta=0.5),
+        jax.jit(partial(scalarize.tilt_means, beta=0.5)),
         {"rewards": REWARDS, "log_ref": LOG_REF, "weights": WEIGHTS}, mean_outcomes, "rewards",
         rows=("rewards", "log_ref"), typed=("rewards",), least=1e-6,
         skipped=dict.fromkeys(
@@ -249,7 +251,7 @@ SCALARIZE = {
         ),
     ),
     "tilt": Entry(
-        lambda **a: scalarize.tilt(**a, beta=0.5)[1:],
+        jax.jit(lambda **a: scalarize.tilt(**a, beta=0.5)[1:]),
         {"rewards": REWARDS, "log_ref": LOG_REF, "weights": WEIGHTS}, outcomes, "rewards",
         rows=("rewards", "log_ref"), typed=("rewards",), least=1e-6,
         skipped=dict.fromkeys(
@@ -261,8 +263,10 @@ SCALARIZE = {
 
 TOKEN_LOGPROB = {
     "token_logprob": Entry(
-        lambda hidden: token_logprob.token_logprob(
-            jnp.asarray(hidden), jnp.asarray(TABLE), jnp.asarray(TARGETS[: len(hidden)])
+        jax.jit(
+            lambda hidden: token_logprob.token_logprob(
+                jnp.asarray(hidden), jnp.asarray(TABLE), jnp.asarray(TARGETS[: len(hidden)])
+            )
         ),
         {"hidden": HIDDEN}, logprobs, "hidden", rows=("hidden",), tolerance=1e-4,
         skipped={
