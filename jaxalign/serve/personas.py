@@ -58,11 +58,6 @@ class Persona(NamedTuple):
     held_out: int
     favoured: int
 
-    @property
-    def probability(self) -> float:
-        """That it favours what the user chooses more often than not."""
-        return favour_probability(self.favoured, self.held_out)
-
     def words(self) -> str:
         """Return what answers, and why it may, in words."""
         made = f"made of {self.choices} choices" if self.choices else "of a user without choices"
@@ -121,8 +116,9 @@ class Personas:
         self._users: OrderedDict[str, _UserChoices] = OrderedDict()
 
     def make(
-        self, database: Database, user: str | None, version: str, prompt: str | Chat, judge: bool
-    ) -> Persona:
+        self, database: Database, user: str | None, version: str, prompt: str | Chat,
+        least: float | None = None,
+    ) -> Persona | None:  # fmt: skip
         """Return the persona of a user for a prompt; of nobody, the one of an empty history.
 
         It works with what is kept of the user: calls follow each other.
@@ -132,17 +128,24 @@ class Personas:
             user: whose; None for nobody.
             version: of the user's rows: what was read is kept until it changes.
             prompt: which the persona depends on.
-            judge: whether held-out choices are looked at.
+            least: probability with which it has to favour more than half of what the user chooses,
+                by held-out choices; None for any.
+
+        Returns:
+            None where the held-out choices do not say so.
 
         Raises:
             InputError: a prompt that cannot be read.
             StorageError: the choices cannot be read.
         """
         known = self._choices(database, user, version)
-        held_out = self._judged(known) if judge else []
+        held_out = [] if least is None else self._judged(known)
+        favoured = sum(held_out)
+        if least is not None and favour_probability(favoured, len(held_out)) < least:
+            return None
         (soft,) = self._soft(known, [(prompt, len(known.choices))])
         count = min(len(known.choices), self._most)
-        return Persona(soft, count, len(held_out), sum(held_out))
+        return Persona(soft, count, len(held_out), favoured)
 
     def forget(self, user: str) -> None:
         """Drop what is kept in memory of a user."""

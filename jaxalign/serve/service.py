@@ -125,20 +125,17 @@ class Service:
         personas, strategy = self.personas, self.config.strategy
         if personas is None or strategy not in ("auto", "persona"):
             return None
-        judge = strategy == "auto"
-        if judge and user is None:
+        if strategy == "auto" and user is None:
             return None
+        least = self.config.rule.least_probability if strategy == "auto" else None
         version = "" if user is None else self._states.get(user, self._empty).version
         async with self._making_persona:
             try:
-                found = await asyncio.to_thread(
-                    personas.make, self.database, user, version, prompt, judge
+                return await asyncio.to_thread(
+                    personas.make, self.database, user, version, prompt, least
                 )
             except InputError as error:
                 raise ApiError(400, str(error), "invalid_prompt", "messages") from None
-        if judge and found.probability < self.config.rule.least_probability:
-            return None
-        return found
 
     def _followed(self, user: str, known: TasteState) -> TasteState:
         """The state of a user after the rows that are not in the known one."""
