@@ -49,7 +49,7 @@ def world(tmp_path_factory):
     words = ["".join(rng.choice(list("abcdefgh"), 3)) for _ in range(32)]
     files = {
         "data": [{"prompt": word, "completion": word[::-1]} for word in words],
-        "choices": [{"prompt": word, "chosen": word, "rejected": word[::-1]} for word in words],
+        "choices": [{"prompt": word, "chosen": word, "rejected": f"{word}a"} for word in words],
         "prompts": [{"prompt": f"say {word}"} for word in words],
         "histories": [
             {
