@@ -310,7 +310,7 @@ def _generated(
         (read, sizes_of.forward_flops(config, batch, length, 1)),
         (steps * sizes_of.decode_bytes(config, batch, length + new // 2, width), 0.0),
     )
-    return Program(decode_jit, (spec, *place.held((inputs, prompt))), "", steps, least)
+    return Program(decode_jit, (spec, *place.held((inputs, prompt))), trips=steps, least=least)
 
 
 def _train(place: Place, size: str, lora: bool, rows: int) -> Program:
@@ -468,7 +468,7 @@ def _moc(place: Place) -> dict[str, Program]:
         part: Program(
             jax.jit(function, donate_argnums=donated),
             arguments,
-            options={} if part == "rollout" else _training(),
+            options=_training(),
             **work[part],
         )
         for part, (function, arguments, donated) in moc_memory.parts_of(programs, abstract).items()

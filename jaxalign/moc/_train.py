@@ -278,7 +278,11 @@ def _rewards_on_host(
     show: Callable[[int, StepPrompts, Sequence[str], np.ndarray], None],
 ) -> Advance:
     """Return a step as three programs, with the host's rewards between them."""
-    sample = announce("the sampling of completions", jax.jit(programs.sample), say)
+    sample = announce(
+        "the sampling of completions",
+        jax.jit(programs.sample, compiler_options=training_options()),
+        say,
+    )
     score = announce(
         "their log-probabilities", jax.jit(programs.score, compiler_options=training_options()), say
     )

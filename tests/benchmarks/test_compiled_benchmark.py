@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import compiled, pplug, sizes
+from benchmarks import compiled, moc_memory, pplug, sizes
 from jaxalign import palm
 from jaxalign.kernels.scalarize.shapes import ROUTES
 
@@ -67,6 +67,20 @@ def test_a_training_step_gives_its_state_back_in_place(tmp_path):
         <= row["bytes"]["arguments"] - row["bytes"]["aliased"] - tokens - 4 * (frozen + norms)
         < 100
     )
+
+
+def test_the_least_work_of_decoding_is_that_of_its_two_phases():
+    tiny, config = compiled.TINY, sizes.SIZES["tiny"]
+    place = compiled.Place(moc_memory.place(None), False, tiny)
+    program = compiled._programs(place)["decode tiny batch 2"]()
+    assert program.trips == tiny.new - 1
+    read = 4 * (sizes.matrix_parameters(config) + sizes.unembedding_parameters(config))
+    context = tiny.prompt + tiny.new // 2
+    assert program.least == (
+        (read, sizes.forward_flops(config, 2, tiny.prompt, 1)),
+        (program.trips * sizes.decode_bytes(config, 2, context, 4), 0.0),
+    )
+    assert dict(program.options) == {}
 
 
 def test_rows_are_kept_in_order_and_a_failure_is_named(tmp_path, monkeypatch, capsys):
