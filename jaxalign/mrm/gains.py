@@ -92,7 +92,8 @@ def best_option(gains: Gains, k: float = 0.0, least_probability: float = 0.0) ->
         Number of the option, the first among equals; 0 is the plain one.
 
     Raises:
-        InputError: k below 0, or a probability outside [0, 1].
+        InputError: k below 0, a probability outside [0, 1], no option, or gains that are not
+            finite.
 
     Example:
         >>> from jaxalign.mrm import best_option, expected_gains
@@ -102,9 +103,14 @@ def best_option(gains: Gains, k: float = 0.0, least_probability: float = 0.0) ->
     """
     check_number("k", k, 0)
     check_number("least_probability", least_probability, 0, 1)
-    score = gains.mean if gains.sd is None else gains.mean - k * gains.sd
-    best = int(np.argmax(score))
-    sure = gains.probability is None or gains.probability[best] >= least_probability
+    sizes = Sizes()
+    mean = check_numpy("gains.mean", gains.mean, "C", sizes)
+    sd, probability = (
+        None if values is None else check_numpy(f"gains.{name}", values, "C", sizes)
+        for name, values in (("sd", gains.sd), ("probability", gains.probability))
+    )
+    best = int(np.argmax(mean if sd is None else mean - k * sd))
+    sure = probability is None or probability[best] >= least_probability
     return best if sure else 0
 
 

@@ -219,6 +219,15 @@ MRM = {
             **empty("values", "0, 2", "C K", "C"),
         },
     ),
+    "best_option": Entry(
+        lambda mean, sd: mrm.best_option(mrm.Gains(mean, sd, None), 0.5),
+        {"mean": np.array([0.0, 1.0, 0.75]), "sd": np.array([0.0, 1.5, 0.25])},
+        lambda mean, sd: np.argmax(mean - 0.5 * sd), "mean", rows=("mean", "sd"),
+        scaled=("mean", "sd"),
+        refused={
+            **refusals("gains.mean", "2", "C", "1, 3"), **empty("gains.mean", "0", "C", "C"),
+        },
+    ),
     "posterior_cov": Entry(
         mrm.posterior_cov,
         {"prior_cov": COV, "rows": QUERY, "precision": np.array([1.0, 0.5, 2.0])},
