@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, log_expit
 
+from jaxalign.mrm import ep
 from jaxalign.mrm.logistic_normal import tilt_by_choice
 from jaxalign.mrm.ordered import tilt_by_band
 
@@ -74,3 +75,11 @@ def test_float32_stays_finite_where_a_level_is_out_of_reach():
     found = tilt(mean, jnp.full(4, 0.5), jnp.full(4, -0.5), jnp.full(4, 0.5))
     assert all(bool(jnp.isfinite(part).all()) for part in found)
     assert bool((found.curvature <= 0).all())
+
+
+def test_sites_that_wait_for_a_number_depend_on_it_in_both_parts():
+    """What LAPACK factors depends on the precision alone, what follows on the shift."""
+    sites = ep.Sites(jnp.ones(2), jnp.ones(2))
+    chex.assert_trees_all_equal(ep.after_others(sites, jnp.float32(3.0)), sites)
+    waited = ep.after_others(sites, jnp.float32(np.nan))
+    assert all(bool(jnp.isnan(part).all()) for part in waited)
