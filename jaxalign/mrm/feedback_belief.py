@@ -33,6 +33,9 @@ BLOCK = 32
 """Rows of a block."""
 LIVE = 8
 """Most blocks that a new row sweeps over: up to so many rows nothing is approximated."""
+_WIDE, _WIDE_LIVE = 64, 4
+"""Directions beyond which there are fewer: rows move each other's sites the less, the more there
+are, and a sweep takes longer."""
 KEPT_PER_FEATURE = 128
 """Rows that are kept for each feature, and at least `LEAST_KEPT`; those before are let go."""
 # What a row says no longer changes once it is let go. After 3,000 choices on 5 features, of which
@@ -164,7 +167,7 @@ def observe(
 
     Returns:
         The new belief. Up to 256 rows every site is swept; beyond, the newest 32 rows and seven
-        older blocks of 32 in turn.
+        older blocks of 32 in turn. With more than 64 features it is 128 rows, and three blocks.
 
     Raises:
         InputError: sizes that disagree, NaN or infinity, or a rating without a prior for ratings.
@@ -191,7 +194,8 @@ def observe(
     blocks = belief.blocks
     values = np.append(found, np.float32(-float(rating))) if rated else found
     codes = np.array([rating, lower, upper, place], np.int32)
-    chosen, turn = in_turn(len(blocks) - 1, belief.turn, LIVE - 1)
+    most = LIVE if len(belief.mean) <= _WIDE else _WIDE_LIVE
+    chosen, turn = in_turn(len(blocks) - 1, belief.turn, most - 1)
     live = (blocks[-1], *(blocks[number] for number in chosen))
     width = 2 ** int(np.ceil(np.log2(len(live))))
     empty = width - len(live)
@@ -199,13 +203,13 @@ def observe(
         live += (empty_block(len(belief.spreads), *_of(blocks[0])),) * empty
     sums = (belief.precision, belief.shift, belief.evidence)
     shared = (belief.mean, belief.root, belief.edges, belief.spreads)
-    every = len(blocks) == -(-(belief.num_rows + 1) // BLOCK) <= LIVE
+    every = len(blocks) == -(-(belief.num_rows + 1) // BLOCK) <= most
     sums, updated = _observed(shared, sums, live, values, codes, np.float32(weight), every)
     after = list(blocks)
     for number, block in zip((len(blocks) - 1, *chosen), updated, strict=False):
         after[number] = block
-    most = max(KEPT_PER_FEATURE * len(belief.mean), LEAST_KEPT) // BLOCK
-    dropped = max(len(after) - most, 0)
+    room = max(KEPT_PER_FEATURE * len(belief.mean), LEAST_KEPT) // BLOCK
+    dropped = max(len(after) - room, 0)
     return belief._replace(
         precision=sums[0], shift=sums[1], evidence=sums[2], blocks=tuple(after[dropped:]),
         turn=max(turn - dropped, 0), num_rows=belief.num_rows + 1,
