@@ -209,7 +209,7 @@ def after_others(sites: Sites, done: jax.Array) -> Sites:
 
     On a CPU of two cores, two batched LAPACK calls at once hold both of XLA's threads and wait for
     ever. XLA keeps 0 * x, which may be NaN, and so the dependence; it drops an optimization_barrier
-    before it schedules. Both parts have to wait: what LAPACK factors depends on the precision alone.
+    before it schedules. Both parts have to wait: what LAPACK factors is a matter of precisions.
     """
     return Sites(sites.precision + 0 * done, sites.shift + 0 * done)
 
