@@ -26,8 +26,9 @@ class Conflict(NamedTuple):
         single_share: hypervolume of the best single point of the front, as a share of that of the
             whole front: near 1, one policy serves every preference. None where a reward is the
             same on the whole front.
-        balance: the most that the least of the R rewards reaches on the front: 1 / R where one is
-            given up for another in full, 1 where there is nothing to give up. None likewise.
+        balance: the most that the least of the R rewards reaches on the front: over many prompts
+            1 / R where one is given up for another in full, 1 where there is nothing to give up.
+            None likewise.
     """
 
     sd: Floats

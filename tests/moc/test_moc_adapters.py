@@ -259,7 +259,8 @@ def test_it_trains_and_resumes_to_the_same_policy(tmp_path):
 def test_the_command_writes_an_adapter(tmp_path, monkeypatch, capsys):
     policy = trained_policy()
     moc.save(tmp_path / "run" / "model", policy)
-    monkeypatch.setattr("jaxalign.moc.files.load_language_model", lambda name, dtype: policy.model)
+    loader = "jaxalign.moc.files.load_language_model"
+    monkeypatch.setattr(loader, lambda name, dtype, shardings: policy.model)
     arguments = ["moc", "export", "--model", str(tmp_path / "run"), "--out", str(tmp_path / "one")]
     assert cli.main([*arguments, "--preference", "red=0.5,green=0.5"]) == 0
     assert "rank 16 for tiny" in capsys.readouterr().out

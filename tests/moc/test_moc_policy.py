@@ -108,7 +108,7 @@ def test_a_policy_comes_back_from_its_folder(tmp_path, conditioning, monkeypatch
     np.testing.assert_array_equal(answers(back).tokens, answers(policy).tokens)
     # By the name in the folder, where no model is given.
     module = __import__("sys").modules["jaxalign.moc.files"]
-    monkeypatch.setattr(module, "load_language_model", lambda name, dtype: policy.model)
+    monkeypatch.setattr(module, "load_language_model", lambda name, dtype, shardings: policy.model)
     assert moc.load(tmp_path / "one").model is policy.model
 
 

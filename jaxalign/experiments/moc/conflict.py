@@ -89,9 +89,9 @@ def conflict_report(names: Sequence[str], levels: NDArray[np.floating]) -> Confl
     Example:
         >>> import numpy as np
         >>> from jaxalign.experiments.moc.conflict import conflict_report
-        >>> found = conflict_report(("a", "b"), np.array([[[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]]))
+        >>> found = conflict_report(("a", "b"), np.array([[[1.0, 0.0], [0.0, 1.0], [0.6, 0.6]]]))
         >>> found["balance"], found["single_share"]
-        (0.5, 1.0)
+        (0.6, 1.0)
     """
     weights = lattice(len(names), _POINTS.get(len(names), 3))
     found: Conflict = conflict(levels, weights)

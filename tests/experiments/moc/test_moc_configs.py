@@ -51,7 +51,7 @@ def test_rewards_and_preferences(path, tmp_path, monkeypatch):
             assert (reward.model, reward.label, reward.pair) == about
     asked = []
 
-    def load_reward_model(name, dtype):
+    def load_reward_model(name, dtype, shardings):
         asked.append(name)
         raise KeyboardInterrupt  # no model is fetched here
 
