@@ -488,7 +488,7 @@ def meshed(folder: Path, meshes: dict) -> None:
 @pytest.mark.slow
 def test_a_mesh_trains_as_one_device(tmp_path):
     here = Path(__file__).parent
-    path = os.pathsep.join([str(here), str(here.parent / "models")])
+    path = os.pathsep.join([str(here), str(here.parent), str(here.parent / "models")])
     environment = os.environ | {
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2",
         "PYTHONPATH": path,

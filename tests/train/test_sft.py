@@ -271,7 +271,6 @@ def random_completions(rng, lengths):
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_tiny_model_learns_a_mapping(world, method, tmp_path):
     """Each of 8 digits has its answer of three: at chance, log 200 a token at first."""
-    config = families.config_from_hf(tiny_lms.hf_config("llama", **SMALL).to_dict())
     model = load_language_model(str(world / "model"))
     adapter = LoraConfig(rank=8, alpha=32.0, targets=("value", "out", "up", "down"))
     rng = np.random.default_rng(3)
@@ -290,7 +289,7 @@ def test_a_tiny_model_learns_a_mapping(world, method, tmp_path):
         ),
         tmp_path / "run",
     )
-    chance = math.log(config.vocab_size)
+    chance = math.log(model.config.vocab_size)
     assert fitted.validation_before["loss"] > 0.8 * chance
     # An adapter leaves the unembedding as it is, which bounds how sure the model can be.
     assert fitted.validation["loss"] < {"full": 0.05, "lora": 0.6}[method] * chance
@@ -298,9 +297,9 @@ def test_a_tiny_model_learns_a_mapping(world, method, tmp_path):
     params = fitted.params.get("model", None)
     scaled = None
     if method == "lora":
-        params = load_language_model(str(world / "model")).params
+        params = model.params
         scaled = lora.scaled(fitted.params["adapter"], adapter)
-    hidden, _ = families.forward(config, params, tokens[:, :-1], adapters=scaled)
+    hidden, _ = families.forward(model.config, params, tokens[:, :-1], adapters=scaled)
     right = jnp.argmax(families.logits(params, hidden), axis=-1) == tokens[:, 1:]
     assert float(right.mean()) > 0.8  # at chance .004
 
