@@ -140,7 +140,8 @@ def test_the_death_of_one_ends_the_others_and_the_run_resumes(world, tmp_path, n
     again = [*command, "--resume", "--out", out]
     if number:
         said, _ = several.finish(several.start(again))
-        assert "resumed at step 20" in said
+        # Of step 20, the checkpoint may have been in writing when the process died.
+        assert "resumed at step 20" in said or "resumed at step 10" in said
     else:
         several.one(again)
     assert json.loads((out / "report.json").read_text())["steps"] == 30 * 4
