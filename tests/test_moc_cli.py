@@ -140,13 +140,27 @@ def beside(world):
         weight = ("--baseline", "morlhf", "--weight", f"{name}=1", "--moc.steps", 1)
         result = train(world, others[-1], *weight)
         assert result.code == 0, result.err
-    out = world.root / "beside"
+    out, tried = world.root / "beside", world.root / "system.txt"
+    tried.write_text("say it\nsay the word\n")
     result = call(
-        "moc", "evaluate", "--model", world.run, "--with", *others, "--out", out, "--draws", 20
-    )
+        "moc", "evaluate", "--model", world.run, "--with", *others, "--out", out, "--draws", 20,
+        "--best_of", 4, "--system_prompts", tried,
+    )  # fmt: skip
     assert result.code == 0, result.err
     report = json.loads((out / "report.json").read_text())
     return SimpleNamespace(out=out, others=others, report=report)
+
+
+def test_controls_of_the_reference_stand_beside_the_policies(beside):
+    names = list(beside.report["policies"])
+    assert names[-2:] == ["best of 4 of the reference", "best of 2 system prompts"]
+    first, *others = beside.report["policies"].values()
+    for one in others[-2:]:
+        points = [(point["preference"], point["seen"]) for point in one["points"]]
+        assert points == [(point["preference"], point["seen"]) for point in first["points"]]
+    page = (beside.out / "report.md").read_text()
+    assert "| best of 4 of the reference |" in page
+    assert "distinct-2" in page
 
 
 def weights_of(folder):

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,11 @@ from jaxalign.experiments.moc._run import (
 )
 from jaxalign.experiments.moc.evaluation import Evaluation
 from jaxalign.experiments.moc.judge import EvaluatedPolicy, Prompts, evaluate_policy
+from jaxalign.experiments.moc.reference_controls import (
+    ReferenceControls,
+    check_no_system_turn,
+    read_system_prompts,
+)
 from jaxalign.experiments.moc.report import write_pages
 from jaxalign.experiments.moc.statistics import MocEvaluationReport, evaluation_report
 from jaxalign.moc.files import load, policy_folder
@@ -49,6 +55,12 @@ class MocEvaluateConfig:
         batch_size: the most completions that are decoded at once; lower it if memory is short.
         reference_point: reference point of the hypervolume, in levels of the rewards, one number
             for each; null for zeros, the level that the scale calls low.
+        best_of: n, where the best of n completions of the reference is judged as well, chosen for
+            each preference: a control that trains nothing. 1 leaves it out. Training that is to be
+            worth its cost is compared at n = training completions / prompts judged on.
+        system_prompts: file of system prompts, one a line, which are tried on the reference: each
+            preference gets the one that is best on half of the prompts, judged on the other half.
+            null leaves this control out.
         draws: bootstrap resamples of the prompts for intervals, 1 or more; 500 is usual.
         seed: random seed of completions and resamples, at least 0.
     """
@@ -57,11 +69,13 @@ class MocEvaluateConfig:
     limit: int | None = 256
     batch_size: int = 32
     reference_point: tuple[float, ...] | None = None
+    best_of: int = 1
+    system_prompts: str | None = None
     draws: int = 500
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"samples": 1, "limit": 2, "batch_size": 1, "draws": 1, "seed": 0}
+        least = {"samples": 1, "limit": 2, "batch_size": 1, "best_of": 1, "draws": 1, "seed": 0}
         for name, bound in least.items():
             value = getattr(self, name)
             if value is not None and value < bound:
@@ -153,6 +167,9 @@ def evaluate(
         if other.policy.scale != first.policy.scale:
             progress.say(f"{other.folder} was trained on another scale than {first.folder}")
     prompts = _prompts(first, data, config, progress.say)
+    texts = () if config.system_prompts is None else read_system_prompts(config.system_prompts)
+    if texts:
+        check_no_system_turn(prompts)
     rewards = build_rewards(first.config.rewards, inference_shardings())
     scale = first.policy.scale
     judged = evaluated_policies(first, beside)
@@ -163,21 +180,32 @@ def evaluate(
         "model": first.policy.model.sha256,
         "rewards": rewards.id,
         "prompts": repr(prompts),
+        "system_prompts": repr(texts),
     }
     run = open_run_dir(out, KIND, config, identity, resume)
     (out / "evaluations").mkdir(exist_ok=True)
+    sampling = first.config.moc.sampling(())
+    key = jax.random.key(config.seed)
+
+    def trained_policy(one: EvaluatedPolicy) -> Evaluation:
+        return evaluate_policy(
+            one, rewards, scale, prompts, sampling, key, config.samples, config.batch_size, show
+        )
+
+    judgings: dict[str, Callable[[], Evaluation]] = {
+        one.name: partial(trained_policy, one) for one in judged
+    }
+    controls = ReferenceControls(
+        first.policy.model, rewards, scale, prompts, sampling, *_points(first), key,
+        config.samples, config.batch_size, show,
+    )  # fmt: skip
+    judgings |= controls.named(config.best_of, texts)
     found = []
-    for one in judged:
-        path = out / "evaluations" / f"{_slug(one.name)}.safetensors"
+    for name, judging in judgings.items():
+        path = out / "evaluations" / f"{_slug(name)}.safetensors"
         if not path.exists():
-            count = len(one.preferences)
-            progress.say(
-                f"{one.name}: {counted(count, 'preference')}, {counted(len(prompts), 'prompt')}"
-            )
-            evaluate_policy(
-                one, rewards, scale, prompts, first.config.moc.sampling(()),
-                jax.random.key(config.seed), config.samples, config.batch_size, show,
-            ).save(path)  # fmt: skip
+            progress.say(f"{name}: {counted(len(prompts), 'prompt')}")
+            judging().save(path)
         found.append(Evaluation.load(path))
     found[0].value_table(scale).save(policy_folder(first.folder))
     report = evaluation_report(found, config.reference_point, config.draws, config.seed)

@@ -16,7 +16,7 @@ from jaxalign.models.language import LanguageModel
 from jaxalign.models.sampling import Sampling
 from jaxalign.rewards.reward_scale import RewardScale
 from jaxalign.rewards.vector import TextReward, TokenReward
-from jaxalign.rollout import PolicyFamily, rollout_policies
+from jaxalign.rollout import PolicyFamily, PolicyRollouts, rollout_policies
 
 Prompts = Sequence[str | Chat]
 
@@ -79,24 +79,49 @@ def evaluate_policy(
         samples=samples, batch_size=batch_size, title=f"judging {evaluated.name}",
         progress=progress,
     )  # fmt: skip
-    levels = scale.levels(found.rewards.astype(np.float64))
+    return summarise(evaluated.name, preferences, evaluated.seen, found, scale, prompts, sampling)
+
+
+def summarise(
+    name: str,
+    preferences: NDArray[np.float32],
+    seen: NDArray[np.bool_],
+    found: PolicyRollouts,
+    scale: RewardScale,
+    prompts: Prompts,
+    sampling: Sampling,
+    kl: float | None = None,
+) -> Evaluation:
+    """Return what rollouts under W preferences show.
+
+    Args:
+        name: of the policy.
+        preferences: [W, R] on the simplex.
+        seen: [W] bool, False for preferences that were held out of training.
+        found: the rollouts [W, X, n].
+        scale: scale of the rewards.
+        prompts: X of them.
+        sampling: that the completions were drawn by.
+        kl: nats per completion, where the log-probabilities do not give it.
+    """
     nats = found.logprobs.reshape(len(preferences), -1)
     lengths = found.completion_lengths.reshape(len(preferences), -1)
+    measured = (found.logprobs - found.ref_logprobs).mean(axis=2)
     return Evaluation(
-        policy=evaluated.name,
+        policy=name,
         names=scale.names,
         digest=scale.digest,
         # 0.7 as it was meant, not as float32 has it.
         preferences=preferences.astype(np.float64).round(7),
-        seen=evaluated.seen,
-        rewards=levels.mean(axis=2),
-        kl=(found.logprobs - found.ref_logprobs).mean(axis=2),
+        seen=seen,
+        rewards=scale.levels(found.rewards.astype(np.float64)).mean(axis=2),
+        kl=measured if kl is None else np.full(measured.shape, kl),
         # Of all tokens drawn alike: the mean of each completion would favour short ones.
         entropy=-nats.sum(axis=1) / np.maximum(lengths.sum(axis=1), 1),
         tokens=lengths.mean(axis=1),
         prompts=tuple(prompt_text(prompt) for prompt in prompts),
         completions=tuple(tuple(row) for row in found.texts[:, :, 0].tolist()),
-        samples=samples,
+        samples=found.rewards.shape[2],
         temperature=float(np.asarray(sampling.temperature)),
     )
 

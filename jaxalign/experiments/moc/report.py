@@ -51,7 +51,8 @@ def control_rows(report: MocEvaluationReport) -> tuple[list[str], Rows]:
 
 def quality_rows(report: MocEvaluationReport) -> tuple[list[str], Rows]:
     """Header and rows of how good and how varied the achieved rewards of each policy are."""
-    header = ["policy", "preferences", "hypervolume", "95 %", "sparsity", "front %", "entropy"]
+    header = ["policy", "preferences", "hypervolume", "95 %", "one point", "sparsity", "front %"]
+    header += ["entropy"]
     rows = []
     for name, part, figures in _each(report):
         volume = figures["hypervolume"]
@@ -61,6 +62,7 @@ def quality_rows(report: MocEvaluationReport) -> tuple[list[str], Rows]:
                 _count(figures, part),
                 f"{volume['value']:.3f}",
                 _ends(volume),
+                _figure(figures["single_point"]),
                 _figure(figures["sparsity"], 4),
                 percent(figures["nondominated"]["value"], 0),
                 _figure(figures["entropy"], 2),
@@ -72,7 +74,7 @@ def quality_rows(report: MocEvaluationReport) -> tuple[list[str], Rows]:
 def cost_rows(report: MocEvaluationReport) -> tuple[list[str], Rows]:
     """Header and rows of the regret of users with linear utilities, and what each policy costs."""
     header = ["policy", "preferences", "table", "of all", "weights", "of all", "KL", "nats/token"]
-    header += ["tokens"]
+    header += ["tokens", "distinct-2"]
     rows = []
     for name, part, figures in _each(report):
         ways = ("table_own", "table_all", "direct_own", "direct_all")
@@ -84,6 +86,7 @@ def cost_rows(report: MocEvaluationReport) -> tuple[list[str], Rows]:
                 f"{figures['kl']:.2f}",
                 f"{figures['token_entropy']:.2f}",
                 f"{figures['tokens']:.0f}",
+                MISSING if figures["distinct_2"] is None else f"{figures['distinct_2']:.2f}",
             ]
         )
     return header, rows
@@ -182,12 +185,15 @@ def markdown(report: MocEvaluationReport) -> str:
         "points, or of the points of all policies (**of all**). **table**: served under the "
         "preference that the value table gives, chosen on one half of the prompts and judged on "
         "the other. **weights**: served under their weights as if they were levels.",
-        f"- **hypervolume** above {point}. **sparsity**: squared gaps between neighbours on the "
-        "front, summed over objectives, over n - 1 (Xu et al. 2020). **front %**: points that no "
-        "other of the row dominates. **entropy**: nats; its exponential is a number of distinct "
-        "points.",
+        f"- **hypervolume** above {point}. **one point**: the hypervolume of the best single "
+        "point, which a policy that ignores the preference can reach. **sparsity**: squared gaps "
+        "between neighbours on the front, summed over objectives, over n - 1 (Xu et al. 2020). "
+        "**front %**: points that no other of the row dominates. **entropy**: nats; its "
+        "exponential is a number of distinct points.",
         "- **KL**: nats per completion, to the model alone on the plain prompt. A preference in "
-        "the prompt moves it by itself. **nats/token**: entropy of what is sampled.",
+        "the prompt moves it by itself; that of the best of n is its upper bound "
+        "log n - (n - 1) / n. **nats/token**: entropy of what is sampled. **distinct-2**: of all "
+        "pairs of neighbouring words in a completion of each prompt, the share that are different.",
         "",
         *[f"![{text}]({name})\n" for name, text in _PICTURES.items()],
         *_example_lines(report),

@@ -9,10 +9,11 @@ from numpy.typing import ArrayLike, NDArray
 from jaxalign.errors import InputError
 from jaxalign.experiments.moc.evaluation import Evaluation
 from jaxalign.metrics import agreement, pareto
+from jaxalign.metrics.diversity import distinct_n
 from jaxalign.metrics.pareto import Floats
 from jaxalign.version import __version__
 
-FORMAT = 3
+FORMAT = 4
 """Version of report.json, raised when its keys change."""
 
 
@@ -50,10 +51,12 @@ class PartReport(TypedDict):
     sparsity: FigureInterval | None
     nondominated: FigureInterval
     entropy: FigureInterval | None
+    single_point: FigureInterval
     hypervolume_less_first: NotRequired[FigureInterval | None]
     kl: float
     token_entropy: float
     tokens: float
+    distinct_2: float | None
     points: int
     tau_cap: dict[str, float | None]
 
@@ -138,9 +141,12 @@ def evaluation_report(
       preference that the policy's value table gives, chosen on one half of the prompts and judged
       on the other, both ways; `direct_*`: served under their weights as if they were a preference;
       `*_own` against the best of this policy's points, `*_all` against the best of all policies'.
-    - `hypervolume` above the reference point; `sparsity`; `nondominated`, the share of points that
-      no other of the part dominates; `entropy` of the set of points, nats.
-    - `kl`, nats per completion; `token_entropy`, nats per token; `tokens` per completion.
+    - `hypervolume` above the reference point, and `single_point`, the largest that one of the
+      points has alone: a policy that ignores the preference can reach it; `sparsity`;
+      `nondominated`, the share of points that no other of the part dominates; `entropy` of the set
+      of points, nats.
+    - `kl`, nats per completion; `token_entropy`, nats per token; `tokens` per completion;
+      `distinct_2` of a completion of each prompt, mean over the preferences.
 
     Each is an `FigureInterval`, ends at 95 % over prompts, the same resamples for all, widened
     to hold the value and None on fewer than four prompts; or None where it cannot be measured,
@@ -227,6 +233,7 @@ def _figures(
         },
         **_regrets(part, mean.halves, rivals.halves),
         "hypervolume": pareto.hypervolume(achieved, point),
+        "single_point": max(pareto.hypervolume(row[None], point) for row in achieved),
         # 0 is a single point, not a dense front.
         "sparsity": gaps if gaps > 0 else None,
         "nondominated": float(pareto.nondominated(achieved).mean()),
@@ -322,10 +329,18 @@ def _part_report(one: Evaluation, part: _Part, figures: Mapping[str, object]) ->
         "kl": float(one.kl[rows].mean()),
         "token_entropy": float(one.entropy[rows].mean()),
         "tokens": float(one.tokens[rows].mean()),
+        "distinct_2": _distinct(one, rows),
         "points": len(rows),
         "tau_cap": dict(zip(one.names, caps, strict=True)),
     }
     return cast(PartReport, {**figures, **means})  # the names of figures are those of `_figures`
+
+
+def _distinct(one: Evaluation, rows: NDArray[np.intp]) -> float | None:
+    """Mean over some preferences of the distinct-2 of the completions under each."""
+    each = [distinct_n(one.completions[row]) for row in rows]
+    known = [share for share in each if share is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _points(one: Evaluation) -> list[PointReport]:

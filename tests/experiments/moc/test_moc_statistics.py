@@ -61,6 +61,8 @@ def test_a_front_without_noise_by_hand():
         "brief": pytest.approx(1),
     }
     assert value(seen["hypervolume"]) == pytest.approx(pareto.hypervolume(reached, [0, 0]))
+    assert value(seen["single_point"]) == pytest.approx(reached.prod(axis=1).max())
+    assert seen["distinct_2"] is None  # completions of one word
     assert value(seen["sparsity"]) == pytest.approx(pareto.sparsity(reached))
     assert value(seen["nondominated"]) == 1
     assert value(seen["entropy"]) == pytest.approx(pareto.entropy(reached))
