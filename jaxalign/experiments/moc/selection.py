@@ -12,7 +12,7 @@ Floats = NDArray[np.floating]
 Places = NDArray[np.intp]
 
 
-class Choice(NamedTuple):
+class CompletionChoice(NamedTuple):
     """Which of some rollouts a control answers with under each preference.
 
     Attributes:
@@ -24,7 +24,7 @@ class Choice(NamedTuple):
     sample: Places
 
 
-def best_of_n(levels: Floats, preferences: Floats, n: int) -> Choice:
+def best_of_n(levels: Floats, preferences: Floats, n: int) -> CompletionChoice:
     """Choose, of every n completions of a prompt, the best for each preference.
 
     Args:
@@ -45,7 +45,7 @@ def best_of_n(levels: Floats, preferences: Floats, n: int) -> Choice:
     values = np.einsum("XnR,WR->WXn", levels[0], preferences)
     sets = values.reshape(*values.shape[:2], -1, n)
     sample = sets.argmax(axis=3) + n * np.arange(sets.shape[2])
-    return Choice(np.zeros_like(sample), sample)
+    return CompletionChoice(np.zeros_like(sample), sample)
 
 
 def best_of_n_kl(n: int) -> float:
@@ -61,7 +61,9 @@ def best_of_n_kl(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def best_policy(levels: Floats, preferences: Floats, halves: NDArray[np.integer]) -> Choice:
+def best_policy(
+    levels: Floats, preferences: Floats, halves: NDArray[np.integer]
+) -> CompletionChoice:
     """Choose one policy for each preference on one half of the prompts, for the other half.
 
     Args:
@@ -76,13 +78,13 @@ def best_policy(levels: Floats, preferences: Floats, halves: NDArray[np.integer]
     means = [values[:, :, halves != half].mean(axis=2) for half in (0, 1)]
     best = np.stack([mean.argmax(axis=1) for mean in means], axis=1)[:, halves]
     shape = (*best.shape, levels.shape[2])
-    return Choice(
+    return CompletionChoice(
         np.broadcast_to(best[:, :, None], shape),
         np.broadcast_to(np.arange(shape[2]), shape),
     )
 
 
-def chosen(found: PolicyRollouts, choice: Choice) -> PolicyRollouts:
+def chosen(found: PolicyRollouts, choice: CompletionChoice) -> PolicyRollouts:
     """Return the rollouts [W, X, n] of a choice.
 
     Args:
