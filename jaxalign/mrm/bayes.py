@@ -51,9 +51,32 @@ def check_choices(
     axes: str,
     sizes: Sizes,
     names: tuple[str, str],
-    feature: str = "E",
 ) -> tuple[jax.Array, jax.Array]:
     """Return choices and their weights as arrays, with 0 where the weight is 0.
+
+    Args:
+        differences: as in `check_padded_choices`.
+        mask: as in `check_padded_choices`.
+        axes: as in `check_padded_choices`.
+        sizes: as in `check_padded_choices`.
+        names: as in `check_padded_choices`.
+
+    Raises:
+        InputError: as `check_padded_choices`.
+    """
+    found, weight = check_padded_choices(differences, mask, axes, sizes, names)
+    return kept(weight, found), weight
+
+
+def check_padded_choices(
+    differences: Value,
+    mask: Value,
+    axes: str,
+    sizes: Sizes,
+    names: tuple[str, str],
+    feature: str = "E",
+) -> tuple[jax.Array, jax.Array]:
+    """Return choices and their weights as arrays; where the weight is 0, any value may remain.
 
     Args:
         differences: [*axes, E] chosen minus rejected; any value where the mask is 0.
@@ -71,7 +94,7 @@ def check_choices(
     values = check_array(names[0], differences, both, own, empty=axes, finite=False)
     weight = check_mask(names[1], mask, axes, own, empty=axes)
     found = check_array(names[0], values, both, sizes, mask=weight, empty=axes)
-    return kept(weight, found), weight
+    return found, weight
 
 
 def factor(cov: jax.Array, rank: int | None = None) -> jax.Array:

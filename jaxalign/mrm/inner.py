@@ -6,10 +6,10 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from jaxalign.arrays import Sizes, check_array
+from jaxalign.arrays import Sizes, check_array, over_kept
 from jaxalign.errors import InputError
 from jaxalign.mrm.base import Params, effective_weights
-from jaxalign.mrm.bayes import check_choices
+from jaxalign.mrm.bayes import check_padded_choices
 from jaxalign.mrm.config import MRMConfig
 
 AdamForm = Literal["torch", "higher"]
@@ -176,8 +176,12 @@ def adapt(
     sizes = Sizes()
     start = check_array('params["weight_init"]', params["weight_init"], "K", sizes)
     names = ("differences", "mask")
-    pairs, weight = check_choices(differences, mask, "U P", sizes, names, feature="K")
-    return adapted({**params, "weight_init": start}, pairs, weight, config, form)
+    pairs, weight = check_padded_choices(differences, mask, "U P", sizes, names, feature="K")
+
+    def weights(pairs: jax.Array, weight: jax.Array, params: Params) -> jax.Array:
+        return adapted(params, pairs, weight, config, form)
+
+    return over_kept(weights, weight, pairs, {**params, "weight_init": start})
 
 
 def adapted(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxalign import mrm
+from jaxalign.arrays import over_kept
 from jaxalign.errors import InputError
 
 USERS, PAIRS, DIM = 2, 3, 2
@@ -96,6 +97,30 @@ def test_gradients_of_adaptation_do_not_see_padding(form):
     assert np.abs(expected[0]).max() > 0
     for poison in POISONS:
         jax.tree.map(np.testing.assert_array_equal, gradient(start, choices(poison)), expected)
+
+
+def test_padding_is_cleaned_where_it_has_to_be_and_for_every_derivative():
+    function = over_kept_total
+    mask = jnp.array([[1.0, 0.0], [0.5, 2.0], [0.0, 0.0]])
+    values = jnp.array([[2.0, jnp.nan], [4.0, 3.0], [jnp.inf, -jnp.inf]])
+    finite = jnp.nan_to_num(values, nan=7.0, posinf=1e30, neginf=-1e30)
+    expected = jnp.array([2.0, 8.0, 0.0])
+    for form in (jax.vmap(function), jax.jit(jax.vmap(function))):
+        for given in (values, finite):
+            np.testing.assert_array_equal(form(mask, given), expected)
+    # Forward, reverse, and one over the other.
+    for derive in (jax.jacfwd, jax.jacrev):
+        found = jax.jit(jax.vmap(derive(function, argnums=1)))(mask, values)
+        np.testing.assert_array_equal(found, mask)
+    squares = jax.hessian(lambda m, v: function(m, v) ** 2, argnums=1)
+    found = jax.jit(jax.vmap(squares))(mask, values)
+    np.testing.assert_array_equal(found, 2 * jnp.einsum("UP,UQ->UPQ", mask, mask))
+    # A live value that is not finite stays what it is.
+    assert not np.isfinite(jax.jit(function)(mask[1], jnp.array([jnp.nan, 3.0])))
+
+
+def over_kept_total(mask, values):
+    return over_kept(lambda values, mask: mask @ values, mask, values)
 
 
 def test_pairs_that_are_excluded_may_hold_anything():
