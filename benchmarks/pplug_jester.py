@@ -6,12 +6,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from benchmarks import harness
+from benchmarks.docs_pages import replaced
 from jaxalign.data.histories import Histories, Sample
 from jaxalign.data.jokes import rating_labels
 from jaxalign.data.sources import jester_jokes, jester_ratings
@@ -24,10 +26,20 @@ from jaxalign.experiments.pplug.run_folder import load_run
 from jaxalign.experiments.pplug.statistics import LABEL_LOSS, TaskStatistics, score_distributions
 from jaxalign.files import write_json, write_text
 from jaxalign.runs import finished_report
+from jaxalign.runs.tables import MISSING, markdown_table, percent
 
 LABELS = 5
 Model = Callable[[Histories], np.ndarray | None]
 """From samples to log-probabilities [N, 5]; None for jokes that the model has not seen."""
+
+
+class PartResult(TypedDict):
+    """The statistics on one part, and each method's share of the gap that `gap_closed` measures."""
+
+    statistics: TaskStatistics
+    gap_closed: dict[str, float]
+
+
 EXAMPLES = 40_000  # of the models without a language model: enough for 106 features
 SCALAR, PROMPT = "mean rating as the only item", "mean rating in the prompt + task token"
 BASELINES = (
@@ -37,6 +49,7 @@ BASELINES = (
     SCALAR,
     PROMPT,
     "marginal",
+    "persona",
 )
 
 
@@ -52,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--write", choices=("scalar", "prompt"), help="write these data to --out, and stop"
     )
+    parser.add_argument("--page", type=Path, help="whose table is renewed, such as docs/pplug.md")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -104,10 +118,51 @@ def run(arguments: argparse.Namespace) -> int:
         )
         result[name] = {"statistics": statistics, "gap_closed": gap_closed(statistics)}
         pages.append(f"# Jokes {name}\n\n" + markdown(statistics).partition("\n\n")[2])
+    tables = {name: result[name] for name in evaluations if name in result}
+    summary = losses_beside_the_persona(tables)
+    pages.insert(0, f"# Losses in nats per answer\n\n{summary}")
     write_json(arguments.out / "result.json", result)
     write_text(arguments.out / "report.md", "\n".join(pages))
+    if arguments.page is not None:
+        page = replaced(arguments.page.read_text("utf-8"), "jester", summary)
+        write_text(arguments.page, page)
     print("\n".join(pages))
     return 0
+
+
+def losses_beside_the_persona(parts: Mapping[str, PartResult]) -> str:
+    """Return one table of all methods and parts, sorted by the loss in the last part.
+
+    Args:
+        parts: The result of each part by its name, `known` or `new`.
+    """
+    methods = {name: None for part in parts.values() for name in part["statistics"]["scores"]}
+    columns = ("loss", "above the persona (95 %)", "gap closed %", "right label %")
+    rows = [
+        (method, [cell for part in parts.values() for cell in _cells(part, method)])
+        for method in methods
+    ]
+    *_, last = parts.values()
+    losses = {name: one[LABEL_LOSS] for name, one in last["statistics"]["scores"].items()}
+    rows.sort(key=lambda row: losses.get(row[0], -np.inf), reverse=True)
+    head = ["method", *(f"{part}: {column}" for part in parts for column in columns)]
+    return markdown_table(head, [[method, *cells] for method, cells in rows])
+
+
+def _cells(part: PartResult, method: str) -> list[str]:
+    """Return the loss of a method, its excess over the persona, and how often it is right."""
+    statistics = part["statistics"]
+    if method not in statistics["scores"]:
+        return [MISSING] * 4
+    scores = statistics["scores"][method]
+    own = statistics["metrics"][LABEL_LOSS]["methods"][method]
+    loss = f"{scores[LABEL_LOSS]:.3f}"
+    if own["seed_sd"] is not None:
+        loss += f" (sd of {own['seeds']} seeds {own['seed_sd']:.3f})"
+    excess = MISSING
+    if (gain := own["gains"].get("persona")) is not None and gain["low"] is not None:
+        excess = f"{gain['mean']:+.3f} ({gain['low']:.3f} to {gain['high']:.3f})"
+    return [loss, excess, percent(part["gap_closed"][method], 0), percent(scores["accuracy"])]
 
 
 def write_scalars(path: Path, histories: Histories, in_prompt: bool) -> None:

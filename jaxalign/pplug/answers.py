@@ -183,7 +183,8 @@ def answer_states(
         return completion_states(config, params, answers, prefix=soft, sharding=sharding)
     rows, turn = len(completions), len(inputs.turn)
     ahead = jnp.broadcast_to(jnp.asarray(inputs.turn, jnp.int32)[None, :], (rows, turn))
-    words = families.embed(config, params, jnp.concatenate([ahead, completions], axis=1))
+    # Nothing follows the last token of an answer, so that its own state would be computed in vain.
+    words = families.embed(config, params, jnp.concatenate([ahead, completions[:, :-1]], axis=1))
     if inputs.soft is None:
         raise ValueError("no soft tokens stand behind the prompts; give them before: past=None")
     embeddings = jnp.concatenate([jnp.asarray(inputs.soft).astype(words.dtype), words], axis=1)

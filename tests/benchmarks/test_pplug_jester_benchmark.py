@@ -91,7 +91,15 @@ def test_the_tables_have_every_method(folder, parts, tmp_path, monkeypatch):
     (known / "report.json").write_text(json.dumps({"samples": len(samples)}))
     with pytest.raises(InputError, match="none of --known and --new"):
         pplug_jester.run(options(tmp_path, *given))
-    assert pplug_jester.run(options(tmp_path, *given, "--known", known)) == 0
+    page = tmp_path / "page.md"
+    page.write_text("Before.\n<!-- jester: begin -->\n<!-- jester: end -->\n")
+    words = (*given, "--known", known, "--page", page)
+    assert pplug_jester.run(options(tmp_path, *words)) == 0
+    header, _, *rows = page.read_text().splitlines()[2:-1]
+    assert header.startswith("| method | known: loss | known: above the persona (95 %) |")
+    (own,) = [row for row in rows if row.startswith("| persona |")]
+    assert own.split(" | ")[2] == "-"
+    assert len(rows) == 6
     result = json.loads((tmp_path / "result.json").read_text())
     closed = result["known"]["gap_closed"]
     assert closed.keys() == {
