@@ -220,7 +220,7 @@ def _with_room(belief: FeedbackBelief) -> FeedbackBelief:
     """The belief with an empty block, and without spreads that its rows have made improbable."""
     blocks, spreads = belief.blocks, belief.spreads
     if len(spreads) > _FEWER_SPREADS[0]:
-        share = np.asarray(_moments(belief._replace(blocks=(), turn=0, num_rows=0))[0])
+        share = np.asarray(_waited_moments(belief)[0])
         there = np.flatnonzero(share > _NEGLIGIBLE)
         wanted = there[-1] - there[0] + 1
         size = next(n for n in (*_FEWER_SPREADS, len(spreads)) if n >= wanted)
@@ -440,14 +440,20 @@ def feedback_moments(belief: FeedbackBelief) -> tuple[jax.Array, jax.Array]:
     Args:
         belief: of one user.
     """
-    _, mean, cov = _moments(belief._replace(blocks=(), turn=0, num_rows=0))
-    size = len(belief.mean) - (len(belief.spreads) > 1)
-    return mean[:size], cov[:size, :size]
+    _, mean, cov = _waited_moments(belief)
+    return mean, cov
+
+
+@one_blas_thread
+def _waited_moments(belief: FeedbackBelief) -> tuple[jax.Array, jax.Array, jax.Array]:
+    found = _moments(belief._replace(blocks=(), turn=0, num_rows=0))
+    waited: tuple[jax.Array, jax.Array, jax.Array] = jax.block_until_ready(found)
+    return waited
 
 
 @jax.jit
 def _moments(belief: FeedbackBelief) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Probabilities of the spreads [G], and moments of the weights with the level behind them."""
+    """Probabilities of the spreads [G], and moments [E] and [E, E] of the weights."""
     eye = jnp.eye(belief.root.shape[1], dtype=belief.root.dtype)
 
     def at(precision: jax.Array, shift: jax.Array, terms: jax.Array) -> tuple:
@@ -461,4 +467,6 @@ def _moments(belief: FeedbackBelief) -> tuple[jax.Array, jax.Array, jax.Array]:
 
     evidence, z, cov = jax.vmap(at)(belief.precision, belief.shift, belief.evidence)
     share, center, spread = mixture(belief.log_mass + evidence, z, cov)
-    return share, belief.mean + belief.root @ center, belief.root @ spread @ belief.root.T
+    size = len(belief.mean) - (len(belief.spreads) > 1)  # the level stands behind the weights
+    root = belief.root[:size]
+    return share, belief.mean[:size] + root @ center, root @ spread @ root.T

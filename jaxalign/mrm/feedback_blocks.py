@@ -1,19 +1,18 @@
-"""A user's state in steps of whole blocks of rows, so that it is quick to build and to correct.
+"""A user's state for a service: one program for any number of rows, and rows that can be corrected.
 
-`observe` takes rows one by one. A service also has to build the state of a user anew, with all
-rows, and to put another row in place of one of the newest. Here the state holds whole blocks, and
-the newest rows stay beside it: what is known of the user is the state after one sweep over these
-rows together. It is a function of the sequence of rows alone, however often it was looked at.
+`observe` compiles a program for each number of live blocks, and drops spreads of ratings that have
+become improbable. Here all shapes stay as they are from the first row on, and the rows of a block
+are taken one by one in one call, so that a state is built anew quickly. It is a function of the
+sequence of rows alone, however many of them came in one call.
 """
 
-import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import InputError
-from jaxalign.mrm.feedback import Feedback
 from jaxalign.mrm.feedback_belief import (
     BLOCK,
     LIVE,
@@ -25,103 +24,137 @@ from jaxalign.mrm.feedback_belief import (
 )
 from jaxalign.train.blas import one_blas_thread
 
-NEWEST = 2
-"""Blocks of rows that stay beside the state: rows of the last one at least can be replaced."""
 KEPT = 64
 """Blocks whose sites are swept again in turn; older sites stay in the sums as they are. Among 2,000
-choices on 128 features this moves the mean by 0.03 standard deviations or less."""
+choices on 128 features this moves the mean by 0.005 standard deviations or less."""
 
 
-def observe_rows(belief: FeedbackBelief, rows: Feedback) -> FeedbackBelief:
-    """Return what is known of one user after up to 64 more rows, swept together.
+class FeedbackRows(NamedTuple):
+    """Rows of one user on the host, each of which counts once; otherwise as `Feedback`.
+
+    Attributes:
+        vectors: [P, E].
+        rating: [P] bool.
+        lower: [P] int32.
+        upper: [P] int32.
+    """
+
+    vectors: np.ndarray
+    rating: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+
+
+def observe_rows(belief: FeedbackBelief, rows: FeedbackRows) -> FeedbackBelief:
+    """Return what is known of one user after more rows of one block, taken one by one.
 
     Args:
-        belief: of one user, after a whole number of blocks of 32 rows.
-        rows: of this user [P], not more than 64; P is any number. Those of weight 0 do not count
-            and stand last.
+        belief: of one user, made by this function or by `init_feedback_belief`.
+        rows: of this user, as many as have room in the block that the belief ends with: 32 where it
+            ends with a whole one.
 
     Returns:
-        The new belief. Time and memory do not grow with the number of rows before: the new rows and
-        six older blocks are swept, all older ones where these are six or fewer.
+        The new belief. Time and memory do not grow with the number of rows before: each new row
+        sweeps over its own block, the one before and a few others, which change with each block.
 
     Raises:
-        InputError: too many rows, or a belief in the middle of a block.
+        InputError: too many rows.
 
     Example:
         >>> import jax.numpy as jnp
         >>> import numpy as np
-        >>> from jaxalign.mrm import Feedback, Levels, Prior, feedback_moments, init_feedback_belief
-        >>> from jaxalign.mrm.feedback_blocks import observe_rows
+        >>> from jaxalign.mrm import Levels, Prior, feedback_moments, init_feedback_belief
+        >>> from jaxalign.mrm.feedback_blocks import FeedbackRows, observe_rows
         >>> belief = init_feedback_belief(Prior(jnp.zeros(2), jnp.eye(2)))
-        >>> ties, ones = np.zeros(3, bool), np.ones(3, np.float32)
-        >>> chosen = np.array([[1.0, 0.0]] * 3, np.float32)
-        >>> rows = Feedback(chosen, ties, *Levels().choice(None, ties), ones)
+        >>> ties, chosen = np.zeros(3, bool), np.array([[1.0, 0.0]] * 3, np.float32)
+        >>> rows = FeedbackRows(chosen, ties, *Levels().choice(None, ties))
         >>> mean, cov = feedback_moments(observe_rows(belief, rows))
         >>> bool(mean[0] > 0.5), bool(cov[0, 0] < 1)
         (True, True)
     """
-    count = int(np.count_nonzero(rows.weight))
-    if belief.num_rows % BLOCK or count > NEWEST * BLOCK:
+    count, place = len(rows.vectors), belief.num_rows % BLOCK
+    if count > BLOCK - place:
         raise InputError(
-            f"a belief of {belief.num_rows} rows and {count} new ones: expected a whole number of "
-            f"blocks of {BLOCK} rows, and {NEWEST * BLOCK} new ones or fewer."
+            f"found {count} rows after {belief.num_rows}: expected {BLOCK - place} or fewer, which "
+            f"have room in a block of {BLOCK}."
         )
-    before = belief.blocks if belief.num_rows else ()
-    chosen, turn = in_turn(len(before), belief.turn, LIVE - NEWEST)
-    like = belief.blocks[0].design
-    empty = empty_block(len(belief.spreads), like.shape[1], like.dtype)
-    older = tuple(before[number] for number in chosen)
-    older += (empty,) * (LIVE - NEWEST - len(older))
+    design = belief.blocks[0].design
+    empty = empty_block(len(belief.spreads), design.shape[1], design.dtype)
+    whole = belief.blocks[:-1] if place else belief.blocks if belief.num_rows else ()
+    newest = belief.blocks[-1] if place else empty
+    chosen, turn = in_turn(len(whole), belief.turn, LIVE - 1)
+    older = tuple(whole[number] for number in chosen) + (empty,) * (LIVE - 1 - len(chosen))
     shared = (belief.mean, belief.root, belief.edges, belief.spreads)
     sums = (belief.precision, belief.shift, belief.evidence)
-    sums, new, updated = _observed(shared, sums, older, _padded(rows, like.dtype))
-    after = list(before)
-    for number, block in zip(chosen, updated, strict=False):
-        after[number] = block
-    after += new[: -(-count // BLOCK)]
-    dropped = max(len(after) - KEPT, 0)
+    span = np.array([place, place + count], np.int32)
+    sums, newest, sites = _observed(
+        shared, sums, newest, older, _in_place(rows, place, design.dtype), span
+    )
+    after = list(whole)
+    for number, site in zip(chosen, sites, strict=False):
+        after[number] = after[number]._replace(sites=site)
+    after.append(newest)
+    # The blocks that are swept change with each block, whatever the rows of a call.
+    is_whole = place + count == BLOCK
+    dropped = max(len(after) - KEPT, 0) if is_whole else 0
     return belief._replace(
-        precision=sums[0], shift=sums[1], evidence=sums[2],
-        blocks=tuple(after[dropped:]) or belief.blocks, turn=max(turn - dropped, 0),
-        num_rows=belief.num_rows + count,
+        precision=sums[0], shift=sums[1], evidence=sums[2], blocks=tuple(after[dropped:]),
+        turn=max(turn - dropped, 0) if is_whole else belief.turn, num_rows=belief.num_rows + count,
     )  # fmt: skip
 
 
-def _padded(rows: Feedback, dtype: jnp.dtype) -> Feedback:
-    """The rows on the host, padded to the blocks of the program."""
-    room = NEWEST * BLOCK - len(rows.weight)
-    kinds = (dtype, jnp.dtype(bool), jnp.dtype(jnp.int32), jnp.dtype(jnp.int32), dtype)
+def _in_place(rows: FeedbackRows, place: int, dtype: jnp.dtype) -> FeedbackRows:
+    """Rows where they stand in their block, the others 0: arrays of one shape."""
+    kinds = (dtype, np.dtype(bool), np.dtype(np.int32), np.dtype(np.int32))
     padded = []
     for leaf, kind in zip(rows, kinds, strict=True):
-        found = np.asarray(leaf).astype(kind)
-        padded.append(np.pad(found, [(0, room)] + [(0, 0)] * (found.ndim - 1)))
-    return Feedback(*map(jnp.asarray, padded))
+        block = np.zeros((BLOCK, *leaf.shape[1:]), kind)
+        block[place : place + len(leaf)] = leaf
+        padded.append(block)
+    return FeedbackRows(*padded)
 
 
 @one_blas_thread
 def _observed(
-    shared: tuple, sums: tuple, older: tuple[RowBlock, ...], rows: Feedback
-) -> tuple[tuple, tuple[RowBlock, ...], tuple[RowBlock, ...]]:
-    found: tuple[tuple, tuple[RowBlock, ...], tuple[RowBlock, ...]] = jax.block_until_ready(
-        _observe_rows(shared, sums, older, rows)
+    shared: tuple, sums: tuple, newest: RowBlock, older: tuple[RowBlock, ...], rows: FeedbackRows,
+    span: np.ndarray,
+) -> tuple[tuple, RowBlock, tuple[jax.Array, ...]]:  # fmt: skip
+    found: tuple[tuple, RowBlock, tuple[jax.Array, ...]] = jax.block_until_ready(
+        _observe_rows(shared, sums, newest, older, rows, span)
     )
     return found
 
 
 @jax.jit
 def _observe_rows(
-    shared: tuple, sums: tuple, older: tuple[RowBlock, ...], rows: Feedback
-) -> tuple[tuple, tuple[RowBlock, ...], tuple[RowBlock, ...]]:
+    shared: tuple, sums: tuple, newest: RowBlock, older: tuple[RowBlock, ...], rows: FeedbackRows,
+    span: jax.Array,
+) -> tuple[tuple, RowBlock, tuple[jax.Array, ...]]:  # fmt: skip
+    """Sums, the newest block, and the sites of the older ones, after the rows of some places."""
     mean, root, _, spreads = shared
-    vectors = rows.vectors
+    vectors, rating = jnp.asarray(rows.vectors), jnp.asarray(rows.rating)
     if len(spreads) > 1:  # the level stands behind the weights
-        level = -rows.rating.astype(vectors.dtype)
+        level = -rating.astype(vectors.dtype)
         vectors = jnp.concatenate([vectors, level[:, None]], axis=1)
-    codes = jnp.stack([rows.rating, rows.lower, rows.upper], axis=1).astype(jnp.int32)
-    known = jnp.stack([rows.weight, vectors @ mean], axis=1)
-    sites = jnp.zeros((3, len(spreads), len(vectors)), vectors.dtype)
-    parts = ((*map(functools.partial(jnp.split, indices_or_sections=NEWEST),
-                   (vectors @ root, codes, known)), jnp.split(sites, NEWEST, axis=2)))  # fmt: skip
-    new = tuple(RowBlock(*leaves) for leaves in zip(*parts, strict=True))
-    sums, blocks = sweep_blocks(shared, sums, (*new, *older), every=False)
-    return sums, blocks[:NEWEST], blocks[NEWEST:]
+    design = vectors @ root
+    codes = jnp.stack([rating, rows.lower, rows.upper], axis=1).astype(jnp.int32)
+    margins = vectors @ mean
+    known = jnp.stack([jnp.ones_like(margins), margins], axis=1)
+
+    def take(place: jax.Array, carry: tuple) -> tuple:
+        sums, newest, sites = carry
+        newest = RowBlock(
+            newest.design.at[place].set(design[place]),
+            newest.codes.at[place].set(codes[place]),
+            newest.known.at[place].set(known[place]),
+            newest.sites,
+        )
+        others = (block._replace(sites=own) for block, own in zip(older, sites, strict=True))
+        sums, swept = sweep_blocks(shared, sums, (newest, *others), every=False, place=place)
+        return sums, swept[0], tuple(block.sites for block in swept[1:])
+
+    start = (sums, newest, tuple(block.sites for block in older))
+    found: tuple[tuple, RowBlock, tuple[jax.Array, ...]] = jax.lax.fori_loop(
+        span[0], span[1], take, start
+    )
+    return found

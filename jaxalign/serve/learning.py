@@ -1,9 +1,8 @@
 """From a user's feedback to the posterior of the user's weights: a pure function of the rows.
 
-Rows enter the posterior in blocks. The rows of whole blocks are in a state whose size does not grow
-with their number; the newest ones stand beside it, so that one of them can still be replaced. The
-state is a cache: built anew from all rows, it has the same bits. Where the newest rows are as many
-as they may be, their oldest block can enter the state before the next row comes.
+Rows enter the posterior one by one, and its size does not grow with their number. The newest rows
+stand beside it, with what was known before each block of them, so that one of them can still be
+replaced. The state is a cache: built anew from all rows, it has the same bits.
 """
 
 from collections import Counter
@@ -13,19 +12,18 @@ from functools import cached_property
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from sqlalchemy import Connection
 
-from jaxalign.mrm import Feedback
 from jaxalign.mrm.feedback_belief import BLOCK, FeedbackBelief, feedback_moments
-from jaxalign.mrm.feedback_blocks import NEWEST, observe_rows
+from jaxalign.mrm.feedback_blocks import FeedbackRows, observe_rows
 from jaxalign.personalize.utility import Utility
 from jaxalign.serve.reward_space import LEVELS, RewardSpace
 from jaxalign.serve.store import events
 from jaxalign.serve.store.events import Event
 
-MOST_NEWEST = NEWEST * BLOCK
+MOST_NEWEST = 2 * BLOCK
+"""Rows beside the state: those of the last block at least can be replaced."""
 _UNREAD = "ratings on learned features, which have no typical answer to be measured from"
 _OTHER_SPACE = "rows on other rewards than the present ones"
 
@@ -65,53 +63,35 @@ class LearnedRow(NamedTuple):
     up: bool
 
 
-class FoldedBlock(NamedTuple):
-    """A belief after one more block of rows.
-
-    Attributes:
-        ids: of the rows of the block, in their order.
-        belief: after them.
-    """
-
-    ids: tuple[str, ...]
-    belief: FeedbackBelief
-
-
 @dataclass(frozen=True, eq=False)
 class TasteState:
     """What is kept of one user in memory.
 
     Attributes:
         taste: of all rows.
-        belief: after the rows of whole blocks.
-        newest: rows beside it, by kind and subject, in their order; `MOST_NEWEST` or fewer.
+        beliefs: before the newest rows, after each whole block of them, and after the last one.
+        newest: rows by kind and subject, in their order; `MOST_NEWEST` or fewer.
         first: id of the oldest row that is stored; None where there is none.
         last: when the last row was received, in microseconds since 1970.
         version: of the user, see `UserRow`.
-        ahead: the belief that the next row begins with, where `fold_ahead` has made it.
     """
 
     taste: UserTaste
-    belief: FeedbackBelief
+    beliefs: tuple[FeedbackBelief, ...]
     newest: dict[tuple[str, str], LearnedRow]
     first: str | None = None
     last: int = -1
     version: str = ""
-    ahead: FoldedBlock | None = None
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the next row needs a belief after one more block."""
-        return len(self.newest) == MOST_NEWEST
 
     @cached_property
     def size(self) -> int:
         """Bytes of its arrays, without those that all users share."""
-        arrays = jax.tree.leaves(self.belief) if self.belief.num_rows else []
-        arrays += [] if self.ahead is None else jax.tree.leaves(self.ahead.belief)
+        learned = [belief for belief in self.beliefs if belief.num_rows]
+        arrays = {id(leaf): leaf for leaf in jax.tree.leaves(learned)}
         utility = self.taste.utility
         rows = [row.vector for row in self.newest.values()]
-        return sum(int(np.size(one)) * 4 for one in (*arrays, *rows, utility.mean, utility.cov))
+        own = (*arrays.values(), *rows, utility.mean, utility.cov)
+        return sum(int(np.size(one)) * 4 for one in own)
 
 
 def current_feedback(rows: Sequence[Event]) -> list[Event]:
@@ -141,7 +121,7 @@ def why_unused(space: RewardSpace, row: Event) -> str | None:
 def first_state(space: RewardSpace) -> TasteState:
     """Return the state of a user without feedback."""
     taste = UserTaste(space.population, 0, {}, space.left_alone(space.population))
-    return TasteState(taste, space.start, {})
+    return TasteState(taste, (space.start,), {})
 
 
 def infer_taste(space: RewardSpace, rows: Sequence[Event]) -> UserTaste:
@@ -164,7 +144,8 @@ def advance(space: RewardSpace, state: TasteState, rows: Sequence[Event]) -> Tas
     """
     if not rows:
         return state
-    belief, newest = state.belief, dict(state.newest)
+    beliefs, newest = state.beliefs, dict(state.newest)
+    known = len(newest)  # of the newest rows, those that the last belief is of
     used, ratings, unused = state.taste.used, state.taste.ratings, Counter(state.taste.unused)
     for row in rows:
         place = (row.kind, row.subject)
@@ -172,42 +153,45 @@ def advance(space: RewardSpace, state: TasteState, rows: Sequence[Event]) -> Tas
         if reason is not None:
             unused[reason] += 1
             continue
-        new = newest.pop(place, None) is None
-        used, ratings = used + new, ratings + (new and row.kind == "rating")
+        if place in newest:
+            beliefs, known = _before(beliefs, known, list(newest).index(place))
+            del newest[place]
+        else:
+            used, ratings = used + 1, ratings + (row.kind == "rating")
         if len(newest) == MOST_NEWEST:
-            belief = _folded(belief, newest, state.ahead).belief
+            beliefs = _with_rows(beliefs, known, list(newest.values()))[1:]
             newest = dict(list(newest.items())[BLOCK:])
+            known = len(newest)
         newest[place] = _learned(row)
     utility = space.population
     if newest:  # or else the belief is that of no row
-        after = observe_rows(belief, _table(list(newest.values())))
-        mean, cov = feedback_moments(after)
+        beliefs = _with_rows(beliefs, known, list(newest.values()))
+        mean, cov = feedback_moments(beliefs[-1])
         utility = Utility(np.asarray(mean), np.asarray(cov), space.ids)
     taste = UserTaste(utility, used, dict(unused), space.left_alone(utility), ratings)
-    return replace(
-        state, taste=taste, belief=belief, newest=newest, last=rows[-1].received, ahead=None
-    )
+    return replace(state, taste=taste, beliefs=beliefs, newest=newest, last=rows[-1].received)
 
 
-def fold_ahead(state: TasteState) -> TasteState:
-    """Return a full state with the belief that its next row begins with; others as they are.
+def _before(
+    beliefs: tuple[FeedbackBelief, ...], known: int, place: int
+) -> tuple[tuple[FeedbackBelief, ...], int]:
+    """The beliefs without the block of one of the newest rows and what follows, and their rows."""
+    if place >= known:
+        return beliefs, known
+    whole = place // BLOCK
+    return beliefs[: whole + 1], whole * BLOCK
 
-    A row that takes the place of one of that block makes it useless, and is as right without it.
-    """
-    if not state.is_full:
-        return state
-    return replace(state, ahead=_folded(state.belief, state.newest, state.ahead))
 
-
-def _folded(
-    belief: FeedbackBelief, newest: dict[tuple[str, str], LearnedRow], ahead: FoldedBlock | None
-) -> FoldedBlock:
-    """The belief after the oldest block of the newest rows, which may be there already."""
-    oldest = list(newest.values())[:BLOCK]
-    ids = tuple(row.id for row in oldest)
-    if ahead is not None and ahead.ids == ids:
-        return ahead
-    return FoldedBlock(ids, observe_rows(belief, _table(oldest)))
+def _with_rows(
+    beliefs: tuple[FeedbackBelief, ...], known: int, newest: Sequence[LearnedRow]
+) -> tuple[FeedbackBelief, ...]:
+    """The beliefs of all newest rows, of which the first ones are known."""
+    while known < len(newest):
+        whole = known // BLOCK
+        end = min((whole + 1) * BLOCK, len(newest))
+        after = observe_rows(beliefs[-1], _table(newest[known:end]))
+        beliefs, known = (*beliefs[: whole + 1], after), end
+    return beliefs
 
 
 def unseen_rows(
@@ -252,18 +236,13 @@ def _learned(row: Event) -> LearnedRow:
     return LearnedRow(row.id, vector, rating, row.value.get("rating", 1) == 1)
 
 
-def _table(rows: Sequence[LearnedRow]) -> Feedback:
-    """Rows of one user as the likelihood takes them.
-
-    They are filled up to the most that there may be: jax compiles the transfer of each new shape,
-    which takes longer than the posterior.
-    """
-    vectors = np.zeros((MOST_NEWEST, len(rows[0].vector)), np.float32)
-    rating, up = np.zeros((2, MOST_NEWEST), bool)
-    for number, row in enumerate(rows):
-        vectors[number], rating[number], up[number] = row.vector, row.rating, row.up
+def _table(rows: Sequence[LearnedRow]) -> FeedbackRows:
+    """Rows of one user as the likelihood takes them, on the host."""
+    vectors = np.stack([row.vector for row in rows])
+    rating, up = (
+        np.array(flags) for flags in zip(*((row.rating, row.up) for row in rows), strict=True)
+    )
     chosen = LEVELS.choice(None, np.zeros_like(rating))
     rated = LEVELS.rating(0, up.astype(np.int32))
     lower, upper = (np.where(rating, *both) for both in zip(rated, chosen, strict=True))
-    weight = (np.arange(MOST_NEWEST) < len(rows)).astype(np.float32)
-    return Feedback(*map(jnp.asarray, (vectors, rating, lower, upper, weight)))
+    return FeedbackRows(vectors, rating, lower, upper)

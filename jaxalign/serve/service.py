@@ -20,7 +20,6 @@ from jaxalign.serve.learning import (
     UserTaste,
     advance,
     first_state,
-    fold_ahead,
     unseen_rows,
 )
 from jaxalign.serve.offered import OfferedPolicies
@@ -65,7 +64,6 @@ class Service:
     stopping: bool = False
     _states: OrderedDict[str, TasteState] = field(default_factory=OrderedDict)
     _state_bytes: int = 0
-    _folds: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _making_persona: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @cached_property
@@ -94,23 +92,10 @@ class Service:
 
     async def follow(self, user: str) -> UserTaste:
         """Return the belief about a user who has new rows; as `taste`."""
-        if user in self._folds:
-            await asyncio.wait({self._folds[user]})  # a client that goes away does not stop it
         known = self._states.get(user, self._empty)
         known = await asyncio.to_thread(self._followed, user, known)
         self._remember(user, known)
-        if known.is_full and user not in self._folds:
-            self._folds[user] = asyncio.create_task(self._fold(user, known))
         return known.taste
-
-    async def _fold(self, user: str, known: TasteState) -> None:
-        """Make what the next row begins with, after this one is answered."""
-        try:
-            folded = await asyncio.to_thread(fold_ahead, known)
-        finally:
-            del self._folds[user]
-        if self._states.get(user) is known:
-            self._remember(user, folded)
 
     async def persona(self, user: str | None, prompt: str | Chat) -> Persona | None:
         """Return the persona of a user for a prompt, which may be used; None where it may not.

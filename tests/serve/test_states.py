@@ -14,7 +14,6 @@ from jaxalign.serve.learning import (
     advance,
     current_feedback,
     first_state,
-    fold_ahead,
     infer_taste,
     unseen_rows,
 )
@@ -80,6 +79,7 @@ def test_a_state_that_follows_reads_the_new_row_alone_and_does_not_grow(database
         sizes.append(len(state.newest))
     assert max(sizes) == MOST_NEWEST
     assert min(sizes) == MOST_NEWEST - BLOCK + 1
+    assert len(state.beliefs) <= 1 + MOST_NEWEST // BLOCK
     expect_rebuilt(database, state)
     assert follow(database, state)[1] == 0
 
@@ -92,25 +92,24 @@ def test_another_number_of_rows_compiles_nothing(caplog):
     assert not [record.message for record in caplog.records]
 
 
-@pytest.mark.parametrize("replaced", [None, 40, 3])
-def test_a_block_that_is_folded_ahead_is_not_folded_again(database, monkeypatch, replaced):
-    """Unless one of its rows is replaced: number 3 is in it, number 40 is not."""
-    write(database, *(row(number) for number in range(MOST_NEWEST)))
+@pytest.mark.parametrize(("replaced", "again"), [(None, 2), (100, 29), (70, 61)])
+def test_rows_are_observed_once_unless_one_before_them_is_replaced(
+    database, monkeypatch, replaced, again
+):
+    """The newest rows are those from 64 on: 70 is in their first block, 100 in the second."""
+    write(database, *(row(number) for number in range(124)))
     state, _ = follow(database, first_state(SPACE))
-    assert state.is_full
-    folded = fold_ahead(state)
-    calls, observe = [], learning.observe_rows
+    counts, observe = [], learning.observe_rows
     monkeypatch.setattr(
         learning,
         "observe_rows",
-        lambda *some: (calls.append(int(some[1].weight.sum())), observe(*some))[1],
+        lambda belief, rows: (counts.append(len(rows.vectors)), observe(belief, rows))[1],
     )
     if replaced is not None:
         write(database, row(200, f"answer-{replaced}", row(replaced).kind))
-    write(database, row(201), row(202))
-    state, _ = follow(database, folded)
-    assert calls == [BLOCK] * (replaced == 3) + [MOST_NEWEST - BLOCK + 2]
-    assert state.ahead is None
+    write(database, *(row(number) for number in range(201, 203 - (replaced is not None))))
+    state, _ = follow(database, state)
+    assert sum(counts) == again
     monkeypatch.undo()
     expect_rebuilt(database, state)
 
