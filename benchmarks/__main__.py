@@ -41,6 +41,7 @@ NAMES = (
     "serve_vllm",
     "serve_start",
     "pplug_jester",
+    "pplug_vllm",
 )
 
 

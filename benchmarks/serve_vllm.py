@@ -11,11 +11,8 @@ import contextlib
 import json
 import os
 import signal
-import socket
-import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +22,8 @@ import jax
 from benchmarks import harness
 from benchmarks.loop_http import running
 from benchmarks.serve_members import save_members
+from benchmarks.vllm_server import check_vllm, vllm_server, wait_for_vllm
 from jaxalign.demo.answers import read_answers
-from jaxalign.errors import InputError
 from jaxalign.files import write_json
 from jaxalign.models import LanguageModel, load_language_model, save_language_model
 from jaxalign.models.sampling import Sampling
@@ -38,7 +35,6 @@ from jaxalign.progress import Progress
 MODEL = "SmolLM2-135M-Instruct"
 EDITS = {"brief": "Yes.", "list": "- One step\n- Another step\n- A third step"}
 """What each user makes of every answer."""
-_START_SECONDS = 900.0  # of vLLM on two busy cores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,10 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         InputError: there is no such program.
     """
-    if not arguments.vllm.is_file():
-        raise InputError(
-            f"--vllm {arguments.vllm}: no such file; expected the program of an installed vLLM."
-        )
+    check_vllm(arguments.vllm)
     result: dict[str, Any] = {
         "benchmark": "serve_vllm",
         "machine": harness.machine(),
@@ -75,12 +68,12 @@ def run(arguments: argparse.Namespace) -> int:
         portfolio, exported = folder / "portfolio", folder / "vllm"
         save_members(portfolio, model)
         export_vllm(open_policies(portfolio, None), exported)
-        with _vllm(arguments.vllm, exported, folder / "vllm.log") as (process, address):
+        log, command = folder / "vllm.log", ["sh", str(exported / "start_vllm.sh")]
+        with vllm_server(arguments.vllm, command, log) as (process, address):
             own = _own_answers(portfolio, model, arguments)
             begun = time.perf_counter()
             with Progress().waiting("vLLM starts"):
-                _wait(process, address, folder / "vllm.log")
-            result["vllm"] = httpx.get(address.replace("/v1", "/version")).json()["version"]
+                result["vllm"] = wait_for_vllm(process, address, log)
             result["vllm_waited_seconds"] = time.perf_counter() - begun
             result["greedy"] = _compare(own, exported, address, arguments)
             result["users"] = asyncio.run(_ask(portfolio, address, arguments))
@@ -181,47 +174,6 @@ async def _answer(client: httpx.AsyncClient, user: str, prompt: str, tokens: int
     found.raise_for_status()
     reply: dict[str, Any] = found.json()
     return reply
-
-
-@contextlib.contextmanager
-def _vllm(
-    program: Path, exported: Path, log: Path
-) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """Start vLLM by the exported script, and yield its process and its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {
-        **os.environ,
-        "PATH": f"{program.parent.absolute()}:{os.environ['PATH']}",
-        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
-    }
-    environment.pop("PYTHONPATH", None)  # it has a Python of its own
-    command = [
-        "sh", str(exported / "start_vllm.sh"), "--port", str(port), "--dtype", "float32",
-        "--max-model-len", "512", "--enforce-eager",
-    ]  # fmt: skip
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=out, env=environment, start_new_session=True
-        )
-    try:
-        yield process, f"http://127.0.0.1:{port}/v1"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)  # its engine is a process of its own
-        process.wait()
-
-
-def _wait(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    end = time.monotonic() + _START_SECONDS
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            if httpx.get(f"{address}/models", timeout=5).status_code == httpx.codes.OK:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(2)
-    raise RuntimeError(f"vLLM did not start: {log.read_text(errors='replace')[-2000:]}")
 
 
 def _holds(result: dict[str, Any]) -> bool:
