@@ -184,7 +184,7 @@ def check_number(
         above: whether `least` itself is refused.
 
     Raises:
-        InputError: NaN, infinity, or a number outside the range.
+        InputError: an array of numbers, NaN, infinity, or a number outside the range.
 
     Example:
         >>> from jaxalign.arrays import check_number
@@ -195,8 +195,9 @@ def check_number(
         temperature: found 0, expected a finite number above 0; correct it.
     """
     if isinstance(value, jax.core.Tracer):
+        _check_shape(name, value.shape, "", Sizes(), "")
         return
-    number = float(value)
+    number = check_scalar(name, value)
     if math.isfinite(number) and least <= number <= most and not (above and number == least):
         return
     low = "" if least == -math.inf else f"above {least:g}" if above else f"of {least:g} or more"
@@ -205,6 +206,53 @@ def check_number(
     raise InputError(
         f"{name}: found {number:g}, expected a finite number{wanted and f' {wanted}'}; correct it."
     )
+
+
+def check_scalar(name: str, value: Value) -> float:
+    """Return a number as a float of Python, whatever its type.
+
+    Args:
+        name: of the argument, for the message.
+        value: a number, or an array without axes.
+
+    Raises:
+        InputError: something else.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.arrays import check_scalar
+        >>> check_scalar("eps", np.float16(0.5))
+        0.5
+    """
+    array = _numbers(name, value, "")
+    _check_shape(name, array.shape, "", Sizes(), "")
+    return float(array)
+
+
+def check_count(name: str, value: Value, least: int = 1) -> int:
+    """Return a count as an int of Python, whatever its type.
+
+    Args:
+        name: of the argument, for the message.
+        value: a whole number.
+        least: the least it may be.
+
+    Raises:
+        InputError: no whole number, or one below the least.
+
+    Example:
+        >>> from jaxalign.arrays import check_count
+        >>> try:
+        ...     check_count("size", 2.5)
+        ... except ValueError as error:
+        ...     print(error)
+        size: found 2.5, expected a whole number; correct it.
+    """
+    number = check_scalar(name, value)
+    check_number(name, number, least)
+    if not number.is_integer():
+        raise InputError(f"{name}: found {number:g}, expected a whole number; correct it.")
+    return int(number)
 
 
 def check_scale(name: str, array: jax.Array) -> None:
@@ -362,10 +410,10 @@ def _check_shape(name: str, shape: tuple[int, ...], axes: str, sizes: Sizes, emp
     fits = rest >= 0 if "..." in axes else rest == 0
     own = shape[rest:] if axes.startswith("...") else shape[: len(letters)]
     if not fits:
+        wanted = f"an array of {len(letters)} {'axis' if len(letters) == 1 else 'axes'}"
         raise InputError(
-            f"{name}: found shape {list(shape)}, expected {_expected(axes)}; give an array of "
-            f"{len(letters)} {'axis' if len(letters) == 1 else 'axes'}"
-            f"{' or more' if '...' in axes else ''}."
+            f"{name}: found shape {list(shape)}, expected {_expected(axes)}; give "
+            f"{wanted if axes else 'one number'}{' or more' if '...' in axes else ''}."
         )
     for letter, size in zip(letters, own, strict=True):
         if letter.isdigit() or (size == 0 and letter not in empty):

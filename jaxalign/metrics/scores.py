@@ -9,6 +9,7 @@ counts as half right: a model that says nothing scores .5, not 0 or 1.
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from jaxalign.arrays import check_scalar
 from jaxalign.errors import InputError
 
 Floats = NDArray[np.float64]
@@ -302,5 +303,10 @@ def share_of_gap(value: float, floor: float, ceiling: float) -> float:
     Returns:
       (value - floor) / (ceiling - floor); below 0 or above 1 where the value lies outside. NaN
       where the ceiling is not above the floor: there is no gap to close.
+
+    Raises:
+      InputError: something else than a number.
     """
+    given = {"value": value, "floor": floor, "ceiling": ceiling}
+    value, floor, ceiling = (check_scalar(name, number) for name, number in given.items())
     return (value - floor) / (ceiling - floor) if ceiling > floor else float("nan")

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxalign.arrays import check_count
 from jaxalign.data.prompts import HUMAN, Prompt
 from jaxalign.errors import InputError
 
@@ -210,6 +211,7 @@ def evaluation_points(count: int) -> np.ndarray:
         >>> evaluation_points(2).shape, evaluation_points(3).shape
         ((11, 2), (13, 3))
     """
+    count = check_count("count", count, 0)
     if count < 2:
         raise InputError(f"found {count} rewards; expected at least 2 to choose between.")
     if count == 2:

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxalign.arrays import Sizes, check_array, check_number
+from jaxalign.arrays import Sizes, check_array, check_count
 from jaxalign.mrm.config import MRMConfig
 
 Params = dict[str, Any]
@@ -107,7 +107,7 @@ def init(key: jax.Array, config: MRMConfig, feature_dim: int) -> Params:
         >>> params["base"]["layer0"]["kernel"].shape, params["weight_init"].tolist()
         ((5, 2), [0.5, 0.5])
     """
-    check_number("feature_dim", feature_dim, 1)
+    feature_dim = check_count("feature_dim", feature_dim)
     base_key, weight_key = jax.random.split(key)
     variables = BaseRewards(config).init(base_key, jnp.zeros((1, feature_dim)))
     size = config.hidden_sizes[-1] if config.hidden_sizes else feature_dim

@@ -4,7 +4,7 @@ from typing import Literal
 
 import numpy as np
 
-from jaxalign.arrays import check_number
+from jaxalign.arrays import check_count
 from jaxalign.errors import InputError
 from jaxalign.palm._search import SearchState
 from jaxalign.palm.config import PalmConfig, WeightKind
@@ -77,8 +77,7 @@ def baseline_weights(
         >>> baseline_weights("uniform", num_rewards=2, size=3).tolist()
         [[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]]
     """
-    for name, count in (("size", size), ("num_rewards", num_rewards)):
-        check_number(name, count, 1)
+    size, num_rewards = check_count("size", size), check_count("num_rewards", num_rewards)
     rng = np.random.default_rng(seed)
     if kind == "random":
         return _signs(rng, rng.dirichlet(np.ones(num_rewards), size), weights)

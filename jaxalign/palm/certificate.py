@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxalign.arrays import Sizes, check_number, check_numpy
+from jaxalign.arrays import Sizes, check_number, check_numpy, check_scalar
 from jaxalign.errors import InputError
 from jaxalign.palm.domain import Floats
 from jaxalign.palm.gaps import Gap, worst_gap, worst_ratio
@@ -168,8 +168,11 @@ def guarantee(eps: float, delta: float, eta: float = 0.0, tau: float = 0.0) -> t
         >>> round(a, 3), round(b, 3)
         (0.909, 0.045)
     """
-    for name, value in (("eps", eps), ("delta", delta), ("eta", eta), ("tau", tau)):
+    given = {"eps": eps, "delta": delta, "eta": eta, "tau": tau}
+    for name, value in given.items():
         check_number(name, value, 0)
+    # Numbers of Python, so that one of half precision does not round the others.
+    eps, delta, eta, tau = (check_scalar(name, value) for name, value in given.items())
     return (1 - eta) / (1 + eps), (1 - eta) * delta / (1 + eps) + tau
 
 

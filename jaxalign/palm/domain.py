@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jaxalign.arrays import check_number, check_numpy
+from jaxalign.arrays import check_count, check_numpy
 from jaxalign.errors import InputError
 from jaxalign.palm.config import WeightKind
 
@@ -39,8 +39,7 @@ def corners(kind: WeightKind, num_rewards: int) -> Floats:
         array([[ 1.,  1.],
                [-1.,  1.]])
     """
-    check_number("num_rewards", num_rewards, 1)
-    identity = np.eye(num_rewards)
+    identity = np.eye(check_count("num_rewards", num_rewards))
     if kind == "simplex":
         return identity
     signed = np.concatenate([identity, -identity])

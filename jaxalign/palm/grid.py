@@ -4,17 +4,22 @@ import math
 
 import numpy as np
 
+from jaxalign.arrays import check_count, check_scalar
 from jaxalign.errors import InputError
 from jaxalign.palm.config import check_tolerances
 
 LIMIT = 200_000
 
 
+def _checked(num_rewards: int, eps: float, delta: float) -> tuple[int, float, float]:
+    """The same as numbers of Python, so that half precision does not round the levels."""
+    eps, delta = check_scalar("eps", eps), check_scalar("delta", delta)
+    check_tolerances(eps, delta)
+    return check_count("num_rewards", num_rewards), eps, delta
+
+
 def _top_level(num_rewards: int, eps: float, delta: float) -> int:
     """K, the exponent of the smallest level above 0."""
-    check_tolerances(eps, delta)
-    if num_rewards < 1:
-        raise InputError(f"num_rewards: found {num_rewards}, expected 1 or more; correct it.")
     if num_rewards == 1:
         return 0
     exponent = math.log((num_rewards - 1) / delta) / math.log1p(eps)
@@ -45,6 +50,7 @@ def grid_size(num_rewards: int, eps: float, delta: float) -> int:
         >>> grid_size(3, eps=0.1, delta=0.05), grid_size(2, eps=0.1, delta=0.05)
         (4921, 67)
     """
+    num_rewards, eps, delta = _checked(num_rewards, eps, delta)
     top = _top_level(num_rewards, eps, delta)
     return 1 if num_rewards == 1 else (top + 2) ** num_rewards - (top + 1) ** num_rewards
 
@@ -81,6 +87,7 @@ def weight_grid(
         >>> weight_grid(2, eps=0.9, delta=0.9).round(3).tolist()
         [[0.5, 0.5], [0.655, 0.345], [1.0, 0.0], [0.345, 0.655], [0.0, 1.0]]
     """
+    num_rewards, eps, delta = _checked(num_rewards, eps, delta)
     count = grid_size(num_rewards, eps, delta)
     if count > limit and not confirm:
         raise InputError(

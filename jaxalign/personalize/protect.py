@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxalign.arrays import Sizes, check_array
+from jaxalign.arrays import Sizes, check_array, check_scalar
 from jaxalign.errors import InputError
 from jaxalign.personalize.utility import Array, Utility
 from jaxalign.rewards.reward_scale import RewardIds
@@ -38,6 +38,7 @@ def floors(protected: Mapping[str, float], reward_ids: RewardIds) -> NDArray[np.
             raise InputError(
                 f"protected: found {name!r}, expected one of {', '.join(reward_ids.names)}."
             )
+        floor = check_scalar(f"protected.{name}", floor)
         if not (floor >= 0 and np.isfinite(floor)):
             raise InputError(f"protected.{name}: found {floor}, expected 0 or more; correct it.")
         least[reward_ids.names.index(name)] = floor

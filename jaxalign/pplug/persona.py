@@ -16,7 +16,16 @@ from typing import TypedDict
 import jax
 import jax.numpy as jnp
 
-from jaxalign.arrays import Sizes, check_array, check_mask, check_number, check_whole, kept
+from jaxalign.arrays import (
+    Sizes,
+    check_array,
+    check_count,
+    check_mask,
+    check_number,
+    check_scalar,
+    check_whole,
+    kept,
+)
 from jaxalign.errors import InputError
 from jaxalign.pplug.config import PersonaConfig
 
@@ -87,7 +96,7 @@ def init_persona(
         The parameters, float32.
 
     Raises:
-        InputError: `embedding_norm` is not positive and finite.
+        InputError: `embedding_norm` is not positive and finite, or a width is no whole number.
 
     Source: arXiv 2409.11901, section 3.3; initialisation of github rucliujn/PPlug @ 6f9f283.
 
@@ -99,6 +108,9 @@ def init_persona(
         >>> sorted(params), params["null"].shape
         (['null', 'project', 'task'], (1, 8))
     """
+    encoder_width = check_count("encoder_width", encoder_width)
+    model_width = check_count("model_width", model_width)
+    embedding_norm = check_scalar("embedding_norm", embedding_norm)
     if not 0 < embedding_norm < float("inf"):
         raise InputError(
             f"the model's mean embedding norm is {embedding_norm}; expected a positive number: its "
