@@ -132,7 +132,7 @@ class Linear(nn.Module):
         """[B, T, in] -> [B, T, features]; `pair` and `rows` as in `lora.delta`."""
         shape = (inputs.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.normal(0.02), shape)
-        result = inputs @ kernel.astype(self.dtype)
+        result = lora.product(inputs, kernel.astype(self.dtype))
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
             result = result + bias.astype(self.dtype)[None, None]

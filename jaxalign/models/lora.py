@@ -315,7 +315,7 @@ def delta(inputs: jax.Array, pair: Params, rows: jax.Array | None = None) -> jax
     """
     a, b = (leaf(pair, name).astype(inputs.dtype) for name in ("a", "b"))
     if rows is None:
-        return (inputs @ a) @ b
+        return product(product(inputs, a), b)
     count, _, rank = a.shape
     weighted = jnp.issubdtype(rows.dtype, jnp.floating)
     if weighted or count * rank <= _MOST_COLUMNS:
@@ -326,6 +326,16 @@ def delta(inputs: jax.Array, pair: Params, rows: jax.Array | None = None) -> jax
     held = (rows >= 0)[:, None, None].astype(inputs.dtype)
     low = jnp.einsum("BTi,Bir->BTr", inputs, a[rows]) * held
     return jnp.einsum("BTr,Bro->BTo", low, b[rows])
+
+
+def product(inputs: jax.Array, matrix: jax.Array) -> jax.Array:
+    """Return [B, T, in] @ [in, out], its tokens on one axis.
+
+    The gradient of the matrix adds over tokens. Over two axes at once, XLA on a CPU would copy both
+    of its factors transposed.
+    """
+    flat = inputs.reshape(-1, inputs.shape[-1]) @ matrix
+    return flat.reshape(*inputs.shape[:-1], matrix.shape[-1])
 
 
 def is_pair(node: object) -> TypeGuard[Mapping[str, jax.Array]]:

@@ -190,9 +190,15 @@ def best_in_one_pass(weights: jax.Array, values: jax.Array) -> tuple[jax.Array, 
     XLA on a CPU would hold the scores [U, M].
     """
     dtype = _accumulation(weights, values)
-    # One transposed copy: of a column each, the weights would be read from memory R times.
-    columns = jax.lax.optimization_barrier(weights.T).astype(dtype)
-    scores = _weighted_sum(columns[:, None, :], values.astype(dtype).T[:, :, None])
+    users, rewards = weights.shape
+    # Gathered for every member, a column of weights is read inside the reduction. XLA would write
+    # a slice or a transposition of the weights to memory first, and read it again.
+    rows = jnp.broadcast_to(jnp.arange(users, dtype=jnp.int32), (len(values), users))
+    columns = [
+        weights.at[rows, reward].get(mode="promise_in_bounds", wrap_negative_indices=False)
+        for reward in range(rewards)
+    ]
+    scores = _weighted_sum(jnp.stack(columns).astype(dtype), values.astype(dtype).T[:, :, None])
     members = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
 
     def better(one: tuple, other: tuple) -> tuple:

@@ -33,8 +33,9 @@ def token_logprob(
     """Log-probability of each target and entropy of its distribution, from hidden states.
 
     No array of [tokens, V] is held, forward or backward: chunks of tokens meet the full vocabulary
-    one after another, and the backward pass computes their logits again. An unembedding that needs
-    no gradient (frozen, LoRA) costs none. Matrix products run in the dtype of `hidden` and add up
+    one after another, and the backward pass computes their logits again. Tokens that fit one chunk
+    keep theirs instead: no second product. An unembedding that needs no gradient (frozen, LoRA)
+    costs none. Matrix products run in the dtype of `hidden` and add up
     in at least float32; all that follows is in at least float32.
 
     Args:

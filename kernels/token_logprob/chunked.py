@@ -2,7 +2,8 @@
 
 A step takes the next tokens of *every* shard, so that a token axis laid out over devices stays
 where it is. The last step starts earlier instead of padding, which would copy all hidden states:
-it repeats some tokens, and writes what is there already.
+it repeats some tokens, and writes what is there already. If one chunk holds all tokens, its logits
+are kept for the backward pass, which would hold as many in any case.
 """
 
 from functools import partial
@@ -27,8 +28,9 @@ def token_logprob(
     """Log-probabilities and entropies, with [S, chunk, V] logits at a time.
 
     Saves each token's entropy and log-sum-exp, as the largest logit and the rest (their sum would
-    round large logits), for the backward pass. The scan's carry
-    holds one gradient of the unembedding a shard, so shards are added once, after the scan.
+    round large logits), for the backward pass; and the logits if a single chunk holds all. The
+    scan's carry holds one gradient of the unembedding per shard, so shards are added once, after
+    the scan.
 
     Args:
         soft_cap: logits stay inside (-soft_cap, soft_cap), or None.
@@ -77,8 +79,7 @@ def _forward(
 ) -> tuple[tuple[jax.Array, jax.Array], tuple]:
     weight = unembedding.astype(hidden.dtype)
 
-    def step(_: None, start: jax.Array) -> tuple[None, tuple]:
-        raw = project(_cut(hidden, start, chunk), weight)
+    def values(raw: jax.Array, targets: jax.Array) -> tuple[jax.Array, ...]:
         logits = temper(raw, temperature, suppressed, soft_cap)
         top = jnp.max(logits, axis=-1)
         shifted = logits - top[..., None]
@@ -87,45 +88,61 @@ def _forward(
         # A banned id has odds 0 and shifted -inf.
         mean = jnp.sum(jnp.where(odds > 0, odds * shifted, 0), axis=-1) / total
         log_total = jnp.log(total)
-        picked = pick(logits, _cut(targets, start, chunk))
         # (z - top) - log: two large logits cancel before the small one is taken off.
-        return None, (picked - top - log_total, log_total - mean, top, log_total)
+        logprob = pick(logits, targets) - top - log_total
+        return logprob, log_total - mean, top, log_total
 
-    _, steps = lax.scan(step, None, _starts(hidden.shape[1], chunk))
-    logprob, entropy, *lse = (_join(part, hidden.shape[1]) for part in steps)
-    saved = hidden, unembedding, targets, temperature, suppressed, entropy, *lse
+    def step(_: None, start: jax.Array) -> tuple[None, tuple]:
+        raw = project(_cut(hidden, start, chunk), weight)
+        return None, values(raw, _cut(targets, start, chunk))
+
+    kept = None
+    if chunk == hidden.shape[1]:
+        kept = project(hidden, weight)
+        logprob, entropy, *lse = values(kept, targets)
+    else:
+        _, steps = lax.scan(step, None, _starts(hidden.shape[1], chunk))
+        logprob, entropy, *lse = (_join(part, hidden.shape[1]) for part in steps)
+    saved = hidden, unembedding, targets, temperature, suppressed, kept, entropy, *lse
     return (logprob, entropy), saved
 
 
 def _backward(soft_cap: float | None, chunk: int, saved: tuple, cotangents: tuple) -> tuple:
-    hidden, unembedding, targets, temperature, suppressed, entropy, *lse = saved
+    hidden, unembedding, targets, temperature, suppressed, kept, entropy, *lse = saved
     weight = unembedding.astype(hidden.dtype)
     vocab, tokens, wide = len(weight), hidden.shape[1], entropy.dtype
     # A target that is no id has the value NaN, a constant.
     to_logprob = jnp.where(in_vocabulary(targets, vocab), cotangents[0], 0)
     per_token = targets, to_logprob, cotangents[1], entropy, *lse
 
+    def slopes(
+        raw: jax.Array, rows: jax.Array, counted: jax.Array, *per_token: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Gradients by the rows of hidden, and by the unembedding from those that count."""
+        logits, pull = jax.vjp(lambda raw: temper(raw, temperature, suppressed, soft_cap), raw)
+        (d_raw,) = pull(_d_logits(logits, *per_token))
+        d_raw = d_raw.astype(hidden.dtype)
+        d_rows = jnp.einsum("SCV,VD->SCD", d_raw, weight, preferred_element_type=wide)
+        d_weight = jnp.einsum("SCV,SCD->SVD", d_raw, counted, preferred_element_type=wide)
+        return d_rows.astype(rows.dtype), d_weight
+
     def step(carry: tuple, place: tuple) -> tuple[tuple, None]:
         d_hidden, d_unembedding = carry
         start, first_new = place
         rows = _cut(hidden, start, chunk)
-        raw = project(rows, weight)
-        logits, pull = jax.vjp(lambda raw: temper(raw, temperature, suppressed, soft_cap), raw)
-        (d_raw,) = pull(_d_logits(logits, *(_cut(a, start, chunk) for a in per_token)))
-        d_raw = d_raw.astype(hidden.dtype)
-        d_rows = jnp.einsum("SCV,VD->SCD", d_raw, weight, preferred_element_type=wide)
-        d_hidden = lax.dynamic_update_slice_in_dim(
-            d_hidden, d_rows.astype(hidden.dtype), start, axis=1
-        )
         new = (start + jnp.arange(chunk, dtype=jnp.int32) >= first_new)[None, :, None]
-        rows = jnp.where(new, rows, 0)
-        d_unembedding += jnp.einsum("SCV,SCD->SVD", d_raw, rows, preferred_element_type=wide)
-        return (d_hidden, d_unembedding), None
+        own = (_cut(array, start, chunk) for array in per_token)
+        d_rows, d_weight = slopes(project(rows, weight), rows, jnp.where(new, rows, 0), *own)
+        d_hidden = lax.dynamic_update_slice_in_dim(d_hidden, d_rows, start, axis=1)
+        return (d_hidden, d_unembedding + d_weight), None
 
-    # Two carries that do not meet: the one that nobody asks for is removed from the scan.
-    start_of = jnp.zeros_like(hidden), jnp.zeros((len(hidden), *weight.shape), wide)
-    places = _starts(tokens, chunk), _unmoved(tokens, chunk)
-    (d_hidden, shards), _ = lax.scan(step, start_of, places)
+    if kept is not None:
+        d_hidden, shards = slopes(kept, hidden, hidden, *per_token)
+    else:
+        # Two carries that do not meet: the one that nobody asks for is removed from the scan.
+        start_of = jnp.zeros_like(hidden), jnp.zeros((len(hidden), *weight.shape), wide)
+        places = _starts(tokens, chunk), _unmoved(tokens, chunk)
+        (d_hidden, shards), _ = lax.scan(step, start_of, places)
     d_unembedding = jnp.sum(shards, axis=0).astype(unembedding.dtype)
     return d_hidden, d_unembedding, None, jnp.zeros_like(temperature), None
 

@@ -280,13 +280,24 @@ def test_memory_does_not_grow_with_the_tokens(argnums):
 
 
 def test_a_frozen_unembedding_costs_no_gradient():
-    def cost(argnums):
-        text = lowered(64, 1009, 24, argnums, chunk=16).as_text()
+    def cost(argnums, chunk):
+        text = lowered(64, 1009, 24, argnums, chunk=chunk).as_text()
         return text.count("stablehlo.dot_general"), "tensor<1x1009x24xf32>" in text
 
     # Forward, its repetition, the gradient of hidden; and that of the unembedding with its sum.
-    assert cost((0, 1)) == (4, True)
-    assert cost(0) == (3, False)
+    assert cost((0, 1), chunk=16) == (4, True)
+    assert cost(0, chunk=16) == (3, False)
+    # Logits that fit one chunk are not computed again.
+    assert cost((0, 1), chunk=64) == (3, True)
+    assert cost(0, chunk=64) == (2, False)
+
+
+def test_logits_that_are_kept_take_no_more_memory_than_logits_that_are_computed_again():
+    def temporary(tokens, chunk):
+        compiled = lowered(tokens, 10_007, 32, 0, chunk=chunk).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary(64, 64) <= temporary(128, 64) + 4 * 64 * 32
 
 
 @given(vocab=st.one_of(st.sampled_from([s.vocab for s in SHAPES.values()]), st.integers(1, 10**9)))

@@ -231,6 +231,21 @@ def test_a_fresh_adapter_changes_nothing_and_merging_can_be_undone():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), back, params)
 
 
+def test_gradients_of_matrices_add_over_one_axis():
+    config, params = ours("qwen2-tied")
+    settings = lora.LoraConfig(rank=2)
+
+    def loss(adapter, params):
+        hidden = families.forward(config, params, TOKENS, LENGTHS, adapters=adapter)[0]
+        return jnp.sum(hidden)
+
+    fresh = lora.init(jax.random.key(0), settings, params)
+    text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(fresh, params).as_text()
+    # Over rows and tokens, XLA on a CPU would copy the factors of each product transposed.
+    assert "contracting_dims = [0, 1] x [0, 1]" not in text
+    assert text.count("contracting_dims = [0] x [0]") == 7 * 3
+
+
 def test_adapter_dropout_acts_only_with_a_key():
     config, params = ours("qwen2-tied")
     run = partial(logits, config, params, TOKENS, LENGTHS, adapters=adapters("qwen2-tied", 3)[0])
