@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxalign.mrm.logistic_normal import TiltedNormal, tilt_by_choice
+from jaxalign.mrm.ordered import tilt_by_band
 from jaxalign.mrm.sites import Sites as Sites
 
 DAMPING = 0.7
@@ -51,13 +53,6 @@ def rows_of(
 def no_sites(rows: ChoiceRows) -> Sites:
     """Return the sites of rows of which nothing is known yet."""
     return Sites(jnp.zeros_like(rows.weight), jnp.zeros_like(rows.weight))
-
-
-class Margins(NamedTuple):
-    """Normal posterior of the rows' margins under the sites: mean [P], variance [P]."""
-
-    mean: jax.Array
-    variance: jax.Array
 
 
 def inverse_factor(design: jax.Array, precision: jax.Array) -> jax.Array:
@@ -100,45 +95,49 @@ def gram_of(rows: ChoiceRows) -> jax.Array | None:
     return rows.design @ rows.design.T if pairs < size else None
 
 
-class JointMargins(NamedTuple):
-    """Joint normal posterior of the rows' margins.
-
-    Attributes:
-        mean: [P].
-        variance: [P].
-        half: [K, P]; the covariance is half^T half, or gram - half^T half where there is a gram.
-        log_det: of H, see `inverse_factor`.
-    """
+class Margins(NamedTuple):
+    """Normal posterior of the rows' margins under the sites: mean [P], variance [P]."""
 
     mean: jax.Array
     variance: jax.Array
-    half: jax.Array
-    log_det: jax.Array
 
 
-def margins_of_precision(rows: ChoiceRows, precision: jax.Array, shift: jax.Array) -> JointMargins:
+def margins_of_precision(
+    rows: ChoiceRows, precision: jax.Array, shift: jax.Array
+) -> tuple[Margins, jax.Array]:
     """Return the margins' posterior where sites of any rows add up to precision [r, r], shift [r].
 
-    Both are of z; the prior's own precision, the identity, is not part of the sum.
+    Both are of z; the prior's own precision, the identity, is not part of the sum. The second array
+    is a factor [r, P] of the margins' covariance.
     """
     lower = _cholesky(precision)
     both = jnp.concatenate([rows.design.T, shift[:, None]], axis=1)
     solved = jax.scipy.linalg.solve_triangular(lower, both, lower=True)
     half = solved[:, :-1]
     mean = rows.prior_margin + half.T @ solved[:, -1]
-    return JointMargins(mean, jnp.sum(half * half, axis=0), half, _log_det(lower))
+    return Margins(mean, jnp.sum(half * half, axis=0)), half
 
 
-def margins_of_gram(rows: ChoiceRows, gram: jax.Array, sites: Sites) -> JointMargins:
-    """Return the margins' posterior under the rows' own sites, by the prior covariance [P, P]."""
-    precision = rows.weight * sites.precision
-    target = rows.weight * (sites.shift - sites.precision * rows.prior_margin)
+def target_of(rows: ChoiceRows, sites: Sites) -> jax.Array:
+    """Return what sites say of the margins [P] beside the prior's mean: precision times mean."""
+    return rows.weight * (sites.shift - sites.precision * rows.prior_margin)
+
+
+def margins_of_gram(
+    rows: ChoiceRows, gram: jax.Array, sites: Sites
+) -> tuple[Margins, jax.Array, jax.Array]:
+    """Return the margins' posterior under the rows' own sites, by the prior covariance [P, P].
+
+    Behind it, a matrix [P, P] whose square is what the sites take from the prior covariance, and
+    log det H.
+    """
+    precision, target = rows.weight * sites.precision, target_of(rows, sites)
     root = jnp.sqrt(precision)[:, None]
     lower = _cholesky(root * gram * root.T)
     half = jax.scipy.linalg.solve_triangular(lower, root * gram, lower=True)
     mean = rows.prior_margin + gram @ target - half.T @ (half @ target)
     variance = jnp.maximum(jnp.diagonal(gram) - jnp.sum(half * half, axis=0), 0)
-    return JointMargins(mean, variance, half, _log_det(lower))
+    return Margins(mean, variance), half, _log_det(lower)
 
 
 def _log_det(lower: jax.Array) -> jax.Array:
@@ -147,20 +146,19 @@ def _log_det(lower: jax.Array) -> jax.Array:
 
 def natural(rows: ChoiceRows, sites: Sites) -> tuple[jax.Array, jax.Array]:
     """Return what the sites of rows add to the precision [r, r] of z and to its shift [r]."""
-    precision = rows.weight * sites.precision
-    target = rows.weight * (sites.shift - sites.precision * rows.prior_margin)
+    precision, target = rows.weight * sites.precision, target_of(rows, sites)
     return rows.design.T @ (precision[:, None] * rows.design), rows.design.T @ target
 
 
 def margins(rows: ChoiceRows, gram: jax.Array | None, sites: Sites) -> tuple[Margins, jax.Array]:
     """Return the margins' posterior under the sites, and log det H."""
     if gram is not None:
-        found = margins_of_gram(rows, gram, sites)
-        return Margins(found.mean, found.variance), found.log_det
+        found, _, log_det = margins_of_gram(rows, gram, sites)
+        return found, log_det
     scaled = rows.design * jnp.sqrt(rows.weight * sites.precision)[:, None]
     lower = _cholesky(scaled.T @ scaled)
     half = jax.scipy.linalg.solve_triangular(lower, rows.design.T, lower=True)
-    target = rows.weight * (sites.shift - sites.precision * rows.prior_margin)
+    target = target_of(rows, sites)
     mean = rows.prior_margin + half.T @ (half @ target)
     return Margins(mean, jnp.sum(half * half, axis=0)), _log_det(lower)
 
@@ -221,7 +219,7 @@ def sweep(
     found, log_det = margins(rows, gram, sites)
     around = cavity(found, sites, rows.weight)
     tilted = tilt(around.mean, around.variance)
-    target = rows.weight * (sites.shift - sites.precision * rows.prior_margin)
+    target = target_of(rows, sites)
     quadratic = 0.5 * jnp.sum(target * (found.mean - rows.prior_margin))
     terms = evidence_terms(rows, sites, around, tilted)
     evidence = quadratic - 0.5 * log_det + jnp.sum(terms)
@@ -235,6 +233,56 @@ def evidence_terms(
     prior = sites.shift * rows.prior_margin - 0.5 * sites.precision * rows.prior_margin**2
     gained = jnp.where(around.proper, tilted.log_mass - _log_site_mass(around, sites), 0)
     return rows.weight * (prior + gained)
+
+
+def site_step(
+    rows: ChoiceRows,
+    sites: Sites,
+    found: Margins,
+    ends: tuple[jax.Array, jax.Array],
+    damping: jax.Array,
+) -> tuple[Sites, jax.Array, jax.Array, jax.Array]:
+    """Return the sites after one step, and what it does.
+
+    Args:
+        rows: of one user.
+        sites: before.
+        found: margins under these sites.
+        ends: of the rows' bands, each [P].
+        damping: of the step.
+
+    Returns:
+        Sites, the terms [P] of the log evidence, the gradient [P] along which the posterior's mean
+        moves, and what the precisions gain [P] in units of the margins' variances.
+    """
+    around = cavity(found, sites, rows.weight)
+    tilted = tilt_by_band(around.mean, around.variance, *ends)
+    new = updated(sites, around, tilted, damping)
+    moved = jax.tree.map(jnp.subtract, new, sites)
+    # The evidence is stationary in the sites: what the posterior's own mass gains by a step
+    # towards their fixed point, the terms of the rows lose.
+    gained = target_of(rows, moved) * (found.mean - rows.prior_margin)
+    square = (found.mean - rows.prior_margin) ** 2 + found.variance
+    gained = gained - 0.5 * rows.weight * moved.precision * square
+    terms = evidence_terms(rows, sites, around, tilted) - gained
+    gradient = rows.weight * (moved.shift - moved.precision * found.mean)
+    return new, terms, gradient, rows.weight * moved.precision * found.variance
+
+
+def posterior_step(mean_step: jax.Array, surer: jax.Array, size: int) -> jax.Array:
+    """Return how far a change of sites moves the posterior of z, in its own standard deviations.
+
+    A root mean square over directions. The covariance changes by that of each row, which add up
+    where rows are alike and not where these are at right angles.
+
+    Args:
+        mean_step: squared step of the mean, in units of the covariance.
+        surer: [P] change of each site's precision times the variance of its margin.
+        size: r, number of directions.
+    """
+    spread = jnp.maximum(jnp.abs(jnp.sum(surer)), jnp.sqrt(jnp.sum(surer**2)))
+    moved = jnp.maximum(jnp.sqrt(jnp.maximum(mean_step, 0)), 0.5 * spread)
+    return moved / float(np.sqrt(size))
 
 
 def _log_site_mass(around: Cavity, sites: Sites) -> jax.Array:
@@ -272,5 +320,5 @@ def converge(rows: ChoiceRows, sites: Sites, tilt: Tilt = tilt_by_choice) -> Sit
 def weights(rows: ChoiceRows, sites: Sites) -> tuple[jax.Array, jax.Array]:
     """Return the posterior mean z [r] under the sites, and the factor of H^-1."""
     half = inverse_factor(rows.design, rows.weight * sites.precision)
-    target = rows.weight * (sites.shift - sites.precision * rows.prior_margin)
+    target = target_of(rows, sites)
     return apply_inverse(half, rows.design.T @ target), half

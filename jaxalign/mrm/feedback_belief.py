@@ -5,10 +5,14 @@ sweeps over the newest rows and, beyond those, over a few older blocks in turn: 
 out of the sum, updated and put back. Time does not grow with the number of rows. Nor does memory:
 the oldest rows are let go once there are many more rows than features, and their sites, which
 hardly move any more, stay in the sum.
+
+While a user has fewer rows than features, nothing is summed: the state holds the joint posterior of
+the rows' margins instead, see `feedback_margins`.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +30,22 @@ from jaxalign.mrm.feedback import (
     mixture,
     spread_grid,
 )
-from jaxalign.mrm.ordered import tilt_by_band
+from jaxalign.mrm.feedback_margins import (
+    DAMPED,
+    FREE_SWEEPS,
+    MOST_SWEEPS,
+    SMALL_CHANGE,
+    MarginRows,
+    MarginSites,
+    first_site,
+    insert_row,
+    no_margins,
+    sweep_margins,
+    with_more_room,
+)
 from jaxalign.train.blas import one_blas_thread
+
+Found = TypeVar("Found")
 
 BLOCK = 32
 """Rows of a block."""
@@ -45,12 +63,6 @@ _FEWER_SPREADS, _NEGLIGIBLE = (2, 3, 5), 1e-6
 """How many neighbouring spreads of the grid are kept, the fewest that hold all others' probability.
 
 Two at least, between which the user's own lies."""
-_MOST_SWEEPS, _FREE_SWEEPS = 12, 4
-"""Most sweeps, and how many of them are not damped, after one new row."""
-_SMALL_CHANGE, _DAMPED = 3e-3, 0.25
-"""Of the posterior, in its standard deviations: sweeps end below it, damped ones below a quarter.
-
-The next sweep moves the posterior by a fifth of the last one or less, damped by a half."""
 
 
 class RowBlock(NamedTuple):
@@ -78,10 +90,12 @@ class FeedbackBelief(NamedTuple):
         edges: of all levels, see `Levels`.
         spreads: [G] of the grid; 1 alone where there are no ratings.
         log_mass: [G] logarithms of their prior probabilities.
-        precision: [G, r, r] sum over all rows of what their sites say.
+        precision: [G, r, r] sum over all rows of what their sites say; of none while the margins
+            of all are in `joint`.
         shift: [G, r].
-        evidence: [G] sum over all rows of their terms of the log evidence.
+        evidence: [G] sum over the same rows of their terms of the log evidence.
         blocks: the rows, the newest block last.
+        joint: the margins of all rows while these are few, see `fits_margins`.
         turn: number of the block that is swept next.
         num_rows: so far.
     """
@@ -95,6 +109,7 @@ class FeedbackBelief(NamedTuple):
     shift: jax.Array
     evidence: jax.Array
     blocks: tuple[RowBlock, ...]
+    joint: MarginSites | None
     turn: int
     num_rows: int
 
@@ -133,8 +148,23 @@ def init_feedback_belief(prior: Prior | FeedbackPrior) -> FeedbackBelief:
     return FeedbackBelief(
         mean, root, edges, spreads, log_mass,
         jnp.zeros((grid, size, size), dtype), jnp.zeros((grid, size), dtype),
-        jnp.zeros(grid, dtype), (empty_block(grid, size, dtype),), 0, 0,
+        jnp.zeros(grid, dtype), (empty_block(grid, size, dtype),),
+        no_margins(grid, BLOCK, dtype) if fits_margins(1, size) else None, 0, 0,
     )  # fmt: skip
+
+
+def fits_margins(blocks: int, size: int) -> bool:
+    """Return whether the margins of the rows of some blocks are fewer than the directions."""
+    return blocks <= _most_live(size) and _width(blocks) * BLOCK < size
+
+
+def _most_live(size: int) -> int:
+    return LIVE if size <= _WIDE else _WIDE_LIVE
+
+
+def _width(blocks: int) -> int:
+    """Blocks of a program: few programs are compiled, so that others are empty."""
+    return 2 ** int(np.ceil(np.log2(blocks)))
 
 
 @functools.lru_cache(maxsize=8)
@@ -191,20 +221,34 @@ def observe(
     place = belief.num_rows % BLOCK
     if place == 0 and belief.num_rows:
         belief = _with_room(belief)
-    blocks = belief.blocks
     values = np.append(found, np.float32(-float(rating))) if rated else found
     codes = np.array([rating, lower, upper, place], np.int32)
-    most = LIVE if len(belief.mean) <= _WIDE else _WIDE_LIVE
-    chosen, turn = in_turn(len(blocks) - 1, belief.turn, most - 1)
-    live = (blocks[-1], *(blocks[number] for number in chosen))
-    width = 2 ** int(np.ceil(np.log2(len(live))))
-    empty = width - len(live)
-    if empty:
-        live += (empty_block(len(belief.spreads), *_of(blocks[0])),) * empty
+    row = (values, codes, np.float32(weight))
+    if belief.joint is None:
+        return _after_sums(belief, row)
+    return _after_margins(belief, belief.joint, row)
+
+
+def _after_margins(belief: FeedbackBelief, joint: MarginSites, row: tuple) -> FeedbackBelief:
+    """The belief after one more row, by the margins of all."""
+    count = len(belief.blocks)
+    joint, newest, blocks = _observed(
+        _observe_margins, _shared(belief), joint, _padded(belief, belief.blocks),
+        np.int32(count - 1), belief.blocks[-1], *row,
+    )  # fmt: skip
+    newest = newest._replace(sites=blocks[count - 1].sites)
+    return belief._replace(
+        blocks=(*blocks[: count - 1], newest), joint=joint, num_rows=belief.num_rows + 1
+    )
+
+
+def _after_sums(belief: FeedbackBelief, row: tuple) -> FeedbackBelief:
+    """The belief after one more row, by the sums over the sites of all."""
+    blocks = belief.blocks
+    chosen, turn = in_turn(len(blocks) - 1, belief.turn, _most_live(len(belief.mean)) - 1)
+    live = _padded(belief, (blocks[-1], *(blocks[number] for number in chosen)))
     sums = (belief.precision, belief.shift, belief.evidence)
-    shared = (belief.mean, belief.root, belief.edges, belief.spreads)
-    every = len(blocks) == -(-(belief.num_rows + 1) // BLOCK) <= most
-    sums, updated = _observed(shared, sums, live, values, codes, np.float32(weight), every)
+    sums, updated = _observed(_observe_sums, _shared(belief), sums, live, *row)
     after = list(blocks)
     for number, block in zip((len(blocks) - 1, *chosen), updated, strict=False):
         after[number] = block
@@ -216,22 +260,71 @@ def observe(
     )  # fmt: skip
 
 
+def _shared(belief: FeedbackBelief) -> tuple:
+    return belief.mean, belief.root, belief.edges, belief.spreads
+
+
+def _padded(belief: FeedbackBelief, blocks: tuple[RowBlock, ...]) -> tuple[RowBlock, ...]:
+    """The blocks, and empty ones behind them."""
+    empty = _width(len(blocks)) - len(blocks)
+    return blocks + (empty_block(len(belief.spreads), *_of(blocks[0])),) * empty
+
+
+def summed(belief: FeedbackBelief) -> FeedbackBelief:
+    """Return the same belief with the sums over the sites of all rows, in place of margins.
+
+    Args:
+        belief: of one user.
+    """
+    if belief.joint is None:
+        return belief
+    if not belief.num_rows:
+        return belief._replace(joint=None)
+    precision, shift, evidence = _sums(belief.spreads, _padded(belief, belief.blocks))
+    return belief._replace(precision=precision, shift=shift, evidence=evidence, joint=None)
+
+
+@jax.jit
+def _sums(spreads: jax.Array, blocks: tuple[RowBlock, ...]) -> tuple:
+    """Sums over the sites of the rows of some blocks."""
+    design, codes, known, sites = concatenated(blocks)
+
+    def at(spread: jax.Array, sites: jax.Array) -> tuple:
+        by = jnp.where(codes[:, 0] > 0, spread, 1)
+        rows = ep.ChoiceRows(by[:, None] * design, by * known[:, 1], known[:, 0])
+        return (*ep.natural(rows, ep.Sites(sites[0], sites[1])), jnp.sum(sites[2]))
+
+    found: tuple = jax.vmap(at, (0, 1))(spreads, sites)
+    return found
+
+
 def _with_room(belief: FeedbackBelief) -> FeedbackBelief:
     """The belief with an empty block, and without spreads that its rows have made improbable."""
-    blocks, spreads = belief.blocks, belief.spreads
-    if len(spreads) > _FEWER_SPREADS[0]:
-        share = np.asarray(_waited_moments(belief)[0])
-        there = np.flatnonzero(share > _NEGLIGIBLE)
-        wanted = there[-1] - there[0] + 1
-        size = next(n for n in (*_FEWER_SPREADS, len(spreads)) if n >= wanted)
-        start = min(int(there[0]), len(spreads) - size)
-        if size < len(spreads):
-            some = slice(start, start + size)
-            names = ("spreads", "log_mass", "precision", "shift", "evidence")
-            belief = belief._replace(**{name: getattr(belief, name)[some] for name in names})
-            blocks = tuple(block._replace(sites=block.sites[:, some]) for block in blocks)
-    size, dtype = _of(blocks[0])
-    return belief._replace(blocks=(*blocks, empty_block(len(belief.spreads), size, dtype)))
+    blocks, joint = belief.blocks, belief.joint
+    if joint is not None and not fits_margins(len(blocks) + 1, len(belief.mean)):
+        belief, joint = summed(belief), None
+    some = _probable_spreads(belief)
+    if some is not None:
+        names = ("spreads", "log_mass", "precision", "shift", "evidence")
+        belief = belief._replace(**{name: getattr(belief, name)[some] for name in names})
+        blocks = tuple(block._replace(sites=block.sites[:, some]) for block in blocks)
+        joint = None if joint is None else MarginSites(*(leaf[some] for leaf in joint))
+    blocks = (*blocks, empty_block(len(belief.spreads), *_of(blocks[0])))
+    if joint is not None:
+        joint = with_more_room(joint, _width(len(blocks)) * BLOCK)
+    return belief._replace(blocks=blocks, joint=joint)
+
+
+def _probable_spreads(belief: FeedbackBelief) -> slice | None:
+    """Which spreads of the grid are kept; None where all are."""
+    grid = len(belief.spreads)
+    if grid <= _FEWER_SPREADS[0]:
+        return None
+    share = np.asarray(_waited_moments(belief)[0])
+    there = np.flatnonzero(share > _NEGLIGIBLE)
+    size = next(n for n in (*_FEWER_SPREADS, grid) if n >= there[-1] - there[0] + 1)
+    start = min(int(there[0]), grid - size)
+    return slice(start, start + size) if size < grid else None
 
 
 def _of(block: RowBlock) -> tuple[int, jnp.dtype]:
@@ -255,39 +348,66 @@ def in_turn(older: int, turn: int, most: int) -> tuple[list[int], int]:
 
 
 @one_blas_thread
-def _observed(
-    shared: tuple, sums: tuple, live: tuple[RowBlock, ...], values: np.ndarray, codes: np.ndarray,
-    weight: np.floating, every: bool,
-) -> tuple[tuple, tuple[RowBlock, ...]]:  # fmt: skip
-    found: tuple[tuple, tuple[RowBlock, ...]] = jax.block_until_ready(
-        _observe(shared, sums, live, values, codes, weight, every)
-    )
+def _observed(observe_row: Callable[..., Found], *inputs: object) -> Found:
+    found: Found = jax.block_until_ready(observe_row(*inputs))
     return found
 
 
-@functools.partial(jax.jit, static_argnames="every")
-def _observe(
-    shared: tuple, sums: tuple, live: tuple[RowBlock, ...], values: jax.Array, codes: jax.Array,
-    weight: jax.Array, every: bool,
-) -> tuple[tuple, tuple[RowBlock, ...]]:  # fmt: skip
+def _with_row(
+    shared: tuple, block: RowBlock, values: jax.Array, codes: jax.Array, weight: jax.Array
+) -> RowBlock:
+    """The newest block with one more row, whose place is the last of the codes."""
     mean, root, *_ = shared
     place = codes[3]
-    first = live[0]
-    first = RowBlock(
-        first.design.at[place].set(values @ root),
-        first.codes.at[place].set(codes[:3]),
-        first.known.at[place].set(jnp.stack([weight, values @ mean])),
-        first.sites,
+    return RowBlock(
+        block.design.at[place].set(values @ root),
+        block.codes.at[place].set(codes[:3]),
+        block.known.at[place].set(jnp.stack([weight, values @ mean])),
+        block.sites,
     )
-    return sweep_blocks(shared, sums, (first, *live[1:]), every, place)
+
+
+@jax.jit
+def _observe_sums(
+    shared: tuple, sums: tuple, live: tuple[RowBlock, ...], *row: jax.Array
+) -> tuple[tuple, tuple[RowBlock, ...]]:
+    first = _with_row(shared, live[0], *row)
+    return sweep_blocks(shared, sums, (first, *live[1:]), row[1][3])
+
+
+@jax.jit
+def _observe_margins(
+    shared: tuple, joint: MarginSites, blocks: tuple[RowBlock, ...], number: np.integer,
+    newest: RowBlock, *row: jax.Array,
+) -> tuple[MarginSites, RowBlock, tuple[RowBlock, ...]]:  # fmt: skip
+    _, _, edges, spreads = shared
+    newest, start = _with_row(shared, newest, *row), number * BLOCK
+    *arrays, sites = concatenated(blocks)
+    design, codes, known = (
+        jax.lax.dynamic_update_slice_in_dim(whole, part, start, 0)
+        for whole, part in zip(arrays, newest[:3], strict=True)
+    )
+    by = jnp.where(codes[None, :, 0] > 0, spreads[:, None], 1)
+    rows = MarginRows(design, by, known[:, 1], known[:, 0], edges[codes[:, 1]], edges[codes[:, 2]])
+    joint, first = insert_row(rows, joint, ep.Sites(sites[0], sites[1]), start + row[1][3])
+    joint, found, terms = sweep_margins(rows, joint, first, sites[2])
+    return joint, newest, with_sites(blocks, jnp.stack([*found, terms]))
+
+
+def concatenated(blocks: tuple[RowBlock, ...]) -> tuple[jax.Array, ...]:
+    """Return design, codes, known and sites of the rows of all blocks."""
+    *rows, sites = zip(*blocks, strict=True)
+    return (*map(jnp.concatenate, rows), jnp.concatenate(sites, axis=2))
+
+
+def with_sites(blocks: tuple[RowBlock, ...], sites: jax.Array) -> tuple[RowBlock, ...]:
+    """Return the blocks with new sites [3, G, P] of their rows."""
+    parts = jnp.split(sites, len(blocks), axis=2)
+    return tuple(block._replace(sites=part) for block, part in zip(blocks, parts, strict=True))
 
 
 def sweep_blocks(
-    shared: tuple,
-    sums: tuple,
-    blocks: tuple[RowBlock, ...],
-    every: bool,
-    place: jax.Array | None = None,
+    shared: tuple, sums: tuple, blocks: tuple[RowBlock, ...], place: jax.Array | None = None
 ) -> tuple[tuple, tuple[RowBlock, ...]]:
     """Return the sums over all sites, and live blocks, after sweeps until these hardly change.
 
@@ -295,31 +415,23 @@ def sweep_blocks(
         shared: mean, root, edges and spreads, as in `FeedbackBelief`.
         sums: precision, shift and evidence of all sites.
         blocks: whose sites are swept; those of all other rows stay as they are.
-        every: whether there are no other rows.
         place: of a row of the first block that has no site yet; None where there may be many.
     """
     _, _, edges, spreads = shared
-    design, codes, known = (jnp.concatenate(parts) for parts in list(zip(*blocks, strict=True))[:3])
-    sites = jnp.concatenate([block.sites for block in blocks], axis=2)
+    design, codes, known, sites = concatenated(blocks)
     lower, upper = edges[codes[:, 1]], edges[codes[:, 2]]
-    # The smaller of two matrices is factored: that of the directions, or that of the rows.
-    gram = design @ design.T if every and len(design) < design.shape[1] else None
 
     def at(spread: jax.Array, sites: jax.Array, sums: tuple) -> tuple:
         by = jnp.where(codes[:, 0] > 0, spread, 1)
         rows = ep.ChoiceRows(by[:, None] * design, by * known[:, 1], known[:, 0])
-        scaled = None if gram is None else by[:, None] * gram * by[None, :]
-        return _swept(_Live(rows, scaled, lower, upper, place), sites, sums)
+        return _swept(_Live(rows, lower, upper, place), sites, sums)
 
     if len(spreads) > 1:
         after, sums = jax.vmap(at, (0, 1, 0), (1, 0))(spreads, sites, sums)
     else:  # LAPACK on one matrix is faster than on a batch of one
         alone = at(spreads[0], sites[:, 0], jax.tree.map(lambda leaf: leaf[0], sums))
         after, sums = alone[0][:, None], jax.tree.map(lambda leaf: leaf[None], alone[1])
-    parts = jnp.split(after, len(blocks), axis=2)
-    return sums, tuple(
-        block._replace(sites=part) for block, part in zip(blocks, parts, strict=True)
-    )
+    return sums, with_sites(blocks, after)
 
 
 class _Live(NamedTuple):
@@ -327,13 +439,11 @@ class _Live(NamedTuple):
 
     Attributes:
         rows: as expectation propagation sees them.
-        gram: [P, P] prior covariance of their margins; None to work with that of the weights.
         lower, upper: [P] ends of their bands.
         place: of the one row that has no site yet; None where there may be many.
     """
 
     rows: ep.ChoiceRows
-    gram: jax.Array | None
     lower: jax.Array
     upper: jax.Array
     place: jax.Array | None
@@ -341,7 +451,7 @@ class _Live(NamedTuple):
 
 def _swept(live: _Live, sites: jax.Array, sums: tuple) -> tuple[jax.Array, tuple]:
     """Sites [3, P] of live rows after sweeps until they no longer change, and the new sums."""
-    rows, gram = live.rows, live.gram
+    rows = live.rows
     start = ep.Sites(sites[0], sites[1])
 
     def total(current: ep.Sites) -> tuple[jax.Array, jax.Array]:
@@ -350,88 +460,50 @@ def _swept(live: _Live, sites: jax.Array, sums: tuple) -> tuple[jax.Array, tuple
 
     def going(carry: tuple) -> jax.Array:
         _, _, _, change, sweeps = carry
-        return (change > _SMALL_CHANGE) & (sweeps < _MOST_SWEEPS)
+        return (change > SMALL_CHANGE) & (sweeps < MOST_SWEEPS)
 
     def step(carry: tuple) -> tuple:
         old, natural, _, _, sweeps = carry
-        if gram is None:
-            found = ep.margins_of_precision(rows, *natural)
-        else:
-            found = ep.margins_of_gram(rows, gram, old)
+        found, half = ep.margins_of_precision(rows, *natural)
         if live.place is not None:
-            old, found = _with_first_site(live, old, found, sweeps == 0)
-        around = ep.cavity(ep.Margins(found.mean, found.variance), old, rows.weight)
-        tilted = tilt_by_band(around.mean, around.variance, live.lower, live.upper)
+            old, found = _with_first_site(live, old, found, half, sweeps == 0)
         # Sites next to their fixed point need no damping; those that keep moving do.
-        free = (sweeps < _FREE_SWEEPS) & (live.place is not None)
-        new = ep.updated(old, around, tilted, jnp.where(free, 1, ep.DAMPING))
-        moved = jax.tree.map(jnp.subtract, new, old)
-        # The evidence is stationary in the sites: what the posterior's own mass gains by a step
-        # towards their fixed point, the terms of the rows lose.
-        terms = ep.evidence_terms(rows, old, around, tilted) - _mass_gained(rows, found, moved)
-        change = _moved(live, found, moved)
-        change = change / jnp.where(free, 1, _DAMPED)
-        return new, natural if gram is not None else total(new), terms, change, sweeps + 1
+        free = (sweeps < FREE_SWEEPS) & (live.place is not None)
+        new, terms, gradient, surer = ep.site_step(
+            rows, old, found, (live.lower, live.upper), jnp.where(free, 1, ep.DAMPING)
+        )
+        along = half @ gradient
+        change = ep.posterior_step(along @ along, surer, rows.design.shape[1])
+        return new, total(new), terms, change / jnp.where(free, 1, DAMPED), sweeps + 1
 
     limit = jnp.full((), jnp.inf, rows.design.dtype)
     first = (start, sums[:2], sites[2], limit, jnp.zeros((), jnp.int32))
     new, natural, terms, _, _ = jax.lax.while_loop(going, step, first)
     evidence = sums[2] + jnp.sum(terms - sites[2])
-    natural = natural if gram is None else total(new)
     return jnp.stack([new.precision, new.shift, terms]), (*natural, evidence)
 
 
 def _with_first_site(
-    live: _Live, sites: ep.Sites, found: ep.JointMargins, first: jax.Array
-) -> tuple[ep.Sites, ep.JointMargins]:
+    live: _Live, sites: ep.Sites, found: ep.Margins, half: jax.Array, first: jax.Array
+) -> tuple[ep.Sites, ep.Margins]:
     """Sites and margins with the site of the new row in them, where this is the first sweep.
 
-    Under the other sites as they are its own is exact after one step, and one term more changes a
-    normal by a matrix of rank one.
+    One term more changes a normal by a matrix of rank one.
     """
     place, weight = live.place, live.rows.weight[live.place]
-    around = ep.Cavity(found.mean[place], found.variance[place], jnp.ones((), bool))
-    tilted = tilt_by_band(around.mean, around.variance, live.lower[place], live.upper[place])
-    none = jnp.zeros_like(weight)
-    site = ep.updated(ep.Sites(none, none), around, tilted, 1.0)
+    mean, variance = found.mean[place], found.variance[place]
+    site = first_site(mean, variance, live.lower[place], live.upper[place])
     precision, shift = (jnp.where(first, weight * part, 0) for part in site)
-    column = found.half.T @ found.half[:, place]
-    if live.gram is not None:
-        column = live.gram[:, place] - column
-    left = 1 + precision * around.variance
-    mean = found.mean + column * ((shift - precision * around.mean) / left)
-    variance = found.variance - column**2 * (precision / left)
+    column = half.T @ half[:, place]
+    left = 1 + precision * variance
+    after = ep.Margins(
+        found.mean + column * ((shift - precision * mean) / left),
+        jnp.maximum(found.variance - column**2 * (precision / left), 0),
+    )
     sites = jax.tree.map(
         lambda old, new: old.at[place].set(jnp.where(first, new, old[place])), sites, site
     )
-    return sites, found._replace(mean=mean, variance=jnp.maximum(variance, 0))
-
-
-def _mass_gained(rows: ep.ChoiceRows, found: ep.JointMargins, step: ep.Sites) -> jax.Array:
-    """What a small change of each site [P] adds to the log mass of the posterior of z."""
-    margin = found.mean - rows.prior_margin
-    shift = step.shift - step.precision * rows.prior_margin
-    square = margin**2 + found.variance
-    return rows.weight * (shift * margin - 0.5 * step.precision * square)
-
-
-def _moved(live: _Live, found: ep.JointMargins, step: ep.Sites) -> jax.Array:
-    """How far a change of sites moves the posterior of z, in its own standard deviations.
-
-    A root mean square over directions. The mean moves by the covariance times the gradient. The
-    covariance changes by that of each row, which add up where rows are alike and not where these
-    are at right angles.
-    """
-    weight = live.rows.weight
-    gradient = weight * (step.shift - step.precision * found.mean)
-    half = found.half @ gradient
-    squared = half @ half
-    if live.gram is not None:
-        squared = gradient @ (live.gram @ gradient) - squared
-    surer = weight * step.precision * found.variance
-    spread = jnp.maximum(jnp.abs(jnp.sum(surer)), jnp.sqrt(jnp.sum(surer**2)))
-    moved = jnp.maximum(jnp.sqrt(jnp.maximum(squared, 0)), 0.5 * spread)
-    return moved / float(np.sqrt(live.rows.design.shape[1]))
+    return sites, after
 
 
 def feedback_moments(belief: FeedbackBelief) -> tuple[jax.Array, jax.Array]:
@@ -446,7 +518,8 @@ def feedback_moments(belief: FeedbackBelief) -> tuple[jax.Array, jax.Array]:
 
 @one_blas_thread
 def _waited_moments(belief: FeedbackBelief) -> tuple[jax.Array, jax.Array, jax.Array]:
-    found = _moments(belief._replace(blocks=(), turn=0, num_rows=0))
+    # One program serves states of any length.
+    found = _moments(summed(belief)._replace(blocks=(), turn=0, num_rows=0))
     waited: tuple[jax.Array, jax.Array, jax.Array] = jax.block_until_ready(found)
     return waited
 

@@ -20,6 +20,7 @@ from jaxalign.mrm.feedback_belief import (
     RowBlock,
     empty_block,
     in_turn,
+    summed,
     sweep_blocks,
 )
 from jaxalign.train.blas import one_blas_thread
@@ -78,6 +79,7 @@ def observe_rows(belief: FeedbackBelief, rows: FeedbackRows) -> FeedbackBelief:
             f"found {count} rows after {belief.num_rows}: expected {BLOCK - place} or fewer, which "
             f"have room in a block of {BLOCK}."
         )
+    belief = summed(belief)
     design = belief.blocks[0].design
     empty = empty_block(len(belief.spreads), design.shape[1], design.dtype)
     whole = belief.blocks[:-1] if place else belief.blocks if belief.num_rows else ()
@@ -150,7 +152,7 @@ def _observe_rows(
             newest.sites,
         )
         others = (block._replace(sites=own) for block, own in zip(older, sites, strict=True))
-        sums, swept = sweep_blocks(shared, sums, (newest, *others), every=False, place=place)
+        sums, swept = sweep_blocks(shared, sums, (newest, *others), place=place)
         return sums, swept[0], tuple(block.sites for block in swept[1:])
 
     start = (sums, newest, tuple(block.sites for block in older))
