@@ -162,7 +162,7 @@ class _Sweeps(NamedTuple):
     mean: jax.Array
     change: jax.Array
     far: jax.Array
-    count: jax.Array
+    done: jax.Array
 
 
 def sweep_margins(
@@ -181,7 +181,7 @@ def sweep_margins(
     start = _Sweeps(sites, terms, joint.mean, limit, near, jnp.zeros((), jnp.int32))
 
     def unfinished(sweeps: _Sweeps) -> jax.Array:
-        return jnp.any(sweeps.change > SMALL_CHANGE) & (sweeps.count < MOST_SWEEPS)
+        return jnp.any(sweeps.change > SMALL_CHANGE) & (sweeps.done < MOST_SWEEPS)
 
     def far(sweeps: _Sweeps) -> jax.Array:
         return jnp.any(sweeps.far > _FAR)
@@ -190,11 +190,11 @@ def sweep_margins(
         squares = joint.cov * joint.cov
 
         def step(sweeps: _Sweeps) -> _Sweeps:
-            free = sweeps.count < FREE_SWEEPS
+            free = sweeps.done < FREE_SWEEPS
             at = jax.vmap(_swept, (None, 0, 0, 0, 0, 0, None))
             own = (sweeps.sites, sweeps.mean)
             found = at(rows, rows.by, joint, squares, *own, free)
-            return _Sweeps(*found, sweeps.count + 1)
+            return _Sweeps(*found, sweeps.done + 1)
 
         def going(sweeps: _Sweeps) -> jax.Array:
             return unfinished(sweeps) & ~far(sweeps)
