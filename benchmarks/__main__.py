@@ -22,6 +22,7 @@ NAMES = (
     "palm",
     "palm_portfolio",
     "moc_bandits",
+    "moc_smollm2",
     "moc_memory",
     "mrm",
     "moc",

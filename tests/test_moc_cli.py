@@ -4,6 +4,7 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from cli_calls import call, refused
 from jaxalign.config import load_config
 from jaxalign.data.prompts import Prompts, load_prompts
 from jaxalign.errors import InputError
-from jaxalign.experiments.moc import MocEvaluateConfig
+from jaxalign.experiments.moc import MocEvaluateConfig, _run
 from jaxalign.experiments.moc._evaluate import _prompts, evaluated_policies, load_run
 from jaxalign.experiments.moc._run import MocRunConfig, estimate_scale, prompts_for
 from jaxalign.experiments.moc.evaluation import Evaluation
@@ -420,3 +421,67 @@ def test_prompts_without_room_name_the_setting(tmp_path, prompt_tokens, answer_t
     config = load_config(MocRunConfig, tmp_path / "c.yaml", sizes)
     with pytest.raises(InputError, match=f"p.txt: found 1 prompt of .*; {remedy}"):
         prompts_for(model, Prompts(("say thing",), source="p.txt"), config)
+
+
+@pytest.fixture(scope="module")
+def scored(world):
+    """Completions of every prompt, long and short."""
+    path = world.root / "scored.jsonl"
+    texts = ("the thing in the inn is a thing in the inn", "in", "an ant")
+    rows = [{"prompt": prompt, "completion": text} for prompt in PROMPTS for text in texts]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+WARM = ("--conflict_prompts", 0, "--warm_start.loop.batch_size", 4, "--warm_start.data")
+
+
+@pytest.fixture(scope="module")
+def ric(world, scored):
+    """A policy after its warm start alone."""
+    out = world.root / "ric"
+    result = train(world, out, "--baseline", "ric", *WARM, scored)
+    assert result.code == 0, result.err
+    assert "warm start: " in result.err
+    return out
+
+
+def test_a_policy_is_warmed_up_by_scored_completions_alone(world, ric, tmp_path):
+    report = json.loads((ric / "report.json").read_text())
+    assert (report["steps"], report["first"], report["baseline"]) == (0, {}, "ric")
+    losses = [
+        json.loads(line) for line in (ric / "warm_start" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert losses[-1]["loss"] < losses[0]["loss"]
+    assert any(np.abs(value).max() > 0 for name, value in weights_of(ric / "model").items()
+               if "lora_B" in name)  # fmt: skip
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"prompt": PROMPTS[0], "completion": "net"}) + "\n")
+    again = train(world, ric, "--baseline", "ric", *WARM, other, "--resume")
+    refused(again, "another run (warm_start.data was")
+
+
+def test_ppo_goes_on_from_a_warm_start(world, scored, ric, tmp_path, monkeypatch):
+    def begin(policy, *_):
+        chex.assert_trees_all_close(
+            policy.trained["adapter"], load(ric / "model").trained["adapter"], atol=1e-7
+        )
+        raise InputError("PPO begins")
+
+    monkeypatch.setattr(_run, "train", begin)
+    refused(train(world, tmp_path / "run", *WARM, scored), "PPO begins")
+
+
+def test_refusals_of_a_warm_start(world, scored, tmp_path):
+    out = tmp_path / "run"
+    refused(train(world, out, "--baseline", "ric"), "warm_start.data is null")
+    refused(train(world, out, "--warm_start.data", tmp_path / "none.jsonl"), "none.jsonl")
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "say the", "completion": 3}\n')
+    refused(train(world, out, "--warm_start.data", bad), "bad.jsonl, line 1", "completion")
+    bad.write_text('{"prompt": "other", "completion": "words"}\n')
+    refused(
+        train(world, out, "--warm_start.data", bad),
+        "warm_start.data: none of 1 row completes a prompt that the run trains on",
+    )
+    refused(train(world, out, "--warm_start.keep", 2), "warm_start.keep: found 2.0")

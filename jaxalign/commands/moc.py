@@ -117,6 +117,9 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
         show=is_first_process(),
     )
     first, last = report["first"], report["last"]
+    if not last:
+        print(f"a warm start without PPO; wrote {arguments.out}/model")
+        return
     for name in report["rewards"]:
         before, after = (part[f"reward_{name}"] for part in (first, last))
         print(f"  {name:20s} level {before:.3f} in the first steps, {after:.3f} in the last")

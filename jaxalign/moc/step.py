@@ -30,6 +30,7 @@ from jaxalign.moc.experience import (
     similarity_coefficients,
     weighted_reward,
 )
+from jaxalign.moc.likelihood import conditioned_states
 from jaxalign.moc.loss import Group, batch_loss
 from jaxalign.moc.policy import ConditionedInputs, TrainedParams, conditioned_inputs, value_head
 from jaxalign.moc.ppo import adapt_kl_coef
@@ -37,7 +38,6 @@ from jaxalign.models import families
 from jaxalign.models.completions import (
     CompletionBatch,
     completion_logprobs,
-    completion_states,
     sampling_distribution,
     state_logprobs,
 )
@@ -421,14 +421,9 @@ class _Run:
         """Log-probabilities and entropies [B, M] and values [B, M, K + 1] of the policy."""
         config = self.config
         adapter_key, values_key = (None, None) if key is None else jax.random.split(key)
-        states = completion_states(
-            self.decoder,
-            params,
-            completions,
-            **self._conditioned(trained, params, preferences),
-            adapter_dropout=config.trunk.lora.dropout,
-            dropout_key=adapter_key,
-            sharding=batch_sharding(self.mesh),
+        rows = jnp.repeat(preferences, config.rows, axis=0)
+        states = conditioned_states(
+            config, self.decoder, self.mesh, trained, params, completions, rows, adapter_key
         )
         distribution = sampling_distribution(
             config.sampling(self.stop_ids), self.decoder.vocab_size

@@ -28,13 +28,18 @@ from jaxalign.experiments.moc.conflict import (
     conflict_report,
     sample_rewards,
 )
+from jaxalign.experiments.moc.scored import (
+    PromptCompletion,
+    conditioned_completions,
+    read_completions,
+)
 from jaxalign.experiments.training_run import start_training
 from jaxalign.files import read_json, write_json, write_text
-from jaxalign.moc._train import train
+from jaxalign.moc._train import MocTrainResult, train
 from jaxalign.moc.config import MocConfig
 from jaxalign.moc.files import POLICY, policy_folder, save
 from jaxalign.moc.monitor import KL_FACTOR
-from jaxalign.moc.policy import init_policy
+from jaxalign.moc.policy import ConditionedPolicy, init_policy
 from jaxalign.moc.preferences import (
     check_simplex,
     insert_preference_tag,
@@ -42,6 +47,7 @@ from jaxalign.moc.preferences import (
     sample_preferences,
     without_tags,
 )
+from jaxalign.moc.warm_start import WarmStartConfig, warm_start
 from jaxalign.models.chat import room_for_prompts, tokenize_prompt
 from jaxalign.models.global_arrays import to_host
 from jaxalign.models.language import LanguageModel
@@ -55,7 +61,7 @@ from jaxalign.runs.processes import on_first_process
 from jaxalign.runs.run_dir import Identity, RunDir
 from jaxalign.train.mesh import DeviceReport, inference_shardings
 
-CONFIG, PROMPTS = "config.yaml", "prompts.json"
+CONFIG, PROMPTS, WARM_START = "config.yaml", "prompts.json", "warm_start"
 _SCALE_STREAM = 0x7363616C  # other draws of a run are not these
 _SCALE_BATCH = 32
 
@@ -63,8 +69,8 @@ _SCALE_BATCH = 32
 class TrainReport(TypedDict):
     """The content of report.json.
 
-    `first` and `last` are means over a tenth of the steps, and `kl_above` counts the steps whose KL
-    was more than twice its target. `conflict` is None where it was not measured.
+    `first` and `last` are means over a tenth of the steps of PPO, and `kl_above` counts the steps
+    whose KL was more than twice its target. `conflict` is None where it was not measured.
     """
 
     format: int
@@ -90,8 +96,10 @@ class MocRunConfig:
         prompts: which prompts of the source are used; a share is held out to judge on.
         moc: settings of the training.
         baseline: what to train instead, with the same trainer: "morlhf", an unconditioned policy
-            for the weighting `weight`; or "closeness", a conditioned policy that is rewarded for
-            the closeness of each completion's rewards to the preference.
+            for the weighting `weight`; "closeness", a conditioned policy that is rewarded for
+            the closeness of each completion's rewards to the preference; or "ric", a conditioned
+            policy after its warm start, without PPO.
+        warm_start: fine-tuning on scored completions before PPO.
         weight: weighting of "morlhf", such as helpful=0.3,harmless=0.7; null otherwise.
         reference_answers: completions of the model alone on which the scale of the rewards is
             estimated, 256 or more.
@@ -104,7 +112,8 @@ class MocRunConfig:
     rewards: tuple[RewardSpec, ...] = ()
     prompts: PromptConfig = field(default_factory=PromptConfig)
     moc: MocConfig = field(default_factory=MocConfig)
-    baseline: Literal["none", "morlhf", "closeness"] = "none"
+    baseline: Literal["none", "morlhf", "closeness", "ric"] = "none"
+    warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     weight: str | None = None
     reference_answers: int = 512
     quantiles: tuple[float, float] = (0.05, 0.95)
@@ -126,6 +135,11 @@ class MocRunConfig:
             raise InputError(
                 f"baseline is {self.baseline} and weight {self.weight}; expected a weight such as "
                 "helpful=0.3,harmless=0.7 for morlhf, and none else."
+            )
+        if self.baseline == "ric" and self.warm_start.data is None:
+            raise InputError(
+                "warm_start.data is null, expected completions to learn from for the baseline ric: "
+                "give a file with the columns prompt and completion."
             )
 
     def training(self, names: Sequence[str]) -> MocConfig:
@@ -173,9 +187,9 @@ def run(
     rewards = build_rewards(config.rewards, inference_shardings(parts), progress.say)
     settings = config.training(rewards.names)
     _check_preferences(settings, rewards.names)
-    read = load_prompts(
-        source, config.prompts.on_bad_row
-    )  # a mistake in it need not wait for the model
+    # A mistake in what is read need not wait for the model.
+    read = load_prompts(source, config.prompts.on_bad_row)
+    scored = () if config.warm_start.data is None else read_completions(config.warm_start.data)
     model = started.load_model(name, settings.trunk.weights, settings.trunk.unstacks)
     found = prompts_for(model, read, config)
     train_on, held = split_prompts(found, config.prompts.hold_out_share)
@@ -190,6 +204,8 @@ def run(
         "rewards": rewards.id,
         "prompts": json.dumps([train_on.prompts, held.prompts]),
     }
+    if scored:
+        identity["warm_start"] = json.dumps(scored)
     run_dir = started.open(identity, settings.optimiser)
     kept = {
         "source": found.source,
@@ -202,7 +218,12 @@ def run(
     conflicting = _conflict(run_dir, model, rewards, scale, train_on, config, progress)
     fresh = jax.random.fold_in(jax.random.key(settings.seed), 1)
     policy = init_policy(fresh, model, rewards.names, settings, scale)
-    trained = train(policy, rewards, train_on.prompts, settings, out, progress)
+    if scored:
+        policy = _warm_started(policy, scored, rewards, train_on, settings, config, out, progress)
+    if config.baseline == "ric":
+        trained = MocTrainResult(policy, [], 0)
+    else:
+        trained = train(policy, rewards, train_on.prompts, settings, out, progress)
     whole = replace(trained.policy, trained=to_host(trained.policy.trained))
     on_first_process(lambda: save(out / POLICY, whole))
     report: TrainReport = {
@@ -221,6 +242,24 @@ def run(
     }
     run_dir.finish(report)
     return report
+
+
+def _warm_started(
+    policy: ConditionedPolicy,
+    scored: Sequence[PromptCompletion],
+    rewards: TextReward,
+    prompts: Prompts,
+    settings: MocConfig,
+    config: MocRunConfig,
+    out: Path,
+    progress: Progress,
+) -> ConditionedPolicy:
+    """Return the policy after its warm start, or as an earlier part of the run left it."""
+    warm = config.warm_start
+    learned = conditioned_completions(
+        scored, policy, rewards, prompts.prompts, settings, warm.keep, progress.say
+    )
+    return warm_start(policy, learned, settings, warm, out / WARM_START, progress)
 
 
 def trained_config(folder: str | Path) -> MocRunConfig | None:
@@ -427,7 +466,9 @@ def _part(steps: int) -> int:
 
 
 def _means(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return means of the metrics that every step has."""
+    """Return means of the metrics that every step has; none without a step."""
+    if not history:
+        return {}
     names = set.intersection(*(set(step) for step in history)) - {"step"}
     ordered = [name for name in history[0] if name in names]
     return {name: float(np.mean([step[name] for step in history])) for name in ordered}
