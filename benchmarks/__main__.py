@@ -43,6 +43,7 @@ NAMES = (
     "serve_start",
     "pplug_jester",
     "pplug_vllm",
+    "pplug_ablation",
 )
 
 

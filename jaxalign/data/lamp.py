@@ -175,6 +175,12 @@ TASKS: Mapping[str, Task] = {
             verdicts=("hated", "disliked", "was indifferent to", "liked", "loved"),
         ),
         Task(
+            "ukpconvarg1", ("text",), None, "choice", ("A", "B"), ("Topic:", ""),
+            '"{text}" ', "text", "{items} are reasons that this person gave. {input}",
+            question="Which of two arguments does this person find more convincing? Answer with A "
+            "or B alone. Topic: {}",
+        ),
+        Task(
             "text", ("text",), None, "text", (), ("", ""), '"{text}" ', "text",
             "{items} are written by a person. {input}",
         ),

@@ -161,12 +161,9 @@ def ukpconvarg1(
         InputError: a file is missing or unreadable, or a vote names an unknown argument or label.
     """
     folder = Path(folder)
-    path = _part(folder, "judgments.jsonl.gz")
-    arguments = _read_texts(_part(folder, "arguments.jsonl.gz"), ("title", "text"))
-    votes = [row for row in read_rows(path) if ties or row.values.get("label") != "equal"]
+    arguments, votes, pair = argument_votes(folder, ties)
     columns = {name: [vote.text(name) for vote in votes] for name in _VOTE_FIELDS}
     label = np.asarray(columns["label"])
-    pair = _argument_pairs(columns, {key: i for i, key in enumerate(arguments)}, votes)
     chosen = np.where(label == "a2", pair[1], pair[0]).astype(np.int32)
     rejected = np.where(label == "a2", pair[0], pair[1]).astype(np.int32)
     user, users = files.encode(columns["user"])
@@ -186,6 +183,33 @@ def ukpconvarg1(
     title, titles = files.encode([title for title, _ in arguments.values()])
     folds = _folds(len(titles), item_folds, seed)[title]
     return ChoiceSource(everything.take(keep), None, folds, int(later.size))
+
+
+def argument_votes(
+    folder: str | Path, ties: bool
+) -> tuple[dict[str, tuple[str, ...]], list[Row], np.ndarray]:
+    """Return UKPConvArg1's arguments and the votes on pairs of them.
+
+    Args:
+        folder: As of `ukpconvarg1`.
+        ties: Keep the votes for `equal`.
+
+    Returns:
+        The title and the text of each argument by its id, the N votes in file order, and the
+        places [2, N] of their arguments.
+
+    Raises:
+        InputError: As `ukpconvarg1`.
+    """
+    path = _part(Path(folder), "judgments.jsonl.gz")
+    arguments = _read_texts(_part(Path(folder), "arguments.jsonl.gz"), ("title", "text"))
+    votes = [row for row in read_rows(path) if ties or row.values.get("label") != "equal"]
+    columns = {name: [vote.text(name) for vote in votes] for name in _VOTE_FIELDS[1:5]}
+    return (
+        arguments,
+        votes,
+        _argument_pairs(columns, {key: i for i, key in enumerate(arguments)}, votes),
+    )
 
 
 _VOTE_FIELDS = ("user", "topic", "a1", "a2", "label", "time")

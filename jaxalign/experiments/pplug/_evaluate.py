@@ -319,9 +319,8 @@ def _config(trained: PPlugRun, options: Sequence[str]) -> PPlugRunConfig:
 
 def _samples(trained: PPlugRun, config: PPlugRunConfig, data: str | Path | None) -> Histories:
     settings, described = config.evaluate, config.data
-    if (
-        described.kind not in ("huffpost", "jester") and described.own_task is None
-    ):  # files without right answers do not name their task
+    # Files without right answers do not name their task.
+    if not described.has_own_task and described.own_task is None:
         described = replace(described, task=trained.sources.task)
     whole = read_parts(data or trained.sources.data, described, (settings.split,))[settings.split]
     found = sample_evenly(whole, settings.samples, config.data.seed)

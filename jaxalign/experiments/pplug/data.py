@@ -1,4 +1,4 @@
-"""Reading the parts of a data set: LaMP's files, history files, HuffPost's articles, jokes."""
+"""Reading the parts of a data set: LaMP's files, history files, and sets of real people."""
 
 import hashlib
 import json
@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from jaxalign.data.arguments import argued_choices
 from jaxalign.data.headlines import huffpost
 from jaxalign.data.histories import Histories, load_histories, load_lamp
 from jaxalign.data.jokes import rated_jokes
@@ -38,7 +39,8 @@ class HistoryDataConfig:
             train.jsonl and optionally validation.jsonl and test.jsonl, or one file whose users are
             split. `huffpost` is the folder of the HuffPost set, split by time. `jester` is the
             folder of the Jester set, split by user, whose answers are ratings of jokes; the target
-            jokes of its `test_new` occur nowhere else.
+            jokes of its `test_new` occur nowhere else. `ukpconvarg1` is the folder of the
+            UKPConvArg1 set, split by user, whose answers are which of two arguments convinces.
         task: Name of the task, such as LaMP_4; null reads it from LaMP's outputs, and means `text`
             for jsonl.
         own_task: A task of your own for jsonl, of which `task` is then the name or null: what
@@ -53,13 +55,14 @@ class HistoryDataConfig:
         most: HuffPost only: largest number of articles per author in each held-out part; null for
             no limit.
         least_history: HuffPost only: smallest number of items in the history of a sample.
-        history: Jester only: number of rated jokes in a history, at least 1.
+        history: Jester and UKPConvArg1 only: number of rated jokes, or of reasons that the person
+            wrote, in a history, at least 1.
         new_share: Jester only: share in (0, 1) of the jokes that occur in `test_new` alone.
         series: HuffPost only: keep recurring titles, which reveal the author.
         seed: Seed of the draws, at least 0.
     """
 
-    kind: Literal["lamp", "jsonl", "huffpost", "jester"] = "lamp"
+    kind: Literal["lamp", "jsonl", "huffpost", "jester", "ukpconvarg1"] = "lamp"
     task: str | None = None
     own_task: Task | None = None
     train_samples: int | None = None
@@ -84,7 +87,7 @@ class HistoryDataConfig:
                 f"data.test_share is {shares[0]} and data.validation_share {shares[1]}; expected "
                 "shares above 0 and below 1 in sum."
             )
-        if self.kind in ("huffpost", "jester") and self.task not in (None, self.kind):
+        if self.has_own_task and self.task not in (None, self.kind):
             raise InputError(
                 f"data.task is {self.task!r} and data.kind {self.kind}; expected no task: leave it "
                 "out."
@@ -110,6 +113,11 @@ class HistoryDataConfig:
                 f"data.own_task is named {own.name!r}, which is a task already; expected another "
                 "name."
             )
+
+    @property
+    def has_own_task(self) -> bool:
+        """Whether the kind of the data is the task."""
+        return self.kind in ("huffpost", "jester", "ukpconvarg1")
 
     @property
     def rules(self) -> str | Task:
@@ -150,6 +158,11 @@ def read_parts(
             config.seed,
         )  # fmt: skip
         found = {part: getattr(jokes, part) for part in parts}
+    elif config.kind == "ukpconvarg1":
+        argued = argued_choices(
+            path, config.test_share, config.validation_share, config.history, config.seed
+        )
+        found = {part: argued[part] for part in parts if part in argued}
     elif config.kind == "jsonl" and path.is_file():
         whole = _by_user(load_histories(path, config.rules), config)
         found = {part: whole[part] for part in parts if part in whole}
