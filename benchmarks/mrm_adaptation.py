@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Draws and tests every population, written down kind by kind."""
+    """Draws and tests every population, written down kind by kind; other kinds' rows are kept."""
     console = Console(stderr=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {
@@ -44,16 +44,29 @@ def run(arguments: argparse.Namespace) -> int:
         "units": "adapts: draws in which the test lets the method adapt; by_mean: draws in which "
         "the mean alone would; gain: mean over draws of the out-of-fold gain, in nats per choice",
         "settings": {"users": USERS, "folds": FOLDS, "support": SUPPORT, "query": QUERY},
-        "rows": [],
     }
+    earlier, rows = _earlier(arguments.out / "result.json", result["settings"])
+    result["earlier"] = earlier
     for size, nats in WORLDS:
         if size in arguments.directions:
             console.print(f"E {size}, {nats:g} nats ...", highlight=False)
-            row = judged(size, nats, range(arguments.draws), arguments.out / DRAWS)
-            result["rows"].append(row)
+            draws = range(arguments.draws)
+            rows[size, nats] = judged(size, nats, draws, arguments.out / DRAWS)
+            result["rows"] = [rows[world] for world in WORLDS if world in rows]
             harness.write(arguments.out, result, _table(result["rows"]))
     print(_table(result["rows"]))
     return 0
+
+
+def _earlier(
+    path: Path, settings: dict[str, int]
+) -> tuple[list[Any], dict[tuple[int, float], dict[str, Any]]]:
+    """Machines and rows of a result with the same settings, the rows by directions and nats."""
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if before.get("settings") != settings:
+        return [], {}
+    rows = {(row["directions"], row["nats"]): row for row in before["rows"]}
+    return [*before.get("earlier", []), before["machine"]], rows
 
 
 def judged(size: int, nats: float, seeds: range, kept: Path | None = None) -> dict[str, Any]:

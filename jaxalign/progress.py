@@ -48,18 +48,22 @@ class Progress:
     def waiting(self, title: str) -> Iterator[None]:
         """Print a line every 10 s while a block works that says nothing of itself.
 
+        Of blocks inside one another the innermost is named, in each thread.
+
         Args:
             title: what is being done.
         """
         if not self.show:
             yield
             return
-        done = threading.Event()
+        done, blocks = threading.Event(), _blocks_of_thread()
+        blocks.append(done)
 
         def remind() -> None:
             start = time.monotonic()
             while not done.wait(_SAY_EVERY):
-                self.say(f"{title}: at work for {duration(time.monotonic() - start)}")
+                if blocks[-1] is done:
+                    self.say(f"{title}: at work for {duration(time.monotonic() - start)}")
 
         reminder = threading.Thread(target=remind, daemon=True)
         reminder.start()
@@ -68,6 +72,18 @@ class Progress:
         finally:
             done.set()
             reminder.join()
+            blocks.remove(done)
+
+
+_thread = threading.local()
+
+
+def _blocks_of_thread() -> list[threading.Event]:
+    """The blocks that wait in this thread, the innermost last; each ends with its event."""
+    if not hasattr(_thread, "blocks"):
+        _thread.blocks = []
+    blocks: list[threading.Event] = _thread.blocks
+    return blocks
 
 
 def _print_line(seconds: float, text: str) -> None:

@@ -38,6 +38,19 @@ def test_a_block_without_progress_of_its_own_is_said_to_be_at_work(capsys, monke
     assert "fitting: at work for 0 s" in capsys.readouterr().err
 
 
+def test_of_blocks_inside_one_another_the_innermost_is_said_to_be_at_work(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_SAY_EVERY", 0.01)
+    lines = Progress()
+    with lines.waiting("gates"):
+        with lines.waiting("fitting"):
+            time.sleep(0.1)
+        inner = capsys.readouterr().err
+        time.sleep(0.1)
+    assert "fitting: at work" in inner
+    assert "gates: at work" not in inner
+    assert "gates: at work" in capsys.readouterr().err
+
+
 def test_a_first_batch_that_takes_long_is_said_to_be_at_work(capsys, monkeypatch):
     monkeypatch.setattr(progress, "_SAY_EVERY", 0.01)
 

@@ -21,6 +21,7 @@ class BadRows:
     Attributes:
         count: of the rows.
         ratings: rows that rate one answer, where choices between two are read; they are not bad.
+        uncounted: rows whose weight is 0; they are not bad either.
 
     Example:
         >>> from jaxalign.data.bad_rows import BadRows
@@ -33,7 +34,7 @@ class BadRows:
 
     def __init__(self, on_bad_row: OnBadRow, source: str | Path) -> None:
         self.on_bad_row, self.source, self.count = on_bad_row, str(source), 0
-        self.ratings = 0
+        self.ratings = self.uncounted = 0
         self._counts: dict[str, int] = {}
         self._first: dict[str, RowError] = {}
 
@@ -58,16 +59,16 @@ class BadRows:
         Raises:
             InputError: most rows are bad, so that the file is not what it is taken for.
         """
-        ratings = (
-            (
-                f"{counted(self.ratings, 'rating')} left out: choices between two answers "
-                "are learned from",
+        left_out = []
+        if self.ratings:
+            left_out.append(
+                f"{counted(self.ratings, 'rating')} left out: choices between two answers are "
+                "learned from"
             )
-            if self.ratings
-            else ()
-        )
+        if self.uncounted:
+            left_out.append(f"{counted(self.uncounted, 'row')} of weight 0 left out")
         if not self.count:
-            return ratings
+            return tuple(left_out)
         by_count = sorted(self._counts, key=self._counts.__getitem__, reverse=True)
         why = "; ".join(
             f"{reason} ({self._counts[reason]:,}, first: {str(self._first[reason]).split(': ')[0]})"
@@ -79,7 +80,7 @@ class BadRows:
                 f"{self.source}: {self.count:,} of {total:,} rows are bad, which is more than half "
                 f"({why}); check that this is the right file."
             )
-        return (f"{self.count:,} of {counted(total, 'row')} dropped: {why}", *ratings)
+        return (f"{self.count:,} of {counted(total, 'row')} dropped: {why}", *left_out)
 
 
 def checked_rows(

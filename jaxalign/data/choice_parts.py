@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from jaxalign.data.bad_rows import BadRows, OnBadRow
 from jaxalign.data.columns import Origin
-from jaxalign.data.files import BLOCK_ROWS, encode, only_ratings, read_blocks
+from jaxalign.data.files import BLOCK_ROWS, encode, no_choices, read_blocks
 from jaxalign.data.messages import Conversation
 from jaxalign.data.numbering import ChoiceColumns, number_choices
 from jaxalign.data.preferences import Preferences
@@ -154,7 +154,7 @@ def write_parts(
             blocks += 1
     notes = bad.notes(int(rows.sum()))
     if not rows.any():
-        raise only_ratings(source, bad.ratings)
+        raise no_choices(source, bad)
     counts = tuple(rows.tolist())
     parts = ChoiceParts(path, str(source), unit, counts, blocks, digest.hexdigest(), notes)
     write_json(_about(path), {**asdict(parts), "path": path.name})

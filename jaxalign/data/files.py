@@ -92,7 +92,7 @@ def load(
         numbers.add(block)
     notes = bad.notes(numbers.rows)
     if not numbers.rows:
-        raise only_ratings(source, bad.ratings)
+        raise no_choices(source, bad)
     return _with_remarks(numbers.table(), numbers.origin, notes)
 
 
@@ -116,7 +116,9 @@ def read_blocks(
         tables = checked_tables(source, names, check, bad, BLOCK_ROWS)
     for table in tables:
         if ratings:
-            yield check_columns(table.columns, table.origin, require_user)
+            counting = without_uncounted(table, bad)
+            if len(counting.columns.get("user", ())) or counting is table:
+                yield check_columns(counting.columns, counting.origin, require_user)
             continue
         before = bad.ratings
         kept = without_ratings(table, bad)
@@ -136,7 +138,7 @@ def read_choices(
         table = checked_table(source, names, check, bad)
     kept = without_ratings(table, bad)
     if bad.ratings and not len(kept.columns.get("chosen", ())):
-        raise only_ratings(source, bad.ratings)
+        raise no_choices(source, bad)
     return kept, bad
 
 
@@ -154,12 +156,43 @@ def without_ratings(table: Table, bad: BadRows) -> Table:
     bad.ratings += sum(rated)
     if not any(rated):
         return Table(rest, table.origin)
-    kept = [row for row, is_rating in enumerate(rated) if not is_rating]
-    columns: dict[str, Column] = {}
-    for name, column in rest.items():
+    return _rows_of(Table(rest, table.origin), np.flatnonzero(~np.array(rated)))
+
+
+def without_uncounted(table: Table, bad: BadRows) -> Table:
+    """Leave out rows whose weight is 0, and count them.
+
+    Raises:
+        RowError: a weight that is not from 0 to 1.
+    """
+    weights, origin = as_list(table.columns.get("weight", ())), table.origin
+    counts = np.array(
+        [check_weight(one, origin.at(row), origin.typed) > 0 for row, one in enumerate(weights)],
+        bool,
+    )
+    if counts.all():
+        return table
+    bad.uncounted += int(np.count_nonzero(~counts))
+    return _rows_of(table, np.flatnonzero(counts))
+
+
+def _rows_of(table: Table, rows: np.ndarray) -> Table:
+    """The table with some of its rows alone."""
+    kept, columns = rows.tolist(), dict[str, Column]()
+    for name, column in table.columns.items():
         values = as_list(column)
         columns[name] = [values[row] for row in kept] if len(values) else ()
     return Table(columns, table.origin.of(kept))
+
+
+def no_choices(source: str | Path, bad: BadRows) -> InputError:
+    """Return what refuses a source of which nothing is left."""
+    if bad.uncounted:
+        return InputError(
+            f"{source}: {bad.uncounted:,} rows have the weight 0 and no other is left, expected "
+            "rows that count; correct the weights."
+        )
+    return only_ratings(source, bad.ratings)
 
 
 def only_ratings(source: str | Path, ratings: int) -> InputError:

@@ -137,32 +137,39 @@ def check_strength(value: object, where: str, typed: bool = True) -> int:
     """
     if value in (None, ""):
         return 0
-    steps = check_number(value, "strength", where, typed=typed)
-    if steps <= 0:
-        raise RowError(
-            f"{where}: `strength` is {steps:g}, expected how many steps the chosen answer is "
-            "ahead, 1 or more; correct the row, or mark it with `tie`.",
-            "`strength` is not above 0",
-        )
+    expected = "how many steps the chosen answer is ahead, 1 or more; correct the row, or mark it "
+    steps = _number_within(
+        value, "strength", where, typed, lambda steps: steps > 0, f"{expected}with `tie`",
+        "not above 0",
+    )  # fmt: skip
     return max(round(steps), 1)
 
 
+def _number_within(
+    value: object, name: str, where: str, typed: bool, within: Callable[[float], bool],
+    expected: str, reason: str,
+) -> float:  # fmt: skip
+    """A number of a row that lies within some bounds."""
+    number = check_number(value, name, where, typed=typed)
+    if not within(number):
+        raise RowError(
+            f"{where}: `{name}` is {number:g}, expected {expected}.", f"`{name}` is {reason}"
+        )
+    return number
+
+
 def check_weight(value: object, where: str, typed: bool = True) -> float:
-    """Return how much a row counts, above 0 and up to 1; 1 where it is not stated.
+    """Return how much a row counts, from 0 to 1; 1 where it is not stated.
 
     Raises:
         RowError: it is something else.
     """
     if value in (None, ""):
         return 1.0
-    weight = check_number(value, "weight", where, typed=typed)
-    if not 0 < weight <= 1:
-        raise RowError(
-            f"{where}: `weight` is {weight:g}, expected how much the row counts, above 0 and up to "
-            "1; correct it, or remove a row that does not count.",
-            "`weight` is not above 0 and up to 1",
-        )
-    return float(weight)
+    return _number_within(
+        value, "weight", where, typed, lambda weight: 0 <= weight <= 1,
+        "how much the row counts, from 0 to 1; correct it", "not from 0 to 1",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -347,6 +354,12 @@ def check_details(
     if "weight" in there:
         for row, value in _stated(columns["weight"], np.ones(count, bool)):
             found.weight[row] = check_weight(value, origin.at(row), origin.typed)
+        for row in np.flatnonzero(found.weight == 0)[:1].tolist():
+            raise RowError(
+                f"{origin.at(row)}: `weight` is 0, expected a weight above 0 of rows that are not "
+                "read from a file; leave out rows that do not count.",
+                "`weight` is 0",
+            )
     if rated is not None:
         ratings = as_list(columns[RATING])
         scales = as_list(columns.get("scale", ())) or [None] * count

@@ -62,7 +62,9 @@ LEAST_KEPT = 2**14
 _FEWER_SPREADS, _NEGLIGIBLE = (2, 3, 5), 1e-6
 """How many neighbouring spreads of the grid are kept, the fewest that hold all others' probability.
 
-Two at least, between which the user's own lies."""
+Two at least, between which the user's own lies. A spread that is left out does not come back. Under
+the model its probability is a martingale: one that has fallen to p ever reaches q again with a
+probability of p / q at most (Doob), one in a thousand for q = 0.001."""
 
 
 class RowBlock(NamedTuple):

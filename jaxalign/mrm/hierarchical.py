@@ -124,6 +124,14 @@ def _levels(fitted: Fitted) -> Levels:
     return Levels(ties, int(fitted["strengths"]), tuple(counts))
 
 
+def _implicit_weights(weights: Sequence[float], details: Sequence[RowDetails]) -> Sequence[float]:
+    """The weights of implicit choices that leave rows to fit, 1 where there are no such choices."""
+    if not any(bool(part.implicit.any()) for part in details):
+        return (1.0,)
+    explicit = any(bool((~part.implicit & (part.weight > 0)).any()) for part in details)
+    return weights if explicit else [one for one in weights if one > 0] or weights
+
+
 def _start_of(earlier: Fitted | None, levels: Levels) -> FeedbackPopulation | bayes.Prior | None:
     """Where EM starts: at an earlier population of the same levels, or of the weights alone."""
     if earlier is None:
@@ -159,8 +167,7 @@ class HierarchicalBayes(_PriorMethod, RatingsMethod[BayesConfig]):
         levels = levels_of(data.scales, details)
         features = data.inputs(self.inputs)
         vectors = [vectors_of(features, *part) for part in zip(data.buckets, details, strict=True)]
-        implicit = any(bool(part.implicit.any()) for part in details)
-        weights = self.settings.implicit_weights if implicit else (1.0,)
+        weights = _implicit_weights(self.settings.implicit_weights, details)
         found, start = {}, _start_of(data.start_of(self.name), levels)
         for weight in weights:
             both = zip(vectors, details, strict=True)
@@ -180,7 +187,7 @@ class HierarchicalBayes(_PriorMethod, RatingsMethod[BayesConfig]):
         """Return the candidates of choices, each with every weight of implicit choices."""
         plain = super().candidates(fitted)
         weights = [float(weight) for weight in fitted.get(_POPULATIONS, ())]
-        if len(weights) < 2:
+        if weights in ([], [1.0]):
             return plain
         return [{**candidate, _IMPLICIT: weight} for weight in weights for candidate in plain]
 

@@ -7,11 +7,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxalign.data.batching import Pairs
 from jaxalign.mrm.adaptation import PairedTest, losses_by_others, paired_test
 from jaxalign.mrm.registry import Fitted, UserRewardMethod
 from jaxalign.mrm.selection import candidate_losses
-from jaxalign.mrm.support_query import SupportQueryData, TrainingData, UserPairs
+from jaxalign.mrm.support_query import Rows, SupportQueryData, TrainingData, UserPairs
 
 _SAME = 1e-9  # nats by which a candidate's losses may differ that reads no support
 
@@ -76,14 +75,20 @@ def user_folds(users: SupportQueryData, folds: int, seed: int) -> np.ndarray:
 
 
 def fold_data(data: TrainingData, number: np.ndarray, fold: np.ndarray) -> list[TrainingData]:
-    """Return the data without each fold's users, shapes unchanged.
+    """Return the data without each fold's users, all of the same shapes.
 
     Args:
         data: choices of all that a method may be fitted on, the users among them.
         number: [U] which of the users of `data` each of them is.
         fold: [U] of each of them.
     """
-    return [_without(data, number[fold == one]) for one in range(int(fold.max()) + 1)]
+    mine = np.full(data.choices.users, -1)
+    mine[number] = fold
+    others = [mine != one for one in range(int(fold.max()) + 1)]
+    return [
+        replace(data, choices=_some_users(data.choices, others, one), start=None)
+        for one in range(len(others))
+    ]
 
 
 def by_fold(
@@ -102,12 +107,19 @@ def by_fold(
     Returns:
         [U, ...].
     """
+    folds = [fold == one for one in range(int(fold.max()) + 1)]
     order, parts = [], []
-    for one in range(int(fold.max()) + 1):
-        # The rows of a subset are its members in order, padded to the size of the largest fold.
-        order += [members[fold[members] == one] for members in users.query.members]
-        real = [np.arange(width) < (fold[m] == one).sum() for m, width in _widths(users, fold)]
-        parts.append(of(one, _subset(users, fold, one))[np.concatenate(real)])
+    for one, mine in enumerate(folds):
+        some = SupportQueryData(
+            _some_users(users.support, folds, one), _some_users(users.query, folds, one)
+        )
+        # The rows of a subset are its members in order, with padding behind those of each bucket.
+        order += [members[mine[members]] for members in users.query.members]
+        real = [
+            np.arange(width) < mine[members].sum()
+            for members, width in zip(users.query.members, _widths(users.query, folds), strict=True)
+        ]
+        parts.append(of(one, some)[np.concatenate(real)])
     return np.concatenate(parts)[np.argsort(np.concatenate(order))]
 
 
@@ -145,32 +157,33 @@ def out_of_fold(
     return CandidateLosses(losses(True), losses(False), fold)
 
 
-def _without(data: TrainingData, held_out: np.ndarray) -> TrainingData:
-    """The same data, shapes unchanged, in which the choices of some users do not count."""
-
-    def weight(users: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        return np.where(np.isin(users, held_out)[:, None], 0, weights).astype(weights.dtype)
-
-    return replace(data, choices=data.choices.reweighted(weight), start=None)
+def _widths(users: UserPairs, subsets: Sequence[np.ndarray]) -> list[int]:
+    """Users of each bucket that the largest of some subsets [U] bool has."""
+    return [int(max(one[members].sum() for one in subsets)) for members in users.members]
 
 
-def _widths(users: SupportQueryData, fold: np.ndarray) -> list[tuple[np.ndarray, int]]:
-    """Members of each bucket, and how many of them the largest fold has."""
-    return [(m, int(np.bincount(fold[m]).max())) for m in users.query.members]
+def _some_users(users: UserPairs, subsets: Sequence[np.ndarray], number: int) -> UserPairs:
+    """The users of one of some subsets, renumbered.
+
+    Each bucket is padded with users without choices to what the largest subset has, so that a
+    program is compiled for the shapes of all subsets once.
+    """
+    widths = _widths(users, subsets)
+    rows, members, start = [], [], 0
+    for everyone, width in zip(users.members, widths, strict=True):
+        mine = np.flatnonzero(subsets[number][everyone])
+        rows.append(np.pad(mine, (0, width - len(mine)), constant_values=-1))
+        members.append(np.arange(start, start + width))
+        start += width
+
+    def of(parts: tuple[Rows, ...]) -> tuple[Rows, ...]:
+        return tuple(_taken(part, some) for part, some in zip(parts, rows, strict=True))
+
+    return UserPairs(tuple(members), of(users.parts), of(users.details) if users.details else ())
 
 
-def _subset(users: SupportQueryData, fold: np.ndarray, one: int) -> SupportQueryData:
-    """The users of one fold, renumbered; padded so that each fold has the same shapes."""
-
-    def side(pairs: UserPairs) -> UserPairs:
-        members, parts, details, start = [], [], [], 0
-        for place, (all_members, width) in enumerate(_widths(users, fold)):
-            mine = np.flatnonzero(fold[all_members] == one)
-            rows = np.concatenate([mine, np.zeros(width - len(mine), int)])
-            parts.append(Pairs(*(np.asarray(array)[rows] for array in pairs.parts[place])))
-            details += [part.take(rows) for part in pairs.details[place : place + 1]]
-            members.append(np.arange(start, start + width))
-            start += width
-        return UserPairs(tuple(members), tuple(parts), tuple(details))
-
-    return SupportQueryData(side(users.support), side(users.query))
+def _taken(part: Rows, rows: np.ndarray) -> Rows:
+    """Rows of a bucket, without choices where a row is -1."""
+    taken = type(part)(*(np.asarray(array)[rows] for array in part))
+    weight = np.where(rows[:, None] < 0, 0, taken.weight).astype(np.asarray(taken.weight).dtype)
+    return taken._replace(weight=weight)

@@ -122,7 +122,7 @@ def test_levels_of_scales():
         ({"answer": None}, "line 2: `answer` is missing"),
         ({"answer": " "}, "line 2: `answer` is empty"),
         ({"user": None}, "line 2: `user` is missing"),
-        ({"weight": 0}, "line 2: `weight` is 0, expected how much the row counts"),
+        ({"weight": -1}, "line 2: `weight` is -1, expected how much the row counts, from 0 to 1"),
         ({"weight": 1.5}, "line 2: `weight` is 1.5"),
         ({"weight": "much"}, "line 2: `weight` is 'much'"),
     ],
@@ -159,3 +159,19 @@ def test_scales_are_numbered_as_a_model_numbers_them(tmp_path):
     assert found.details.scale.tolist() == [-1, 0, -1, 1, -1, 2]
     with pytest.raises(InputError, match=r"row 6: the rating is on the scale \[-10, 10\]"):
         on_scales(table, known[:2])
+
+
+@pytest.mark.parametrize("on_bad_row", ["refuse", "drop"])
+def test_rows_of_weight_0_are_left_out_and_counted(tmp_path, on_bad_row):
+    pair = {"user": "u", "chosen": "a", "rejected": "b"}
+    rating = {"user": "v", "answer": "c", "rating": 1, "scale": [1, 5]}
+    rows = [{**pair, "weight": 0}, {**pair, "weight": 0.5}, {**rating, "weight": 0.0}, pair]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = load(path, ratings=True, on_bad_row=on_bad_row)
+    assert found.users == ("u",)
+    assert found.details.weight.tolist() == [0.5, 1]
+    assert "2 rows of weight 0 left out" in found.notes
+    path.write_text(json.dumps(rows[0]))
+    with pytest.raises(InputError, match="1 rows have the weight 0 and no other is left"):
+        load(path, ratings=True, on_bad_row=on_bad_row)

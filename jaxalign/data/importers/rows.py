@@ -40,7 +40,7 @@ class ChoiceRow(_FeedbackRow):
         time: seconds since 1970, or ISO 8601.
         group: conversation.
         source: id in the product.
-        weight: how much the row counts, above 0 and up to 1; None for 1.
+        weight: how much the row counts, from 0 to 1; None for 1.
     """
 
     chosen: Text
