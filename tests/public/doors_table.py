@@ -11,10 +11,11 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+from answers_table import ANSWER_AS, ANSWER_CONDITIONED, GENERATE_TEXTS, ROLLOUT_POLICIES
 from belief_table import CHOSEN, EM, of_choices, reference_population
 from edge_table import PROBES, Entry, empty, refusals
 
-from jaxalign import data, moc, models, mrm, personalize, rollout
+from jaxalign import data, moc, models, mrm
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.lora import LoraConfig
 from jaxalign.models.peft import load_adapter
@@ -123,15 +124,6 @@ def answers(call, arrays, live, refused, where, *kept):
     )  # fmt: skip
 
 
-def by_weights(call, where):
-    refused = refusals("weights", "2, 1", "W A", "1, 3, 2")
-    return answers(call, {"weights": WEIGHTS}, "weights", refused, where, "zero rows")
-
-
-def _wanted(found):
-    return f"wanted: found {found}, expected numbers of at least 0."
-
-
 _STRENGTH = (
     "memory, row 3: `strength` is {} (float), expected a finite number; correct or remove the row."
 )
@@ -143,13 +135,6 @@ _DIVERGED = (
     "the adapter's attention.query holds NaN or infinity, expected finite numbers: take the "
     "adapter of a training that did not diverge."
 )
-
-_answer_as = by_weights(
-    lambda weights: policies.answer_as(
-        None, None, weights, np.arange(3), PROMPTS, SAMPLING, KEY
-    ),
-    "personalize/test_serve.py",
-)  # fmt: skip
 
 DOORS = {
     "data": {
@@ -165,12 +150,7 @@ DOORS = {
         ),
     },
     "models": {
-        "generate_texts": answers(
-            lambda prefix: models.generate_texts(None, PROMPTS, SAMPLING, KEY, prefix=prefix),
-            {"prefix": FACTOR[0, :3, None]}, "prefix",
-            refusals("prefix", "2, 0, 1", "X S D", "1, 3, 1, 2"), "models/test_generate.py",
-            "zero rows",
-        ),
+        "generate_texts": GENERATE_TEXTS,
         "save_adapter": Entry(
             saved, {"a": FACTOR}, lambda a: (a, OTHER), "a",
             refused={
@@ -224,35 +204,17 @@ DOORS = {
         ),
     },
     "personalize": {
-        "answer_as": _answer_as,
-        "answer_conditioned": answers(
-            lambda wanted: personalize.answer_conditioned(
-                _POLICY, wanted, PROMPTS, SAMPLING, KEY
-            ),
-            {"wanted": WEIGHTS}, "wanted",
-            {
-                "nan live": _wanted("[0.25, nan]"), "infinity live": _wanted("[0.25, inf]"),
-                "wrong rank": "wanted: found shape (1, 3, 2), expected (3, 2), a row for each "
-                "prompt, of kind, brief.",
-                "zero rows": "wanted: found shape (0, 2), expected (3, 2), a row for each prompt, "
-                "of kind, brief.",
-            },
-            "personalize/test_conditioned.py",
-        ),
+        "answer_as": ANSWER_AS,
+        "answer_conditioned": ANSWER_CONDITIONED,
     },
     "personalize.policies": {
         "adapter_digest": Entry(
             digest, {"a": FACTOR}, digest_of, "a",
             skipped={**_TREE, "wrong rank": "any tree"},
         ),
-        "answer_as": _answer_as,
+        "answer_as": ANSWER_AS,
     },
     "rollout": {
-        "rollout_policies": by_weights(
-            lambda weights: rollout.rollout_policies(
-                SimpleNamespace(stop_ids=()), None, weights, PROMPTS, None, SAMPLING, KEY
-            ),
-            "rollout/test_rollout_policies.py",
-        ),
+        "rollout_policies": ROLLOUT_POLICIES,
     },
 }  # fmt: skip
