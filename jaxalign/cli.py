@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from types import FrameType
 from typing import NoReturn
 
@@ -50,10 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rest and not getattr(arguments, "takes_config", False):
             raise InputError(f"unknown option {rest[0]!r}: see `jaxalign --help`")
         check_out(arguments)
-        peers = join_processes(arguments)
-        arguments.run(arguments, rest)
-        if peers is not None:
-            peers.leave()
+        with ExitStack() as until:
+            peers = join_processes(arguments, until)
+            arguments.run(arguments, rest)
+            if peers is not None:
+                peers.leave()
     except InputError as error:
         print(f"jaxalign: {error}", file=sys.stderr)
         return leave_processes(arguments, 2)

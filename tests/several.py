@@ -16,6 +16,22 @@ from jaxalign.runs.log import TIMING
 DEADLINE = 240  # seconds that a test waits for a process on a busy machine
 
 
+def moc_config(steps, prompt_tokens, mesh):
+    """A config of a tiny `moc train`, but for its rewards."""
+    return {
+        "prompts": {"template": "plain"},
+        "reference_answers": 256,
+        "moc": {
+            "steps": steps, "groups": 2, "rows": 4, "prompt_tokens": prompt_tokens,
+            "answer_tokens": 4, "temperature": 1.0, "epochs": 1, "micro_batches": 1,
+            "trunk": {
+                "lora": {"rank": 2}, "weights": "float32", "compute": "float32", "remat": None,
+                "mesh": mesh,
+            },
+        },
+    }  # fmt: skip
+
+
 def start(arguments, processes=2, change=lambda number, words: words):
     """Start a command once per process, each with one device; returns what runs."""
     with socket.socket() as free:

@@ -1,7 +1,9 @@
 """The command line at large: help, `embed`, and arguments that are no command."""
 
+import argparse
 import subprocess
 import sys
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,8 +12,11 @@ from cli_calls import call, refused, write_rows
 from mrm_cli_world import ITEMS, answer, make_choices
 
 import jaxalign
+from jaxalign.commands.processes import join_processes
 from jaxalign.data.tables import read_texts
 from jaxalign.models import embed
+from jaxalign.runs import processes
+from jaxalign.train import distributed
 
 
 @pytest.mark.parametrize(
@@ -98,3 +103,14 @@ def test_texts_keep_characters_that_break_lines_elsewhere(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one\u2028two"}\n', encoding="utf-8")
     assert read_texts(path) == ["one\u2028two"]
+
+
+def test_what_other_processes_print_is_discarded_until_the_command_ends(monkeypatch, capsys):
+    monkeypatch.setattr(distributed, "start", lambda config, say: None)
+    monkeypatch.setattr(processes, "is_first_process", lambda: False)
+    arguments = argparse.Namespace(joins=True, coordinator=None, processes=None, process=None)
+    with ExitStack() as until:
+        join_processes(arguments, until)
+        print("of a process that is not the first")
+    print("afterwards")
+    assert capsys.readouterr().out == "afterwards\n"

@@ -11,18 +11,7 @@ import tiny_lms
 pytestmark = pytest.mark.slow
 SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 24}
 FSDP = ["--trunk.mesh.data", "1", "--trunk.mesh.fsdp", "-1"]
-MOC = {
-    "prompts": {"template": "plain"},
-    "reference_answers": 256,
-    "moc": {
-        "steps": 2, "groups": 2, "rows": 4, "prompt_tokens": 64, "answer_tokens": 4,
-        "temperature": 1.0, "epochs": 1, "micro_batches": 1,
-        "trunk": {
-            "lora": {"rank": 2}, "weights": "float32", "compute": "float32", "remat": None,
-            "mesh": {"data": 1, "fsdp": -1},
-        },
-    },
-}  # fmt: skip
+MOC = several.moc_config(steps=2, prompt_tokens=64, mesh={"data": 1, "fsdp": -1})
 PPLUG = {
     "data": {"kind": "jsonl", "test_share": 0.25, "validation_share": 0.25},
     "pplug": {

@@ -103,19 +103,10 @@ def _export(arguments: argparse.Namespace, _: list[str]) -> None:
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
-    from jaxalign.config import load_config
+    from jaxalign.commands.training import train_from
     from jaxalign.experiments.moc import MocRunConfig, run
-    from jaxalign.runs.processes import is_first_process
 
-    config = load_config(MocRunConfig, arguments.config, rest)
-    report = run(
-        config,
-        arguments.model,
-        arguments.data,
-        arguments.out,
-        resume=arguments.resume,
-        show=is_first_process(),
-    )
+    report = train_from(arguments, rest, MocRunConfig, run)
     first, last = report["first"], report["last"]
     if not last:
         print(f"a warm start without PPO; wrote {arguments.out}/model")

@@ -5,6 +5,8 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,10 +36,14 @@ def takes_processes(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(joins=True)
 
 
-def join_processes(arguments: argparse.Namespace) -> "Peers | None":
+def join_processes(arguments: argparse.Namespace, until: ExitStack) -> "Peers | None":
     """Join the other processes of a command, before anything touches a device.
 
     Only process 0 prints what the command prints on standard output.
+
+    Args:
+        arguments: of the command.
+        until: closed when the command ends; what the others print is discarded until then.
 
     Returns:
         The other processes; None where there are none.
@@ -54,8 +60,15 @@ def join_processes(arguments: argparse.Namespace) -> "Peers | None":
     config = DistributedConfig(arguments.coordinator, arguments.processes, arguments.process)
     peers = start(config, say=Progress().say)
     if not is_first_process():
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        until.enter_context(_without_output())
     return peers
+
+
+@contextmanager
+def _without_output() -> Iterator[None]:
+    """Discard what is printed on standard output."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def leave_processes(arguments: argparse.Namespace, code: int) -> int:
@@ -76,9 +89,10 @@ def leave_processes(arguments: argparse.Namespace, code: int) -> int:
 
 
 def explain_failure(peers: "Peers | None") -> None:
-    """Let an unexpected exception of one of several processes be told from another's death.
+    """Print an unexpected exception of one of several processes, unless another process has died.
 
-    Where another process has died, the watching thread ends this one, with one sentence.
+    The death of another process makes exceptions here, too. The thread that watches the others then
+    ends this process with one sentence, within the time that this function waits.
     """
     if peers is None:
         return

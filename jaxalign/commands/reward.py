@@ -69,20 +69,11 @@ def _add_score(actions: Commands) -> None:
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
-    from jaxalign.config import load_config
+    from jaxalign.commands.training import train_from
     from jaxalign.experiments.reward import run
     from jaxalign.rewards.bradley_terry import RewardConfig
-    from jaxalign.runs.processes import is_first_process
 
-    config = load_config(RewardConfig, arguments.config, rest)
-    report = run(
-        config,
-        arguments.model,
-        arguments.data,
-        arguments.out,
-        resume=arguments.resume,
-        show=is_first_process(),
-    )
+    report = train_from(arguments, rest, RewardConfig, run)
     if report["accuracy"]:
         print(f"accuracy on {counted(report['held_out_choices'], 'held-out choice')}:")
         for label, accuracy in report["accuracy"].items():

@@ -28,21 +28,11 @@ def add(commands: Commands) -> None:
 
 
 def _sft(arguments: argparse.Namespace, rest: list[str]) -> None:
-    from jaxalign.config import load_config
+    from jaxalign.commands.training import train_from
     from jaxalign.experiments.sft import run
-    from jaxalign.runs.processes import is_first_process
     from jaxalign.train.sft import SftConfig
 
-    config = load_config(SftConfig, arguments.config, rest)
-    report = run(
-        config,
-        arguments.model,
-        arguments.data,
-        arguments.out,
-        validation=arguments.validation,
-        resume=arguments.resume,
-        show=is_first_process(),
-    )
+    report = train_from(arguments, rest, SftConfig, run, validation=arguments.validation)
     judged = ""
     if report["validation"]:
         before, after = (report[name]["loss"] for name in ("validation_before", "validation"))

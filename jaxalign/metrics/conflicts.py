@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import linprog
 
 from jaxalign.errors import InputError
 from jaxalign.metrics.pareto import hypervolume
@@ -26,9 +27,9 @@ class Conflict(NamedTuple):
         single_share: hypervolume of the best single point of the front, as a share of that of the
             whole front: near 1, one policy serves every preference. None where a reward is the
             same on the whole front.
-        balance: the most that the least of the R rewards reaches on the front: over many prompts
-            1 / R where one is given up for another in full, 1 where there is nothing to give up.
-            None likewise.
+        balance: the most that the least of the R rewards can be in a mixture of the front's points,
+            each of them taken for a share of the prompts: 1 / R where a gain in one reward costs as
+            large a part of another, 1 where all have their most at once. None likewise.
     """
 
     sd: Floats
@@ -94,7 +95,23 @@ def conflict(rewards: ArrayLike, weights: ArrayLike) -> Conflict:
     whole = hypervolume(shares, np.zeros(len(low)))
     # Two corners alone span no volume.
     single = float(shares.prod(axis=1).max()) / whole if whole > 0 else None
-    return Conflict(sd, front, single, float(shares.min(axis=1).max()))
+    return Conflict(sd, front, single, _balance(shares))
+
+
+def _balance(shares: Floats) -> float:
+    """The most that the least reward can be in a mixture of points [W, R], by linear programming.
+
+    Weighted sums find corners of the front's hull alone, so that the best mixture lies between
+    points: on a straight line there are two.
+    """
+    points, rewards = shares.shape
+    # Over the points' shares and the least reward t: t <= shares^T mixture, the mixture sums to 1.
+    least = np.column_stack([-shares.T, np.ones(rewards)])
+    whole = np.append(np.ones(points), 0.0)[None]
+    found = linprog(
+        np.append(np.zeros(points), -1.0), least, np.zeros(rewards), whole, [1.0], bounds=(0, None)
+    )
+    return float(-found.fun)
 
 
 def _answers(rewards: ArrayLike) -> Floats:

@@ -12,7 +12,7 @@ from jaxalign.models.decoder import Adapters, Caches, Decoder, unembedding
 from jaxalign.models.decoder_config import FAMILIES, DecoderConfig
 from jaxalign.models.gpt2 import GPT2, GPT2Config
 from jaxalign.models.hf_config import JsonObject
-from jaxalign.models.layers import unstack_params
+from jaxalign.models.layers import check_layers, unstack_params
 from jaxalign.models.params import Array, Params
 
 Config = DecoderConfig | GPT2Config
@@ -144,7 +144,10 @@ def unstack_layers(config: Config, params: Params) -> tuple[Config, Params]:
 
     Args:
         config: sizes and switches.
-        params: layers stacked.
+        params: layers as the config says.
+
+    Raises:
+        InputError: layers of another form than the config says.
 
     Example:
         >>> import jax
@@ -156,6 +159,9 @@ def unstack_layers(config: Config, params: Params) -> tuple[Config, Params]:
         >>> params["layers_1"]["mlp"]["up"]["kernel"].shape
         (8, 16)
     """
+    check_layers(config.unstacked, params)
+    if config.unstacked:
+        return config, params
     return replace(config, unstacked=True), unstack_params(params)
 
 

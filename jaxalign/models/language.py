@@ -16,6 +16,7 @@ from jaxalign.models.device_defaults import device_defaults, note_slow_dtype
 from jaxalign.models.gguf_config import gguf_config
 from jaxalign.models.gguf_tokenizer import gguf_tokenizer, reads_tokenizer
 from jaxalign.models.hf_config import JsonObject, first_architecture, read_config_json
+from jaxalign.models.layers import check_layers
 from jaxalign.models.params import Params, leaf
 from jaxalign.models.resolve import ResolvedModel, resolve
 from jaxalign.models.tokenizer import Tokenizer
@@ -49,6 +50,10 @@ class LanguageModel:
     name: str
     sha256: str
     generation: JsonObject = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse layers of another form than the config says."""
+        check_layers(self.config.unstacked, self.params)
 
 
 def load_language_model(

@@ -9,6 +9,7 @@ from typing import TypeVar, cast
 import jax
 import jax.numpy as jnp
 
+from jaxalign.errors import InputError
 from jaxalign.models.params import Params, subtree
 
 STACK = "layers"
@@ -23,6 +24,34 @@ def layer_name(number: int) -> str:
 def is_stacked(params: Params) -> bool:
     """Return whether parameters hold their layers as one stack."""
     return STACK in params
+
+
+def check_layers(unstacked: bool, params: Params) -> None:
+    """Refuse parameters whose layers have another form than their config says.
+
+    Args:
+        unstacked: of the config.
+        params: of a decoder.
+
+    Raises:
+        InputError: one stack and a config of trees per layer, or the other way round.
+
+    Example:
+        >>> from jaxalign.models.layers import check_layers
+        >>> try:
+        ...     check_layers(False, {"layers_0": {}})
+        ... except ValueError as error:
+        ...     print(error)
+        params: found one tree per layer, expected one stack of layers as the config says; give
+        both from the same model.
+    """
+    forms = {STACK: "one stack of layers", layer_name(0): "one tree per layer"}
+    wanted, other = (layer_name(0), STACK) if unstacked else (STACK, layer_name(0))
+    if other in params:
+        raise InputError(
+            f"params: found {forms[other]}, expected {forms[wanted]} as the config says; give both "
+            "from the same model."
+        )
 
 
 def layer_count(params: Params) -> int:

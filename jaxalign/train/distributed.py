@@ -164,8 +164,8 @@ def _address(address: object) -> tuple[str, int]:
     host, colon, port = str(address or "").rpartition(":")
     if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise InputError(
-            f"{_option('coordinator')} is {address!r}; expected host:port of process 0, or `auto` "
-            "on a cluster."
+            f"{_option('coordinator')} is {_found(address)}; expected host:port of process 0, or "
+            "`auto` on a cluster."
         )
     return host, int(port)
 
@@ -174,9 +174,14 @@ def _whole(value: object, name: str, least: int) -> int:
     text = str(value)
     if not text.isdigit() or int(text) < least:
         raise InputError(
-            f"{_option(name)} is {value!r}; expected a whole number of at least {least}."
+            f"{_option(name)} is {_found(value)}; expected a whole number of at least {least}."
         )
     return int(text)
+
+
+def _found(value: object) -> str:
+    """How a message shows what was found for a setting."""
+    return "missing" if value is None else repr(value)
 
 
 def _option(name: str) -> str:

@@ -1,7 +1,7 @@
 """`moc train` with classifier rewards, then `generate`, on eight virtual devices: where they ran.
 
 `python devices_worker.py FOLDER OUT`, in a process of its own: the number of devices is fixed when
-jax starts. FOLDER holds model/, judge/ and prompts.jsonl.
+jax starts. FOLDER holds model/, config.json and prompts.jsonl.
 """
 
 import json
@@ -49,27 +49,9 @@ def completion_texts(model, completions):
 
 
 moc_train.completion_texts = completion_texts
-judge = str(folder / "judge")
-config = {
-    "rewards": [
-        {"name": name, "kind": "classifier", "model": judge, "label": label}
-        for label, name in enumerate(("first", "second"))
-    ],
-    "prompts": {"template": "plain", "hold_out_share": 0.25},
-    "reference_answers": 256,
-    "moc": {
-        "steps": 1, "groups": 2, "rows": 4, "prompt_tokens": 80, "answer_tokens": 4,
-        "temperature": 1.0, "epochs": 1, "micro_batches": 1,
-        "trunk": {
-            "lora": {"rank": 2}, "weights": "float32", "compute": "float32", "remat": None,
-            "mesh": {"data": 2, "fsdp": 4},
-        },
-    },
-}  # fmt: skip
-(out / "config.json").write_text(json.dumps(config))
 run = str(out / "run")
 prompts = str(folder / "prompts.jsonl")
-shared = ["--data", prompts, "--config", str(out / "config.json"), "--out", run]
+shared = ["--data", prompts, "--config", str(folder / "config.json"), "--out", run]
 codes = [main(["moc", "train", "--model", str(folder / "model"), *shared])]
 trained, found = found, {}
 asked = ["--prompts", prompts, "--out", str(out / "answers.jsonl"), "--max-tokens", "4"]

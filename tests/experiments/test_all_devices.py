@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import several
 import tiny_lms
 
 WORKER = Path(__file__).with_name("devices_worker.py")
@@ -18,6 +19,13 @@ def test_eight_devices_share_the_rows(tmp_path):
     tiny_lms.write(tmp_path / "judge", "llama", seed=1, labels=2, **SMALL)
     rows = "".join(json.dumps({"prompt": f"say {word}"}) + "\n" for word in "abcdefghijkl")
     (tmp_path / "prompts.jsonl").write_text(rows)
+    judge = {"kind": "classifier", "model": str(tmp_path / "judge")}
+    config = several.moc_config(steps=1, prompt_tokens=80, mesh={"data": 2, "fsdp": 4})
+    config |= {
+        "rewards": [judge | {"name": f"label {label}", "label": label} for label in range(2)],
+        "prompts": {"template": "plain", "hold_out_share": 0.25},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "out").mkdir()
     words = [sys.executable, str(WORKER), str(tmp_path), str(tmp_path / "out")]
     done = subprocess.run(words, capture_output=True, text=True, timeout=400, check=False)

@@ -27,6 +27,27 @@ def test_curves_whose_middle_is_known(power):
     assert found.single_share == pytest.approx(middle**2 / area, abs=0.01)
 
 
+@pytest.mark.parametrize("prompts", [1, 3])
+def test_on_a_straight_line_the_best_mixture_is_the_middle(prompts):
+    x = np.linspace(0, 1, 5)
+    line = np.stack([x, 1 - x], axis=1)
+    found = metrics.conflict(np.stack([line] * prompts), lattice(2, 20))
+    assert found.balance == pytest.approx(0.5)  # weighted sums find the two corners alone
+    report = conflict_report(("a", "b"), np.stack([line] * prompts))
+    assert "the best mixture has 50% of every reward's range" in list(conflict_lines(report))[-1]
+
+
+def test_the_best_mixture_is_that_of_a_fine_search():
+    rewards = np.random.default_rng(4).normal(size=(2, 6, 3))
+    found = metrics.conflict(rewards, lattice(3, 7))
+    shares = (found.front - found.front.min(0)) / np.ptp(found.front, axis=0)
+    points = np.unique(shares, axis=0)
+    mixtures = np.random.default_rng(5).dirichlet(np.full(len(points), 0.3), 4**9)
+    searched = (mixtures @ points).min(axis=1).max()
+    assert searched <= found.balance + 1e-9
+    assert found.balance == pytest.approx(searched, abs=0.02)
+
+
 def test_rewards_that_agree_do_not_conflict():
     random = np.random.default_rng(0)
     one = random.normal(size=(8, 16))

@@ -12,7 +12,7 @@ import tiny_lms
 
 from jaxalign.errors import InputError
 from jaxalign.models import families, lora
-from jaxalign.models.language import layout, load_language_model, save_language_model
+from jaxalign.models.language import LanguageModel, layout, load_language_model, save_language_model
 from jaxalign.models.layers import layer_count, unstack_params, unstack_tree
 from jaxalign.models.weights.load import abstract_params
 from jaxalign.train.mesh import MeshConfig, make_mesh, param_shardings
@@ -100,6 +100,19 @@ def test_files_are_read_and_written_in_either_form(name, tmp_path):
         save_language_model(tmp_path / name, held)
     files = [tmp_path / name / "model.safetensors" for name in ("stacked", "apart")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_layers_of_another_form_than_the_config_says_are_refused():
+    config, params = model("qwen3")
+    other, layers = families.unstack_layers(config, params)
+    assert families.unstack_layers(other, layers)[1] is layers
+    for made, found in (
+        (lambda: LanguageModel(config, layers, None, {}, "tiny", ""), "one tree per layer"),
+        (lambda: LanguageModel(other, params, None, {}, "tiny", ""), "one stack of layers"),
+        (lambda: families.unstack_layers(config, layers), "one tree per layer"),
+    ):
+        with pytest.raises(InputError, match=f"^params: found {found}, expected one .* as the"):
+            made()
 
 
 def test_a_layer_lies_as_its_stack_does():

@@ -1,11 +1,7 @@
 """Training a plug: against torch, to the same bits after a stop, and what stays as it is."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import chex
 import jax
@@ -460,43 +456,3 @@ def test_data_that_cannot_be_used_are_refused(store, tmp_path):
             PPlugConfig(**{name: value})
     with pytest.raises(InputError, match="max_items is 0"):
         TextConfig(max_items=0)
-
-
-MESHES = """
-import sys
-from pathlib import Path
-import numpy as np
-import pplug_world as world
-from test_pplug_train import meshed
-meshed(Path(sys.argv[1]), {"data": (2, 1, 1), "fsdp": (1, 2, 1)})
-"""
-
-
-def meshed(folder: Path, meshes: dict) -> None:
-    """What training on some meshes gives, as files."""
-    data = world.histories(12)
-    with history_store(folder / "store", world.encoder()) as store:
-        plug = started(store, data=data)
-        for name, sizes in meshes.items():
-            config = world.config(
-                mesh=MeshConfig(*sizes), loop=LoopConfig(epochs=1, batch_size=8, micro_batches=2)
-            )
-            result = pplug.train(plug, data, config, store=store)
-            np.savez(folder / f"{name}.npz", **flatten(result.plug.trained))
-
-
-@pytest.mark.slow
-def test_a_mesh_trains_as_one_device(tmp_path):
-    here = Path(__file__).parent
-    path = os.pathsep.join([str(here), str(here.parent), str(here.parent / "models")])
-    environment = os.environ | {
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2",
-        "PYTHONPATH": path,
-    }
-    subprocess.run([sys.executable, "-c", MESHES, str(tmp_path)], env=environment, check=True)
-    meshed(tmp_path, {"one": (1, 1, 1)})
-    one = np.load(tmp_path / "one.npz")
-    for name in ("data", "fsdp"):
-        found = np.load(tmp_path / f"{name}.npz")
-        for leaf in one.files:
-            np.testing.assert_allclose(found[leaf], one[leaf], rtol=1e-3, atol=5e-4)

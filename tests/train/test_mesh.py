@@ -276,9 +276,9 @@ def test_batch_on_one_device():
     ("given", "said"),
     [
         (("127.0.0.1", 2, 0), "expected host:port"),
-        ((None, 2, 0), "coordinator .*is None"),
-        (("127.0.0.1:1234", None, 0), "distributed.processes .JAX_NUM_PROCESSES. is None"),
-        (("127.0.0.1:1234", 2, None), "JAX_PROCESS_ID. is None"),
+        ((None, 2, 0), "coordinator .*is missing; expected"),
+        (("127.0.0.1:1234", None, 0), "distributed.processes .JAX_NUM_PROCESSES. is missing"),
+        (("127.0.0.1:1234", 2, None), "JAX_PROCESS_ID. is missing"),
         (("127.0.0.1:1234", 2, 2), "process 2 of 2"),
         (("127.0.0.1:1", 2, 1), "no coordinator answers at 127.0.0.1:1 after 0 s"),
         (("127.0.0.1:1234", 2, 0), "could not join .*before any"),

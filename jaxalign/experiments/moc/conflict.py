@@ -120,16 +120,17 @@ def conflict_lines(found: ConflictReport) -> Iterator[str]:
         if sd < _WEAK:
             yield f"{name} hardly varies in the model's answers: training has little to learn from"
     share, balance = found["single_share"], found["balance"]
-    if share is None or balance is None:
+    if balance is None:
         yield "the best answers for every preference are the same ones in one of the rewards"
         return
     even = 1 / len(found["sd"])
+    single = "no point has any" if share is None else f"one point keeps {share:.0%}"
     yield (
-        f"of the best answers for each preference, one point keeps {share:.0%} of the hypervolume, "
-        f"and {balance:.0%} of every reward's range is reached together ({even:.0%} where one "
-        "reward is given up for another in full)"
+        f"of the best answers for each preference, {single} of the hypervolume, and the best "
+        f"mixture has {balance:.0%} of every reward's range ({even:.0%} where a gain in one reward "
+        "costs as much of another)"
     )
-    if share > _MILD:
+    if share is not None and share > _MILD:
         yield (
             "these rewards hardly conflict: a policy that ignores the preference would have nearly "
             "the same hypervolume; judge by the movement between corners"
