@@ -1,8 +1,9 @@
-"""What `jaxalign serve` costs over loopback: latency, throughput, feedback, memory.
+"""What `jaxalign serve` costs over loopback: latency and throughput, feedback, memory.
 
 Upstream, an empty proxy (FastAPI and httpx) and the service are processes of their own; requests
 alternate between them, so that a slow moment of the machine meets all of them. Run it on an idle
-machine: on a busy one the 99th percentiles say nothing.
+machine: on a busy one the 99th percentiles say nothing. `--parts` measures some parts; those of the
+result in `--out` that are not measured again stay in it, with the commit that they are of.
 """
 
 import argparse
@@ -44,6 +45,10 @@ ROWS = (10, 100, 1_000, 10_000)
 FEEDBACKS = 200
 """Rows of feedback that are timed at each number of rows."""
 CHAT, FEEDBACK = "/v1/chat/completions", "/v1/feedback"
+PARTS = ("latency", "feedback", "memory")
+_OF_LATENCY = ("throughput", "cpu")  # measured with it
+BEST_OF = ("--strategy", "best_of", "--least-probability", "0")
+MEMORY_CLIENTS, MEMORY_USERS, LOOKS = 16, 200, 30
 LIMITS = {
     "plain median": 4.0, "plain p99": 8.0, "throughput": 0.5, "best_of": 10.0, "feedback p99": 15.0,
 }  # fmt: skip
@@ -56,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=6.0, help="of throughput, three times")
     parser.add_argument("--feedbacks", type=int, default=FEEDBACKS, help="at each number of rows")
     parser.add_argument("--rows", nargs="+", type=int, default=list(ROWS), help="of a user")
-    parser.add_argument("--memory", type=float, default=60.0, help="seconds of requests")
+    parser.add_argument("--memory", type=int, default=50_000, help="requests of the memory part")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--page", type=Path, help="whose table is renewed, such as docs/serve.md")
 
 
@@ -66,18 +72,20 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         InputError: too few requests for a 99th percentile, or no time.
     """
-    for name, least in (("requests", 20), ("seconds", 0.1), ("feedbacks", 20), ("memory", 1.0)):
+    for name, least in (("requests", 20), ("seconds", 0.1), ("feedbacks", 20), ("memory", 100)):
         if getattr(arguments, name) < least:
             raise InputError(f"--{name}: found {getattr(arguments, name)}, expected {least:g} or "
                              "more.")  # fmt: skip
-    result: dict[str, Any] = {
+    result = _known(arguments.out) | {
         "benchmark": "serve",
-        "machine": harness.machine(),
         "units": "milliseconds; over: less the median of the direct call, or of n draws and the "
         "rewards for best_of; throughput in requests a second; cpu of the server per request; "
         "memory in MB of resident pages",
         "limits": LIMITS,
     }
+    machine = harness.machine()
+    for part in arguments.parts:
+        result.setdefault("machines", {})[part] = machine
     asyncio.run(_measure(arguments, result))
     table = summary(result)
     harness.write(arguments.out, result, table)
@@ -88,9 +96,32 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _known(out: Path) -> dict[str, Any]:
+    """The result that is there, of which some parts are measured again."""
+    file = Path(out) / "result.json"
+    found: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    return {name: found[name] for name in (*PARTS, *_OF_LATENCY, "machines") if name in found}
+
+
 async def _measure(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
     progress = Progress()
     module = [sys.executable, "-m", "benchmarks.serve_processes"]
+    if "latency" in arguments.parts:
+        await _requests(arguments, module, result, progress)
+    if "feedback" in arguments.parts:
+        with tempfile.TemporaryDirectory() as name:
+            progress.say(f"feedback at {WIDTH} features")
+            result["feedback"] = await _feedback(
+                Path(name), module, arguments.rows, arguments.feedbacks, progress
+            )
+    if "memory" in arguments.parts:
+        result["memory"] = await _memory(module, arguments.memory, progress)
+
+
+async def _requests(
+    arguments: argparse.Namespace, module: list[str], result: dict[str, Any], progress: Progress
+) -> None:
+    """Measure latency, throughput and CPU time."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         progress.say("starting the upstream, an empty proxy and the service")
@@ -103,26 +134,19 @@ async def _measure(arguments: argparse.Namespace, result: dict[str, Any]) -> Non
         proxy, proxy_pid = await stack.enter_async_context(
             started([*module, "proxy", url], folder / "proxy.log")
         )
-        options = ["--strategy", "best_of", "--least-probability", "0"]
-        service, pid = await stack.enter_async_context(running(folder, url, SAMPLES, *options))
+        best_of, _ = await stack.enter_async_context(running(folder, url, SAMPLES, *BEST_OF))
         other = folder / "member"
         other.mkdir()
         options = ["--strategy", "member", "--portfolio", str(folder / "portfolio")]
-        member, _ = await stack.enter_async_context(running(other, url, SAMPLES, *options))
-        paths = _paths(upstream, proxy, service, member)
+        service, pid = await stack.enter_async_context(running(other, url, SAMPLES, *options))
+        paths = _paths(upstream, proxy, service, best_of)
         await _learn_once(service)
+        await _learn_once(best_of)
         progress.say(f"latency of {', '.join(paths)}")
         result["latency"] = await _latency(paths, arguments.requests)
         progress.say(f"throughput of {CLIENTS} clients")
         rates, cpu = await _throughput(paths, arguments.seconds, proxy_pid, pid)
         result["throughput"], result["cpu"] = rates, cpu
-        progress.say("memory over many requests")
-        result["memory"] = await _memory(service, pid, arguments.memory)
-    with tempfile.TemporaryDirectory() as name:
-        progress.say(f"feedback at {WIDTH} features")
-        result["feedback"] = await _feedback(
-            Path(name), module, arguments.rows, arguments.feedbacks, progress
-        )
 
 
 # Requests -------------------------------------------------------------------------------------
@@ -183,8 +207,9 @@ async def _timed(call: Awaitable[object]) -> float:
 
 
 def _paths(
-    upstream: str, proxy: str, service: str, member: str
+    upstream: str, proxy: str, service: str, best_of: str
 ) -> dict[str, tuple[str, dict[str, Any]]]:
+    """What is timed. `plain` and `member` are answered by one process, so that it is as warm."""
     plain = {"model": MODEL, "messages": MESSAGES}
     named = {**plain, "user": "ann"}
     return {
@@ -192,10 +217,10 @@ def _paths(
         "proxy": (proxy, plain),
         "plain": (service, plain),
         "plain, stored": (service, named),
-        "member": (member, {**plain, "model": "auto"}),
-        "member, stored": (member, {**named, "model": "auto"}),
+        "member": (service, {**plain, "model": "auto"}),
+        "member, stored": (service, {**named, "model": "auto"}),
         "direct, n": (upstream, {**plain, "n": SAMPLES}),
-        "best_of": (service, {**named, "model": "auto"}),
+        "best_of": (best_of, {**named, "model": "auto"}),
     }
 
 
@@ -289,32 +314,39 @@ async def _rate(address: str, body: dict[str, Any], seconds: float) -> tuple[int
     return sum(counts), sum(counts) / (time.perf_counter() - started_at)
 
 
-async def _memory(service: str, pid: int, seconds: float) -> dict[str, Any]:
+async def _memory(module: list[str], requests: int, progress: Progress) -> dict[str, Any]:
     """Resident memory of the service while 16 clients send requests of 200 users."""
-    end, done, seen = time.perf_counter() + seconds, 0, []
+    done, started_at, series = 0, time.perf_counter(), []
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        upstream, _ = await stack.enter_async_context(
+            started([*module, "upstream", MODEL], folder / "upstream.log")
+        )
+        service, pid = await stack.enter_async_context(
+            running(folder, f"{upstream}/v1", SAMPLES, *BEST_OF)
+        )
+        await _learn_once(service)
 
-    async def ask(number: int) -> None:
-        nonlocal done
-        client = Client(service)
-        while time.perf_counter() < end:
-            user = f"user-{(done + number) % 200}"
-            model = "auto" if done % 2 else MODEL
-            await client.post(CHAT, {"model": model, "messages": MESSAGES, "user": user})
-            done += 1
-        client.close()
+        async def ask() -> None:
+            nonlocal done
+            client = Client(service)
+            while done < requests:
+                number, done = done, done + 1
+                if number % max(requests // LOOKS, 1) == 0:
+                    series.append((number, _resident_mb(pid)))
+                    progress.say(f"memory: {number:,} of {requests:,} requests")
+                user, model = f"user-{number % MEMORY_USERS}", "auto" if number % 2 else MODEL
+                await client.post(CHAT, {"model": model, "messages": MESSAGES, "user": user})
+            client.close()
 
-    async def watch() -> None:
-        while time.perf_counter() < end:
-            seen.append((done, _resident_mb(pid)))
-            await asyncio.sleep(seconds / 30)
-
-    await asyncio.gather(watch(), *(ask(number) for number in range(16)))
-    half = seen[len(seen) // 2]
-    grown = _resident_mb(pid) - half[1]
+        await asyncio.gather(*(ask() for _ in range(MEMORY_CLIENTS)))
+        last = _resident_mb(pid)
+    sent, half = series[len(series) // 2]
     return {
-        "requests": done, "first": seen[0][1], "half": half[1], "last": _resident_mb(pid),
-        "MB per 10,000 requests in the second half": 10_000 * grown / max(done - half[0], 1),
-        "series": seen,
+        "requests": requests, "first": series[0][1], "half": half, "last": last,
+        "seconds": time.perf_counter() - started_at,
+        "MB per 10,000 requests in the second half": 10_000 * (last - half) / (requests - sent),
+        "series": series,
     }  # fmt: skip
 
 
@@ -395,27 +427,30 @@ def _preferred(user: str, place: int, rng: np.random.Generator) -> Event:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """Return the table of a result."""
-    latency, rates = result["latency"], result["throughput"]
+    """Return the table of a result, which may lack parts."""
+    latency = result.get("latency", {})
     lines = []
     for name in ("proxy", "plain", "plain, stored", "member", "member, stored", "best_of"):
-        lines.append(
-            [f"`{name}` over the direct call, ms", f"{latency[name]['over median']:.1f}",
-             f"{latency[name]['over p99']:.1f}"]
-        )  # fmt: skip
-    for rows, found in result["feedback"].items():
+        if name in latency:
+            lines.append(
+                [f"`{name}` over the direct call, ms", f"{latency[name]['over median']:.1f}",
+                 f"{latency[name]['over p99']:.1f}"]
+            )  # fmt: skip
+    for rows, found in result.get("feedback", {}).items():
         lines.append(
             [f"feedback to posterior, {int(rows):,} rows, {WIDTH} features, ms",
              f"{found['median']:.1f}", f"{found['p99']:.1f}"]
         )  # fmt: skip
     text = harness.table(["over loopback", "median", "99th percentile"], lines)
-    shown = ", ".join(f"`{name}` {rate:,.0f}" for name, rate in rates.items())
-    spent = ", ".join(f"`{name}` {each:.1f}" for name, each in result["cpu"].items())
-    text += f"\nRequests a second of {CLIENTS} clients: {shown}.\n"
-    text += f"\nCPU time of the server per request, ms: {spent}.\n"
-    memory = result["memory"]
-    text += (
-        f"\nResident memory over {memory['requests']:,} requests: {memory['first']:.0f} MB at "
-        f"first, {memory['half']:.0f} MB at half, {memory['last']:.0f} MB at the end.\n"
-    )
+    if latency:
+        shown = ", ".join(f"`{name}` {rate:,.0f}" for name, rate in result["throughput"].items())
+        spent = ", ".join(f"`{name}` {each:.1f}" for name, each in result["cpu"].items())
+        text += f"\nRequests a second of {CLIENTS} clients: {shown}.\n"
+        text += f"\nCPU time of the server per request, ms: {spent}.\n"
+    if "memory" in result:
+        memory = result["memory"]
+        text += (
+            f"\nResident memory over {memory['requests']:,} requests: {memory['first']:.0f} MB at "
+            f"first, {memory['half']:.0f} MB at half, {memory['last']:.0f} MB at the end.\n"
+        )
     return text

@@ -357,23 +357,31 @@ def decode_until(
         state: of `prefill`, or of this function.
         until: scalar int32.
     """
-    config = spec.configs[0]
-    if config.unstacked and inputs.adapters is not None:  # once, and not at every token
-        inputs = inputs._replace(adapters=each_layer(config.layers, inputs.adapters))
+    inputs = unstack_adapters(spec, inputs)  # once, and not at every token
 
     def going(state: DecodeState) -> jax.Array:
         return (state.step < until) & ~jnp.all(state.ended)
 
-    def once(state: DecodeState) -> DecodeState:
-        last = jax.lax.dynamic_slice_in_dim(state.tokens, state.step - 1, 1, axis=1)
+    return jax.lax.while_loop(going, partial(decode_step, spec, inputs), state)
 
-        def embed_inputs(config: families.Config, params: Params) -> jax.Array:
-            return families.embed(config, params, last)
 
-        logits, caches = _logits(spec, inputs, state.caches, embed_inputs, None, state.starts)
-        return _sample_step(spec, inputs, state._replace(caches=caches), logits)
+def unstack_adapters(spec: DecodeSpec, inputs: DecodeInputs) -> DecodeInputs:
+    """Return inputs whose adapters are one tree per layer where the model's parameters are."""
+    config = spec.configs[0]
+    if not config.unstacked or inputs.adapters is None:
+        return inputs
+    return inputs._replace(adapters=each_layer(config.layers, inputs.adapters))
 
-    return jax.lax.while_loop(going, once, state)
+
+def decode_step(spec: DecodeSpec, inputs: DecodeInputs, state: DecodeState) -> DecodeState:
+    """Return the state with one more token in each row that has not ended; `spec` is static."""
+    last = jax.lax.dynamic_slice_in_dim(state.tokens, state.step - 1, 1, axis=1)
+
+    def embed_inputs(config: families.Config, params: Params) -> jax.Array:
+        return families.embed(config, params, last)
+
+    logits, caches = _logits(spec, inputs, state.caches, embed_inputs, None, state.starts)
+    return _sample_step(spec, inputs, state._replace(caches=caches), logits)
 
 
 def decode(spec: DecodeSpec, inputs: DecodeInputs, prompt: Prompt) -> Generated:

@@ -87,8 +87,7 @@ def stream(
         check_finite(model, np.asarray(state.logprobs)[0, :length])
         text = text_of(model, np.asarray(state.tokens)[0, :length])
         last = ended or length >= settings.max_tokens
-        # A character whose bytes are not all there yet ends in U+FFFD: it waits.
-        ready = len(text if last else text.rstrip(_UNFINISHED))
+        ready = len(text) if last else whole_characters(text)
         if ready > sent or last:
             yield StreamedPiece(text[sent:ready], length, ended)
             sent = ready
@@ -96,3 +95,14 @@ def stream(
             return
         until = min(until + _BLOCK, settings.max_tokens)
         state = _decode_until(spec, inputs, state, np.int32(until))
+
+
+def whole_characters(text: str) -> int:
+    """Return how much of a text can be sent: a character whose bytes are not all there waits.
+
+    Example:
+        >>> from jaxalign.models.stream import whole_characters
+        >>> whole_characters("a cat\ufffd")
+        5
+    """
+    return len(text.rstrip(_UNFINISHED))

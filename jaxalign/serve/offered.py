@@ -1,8 +1,10 @@
 """Policies by which the service answers beside the engine's own model, by name."""
 
+import functools
 from dataclasses import dataclass
 
 from jaxalign.errors import InputError
+from jaxalign.mrm.gains import Gains
 from jaxalign.personalize.saved import SavedMembers, policy_values
 from jaxalign.personalize.strategies.base import PersonalAnswer, ServingRule
 from jaxalign.personalize.strategies.policies import PolicyValues
@@ -39,11 +41,17 @@ class OfferedPolicies:
         Returns:
             The policy's name, None for the engine's own model; and the reasons.
         """
-        option, gains = self.known.choose(utility.mean, utility.cov, rule)
+        option, gains = _choice(self.known, utility, rule)
         if named is not None:
             option = self.names.index(named)
         answer = self.known.describe("", option, gains)
         return (self.names[option] if option else None), answer
+
+
+@functools.lru_cache(maxsize=1024)
+def _choice(known: PolicyValues, utility: Utility, rule: ServingRule) -> tuple[int, Gains]:
+    """The best policy, computed once for each belief: it changes with the user's feedback alone."""
+    return known.choose(utility.mean, utility.cov, rule)
 
 
 def offer_policies(config: EngineConfig, space: RewardSpace) -> OfferedPolicies | None:

@@ -75,6 +75,7 @@ class _UserChoices:
     Attributes:
         version: of the user's rows.
         choices: oldest first.
+        items: their texts in words, two of each choice.
         store: vectors of their texts.
         judged: whether a choice is favoured, by the ids of those that the persona is made of and
             its own.
@@ -82,6 +83,7 @@ class _UserChoices:
 
     version: str
     choices: tuple[ChoiceTexts, ...]
+    items: tuple[Item, ...]
     store: MemoryStore
     judged: dict[tuple[str, ...], bool] = field(default_factory=dict)
 
@@ -154,39 +156,44 @@ class Personas:
     def _choices(self, database: Database, user: str | None, version: str) -> _UserChoices:
         width = self._plug.encoder.config.width
         if user is None:
-            return _UserChoices("", (), MemoryStore(width))
-        known = self._users.pop(user, None) or _UserChoices("", (), MemoryStore(width))
+            return _UserChoices("", (), (), MemoryStore(width))
+        known = self._users.pop(user, None) or _UserChoices("", (), (), MemoryStore(width))
         if known.version != version:
             most = self._most + MOST_HELD_OUT
             rows = database.read_now(
                 lambda connection: choices_with_answers(connection, user, most)
             )
             store = known.store if len(known.store) <= 4 * most else MemoryStore(width)
-            known = _UserChoices(version, choices_in_texts(rows), store, known.judged)
+            choices = choices_in_texts(rows)
+            items = self._in_words(choices)
+            known = _UserChoices(version, choices, items, store, known.judged)
         self._users[user] = known
         while len(self._users) > _MOST_USERS:
             self._users.popitem(last=False)
         return known
 
-    def _soft(
-        self, known: _UserChoices, wanted: Sequence[tuple[str | Chat, int]]
-    ) -> list[SoftTokens]:
-        """The soft tokens for some prompts, each from the choices before a place."""
+    def _in_words(self, choices: Sequence[ChoiceTexts]) -> tuple[Item, ...]:
+        """The texts of choices as items of a history."""
         entries = [
             text
-            for choice in known.choices
+            for choice in choices
             for text in in_words(
                 {"chosen": choice.chosen, "rejected": choice.rejected}, self._rules, "a choice"
             )
             if isinstance(text, dict)
         ]
-        items = tuple(Item(str(place), entry) for place, entry in enumerate(entries))
+        return tuple(Item(str(place), entry) for place, entry in enumerate(entries))
+
+    def _soft(
+        self, known: _UserChoices, wanted: Sequence[tuple[str | Chat, int]]
+    ) -> list[SoftTokens]:
+        """The soft tokens for some prompts, each from the choices before a place."""
         samples = tuple(
             Sample(str(number), "", question_of(prompt), None, tuple(range(2 * before)))
             for number, (prompt, before) in enumerate(wanted)
         )
         own = None if self._rules.name in lamp.TASKS else self._rules
-        histories = Histories(samples, items, self._rules.name, own_task=own)
+        histories = Histories(samples, known.items, self._rules.name, own_task=own)
         values = prefixes(self._plug, histories, known.store, batch_size=1)
         behind = [
             None if self._plug.persona.place == "before" else self._behind(p) for p, _ in wanted

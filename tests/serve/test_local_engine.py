@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 
 import jax
 import numpy as np
@@ -15,10 +16,12 @@ from jaxalign.models.sampling import Sampling
 from jaxalign.serve import EngineConfig, ServeConfig
 from jaxalign.serve.api_errors import ApiError
 from jaxalign.serve.engines import Call
+from jaxalign.serve.engines.decode_pool import CHUNK
 from jaxalign.serve.engines.local import LocalEngine
 
 PROMPT = ({"role": "user", "content": "the thing"},)
 GREEDY = {"temperature": 0, "max_tokens": 8}
+LONG = 4 * CHUNK
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +70,6 @@ def test_greedy_answers_are_the_library_s_own(client, folder):
 
 
 def test_rows_of_a_batch_do_not_depend_on_each_other(folder):
-    def call(words, most, seed):
-        prompt = ({"role": "user", "content": words},)
-        return Call("chat", {"max_tokens": most, "temperature": 1.0, "seed": seed}, prompt)
-
     calls = [call("the thing", 3, 1), call("in an inn, then", 8, 2), call("that", 5, 3)]
 
     async def alone(engine):
@@ -132,3 +131,83 @@ def test_the_queue_is_bounded(folder):
         return refused.value.status
 
     assert in_engine(folder, use, most_waiting=2) == 429
+
+
+def call(words, most, seed, **more):
+    """Return a request whose answer is sampled, which seldom ends before its limit."""
+    prompt = ({"role": "user", "content": words},)
+    return Call("chat", {"max_tokens": most, "temperature": 1.5, "seed": seed, **more}, prompt)
+
+
+def test_a_short_answer_waits_for_two_chunks_of_a_long_one_at_most(folder, chunks):
+    async def use(engine):
+        ended = []
+
+        async def draw(name, one):
+            await engine.complete(one)
+            ended.append(name)
+
+        chunks.gate.clear()
+        long = asyncio.ensure_future(draw("long", call("the thing", LONG, 4)))
+        await asyncio.to_thread(chunks.entered.wait, 60)
+        short = asyncio.ensure_future(draw("short", call("that", 4, 2)))
+        await asyncio.sleep(0)
+        chunks.gate.set()
+        await asyncio.gather(long, short)
+        return ended
+
+    assert in_engine(folder, use) == ["short", "long"]
+    # It came during the first chunk, and is a row of the second.
+    assert chunks.counts == [1, 2, 1, 1]
+
+
+def test_rows_that_join_and_leave_do_not_change_an_answer(folder):
+    calls = [call("the thing", LONG, 4), call("in an inn, then", 20, 2), call("that", 40, 3)]
+
+    async def alone(engine):
+        return [await engine.complete(one) for one in calls]
+
+    async def joining(engine):
+        pieces = engine.stream(calls[0])
+        first = await anext(pieces)
+        others = asyncio.gather(*(engine.complete(one) for one in calls[1:]))
+        rest = [piece async for piece in pieces]
+        text = "".join(c.content() for piece in (first, *rest) for c in piece.choices)
+        return [text, *(one.choices[0].content() for one in await others)]
+
+    expected = [one.choices[0].content() for one in in_engine(folder, alone)]
+    assert in_engine(folder, joining) == expected
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_client_that_goes_away_frees_its_row(folder, chunks, streamed):
+    async def use(engine):
+        long = call("the thing", LONG, 4)
+
+        async def read():
+            async for _ in engine.stream(long):
+                pass
+
+        chunks.gate.clear()
+        task = asyncio.ensure_future(read() if streamed else engine.complete(long))
+        await asyncio.to_thread(chunks.entered.wait, 60)
+        task.cancel()
+        await asyncio.wait({task})
+        chunks.gate.set()
+        left = engine._waiting
+        await engine.complete(call("that", 40, 3))
+        return left
+
+    assert in_engine(folder, use) == 0
+    assert chunks.counts == [1, 1, 1, 1]
+
+
+def test_lengths_of_one_bucket_compile_once(folder, caplog):
+    async def use(engine):
+        await engine.complete(call("the thing", 12, 4))
+        with jax.log_compiles(), caplog.at_level(logging.WARNING, "jax"):
+            for words, most, seed in (("that", 3, 1), ("the thing then", 16, 2), ("in", 9, 3)):
+                await engine.complete(call(words, most, seed))
+        return [record.message for record in caplog.records]
+
+    assert in_engine(folder, use) == []

@@ -22,6 +22,7 @@ from jaxalign.models.chat import generate_texts
 from jaxalign.models.language import load_language_model
 from jaxalign.models.sampling import Sampling
 from jaxalign.personalize.saved import open_policies
+from jaxalign.personalize.strategies.policies import PolicyValues
 from jaxalign.rewards import rule_rewards
 from jaxalign.serve import EngineConfig, ServeConfig, open_service
 from jaxalign.serve.engines import Call
@@ -86,7 +87,7 @@ def ask(client, user, **changes):
 
 
 @pytest.mark.slow
-def test_members_of_several_users_share_a_batch_and_answer_as_their_adapters(world, names):
+def test_members_of_several_users_share_a_batch_and_answer_as_their_adapters(world, names, chunks):
     async def run():
         engine = LocalEngine(
             EngineConfig("local", model=str(world.base), portfolio=str(world.portfolio))
@@ -94,17 +95,14 @@ def test_members_of_several_users_share_a_batch_and_answer_as_their_adapters(wor
         await engine.start()
         try:
             calls = [Call("chat", GREEDY, PROMPT, policy=name) for name in (None, *names[1:])]
-            batches = []
-            draw = engine._draw
-            engine._draw = lambda rows: (batches.append(len(rows)), draw(rows))
             found = await asyncio.gather(*map(engine.complete, calls))
             pieces = [chunk async for chunk in engine.stream(calls[2])]
-            return found, pieces, batches
+            return found, pieces
         finally:
             await engine.close()
 
-    found, pieces, batches = asyncio.run(run())
-    assert max(batches) > 1
+    found, pieces = asyncio.run(run())
+    assert max(chunks.counts) > 1
     texts = [reply.choices[0].content() for reply in found]
     model, settings = load_language_model(str(world.base)), Sampling(max_tokens=8, temperature=0.0)
 
@@ -158,6 +156,13 @@ def test_each_user_is_answered_by_the_member_that_is_best_for_the_user(client, w
         other.append(swapped)
     assert min(own) > 0
     assert np.mean(other) < 0
+
+
+def test_members_are_compared_once_for_each_belief(client, monkeypatch):
+    teach(client, "kim", "long")
+    first = ask(client, "kim", temperature=0)["jaxalign"]["choice"]
+    monkeypatch.setattr(PolicyValues, "choose", None)
+    assert ask(client, "kim", temperature=0)["jaxalign"]["choice"] == first
 
 
 def test_a_member_is_streamed_as_it_is_drawn(client, world):

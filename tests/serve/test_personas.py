@@ -23,7 +23,7 @@ from jaxalign.models.sampling import Sampling
 from jaxalign.personalize import ServingRule, Utility
 from jaxalign.pplug.store import MemoryStore
 from jaxalign.rewards import RewardIds
-from jaxalign.serve import EngineConfig, ServeConfig, open_service
+from jaxalign.serve import EngineConfig, ServeConfig, open_service, personas
 from jaxalign.serve.engines import Call
 from jaxalign.serve.engines.local import LocalEngine
 from jaxalign.serve.engines.registry import SoftTokens
@@ -110,7 +110,7 @@ def own_answer(plug, choices, question="say hen"):
     return found.text
 
 
-def test_a_user_is_answered_with_the_persona_of_the_choices(client, plug):
+def test_a_user_is_answered_with_the_persona_of_the_choices(client, plug, monkeypatch):
     unnamed = client.post("/v1/chat/completions", json=GREEDY).json()
     assert text_of(unnamed) == own_answer(plug, [])
     assert "user without choices" in unnamed["jaxalign"]["reason"]
@@ -132,7 +132,9 @@ def test_a_user_is_answered_with_the_persona_of_the_choices(client, plug):
     about = served["jaxalign"]
     assert (about["strategy"], about["probability"]) == ("persona", None)
     assert about["reason"] == f"the persona made of {len(choices)} choices"
+    monkeypatch.setattr(personas, "in_words", None)  # the choices are kept in words
     streamed = client.post("/v1/chat/completions", json={**GREEDY, "user": "ann", "stream": True})
+    monkeypatch.undo()
     pieces = [json.loads(one[6:]) for one in streamed.text.split("\n\n")[:-2]]
     content = "".join(c["delta"].get("content") or "" for p in pieces for c in p["choices"])
     assert content == text_of(served)
@@ -141,7 +143,7 @@ def test_a_user_is_answered_with_the_persona_of_the_choices(client, plug):
     assert text_of(ask_for(client, "ann")) == text_of(unnamed)
 
 
-def test_rows_with_and_without_a_persona_share_a_batch(plug):
+def test_rows_with_and_without_a_persona_share_a_batch(plug, chunks):
     opened = ask.open_plug(plug)
     behind = 0 if opened.plug.persona.place == "after" else None
     rng = np.random.default_rng(0)
@@ -155,20 +157,16 @@ def test_rows_with_and_without_a_persona_share_a_batch(plug):
                 Call("text", {"temperature": 0, "max_tokens": 8}, "the hen", soft=soft)
                 for soft in (None, *softs)
             ]
-            batches, draw = [], engine._draw
-            engine._draw = lambda rows: (batches.append(len(rows)), draw(rows))
             together = await asyncio.gather(*map(engine.complete, calls))
             alone = [await engine.complete(call) for call in calls]
-            return [
-                [one.choices[0].content() for one in some] for some in (together, alone)
-            ], batches
+            return [[one.choices[0].content() for one in some] for some in (together, alone)]
         finally:
             await engine.close()
 
-    (together, alone), batches = asyncio.run(run())
+    together, alone = asyncio.run(run())
     assert together == alone
     assert len(set(together)) > 1
-    assert max(batches) > 1
+    assert max(chunks.counts) > 1
 
 
 def reference_favours(plug, choices, question, pair):

@@ -1,34 +1,39 @@
 """The engine `local`: a language model in this process draws the answers.
 
-Rows of all users that wait together are drawn in one batch, with their policies and personas. A
-batch is drawn to its end before the next one begins, and a streamed answer is drawn by itself.
+Rows of all users are drawn together, with their policies and personas. Every 16 tokens, those that
+have ended or whose client went away leave, and those that wait join.
 """
 
 import asyncio
 import queue
 import secrets
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Mapping,
+    Sequence,
+)
+from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import InputError
-from jaxalign.models.chat import Chat, Completion, complete_tokens, prompt_ids, text_of
+from jaxalign.models.chat import Completion, prompt_ids
 from jaxalign.models.generate import GenerationArguments
 from jaxalign.models.language import LanguageModel, load_language_model
-from jaxalign.models.sampling import Sampling
-from jaxalign.models.stream import StreamedPiece, stream
+from jaxalign.models.stream import StreamedPiece
 from jaxalign.serve.api_errors import ApiError
 from jaxalign.serve.config import DEFAULT_MODEL, EngineConfig
+from jaxalign.serve.engines.decode_pool import DecodePool, DecodeRow, PoolShape
 from jaxalign.serve.engines.local_policies import LocalPolicies, load_policies
 from jaxalign.serve.engines.registry import (
     AnswerEngine,
     Call,
-    SoftTokens,
     known_roles,
     register_engine,
     too_long,
@@ -45,39 +50,11 @@ from jaxalign.serve.wire import (
     TokenUsage,
 )
 
-_MOST_ROWS = 16  # of a batch
+_MOST_ROWS = 16  # that are drawn together
 _MAX_TOKENS = 256  # where the client states none
 _TEMPERATURE, _TOP_P = 0.8, 0.95
 _REFUSED = ("tools", "functions", "response_format", "logprobs", "top_logprobs", "logit_bias")
 _SEED_BITS = 63
-
-
-@dataclass(eq=False)
-class _DecodeRow:
-    """One answer to draw; its policy is a number, 0 for the model alone."""
-
-    prompt: str | Chat
-    ids: list[int]
-    policy: int
-    soft: SoftTokens | None
-    max_tokens: int
-    temperature: float
-    top_p: float
-    key: jax.Array
-    done: Future[Completion] = field(default_factory=Future)
-
-
-@dataclass(eq=False)
-class _StreamJob:
-    """One answer to draw piece by piece; `put` takes each piece, None at the end, or a failure."""
-
-    row: _DecodeRow
-    loop: asyncio.AbstractEventLoop
-    pieces: asyncio.Queue[StreamedPiece | Exception | None]
-    dropped: threading.Event = field(default_factory=threading.Event)
-
-    def put(self, piece: StreamedPiece | Exception | None) -> None:
-        self.loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
 
 
 class LocalEngine:
@@ -88,7 +65,7 @@ class LocalEngine:
         saved = config.saved_policies if config.model is None else None
         self._name = config.model or (DEFAULT_MODEL if saved is None else saved.base)
         self._soft_tokens = 0
-        self._jobs: queue.SimpleQueue[_DecodeRow | _StreamJob | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[DecodeRow | None] = queue.SimpleQueue()
         self._waiting = 0
         self._loaded: LanguageModel | None = None
         self._policies = LocalPolicies.of_reference()
@@ -168,10 +145,9 @@ class LocalEngine:
         finally:
             self._waiting -= call.n
         stops = _stops(call.body)
-        pairs = zip(rows, found, strict=True)
         choices = [
-            self._choice(call.endpoint, number, row, completion, stops)
-            for number, (row, completion) in enumerate(pairs)
+            self._choice(call.endpoint, number, completion, stops)
+            for number, completion in enumerate(found)
         ]
         read, drawn = len(rows[0].ids), sum(len(completion.tokens) for completion in found)
         usage = TokenUsage(prompt_tokens=read, completion_tokens=drawn, total_tokens=read + drawn)
@@ -187,23 +163,31 @@ class LocalEngine:
         self._reserve(1)
         try:
             (row,) = self._rows(call)
-            job = _StreamJob(row, asyncio.get_running_loop(), asyncio.Queue())
-            self._jobs.put(job)
+            loop = asyncio.get_running_loop()
+            pieces: asyncio.Queue[StreamedPiece | None] = asyncio.Queue()
+
+            def put(piece: StreamedPiece | None) -> None:
+                loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+            row.put = put
+            row.done.add_done_callback(lambda _: put(None))
+            self._jobs.put(row)
             try:
-                async for chunk in self._pieces(call, job, len(row.ids)):
+                async for chunk in self._pieces(call, pieces, row):
                     yield chunk
             finally:
-                job.dropped.set()
+                row.done.cancel()
         finally:
             self._waiting -= 1
 
-    async def _pieces(self, call: Call, job: _StreamJob, read: int) -> AsyncIterator[ReplyChunk]:
+    async def _pieces(
+        self, call: Call, pieces: asyncio.Queue[StreamedPiece | None], row: DecodeRow
+    ) -> AsyncIterator[ReplyChunk]:
         text, sent, stops = "", 0, _stops(call.body)
         longest = max(map(len, stops), default=1)
         drawn, finish = 0, "length"
-        while (piece := await job.pieces.get()) is not None:
-            if isinstance(piece, Exception):
-                raise piece
+        read = len(row.ids)
+        while (piece := await pieces.get()) is not None:
             text, drawn = text + piece.text, piece.tokens
             cut = _cut(text, stops)
             # What may be the beginning of a stop text waits.
@@ -214,6 +198,8 @@ class LocalEngine:
             if piece.stopped or len(cut) < len(text):
                 finish = "stop"
                 break
+        if row.done.done():
+            row.done.result()  # raises what went wrong
         rest = _cut(text, stops)[sent:]
         if rest:
             yield _piece(call.endpoint, rest)
@@ -236,7 +222,7 @@ class LocalEngine:
             raise too_many(self._config.most_waiting)
         self._waiting += rows
 
-    def _rows(self, call: Call) -> list[_DecodeRow]:
+    def _rows(self, call: Call) -> list[DecodeRow]:
         body, policies = call.body, self._policies
         policy = policies.number(call.policy)
         prompt = policies.prompt(known_roles(call.prompt), policy)
@@ -251,8 +237,7 @@ class LocalEngine:
         number = seed if isinstance(seed, int) else secrets.randbits(_SEED_BITS)
         key = jax.random.key(number % 2**_SEED_BITS)
         return [
-            _DecodeRow(
-                prompt,
+            DecodeRow(
                 ids,
                 policy,
                 call.soft,
@@ -265,7 +250,7 @@ class LocalEngine:
         ]
 
     def _choice(
-        self, endpoint: Endpoint, number: int, row: _DecodeRow, found: Completion,
+        self, endpoint: Endpoint, number: int, found: Completion,
         stops: Sequence[str],
     ) -> ReplyChoice:  # fmt: skip
         text = _cut(found.text, stops)
@@ -276,76 +261,52 @@ class LocalEngine:
         return ReplyChoice(index=number, message=message, finish_reason=finish)
 
     def _work(self) -> None:
-        held: list[_DecodeRow | _StreamJob | None] = []
-        while True:
-            first = held.pop(0) if held else self._jobs.get()
-            while not self._jobs.empty():
-                held.append(self._jobs.get())
-            if first is None:
-                return
-            if isinstance(first, _StreamJob):
-                self._draw_stream(first)
-                continue
-            rows = [first, *_fitting(first, held, self._room)]
-            held = [job for job in held if job not in rows]
-            self._draw([row for row in rows if row.done.set_running_or_notify_cancel()])
+        waiting: deque[DecodeRow] = deque()
+        pools: list[DecodePool] = []
+        open_for_more = True
+        while open_for_more or waiting or pools:
+            while open_for_more and (not (waiting or pools) or not self._jobs.empty()):
+                row = self._jobs.get()
+                if row is None:
+                    open_for_more = False
+                else:
+                    waiting.append(row)
+            self._admit(waiting, pools)
+            for pool in pools:
+                self._try(pool, pool.advance, pool.rows)
+            pools = [pool for pool in pools if pool.rows]
 
-    def _draw(self, rows: list[_DecodeRow]) -> None:
-        if not rows:
-            return
+    def _admit(self, waiting: deque[DecodeRow], pools: list[DecodePool]) -> None:
+        """Let the rows that wait join a pool that has their shape, as far as there is room."""
+        room = _MOST_ROWS - sum(len(pool.rows) for pool in pools)
+        joining: dict[DecodePool, list[DecodeRow]] = {}
+        while waiting and room:
+            row = waiting.popleft()
+            if row.done.cancelled():
+                continue
+            shape = PoolShape.of(row, self._language.config.positions)
+            fitting = (pool for pool in (*pools, *joining) if pool.shape.holds(shape))
+            pool = next(fitting, None) or DecodePool(self._language, shape, self._arguments)
+            joining.setdefault(pool, []).append(row)
+            room -= 1
+        for pool, rows in joining.items():
+            if pool not in pools:
+                pools.append(pool)
+            self._try(pool, partial(pool.join, rows), [*pool.rows, *rows])
+
+    def _try(self, pool: DecodePool, step: Callable[[], None], rows: Sequence[DecodeRow]) -> None:
         try:
-            for row, completion in zip(rows, self._completions(rows), strict=True):
-                row.done.set_result(completion)
+            step()
         except Exception as error:  # raised again in the requests that wait
+            pool.clear()
             for row in rows:
                 if not row.done.done():
                     row.done.set_exception(error)
 
-    def _completions(self, rows: list[_DecodeRow]) -> Iterator[Completion]:
-        """Draw all rows in one batch, whose size is a power of two; each ends at its own limit."""
-        size = 1
-        while size < len(rows):
-            size *= 2
-        filled = rows + rows[-1:] * (size - len(rows))
-        settings = Sampling(
-            max_tokens=max(row.max_tokens for row in rows),
-            temperature=[row.temperature for row in filled],
-            top_p=[row.top_p for row in filled],
-        )
-        ids, keys = [row.ids for row in filled], jnp.stack([row.key for row in filled])
-        arguments = self._arguments(filled)
-        (found,) = complete_tokens(
-            self._language, ids, settings, keys, **arguments, batch_size=size
-        )
-        for number, row in enumerate(rows):
-            one = found[number]
-            if len(one.tokens) <= row.max_tokens:
-                yield one
-                continue
-            tokens = one.tokens[: row.max_tokens]
-            yield Completion(
-                text_of(self._language, tokens), tokens, one.logprobs[: row.max_tokens],
-                one.prompt_tokens, False,
-            )  # fmt: skip
-
-    def _arguments(self, rows: Sequence[_DecodeRow]) -> GenerationArguments:
+    def _arguments(self, rows: Sequence[DecodeRow]) -> GenerationArguments:
         """The policies and the personas of rows."""
-        return {**self._policies.arguments([row.policy for row in rows]), **_soft_arguments(rows)}
-
-    def _draw_stream(self, job: _StreamJob) -> None:
-        row = job.row
-        settings = Sampling(
-            max_tokens=row.max_tokens, temperature=row.temperature, top_p=row.top_p
-        )  # fmt: skip
-        try:
-            arguments = self._arguments([row])
-            for piece in stream(self._language, row.prompt, settings, row.key, **arguments):
-                if job.dropped.is_set():
-                    return
-                job.put(piece)
-            job.put(None)
-        except Exception as error:  # raised again in the request that waits
-            job.put(error)
+        soft = _soft_arguments(rows, self._soft_tokens, self._language.config.width)
+        return {**self._policies.arguments([row.policy for row in rows]), **soft}
 
 
 @register_engine("local")
@@ -363,24 +324,6 @@ def make_local(config: EngineConfig) -> AnswerEngine:
     return LocalEngine(config)
 
 
-def _fitting(
-    first: _DecodeRow, held: Sequence[_DecodeRow | _StreamJob | None], room: int
-) -> list[_DecodeRow]:
-    """The waiting rows that fit into a batch with the first, whose prompts and answers are padded
-    to the longest, and which has room for so many tokens.
-    """
-    found: list[_DecodeRow] = []
-    prompt, answer = len(first.ids), first.max_tokens
-    for job in held:
-        if not isinstance(job, _DecodeRow) or len(found) == _MOST_ROWS - 1:
-            continue
-        longest, most = max(prompt, len(job.ids)), max(answer, job.max_tokens)
-        if longest + most <= room:
-            found.append(job)
-            prompt, answer = longest, most
-    return found
-
-
 def _check(body: Mapping[str, object]) -> None:
     given = [name for name in _REFUSED if body.get(name) not in (None, False, [], {})]
     if given:
@@ -393,17 +336,22 @@ def _check(body: Mapping[str, object]) -> None:
         )
 
 
-def _soft_arguments(rows: Sequence[_DecodeRow]) -> GenerationArguments:
-    """The soft tokens of rows, of which some may have none."""
-    known = {number: row.soft for number, row in enumerate(rows) if row.soft is not None}
-    if not known:
+def _soft_arguments(rows: Sequence[DecodeRow], most: int, width: int) -> GenerationArguments:
+    """The soft tokens of rows, of which some may have none.
+
+    Args:
+        rows: of a pool.
+        most: soft tokens that a row may have; 0 for an engine without personas.
+        width: of the embeddings.
+    """
+    if not most:
         return {}
-    shape = next(iter(known.values())).values.shape
-    values = np.zeros((len(rows), *shape), np.float32)
+    values = np.zeros((len(rows), most, width), np.float32)
     lengths, starts = np.zeros((2, len(rows)), np.int32)
-    for number, soft in known.items():
-        values[number], lengths[number] = soft.values, len(soft.values)
-        starts[number] = soft.start(len(rows[number].ids))
+    for number, row in enumerate(rows):
+        if row.soft is not None:
+            values[number], lengths[number] = row.soft.values, most
+            starts[number] = row.soft.start(len(row.ids))
     return {"prefix": values, "prefix_lengths": lengths, "prefix_starts": starts}
 
 

@@ -85,7 +85,7 @@ class UpstreamEngine:
         """Find the model's name where none was given, and what else the server offers.
 
         Raises:
-            InputError: the server cannot be reached, lists no such model, or does not take the
+            InputError: the server does not respond, lists no such model, or does not take the
                 embeddings of a persona.
         """
         await self._find_models()

@@ -264,7 +264,7 @@ def choices_with_answers(
     found = connection.execute(
         text(
             "SELECT feedback.id, feedback.received, feedback.kind, feedback.subject, "
-            "feedback.value, feedback.space, given.prompt AS asked, given.answers AS known "
+            "feedback.value, feedback.space, given.prompt, given.answers "
             "FROM events AS feedback "
             "JOIN events AS given ON given.id = substr(feedback.subject, 1, 32) "
             "AND given.user_id = feedback.user_id AND given.kind = 'answers' "
@@ -279,8 +279,8 @@ def choices_with_answers(
                 row.id, int(row.received), user, row.kind, row.subject, json.loads(row.value),
                 row.space,
             ),
-            row.asked,
-            row.known,
+            row.prompt,
+            row.answers,
         )
         for row in found
     ]  # fmt: skip
