@@ -14,6 +14,7 @@ from scipy.special import log_softmax
 
 from benchmarks import harness
 from benchmarks.docs_pages import replaced
+from benchmarks.jester_lora import LORA, lora_scores, prompt_text, write_pairs
 from jaxalign.data.histories import Histories, Sample
 from jaxalign.data.jokes import rating_labels
 from jaxalign.data.sources import jester_jokes, jester_ratings
@@ -25,6 +26,7 @@ from jaxalign.experiments.pplug.report import markdown
 from jaxalign.experiments.pplug.run_folder import load_run
 from jaxalign.experiments.pplug.statistics import LABEL_LOSS, TaskStatistics, score_distributions
 from jaxalign.files import write_json, write_text
+from jaxalign.models import load_language_model
 from jaxalign.runs import finished_report
 from jaxalign.runs.tables import MISSING, markdown_table, percent
 
@@ -48,6 +50,7 @@ BASELINES = (
     "persona of another, same level",
     SCALAR,
     PROMPT,
+    LORA,
     "marginal",
     "persona",
 )
@@ -63,21 +66,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}-known", type=Path, help=f"likewise, of the {name} data")
         parser.add_argument(f"--{name}-new", type=Path, help=f"likewise, of the {name} data")
     parser.add_argument(
-        "--write", choices=("scalar", "prompt"), help="write these data to --out, and stop"
+        "--write", choices=("scalar", "prompt", "lora"), help="write these data to --out, and stop"
     )
+    parser.add_argument("--lora", help="adapter that `jaxalign sft` trained on the lora data")
+    parser.add_argument("--lora-tokens", type=int, default=512, help="of a prompt of the lora data")
     parser.add_argument("--page", type=Path, help="whose table is renewed, such as docs/pplug.md")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the data of a control, or the tables of all methods."""
     if arguments.write is not None:
-        config = (
-            PPlugRunConfig() if arguments.trained is None else load_run(arguments.trained).config
-        )
-        data = replace(config.data, kind="jester", task=None)
-        for part, histories in read_parts(arguments.data, data, (*PARTS, "test_new")).items():
-            write_scalars(arguments.out / f"{part}.jsonl", histories, arguments.write == "prompt")
-        return 0
+        return write_control(arguments)
     if arguments.trained is None or (arguments.known is None and arguments.new is None):
         raise InputError(
             "found no --trained or none of --known and --new; expected a run of `pplug train` and "
@@ -104,6 +103,9 @@ def run(arguments: argparse.Namespace) -> int:
             found |= scores_of(scalar, samples, {"persona": SCALAR})
         if prompt is not None:
             found |= scores_of(prompt, samples, {"task token only": PROMPT})
+        if arguments.lora is not None:
+            text = prompt_text(trained.config.pplug.text, arguments.lora_tokens)
+            found[LORA] = [lora_scores(arguments.lora, samples, text)]
         for method, predict in models.items():
             table = predict(samples)
             if table is not None:
@@ -165,19 +167,40 @@ def _cells(part: PartResult, method: str) -> list[str]:
     return [loss, excess, percent(part["gap_closed"][method], 0), percent(scores["accuracy"])]
 
 
+def write_control(arguments: argparse.Namespace) -> int:
+    """Write the data of a control: all parts, or the training part for `jaxalign sft`."""
+    if arguments.write == "lora" and arguments.trained is None:
+        raise InputError("--write lora needs --trained: the run whose prompts are written.")
+    run = None if arguments.trained is None else load_run(arguments.trained)
+    config = PPlugRunConfig() if run is None else run.config
+    data = replace(config.data, kind="jester", task=None)
+    parts = read_parts(arguments.data, data, (*PARTS, "test_new"))
+    if arguments.write == "lora" and run is not None:
+        text = prompt_text(config.pplug.text, arguments.lora_tokens)
+        chosen = sample_evenly(parts["train"], data.train_samples, data.seed)
+        write_pairs(
+            arguments.out / "train.jsonl", chosen, load_language_model(run.sources.model), text
+        )
+        return 0
+    for part, histories in parts.items():
+        write_scalars(arguments.out / f"{part}.jsonl", histories, arguments.write == "prompt")
+    return 0
+
+
 def write_scalars(path: Path, histories: Histories, in_prompt: bool) -> None:
     """Write questions whose histories are one item that states the mean rating, as JSON lines."""
     rows = []
     for sample in histories.samples:
         level = mean_rating(histories, sample)
+        question = sample.input
+        if in_prompt:
+            question += f" The mean of this person's ratings is {level:.1f}."
         row = {
-            "id": sample.id, "user": sample.user, "input": sample.input, "output": sample.output,
+            "id": sample.id, "user": sample.user, "input": question, "output": sample.output,
             "history": [
                 {"text": f"The mean of my ratings is {level:.1f}.", "rating": f"{round(level)}"}
             ],
         }  # fmt: skip
-        if in_prompt:
-            row["input"] += f" The mean of this person's ratings is {level:.1f}."
         rows.append(json.dumps(row))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "\n".join(rows) + "\n")

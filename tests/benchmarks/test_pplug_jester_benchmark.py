@@ -58,6 +58,26 @@ def test_a_control_states_the_mean_rating(folder, parts, tmp_path, monkeypatch):
         assert (f"ratings is {level:.1f}" in read.samples[0].input) == (control == "prompt")
 
 
+def test_the_ratings_stand_in_the_prompts_of_the_adapter(folder, parts, tmp_path, monkeypatch):
+    words = SimpleNamespace(encode=lambda text, add_special_tokens: text.split(), decode=" ".join)
+    source = SimpleNamespace(config=CONFIG, sources=SimpleNamespace(model="tiny"))
+    monkeypatch.setattr(pplug_jester, "load_run", lambda path: source)
+    monkeypatch.setattr(
+        pplug_jester, "load_language_model", lambda name: SimpleNamespace(tokenizer=words)
+    )
+    given = ("--data", folder, "--write", "lora", "--lora-tokens", 200)
+    with pytest.raises(InputError, match="--write lora needs --trained"):
+        pplug_jester.run(options(tmp_path, *given))
+    assert pplug_jester.run(options(tmp_path, *given, "--trained", "run")) == 0
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    sample = parts["train"].samples[0]
+    assert (len(rows), rows[0]["completion"]) == (len(parts["train"]), sample.output)
+    for place in sample.profile:
+        fields = parts["train"].items[place].fields
+        assert f'{fields["rating"]} is the rating of "{fields["text"]}"' in rows[0]["prompt"]
+    assert rows[0]["prompt"].endswith(sample.input + "\n")
+
+
 def test_models_know_levels_and_no_new_jokes(folder, parts):
     models = pplug_jester.fit_models(folder, parts["train"])
     losses = {}
