@@ -9,7 +9,6 @@ counts as half right: a model that says nothing scores .5, not 0 or 1.
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jaxalign.arrays import check_scalar
 from jaxalign.errors import InputError
 
 Floats = NDArray[np.float64]
@@ -289,6 +288,15 @@ def flipped(probability: ArrayLike, unadapted: ArrayLike, mask: ArrayLike) -> fl
     return float((after != before)[:, np.asarray(mask)].mean())
 
 
+def _number(name: str, value: ArrayLike) -> float:
+    found = floats(name, value)
+    if found.ndim:
+        raise InputError(
+            f"{name}: found shape {list(found.shape)}, expected a number; give one number."
+        )
+    return float(found)
+
+
 def share_of_gap(value: float, floor: float, ceiling: float) -> float:
     """Return how much of the way from floor to ceiling a value stands, as a fraction.
 
@@ -308,5 +316,5 @@ def share_of_gap(value: float, floor: float, ceiling: float) -> float:
       InputError: something else than a number.
     """
     given = {"value": value, "floor": floor, "ceiling": ceiling}
-    value, floor, ceiling = (check_scalar(name, number) for name, number in given.items())
+    value, floor, ceiling = (_number(name, number) for name, number in given.items())
     return (value - floor) / (ceiling - floor) if ceiling > floor else float("nan")
