@@ -267,12 +267,16 @@ def rows_at(
     mean: jax.Array, root: jax.Array, feedback: Feedback, spread: jax.Array
 ) -> ep.ChoiceRows:
     """Return one user's rows [P] at a spread, their margins linear in the weights and the level."""
+    return ep.rows_of(mean, root, _vectors_at(feedback, spread), feedback.weight)
+
+
+def _vectors_at(feedback: Feedback, spread: jax.Array) -> jax.Array:
+    """Vectors [P, E + 1] of which margins at a spread are products with the weights and level."""
     rating = feedback.rating
     by = jnp.where(rating, spread, 1)[:, None]
     level = jnp.where(rating, -1, 0)[:, None].astype(by.dtype)
     clean = kept(feedback.weight, feedback.vectors.astype(by.dtype))
-    vectors = jnp.concatenate([clean, level], axis=1)
-    return ep.rows_of(mean, root, by * vectors, feedback.weight)
+    return by * jnp.concatenate([clean, level], axis=1)
 
 
 def tilt_of(edges: jax.Array, feedback: Feedback) -> ep.Tilt:
@@ -340,9 +344,19 @@ def user_posterior(prior: FeedbackPrior, rows: Feedback, rated: bool = True) -> 
         rows: of the user.
         rated: as of `spread_grid`.
     """
+    size = len(prior.weights.mean)
+    log_weight, means, covs = _posterior_at_spreads(prior, rows, rated)
+    share, center, cov = mixture(log_weight, means, covs)
+    return FeedbackPosterior(center[:size], cov[:size, :size], center[size], share)
+
+
+def _posterior_at_spreads(
+    prior: FeedbackPrior, rows: Feedback, rated: bool = True
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Log probability, up to a constant, mean and covariance at each spread, the level included."""
     mean, root = augmented(prior)
     spreads, log_mass = spread_grid(prior, rated)
-    size, tilt = len(prior.weights.mean), tilt_of(prior.edges, rows)
+    tilt = tilt_of(prior.edges, rows)
 
     def at(spread: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         scaled = rows_at(mean, root, rows, spread)
@@ -352,5 +366,28 @@ def user_posterior(prior: FeedbackPrior, rows: Feedback, rated: bool = True) -> 
         return (evidence, *moments(mean, root, scaled, after))
 
     evidence, means, covs = jax.vmap(at)(spreads)
-    share, center, cov = mixture(log_mass + evidence, means, covs)
-    return FeedbackPosterior(center[:size], cov[:size, :size], center[size], share)
+    return log_mass + evidence, means, covs
+
+
+def user_log_likelihood(prior: FeedbackPrior, rows: Feedback, held_out: Feedback) -> jax.Array:
+    """Return the log probability [Q] of each of one user's held-out rows, given the others.
+
+    The weights, the level and the spread are integrated out, for each row by itself.
+
+    Args:
+        prior: of the population.
+        rows: [P] that are known.
+        held_out: [Q]; their weights say which of them count, and the others have 0.
+    """
+    log_weight, means, covs = _posterior_at_spreads(prior, rows)
+    lower, upper = prior.edges[held_out.lower], prior.edges[held_out.upper]
+
+    def at(spread: jax.Array, center: jax.Array, cov: jax.Array) -> jax.Array:
+        vectors = _vectors_at(held_out, spread)
+        variance = jnp.einsum("Qi,ij,Qj->Q", vectors, cov, vectors)
+        return tilt_by_band(vectors @ center, variance, lower, upper).log_mass
+
+    spreads, _ = spread_grid(prior)
+    found = jax.vmap(at)(spreads, means, covs)
+    log_share = jax.nn.log_softmax(log_weight)[:, None]
+    return kept(held_out.weight, jax.nn.logsumexp(log_share + found, axis=0))

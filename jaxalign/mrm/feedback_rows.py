@@ -13,7 +13,13 @@ from jaxalign.data.preferences import RowDetails
 from jaxalign.data.ratings import scale_levels
 from jaxalign.mrm.bayes import Prior, rescaled
 from jaxalign.mrm.em import in_chunks
-from jaxalign.mrm.feedback import Feedback, FeedbackPrior, Levels, user_posterior
+from jaxalign.mrm.feedback import (
+    Feedback,
+    FeedbackPrior,
+    Levels,
+    user_log_likelihood,
+    user_posterior,
+)
 from jaxalign.mrm.feedback_population import FeedbackPopulation
 from jaxalign.mrm.logistic_normal import choice_mass
 from jaxalign.mrm.registry import Candidate, Inferred
@@ -140,7 +146,25 @@ def probabilities(prior: FeedbackPrior, rows: Feedback, query: jax.Array) -> jax
     return _each_user(one_user, rows, query)
 
 
-def _each_user(one_user: Callable[..., Found], rows: Feedback, *more: jax.Array) -> Found:
+@jax.jit
+def log_likelihood(prior: FeedbackPrior, rows: Feedback, held_out: Feedback) -> jax.Array:
+    """Return the log probability [U, Q] of each held-out row, see `user_log_likelihood`.
+
+    Args:
+        prior: of the population.
+        rows: feedback [U, P] that is known of the users.
+        held_out: feedback [U, Q].
+    """
+
+    def one_user(own: Feedback, other: Feedback, rated: bool) -> jax.Array:
+        return user_log_likelihood(prior, own, other)
+
+    return _each_user(one_user, rows, held_out)
+
+
+def _each_user(
+    one_user: Callable[..., Found], rows: Feedback, *more: Feedback | jax.Array
+) -> Found:
     """Call a function with the rows of each of U users, and whether the user may have ratings.
 
     Users without ratings go together, so that few of them are taken for users with some.

@@ -19,6 +19,7 @@ from jaxalign.mrm.feedback_rows import (
     feedback_of,
     inferred,
     levels_of,
+    log_likelihood,
     population_arrays,
     population_from,
     prior_from,
@@ -237,6 +238,16 @@ class HierarchicalBayes(_PriorMethod, RatingsMethod[BayesConfig]):
         """Return the posterior moments of every user."""
         found = inferred(*self._as_feedback(fitted, candidate, vectors, details))
         return jax.block_until_ready(found)
+
+    @one_blas_thread
+    def rating_log_likelihood(
+        self, fitted: Fitted, candidate: Candidate, vectors: jax.Array, details: RowDetails,
+        held_out: RowDetails,
+    ) -> np.ndarray:  # fmt: skip
+        """Return the log probability [U, P] of each row that is held out, 0 of all others."""
+        prior, rows = self._as_feedback(fitted, candidate, vectors, details)
+        wanted = feedback_of(_levels(fitted), vectors, held_out)
+        return np.asarray(log_likelihood(prior, rows, wanted))
 
     def save(self, fitted: Fitted, candidate: Candidate) -> tuple[Fitted, Candidate]:
         """Return the arrays that one candidate needs, the population of its weight alone."""

@@ -249,6 +249,21 @@ class RatingsMethod(PosteriorMethod[Settings]):
                 them.
         """
 
+    @abstractmethod
+    def rating_log_likelihood(
+        self, fitted: Fitted, candidate: Candidate, vectors: jax.Array, details: RowDetails,
+        held_out: RowDetails,
+    ) -> np.ndarray:  # fmt: skip
+        """Return the log probability [U, P] of each row that is held out, 0 of all others.
+
+        Args:
+            fitted: as from `load`, of a fit that has seen more than plain choices.
+            candidate: the chosen candidate.
+            vectors: [U, P, K] as of `infer_feedback`.
+            details: [U, P]; rows that are held out have the weight 0.
+            held_out: [U, P] the same rows; those that are known have the weight 0.
+        """
+
 
 @dataclass(frozen=True)
 class Registration(Generic[Settings]):

@@ -53,9 +53,14 @@ def test_levels_number_their_edges():
     assert (LEVELS.gaps @ THRESHOLDS > 0).all()
 
 
-def test_the_posterior_is_that_of_quadrature(x64):
-    """One feature: weight, level and spread on a grid each, the spread on the library's own."""
-    prior, rows = a_prior(), mixed_rows()
+def log_level(margin, low, high):
+    """Log probability of the level between two thresholds."""
+    found = log_expit(margin - low) + log_expit(high - margin)
+    return found + np.log(-np.expm1(low - high))
+
+
+def dense_posterior(prior, rows):
+    """Probabilities of spread, weight and level on a grid, and the grid's weights and levels."""
     spreads, log_mass = map(np.asarray, feedback.spread_grid(prior))
     theta, level = np.meshgrid(
         0.4 + np.sqrt(1.3) * np.linspace(-7, 7, 561), 0.7 * np.linspace(-7, 7, 401), indexing="ij"
@@ -68,13 +73,17 @@ def test_the_posterior_is_that_of_quadrature(x64):
         for p in range(7):
             f = float(rows.vectors[0, p, 0]) * theta
             margin = spread * (f - level) if bool(rows.rating[0, p]) else f
-            low, high = edges[rows.lower[0, p]], edges[rows.upper[0, p]]
-            log_level = log_expit(margin - low) + log_expit(high - margin)
-            log_level = log_level + np.log(-np.expm1(low - high))
-            log = log + float(rows.weight[0, p]) * log_level
+            ends = edges[rows.lower[0, p]], edges[rows.upper[0, p]]
+            log = log + float(rows.weight[0, p]) * log_level(margin, *ends)
         posts.append(log)
     dense = np.exp(np.stack(posts) - np.max(posts))
-    dense /= dense.sum()
+    return dense / dense.sum(), theta, level
+
+
+def test_the_posterior_is_that_of_quadrature(x64):
+    """One feature: weight, level and spread on a grid each, the spread on the library's own."""
+    prior, rows = a_prior(), mixed_rows()
+    dense, theta, level = dense_posterior(prior, rows)
     mean = (dense * theta).sum()
     variance = (dense * (theta - mean) ** 2).sum()
     found = feedback.feedback_posterior(prior, rows)
@@ -84,6 +93,22 @@ def test_the_posterior_is_that_of_quadrature(x64):
     assert float(found.cov[0, 0, 0]) == pytest.approx(variance, rel=0.01)
     assert float(found.level[0]) == pytest.approx((dense * level).sum(), abs=0.01)
     chex.assert_trees_all_close(found.spread[0], dense.sum((1, 2)), atol=2e-3)
+
+
+def test_levels_of_a_held_out_rating_have_the_probabilities_of_quadrature(x64):
+    prior, rows = a_prior(), mixed_rows()
+    lower, upper = LEVELS.rating(1, np.arange(4))
+    wanted = Feedback(np.ones((1, 4, 1)), np.ones((1, 4), bool), lower[None], upper[None],
+                      np.ones((1, 4)))  # fmt: skip
+    found = feedback_rows.log_likelihood(prior, rows, jax.tree.map(jnp.asarray, wanted))
+    dense, theta, level = dense_posterior(prior, rows)
+    spreads = np.asarray(feedback.spread_grid(prior)[0])[:, None, None]
+    edges, margin = np.asarray(prior.edges), spreads * (theta - level)[None]
+    expected = [
+        (dense * np.exp(log_level(margin, edges[low], edges[high]))).sum()
+        for low, high in zip(lower, upper, strict=True)
+    ]
+    chex.assert_trees_all_close(np.exp(found)[0], np.array(expected), atol=2e-3)
 
 
 def test_choices_alone_have_the_posterior_of_choices(x64):

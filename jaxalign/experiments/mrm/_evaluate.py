@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from jaxalign.data import load_features
@@ -16,11 +17,19 @@ from jaxalign.files import read_json
 from jaxalign.metrics import users
 from jaxalign.mrm.adaptation import expected_gain
 from jaxalign.mrm.calibrated import KEY, Calibrated
+from jaxalign.mrm.feedback_rows import vectors_of
 from jaxalign.mrm.known_items import effects_of
-from jaxalign.mrm.model import REMEDY, load
+from jaxalign.mrm.model import REMEDY, UserModel, load
+from jaxalign.mrm.registry import RatingsMethod
 from jaxalign.mrm.selection import predict
 from jaxalign.mrm.serving import item_features
-from jaxalign.mrm.support_query import cut_episodes, support_query
+from jaxalign.mrm.support_query import (
+    UserPairs,
+    cut_episodes,
+    on_device,
+    support_query,
+    without_choices,
+)
 
 
 def evaluate(folder: str | Path, source: str) -> dict[str, float | str]:
@@ -32,7 +41,10 @@ def evaluate(folder: str | Path, source: str) -> dict[str, float | str]:
 
     Returns:
         `method`, the figures of `metrics.users.judge` against one Bradley-Terry model for all, and
-        those behind the model's gate on the pairs that are judged.
+        those behind the model's gate on the pairs that are judged. Of a model that reads ratings
+        also `ratings`, how many of the test users' are held out, and their negative log-likelihood
+        in nats per rating, `rating_nll`, and without anything else of the user,
+        `rating_nll_unadapted`.
 
     Raises:
         InputError: no finished run, or none of its test users in the choices.
@@ -67,7 +79,38 @@ def evaluate(folder: str | Path, source: str) -> dict[str, float | str]:
         gain = expected_gain(adapted, unadapted, np.asarray(query.weight))
         through = {"pairs": (gain >= model.gate.pairs)[None]}
         judged |= gate_figures((adapted[None], unadapted), baseline, mask, through)
-    return {"method": model.method.name, **judged}
+    return {"method": model.method.name, **judged, **_judged_ratings(model, inputs, test.support)}
+
+
+def _judged_ratings(
+    model: UserModel, features: jax.Array, support: UserPairs
+) -> dict[str, float | str]:
+    """How well held-out ratings of the test users are predicted; nothing where there are none.
+
+    Of each user every other rating is held out, and predicted from all other support rows.
+    """
+    if model.scales is None or not isinstance(model.method, RatingsMethod):
+        return {}
+    sums = np.zeros(3)
+    for part, details in zip(support.parts, support.details, strict=True):
+        rated = (np.asarray(details.scale) >= 0) & (np.asarray(details.weight) > 0)
+        held = rated & (np.cumsum(rated, axis=1) % 2 == 0)
+        known = details._replace(weight=np.where(held, 0, details.weight))
+        wanted = details._replace(weight=np.where(held, details.weight, 0))
+        vectors, nothing = vectors_of(features, on_device(part), details), without_choices(known)
+        found = [
+            model.method.rating_log_likelihood(model.fitted, model.candidate, vectors, rows, wanted)
+            for rows in (known if model.gate.adapts else nothing, nothing)
+        ]
+        weight = np.asarray(wanted.weight, np.float64)
+        sums += [np.sum(weight), *(np.sum(weight * one) for one in found)]
+    if not sums[0]:
+        return {}
+    return {
+        "ratings": float(sums[0]),
+        "rating_nll": float(-sums[1] / sums[0]),
+        "rating_nll_unadapted": float(-sums[2] / sums[0]),
+    }
 
 
 def read_config(folder: Path) -> MRMRunConfig:

@@ -227,3 +227,7 @@ def test_a_saved_model_of_ratings_is_judged_again(exported):
     report = json.loads((exported.root / "run" / "report.json").read_text())
     judged = json.loads(found.out)
     assert judged["accuracy"] == pytest.approx(report["new_users"]["bayes"]["accuracy"], abs=1e-4)
+    # Thumbs of users who like short answers or long ones: better with the user's other rows.
+    assert judged["ratings"] > 0
+    assert judged["rating_nll"] < judged["rating_nll_unadapted"]
+    assert judged["rating_nll_unadapted"] == pytest.approx(np.log(2), abs=0.2)
