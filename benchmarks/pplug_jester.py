@@ -23,7 +23,7 @@ from jaxalign.experiments.pplug.baselines import METHODS, RATING_METHODS
 from jaxalign.experiments.pplug.config import PPlugRunConfig
 from jaxalign.experiments.pplug.data import PARTS, read_parts, sample_evenly
 from jaxalign.experiments.pplug.report import markdown
-from jaxalign.experiments.pplug.run_folder import load_run
+from jaxalign.experiments.pplug.run_folder import PPlugRun, load_run
 from jaxalign.experiments.pplug.statistics import LABEL_LOSS, TaskStatistics, score_distributions
 from jaxalign.files import write_json, write_text
 from jaxalign.models import load_language_model
@@ -121,7 +121,11 @@ def run(arguments: argparse.Namespace) -> int:
         result[name] = {"statistics": statistics, "gap_closed": gap_closed(statistics)}
         pages.append(f"# Jokes {name}\n\n" + markdown(statistics).partition("\n\n")[2])
     tables = {name: result[name] for name in evaluations if name in result}
-    summary = losses_beside_the_persona(tables)
+    learned = sample_evenly(
+        parts["train"], trained.config.data.train_samples, trained.config.data.seed
+    )
+    lead = what_was_trained(trained, learned)
+    summary = f"{lead}\n\n{losses_beside_the_persona(tables)}"
     pages.insert(0, f"# Losses in nats per answer\n\n{summary}")
     write_json(arguments.out / "result.json", result)
     write_text(arguments.out / "report.md", "\n".join(pages))
@@ -130,6 +134,28 @@ def run(arguments: argparse.Namespace) -> int:
         write_text(arguments.page, page)
     print("\n".join(pages))
     return 0
+
+
+def what_was_trained(trained: PPlugRun, samples: Histories) -> str:
+    """Return a sentence on the trainings of a run.
+
+    Args:
+        trained: The run.
+        samples: Its training samples.
+    """
+    seeds: dict[str, list[str]] = {}
+    for name, seed in sorted(trained.plugs):
+        seeds.setdefault(name, []).append(str(seed))
+    loop = trained.config.pplug.loop
+    runs = "; ".join(
+        f"`{name}`, {'seed' if len(own) == 1 else 'seeds'} {', '.join(own)}"
+        for name, own in seeds.items()
+    )
+    steps = loop.epochs * -(-len(samples) // loop.batch_size)
+    return (
+        f"Trained on {len(samples):,} ratings of {len(set(samples.users)):,} people in {steps} "
+        f"steps: {runs}."
+    )
 
 
 def losses_beside_the_persona(parts: Mapping[str, PartResult]) -> str:

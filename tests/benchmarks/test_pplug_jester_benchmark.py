@@ -90,7 +90,9 @@ def test_models_know_levels_and_no_new_jokes(folder, parts):
 
 
 def test_the_tables_have_every_method(folder, parts, tmp_path, monkeypatch):
-    monkeypatch.setattr(pplug_jester, "load_run", lambda path: SimpleNamespace(config=CONFIG))
+    plugs = {("pplug", 0): None, ("pplug", 1): None, ("task", 0): None}
+    run = SimpleNamespace(config=CONFIG, plugs=plugs)
+    monkeypatch.setattr(pplug_jester, "load_run", lambda path: run)
     monkeypatch.setattr(harness, "started", lambda *given: {"benchmark": given[0]})
     samples = sample_evenly(parts["test"], 6, CONFIG.data.seed)
     known, rng = tmp_path / "known", np.random.default_rng(1)
@@ -115,7 +117,13 @@ def test_the_tables_have_every_method(folder, parts, tmp_path, monkeypatch):
     page.write_text("Before.\n<!-- jester: begin -->\n<!-- jester: end -->\n")
     words = (*given, "--known", known, "--page", page)
     assert pplug_jester.run(options(tmp_path, *words)) == 0
-    header, _, *rows = page.read_text().splitlines()[2:-1]
+    lead, _, header, _, *rows = page.read_text().splitlines()[2:-1]
+    steps = -(-len(parts["train"]) // CONFIG.pplug.loop.batch_size) * CONFIG.pplug.loop.epochs
+    people = len(set(parts["train"].users))
+    assert lead == (
+        f"Trained on {len(parts['train'])} ratings of {people} people in {steps} steps: `pplug`, "
+        "seeds 0, 1; `task`, seed 0."
+    )
     assert header.startswith("| method | known: loss | known: above the persona (95 %) |")
     (own,) = [row for row in rows if row.startswith("| persona |")]
     assert own.split(" | ")[2] == "-"
