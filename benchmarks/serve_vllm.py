@@ -2,7 +2,8 @@
 
 The members are an adapter of SmolLM2-135M-Instruct and the soup of two; the adapters are random, as
 if they had been trained, and the members' rewards are stated. What is checked is that the exported
-adapters do what the members do, and that the service in front of vLLM learns and restarts.
+adapters do what the members do, and that the service in front of vLLM learns, goes on after vLLM was
+killed and started again, and restarts itself.
 """
 
 import argparse
@@ -11,8 +12,12 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +27,7 @@ import jax
 from benchmarks import harness
 from benchmarks.loop_http import running
 from benchmarks.serve_members import save_members
-from benchmarks.vllm_server import check_vllm, vllm_server, wait_for_vllm
+from benchmarks.vllm_server import check_vllm, free_port, vllm_server, wait_for_vllm
 from jaxalign.demo.answers import read_answers
 from jaxalign.files import write_json
 from jaxalign.models import LanguageModel, load_language_model, save_language_model
@@ -35,6 +40,7 @@ from jaxalign.progress import Progress
 MODEL = "SmolLM2-135M-Instruct"
 EDITS = {"brief": "Yes.", "list": "- One step\n- Another step\n- A third step"}
 """What each user makes of every answer."""
+StartVllm = Callable[[], AbstractContextManager[tuple[subprocess.Popen[bytes], str]]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,14 +75,15 @@ def run(arguments: argparse.Namespace) -> int:
         save_members(portfolio, model)
         export_vllm(open_policies(portfolio, None), exported)
         log, command = folder / "vllm.log", ["sh", str(exported / "start_vllm.sh")]
-        with vllm_server(arguments.vllm, command, log) as (process, address):
+        start = partial(vllm_server, arguments.vllm, command, log, free_port())
+        with start() as (process, address):
             own = _own_answers(portfolio, model, arguments)
             begun = time.perf_counter()
             with Progress().waiting("vLLM starts"):
                 result["vllm"] = wait_for_vllm(process, address, log)
             result["vllm_waited_seconds"] = time.perf_counter() - begun
             result["greedy"] = _compare(own, exported, address, arguments)
-            result["users"] = asyncio.run(_ask(portfolio, address, arguments))
+            result["users"] = asyncio.run(_ask(portfolio, process, address, start, log, arguments))
     write_json(arguments.out / "result.json", result)
     print(_table(result))
     return 0 if _holds(result) else 1
@@ -124,14 +131,15 @@ def _compare(
 
 
 async def _ask(
-    portfolio: Path, address: str, arguments: argparse.Namespace
-) -> list[dict[str, Any]]:
-    """Let two users edit answers, kill the service, start it again on its database, and ask it."""
+    portfolio: Path, vllm: subprocess.Popen[bytes], address: str, start: StartVllm, log: Path,
+    arguments: argparse.Namespace,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Let two users edit answers; then kill vLLM, and the service, and start each again."""
     options = ("--portfolio", str(portfolio), "--strategy", "member")
     prompts = _prompts()
     found = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         async with (
             running(folder, address, 2, *options) as (service, process),
             httpx.AsyncClient(base_url=service, timeout=600) as client,
@@ -152,6 +160,16 @@ async def _ask(
                     "text": last["choices"][0]["message"]["content"],
                     "rewards": taste["rewards"],
                 })  # fmt: skip
+            os.killpg(vllm.pid, signal.SIGKILL)
+            vllm.wait()
+            for row in found:
+                row["status_while_down"] = await _status(client, row["user"], prompts[-1])
+            again, _ = stack.enter_context(start())
+            with Progress().waiting("vLLM starts again"):
+                await asyncio.to_thread(wait_for_vllm, again, address, log)
+            for row in found:
+                answer = await _answer(client, row["user"], prompts[-1], arguments.tokens)
+                row["after_vllm"] = answer["jaxalign"]
             os.kill(process, signal.SIGKILL)
             await asyncio.sleep(1)  # until the loop has seen that it ended
         async with (
@@ -167,6 +185,11 @@ async def _ask(
     return found
 
 
+async def _status(client: httpx.AsyncClient, user: str, prompt: str) -> int:
+    body = {"model": "auto", "messages": [{"role": "user", "content": prompt}], "user": user}
+    return (await client.post("/v1/chat/completions", json=body)).status_code
+
+
 async def _answer(client: httpx.AsyncClient, user: str, prompt: str, tokens: int) -> dict[str, Any]:
     message = {"role": "user", "content": prompt}
     body = {"model": "auto", "messages": [message], "user": user, "max_tokens": tokens}
@@ -180,7 +203,9 @@ def _holds(result: dict[str, Any]) -> bool:
     users = result["users"]
     learned = all(row["after"]["feedback_used"] > 0 for row in users)
     kept = all(
-        row["same_posterior"] and row["restarted"]["choice"] == row["after"]["choice"]
+        row["same_posterior"]
+        and row["restarted"]["choice"] == row["after_vllm"]["choice"] == row["after"]["choice"]
+        and row["status_while_down"] == httpx.codes.BAD_GATEWAY
         for row in users
     )
     return learned and kept and all(row["equal"] for row in result["greedy"])
@@ -191,8 +216,14 @@ def _table(result: dict[str, Any]) -> str:
     for name in dict.fromkeys(row["model"] for row in result["greedy"]):
         equal = [row["equal"] for row in result["greedy"] if row["model"] == name]
         lines.append(f"| {name} | {sum(equal)} of {len(equal)} |")
-    lines += ["", "| user | before | after | restarted | same posterior |", "|---|---|---|---|---|"]
+    lines += [
+        "",
+        "| user | before | after | vLLM killed | vLLM again | service again | same posterior |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in result["users"]:
-        choices = " | ".join(row[when]["choice"] for when in ("before", "after", "restarted"))
+        shown = [row[when]["choice"] for when in ("before", "after", "after_vllm", "restarted")]
+        shown.insert(2, f"status {row['status_while_down']}")
+        choices = " | ".join(shown)
         lines.append(f"| {row['user']} | {choices} | {'yes' if row['same_posterior'] else 'no'} |")
     return "\n".join(lines)

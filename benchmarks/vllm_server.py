@@ -29,9 +29,17 @@ def check_vllm(program: Path) -> None:
         )
 
 
+def free_port() -> int:
+    """Return a port of this machine that nothing listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
 @contextlib.contextmanager
 def vllm_server(
-    program: Path, command: Sequence[str], log: Path
+    program: Path, command: Sequence[str], log: Path, port: int | None = None
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """Start vLLM, and yield its process and its address; it may not answer yet.
 
@@ -39,10 +47,9 @@ def vllm_server(
         program: `vllm` in its own environment.
         command: What starts it, to which options follow.
         log: File of its output.
+        port: Its port; None for a free one.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = port or free_port()
     environment = {
         **os.environ,
         "PATH": f"{program.parent.absolute()}:{os.environ['PATH']}",
