@@ -2,8 +2,8 @@
 
 The members are an adapter of SmolLM2-135M-Instruct and the soup of two; the adapters are random, as
 if they had been trained, and the members' rewards are stated. What is checked is that the exported
-adapters do what the members do, and that the service in front of vLLM learns, goes on after vLLM was
-killed and started again, and restarts itself.
+adapters do what the members do, and that the service in front of vLLM learns, goes on after vLLM
+was killed and started again, and restarts itself.
 """
 
 import argparse
