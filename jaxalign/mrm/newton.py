@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.arrays import Sizes
-from jaxalign.mrm.bayes import Prior, check_choices, factor
+from jaxalign.arrays import Sizes, over_kept
+from jaxalign.mrm.bayes import Prior, check_padded_choices, factor
 from jaxalign.mrm.ep import apply_inverse, inverse_factor, rows_of
 
 _HALVINGS = 0.5 ** jnp.arange(6.0)
@@ -99,16 +99,18 @@ def bradley_terry(
         True
     """
     axes = " ".join(f"N{axis}" for axis in range(max(np.ndim(mask), 1)))
-    d, weight = check_choices(differences, mask, axes, Sizes(), ("differences", "mask"))
-    return _bradley_terry(d.reshape(-1, d.shape[-1]), weight.reshape(-1), l2, steps)
+    d, weight = check_padded_choices(differences, mask, axes, Sizes(), ("differences", "mask"))
+    function = functools.partial(_bradley_terry, steps=steps)
+    return over_kept(function, weight.reshape(-1), d.reshape(-1, d.shape[-1]), l2)
 
 
 @functools.partial(jax.jit, static_argnames="steps")
 def _bradley_terry(d: jax.Array, weight: jax.Array, l2: float | jax.Array, steps: int) -> jax.Array:
     dtype = d.dtype
     weight = weight.astype(dtype)
-    # In units of the largest, a power of two, so that squares neither overflow nor vanish.
-    largest = jnp.max(jnp.abs(d), initial=0.0)
+    # In units of the largest that counts, a power of two, so that squares neither overflow nor
+    # vanish. Everywhere else padding is multiplied by its weight.
+    largest = jnp.max(jnp.where(weight > 0, jnp.max(jnp.abs(d), axis=-1), 0), initial=0.0)
     unit = jnp.ldexp(jnp.ones((), dtype), jnp.frexp(largest)[1])
     d = d / unit
     total = jnp.sum(weight)
