@@ -138,6 +138,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{found['flops'] / 1e12:.3g}",
             f"{found['launches']:,.0f}",
             harness.shown(found["seconds"]),
+            f"{100 * _executed(found):.0f} %",
             f"{100 * found['share']:.0f} %",
             f"{found['largest_traffic']['of']}: {found['largest_traffic']['bytes'] / 1e9:.3g} GB",
         ]
@@ -145,10 +146,16 @@ def table(rows: list[dict[str, Any]]) -> str:
         if (found := row.get("roofline"))
     ]
     header = [
-        "on paper", "GB", "TFLOP", "launches", "seconds", "least / counted",
+        "on paper", "GB", "TFLOP", "launches", "seconds", "executed / counted", "least / counted",
         "largest traffic without products",
     ]  # fmt: skip
     return harness.table(header, lines)
+
+
+def _executed(found: dict[str, Any]) -> float:
+    """Share of a step's time that its own bytes, or its own products, would take alone."""
+    own = least_seconds(found["bytes"], found["flops"])
+    return own / found["seconds"] if found["seconds"] else 1.0
 
 
 class _Counter:

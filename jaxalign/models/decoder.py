@@ -117,6 +117,15 @@ class TokenTable(nn.Module):
         return table.at[tokens].get(mode="fill", fill_value=jnp.nan).astype(dtype)
 
 
+def one_axis(values: jax.Array, rows: jax.Array | None) -> jax.Array:
+    """Inputs of matrices, [B, T, D], with all tokens on one axis: [B * T, D].
+
+    The gradient of a matrix adds over tokens. Over two axes at once, XLA on a CPU would copy both
+    of its factors transposed. Adapters that differ by row, as `rows` says, need the axis of rows.
+    """
+    return values if rows is not None else values.reshape(-1, values.shape[-1])
+
+
 class Linear(nn.Module):
     """x W + b, plus what an adapter adds."""
 
@@ -129,13 +138,13 @@ class Linear(nn.Module):
     def __call__(
         self, inputs: jax.Array, pair: Params | None = None, rows: jax.Array | None = None
     ) -> jax.Array:
-        """[B, T, in] -> [B, T, features]; `pair` and `rows` as in `lora.delta`."""
+        """[..., in] -> [..., features]; `pair` and `rows` as in `lora.delta`."""
         shape = (inputs.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.normal(0.02), shape)
-        result = lora.product(inputs, kernel.astype(self.dtype))
+        result = inputs @ kernel.astype(self.dtype)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-            result = result + bias.astype(self.dtype)[None, None]
+            result = result + jnp.broadcast_to(bias.astype(self.dtype), result.shape)
         if pair:
             kept = inputs
             if self.adapter_dropout and self.has_rng("dropout"):
@@ -310,6 +319,7 @@ class _Attention(nn.Module):
         rows: jax.Array | None,
     ) -> tuple[jax.Array, Cache | None]:
         config, (batch, tokens, _) = self.config, inputs.shape
+        inputs = one_axis(inputs, rows)
 
         def linear(name: str, features: int, bias: bool, values: jax.Array) -> jax.Array:
             module = Linear(features, bias, config.dtype, self.adapter_dropout, name=name)
@@ -335,8 +345,9 @@ class _Attention(nn.Module):
             past,
             config,
         )
-        flat = mixed.reshape(batch, tokens, config.heads * config.head_width)
-        return linear("out", config.width, config.out_bias, flat), cache
+        mixed = one_axis(mixed.reshape(batch, tokens, config.heads * config.head_width), rows)
+        found = linear("out", config.width, config.out_bias, mixed)
+        return found.reshape(batch, tokens, config.width), cache
 
 
 class _Mlp(nn.Module):
@@ -345,7 +356,8 @@ class _Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array, adapters: Params, rows: jax.Array | None) -> jax.Array:
-        config = self.config
+        config, shape = self.config, inputs.shape
+        inputs = one_axis(inputs, rows)
 
         def linear(name: str, features: int, values: jax.Array) -> jax.Array:
             module = Linear(
@@ -354,4 +366,5 @@ class _Mlp(nn.Module):
             return module(values, subtree(adapters, name), rows)
 
         gated = nn.silu(linear("gate", config.hidden, inputs))
-        return linear("down", config.width, gated * linear("up", config.hidden, inputs))
+        inner = gated * linear("up", config.hidden, inputs)
+        return linear("down", config.width, inner).reshape(shape)

@@ -8,7 +8,16 @@ from flax import linen as nn
 
 from jaxalign.errors import InputError
 from jaxalign.models.attention import Cache, Implementation
-from jaxalign.models.decoder import Adapters, Caches, Linear, TokenTable, attend, layers_of, through
+from jaxalign.models.decoder import (
+    Adapters,
+    Caches,
+    Linear,
+    TokenTable,
+    attend,
+    layers_of,
+    one_axis,
+    through,
+)
 from jaxalign.models.encoder import layer_norm
 from jaxalign.models.hf_config import JsonObject, real, size
 from jaxalign.models.params import Params, subtree
@@ -221,10 +230,12 @@ class _Attention(nn.Module):
         qkv = Linear(3 * config.width, True, config.dtype, dropout, name="qkv")
         out = Linear(config.width, True, config.dtype, dropout, name="out")
         split = (*inputs.shape[:2], config.heads, config.head_width)
-        fused = jnp.split(qkv(inputs, subtree(adapters, "qkv"), rows), 3, axis=-1)
+        flat = one_axis(inputs, rows)
+        fused = jnp.split(qkv(flat, subtree(adapters, "qkv"), rows), 3, axis=-1)
         query, key, value = (part.reshape(split) for part in fused)
         mixed, cache = attend(query, key, value, cache, layer, lengths, starts, past, config)
-        return out(mixed.reshape(inputs.shape), subtree(adapters, "out"), rows), cache
+        flat = one_axis(mixed.reshape(inputs.shape), rows)
+        return out(flat, subtree(adapters, "out"), rows).reshape(inputs.shape), cache
 
 
 class _Mlp(nn.Module):
@@ -236,5 +247,6 @@ class _Mlp(nn.Module):
         config, dropout = self.config, self.adapter_dropout
         up = Linear(config.hidden, True, config.dtype, dropout, name="up")
         down = Linear(config.width, True, config.dtype, dropout, name="down")
-        inner = nn.gelu(up(inputs, subtree(adapters, "up"), rows), approximate=True)
-        return down(inner, subtree(adapters, "down"), rows)
+        flat = one_axis(inputs, rows)
+        inner = nn.gelu(up(flat, subtree(adapters, "up"), rows), approximate=True)
+        return down(inner, subtree(adapters, "down"), rows).reshape(inputs.shape)

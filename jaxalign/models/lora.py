@@ -292,13 +292,13 @@ def delta(inputs: jax.Array, pair: Params, rows: jax.Array | None = None) -> jax
     """What an adapter adds to the output of one matrix.
 
     Args:
-        inputs: [B, T, in].
+        inputs: [B, T, in]; without `rows` any number of axes before the last.
         pair: `a` [in, r] and `b` [r, out], scaled; with `rows`, [A, in, r] and [A, r, out].
         rows: [B] int32, the adapter of each row, -1 for none; or [B, A] floats, by which each row
             weighs the updates of all adapters. None if all rows share one adapter.
 
     Returns:
-        [B, T, out] in the dtype of the inputs.
+        [B, T, out], or as the inputs', in the dtype of the inputs.
 
     Source: mixed by a weight for each row, the adapters are a conditional language policy
     (Wang et al. 2024, arXiv 2407.15762).
@@ -315,7 +315,7 @@ def delta(inputs: jax.Array, pair: Params, rows: jax.Array | None = None) -> jax
     """
     a, b = (leaf(pair, name).astype(inputs.dtype) for name in ("a", "b"))
     if rows is None:
-        return product(product(inputs, a), b)
+        return (inputs @ a) @ b
     count, _, rank = a.shape
     weighted = jnp.issubdtype(rows.dtype, jnp.floating)
     if weighted or count * rank <= _MOST_COLUMNS:
@@ -326,16 +326,6 @@ def delta(inputs: jax.Array, pair: Params, rows: jax.Array | None = None) -> jax
     held = (rows >= 0)[:, None, None].astype(inputs.dtype)
     low = jnp.einsum("BTi,Bir->BTr", inputs, a[rows]) * held
     return jnp.einsum("BTr,Bro->BTo", low, b[rows])
-
-
-def product(inputs: jax.Array, matrix: jax.Array) -> jax.Array:
-    """Return [B, T, in] @ [in, out], its tokens on one axis.
-
-    The gradient of the matrix adds over tokens. Over two axes at once, XLA on a CPU would copy both
-    of its factors transposed.
-    """
-    flat = inputs.reshape(-1, inputs.shape[-1]) @ matrix
-    return flat.reshape(*inputs.shape[:-1], matrix.shape[-1])
 
 
 def is_pair(node: object) -> TypeGuard[Mapping[str, jax.Array]]:

@@ -182,8 +182,11 @@ def sample_token(
         >>> int(token), round(float(jnp.exp(logprob)), 3)
         (1, 0.7)
     """
-    best = jnp.argmax(logits).astype(jnp.int32)
-    plain = logits[best] - jax.nn.logsumexp(logits)
+    top = jnp.max(logits)
+    # The first of the largest, or of the NaN. XLA on a CPU takes an argmax number by number.
+    place = jnp.arange(logits.size, dtype=jnp.int32)
+    best = jnp.min(jnp.where((logits == top) | jnp.isnan(logits), place, logits.size))
+    plain = -jnp.log(jnp.sum(jnp.exp(logits - top)))
     if static.greedy == "all":
         return best, plain
     warm = temperature > 0

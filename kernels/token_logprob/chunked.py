@@ -7,10 +7,12 @@ are kept for the backward pass, which would hold as many in any case.
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 
 from jaxalign.kernels.token_logprob.reference import in_vocabulary, pick, project, temper
 
@@ -107,20 +109,30 @@ def _forward(
     return (logprob, entropy), saved
 
 
+def _saving(soft_cap: float | None, chunk: int, *args: object) -> tuple[tuple, tuple]:
+    return _forward(soft_cap, chunk, *custom_vjp_primal_tree_values(args))
+
+
 def _backward(soft_cap: float | None, chunk: int, saved: tuple, cotangents: tuple) -> tuple:
-    hidden, unembedding, targets, temperature, suppressed, kept, entropy, *lse = saved
+    hidden, unembedding, targets, temperature, suppressed, kept, entropy, top, log_total = saved
     weight = unembedding.astype(hidden.dtype)
     vocab, tokens, wide = len(weight), hidden.shape[1], entropy.dtype
+    to_logprob, to_entropy = cotangents
+    if isinstance(to_logprob, SymbolicZero):
+        to_logprob = jnp.zeros_like(entropy)
+    if isinstance(to_entropy, SymbolicZero):
+        # Where no loss takes the entropy, it is not computed either: two passes over the logits.
+        to_entropy = entropy = None
     # A target that is no id has the value NaN, a constant.
-    to_logprob = jnp.where(in_vocabulary(targets, vocab), cotangents[0], 0)
-    per_token = targets, to_logprob, cotangents[1], entropy, *lse
+    to_logprob = jnp.where(in_vocabulary(targets, vocab), to_logprob, 0)
+    tokens_of = _PerToken(targets, to_logprob, top, log_total, to_entropy, entropy)
 
     def slopes(
-        raw: jax.Array, rows: jax.Array, counted: jax.Array, *per_token: jax.Array
+        raw: jax.Array, rows: jax.Array, counted: jax.Array, own: _PerToken
     ) -> tuple[jax.Array, jax.Array]:
         """Gradients by the rows of hidden, and by the unembedding from those that count."""
         logits, pull = jax.vjp(lambda raw: temper(raw, temperature, suppressed, soft_cap), raw)
-        (d_raw,) = pull(_d_logits(logits, *per_token))
+        (d_raw,) = pull(_d_logits(logits, own))
         d_raw = d_raw.astype(hidden.dtype)
         d_rows = jnp.einsum("SCV,VD->SCD", d_raw, weight, preferred_element_type=wide)
         d_weight = jnp.einsum("SCV,SCD->SVD", d_raw, counted, preferred_element_type=wide)
@@ -131,13 +143,13 @@ def _backward(soft_cap: float | None, chunk: int, saved: tuple, cotangents: tupl
         start, first_new = place
         rows = _cut(hidden, start, chunk)
         new = (start + jnp.arange(chunk, dtype=jnp.int32) >= first_new)[None, :, None]
-        own = (_cut(array, start, chunk) for array in per_token)
-        d_rows, d_weight = slopes(project(rows, weight), rows, jnp.where(new, rows, 0), *own)
+        own = jax.tree.map(lambda array: _cut(array, start, chunk), tokens_of)
+        d_rows, d_weight = slopes(project(rows, weight), rows, jnp.where(new, rows, 0), own)
         d_hidden = lax.dynamic_update_slice_in_dim(d_hidden, d_rows, start, axis=1)
         return (d_hidden, d_unembedding + d_weight), None
 
     if kept is not None:
-        d_hidden, shards = slopes(kept, hidden, hidden, *per_token)
+        d_hidden, shards = slopes(kept, hidden, hidden, tokens_of)
     else:
         # Two carries that do not meet: the one that nobody asks for is removed from the scan.
         start_of = jnp.zeros_like(hidden), jnp.zeros((len(hidden), *weight.shape), wide)
@@ -147,23 +159,36 @@ def _backward(soft_cap: float | None, chunk: int, saved: tuple, cotangents: tupl
     return d_hidden, d_unembedding, None, jnp.zeros_like(temperature), None
 
 
-def _d_logits(
-    logits: jax.Array,
-    targets: jax.Array,
-    to_logprob: jax.Array,
-    to_entropy: jax.Array,
-    entropy: jax.Array,
-    top: jax.Array,
-    log_total: jax.Array,
-) -> jax.Array:
+class _PerToken(NamedTuple):
+    """What the gradient by the logits of each token [S, C] needs.
+
+    Attributes:
+        targets: ids.
+        to_logprob: gradient by the log-probability.
+        top, log_total: log-sum-exp of the logits, in two parts.
+        to_entropy, entropy: gradient by the entropy, and the entropy; None where no loss takes it.
+    """
+
+    targets: jax.Array
+    to_logprob: jax.Array
+    top: jax.Array
+    log_total: jax.Array
+    to_entropy: jax.Array | None
+    entropy: jax.Array | None
+
+
+def _d_logits(logits: jax.Array, token: _PerToken) -> jax.Array:
     """Gradient by the tempered logits [S, C, V]: g (1[t] - p) - h p (log p + entropy)."""
-    logprobs = logits - top[..., None] - log_total[..., None]
+    to_logprob = token.to_logprob[..., None]
+    logprobs = logits - token.top[..., None] - token.log_total[..., None]
     probability = jnp.exp(logprobs)
-    pressure = to_logprob[..., None] + to_entropy[..., None] * (logprobs + entropy[..., None])
-    ids = lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
-    chosen = jnp.where(ids == targets[..., None], to_logprob[..., None], 0)
+    pressure = to_logprob
+    if token.to_entropy is not None and token.entropy is not None:
+        pressure = pressure + token.to_entropy[..., None] * (logprobs + token.entropy[..., None])
+    ids = lax.broadcasted_iota(token.targets.dtype, logits.shape, logits.ndim - 1)
+    chosen = jnp.where(ids == token.targets[..., None], to_logprob, 0)
     # 0 times -inf at banned ids: NaN that `temper`'s own gradient does not select.
     return chosen - probability * pressure
 
 
-token_logprob.defvjp(_forward, _backward)
+token_logprob.defvjp(_saving, _backward, symbolic_zeros=True)

@@ -1,6 +1,7 @@
 """token_logprob against torch in float64, and what it promises of memory, devices and traces."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -290,6 +291,23 @@ def test_a_frozen_unembedding_costs_no_gradient():
     # Logits that fit one chunk are not computed again.
     assert cost((0, 1), chunk=64) == (3, True)
     assert cost(0, chunk=64) == (2, False)
+
+
+def test_an_entropy_that_no_loss_takes_is_not_computed():
+    hidden, unembedding, targets, _, _ = inputs((64,), 1009, 24)
+
+    def passes(entropy):
+        def loss(hidden):
+            found = token_logprob(hidden, unembedding, targets)
+            return jnp.sum(found[0]) + (jnp.sum(found[1]) if entropy else 0)
+
+        text = jax.jit(jax.grad(loss)).lower(hidden).compile().as_text()
+        _, program = text.split("\nENTRY")
+        return len(re.findall(r"= f32\[(?:1,)?64,1009\]\S* (?:dot|fusion)", program))
+
+    # The logits and their gradient; not the products of the odds and the logits.
+    assert passes(entropy=False) == 2
+    assert passes(entropy=True) > 2
 
 
 def test_logits_that_are_kept_take_no_more_memory_than_logits_that_are_computed_again():
