@@ -190,3 +190,15 @@ def test_settings_that_cannot_be_are_refused(fields, message):
 def test_settings_that_do_not_fit_the_model_are_refused(fields, message):
     with pytest.raises(InputError, match=message):
         split_sampling(Sampling(**fields), 3, 4, 10)
+
+
+@pytest.mark.parametrize(
+    ("logits", "token"), [([1.0, 3.0, 3.0], 1), ([1.0, np.nan, 3.0], 1), ([-np.inf, 0.0, -1.0], 1)]
+)
+def test_the_most_likely_token_is_that_of_argmax(logits, token):
+    one = jnp.float32(1)
+    greedy = StaticSampling("all", None, False)
+    found, logprob = sample_token(jax.random.key(0), jnp.asarray(logits), 0 * one, one, greedy)
+    assert int(found) == token == int(np.argmax(logits))
+    expected = jax.nn.log_softmax(jnp.asarray(logits))[token]
+    np.testing.assert_allclose(logprob, expected, rtol=1e-6)
