@@ -205,8 +205,13 @@ def sweep_margins(
         joint = _factored(rows, carry[1].sites)
         return joint, run(joint, carry[1]._replace(mean=joint.mean, far=near))
 
-    joint, found = jax.lax.while_loop(
-        lambda carry: far(carry[1]), again, (joint, run(joint, start))
+    # Out of a loop alone, XLA would take what does not change in it and compute it in every call.
+    first = run(joint, start)
+    joint, found = jax.lax.cond(
+        far(first),
+        lambda carry: jax.lax.while_loop(lambda some: far(some[1]), again, carry),
+        lambda carry: carry,
+        (joint, first),
     )
     return joint._replace(mean=found.mean), found.sites, found.terms
 
