@@ -9,6 +9,7 @@ import numpy as np
 from jaxalign.arrays import Sizes, check_array
 from jaxalign.data import Features, Preferences, lookup
 from jaxalign.data.splits import split_users
+from jaxalign.errors import InputError
 from jaxalign.metrics import users
 from jaxalign.mrm.base import Params
 from jaxalign.mrm.config import REGULARISED, ChoiceDataConfig, MRMConfig, SplitConfig
@@ -94,8 +95,14 @@ def fit(
     roles = split_users(preferences.users, split.seed, 0.0, split.validation_share)
     choices = training_choices(preferences, roles.train, data, split.seed)
     method = MetaRewardModel(config, "mrm")
-    fitted = method.fit(TrainingData(values, values, choices), seed)
     validation = support_query(preferences, cut_episodes(preferences, split, roles.validation))
+    if not len(validation.query.padded.weight):
+        raise InputError(
+            f"preferences: found no validation user with {split.min_support} choices to adapt on "
+            f"and {split.min_query} to be judged on, expected one or more; give more choices, or "
+            "lower the split's min_support and min_query."
+        )
+    fitted = method.fit(TrainingData(values, values, choices), seed)
     candidate, _ = select(method, fitted, values, validation)
     adapted, start = (
         predict(method, fitted, candidate, values, validation, known) for known in (True, False)

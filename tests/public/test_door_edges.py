@@ -11,6 +11,7 @@ from doors_table import DOORS
 from edge_table import TYPES, cases, check
 
 from jaxalign import data, mrm
+from jaxalign.errors import InputError
 from jaxalign.mrm.config import SplitConfig
 
 CASES = [(package, *case) for package, table in DOORS.items() for case in cases(table)]
@@ -63,3 +64,13 @@ def test_a_fit_reads_features_of_any_type_as_the_same_numbers(kind):
     expected = fitted(np.asarray(given, np.float32))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(expected))
     chex.assert_trees_all_equal(fitted(given), expected)
+
+
+def test_a_fit_without_a_user_to_validate_on_is_refused():
+    split = SplitConfig(validation_share=0.25, min_query=100)
+    with pytest.raises(InputError) as refused:
+        mrm.fit(_CHOICES, _QUARTERS, _TINY, split)
+    assert str(refused.value) == (
+        "preferences: found no validation user with 5 choices to adapt on and 100 to be judged on, "
+        "expected one or more; give more choices, or lower the split's min_support and min_query."
+    )
