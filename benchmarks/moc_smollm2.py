@@ -85,14 +85,17 @@ def trainings(config: MocRunConfig, seed: int, scored: str) -> Iterator[Training
     yield Training("adapters", whole)
     names = [reward.name for reward in config.rewards]
     part = replace(moc, steps=moc.steps // len(names))
-    for name in names:
-        alone = ",".join(f"{other}={float(other == name):g}" for other in names)
+    corners = [",".join(f"{other}={float(other == name):g}" for other in names) for name in names]
+    for name, alone in zip(names, corners, strict=True):
         yield Training(f"only_{name}", replace(whole, moc=part, baseline="morlhf", weight=alone))
     even = ",".join(f"{name}={1 / len(names):.6g}" for name in names)
     yield Training("even", replace(whole, moc=part, baseline="morlhf", weight=even))
     warm = WarmStartConfig(data=scored)
     yield Training("ric", replace(whole, baseline="ric", warm_start=warm))
     yield Training("adapters_after_ric", replace(whole, warm_start=warm))
+    weights = {f"modpo_{name}": alone for name, alone in zip(names, corners, strict=True)}
+    for name, weight in (weights | {"modpo_even": even}).items():
+        yield Training(name, replace(whole, baseline="modpo", weight=weight, warm_start=warm))
 
 
 def write_completions(path: Path) -> None:

@@ -472,9 +472,31 @@ def test_ppo_goes_on_from_a_warm_start(world, scored, ric, tmp_path, monkeypatch
     refused(train(world, tmp_path / "run", *WARM, scored), "PPO begins")
 
 
+def test_modpo_learns_a_weighting_from_pairs(world, scored, tmp_path):
+    out = tmp_path / "modpo"
+    options = ("--baseline", "modpo", "--weight", "brevity=1", *WARM, scored)
+    result = train(world, out, *options)
+    assert result.code == 0, result.err
+    assert "pairs of completions, labelled by brevity" in " ".join(result.err.split())
+    assert json.loads((out / "report.json").read_text())["steps"] == 0
+    found = [one.name for one in evaluated_policies(load_run(world.run), [load_run(out)])]
+    assert found == ["run", "MODPO"]
+
+
 def test_refusals_of_a_warm_start(world, scored, tmp_path):
     out = tmp_path / "run"
-    refused(train(world, out, "--baseline", "ric"), "warm_start.data is null")
+    refused(train(world, out, "--baseline", "ric"), "warm_start.data is null", "baseline ric")
+    modpo = ("--baseline", "modpo", "--weight", "brevity=1")
+    refused(train(world, out, *modpo), "warm_start.data is null", "baseline modpo")
+    refused(train(world, out, *modpo[:2]), "expected a weight such as")
+    alone = tmp_path / "alone.jsonl"
+    alone.write_text(
+        "".join(json.dumps({"prompt": p, "completion": "net"}) + "\n" for p in PROMPTS)
+    )
+    refused(
+        train(world, tmp_path / "late", *modpo, *WARM, alone),
+        "no prompt has two completions with different",
+    )
     refused(train(world, out, "--warm_start.data", tmp_path / "none.jsonl"), "none.jsonl")
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "say the", "completion": 3}\n')
@@ -485,3 +507,4 @@ def test_refusals_of_a_warm_start(world, scored, tmp_path):
         "warm_start.data: none of 1 row completes a prompt that the run trains on",
     )
     refused(train(world, out, "--warm_start.keep", 2), "warm_start.keep: found 2.0")
+    assert not out.exists()  # nothing was begun

@@ -209,23 +209,34 @@ def loss(
     return {"loss": -jnp.sum(logprobs), "weight": jnp.sum(completions.mask, dtype=logprobs.dtype)}
 
 
-def _rows(learned: ConditionedCompletions, longest: int) -> Rows:
-    """Completions as the loop takes them, all batches of one shape."""
+def completion_arrays(
+    learned: ConditionedCompletions, rows: NDArray[np.integer], longest: int
+) -> dict[str, np.ndarray]:
+    """Return the arrays of some completions, all batches of one shape.
+
+    Args:
+        learned: N completions.
+        rows: [B] which of them, -1 for one without tokens, which weighs nothing.
+        longest: M, to which completions are padded.
+
+    Returns:
+        `prompts` [B, T], `prompt_lengths` [B], `completions` [B, M], `completion_lengths` [B],
+        int32, and `preferences` [B, R] float32.
+    """
     width = max(map(len, learned.prompts))
+    prompts = [learned.prompts[max(row, 0)] for row in rows]
+    completions = [learned.completions[row] if row >= 0 else () for row in rows]
+    return {
+        "prompts": padded(prompts, (len(rows), width)),
+        "prompt_lengths": np.array([len(row) for row in prompts], np.int32),
+        "completions": padded(completions, (len(rows), longest)),
+        "completion_lengths": np.array([len(row) for row in completions], np.int32),
+        "preferences": learned.preferences[np.maximum(rows, 0)],
+    }
+
+
+def _rows(learned: ConditionedCompletions, longest: int) -> Rows:
     lengths = np.array(
         [len(p) + len(c) for p, c in zip(learned.prompts, learned.completions, strict=True)]
     )
-
-    def assemble(rows: np.ndarray, _: int) -> dict[str, np.ndarray]:
-        own = rows >= 0
-        prompts = [learned.prompts[row] for row in rows]  # a missing row weighs nothing
-        completions = [learned.completions[row] if row >= 0 else () for row in rows]
-        return {
-            "prompts": padded(prompts, (len(rows), width)),
-            "prompt_lengths": np.array([len(row) for row in prompts], np.int32),
-            "completions": padded(completions, (len(rows), longest)),
-            "completion_lengths": np.array([len(row) for row in completions], np.int32),
-            "preferences": learned.preferences[np.where(own, rows, 0)],
-        }
-
-    return Rows(lengths, assemble)
+    return Rows(lengths, lambda rows, _: completion_arrays(learned, rows, longest))

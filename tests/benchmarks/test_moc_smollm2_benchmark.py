@@ -18,7 +18,8 @@ CONFIG = load_config(MocRunConfig, "moc/simplicity_warmth", [])
 def test_soups_and_adapters_have_one_budget():
     made = {one.name: one.config for one in moc_smollm2.trainings(CONFIG, 3, "scored.jsonl")}
     assert list(made) == [
-        "adapters", "only_simplicity", "only_warmth", "even", "ric", "adapters_after_ric"
+        "adapters", "only_simplicity", "only_warmth", "even", "ric", "adapters_after_ric",
+        "modpo_simplicity", "modpo_warmth", "modpo_even",
     ]  # fmt: skip
     assert {one.moc.seed for one in made.values()} == {3}
     answers = {name: one.moc.steps * one.moc.batch for name, one in made.items()}

@@ -223,16 +223,18 @@ def evaluated_policies(first: MocRun, others: Sequence[MocRun]) -> list[Evaluate
     """
     points, seen = _points(first)
     found = [baselines.conditioned(first.policy, _name(first, []), points, seen)]
-    fixed = [run for run in others if run.weight is not None]
+    fixed = [run for run in others if run.config.baseline == "morlhf"]
+    modpo = [run for run in others if run.config.baseline == "modpo"]
     for run in others:
         if run.weight is None:
             name = _name(run, [one.name for one in found])
             found.append(baselines.conditioned(run.policy, name, *_points(run)))
+    if modpo:
+        found.append(_separate(modpo, "MODPO"))
     if not fixed:
         return found
+    found.append(_separate(fixed, "MORLHF"))
     weights = np.stack([run.weight for run in fixed if run.weight is not None])
-    once = [row for row in range(len(weights)) if not (weights[:row] == weights[row]).all(1).any()]
-    found.append(baselines.separate([fixed[row].policy for row in once], weights[once]))
     corners = [
         np.flatnonzero((weights == corner).all(axis=1)) for corner in np.eye(weights.shape[1])
     ]
@@ -243,6 +245,13 @@ def evaluated_policies(first: MocRun, others: Sequence[MocRun]) -> list[Evaluate
             baselines.mixing(experts, points, seen),
         ]
     return found
+
+
+def _separate(runs: Sequence[MocRun], name: str) -> EvaluatedPolicy:
+    """Policies for one weighting each, the first run of every weighting."""
+    weights = np.stack([run.weight for run in runs if run.weight is not None])
+    once = [row for row in range(len(weights)) if not (weights[:row] == weights[row]).all(1).any()]
+    return baselines.separate([runs[row].policy for row in once], weights[once], name)
 
 
 def _points(run: MocRun) -> tuple[Floats, NDArray[np.bool_]]:
@@ -260,7 +269,7 @@ def _points(run: MocRun) -> tuple[Floats, NDArray[np.bool_]]:
 
 def _name(run: MocRun, taken: Sequence[str]) -> str:
     """The folder's name, or its path where another has that name."""
-    known = (*taken, "MORLHF", "soups", "MOD")
+    known = (*taken, "MORLHF", "MODPO", "soups", "MOD")
     name = run.folder.resolve().name
     return str(run.folder) if name in known else name
 

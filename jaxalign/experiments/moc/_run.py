@@ -30,14 +30,18 @@ from jaxalign.experiments.moc.conflict import (
 )
 from jaxalign.experiments.moc.scored import (
     PromptCompletion,
+    completions_of,
     conditioned_completions,
+    modpo_pairs,
     read_completions,
+    score_completions,
 )
 from jaxalign.experiments.training_run import start_training
 from jaxalign.files import read_json, write_json, write_text
 from jaxalign.moc._train import MocTrainResult, train
 from jaxalign.moc.config import MocConfig
 from jaxalign.moc.files import POLICY, policy_folder, save
+from jaxalign.moc.modpo import ModpoConfig, train_modpo
 from jaxalign.moc.monitor import KL_FACTOR
 from jaxalign.moc.policy import ConditionedPolicy, init_policy
 from jaxalign.moc.preferences import (
@@ -97,10 +101,14 @@ class MocRunConfig:
         moc: settings of the training.
         baseline: what to train instead, with the same trainer: "morlhf", an unconditioned policy
             for the weighting `weight`; "closeness", a conditioned policy that is rewarded for
-            the closeness of each completion's rewards to the preference; or "ric", a conditioned
-            policy after its warm start, without PPO.
+            the closeness of each completion's rewards to the preference; "ric", a conditioned
+            policy after its warm start, without PPO; or "modpo", an unconditioned policy for the
+            weighting `weight` that learns from pairs of the completions in `warm_start.data`,
+            without PPO.
         warm_start: fine-tuning on scored completions before PPO.
-        weight: weighting of "morlhf", such as helpful=0.3,harmless=0.7; null otherwise.
+        modpo: preference optimisation of "modpo", which takes its loop and optimiser from
+            `warm_start`.
+        weight: weighting of "morlhf" and "modpo", such as helpful=0.3,harmless=0.7; null otherwise.
         reference_answers: completions of the model alone on which the scale of the rewards is
             estimated, 256 or more.
         quantiles: quantiles of their rewards that become levels 0 and 1, between 0 and 1.
@@ -112,8 +120,9 @@ class MocRunConfig:
     rewards: tuple[RewardSpec, ...] = ()
     prompts: PromptConfig = field(default_factory=PromptConfig)
     moc: MocConfig = field(default_factory=MocConfig)
-    baseline: Literal["none", "morlhf", "closeness", "ric"] = "none"
+    baseline: Literal["none", "morlhf", "closeness", "ric", "modpo"] = "none"
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
+    modpo: ModpoConfig = field(default_factory=ModpoConfig)
     weight: str | None = None
     reference_answers: int = 512
     quantiles: tuple[float, float] = (0.05, 0.95)
@@ -131,15 +140,15 @@ class MocRunConfig:
                 f"reference_answers is {self.reference_answers}; expected at least 256, or the "
                 "scale of the rewards is noise."
             )
-        if (self.baseline == "morlhf") != (self.weight is not None):
+        if (self.baseline in ("morlhf", "modpo")) != (self.weight is not None):
             raise InputError(
                 f"baseline is {self.baseline} and weight {self.weight}; expected a weight such as "
-                "helpful=0.3,harmless=0.7 for morlhf, and none else."
+                "helpful=0.3,harmless=0.7 for morlhf and modpo, and none else."
             )
-        if self.baseline == "ric" and self.warm_start.data is None:
+        if self.baseline in ("ric", "modpo") and self.warm_start.data is None:
             raise InputError(
-                "warm_start.data is null, expected completions to learn from for the baseline ric: "
-                "give a file with the columns prompt and completion."
+                f"warm_start.data is null, expected completions to learn from for the baseline "
+                f"{self.baseline}: give a file with the columns prompt and completion."
             )
 
     def training(self, names: Sequence[str]) -> MocConfig:
@@ -205,6 +214,7 @@ def run(
         "prompts": json.dumps([train_on.prompts, held.prompts]),
     }
     if scored:
+        scored = completions_of(scored, train_on.prompts)
         identity["warm_start"] = json.dumps(scored)
     run_dir = started.open(identity, settings.optimiser)
     kept = {
@@ -220,7 +230,7 @@ def run(
     policy = init_policy(fresh, model, rewards.names, settings, scale)
     if scored:
         policy = _warm_started(policy, scored, rewards, train_on, settings, config, out, progress)
-    if config.baseline == "ric":
+    if config.baseline in ("ric", "modpo"):
         trained = MocTrainResult(policy, [], 0)
     else:
         trained = train(policy, rewards, train_on.prompts, settings, out, progress)
@@ -254,12 +264,16 @@ def _warm_started(
     out: Path,
     progress: Progress,
 ) -> ConditionedPolicy:
-    """Return the policy after its warm start, or as an earlier part of the run left it."""
-    warm = config.warm_start
-    learned = conditioned_completions(
-        scored, policy, rewards, prompts.prompts, settings, warm.keep, progress.say
-    )
-    return warm_start(policy, learned, settings, warm, out / WARM_START, progress)
+    """Return the policy after its warm start or MODPO, or as an earlier part of the run left it."""
+    warm, folder = config.warm_start, out / WARM_START
+    known = score_completions(scored, policy, rewards, prompts.prompts, settings)
+    if config.baseline == "modpo":
+        completions, pairs = modpo_pairs(known, policy, settings, config.modpo.pairs, progress.say)
+        return train_modpo(
+            policy, completions, pairs, settings, config.modpo, warm, folder, progress
+        )
+    learned = conditioned_completions(known, policy, settings, warm.keep, progress.say)
+    return warm_start(policy, learned, settings, warm, folder, progress)
 
 
 def trained_config(folder: str | Path) -> MocRunConfig | None:

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jaxalign.data.messages import prompt_text
 from jaxalign.data.prompts import Prompt
 from jaxalign.data.tables import read_rows
 from jaxalign.errors import InputError
 from jaxalign.moc.config import MocConfig
+from jaxalign.moc.modpo import ScoredPairs, scored_pairs
 from jaxalign.moc.policy import ConditionedPolicy, prompt_token_ids
 from jaxalign.moc.preferences import lattice, preference_tag
 from jaxalign.moc.warm_start import ConditionedCompletions, met_preferences
@@ -40,46 +42,96 @@ def read_completions(source: str | Path) -> tuple[PromptCompletion, ...]:
     )
 
 
-def conditioned_completions(
+def completions_of(
+    rows: Sequence[PromptCompletion], prompts: Sequence[Prompt]
+) -> tuple[PromptCompletion, ...]:
+    """Return the rows that complete one of some prompts.
+
+    Raises:
+        InputError: there is none.
+    """
+    known = {prompt_text(prompt) for prompt in prompts}
+    found = tuple(row for row in rows if row.prompt in known)
+    if not found:
+        raise InputError(
+            f"warm_start.data: none of {counted(len(rows), 'row')} completes a prompt that the run "
+            "trains on; expected completions of the prompts in --data, those that are not held out."
+        )
+    return found
+
+
+class ScoredCompletions(NamedTuple):
+    """Completions as the policy could write them, and their rewards.
+
+    Attributes:
+        prompts: [N] as the model takes them.
+        texts: [N] the same as texts.
+        ids: [N] token ids of each completion, its stop token included.
+        levels: [N, R].
+    """
+
+    prompts: Sequence[Prompt]
+    texts: Sequence[str]
+    ids: Sequence[Sequence[int]]
+    levels: NDArray[np.float64]
+
+
+def score_completions(
     rows: Sequence[PromptCompletion],
     policy: ConditionedPolicy,
     rewards: TextReward,
     prompts: Sequence[Prompt],
     config: MocConfig,
+) -> ScoredCompletions:
+    """Score completions of the prompts of a run.
+
+    A completion that is longer than `config.answer_tokens` is cut there, and judged so.
+
+    Args:
+        rows: completions of these prompts, see `completions_of`.
+        policy: to be trained; its scale turns rewards into levels.
+        rewards: R rewards.
+        prompts: those that the run trains on.
+        config: of the run.
+
+    Raises:
+        InputError: a reward that fails.
+    """
+    known = {prompt_text(prompt): prompt for prompt in prompts}
+    cut = [(row, _cut(policy.model, row.completion, config.answer_tokens)) for row in rows]
+    used = [(row, ids) for row, ids in cut if ids]
+    texts = [row.prompt for row, _ in used]
+    ids = [tokens for _, tokens in used]
+    raw = compute_rewards(rewards, texts, [text_of(policy.model, tokens) for tokens in ids], 0)
+    levels = raw if policy.scale is None else policy.scale.levels(raw)
+    return ScoredCompletions(
+        [known[text] for text in texts], texts, ids, np.asarray(levels, np.float64)
+    )
+
+
+def conditioned_completions(
+    scored: ScoredCompletions,
+    policy: ConditionedPolicy,
+    config: MocConfig,
     keep: float,
     say: Callable[[str], None],
 ) -> ConditionedCompletions:
-    """Score completions as the policy could write them, and choose those to be learned.
+    """Choose the completions to be learned, each under the preference that it meets.
 
-    A completion that is longer than `config.answer_tokens` is cut there, and judged so. Preferences
-    that a run holds out are met by none.
+    Preferences that a run holds out are met by none.
 
     Args:
-        rows: prompts with completions.
-        policy: to be trained; its scale turns rewards into levels.
-        rewards: R rewards.
-        prompts: those that the run trains on; rows of other prompts are left out.
+        scored: N completions.
+        policy: to be trained.
         config: of the run.
         keep: as in `met_preferences`.
         say: where it is said how many are used.
 
     Raises:
-        InputError: no row is of these prompts, or a reward fails.
+        InputError: no completion meets a preference.
     """
-    known = {prompt_text(prompt): prompt for prompt in prompts}
-    used = [row for row in rows if row.prompt in known]
-    ids = [_cut(policy.model, row.completion, config.answer_tokens) for row in used]
-    filled = [place for place, tokens in enumerate(ids) if tokens]
-    if not filled:
-        raise InputError(
-            f"warm_start.data: none of {counted(len(rows), 'row')} completes a prompt that the run "
-            "trains on; expected completions of the prompts in --data, those that are not held out."
-        )
-    texts = [text_of(policy.model, ids[place]) for place in filled]
-    raw = compute_rewards(rewards, [used[place].prompt for place in filled], texts, 0)
-    levels = raw if policy.scale is None else policy.scale.levels(raw.astype(np.float64))
     options = _options(policy.names, config)
-    kept, met = met_preferences(np.asarray(levels), options, keep)
+    kept, met = met_preferences(scored.levels, options, keep)
     if policy.conditioning == "none":  # for one weighting, it learns what meets that alone
         weight = np.asarray(config.preferences.listed[0], np.float32)
         nearest = np.abs(options - weight[None]).sum(axis=1).argmin()
@@ -91,15 +143,46 @@ def conditioned_completions(
             "run; give more completions, or others."
         )
     say(
-        f"warm start: {counted(len(kept), 'completion')} of {len(rows):,} under "
+        f"warm start: {counted(len(kept), 'completion')} of {len(scored.ids):,} under "
         f"{counted(len(np.unique(met)), 'preference')}"
     )
-    chosen = [filled[place] for place in kept]
     preferences = options[met]
-    own = [known[used[place].prompt] for place in chosen]
-    return ConditionedCompletions(
-        prompt_token_ids(policy, own, preferences), [ids[place] for place in chosen], preferences
-    )
+    prompts = prompt_token_ids(policy, [scored.prompts[row] for row in kept], preferences)
+    return ConditionedCompletions(prompts, [scored.ids[row] for row in kept], preferences)
+
+
+def modpo_pairs(
+    scored: ScoredCompletions,
+    policy: ConditionedPolicy,
+    config: MocConfig,
+    most: int,
+    say: Callable[[str], None],
+) -> tuple[ConditionedCompletions, ScoredPairs]:
+    """Return all completions, and pairs of them for the one weighting of the policy.
+
+    Args:
+        scored: N completions.
+        policy: to be trained, conditioned on nothing.
+        config: of the run, with its one weighting.
+        most: pairs of each prompt.
+        say: where it is said how many there are.
+
+    Raises:
+        InputError: no prompt has two completions that the labelling reward orders.
+    """
+    weight = np.asarray(config.preferences.listed[0], np.float64)
+    _, groups = np.unique(scored.texts, return_inverse=True)
+    pairs = scored_pairs(scored.levels, groups, weight, most, config.seed)
+    label = policy.names[int(np.argmax(weight))]
+    if not len(pairs.chosen):
+        raise InputError(
+            f"warm_start.data: no prompt has two completions with different {label}; expected "
+            "several completions of each prompt: give more."
+        )
+    say(f"MODPO: {counted(len(pairs.chosen), 'pair')} of completions, labelled by {label}")
+    preferences = np.tile(weight.astype(np.float32), (len(scored.ids), 1))
+    prompts = prompt_token_ids(policy, scored.prompts, preferences)
+    return ConditionedCompletions(prompts, scored.ids, preferences), pairs
 
 
 def _cut(model: LanguageModel, text: str, longest: int) -> list[int]:

@@ -1,0 +1,243 @@
+"""Multi-objective direct preference optimisation (MODPO): one weighting, learned from scored pairs.
+
+One reward labels which completion of a pair is preferred, and the others enter as a margin. Nothing
+is sampled.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from numpy.typing import NDArray
+
+from jaxalign.errors import InputError
+from jaxalign.moc.config import MocConfig
+from jaxalign.moc.likelihood import conditioned_states
+from jaxalign.moc.policy import ConditionedPolicy, TrainedParams
+from jaxalign.moc.warm_start import ConditionedCompletions, WarmStartConfig, completion_arrays
+from jaxalign.models import families, global_arrays
+from jaxalign.models.chat import stop_ids
+from jaxalign.models.completions import (
+    CompletionBatch,
+    completion_logprobs,
+    sampling_distribution,
+    state_logprobs,
+)
+from jaxalign.models.decoder import unembedding
+from jaxalign.progress import Progress
+from jaxalign.train.loop import Rows, fit
+from jaxalign.train.mesh import batch_sharding, make_mesh, param_shardings
+from jaxalign.train.step import Batch, Sums
+from jaxalign.train.trunk import init_train_state
+
+
+@dataclass(frozen=True)
+class ModpoConfig:
+    """Preference optimisation on pairs of scored completions.
+
+    Attributes:
+        beta: weight of the KL to the reference, above 0. 0.1 is usual.
+        pairs: pairs of each prompt, at least 1; fewer where a prompt has fewer.
+    """
+
+    beta: float = 0.1
+    pairs: int = 16
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta < float("inf") or self.pairs < 1:
+            raise InputError(
+                f"modpo: found beta {self.beta} and pairs {self.pairs}, expected a positive beta "
+                "and at least 1 pair; correct it."
+            )
+
+
+class ScoredPairs(NamedTuple):
+    """Pairs of completions, and how far their other rewards differ.
+
+    Attributes:
+        chosen: [P] rows of the completions with more of the labelling reward.
+        rejected: [P] rows of the others.
+        margins: [P] w_rest . (r(chosen) - r(rejected)), of the other rewards.
+        share: w_k, the weight of the labelling reward.
+    """
+
+    chosen: NDArray[np.intp]
+    rejected: NDArray[np.intp]
+    margins: NDArray[np.float32]
+    share: float
+
+
+def scored_pairs(
+    levels: NDArray[np.floating],
+    groups: NDArray[np.integer],
+    weight: NDArray[np.floating],
+    most: int,
+    seed: int = 0,
+) -> ScoredPairs:
+    """Draw pairs of completions of the same prompt, labelled by the reward of the largest weight.
+
+    Args:
+        levels: [N, R] rewards of N completions.
+        groups: [N] the prompt of each.
+        weight: [R] on the simplex.
+        most: pairs of each prompt.
+        seed: of the draw.
+
+    Returns:
+        The pairs; those with equal labelling rewards are left out.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.moc.modpo import scored_pairs
+        >>> levels = np.array([[0.2, 1.0], [0.7, 0.0]])
+        >>> found = scored_pairs(levels, np.array([0, 0]), np.array([0.75, 0.25]), most=4)
+        >>> found.chosen.tolist(), found.rejected.tolist(), found.margins.tolist()
+        ([1], [0], [-0.25])
+    """
+    label = int(np.argmax(weight))
+    rest = np.where(np.arange(len(weight)) == label, 0, weight)
+    random = np.random.default_rng(seed)
+    first, second = [], []
+    for group in np.unique(groups):
+        rows = np.flatnonzero(groups == group)
+        pairs = np.stack(np.triu_indices(len(rows), 1), axis=1)
+        drawn = random.permutation(len(pairs))[:most]
+        first.append(rows[pairs[drawn, 0]])
+        second.append(rows[pairs[drawn, 1]])
+    one, other = np.concatenate(first), np.concatenate(second)
+    gap = levels[one, label] - levels[other, label]
+    one, other, gap = one[gap != 0], other[gap != 0], gap[gap != 0]
+    chosen, rejected = np.where(gap > 0, one, other), np.where(gap > 0, other, one)
+    margins = (levels[chosen] - levels[rejected]) @ rest
+    return ScoredPairs(chosen, rejected, margins.astype(np.float32), float(weight[label]))
+
+
+def train_modpo(
+    policy: ConditionedPolicy,
+    completions: ConditionedCompletions,
+    pairs: ScoredPairs,
+    config: MocConfig,
+    modpo: ModpoConfig,
+    warm: WarmStartConfig,
+    folder: Path,
+    progress: Progress | None = None,
+) -> ConditionedPolicy:
+    """Train a policy for one weighting on pairs, going on from the state in the folder.
+
+    Args:
+        policy: conditioned on nothing; it is not changed.
+        completions: N completions, which the pairs number.
+        pairs: P of them.
+        config: of the run; adapter, precision, devices and sampling are taken from it.
+        modpo: beta.
+        warm: loop and optimiser.
+        folder: for metrics.jsonl, and states under state/.
+        progress: where progress is shown; None shows nothing.
+
+    Returns:
+        The policy after the last step.
+
+    Raises:
+        InputError: a loss that is not finite.
+        KeyboardInterrupt: at Ctrl-C, when the state is written.
+
+    Source: Zhou et al. 2023, https://arxiv.org/abs/2310.03708.
+    """
+    mesh, decoder = make_mesh(config.trunk.mesh), config.trunk.decoder(policy.model.config)
+    frozen = global_arrays.place(
+        policy.model.params, param_shardings(policy.model.params, mesh, decoder)
+    )
+    trained = {"adapter": jax.tree.map(np.array, policy.trained["adapter"])}  # the state is donated
+    scale = modpo.beta / pairs.share, 1 / pairs.share
+    found = fit(
+        init_train_state(jax.random.key(warm.loop.seed), trained, warm.optimiser, mesh, decoder),
+        frozen,
+        partial(loss, config, decoder, stop_ids(policy.model), mesh, scale),
+        _rows(completions, pairs, config.answer_tokens),
+        None,
+        warm.loop,
+        warm.optimiser,
+        folder,
+        (progress or Progress(False)).say,
+        batch_sharding(mesh),
+    )
+    return replace(policy, trained=cast(TrainedParams, {**policy.trained, **found.params}))
+
+
+def loss(
+    config: MocConfig,
+    decoder: families.Config,
+    stops: tuple[int, ...],
+    mesh: Mesh,
+    scale: tuple[float, float],
+    trained: TrainedParams,
+    frozen: dict[str, jax.Array],
+    batch: Batch,
+    key: jax.Array | None,
+) -> Sums:
+    """Return -log sigmoid(beta / w_k (difference of log ratios) - margin / w_k), summed over pairs.
+
+    Args:
+        config: of the run; static.
+        decoder: of the model; static.
+        stops: the model's stop ids; static.
+        mesh: where parameters and rows lie.
+        scale: beta / w_k and 1 / w_k; static.
+        trained: the adapter.
+        frozen: parameters of the model, which is the reference.
+        batch: of pairs: `margins` [B], `kept` [B] bool, and the arrays of `completion_arrays` with
+            the prefixes `chosen_` and `rejected_`.
+        key: of dropout; None drops nothing.
+
+    Returns:
+        `loss` in nats, `weight`, the pairs, and `accuracy`, how many are ordered as labelled; [].
+    """
+    distribution = sampling_distribution(config.sampling(stops), decoder.vocab_size)
+
+    def log_ratio(side: str) -> jax.Array:
+        completions = CompletionBatch(
+            *(
+                batch[f"{side}_{name}"]
+                for name in ("prompts", "prompt_lengths", "completions", "completion_lengths")
+            )
+        )
+        states = conditioned_states(
+            config, decoder, mesh, trained, frozen, completions, batch[f"{side}_preferences"], key
+        )
+        own, _ = state_logprobs(states, unembedding(frozen), completions, distribution)
+        reference, _ = completion_logprobs(
+            decoder, frozen, completions, distribution, sharding=batch_sharding(mesh)
+        )
+        return jnp.sum(own - jax.lax.stop_gradient(reference), axis=1)
+
+    gap = log_ratio("chosen") - log_ratio("rejected")
+    logits = scale[0] * gap - scale[1] * batch["margins"]
+    kept = batch["kept"]
+    return {
+        "loss": -jnp.sum(jnp.where(kept, jax.nn.log_sigmoid(logits), 0)),
+        "weight": jnp.sum(kept, dtype=logits.dtype),
+        "accuracy": jnp.sum(kept & (gap > 0), dtype=logits.dtype),
+    }
+
+
+def _rows(completions: ConditionedCompletions, pairs: ScoredPairs, longest: int) -> Rows:
+    """Pairs as the loop takes them, all batches of one shape."""
+    lengths = np.array(
+        [len(p) + len(c) for p, c in zip(completions.prompts, completions.completions, strict=True)]
+    )
+
+    def assemble(rows: np.ndarray, _: int) -> dict[str, np.ndarray]:
+        kept = rows >= 0
+        own = np.where(kept, rows, 0)
+        found = {"kept": kept, "margins": pairs.margins[own]}
+        for side, numbers in (("chosen", pairs.chosen), ("rejected", pairs.rejected)):
+            arrays = completion_arrays(completions, np.where(kept, numbers[own], -1), longest)
+            found |= {f"{side}_{name}": value for name, value in arrays.items()}
+        return found
+
+    return Rows(lengths[pairs.chosen] + lengths[pairs.rejected], assemble)
