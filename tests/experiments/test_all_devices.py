@@ -22,7 +22,9 @@ def test_eight_devices_share_the_rows(tmp_path):
     judge = {"kind": "classifier", "model": str(tmp_path / "judge")}
     config = several.moc_config(steps=1, prompt_tokens=80, mesh={"data": 2, "fsdp": 4})
     config |= {
-        "rewards": [judge | {"name": f"label {label}", "label": label} for label in range(2)],
+        "rewards": [
+            judge | {"name": name, "label": label} for label, name in enumerate(("first", "second"))
+        ],
         "prompts": {"template": "plain", "hold_out_share": 0.25},
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
