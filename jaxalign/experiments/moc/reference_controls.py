@@ -110,7 +110,7 @@ class SystemPrompts(ReferencePolicy):
         texts: [K].
 
     Example:
-        >>> from jaxalign.experiments.moc.selection import SystemPrompts
+        >>> from jaxalign.experiments.moc.reference_controls import SystemPrompts
         >>> SystemPrompts(("Be kind.", "Be brief.")).prompt("Who are you?", [0.0, 1.0])
         'Be brief.\\nWho are you?'
     """
