@@ -4,10 +4,10 @@ One reward labels which completion of a pair is preferred, and the others enter 
 is sampled.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,13 @@ from jaxalign.errors import InputError
 from jaxalign.moc.config import MocConfig
 from jaxalign.moc.likelihood import conditioned_states
 from jaxalign.moc.policy import ConditionedPolicy, TrainedParams
-from jaxalign.moc.warm_start import ConditionedCompletions, WarmStartConfig, completion_arrays
-from jaxalign.models import families, global_arrays
-from jaxalign.models.chat import stop_ids
+from jaxalign.moc.warm_start import (
+    ConditionedCompletions,
+    WarmStartConfig,
+    completion_arrays,
+    fit_policy,
+)
+from jaxalign.models import families
 from jaxalign.models.completions import (
     CompletionBatch,
     completion_logprobs,
@@ -30,10 +34,9 @@ from jaxalign.models.completions import (
 )
 from jaxalign.models.decoder import unembedding
 from jaxalign.progress import Progress
-from jaxalign.train.loop import Rows, fit
-from jaxalign.train.mesh import batch_sharding, make_mesh, param_shardings
+from jaxalign.train.loop import Rows
+from jaxalign.train.mesh import batch_sharding
 from jaxalign.train.step import Batch, Sums
-from jaxalign.train.trunk import init_train_state
 
 
 @dataclass(frozen=True)
@@ -148,33 +151,17 @@ def train_modpo(
 
     Source: Zhou et al. 2023, https://arxiv.org/abs/2310.03708.
     """
-    mesh, decoder = make_mesh(config.trunk.mesh), config.trunk.decoder(policy.model.config)
-    frozen = global_arrays.place(
-        policy.model.params, param_shardings(policy.model.params, mesh, decoder)
-    )
-    trained = {"adapter": jax.tree.map(np.array, policy.trained["adapter"])}  # the state is donated
     scale = modpo.beta / pairs.share, 1 / pairs.share
-    found = fit(
-        init_train_state(jax.random.key(warm.loop.seed), trained, warm.optimiser, mesh, decoder),
-        frozen,
-        partial(loss, config, decoder, stop_ids(policy.model), mesh, scale),
-        _rows(completions, pairs, config.answer_tokens),
-        None,
-        warm.loop,
-        warm.optimiser,
-        folder,
-        (progress or Progress(False)).say,
-        batch_sharding(mesh),
-    )
-    return replace(policy, trained=cast(TrainedParams, {**policy.trained, **found.params}))
+    rows = _rows(completions, pairs, config.answer_tokens)
+    return fit_policy(policy, partial(loss, scale), rows, config, warm, folder, progress)
 
 
 def loss(
+    scale: tuple[float, float],
     config: MocConfig,
     decoder: families.Config,
     stops: tuple[int, ...],
     mesh: Mesh,
-    scale: tuple[float, float],
     trained: TrainedParams,
     frozen: dict[str, jax.Array],
     batch: Batch,
@@ -183,11 +170,11 @@ def loss(
     """Return -log sigmoid(beta / w_k (difference of log ratios) - margin / w_k), summed over pairs.
 
     Args:
+        scale: beta / w_k and 1 / w_k; static.
         config: of the run; static.
         decoder: of the model; static.
         stops: the model's stop ids; static.
         mesh: where parameters and rows lie.
-        scale: beta / w_k and 1 / w_k; static.
         trained: the adapter.
         frozen: parameters of the model, which is the reference.
         batch: of pairs: `margins` [B], `kept` [B] bool, and the arrays of `completion_arrays` with

@@ -5,7 +5,7 @@ policy is given preferences. The loss is that of supervised fine-tuning, under t
 the policy samples from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -144,6 +144,38 @@ def warm_start(
 
     Source: Yang et al. 2024 (Rewards-in-Context), https://arxiv.org/abs/2402.10207.
     """
+    rows = _rows(learned, config.answer_tokens)
+    return fit_policy(policy, loss, rows, config, warm, folder, progress)
+
+
+def fit_policy(
+    policy: ConditionedPolicy,
+    loss: Callable[..., Sums],
+    rows: Rows,
+    config: MocConfig,
+    warm: WarmStartConfig,
+    folder: Path,
+    progress: Progress | None = None,
+) -> ConditionedPolicy:
+    """Train what a policy is conditioned by on rows, going on from the state in the folder.
+
+    Args:
+        policy: from `init_policy`; it is not changed.
+        loss: called with the config, the decoder, its stop ids and the mesh before the arguments of
+            `jaxalign.train.step.Loss`.
+        rows: to learn.
+        config: of the run; adapter, precision, devices and sampling are taken from it.
+        warm: loop and optimiser.
+        folder: for metrics.jsonl, and states under state/.
+        progress: where progress is shown; None shows nothing.
+
+    Returns:
+        The policy after the last step. Its value heads are as they were.
+
+    Raises:
+        InputError: a loss that is not finite.
+        KeyboardInterrupt: at Ctrl-C, when the state is written.
+    """
     mesh, decoder = make_mesh(config.trunk.mesh), config.trunk.decoder(policy.model.config)
     frozen = global_arrays.place(
         policy.model.params, param_shardings(policy.model.params, mesh, decoder)
@@ -158,7 +190,7 @@ def warm_start(
         init_train_state(jax.random.key(warm.loop.seed), trained, warm.optimiser, mesh, decoder),
         frozen,
         partial(loss, config, decoder, stop_ids(policy.model), mesh),
-        _rows(learned, config.answer_tokens),
+        rows,
         None,
         warm.loop,
         warm.optimiser,

@@ -56,7 +56,7 @@ def losses(policy, arrays, beta=0.1):
     made = config()
     decoder, mesh = made.trunk.decoder(policy.model.config), make_mesh(MeshConfig())
     scale = beta / PAIRS.share, 1 / PAIRS.share
-    one = partial(loss, made, decoder, (STOP,), mesh, scale)
+    one = partial(loss, scale, made, decoder, (STOP,), mesh)
     return one({"adapter": policy.trained["adapter"]}, policy.model.params, arrays, None)
 
 
