@@ -2,6 +2,7 @@
 
 import gc
 import os
+from pathlib import Path
 
 import compile_cache
 
@@ -18,12 +19,33 @@ from hypothesis import settings
 # Tracing makes objects by the million, few of them garbage: at the default thresholds a tenth of
 # the time of the tests is spent on looking through them.
 gc.set_threshold(50_000, 20, 100)
+MOST_GIB = 4  # of a worker; two of them, and the processes that tests start, fit into 16 GiB
 jax.config.update("jax_numpy_rank_promotion", "raise")
 pytest.register_assert_rewrite("cli_calls")
 # The first example compiles, and a busy machine is slow. The same examples every time: a change is
 # judged by what it changes.
 settings.register_profile("tests", settings(), deadline=None, derandomize=True)
 settings.load_profile("tests")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory_within_bounds():
+    """Give memory back between modules: garbage first, then the programs of earlier modules."""
+    yield
+    if resident_gib() > MOST_GIB:
+        gc.collect()
+        if resident_gib() > MOST_GIB:
+            jax.clear_caches()
+            gc.collect()
+
+
+def resident_gib():
+    """Memory that this process holds, GiB; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
 @pytest.fixture

@@ -111,9 +111,7 @@ def _preferences(
 ) -> np.ndarray:
     """Return the preference of each row [B, R]; zeros for the reference."""
     if not isinstance(wanted, Target | Utility):
-        return (
-            check_simplex(wanted, policy.names, "wanted") if np.size(wanted) else np.asarray(wanted)
-        )
+        return check_simplex(wanted, policy.names, "wanted")
     if isinstance(wanted, Target):
         ids(policy).expect(wanted.reward_ids, "target")
         return check_simplex(wanted.values, policy.names, "target")

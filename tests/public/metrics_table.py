@@ -118,7 +118,18 @@ def balance(rewards):
     low, high = front.min(axis=0), front.max(axis=0)
     if (high <= low).any():
         return None
-    return ((front - low) / (high - low)).min(axis=1).max()
+    shares = (front - low) / (high - low)
+    return max(best_mixture(a, b) for a in shares for b in shares)
+
+
+def best_mixture(a, b):
+    """Of two points in two dimensions, the most that the least coordinate of a mixture can be."""
+    gaps = a[0] - a[1], b[0] - b[1]
+    found = max(a.min(), b.min())
+    if gaps[0] * gaps[1] < 0:  # where both coordinates are equal in between
+        part = gaps[1] / (gaps[1] - gaps[0])
+        found = max(found, (part * a + (1 - part) * b)[0])
+    return found
 
 
 def beats(a, b):
