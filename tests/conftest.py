@@ -1,5 +1,6 @@
 """Settings of every test: programs kept, no silent rank promotion, matplotlib without a display."""
 
+import ctypes
 import gc
 import os
 from pathlib import Path
@@ -33,10 +34,18 @@ def memory_within_bounds():
     """Give memory back between modules: garbage first, then the programs of earlier modules."""
     yield
     if resident_gib() > MOST_GIB:
-        gc.collect()
+        give_back()
         if resident_gib() > MOST_GIB:
             jax.clear_caches()
-            gc.collect()
+            give_back()
+
+
+def give_back():
+    """Collect garbage, and return what is free to the system, which glibc does not by itself."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def resident_gib():
