@@ -152,6 +152,7 @@ def beside(world):
     return SimpleNamespace(out=out, others=others, report=report)
 
 
+@pytest.mark.slow
 def test_controls_of_the_reference_stand_beside_the_policies(beside):
     names = list(beside.report["policies"])
     assert names[-2:] == ["best of 4 of the reference", "best of 2 system prompts"]
@@ -279,8 +280,8 @@ def test_evaluate_judges_all_preferences(world):
 @pytest.mark.slow
 def test_evaluate_puts_the_baselines_beside_it(beside):
     policies = beside.report["policies"]
-    assert list(policies) == ["run", "MORLHF", "soups", "MOD"]
-    assert [len(one["points"]) for one in policies.values()] == [11, 2, 11, 11]
+    assert list(policies)[:4] == ["run", "MORLHF", "soups", "MOD"]
+    assert [len(one["points"]) for one in policies.values()] == [11, 2, 11, 11, 11, 11]
     # At the corners a soup, a mixture and MORLHF are one and the same policy.
     evaluations = [
         Evaluation.load(beside.out / f"evaluations/{name}.safetensors")
