@@ -19,7 +19,7 @@ from jaxalign.demo.answers import read_answers
 from jaxalign.experiments.moc import MocEvaluateConfig, MocRunConfig, evaluate
 from jaxalign.experiments.moc import run as train
 from jaxalign.files import write_json, write_text
-from jaxalign.moc.warm_start import WarmStartConfig
+from jaxalign.moc.fine_tuning import WarmStartConfig
 from jaxalign.runs.tables import MISSING, markdown_table
 
 FIGURES = ("squared_error", "corner_error", "hypervolume", "single_point")
@@ -91,6 +91,7 @@ def trainings(config: MocRunConfig, seed: int, scored: str) -> Iterator[Training
     even = ",".join(f"{name}={1 / len(names):.6g}" for name in names)
     yield Training("even", replace(whole, moc=part, baseline="morlhf", weight=even))
     warm = WarmStartConfig(data=scored)
+    warm = replace(warm, loop=replace(warm.loop, seed=seed))
     yield Training("ric", replace(whole, baseline="ric", warm_start=warm))
     yield Training("adapters_after_ric", replace(whole, warm_start=warm))
     weights = {f"modpo_{name}": alone for name, alone in zip(names, corners, strict=True)}

@@ -4,18 +4,18 @@ import json
 import shutil
 from types import SimpleNamespace
 
-import chex
 import jax
 import numpy as np
 import pytest
 import tiny_lms
 import yaml
 from cli_calls import call, refused
+from moc_cli_world import CONFIG, NAMES, PROMPTS, build, train, weights_of
 
 from jaxalign.config import load_config
 from jaxalign.data.prompts import Prompts, load_prompts
 from jaxalign.errors import InputError
-from jaxalign.experiments.moc import MocEvaluateConfig, _run
+from jaxalign.experiments.moc import MocEvaluateConfig
 from jaxalign.experiments.moc._evaluate import _prompts, evaluated_policies, load_run
 from jaxalign.experiments.moc._run import MocRunConfig, estimate_scale, prompts_for
 from jaxalign.experiments.moc.evaluation import Evaluation
@@ -25,66 +25,26 @@ from jaxalign.moc.value_table import ValueTable
 from jaxalign.models.chat import tokenize_prompt
 from jaxalign.models.language import load_language_model
 from jaxalign.models.sampling import Sampling
-from jaxalign.models.weights.safetensors import open_tensors
 from jaxalign.personalize import answer_conditioned, known, target_for
 from jaxalign.rewards.reward_scale import RewardIds
 from jaxalign.rewards.spec import build_rewards
 from jaxalign.runs import load_arrays
 
-NAMES = ("brevity", "simplicity")
-CONFIG = {
-    "rewards": [{"name": name} for name in NAMES],
-    "prompts": {"template": "plain", "hold_out_share": 0.25},
-    "reference_answers": 256,
-    "moc": {
-        "steps": 3,
-        "groups": 2,
-        "rows": 4,
-        "prompt_tokens": 80,
-        "answer_tokens": 8,
-        "temperature": 1.0,
-        "epochs": 1,
-        "micro_batches": 1,
-        "preferences": {"kind": "grid", "points": 11, "held_out": [[0.3, 0.7]]},
-        "trunk": {
-            "lora": {"rank": 2, "alpha": 4.0},
-            "weights": "float32",
-            "compute": "float32",
-            "remat": None,
-        },
-        "optimiser": {"rate": 1e-2},
-        "checkpoint_every": 1,
-    },
-}
-WORDS = ("the", "thing", "in", "an", "inn", "than", "then", "thin", "ant", "hen", "tin", "net")
 LONG = " ".join(["say thing"] * 600)
-PROMPTS = [f"say {word}" for word in WORDS]
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A tiny model on disk, prompts, a config, and one run with its evaluation."""
-    root = tmp_path_factory.mktemp("moc")
-    (root / "config.yaml").write_text(yaml.dump(CONFIG))
-    (root / "prompts.txt").write_text("\n".join(PROMPTS))
-    made = SimpleNamespace(
-        root=root, model=tiny_lms.write(root / "model", "llama"), run=root / "run"
-    )
+    made = build(tmp_path_factory.mktemp("moc"))
     made.trained = train(made, made.run)
     assert made.trained.code == 0, made.trained.err
-    made.judged = root / "judged"
+    made.judged = made.root / "judged"
     judge = ("moc", "evaluate", "--model", made.run, "--out", made.judged, "--draws", 20)
     result = call(*judge)
     assert result.code == 0, result.err
     made.judge, made.said = judge, result.out
     return made
-
-
-def train(world, out, *more, model=None):
-    return call(
-        "moc", "train", "--config", world.root / "config.yaml", "--model", model or world.model,
-        "--data", world.root / "prompts.txt", "--out", out, *more,
-    )  # fmt: skip
 
 
 def test_a_run_measures_how_far_its_rewards_conflict(world):
@@ -163,11 +123,6 @@ def test_controls_of_the_reference_stand_beside_the_policies(beside):
     page = (beside.out / "report.md").read_text()
     assert "| best of 4 of the reference |" in page
     assert "distinct-2" in page
-
-
-def weights_of(folder):
-    with open_tensors([folder / "adapter_model.safetensors"]) as tensors:
-        return {name: tensors.read(name) for name in tensors.shapes}
 
 
 def test_train_leaves_a_policy_its_scale_and_a_report(world):
@@ -422,90 +377,3 @@ def test_prompts_without_room_name_the_setting(tmp_path, prompt_tokens, answer_t
     config = load_config(MocRunConfig, tmp_path / "c.yaml", sizes)
     with pytest.raises(InputError, match=f"p.txt: found 1 prompt of .*; {remedy}"):
         prompts_for(model, Prompts(("say thing",), source="p.txt"), config)
-
-
-@pytest.fixture(scope="module")
-def scored(world):
-    """Completions of every prompt, long and short."""
-    path = world.root / "scored.jsonl"
-    texts = ("the thing in the inn is a thing in the inn", "in", "an ant")
-    rows = [{"prompt": prompt, "completion": text} for prompt in PROMPTS for text in texts]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-WARM = ("--conflict_prompts", 0, "--warm_start.loop.batch_size", 4, "--warm_start.data")
-
-
-@pytest.fixture(scope="module")
-def ric(world, scored):
-    """A policy after its warm start alone."""
-    out = world.root / "ric"
-    result = train(world, out, "--baseline", "ric", *WARM, scored)
-    assert result.code == 0, result.err
-    assert "warm start: " in result.err
-    return out
-
-
-def test_a_policy_is_warmed_up_by_scored_completions_alone(world, ric, tmp_path):
-    report = json.loads((ric / "report.json").read_text())
-    assert (report["steps"], report["first"], report["baseline"]) == (0, {}, "ric")
-    losses = [
-        json.loads(line) for line in (ric / "warm_start" / "metrics.jsonl").read_text().splitlines()
-    ]
-    assert losses[-1]["loss"] < losses[0]["loss"]
-    assert any(np.abs(value).max() > 0 for name, value in weights_of(ric / "model").items()
-               if "lora_B" in name)  # fmt: skip
-    other = tmp_path / "other.jsonl"
-    other.write_text(json.dumps({"prompt": PROMPTS[0], "completion": "net"}) + "\n")
-    again = train(world, ric, "--baseline", "ric", *WARM, other, "--resume")
-    refused(again, "another run (warm_start.data was")
-
-
-def test_ppo_goes_on_from_a_warm_start(world, scored, ric, tmp_path, monkeypatch):
-    def begin(policy, *_):
-        chex.assert_trees_all_close(
-            policy.trained["adapter"], load(ric / "model").trained["adapter"], atol=1e-7
-        )
-        raise InputError("PPO begins")
-
-    monkeypatch.setattr(_run, "train", begin)
-    refused(train(world, tmp_path / "run", *WARM, scored), "PPO begins")
-
-
-def test_modpo_learns_a_weighting_from_pairs(world, scored, tmp_path):
-    out = tmp_path / "modpo"
-    options = ("--baseline", "modpo", "--weight", "brevity=1", *WARM, scored)
-    result = train(world, out, *options)
-    assert result.code == 0, result.err
-    assert "pairs of completions, labelled by brevity" in " ".join(result.err.split())
-    assert json.loads((out / "report.json").read_text())["steps"] == 0
-    found = [one.name for one in evaluated_policies(load_run(world.run), [load_run(out)])]
-    assert found == ["run", "MODPO"]
-
-
-def test_refusals_of_a_warm_start(world, scored, tmp_path):
-    out = tmp_path / "run"
-    refused(train(world, out, "--baseline", "ric"), "warm_start.data is null", "baseline ric")
-    modpo = ("--baseline", "modpo", "--weight", "brevity=1")
-    refused(train(world, out, *modpo), "warm_start.data is null", "baseline modpo")
-    refused(train(world, out, *modpo[:2]), "expected a weight such as")
-    alone = tmp_path / "alone.jsonl"
-    alone.write_text(
-        "".join(json.dumps({"prompt": p, "completion": "net"}) + "\n" for p in PROMPTS)
-    )
-    refused(
-        train(world, tmp_path / "late", *modpo, *WARM, alone),
-        "no prompt has two completions with different",
-    )
-    refused(train(world, out, "--warm_start.data", tmp_path / "none.jsonl"), "none.jsonl")
-    bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"prompt": "say the", "completion": 3}\n')
-    refused(train(world, out, "--warm_start.data", bad), "bad.jsonl, line 1", "completion")
-    bad.write_text('{"prompt": "other", "completion": "words"}\n')
-    refused(
-        train(world, out, "--warm_start.data", bad),
-        "warm_start.data: none of 1 row completes a prompt that the run trains on",
-    )
-    refused(train(world, out, "--warm_start.keep", 2), "warm_start.keep: found 2.0")
-    assert not out.exists()  # nothing was begun

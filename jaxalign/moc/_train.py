@@ -13,12 +13,12 @@ import numpy as np
 from jaxalign.errors import InputError
 from jaxalign.moc.config import MocConfig
 from jaxalign.moc.experience import BAD_PARTS
+from jaxalign.moc.likelihood import Frozen
 from jaxalign.moc.monitor import KLWatch, RewardWatch, sample_lines
 from jaxalign.moc.policy import ConditionedPolicy
 from jaxalign.moc.preferences import Prompt
 from jaxalign.moc.prompt_sampler import PromptSampler, StepPrompts
 from jaxalign.moc.step import (
-    Frozen,
     Metrics,
     MocTrainState,
     Programs,

@@ -2,40 +2,24 @@
 
 One reward labels which completion of a pair is preferred, and the others enter as a margin. Nothing
 is sampled.
+
+Source: Zhou et al. 2023, https://arxiv.org/abs/2310.03708.
 """
 
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from jaxalign.errors import InputError
-from jaxalign.moc.config import MocConfig
-from jaxalign.moc.likelihood import conditioned_states
-from jaxalign.moc.policy import ConditionedPolicy, TrainedParams
-from jaxalign.moc.warm_start import (
-    ConditionedCompletions,
-    WarmStartConfig,
-    completion_arrays,
-    fit_policy,
-)
-from jaxalign.models import families
-from jaxalign.models.completions import (
-    CompletionBatch,
-    completion_logprobs,
-    sampling_distribution,
-    state_logprobs,
-)
-from jaxalign.models.decoder import unembedding
-from jaxalign.progress import Progress
+from jaxalign.moc.fine_tuning import ConditionedCompletions, completion_arrays
+from jaxalign.moc.likelihood import Frozen, Likelihood
+from jaxalign.moc.policy import TrainedParams
+from jaxalign.models.completions import CompletionBatch
 from jaxalign.train.loop import Rows
-from jaxalign.train.mesh import batch_sharding
 from jaxalign.train.step import Batch, Sums
 
 
@@ -120,61 +104,19 @@ def scored_pairs(
     return ScoredPairs(chosen, rejected, margins.astype(np.float32), float(weight[label]))
 
 
-def train_modpo(
-    policy: ConditionedPolicy,
-    completions: ConditionedCompletions,
-    pairs: ScoredPairs,
-    config: MocConfig,
-    modpo: ModpoConfig,
-    warm: WarmStartConfig,
-    folder: Path,
-    progress: Progress | None = None,
-) -> ConditionedPolicy:
-    """Train a policy for one weighting on pairs, going on from the state in the folder.
-
-    Args:
-        policy: conditioned on nothing; it is not changed.
-        completions: N completions, which the pairs number.
-        pairs: P of them.
-        config: of the run; adapter, precision, devices and sampling are taken from it.
-        modpo: beta.
-        warm: loop and optimiser.
-        folder: for metrics.jsonl, and states under state/.
-        progress: where progress is shown; None shows nothing.
-
-    Returns:
-        The policy after the last step.
-
-    Raises:
-        InputError: a loss that is not finite.
-        KeyboardInterrupt: at Ctrl-C, when the state is written.
-
-    Source: Zhou et al. 2023, https://arxiv.org/abs/2310.03708.
-    """
-    scale = modpo.beta / pairs.share, 1 / pairs.share
-    rows = _rows(completions, pairs, config.answer_tokens)
-    return fit_policy(policy, partial(loss, scale), rows, config, warm, folder, progress)
-
-
 def loss(
     scale: tuple[float, float],
-    config: MocConfig,
-    decoder: families.Config,
-    stops: tuple[int, ...],
-    mesh: Mesh,
+    likelihood: Likelihood,
     trained: TrainedParams,
-    frozen: dict[str, jax.Array],
+    frozen: Frozen,
     batch: Batch,
     key: jax.Array | None,
 ) -> Sums:
     """Return -log sigmoid(beta / w_k (difference of log ratios) - margin / w_k), summed over pairs.
 
     Args:
-        scale: beta / w_k and 1 / w_k; static.
-        config: of the run; static.
-        decoder: of the model; static.
-        stops: the model's stop ids; static.
-        mesh: where parameters and rows lie.
+        scale: beta / w_k and 1 / w_k, see `loss_scale`; static.
+        likelihood: of the policy; static.
         trained: the adapter.
         frozen: parameters of the model, which is the reference.
         batch: of pairs: `margins` [B], `kept` [B] bool, and the arrays of `completion_arrays` with
@@ -184,23 +126,14 @@ def loss(
     Returns:
         `loss` in nats, `weight`, the pairs, and `accuracy`, how many are ordered as labelled; [].
     """
-    distribution = sampling_distribution(config.sampling(stops), decoder.vocab_size)
 
     def log_ratio(side: str) -> jax.Array:
         completions = CompletionBatch(
-            *(
-                batch[f"{side}_{name}"]
-                for name in ("prompts", "prompt_lengths", "completions", "completion_lengths")
-            )
+            *(batch[f"{side}_{name}"] for name in CompletionBatch._fields)
         )
-        states = conditioned_states(
-            config, decoder, mesh, trained, frozen, completions, batch[f"{side}_preferences"], key
-        )
-        own, _ = state_logprobs(states, unembedding(frozen), completions, distribution)
-        reference, _ = completion_logprobs(
-            decoder, frozen, completions, distribution, sharding=batch_sharding(mesh)
-        )
-        return jnp.sum(own - jax.lax.stop_gradient(reference), axis=1)
+        preferences = batch[f"{side}_preferences"]
+        own = likelihood.logprobs(trained, frozen, completions, preferences, key)
+        return jnp.sum(own - likelihood.reference_logprobs(frozen, completions), axis=1)
 
     gap = log_ratio("chosen") - log_ratio("rejected")
     logits = scale[0] * gap - scale[1] * batch["margins"]
@@ -212,11 +145,19 @@ def loss(
     }
 
 
-def _rows(completions: ConditionedCompletions, pairs: ScoredPairs, longest: int) -> Rows:
-    """Pairs as the loop takes them, all batches of one shape."""
-    lengths = np.array(
-        [len(p) + len(c) for p, c in zip(completions.prompts, completions.completions, strict=True)]
-    )
+def loss_scale(config: ModpoConfig, pairs: ScoredPairs) -> tuple[float, float]:
+    """Return what the loss multiplies log ratios and margins by: beta / w_k and 1 / w_k."""
+    return config.beta / pairs.share, 1 / pairs.share
+
+
+def pair_rows(completions: ConditionedCompletions, pairs: ScoredPairs, longest: int) -> Rows:
+    """Return pairs as the loop takes them.
+
+    Args:
+        completions: N of them, which the pairs number.
+        pairs: P of them.
+        longest: M, to which completions are padded.
+    """
 
     def assemble(rows: np.ndarray, _: int) -> dict[str, np.ndarray]:
         kept = rows >= 0
@@ -227,4 +168,5 @@ def _rows(completions: ConditionedCompletions, pairs: ScoredPairs, longest: int)
             found |= {f"{side}_{name}": value for name, value in arrays.items()}
         return found
 
+    lengths = completions.lengths
     return Rows(lengths[pairs.chosen] + lengths[pairs.rejected], assemble)

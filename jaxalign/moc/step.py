@@ -30,15 +30,13 @@ from jaxalign.moc.experience import (
     similarity_coefficients,
     weighted_reward,
 )
-from jaxalign.moc.likelihood import conditioned_states
+from jaxalign.moc.likelihood import Frozen, Likelihood
 from jaxalign.moc.loss import Group, batch_loss
 from jaxalign.moc.policy import ConditionedInputs, TrainedParams, conditioned_inputs, value_head
 from jaxalign.moc.ppo import adapt_kl_coef
 from jaxalign.models import families
 from jaxalign.models.completions import (
     CompletionBatch,
-    completion_logprobs,
-    sampling_distribution,
     state_logprobs,
 )
 from jaxalign.models.decoder import unembedding
@@ -56,10 +54,6 @@ Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 MocRollout = Rollout[CompletionBatch, RolloutScores, jax.Array]
 """Completions, scores and raw rewards [B, R] of a step."""
-
-Frozen = Mapping[str, Any]
-"""Parameters of the reference, which no step changes."""
-
 
 Tree = TypeVar("Tree")
 
@@ -255,9 +249,6 @@ class _Run:
         """
         parts = self.config.minibatches * self.config.micro_batches
         params = self._pinned(frozen)
-        distribution = sampling_distribution(
-            self.config.sampling(self.stop_ids), self.decoder.vocab_size
-        )
 
         def score_part(numbered: tuple[jax.Array, _ScoreBatch]) -> RolloutScores:
             number, part = numbered
@@ -265,9 +256,7 @@ class _Run:
             logprobs, _, values = self._forward(
                 state.train.params, params, part.completions, part.preferences, key
             )
-            reference, _ = completion_logprobs(
-                self.decoder, params, part.plain, distribution, sharding=batch_sharding(self.mesh)
-            )
+            reference = self._likelihood.reference_logprobs(params, part.plain)
             return RolloutScores(logprobs, reference, values)
 
         plain = _after_plain_prompts(completions, batch)
@@ -410,6 +399,10 @@ class _Run:
         del means["weight"], means["drift"]
         return means | named | {"updates": made, "first_drift": found["drift"][0, 0]}
 
+    @property
+    def _likelihood(self) -> Likelihood:
+        return Likelihood(self.config, self.decoder, self.stop_ids, self.mesh)
+
     def _forward(
         self,
         trained: TrainedParams,
@@ -422,13 +415,11 @@ class _Run:
         config = self.config
         adapter_key, values_key = (None, None) if key is None else jax.random.split(key)
         rows = jnp.repeat(preferences, config.rows, axis=0)
-        states = conditioned_states(
-            config, self.decoder, self.mesh, trained, params, completions, rows, adapter_key
+        likelihood = self._likelihood
+        states = likelihood.states(trained, params, completions, rows, adapter_key)
+        logprobs, entropy = state_logprobs(
+            states, unembedding(params), completions, likelihood.distribution
         )
-        distribution = sampling_distribution(
-            config.sampling(self.stop_ids), self.decoder.vocab_size
-        )
-        logprobs, entropy = state_logprobs(states, unembedding(params), completions, distribution)
         if config.baseline == "group":  # without heads
             shape = (*logprobs.shape, len(self.objectives) + 1)
             return logprobs, entropy, jnp.zeros(shape, logprobs.dtype)

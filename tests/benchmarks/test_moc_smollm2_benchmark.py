@@ -1,10 +1,15 @@
 """The benchmark of MOC on a real model: equal budgets, and its table over seeds."""
 
+import argparse
 import json
 from dataclasses import replace
+from pathlib import Path
 
+import moc_cli_world
 import numpy as np
 import pytest
+import tiny_lms
+import yaml
 
 from benchmarks import moc_smollm2
 from jaxalign.config import load_config
@@ -67,3 +72,33 @@ def test_the_demo_answers_are_written_as_completions(tmp_path):
     assert len(rows) > 3000
     assert set(rows[0]) == {"prompt", "completion"}
     assert len({row["prompt"] for row in rows}) == 200
+
+
+@pytest.mark.slow
+def test_the_whole_benchmark_on_a_tiny_model_and_again(tmp_path):
+    tiny = json.loads(json.dumps(moc_cli_world.CONFIG))
+    tiny["prompts"]["limit"] = 8
+    tiny["conflict_prompts"] = 0
+    tiny["moc"] |= {"steps": 2, "conditioning": "adapters", "baseline": "group"}
+    (tmp_path / "tiny.yaml").write_text(yaml.dump(tiny))
+    (tmp_path / "system.txt").write_text("say it\nsay the word\n")
+    parser = argparse.ArgumentParser()
+    moc_smollm2.add_arguments(parser)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args(
+        f"--config {tmp_path}/tiny.yaml --model {tiny_lms.write(tmp_path / 'model', 'llama')} "
+        f"--runs {tmp_path}/runs --seeds 0 --samples 1 --best-of 2 --out {tmp_path}/out "
+        f"--system-prompts {tmp_path}/system.txt".split()
+    )
+    assert moc_smollm2.run(arguments) == 0
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert list(result["policies"]) == [
+        "adapters", "ric", "adapters_after_ric", "MODPO", "MORLHF", "soups", "MOD",
+        "best of 2 of the reference", "best of 2 system prompts",
+    ]  # fmt: skip
+    for parts in result["policies"].values():
+        assert np.isfinite(parts["seen"]["hypervolume"]).all()
+    reports = sorted((tmp_path / "runs").rglob("report.json"))
+    times = [path.stat().st_mtime_ns for path in reports]
+    assert moc_smollm2.run(arguments) == 0  # what is finished stays
+    assert [path.stat().st_mtime_ns for path in reports] == times

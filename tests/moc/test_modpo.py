@@ -16,8 +16,21 @@ from test_warm_start import COMPLETIONS, PROMPTS
 
 from jaxalign.errors import InputError
 from jaxalign.moc import init_policy
-from jaxalign.moc.modpo import ModpoConfig, ScoredPairs, loss, scored_pairs, train_modpo
-from jaxalign.moc.warm_start import ConditionedCompletions, WarmStartConfig, completion_arrays
+from jaxalign.moc.fine_tuning import (
+    ConditionedCompletions,
+    WarmStartConfig,
+    completion_arrays,
+    fit_policy,
+)
+from jaxalign.moc.likelihood import Likelihood
+from jaxalign.moc.modpo import (
+    ModpoConfig,
+    ScoredPairs,
+    loss,
+    loss_scale,
+    pair_rows,
+    scored_pairs,
+)
 from jaxalign.models import lora
 from jaxalign.models.completions import (
     CompletionBatch,
@@ -55,8 +68,8 @@ def batch(kept=(True, True, True)):
 def losses(policy, arrays, beta=0.1):
     made = config()
     decoder, mesh = made.trunk.decoder(policy.model.config), make_mesh(MeshConfig())
-    scale = beta / PAIRS.share, 1 / PAIRS.share
-    one = partial(loss, scale, made, decoder, (STOP,), mesh)
+    likelihood = Likelihood(made, decoder, (STOP,), mesh)
+    one = partial(loss, loss_scale(ModpoConfig(beta), PAIRS), likelihood)
     return one({"adapter": policy.trained["adapter"]}, policy.model.params, arrays, None)
 
 
@@ -115,7 +128,8 @@ def test_training_orders_the_pairs(policy, tmp_path):
     )
     # With beta 1 a few nats settle a pair; with 0.1 a model this small needs long.
     before = losses(policy, batch(), beta=1.0)
-    trained = train_modpo(policy, LEARNED, PAIRS, config(), ModpoConfig(1.0), warm, tmp_path)
+    scaled = partial(loss, loss_scale(ModpoConfig(1.0), PAIRS))
+    trained = fit_policy(policy, scaled, pair_rows(LEARNED, PAIRS, 4), config(), warm, tmp_path)
     after = losses(trained, batch(), beta=1.0)
     assert float(after["loss"]) < 0.1 * float(before["loss"])
     assert float(after["accuracy"]) == 3

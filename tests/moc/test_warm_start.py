@@ -17,14 +17,10 @@ from test_moc_policy import moved
 
 from jaxalign.errors import InputError
 from jaxalign.moc import init_policy
+from jaxalign.moc.fine_tuning import ConditionedCompletions, WarmStartConfig, fit_policy
+from jaxalign.moc.likelihood import Likelihood
 from jaxalign.moc.preferences import lattice
-from jaxalign.moc.warm_start import (
-    ConditionedCompletions,
-    WarmStartConfig,
-    loss,
-    met_preferences,
-    warm_start,
-)
+from jaxalign.moc.warm_start import completion_rows, loss, met_preferences
 from jaxalign.models import families, lora
 from jaxalign.models.buckets import padded
 from jaxalign.train.loop import LoopConfig
@@ -67,7 +63,7 @@ def logits_of(params, tokens):
 def sums(policy, arrays, **changes):
     made = config(**changes)
     decoder = made.trunk.decoder(policy.model.config)
-    one = partial(loss, made, decoder, (STOP,), make_mesh(MeshConfig()))
+    one = partial(loss, Likelihood(made, decoder, (STOP,), make_mesh(MeshConfig())))
     return jax.value_and_grad(
         lambda trained: one(trained, policy.model.params, arrays, None)["loss"]
     )({"adapter": policy.trained["adapter"]})
@@ -137,7 +133,8 @@ def test_a_warm_start_learns_and_resumes_to_the_same_bytes(policy, tmp_path):
             loop=LoopConfig(epochs=epochs, batch_size=2, checkpoint_every=3),
             optimiser=OptimiserConfig(rate=1e-2, schedule="constant", warmup=0.0),
         )
-        return warm_start(policy, LEARNED, config(), warm, tmp_path / folder)
+        rows = completion_rows(LEARNED, 4)
+        return fit_policy(policy, loss, rows, config(), warm, tmp_path / folder)
 
     before, _ = sums(policy, batch())
     through = started("through", 6)

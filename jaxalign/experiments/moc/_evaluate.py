@@ -56,8 +56,8 @@ class MocEvaluateConfig:
         reference_point: reference point of the hypervolume, in levels of the rewards, one number
             for each; null for zeros, the level that the scale calls low.
         best_of: n, where the best of n completions of the reference is judged as well, chosen for
-            each preference: a control that trains nothing. 1 leaves it out. Training that is to be
-            worth its cost is compared at n = training completions / prompts judged on.
+            each preference: a control that trains nothing. 1 leaves it out. At equal cost, n is the
+            number of completions that the training sampled, divided by that of prompts.
         system_prompts: file of system prompts, one a line, which are tried on the reference: each
             preference gets the one that is best on half of the prompts, judged on the other half.
             null leaves this control out.

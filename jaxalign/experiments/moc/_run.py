@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -38,10 +39,12 @@ from jaxalign.experiments.moc.scored import (
 )
 from jaxalign.experiments.training_run import start_training
 from jaxalign.files import read_json, write_json, write_text
+from jaxalign.moc import modpo, warm_start
 from jaxalign.moc._train import MocTrainResult, train
 from jaxalign.moc.config import MocConfig
 from jaxalign.moc.files import POLICY, policy_folder, save
-from jaxalign.moc.modpo import ModpoConfig, train_modpo
+from jaxalign.moc.fine_tuning import WarmStartConfig, fit_policy
+from jaxalign.moc.modpo import ModpoConfig
 from jaxalign.moc.monitor import KL_FACTOR
 from jaxalign.moc.policy import ConditionedPolicy, init_policy
 from jaxalign.moc.preferences import (
@@ -51,7 +54,6 @@ from jaxalign.moc.preferences import (
     sample_preferences,
     without_tags,
 )
-from jaxalign.moc.warm_start import WarmStartConfig, warm_start
 from jaxalign.models.chat import room_for_prompts, tokenize_prompt
 from jaxalign.models.global_arrays import to_host
 from jaxalign.models.language import LanguageModel
@@ -269,11 +271,12 @@ def _warm_started(
     known = score_completions(scored, policy, rewards, prompts.prompts, settings)
     if config.baseline == "modpo":
         completions, pairs = modpo_pairs(known, policy, settings, config.modpo.pairs, progress.say)
-        return train_modpo(
-            policy, completions, pairs, settings, config.modpo, warm, folder, progress
-        )
+        rows = modpo.pair_rows(completions, pairs, settings.answer_tokens)
+        scaled = partial(modpo.loss, modpo.loss_scale(config.modpo, pairs))
+        return fit_policy(policy, scaled, rows, settings, warm, folder, progress)
     learned = conditioned_completions(known, policy, settings, warm.keep, progress.say)
-    return warm_start(policy, learned, settings, warm, folder, progress)
+    rows = warm_start.completion_rows(learned, settings.answer_tokens)
+    return fit_policy(policy, warm_start.loss, rows, settings, warm, folder, progress)
 
 
 def trained_config(folder: str | Path) -> MocRunConfig | None:

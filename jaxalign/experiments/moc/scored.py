@@ -12,10 +12,11 @@ from jaxalign.data.prompts import Prompt
 from jaxalign.data.tables import read_rows
 from jaxalign.errors import InputError
 from jaxalign.moc.config import MocConfig
+from jaxalign.moc.fine_tuning import ConditionedCompletions
 from jaxalign.moc.modpo import ScoredPairs, scored_pairs
 from jaxalign.moc.policy import ConditionedPolicy, prompt_token_ids
 from jaxalign.moc.preferences import lattice, preference_tag
-from jaxalign.moc.warm_start import ConditionedCompletions, met_preferences
+from jaxalign.moc.warm_start import met_preferences
 from jaxalign.models.chat import stop_ids, text_of
 from jaxalign.models.language import LanguageModel
 from jaxalign.progress import counted
