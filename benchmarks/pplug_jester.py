@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--write", choices=("scalar", "prompt", "lora"), help="write these data to --out, and stop"
     )
-    parser.add_argument("--lora", help="adapter that `jaxalign sft` trained on the lora data")
+    parser.add_argument("--lora", help="model/ of `jaxalign sft`, trained on the lora data")
     parser.add_argument("--lora-tokens", type=int, default=512, help="of a prompt of the lora data")
     parser.add_argument("--page", type=Path, help="whose table is renewed, such as docs/pplug.md")
 

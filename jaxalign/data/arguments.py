@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxalign.data import lamp
-from jaxalign.data.histories import Histories, Item, Sample
+from jaxalign.data.histories import Histories, Item, Sample, cut_into_parts
 from jaxalign.data.sources import argument_votes
 from jaxalign.data.tables import Row
 from jaxalign.errors import InputError
@@ -43,6 +43,8 @@ def argued_choices(
         InputError: A file is missing or unreadable, a share leaves nothing, or no person has
             enough reasons.
     """
+    if history < 1:
+        raise InputError(f"data.history is {history}; expected at least 1.")
     arguments, votes, pairs = argument_votes(folder, ties=False)
     known = list(arguments.values())
     reasons = {row: reason for row, vote in enumerate(votes) if (reason := _reason(vote))}
@@ -52,19 +54,10 @@ def argued_choices(
     rng = np.random.Generator(np.random.PCG64([seed, 0xA26]))
     people = sorted(user for user, own in rows_of.items() if len(own) >= history + _TARGETS)
     order = [people[place] for place in rng.permutation(len(people))]
-    test, held = (round(share * len(order)) for share in (test_share, validation_share))
-    if history < 1 or min(test, held, len(order) - test - held) < 1:
-        raise InputError(
-            f"{folder}: {len(order)} people wrote at least {history + _TARGETS} reasons; expected "
-            "some for each part, and a history of at least 1: change the shares or data.history."
-        )
+    found = f"{folder}: {len(order)} people wrote at least {history + _TARGETS} reasons"
+    users = cut_into_parts(order, test_share, validation_share, found)
     numbers = {row: place for place, row in enumerate(reasons)}
     items = tuple(Item(str(row), {"text": reason}) for row, reason in reasons.items())
-    users = {
-        "test": order[:test],
-        "validation": order[test : test + held],
-        "train": order[test + held :],
-    }
     parts: dict[str, Histories] = {}
     for part, own in users.items():
         samples: list[Sample] = []

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -245,6 +246,37 @@ def leading_category(histories: Histories, sample: Sample) -> str | None:
     ]
     counts = Counter(category for category in categories if category)
     return counts.most_common(1)[0][0] if counts else None
+
+
+_User = TypeVar("_User")
+
+
+def cut_into_parts(
+    order: Sequence[_User], test_share: float, validation_share: float, found: str
+) -> dict[str, Sequence[_User]]:
+    """Return the users of each part: the first are for testing, and the next for validation.
+
+    Args:
+        order: users in a random order.
+        test_share: share of the users in the part `test`.
+        validation_share: likewise, of the part `validation`; the others are in `train`.
+        found: who the users are, for the message.
+
+    Raises:
+        InputError: a part is empty.
+
+    Example:
+        >>> from jaxalign.data.histories import cut_into_parts
+        >>> cut_into_parts("abcde", 0.4, 0.2, "letters")
+        {'test': 'ab', 'validation': 'c', 'train': 'de'}
+    """
+    test = round(test_share * len(order))
+    held_out = test + round(validation_share * len(order))
+    if not 0 < test < held_out < len(order):
+        raise InputError(
+            f"{found}; expected some for each part: change the shares or data.history."
+        )
+    return {"test": order[:test], "validation": order[test:held_out], "train": order[held_out:]}
 
 
 CHOSEN, REJECTED = "I chose this answer: {}", "I rejected this answer: {}"

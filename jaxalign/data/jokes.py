@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxalign.data import lamp
-from jaxalign.data.histories import Histories, Item, Sample
+from jaxalign.data.histories import Histories, Item, Sample, cut_into_parts
 from jaxalign.data.sources import jester_jokes, jester_ratings
 from jaxalign.errors import InputError
 
@@ -76,15 +76,11 @@ def rated_jokes(
     texts = [text for _, text in jokes]
     people = _Draws(users, texts, rating_labels(ratings), is_new, history, rng)
     order = [row for row in rng.permutation(len(users)) if people.enough(row)]
-    test, held = (round(share * len(order)) for share in (test_share, validation_share))
-    if min(test, held, len(order) - test - held) < 1:
-        raise InputError(
-            f"{folder}: {len(order)} people have rated at least {history + _TARGETS} known and "
-            f"{_TARGETS} new jokes; expected some for each part: change the shares or "
-            "data.history."
-        )
-    rows = {"test": order[:test], "validation": order[test : test + held]}
-    rows["train"] = order[test + held :]
+    found = (
+        f"{folder}: {len(order)} people have rated at least {history + _TARGETS} known and "
+        f"{_TARGETS} new jokes"
+    )
+    rows = cut_into_parts(order, test_share, validation_share, found)
     drawn = {part: [people.samples(row) for row in own] for part, own in rows.items()}
     parts = {
         "test_new": [one for _, news in drawn["test"] for one in news],

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import linprog
 
 from jaxalign.errors import InputError
 from jaxalign.metrics.pareto import hypervolume
@@ -104,6 +103,8 @@ def _balance(shares: Floats) -> float:
     Weighted sums find corners of the front's hull alone, so that the best mixture lies between
     points: on a straight line there are two.
     """
+    from scipy.optimize import linprog  # here, so that metrics load without it
+
     points, rewards = shares.shape
     # Over the points' shares and the least reward t: t <= shares^T mixture, the mixture sums to 1.
     least = np.column_stack([-shares.T, np.ones(rewards)])

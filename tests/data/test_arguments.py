@@ -8,6 +8,7 @@ import pytest
 
 from jaxalign.data.arguments import argued_choices
 from jaxalign.errors import InputError
+from jaxalign.experiments.pplug.data import HistoryDataConfig, read_parts
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +64,15 @@ def test_the_convincing_argument_has_its_letter_and_long_ones_are_cut(folder):
 def test_too_few_reasons_are_named(folder):
     with pytest.raises(InputError, match="0 people wrote at least 102 reasons"):
         argued_choices(folder, history=100)
+    with pytest.raises(InputError, match=r"^data\.history is 0; expected at least 1\.$"):
+        argued_choices(folder, history=0)
+
+
+def test_a_part_that_the_data_do_not_have_is_named(folder):
+    config = HistoryDataConfig("ukpconvarg1", history=3)
+    with pytest.raises(InputError) as refused:
+        read_parts(folder, config, ("test_new",))
+    assert str(refused.value) == (
+        "data.kind ukpconvarg1 has no part test_new, expected train, validation or test; choose "
+        "another with --split."
+    )

@@ -41,13 +41,13 @@ def answered(weights):
 
 def by_full_passes(next_logits, count):
     """The likeliest tokens, by `next_logits(row, tokens so far)`."""
-    said = [[] for _ in range(count)]
-    for row, ids in enumerate(said):
+    completions = [[] for _ in range(count)]
+    for row, ids in enumerate(completions):
         while len(ids) < GREEDY.max_tokens and tiny.STOP not in ids:
             logits = next_logits(row, ids)
             logits[tiny.UNKNOWN] = -np.inf
             ids.append(int(logits.argmax()))
-    return ids_of(said, GREEDY.max_tokens)
+    return ids_of(completions, GREEDY.max_tokens)
 
 
 def soups(weights):
@@ -109,10 +109,10 @@ def conditioned_answers(wanted):
 
 def conditioned_alone(wanted):
     rows = zip(wanted, PROMPTS, strict=False)
-    said = [
+    completions = [
         conditioned.alone("token", tuple(map(float, weight)), prompt) for weight, prompt in rows
     ]
-    return ids_of(said, conditioned.GREEDY.max_tokens)
+    return ids_of(completions, conditioned.GREEDY.max_tokens)
 
 
 def _wanted(found):

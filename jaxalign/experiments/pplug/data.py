@@ -171,6 +171,12 @@ def read_parts(
         for part in parts:
             if (one := reader(path, part, config)) is not None:
                 found[part] = one
+    split_here = config.has_own_task or (config.kind == "jsonl" and path.is_file())
+    if parts[0] not in found and split_here:
+        raise InputError(
+            f"data.kind {config.kind} has no part {parts[0]}, expected train, validation or test; "
+            "choose another with --split."
+        )
     if parts[0] not in found:
         names = " or ".join(_FILES[parts[0]])
         wanted = f"{names}_questions.json" if config.kind == "lamp" else f"{names}.jsonl"
