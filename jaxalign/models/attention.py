@@ -154,6 +154,6 @@ def _mixed(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) 
     scores = scores * jnp.asarray(width**-0.5, wide)
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(wide).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    # In the order of the product; asked for the other order, einsum has the values transposed.
+    # In the order of the product: in the other order, einsum transposes the values.
     mixed = jnp.einsum("BGKTS,BGSH->BGKTH", weights, value)
     return jnp.moveaxis(mixed, 3, 1).reshape(query.shape)

@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -64,6 +65,7 @@ class Service:
     stopping: bool = False
     _states: OrderedDict[str, TasteState] = field(default_factory=OrderedDict)
     _state_bytes: int = 0
+    _following: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     _making_persona: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @cached_property
@@ -92,9 +94,11 @@ class Service:
 
     async def follow(self, user: str) -> UserTaste:
         """Return the belief about a user who has new rows; as `taste`."""
-        known = self._states.get(user, self._empty)
-        known = await asyncio.to_thread(self._followed, user, known)
-        self._remember(user, known)
+        # Requests that come at once, as after a restart, build the state once.
+        async with self._following.setdefault(user, asyncio.Lock()):
+            known = self._states.get(user, self._empty)
+            known = await asyncio.to_thread(self._followed, user, known)
+            self._remember(user, known)
         return known.taste
 
     async def persona(self, user: str | None, prompt: str | Chat) -> Persona | None:

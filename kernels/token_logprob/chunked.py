@@ -151,7 +151,7 @@ def _backward(soft_cap: float | None, chunk: int, saved: tuple, cotangents: tupl
     if kept is not None:
         d_hidden, shards = slopes(kept, hidden, hidden, tokens_of)
     else:
-        # Two carries that do not meet: the one that nobody asks for is removed from the scan.
+        # Two carries that do not meet: the one that is not used is removed from the scan.
         start_of = jnp.zeros_like(hidden), jnp.zeros((len(hidden), *weight.shape), wide)
         places = _starts(tokens, chunk), _unmoved(tokens, chunk)
         (d_hidden, shards), _ = lax.scan(step, start_of, places)

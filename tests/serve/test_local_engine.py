@@ -10,13 +10,14 @@ import pytest
 import tiny_lms
 from running import CHAT, client_of
 
+from jaxalign.errors import InputError
 from jaxalign.models.chat import generate_texts
 from jaxalign.models.language import load_language_model
 from jaxalign.models.sampling import Sampling
 from jaxalign.serve import EngineConfig, ServeConfig
 from jaxalign.serve.api_errors import ApiError
 from jaxalign.serve.engines import Call
-from jaxalign.serve.engines.decode_pool import CHUNK
+from jaxalign.serve.engines.decode_pool import CHUNK, DecodePool
 from jaxalign.serve.engines.local import LocalEngine
 
 PROMPT = ({"role": "user", "content": "the thing"},)
@@ -200,6 +201,27 @@ def test_a_client_that_goes_away_frees_its_row(folder, chunks, streamed):
 
     assert in_engine(folder, use) == 0
     assert chunks.counts == [1, 1, 1, 1]
+
+
+def test_where_an_answer_fails_the_others_of_its_request_are_drawn_no_further(
+    folder, chunks, monkeypatch
+):
+    hand_out, failures = DecodePool._hand_out, [InputError("a failure")]
+
+    def failing(pool, row, *found):
+        if failures:
+            raise failures.pop()
+        return hand_out(pool, row, *found)
+
+    async def use(engine):
+        chunks.gate.clear()
+        with pytest.raises(InputError, match="a failure"):
+            await engine.complete(call("the thing", LONG, 4)._replace(n=2))
+        chunks.gate.set()
+
+    monkeypatch.setattr(DecodePool, "_hand_out", failing)
+    in_engine(folder, use)
+    assert sum(chunks.counts) <= 1
 
 
 def test_lengths_of_one_bucket_compile_once(folder, caplog):

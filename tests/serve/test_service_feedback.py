@@ -1,5 +1,6 @@
 """Feedback: what is kept, what is learned, and that nothing is counted twice."""
 
+import asyncio
 import json
 import threading
 
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 from running import CHAT, client_of, config_of, rows_of
 
-from jaxalign.serve.learning import infer_taste
+from jaxalign.serve import service
+from jaxalign.serve.learning import advance, infer_taste
 from jaxalign.serve.store import events
 
 
@@ -205,6 +207,23 @@ def test_a_restart_gives_the_same_posterior_bit_for_bit(tmp_path, upstream_serve
     for found in (rebuilt, after):
         np.testing.assert_array_equal(found.mean, before.mean)
         np.testing.assert_array_equal(found.cov, before.cov)
+
+
+def test_requests_that_come_at_once_build_the_state_once(client, user, served, monkeypatch):
+    prefer_short(client, user)
+    one, read = served.service, []
+    known = served.run(one.taste(f"local:{user}"))
+    one._drop_state(f"local:{user}")  # as after a restart
+    monkeypatch.setattr(
+        service, "advance", lambda *some: (read.append(len(some[2])), advance(*some))[1]
+    )
+
+    async def at_once():
+        return await asyncio.gather(*(one.taste(f"local:{user}") for _ in range(3)))
+
+    for found in served.run(at_once()):
+        np.testing.assert_array_equal(found.utility.mean, known.utility.mean)
+    assert sum(read) == 1
 
 
 @pytest.mark.parametrize("mode", ["features", "none"])

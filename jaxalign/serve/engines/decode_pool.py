@@ -64,6 +64,12 @@ class DecodeRow:
     done: Future[Completion] = field(default_factory=Future)
     sent: int = 0
 
+    def fail(self, error: Exception) -> None:
+        """Raise an error in the request that waits, if it still waits."""
+        # The client may go away at any moment: after this, the row can no longer be cancelled.
+        if not self.done.done() and self.done.set_running_or_notify_cancel():
+            self.done.set_exception(error)
+
 
 class PoolShape(NamedTuple):
     """What is compiled for a pool: its rows differ in nothing of it.
@@ -154,16 +160,10 @@ class DecodePool:
         """Read the prompts of more rows, and sample the first token of each."""
         size = _power_of_two(len(rows))
         begun = self._begun([*rows, *([rows[-1]] * (size - len(rows)))])
-        room = max(len(self._places), _power_of_two(len(self.rows) + len(rows)))
-        if room > len(self._places):
-            self._held = _with_room(begun if self._held is None else self._held, room)
-            self._places += [None] * (room - len(self._places))
-        free = [place for place, row in enumerate(self._places) if row is None][: len(rows)]
-        # Rows that fill the group up are placed beyond the last place, and not kept.
-        places = np.array(free + [room] * (size - len(rows)), np.int32)
-        self._held = _placed(self._held, begun, places)
-        for place, row in zip(free, rows, strict=True):
-            self._places[place] = row
+        if self._held is None:
+            self._held, self._places = begun, [*rows, *([None] * (size - len(rows)))]
+        else:
+            self._held = self._beside(self._held, rows, begun)
         self._look()
 
     def advance(self) -> None:
@@ -179,10 +179,25 @@ class DecodePool:
         """Drop all rows, after a failure."""
         self._places, self._held = [], None
 
+    def _beside(self, held: _Held, rows: Sequence[DecodeRow], begun: _Held) -> _Held:
+        """Give more rows places beside those that are being decoded."""
+        room = max(len(self._places), _power_of_two(len(self.rows) + len(rows)))
+        more = room - len(self._places)
+        if more:
+            held = _with_room(held, more)
+            self._places += [None] * more
+        free = [place for place, row in enumerate(self._places) if row is None][: len(rows)]
+        # Rows that fill the group up are placed beyond the last place, and not kept.
+        unused = _power_of_two(len(rows)) - len(rows)
+        held = _placed(held, begun, np.array(free + [room] * unused, np.int32))
+        for place, row in zip(free, rows, strict=True):
+            self._places[place] = row
+        return held
+
     def _begun(self, rows: Sequence[DecodeRow]) -> _Held:
         """Rows after their first token."""
         settings = Sampling(
-            max_tokens=max(row.max_tokens for row in rows),
+            max_tokens=1,  # the first; each row has a limit of its own
             temperature=[row.temperature for row in rows],
             top_p=[row.top_p for row in rows],
         )
@@ -228,7 +243,12 @@ class DecodePool:
                 continue
             end = int(lengths[place])
             found = tokens[place, :end], logprobs[place, :end], bool(stopped[place])
-            if self._hand_out(row, *found):
+            try:
+                ended = self._hand_out(row, *found)
+            except Exception as error:  # of this row alone
+                row.fail(error)
+                ended = True
+            if ended:
                 self._places[place] = None
 
     def _hand_out(
@@ -278,15 +298,11 @@ def _prefill(spec: DecodeSpec, shared: DecodeInputs, own: RowInputs, prompt: Pro
 
 
 @partial(jax.jit, static_argnums=1)
-def _with_room(held: _Held, room: int) -> _Held:
-    """More places, which hold the first row and have ended."""
-
-    def more(leaf: jax.Array) -> jax.Array:
-        return jnp.concatenate([leaf, jnp.repeat(leaf[:1], max(room - len(leaf), 0), axis=0)])[
-            :room
-        ]
-
-    grown: _Held = jax.tree.map(more, held)
+def _with_room(held: _Held, more: int) -> _Held:
+    """More places, which hold the first row."""
+    grown: _Held = jax.tree.map(
+        lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[:1], more, axis=0)]), held
+    )
     return grown
 
 

@@ -137,12 +137,15 @@ class LocalEngine:
         """
         _check(call.body)
         self._reserve(call.n)
+        rows: list[DecodeRow] = []
         try:
             rows = self._rows(call)
             for row in rows:
                 self._jobs.put(row)
             found = await asyncio.gather(*(asyncio.wrap_future(row.done) for row in rows))
         finally:
+            for row in rows:  # where one has failed, the others are no longer wanted
+                row.done.cancel()
             self._waiting -= call.n
         stops = _stops(call.body)
         choices = [
@@ -300,8 +303,7 @@ class LocalEngine:
         except Exception as error:  # raised again in the requests that wait
             pool.clear()
             for row in rows:
-                if not row.done.done():
-                    row.done.set_exception(error)
+                row.fail(error)
 
     def _arguments(self, rows: Sequence[DecodeRow]) -> GenerationArguments:
         """The policies and the personas of rows."""
