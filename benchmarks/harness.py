@@ -100,6 +100,17 @@ def started(benchmark: str, dtype: str, claim: str = NO_CLAIM) -> dict[str, Any]
     }
 
 
+def empty_result(benchmark: str, units: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A result without rows: machine, units of its figures, and settings."""
+    return {
+        "benchmark": benchmark,
+        "machine": machine(),
+        "units": units,
+        "settings": dict(settings),
+        "rows": [],
+    }
+
+
 def attempt(
     result: dict[str, Any],
     name: str,

@@ -50,16 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Judge every population with every kind of rewards, written down one by one."""
     console = Console(stderr=True)
-    result: dict[str, Any] = {
-        "benchmark": "mrm_best_of",
-        "machine": harness.machine(),
-        "units": "gain: true utility of the given answer less that of the first one, in logits of "
-        "a choice, mean over held-out prompts, then over test users, with its 95 % interval over "
+    result = harness.empty_result(
+        "mrm_best_of",
+        "gain: true utility of the given answer less that of the first one, in logits of a "
+        "choice, mean over held-out prompts, then over test users, with its 95 % interval over "
         "users; share: of the oracle's gain; k: standard deviations of caution, by the gain of "
         "validation users at the most answers",
-        "settings": {"seeds": arguments.seeds, "users": arguments.users, "choices": SHOTS},
-        "rows": [],
-    }
+        {"seeds": arguments.seeds, "users": arguments.users, "choices": SHOTS},
+    )
     for population in ("friendly", "misspecified"):
         for kind in arguments.kinds:
             begun = time.perf_counter()

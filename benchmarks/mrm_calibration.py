@@ -40,15 +40,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Fits and judges every world, written down one by one."""
     console = Console(stderr=True)
     settings = {name: getattr(arguments, name) for name in ("seeds", "users", "new_users")}
-    result: dict[str, Any] = {
-        "benchmark": "mrm_calibration",
-        "machine": harness.machine(),
-        "units": "variance and mean: estimate over truth; excess_nll: nats per choice above the "
-        "true prior's, after 20 choices; cover: share of truths inside 95 % intervals, by number "
-        "of choices; cpu_seconds: of a fit with its choice of pseudo-users, once compiled",
-        "settings": settings,
-        "rows": [],
-    }
+    result = harness.empty_result(
+        "mrm_calibration",
+        "variance and mean: estimate over truth; excess_nll: nats per choice above the true "
+        "prior's, after 20 choices; cover: share of truths inside 95 % intervals, by number of "
+        "choices; cpu_seconds: of a fit with its choice of pseudo-users, once compiled",
+        settings,
+    )
     for world in WORLDS:
         if world[0] in arguments.worlds:
             for seed in arguments.seeds:

@@ -36,23 +36,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Judges every number of rows, written down one by one."""
-    result: dict[str, Any] = {
-        "benchmark": "mrm_feedback",
-        "machine": harness.machine(),
-        "units": "cover: share of true weights inside 95 % intervals; variance: mean squared error "
-        "over posterior variance; information: mean trace at the truth, less what level "
-        "and spread take; marginal_information: the same from scores, level and spread integrated "
-        "out; error_ratio: mean squared error over that of the plain choices "
-        "of equal mean Fisher information; expected_ratio: the same of tr (prior precision + "
-        "information)^-1 alone; matched_ratio: mean squared error over that of plain choices of "
-        "each user's own information, matched_expected of the traces; exact_ratio: over that of "
-        "the exact posterior means, exact_ess the median effective share of the samples, and "
-        "exact_shift the root mean square difference of the means in posterior sds, both of the "
-        "first users alone; nll: expected, in nats per choice between new answers, after stars "
-        "alone",
-        "settings": {"users": arguments.users, "seed": arguments.seed},
-        "rows": [],
-    }
+    result = harness.empty_result(
+        "mrm_feedback",
+        "cover: share of true weights inside 95 % intervals; variance: mean squared error over "
+        "posterior variance; information: mean trace at the truth, less what level and spread "
+        "take; marginal_information: the same from scores, level and spread integrated out; "
+        "error_ratio: mean squared error over that of the plain choices of equal mean Fisher "
+        "information; expected_ratio: the same of tr (prior precision + information)^-1 alone; "
+        "matched_ratio: mean squared error over that of plain choices of each user's own "
+        "information, matched_expected of the traces; exact_ratio: over that of the exact "
+        "posterior means, exact_ess the median effective share of the samples, and exact_shift the "
+        "root mean square difference of the means in posterior sds, both of the first users alone; "
+        "nll: expected, in nats per choice between new answers, after stars alone",
+        {"users": arguments.users, "seed": arguments.seed},
+    )
     for shots in SHOTS:
         result["rows"].append(judged(shots, arguments.users, arguments.seed))
         harness.write(arguments.out, result, _table(result["rows"]))

@@ -37,13 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Writes the rows, and measures both commands, each written down when it has ended."""
     console = Console(stderr=True)
-    result: dict[str, Any] = {
-        "benchmark": "mrm_million",
-        "machine": harness.machine(),
-        "units": "seconds of the wall clock and of all processors, peak resident memory in GiB",
-        "settings": {"users": arguments.users, "rows": arguments.users * ROWS, "train": TRAIN},
-        "rows": [],
-    }
+    result = harness.empty_result(
+        "mrm_million",
+        "seconds of the wall clock and of all processors, peak resident memory in GiB",
+        {"users": arguments.users, "rows": arguments.users * ROWS, "train": TRAIN},
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         console.print(f"writing {arguments.users * ROWS:,} rows ...", highlight=False)
@@ -81,11 +79,11 @@ def write_rows(folder: Path, users: int) -> None:
         for row, who in enumerate(user):
             answers = (texts[one[row]], texts[two[row]])
             if rating[row]:
-                said = {"answer": answers[0], "rating": int(stars[row]), "scale": [1, 5]}
+                row_fields = {"answer": answers[0], "rating": int(stars[row]), "scale": [1, 5]}
             else:
                 chosen, rejected = answers if wins[row] else answers[::-1]
-                said = {"chosen": chosen, "rejected": rejected}
-            file.write(json.dumps({"user": f"user{who:06d}", **said}) + "\n")
+                row_fields = {"chosen": chosen, "rejected": rejected}
+            file.write(json.dumps({"user": f"user{who:06d}", **row_fields}) + "\n")
 
 
 def measured(arguments: list[str]) -> dict[str, float]:

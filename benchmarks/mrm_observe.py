@@ -19,7 +19,6 @@ SIZES, ROWS = (5, 128), (10, 100, 200, 1_000, 10_000)
 KINDS = ("choices", "any kind")
 _SHORT = 320  # rows that are observed one by one
 _IN_A_ROW = 20  # calls on new rows, so that a state of 10 rows is not timed at 100
-_BLOCKS_AT_ONCE = 6  # older blocks that a call sweeps in turn
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,13 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Times every size, kind and number of rows, written down one by one."""
     console = Console(stderr=True)
-    result: dict[str, Any] = {
-        "benchmark": "mrm_observe",
-        "machine": harness.machine(),
-        "units": "milliseconds of a call, median and 90 % quantile",
-        "settings": {"calls": arguments.calls},
-        "rows": [],
-    }
+    result = harness.empty_result(
+        "mrm_observe",
+        "milliseconds of a call, median and 90 % quantile",
+        {"calls": arguments.calls},
+    )
     for size in arguments.sizes:
         for kind in arguments.kinds:
             for rows in arguments.rows:
@@ -113,7 +110,7 @@ def _drawn_rows(rng: np.random.Generator, size: int, kind: str) -> Any:
 def _state(drawn: Any, size: int, kind: str, rows: int) -> Any:
     """The state after `rows` rows."""
     from jaxalign import mrm
-    from jaxalign.mrm.feedback_belief import KEPT_PER_FEATURE, LEAST_KEPT
+    from jaxalign.mrm.feedback_belief import KEPT_PER_FEATURE, LEAST_KEPT, most_live
 
     belief = mrm.init_feedback_belief(_prior(size, kind))
     for _ in range(min(rows, _SHORT)):
@@ -127,7 +124,8 @@ def _state(drawn: Any, size: int, kind: str, rows: int) -> Any:
         precision=times * belief.precision, shift=times * belief.shift,
         evidence=times * belief.evidence, blocks=blocks, num_rows=times * _SHORT,
     )  # fmt: skip
-    for _ in range(2 * len(blocks) // _BLOCKS_AT_ONCE + 1):
+    in_turn = most_live(len(belief.mean)) - 2  # beside the newest block and the one before
+    for _ in range(2 * len(blocks) // in_turn + 1):
         belief = _observe(belief, next(drawn))
     return belief
 

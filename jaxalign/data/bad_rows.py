@@ -21,7 +21,7 @@ class BadRows:
     Attributes:
         count: of the rows.
         ratings: rows that rate one answer, where choices between two are read; they are not bad.
-        uncounted: rows whose weight is 0; they are not bad either.
+        zero_weight: rows whose weight is 0; they are not bad either.
 
     Example:
         >>> from jaxalign.data.bad_rows import BadRows
@@ -34,7 +34,7 @@ class BadRows:
 
     def __init__(self, on_bad_row: OnBadRow, source: str | Path) -> None:
         self.on_bad_row, self.source, self.count = on_bad_row, str(source), 0
-        self.ratings = self.uncounted = 0
+        self.ratings = self.zero_weight = 0
         self._counts: dict[str, int] = {}
         self._first: dict[str, RowError] = {}
 
@@ -65,8 +65,8 @@ class BadRows:
                 f"{counted(self.ratings, 'rating')} left out: choices between two answers are "
                 "learned from"
             )
-        if self.uncounted:
-            left_out.append(f"{counted(self.uncounted, 'row')} of weight 0 left out")
+        if self.zero_weight:
+            left_out.append(f"{counted(self.zero_weight, 'row')} of weight 0 left out")
         if not self.count:
             return tuple(left_out)
         by_count = sorted(self._counts, key=self._counts.__getitem__, reverse=True)

@@ -64,13 +64,13 @@ def load(
             (text or a whole number), `chosen`, `rejected` and optionally `prompt`, `group`, `tie`;
             `time` may be there and is not kept, as rows keep the order of the source. Prompts and
             answers are texts, or conversations as lists of messages; without `prompt`, the turns
-            that `chosen` and `rejected` have in common are the prompt. Rows with a `rating` of one
-            answer are left out and counted in the table's notes, unless `ratings` is set.
+            that `chosen` and `rejected` have in common are the prompt. A row counts by its
+            `weight`. Rows of weight 0 are left out and counted in the table's notes; rows with a
+            `rating` of one answer are too, unless `ratings` is set.
         require_user: whether there has to be a `user`.
         on_bad_row: `refuse` a file with a row that cannot be used, or `drop` such rows and count
             them in the table's notes; a file most of whose rows are bad is refused all the same.
-        ratings: whether to read ratings, strengths, weights and implicit choices too, see
-            `from_columns`.
+        ratings: whether to read ratings, strengths and implicit choices too, see `from_columns`.
 
     Returns:
         The table of choices; see `from_columns` for how items and groups are formed.
@@ -112,17 +112,12 @@ def read_blocks(
     if bad.on_bad_row == "refuse":
         tables = read_tables(source, names, BLOCK_ROWS)
     else:
-        check = partial(check_choice, require_user=require_user, ratings=ratings)
+        check = partial(check_choice, require_user=require_user, ratings=ratings, weights=True)
         tables = checked_tables(source, names, check, bad, BLOCK_ROWS)
     for table in tables:
-        if ratings:
-            counting = without_uncounted(table, bad)
-            if len(counting.columns.get("user", ())) or counting is table:
-                yield check_columns(counting.columns, counting.origin, require_user)
-            continue
-        before = bad.ratings
-        kept = without_ratings(table, bad)
-        if bad.ratings == before or len(kept.columns.get("chosen", ())):
+        before = bad.ratings, bad.zero_weight
+        kept = without_zero_weight(table if ratings else without_ratings(table, bad), bad)
+        if (bad.ratings, bad.zero_weight) == before or any(map(len, kept.columns.values())):
             yield check_columns(kept.columns, kept.origin, require_user)
 
 
@@ -143,8 +138,8 @@ def read_choices(
 
 
 def columns_read(ratings: bool) -> tuple[str, ...]:
-    """Return the columns that a file may have, those of ratings and of strengths among them."""
-    return (*COLUMNS, *DETAILS) if ratings else COLUMNS
+    """Return the columns that are read of a file, those of ratings and strengths among them."""
+    return (*COLUMNS, *(DETAILS if ratings else ("weight",)))
 
 
 def without_ratings(table: Table, bad: BadRows) -> Table:
@@ -159,7 +154,7 @@ def without_ratings(table: Table, bad: BadRows) -> Table:
     return _rows_of(Table(rest, table.origin), np.flatnonzero(~np.array(rated)))
 
 
-def without_uncounted(table: Table, bad: BadRows) -> Table:
+def without_zero_weight(table: Table, bad: BadRows) -> Table:
     """Leave out rows whose weight is 0, and count them.
 
     Raises:
@@ -172,7 +167,7 @@ def without_uncounted(table: Table, bad: BadRows) -> Table:
     )
     if counts.all():
         return table
-    bad.uncounted += int(np.count_nonzero(~counts))
+    bad.zero_weight += int(np.count_nonzero(~counts))
     return _rows_of(table, np.flatnonzero(counts))
 
 
@@ -187,10 +182,10 @@ def _rows_of(table: Table, rows: np.ndarray) -> Table:
 
 def no_choices(source: str | Path, bad: BadRows) -> InputError:
     """Return what refuses a source of which nothing is left."""
-    if bad.uncounted:
+    if bad.zero_weight and not bad.ratings:
         return InputError(
-            f"{source}: {bad.uncounted:,} rows have the weight 0 and no other is left, expected "
-            "rows that count; correct the weights."
+            f"{source}: {counted(bad.zero_weight, 'row has', 'rows have')} the weight 0 and no other "
+            "is left, expected rows that count; correct the weights."
         )
     return only_ratings(source, bad.ratings)
 
@@ -198,8 +193,9 @@ def no_choices(source: str | Path, bad: BadRows) -> InputError:
 def only_ratings(source: str | Path, ratings: int) -> InputError:
     """Return what refuses a source that has ratings alone."""
     return InputError(
-        f"{source} holds {ratings:,} ratings and no choices, expected choices between two "
-        "answers (`user`, `chosen`, `rejected`); add some."
+        f"{source} holds {counted(ratings, 'rating')} and no choices, expected choices between two "
+        "answers (`user`, `chosen`, `rejected`) among them; write both into one file: `jaxalign "
+        "import jaxalign RATINGS CHOICES --out BOTH.jsonl`."
     )
 
 
@@ -432,13 +428,16 @@ def _same_text(where: str, count: int = 1) -> RowError:
     )
 
 
-def check_choice(row: Row, require_user: bool, ratings: bool = False) -> None:
+def check_choice(
+    row: Row, require_user: bool, ratings: bool = False, weights: bool = False
+) -> None:
     """Refuse a row that is neither a rating nor one that `from_columns` takes.
 
     Args:
         row: of a file.
         require_user: whether there has to be a user.
-        ratings: whether ratings, strengths, weights and implicit choices are checked too.
+        ratings: whether ratings, strengths and implicit choices are checked too.
+        weights: whether weights are.
     """
     rated = row.has(RATING) and not row.has("chosen")
     if rated and not ratings:
@@ -461,7 +460,7 @@ def check_choice(row: Row, require_user: bool, ratings: bool = False) -> None:
         row.identifier("group")
     if row.has("tie"):
         row.flag("tie")
-    if ratings:
+    if weights:
         check_weight(values.get("weight"), row.where, row.typed)
     if rated:
         check_rating(values[RATING], values.get("scale"), row.where, row.typed)

@@ -269,7 +269,7 @@ def site_step(
     return new, terms, gradient, rows.weight * moved.precision * found.variance
 
 
-def posterior_step(mean_step: jax.Array, surer: jax.Array, size: int) -> jax.Array:
+def posterior_step(mean_step: jax.Array, precision_gain: jax.Array, size: int) -> jax.Array:
     """Return how far a change of sites moves the posterior of z, in its own standard deviations.
 
     A root mean square over directions. The covariance changes by that of each row, which add up
@@ -277,10 +277,10 @@ def posterior_step(mean_step: jax.Array, surer: jax.Array, size: int) -> jax.Arr
 
     Args:
         mean_step: squared step of the mean, in units of the covariance.
-        surer: [P] change of each site's precision times the variance of its margin.
+        precision_gain: [P] change of each site's precision times the variance of its margin.
         size: r, number of directions.
     """
-    spread = jnp.maximum(jnp.abs(jnp.sum(surer)), jnp.sqrt(jnp.sum(surer**2)))
+    spread = jnp.maximum(jnp.abs(jnp.sum(precision_gain)), jnp.sqrt(jnp.sum(precision_gain**2)))
     moved = jnp.maximum(jnp.sqrt(jnp.maximum(mean_step, 0)), 0.5 * spread)
     return moved / float(np.sqrt(size))
 

@@ -38,7 +38,7 @@ class Feedback(NamedTuple):
         vectors: [U, P, E] features of a rated answer, measured from a typical answer's; of a
             choice, those of the chosen answer minus those of the rejected one.
         rating: [U, P] bool, whether the row is a rating.
-        lower: [U, P] int32 edge below what was said, see `Levels`.
+        lower: [U, P] int32 edge below the stated level, see `Levels`.
         upper: [U, P] int32 edge above it.
         weight: [U, P] how often the row counts, 0 for padding.
 
@@ -61,7 +61,7 @@ class Feedback(NamedTuple):
 
 @dataclass(frozen=True)
 class Levels:
-    """What can be said: the levels of choices and of each scale of ratings.
+    """The levels of choices and of each scale of ratings.
 
     Edges are numbered: -inf, inf, those between the strengths of a choice, that below a tie, and
     those between the levels of each scale.

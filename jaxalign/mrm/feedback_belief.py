@@ -31,17 +31,20 @@ from jaxalign.mrm.feedback import (
     spread_grid,
 )
 from jaxalign.mrm.feedback_margins import (
-    DAMPED,
-    FREE_SWEEPS,
-    MOST_SWEEPS,
-    SMALL_CHANGE,
     MarginRows,
     MarginSites,
-    first_site,
     insert_row,
     no_margins,
     sweep_margins,
     with_more_room,
+)
+from jaxalign.mrm.feedback_sums import (
+    RowBlock,
+    concatenated,
+    sums_of,
+    sweep_blocks,
+    with_row,
+    with_sites,
 )
 from jaxalign.train.blas import one_blas_thread
 
@@ -65,22 +68,6 @@ _FEWER_SPREADS, _NEGLIGIBLE = (2, 3, 5), 1e-6
 Two at least, between which the user's own lies. A spread that is left out does not come back. Under
 the model its probability is a martingale: one that has fallen to p ever reaches q again with a
 probability of p / q at most (Doob), one in a thousand for q = 0.001."""
-
-
-class RowBlock(NamedTuple):
-    """Rows of one user, B of them, in coordinates z of the weights, theta = mean + root z.
-
-    Attributes:
-        design: [B, r].
-        codes: [B, 3] int32: whether a row is a rating, and its lower and upper edge.
-        known: [B, 2] weight, 0 where there is no row yet, and the margin under the prior's mean.
-        sites: [3, G, B] precision and shift of each site, and its term of the log evidence.
-    """
-
-    design: jax.Array
-    codes: jax.Array
-    known: jax.Array
-    sites: jax.Array
 
 
 class FeedbackBelief(NamedTuple):
@@ -157,10 +144,11 @@ def init_feedback_belief(prior: Prior | FeedbackPrior) -> FeedbackBelief:
 
 def fits_margins(blocks: int, size: int) -> bool:
     """Return whether the margins of the rows of some blocks are fewer than the directions."""
-    return blocks <= _most_live(size) and _width(blocks) * BLOCK < size
+    return blocks <= most_live(size) and _width(blocks) * BLOCK < size
 
 
-def _most_live(size: int) -> int:
+def most_live(size: int) -> int:
+    """Return how many blocks a new row sweeps over at most, by the number of directions."""
     return LIVE if size <= _WIDE else _WIDE_LIVE
 
 
@@ -192,7 +180,7 @@ def observe(
     Args:
         belief: of one user.
         vector: [E] as in `Feedback.vectors`: chosen minus rejected, or a rated answer's features.
-        lower: edge below what was said, see `Levels`; a plain choice unless given.
+        lower: edge below the stated level, see `Levels`; a plain choice unless given.
         upper: edge above it.
         rating: whether the row is a rating.
         weight: how often the row counts, above 0.
@@ -234,7 +222,7 @@ def observe(
 def _after_margins(belief: FeedbackBelief, joint: MarginSites, row: tuple) -> FeedbackBelief:
     """The belief after one more row, by the margins of all."""
     count = len(belief.blocks)
-    joint, newest, blocks = _observed(
+    joint, newest, blocks = awaited(
         _observe_margins, _shared(belief), joint, _padded(belief, belief.blocks),
         np.int32(count - 1), belief.blocks[-1], *row,
     )  # fmt: skip
@@ -247,10 +235,10 @@ def _after_margins(belief: FeedbackBelief, joint: MarginSites, row: tuple) -> Fe
 def _after_sums(belief: FeedbackBelief, row: tuple) -> FeedbackBelief:
     """The belief after one more row, by the sums over the sites of all."""
     blocks = belief.blocks
-    chosen, turn = in_turn(len(blocks) - 1, belief.turn, _most_live(len(belief.mean)) - 1)
+    chosen, turn = in_turn(len(blocks) - 1, belief.turn, most_live(len(belief.mean)) - 1)
     live = _padded(belief, (blocks[-1], *(blocks[number] for number in chosen)))
     sums = (belief.precision, belief.shift, belief.evidence)
-    sums, updated = _observed(_observe_sums, _shared(belief), sums, live, *row)
+    sums, updated = awaited(_observe_sums, _shared(belief), sums, live, *row)
     after = list(blocks)
     for number, block in zip((len(blocks) - 1, *chosen), updated, strict=False):
         after[number] = block
@@ -282,22 +270,8 @@ def summed(belief: FeedbackBelief) -> FeedbackBelief:
         return belief
     if not belief.num_rows:
         return belief._replace(joint=None)
-    precision, shift, evidence = _sums(belief.spreads, _padded(belief, belief.blocks))
+    precision, shift, evidence = sums_of(belief.spreads, _padded(belief, belief.blocks))
     return belief._replace(precision=precision, shift=shift, evidence=evidence, joint=None)
-
-
-@jax.jit
-def _sums(spreads: jax.Array, blocks: tuple[RowBlock, ...]) -> tuple:
-    """Sums over the sites of the rows of some blocks."""
-    design, codes, known, sites = concatenated(blocks)
-
-    def at(spread: jax.Array, sites: jax.Array) -> tuple:
-        by = jnp.where(codes[:, 0] > 0, spread, 1)
-        rows = ep.ChoiceRows(by[:, None] * design, by * known[:, 1], known[:, 0])
-        return (*ep.natural(rows, ep.Sites(sites[0], sites[1])), jnp.sum(sites[2]))
-
-    found: tuple = jax.vmap(at, (0, 1))(spreads, sites)
-    return found
 
 
 def _with_room(belief: FeedbackBelief) -> FeedbackBelief:
@@ -350,8 +324,14 @@ def in_turn(older: int, turn: int, most: int) -> tuple[list[int], int]:
 
 
 @one_blas_thread
-def _observed(observe_row: Callable[..., Found], *inputs: object) -> Found:
-    found: Found = jax.block_until_ready(observe_row(*inputs))
+def awaited(program: Callable[..., Found], *inputs: object) -> Found:
+    """Return what a compiled program gives, once it is there, with one BLAS thread.
+
+    Args:
+        program: that factors matrices.
+        *inputs: its arguments.
+    """
+    found: Found = jax.block_until_ready(program(*inputs))
     return found
 
 
@@ -360,13 +340,8 @@ def _with_row(
 ) -> RowBlock:
     """The newest block with one more row, whose place is the last of the codes."""
     mean, root, *_ = shared
-    place = codes[3]
-    return RowBlock(
-        block.design.at[place].set(values @ root),
-        block.codes.at[place].set(codes[:3]),
-        block.known.at[place].set(jnp.stack([weight, values @ mean])),
-        block.sites,
-    )
+    known = jnp.stack([weight, values @ mean])
+    return with_row(block, codes[3], values @ root, codes[:3], known)
 
 
 @jax.jit
@@ -394,118 +369,6 @@ def _observe_margins(
     joint, first = insert_row(rows, joint, ep.Sites(sites[0], sites[1]), start + row[1][3])
     joint, found, terms = sweep_margins(rows, joint, first, sites[2])
     return joint, newest, with_sites(blocks, jnp.stack([*found, terms]))
-
-
-def concatenated(blocks: tuple[RowBlock, ...]) -> tuple[jax.Array, ...]:
-    """Return design, codes, known and sites of the rows of all blocks."""
-    *rows, sites = zip(*blocks, strict=True)
-    return (*map(jnp.concatenate, rows), jnp.concatenate(sites, axis=2))
-
-
-def with_sites(blocks: tuple[RowBlock, ...], sites: jax.Array) -> tuple[RowBlock, ...]:
-    """Return the blocks with new sites [3, G, P] of their rows."""
-    parts = jnp.split(sites, len(blocks), axis=2)
-    return tuple(block._replace(sites=part) for block, part in zip(blocks, parts, strict=True))
-
-
-def sweep_blocks(
-    shared: tuple, sums: tuple, blocks: tuple[RowBlock, ...], place: jax.Array | None = None
-) -> tuple[tuple, tuple[RowBlock, ...]]:
-    """Return the sums over all sites, and live blocks, after sweeps until these hardly change.
-
-    Args:
-        shared: mean, root, edges and spreads, as in `FeedbackBelief`.
-        sums: precision, shift and evidence of all sites.
-        blocks: whose sites are swept; those of all other rows stay as they are.
-        place: of a row of the first block that has no site yet; None where there may be many.
-    """
-    _, _, edges, spreads = shared
-    design, codes, known, sites = concatenated(blocks)
-    lower, upper = edges[codes[:, 1]], edges[codes[:, 2]]
-
-    def at(spread: jax.Array, sites: jax.Array, sums: tuple) -> tuple:
-        by = jnp.where(codes[:, 0] > 0, spread, 1)
-        rows = ep.ChoiceRows(by[:, None] * design, by * known[:, 1], known[:, 0])
-        return _swept(_Live(rows, lower, upper, place), sites, sums)
-
-    if len(spreads) > 1:
-        after, sums = jax.vmap(at, (0, 1, 0), (1, 0))(spreads, sites, sums)
-    else:  # LAPACK on one matrix is faster than on a batch of one
-        alone = at(spreads[0], sites[:, 0], jax.tree.map(lambda leaf: leaf[0], sums))
-        after, sums = alone[0][:, None], jax.tree.map(lambda leaf: leaf[None], alone[1])
-    return sums, with_sites(blocks, after)
-
-
-class _Live(NamedTuple):
-    """Rows [P] whose sites are swept, at one spread.
-
-    Attributes:
-        rows: as expectation propagation sees them.
-        lower, upper: [P] ends of their bands.
-        place: of the one row that has no site yet; None where there may be many.
-    """
-
-    rows: ep.ChoiceRows
-    lower: jax.Array
-    upper: jax.Array
-    place: jax.Array | None
-
-
-def _swept(live: _Live, sites: jax.Array, sums: tuple) -> tuple[jax.Array, tuple]:
-    """Sites [3, P] of live rows after sweeps until they no longer change, and the new sums."""
-    rows = live.rows
-    start = ep.Sites(sites[0], sites[1])
-
-    def total(current: ep.Sites) -> tuple[jax.Array, jax.Array]:
-        gained = ep.natural(rows, jax.tree.map(jnp.subtract, current, start))
-        return jax.tree.map(jnp.add, sums[:2], gained)
-
-    def going(carry: tuple) -> jax.Array:
-        _, _, _, change, sweeps = carry
-        return (change > SMALL_CHANGE) & (sweeps < MOST_SWEEPS)
-
-    def step(carry: tuple) -> tuple:
-        old, natural, _, _, sweeps = carry
-        found, half = ep.margins_of_precision(rows, *natural)
-        if live.place is not None:
-            old, found = _with_first_site(live, old, found, half, sweeps == 0)
-        # Sites next to their fixed point need no damping; those that keep moving do.
-        free = (sweeps < FREE_SWEEPS) & (live.place is not None)
-        new, terms, gradient, surer = ep.site_step(
-            rows, old, found, (live.lower, live.upper), jnp.where(free, 1, ep.DAMPING)
-        )
-        along = half @ gradient
-        change = ep.posterior_step(along @ along, surer, rows.design.shape[1])
-        return new, total(new), terms, change / jnp.where(free, 1, DAMPED), sweeps + 1
-
-    limit = jnp.full((), jnp.inf, rows.design.dtype)
-    first = (start, sums[:2], sites[2], limit, jnp.zeros((), jnp.int32))
-    new, natural, terms, _, _ = jax.lax.while_loop(going, step, first)
-    evidence = sums[2] + jnp.sum(terms - sites[2])
-    return jnp.stack([new.precision, new.shift, terms]), (*natural, evidence)
-
-
-def _with_first_site(
-    live: _Live, sites: ep.Sites, found: ep.Margins, half: jax.Array, first: jax.Array
-) -> tuple[ep.Sites, ep.Margins]:
-    """Sites and margins with the site of the new row in them, where this is the first sweep.
-
-    One term more changes a normal by a matrix of rank one.
-    """
-    place, weight = live.place, live.rows.weight[live.place]
-    mean, variance = found.mean[place], found.variance[place]
-    site = first_site(mean, variance, live.lower[place], live.upper[place])
-    precision, shift = (jnp.where(first, weight * part, 0) for part in site)
-    column = half.T @ half[:, place]
-    left = 1 + precision * variance
-    after = ep.Margins(
-        found.mean + column * ((shift - precision * mean) / left),
-        jnp.maximum(found.variance - column**2 * (precision / left), 0),
-    )
-    sites = jax.tree.map(
-        lambda old, new: old.at[place].set(jnp.where(first, new, old[place])), sites, site
-    )
-    return sites, after
 
 
 def feedback_moments(belief: FeedbackBelief) -> tuple[jax.Array, jax.Array]:

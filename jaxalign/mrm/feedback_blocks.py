@@ -17,13 +17,12 @@ from jaxalign.mrm.feedback_belief import (
     BLOCK,
     LIVE,
     FeedbackBelief,
-    RowBlock,
+    awaited,
     empty_block,
     in_turn,
     summed,
-    sweep_blocks,
 )
-from jaxalign.train.blas import one_blas_thread
+from jaxalign.mrm.feedback_sums import RowBlock, sweep_blocks, with_row
 
 KEPT = 64
 """Blocks whose sites are swept again in turn; older sites stay in the sums as they are. Among 2,000
@@ -89,9 +88,8 @@ def observe_rows(belief: FeedbackBelief, rows: FeedbackRows) -> FeedbackBelief:
     shared = (belief.mean, belief.root, belief.edges, belief.spreads)
     sums = (belief.precision, belief.shift, belief.evidence)
     span = np.array([place, place + count], np.int32)
-    sums, newest, sites = _observed(
-        shared, sums, newest, older, _in_place(rows, place, design.dtype), span
-    )
+    padded = _in_place(rows, place, design.dtype)
+    sums, newest, sites = awaited(_observe_rows, shared, sums, newest, older, padded, span)
     after = list(whole)
     for number, site in zip(chosen, sites, strict=False):
         after[number] = after[number]._replace(sites=site)
@@ -116,17 +114,6 @@ def _in_place(rows: FeedbackRows, place: int, dtype: jnp.dtype) -> FeedbackRows:
     return FeedbackRows(*padded)
 
 
-@one_blas_thread
-def _observed(
-    shared: tuple, sums: tuple, newest: RowBlock, older: tuple[RowBlock, ...], rows: FeedbackRows,
-    span: np.ndarray,
-) -> tuple[tuple, RowBlock, tuple[jax.Array, ...]]:  # fmt: skip
-    found: tuple[tuple, RowBlock, tuple[jax.Array, ...]] = jax.block_until_ready(
-        _observe_rows(shared, sums, newest, older, rows, span)
-    )
-    return found
-
-
 @jax.jit
 def _observe_rows(
     shared: tuple, sums: tuple, newest: RowBlock, older: tuple[RowBlock, ...], rows: FeedbackRows,
@@ -145,14 +132,9 @@ def _observe_rows(
 
     def take(place: jax.Array, carry: tuple) -> tuple:
         sums, newest, sites = carry
-        newest = RowBlock(
-            newest.design.at[place].set(design[place]),
-            newest.codes.at[place].set(codes[place]),
-            newest.known.at[place].set(known[place]),
-            newest.sites,
-        )
+        newest = with_row(newest, place, design[place], codes[place], known[place])
         others = (block._replace(sites=own) for block, own in zip(older, sites, strict=True))
-        sums, swept = sweep_blocks(shared, sums, (newest, *others), place=place)
+        sums, swept = sweep_blocks(shared, sums, (newest, *others), place)
         return sums, swept[0], tuple(block.sites for block in swept[1:])
 
     start = (sums, newest, tuple(block.sites for block in older))

@@ -370,7 +370,7 @@ def fit_feedback(
 
     Args:
         buckets: feedback of users, those with about equally many rows together.
-        levels: what can be said.
+        levels: of choices and ratings.
         config: see `BayesConfig`.
 
     Returns:

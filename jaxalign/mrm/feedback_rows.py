@@ -68,7 +68,7 @@ def feedback_of(
     """Return rows [U, P] as feedback.
 
     Args:
-        levels: what can be said.
+        levels: of choices and ratings.
         vectors: [U, P, D] as from `vectors_of`.
         details: [U, P].
         implicit: how often an implicit choice counts, 0 or more.

@@ -162,6 +162,30 @@ def test_scales_are_numbered_as_a_model_numbers_them(tmp_path):
 
 
 @pytest.mark.parametrize("on_bad_row", ["refuse", "drop"])
+def test_choices_alone_have_their_weights_too(tmp_path, on_bad_row):
+    pair = {"user": "u", "chosen": "a", "rejected": "b"}
+    rating = {"user": "v", "answer": "c", "rating": 1, "scale": [1, 5]}
+    rows = [{**pair, "weight": 0}, {**pair, "weight": 0.5}, rating, pair]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = load(path, on_bad_row=on_bad_row)
+    assert found.details.weight.tolist() == [0.5, 1]
+    assert "1 row of weight 0 left out" in found.notes
+    bad = [*rows, {**pair, "weight": 2}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in bad))
+    with pytest.raises(InputError, match="line 5: `weight` is 2, expected"):
+        load(path)
+    assert load(path, on_bad_row="drop").details.weight.tolist() == [0.5, 1]
+
+
+def test_rows_of_weight_0_are_left_out_of_a_file_without_users(tmp_path):
+    rows = [{"chosen": "a", "rejected": "b", "weight": weight} for weight in (0, 1)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert len(load(path, require_user=False, ratings=True)) == 1
+
+
+@pytest.mark.parametrize("on_bad_row", ["refuse", "drop"])
 def test_rows_of_weight_0_are_left_out_and_counted(tmp_path, on_bad_row):
     pair = {"user": "u", "chosen": "a", "rejected": "b"}
     rating = {"user": "v", "answer": "c", "rating": 1, "scale": [1, 5]}
@@ -173,5 +197,5 @@ def test_rows_of_weight_0_are_left_out_and_counted(tmp_path, on_bad_row):
     assert found.details.weight.tolist() == [0.5, 1]
     assert "2 rows of weight 0 left out" in found.notes
     path.write_text(json.dumps(rows[0]))
-    with pytest.raises(InputError, match="1 rows have the weight 0 and no other is left"):
+    with pytest.raises(InputError, match="1 row has the weight 0 and no other is left"):
         load(path, ratings=True, on_bad_row=on_bad_row)

@@ -10,7 +10,7 @@ import pytest
 from test_adapting import WIDTH, bayes_model, choices_of, table_of
 
 from jaxalign import mrm
-from jaxalign.data import choice_parts, files, load
+from jaxalign.data import choice_parts, files, from_columns, load
 from jaxalign.data.choice_parts import digest_of, write_parts
 from jaxalign.errors import InputError
 
@@ -92,6 +92,18 @@ def test_one_group_gives_the_bytes_of_one_piece(model, tmp_path, monkeypatch):
         assert (one.user, one.choices, one.accuracy) == (other.user, other.choices, other.accuracy)
         assert one.weights.tobytes() == other.weights.tobytes()
         assert one.rows.tobytes() == other.rows.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_model_of_plain_choices_reads_weights(model, tmp_path, kind):
+    assert model.scales is None
+    rows = [{**row, "weight": (0, 0.5, 1)[n % 3]} for n, row in enumerate(rows_of())]
+    path, features = write(tmp_path, kind, rows), table_of()
+    found = mrm.adapt_file(model, str(path), tmp_path / "users.sqlite", features)
+    assert "56 rows of weight 0 left out" in found.notes
+    counting = [row for row in rows if row["weight"]]
+    columns = {name: [row[name] for row in counting] for name in counting[0]}
+    assert_same_users(found.users, mrm.adapt_users(model, from_columns(columns), features))
 
 
 def test_prompts_and_turns_survive_the_parts(tmp_path):

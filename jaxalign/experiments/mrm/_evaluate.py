@@ -89,7 +89,7 @@ def _judged_ratings(
 
     Of each user every other rating is held out, and predicted from all other support rows.
     """
-    if model.scales is None or not isinstance(model.method, RatingsMethod):
+    if model.scales is None or not isinstance(model.method, RatingsMethod) or not support.details:
         return {}
     sums = np.zeros(3)
     for part, details in zip(support.parts, support.details, strict=True):

@@ -59,8 +59,15 @@ def test_a_bad_row_after_a_rating_keeps_its_line(tmp_path):
 
 
 def test_a_file_of_ratings_alone_is_refused(tmp_path):
-    with pytest.raises(InputError, match="holds 2 ratings and no choices, expected choices"):
-        load(written(tmp_path, "jsonl", [RATING, RATING]))
+    path = written(tmp_path, "jsonl", [RATING, RATING])
+    with pytest.raises(InputError, match="holds 2 ratings and no choices, expected choices") as bad:
+        load(path)
+    # The command that the message names makes a file that is read.
+    command = str(bad.value).split("`jaxalign ")[1].split("`")[0]
+    names = {"RATINGS": str(path), "BOTH.jsonl": str(tmp_path / "both.jsonl")}
+    names["CHOICES"] = str(written(tmp_path, "parquet", CHOICES))
+    call(*(names.get(word, word) for word in command.split()))
+    assert len(load(tmp_path / "both.jsonl", ratings=True)) == 2 + len(CHOICES)
 
 
 def a_chat(user, chat, liked, names):
@@ -231,3 +238,11 @@ def test_a_saved_model_of_ratings_is_judged_again(exported):
     assert judged["ratings"] > 0
     assert judged["rating_nll"] < judged["rating_nll_unadapted"]
     assert judged["rating_nll_unadapted"] == pytest.approx(np.log(2), abs=0.2)
+
+
+def test_a_model_of_ratings_is_judged_on_choices_alone(exported, tmp_path):
+    rows = [json.loads(line) for line in (exported.root / "choices.jsonl").read_text().splitlines()]
+    plain = write_rows(tmp_path / "plain.jsonl", [row for row in rows if "chosen" in row])
+    found = call("mrm", "evaluate", "--model", exported.root / "run", "--data", plain)
+    assert found.code == 0, found.err
+    assert not {"ratings", "rating_nll"} & set(json.loads(found.out))
