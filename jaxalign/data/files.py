@@ -184,8 +184,8 @@ def no_choices(source: str | Path, bad: BadRows) -> InputError:
     """Return what refuses a source of which nothing is left."""
     if bad.zero_weight and not bad.ratings:
         return InputError(
-            f"{source}: {counted(bad.zero_weight, 'row has', 'rows have')} the weight 0 and no other "
-            "is left, expected rows that count; correct the weights."
+            f"{source}: {counted(bad.zero_weight, 'row has', 'rows have')} the weight 0 and no "
+            "other is left, expected rows that count; correct the weights."
         )
     return only_ratings(source, bad.ratings)
 

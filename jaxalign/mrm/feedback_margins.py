@@ -232,6 +232,8 @@ def _swept(
     new, terms, gradient, precision_gain = ep.site_step(
         here, sites, margin, (rows.lower, rows.upper), jnp.where(free, 1, ep.DAMPING)
     )
-    moved = ep.posterior_step(gradient @ (joint.cov @ gradient), precision_gain, rows.design.shape[1])
+    moved = ep.posterior_step(
+        gradient @ (joint.cov @ gradient), precision_gain, rows.design.shape[1]
+    )
     far = jnp.sqrt(jnp.maximum(change @ less, 0))
     return new, terms, mean, moved / jnp.where(free, 1, DAMPED), far

@@ -18,8 +18,6 @@ def test_adaptation_costs_what_it_does_without_checks():
 def test_programs_of_a_single_computation_differ():
     square = jnp.ones((3, 3))
     products = (jnp.matmul, lambda a, b: b @ a)
-    texts = [
-        checks.program_text(jax.jit(one).lower(square, square).compile()) for one in products
-    ]
+    texts = [checks.program_text(jax.jit(one).lower(square, square).compile()) for one in products]
     assert all("ENTRY" in text for text in texts)
     assert texts[0] != texts[1]
