@@ -3,7 +3,6 @@
 import functools
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import ParamSpec, TypeVar
 
 from threadpoolctl import ThreadpoolController
@@ -22,35 +21,15 @@ def one_blas_thread(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def limited(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _ONE_THREAD:
+        with _ONE_CALL, _libraries().limit(limits=1, user_api="blas"):
             return function(*args, **kwargs)
 
     return limited
 
 
-class _OneThread:
-    """The limit of the process while one call or more are running, in whatever threads.
-
-    Each call by itself would restore the number that it found, while others still run.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._calls, self._limit = threading.Lock(), 0, ExitStack()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._calls:
-                self._limit.enter_context(_libraries().limit(limits=1, user_api="blas"))
-            self._calls += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._calls -= 1
-            if not self._calls:
-                self._limit.close()
-
-
-_ONE_THREAD = _OneThread()
+# The number is one for the whole process: a call that ends restores it for all others. Where calls
+# meet, threadpoolctl lets one thread alone set it.
+_ONE_CALL = threading.RLock()
 
 
 @functools.cache

@@ -63,7 +63,8 @@ def test_all_kinds_of_rows_are_read_where_they_are_asked_for(kind, on_bad_row, t
 
 def test_without_being_asked_for_choices_alone_are_read(tmp_path):
     found = load(written(tmp_path, "jsonl"))
-    assert (len(found), found.details, found.scales) == (3, None, ())
+    assert (len(found), found.scales) == (3, ())
+    assert found.details.weight.tolist() == [1, 1, 0.25]
     assert found.notes == ("3 ratings left out: choices between two answers are learned from",)
 
 
