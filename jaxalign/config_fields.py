@@ -1,4 +1,4 @@
-"""The fields of config classes: their dotted keys, types, defaults and help."""
+"""The fields of config classes: their dotted keys, types, choices, defaults and help."""
 
 import dataclasses
 import inspect
@@ -7,6 +7,8 @@ import types
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass
 from typing import Literal, Union, get_args, get_origin, get_type_hints
+
+from jaxalign.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,55 @@ def type_name(kind: object) -> str:
         inner = " ".join("..." if arg is Ellipsis else type_name(arg) for arg in args)
         return f"{{{inner}}}" if origin is dict else f"[{inner}]"
     return getattr(kind, "__name__", str(kind))
+
+
+def check_choices(config: object) -> None:
+    """Refuse a config in which a field holds something else than one of its choices.
+
+    The choices of a field are those of its `Literal`, which may stand in a union with None or in a
+    tuple. `load_config` checks them too; this is for configs that are made in Python.
+
+    Args:
+        config: an instance of a dataclass; call it first in `__post_init__`.
+
+    Raises:
+        InputError: a field with another value.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from typing import Literal
+        >>> from jaxalign.config_fields import check_choices
+        >>> @dataclass(frozen=True)
+        ... class Config:
+        ...     kind: Literal["grid", "list"] = "grid"
+        >>> try:
+        ...     check_choices(Config("gird"))
+        ... except ValueError as error:
+        ...     print(error)
+        kind: found 'gird', expected one of grid, list; correct it.
+    """
+    for name, kind in get_type_hints(type(config)).items():
+        several = get_origin(kind) is tuple
+        choices = _choices(get_args(kind)[0] if several else kind)
+        if not choices:
+            continue
+        value = getattr(config, name)
+        for one in value if several else (value,):
+            if one not in choices:
+                raise InputError(
+                    f"{name}: found {one!r}, expected one of {', '.join(map(str, choices))}; "
+                    "correct it."
+                )
+
+
+def _choices(kind: object) -> tuple[object, ...]:
+    """The values that an annotation of `Literal` allows; none for other annotations."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    if get_origin(kind) not in (Union, types.UnionType):
+        return ()
+    parts = [(None,) if part is type(None) else _choices(part) for part in get_args(kind)]
+    return tuple(value for part in parts for value in part) if all(parts) else ()
 
 
 def _attribute_help(cls: type) -> dict[str, str]:

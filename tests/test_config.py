@@ -1,15 +1,24 @@
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_type_hints
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxalign.config import describe, load_config, to_yaml
+from jaxalign.config_fields import check_choices
 from jaxalign.errors import InputError
+from jaxalign.experiments.moc import MocRunConfig
+from jaxalign.experiments.mrm.config import MRMRunConfig
+from jaxalign.experiments.pplug.config import PPlugEvaluateConfig, PPlugRunConfig
 from jaxalign.mrm.baselines.gpo import GPOConfig
 from jaxalign.mrm.config import BayesConfig, MRMConfig
+from jaxalign.palm.config import BuildConfig
+from jaxalign.rewards.bradley_terry import RewardConfig
+from jaxalign.rewards.spec import RewardSpec
+from jaxalign.serve.config import ServeConfig
+from jaxalign.train.sft import SftConfig
 
 
 @dataclass(frozen=True)
@@ -319,3 +328,48 @@ def test_an_entry_of_a_list_is_named(tmp_path, text, words):
     path.write_text(f"rewards:\n{text}" if text[0] == "-" else f"rewards: {text}")
     with pytest.raises(InputError, match=f"run.yaml, key `rewards`.*{words}"):
         load_config(Rewarded, path, [])
+
+
+def configs_in(config):
+    """A config and all that are in it, one of each class."""
+    found = {type(config): config}
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if is_dataclass(value):
+            found |= configs_in(value)
+    return found
+
+
+WHOLE = (
+    MocRunConfig(), MRMRunConfig(), PPlugRunConfig(), PPlugEvaluateConfig(), BuildConfig(),
+    RewardConfig(), RewardSpec("brevity"), SftConfig(), ServeConfig(),
+)  # fmt: skip
+CHOICES = {
+    f"{cls.__name__}.{name}": (config, name)
+    for whole in WHOLE
+    for cls, config in configs_in(whole).items()
+    for name, kind in get_type_hints(cls).items()
+    if "Literal[" in str(kind)
+}
+
+
+@pytest.mark.parametrize("field_of_a_config", CHOICES)
+def test_choices_are_checked_in_python_too(field_of_a_config):
+    """A misspelt choice was taken for another one, without a word."""
+    config, name = CHOICES[field_of_a_config]
+    several = isinstance(getattr(config, name), tuple)
+    wrong = ("nonsense",) if several else "nonsense"
+    with pytest.raises(InputError, match=f"{name}: found 'nonsense', expected one of "):
+        replace(config, **{name: wrong})
+
+
+def test_choices_may_stand_beside_none():
+    @dataclass(frozen=True)
+    class Config:
+        kind: Literal["a"] | None = None
+        other: Literal["a"] | int = 3
+
+    check_choices(Config())
+    check_choices(Config("a", 5))
+    with pytest.raises(InputError, match="kind: found 'b', expected one of a, None; correct it"):
+        check_choices(Config("b"))

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from jaxalign.config_fields import check_choices
 from jaxalign.data.bad_rows import BadRows, OnBadRow, checked_table
 from jaxalign.data.chat_template import (
     ChatTokenizer,
@@ -56,6 +57,7 @@ class CompletionConfig:
     on_bad_row: OnBadRow = "refuse"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.max_tokens < 2:
             raise InputError(f"max_tokens is {self.max_tokens}; expected at least 2.")
 

@@ -10,13 +10,14 @@ objectives.
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.arrays import Sizes, check_array, check_mask, check_number
+from jaxalign.config_fields import check_choices
 from jaxalign.errors import InputError
 from jaxalign.moc.min_norm_solver import min_norm
 from jaxalign.moc.preferences import check_simplex
@@ -56,13 +57,7 @@ class CombineConfig:
     gate: float = 0.01
 
     def __post_init__(self) -> None:
-        kinds: dict[str, object] = {"rule": Rule, "form": Form}
-        for name, kind in kinds.items():
-            if getattr(self, name) not in get_args(kind):
-                raise InputError(
-                    f"{name}: found {getattr(self, name)!r}, expected one of "
-                    f"{', '.join(get_args(kind))}; correct it."
-                )
+        check_choices(self)
         for name in ("strength", "strength_last", "gate"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_type_hints
 
 from jaxalign.config import on_resume
+from jaxalign.config_fields import check_choices
 from jaxalign.errors import InputError
 from jaxalign.moc.combination import CombineConfig
 from jaxalign.moc.preferences import PreferenceConfig
@@ -150,6 +151,7 @@ class MocConfig:
     trackers: tuple[Tracker, ...] = on_resume("any", ())
 
     def __post_init__(self) -> None:
+        check_choices(self)
         # Not `fields(self)`, whose types are texts where annotations are postponed.
         for name in (name for name, kind in get_type_hints(MocConfig).items() if kind is int):
             _check_least(name, getattr(self, name), 0 if name == "seed" else 1)

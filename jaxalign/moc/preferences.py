@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxalign.arrays import check_count
+from jaxalign.config_fields import check_choices
 from jaxalign.data.prompts import HUMAN, Prompt
 from jaxalign.errors import InputError
 
@@ -41,6 +42,7 @@ class PreferenceConfig:
     held_out: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.alpha <= 0 or self.points < 2 or not 1 <= self.decimals <= 6:
             raise InputError(
                 f"alpha is {self.alpha}, points {self.points} and decimals {self.decimals}; "

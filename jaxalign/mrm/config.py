@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxalign.config import on_resume
+from jaxalign.config_fields import check_choices
 from jaxalign.data.bad_rows import OnBadRow
 from jaxalign.errors import InputError
 
@@ -113,6 +114,7 @@ class MRMConfig:
     rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
 
     def __post_init__(self) -> None:
+        check_choices(self)
         check_range(self, "inner_steps users_per_batch epochs snapshots", 1)
         check_range(self, "inner_lr outer_lr clip_norm input_scale rates", 0, above=True)
         check_range(self, "rpo_tail", 0, 1, above=True)
@@ -185,6 +187,7 @@ class ChoiceDataConfig:
     on_bad_row: OnBadRow = "refuse"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         check_range(self, "pairs_per_half", 1)
         check_range(self, "max_pairs margin", 0)
 
@@ -251,6 +254,7 @@ class FeatureConfig:
     whiten: float = 0.5
 
     def __post_init__(self) -> None:
+        check_choices(self)
         check_range(self, "max_dims", 1)
         check_range(self, "whiten", 0, 1)
         if self.scale and (self.named is False or not self.path):

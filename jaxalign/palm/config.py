@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from jaxalign.config_fields import check_choices
 from jaxalign.errors import InputError
 from jaxalign.palm.policy_pool import PolicyPoolConfig
 
@@ -78,6 +79,7 @@ class PalmConfig:
     floor: float = 0.1
 
     def __post_init__(self) -> None:
+        check_choices(self)
         check_tolerances(self.eps, self.delta)
         for name in ("stop_eps", "stop_delta", "prune_eps", "prune_delta", "refine"):
             value = getattr(self, name)
@@ -191,6 +193,7 @@ class BuildConfig:
     policies: PolicyPoolConfig = field(default_factory=PolicyPoolConfig)
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.beta is not None and not self.beta >= 0:
             raise InputError(f"beta: found {self.beta}, expected 0 or more; correct it.")
         for name in ("clip", "compare_seconds", "compare_draws"):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from jaxalign.config_fields import check_choices
 from jaxalign.data.prompts import PromptConfig
 from jaxalign.errors import InputError
 from jaxalign.rewards.spec import RewardSpec
@@ -54,6 +55,7 @@ class PolicyPoolConfig:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name, least in (("steps", 1), ("samples", 2), ("max_tokens", 1), ("batch_size", 1)):
             value = getattr(self, name)
             if value is not None and value < least:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from jaxalign.config import on_resume
+from jaxalign.config_fields import check_choices
 from jaxalign.data.lamp import QUERY_PREFIX
 from jaxalign.errors import InputError
 from jaxalign.models import families
@@ -61,6 +62,7 @@ class PersonaConfig:
     place: Place = "before"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.tokens < 1:
             raise InputError(f"persona.tokens is {self.tokens}; expected at least 1.")
         if not 0 < self.sharpness < math.inf:
@@ -129,6 +131,7 @@ class TextConfig:
     template: str = "auto"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name in ("max_items", "prompt_tokens", "answer_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"text.{name} is {getattr(self, name)}; expected at least 1.")
@@ -187,6 +190,7 @@ class PPlugConfig:
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if not 0 <= self.cache_gib < math.inf:
             raise InputError(f"cache_gib is {self.cache_gib}; expected a number of at least 0.")
         if self.copies < 0 or not 0 < self.drop <= 1:

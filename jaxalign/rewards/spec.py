@@ -10,6 +10,7 @@ from typing import Literal
 
 import jax
 
+from jaxalign.config_fields import check_choices
 from jaxalign.errors import InputError
 from jaxalign.models.classifier import Classifier
 from jaxalign.models.global_arrays import device_bytes
@@ -67,6 +68,7 @@ class RewardSpec:
     levels: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.kind == "rule":
             check_registered(self.name)
         needed = {"classifier": "model", "python": "function"}

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Literal
 
 from jaxalign.arrays import check_number
+from jaxalign.config_fields import check_choices
 from jaxalign.errors import InputError
 from jaxalign.experiments.pplug.ask import RunPlug, open_plug
 from jaxalign.models.language import load_language_model
@@ -146,6 +147,7 @@ class ServeConfig:
     stored: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.samples < 2:
             raise InputError(
                 f"--samples: found {self.samples}, expected 2 or more answers to choose among."

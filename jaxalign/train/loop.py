@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxalign.config import on_resume
+from jaxalign.config_fields import check_choices
 from jaxalign.errors import InputError
 from jaxalign.models.device_defaults import training_options
 from jaxalign.models.params import PyTree
@@ -61,6 +62,7 @@ class LoopConfig:
     trackers: tuple[Tracker, ...] = on_resume("any", ())
 
     def __post_init__(self) -> None:
+        check_choices(self)
         counts = {
             name: getattr(self, name)
             for name in (

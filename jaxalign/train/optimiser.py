@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxalign.config_fields import check_choices
 from jaxalign.errors import InputError
 from jaxalign.models.params import PyTree
 from jaxalign.train.failures import memory_refusal
@@ -52,6 +53,7 @@ class OptimiserConfig:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
+        check_choices(self)
         ranges = {
             "rate": self.rate > 0,
             "warmup": 0 <= self.warmup <= 1,

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxalign.config import load_config, to_yaml
+from jaxalign.config_fields import check_choices
 from jaxalign.data.chat_template import choose_template
 from jaxalign.data.prompts import (
     Prompt,
@@ -132,6 +133,7 @@ class MocRunConfig:
     conflict_samples: int = 16
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name, least in (("conflict_prompts", 0), ("conflict_samples", 2)):
             if getattr(self, name) < least:
                 raise InputError(

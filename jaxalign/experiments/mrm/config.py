@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar, dataclass_transform
 import jaxalign.mrm.baselines
 import jaxalign.mrm.hierarchical
 import jaxalign.mrm.meta  # noqa: F401
+from jaxalign.config_fields import check_choices
 from jaxalign.errors import InputError
 from jaxalign.mrm.config import (
     AdaptationConfig,
@@ -78,6 +79,7 @@ class MRMRunConfig:
     draws: int = 2000
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if not self.methods:
             raise InputError("methods is empty; expected one or more, such as bayes.")
         check_range(self, "seeds", 1)

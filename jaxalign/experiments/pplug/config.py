@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from jaxalign.config import on_resume
+from jaxalign.config_fields import check_choices
 from jaxalign.errors import InputError
 from jaxalign.experiments.pplug.baselines import METHODS, RATING_METHODS, TRAININGS
 from jaxalign.experiments.pplug.data import HistoryDataConfig
@@ -57,6 +58,7 @@ class PPlugEvaluateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_choices(self)
         known = (*METHODS, *RATING_METHODS)
         if unknown := [name for name in self.methods if name not in known]:
             raise InputError(

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxalign.config_fields import check_choices
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm import bayes, newton
 from jaxalign.mrm.base import Params
@@ -57,6 +58,7 @@ class LoReConfig:
     few_shot_steps: int = 500
 
     def __post_init__(self) -> None:
+        check_choices(self)
         check_range(self, "ranks steps few_shot_steps", 1)
         check_range(self, "learning_rate few_shot_rate", 0, above=True)
         check_range(self, "decays", 0)
