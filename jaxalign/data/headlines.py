@@ -74,7 +74,7 @@ def huffpost(
     """
     shares = (test_share, validation_share)
     counts = (least_history, 1 if most is None else most)
-    if min(shares) <= 0 or sum(shares) >= 1 or min(counts) < 1:
+    if not (all(share > 0 for share in shares) and sum(shares) < 1 and min(counts) >= 1):
         raise InputError(
             f"huffpost got test_share {test_share}, validation_share {validation_share}, most "
             f"{most} and least_history {least_history}; expected shares above 0 and below 1 in "

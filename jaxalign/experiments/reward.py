@@ -85,7 +85,9 @@ def run(
     Raises:
         InputError: a bad model, choice, setting or folder.
     """
-    started = start_training(out, "reward train", config, config.trunk.mesh, resume, show)
+    started = start_training(
+        out, "reward train", config, config.trunk.mesh, config.loop.trackers, resume, show
+    )
     out, progress = started.out, started.progress
     base = started.load_model(name, config.trunk.weights, config.trunk.unstacks)
     choices = load_choices(source, config.on_bad_row)

@@ -72,7 +72,9 @@ def run(
     Raises:
         InputError: a bad model, row, setting or folder.
     """
-    started = start_training(out, "sft", config, config.trunk.mesh, resume, show)
+    started = start_training(
+        out, "sft", config, config.trunk.mesh, config.loop.trackers, resume, show
+    )
     out, progress = started.out, started.progress
     model = started.load_model(name, config.trunk.weights, config.trunk.unstacks)
     tokenizer = model.tokenizer

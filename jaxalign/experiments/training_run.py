@@ -1,6 +1,6 @@
 """What every training of a language model does before and after it: folder, devices and model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from jaxalign.config import resume_rules
 from jaxalign.models.device_defaults import device_defaults
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.progress import Progress
+from jaxalign.runs.log import Tracker, check_trackers
 from jaxalign.runs.processes import check_same, on_first_process
 from jaxalign.runs.run_dir import (
     Identity,
@@ -89,6 +90,7 @@ def start_training(
     kind: str,
     config: "DataclassInstance",
     mesh: MeshConfig,
+    trackers: Sequence[Tracker],
     resume: bool,
     show: bool,
 ) -> TrainingRun:
@@ -99,17 +101,19 @@ def start_training(
         kind: of the run.
         config: its settings.
         mesh: sizes of the mesh.
+        trackers: experiment trackers that the metrics are sent to.
         resume: whether an existing folder of the same run may be continued.
         show: progress on standard error.
 
     Raises:
         InputError: the folder holds something else or another run, the mesh does not fit the
-            devices, or another process has other settings.
+            devices, a tracker's package is not installed, or another process has other settings.
     """
     out, progress = Path(out).expanduser(), Progress(show)
     started = {"the command": kind, "--resume": resume, **setting_leaves(asdict(config))}
     check_same(started, "start every process with the same settings")
     on_first_process(lambda: bool(check_run_dir(out, kind, config, resume)))
+    on_first_process(lambda: check_trackers(trackers))
     run = TrainingRun(out, kind, config, resume, progress, make_mesh(mesh))
     found = run.devices
     axes = ", ".join(f"{axis} {size}" for axis, size in found["mesh"].items())

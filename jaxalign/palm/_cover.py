@@ -129,7 +129,8 @@ def best_of_size(
         >>> best_of_size(losses, 1).members.tolist(), best_of_size(losses, 2).members.tolist()
         ([2], [0, 1])
     """
-    deadline = time.monotonic() + time_limit
+    begun = time.monotonic()
+    deadline = begun + time_limit
     sizes = Sizes()
     losses = check_numpy("losses", losses, "P W", sizes)
     check_number("size", size, 1)
@@ -155,8 +156,7 @@ def best_of_size(
         if seen or worst <= lower or len(new) == 0 or time.monotonic() > deadline:
             break
         rows = np.concatenate([rows, new])
-    seconds = time.monotonic() - deadline + time_limit
-    return Selection(np.sort(best), worst, min(lower, worst), seconds)
+    return Selection(np.sort(best), worst, min(lower, worst), time.monotonic() - begun)
 
 
 def _bisect(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from jaxalign.config import on_resume
 from jaxalign.config_fields import check_choices
 from jaxalign.data.prompts import PromptConfig
 from jaxalign.errors import InputError
@@ -52,7 +53,7 @@ class PolicyPoolConfig:
     max_tokens: int | None = None
     temperature: float = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
-    batch_size: int = 32
+    batch_size: int = on_resume("any", 32)
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -230,13 +230,16 @@ def _rows(
     # Copies are made whatever the persona is made of, so that all trainings have equal passes.
     repeated = np.tile(np.flatnonzero(histories.lengths > 2), copies)
     samples = np.concatenate([np.arange(len(histories)), repeated])
-    # Cached prompts are not computed again: one width for all, and one program.
-    widths = lengths if tokenized.numbers is None else np.full_like(lengths, lengths.max())
+    # Batches are composed by the lengths whether prompts are cached or not, so that a run which
+    # resumes with another `cache_gib` goes on with the same batches.
+    widths = lengths
     if inputs.queries is not None:
         widths = np.maximum(widths, inputs.queries.lengths)
     item_slots = padded_length(inputs.counts)
 
     def assemble(rows: np.ndarray, width: int) -> dict[str, np.ndarray]:
+        if tokenized.numbers is not None:  # one program: cached prompts are not computed again
+            width = int(widths.max())
         own = np.where(rows < 0, -1, samples[rows])
         # No wider than the longest prompt: the widths of buckets are far apart.
         prompts, prompt_lengths = tokenized.prompts.padded(own, min(width, int(lengths.max())))

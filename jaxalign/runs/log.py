@@ -1,6 +1,7 @@
 """Metrics of a training run: JSON lines on disk, lines on the terminal, experiment trackers."""
 
 import importlib
+import importlib.util
 import json
 import math
 import statistics
@@ -240,15 +241,36 @@ class _Sink(Protocol):
     def close(self) -> None: ...
 
 
+def check_trackers(trackers: Sequence[Tracker]) -> None:
+    """Refuse experiment trackers whose packages are not installed, before a run loads anything.
+
+    Of several processes only the first one writes, and only it needs the packages.
+
+    Raises:
+        InputError: a tracker's package is not installed.
+    """
+    for name in trackers:
+        if importlib.util.find_spec(_package(name)) is None:
+            raise _missing(name)
+
+
+def _package(tracker: Tracker) -> str:
+    return "tensorboardX" if tracker == "tensorboard" else tracker
+
+
+def _missing(tracker: Tracker) -> InputError:
+    package = _package(tracker)
+    return InputError(
+        f"trackers names {tracker}, and {package} is not installed: pip install {package}, or "
+        f"take it out of trackers; {FILE} holds the same numbers."
+    )
+
+
 def _tracker(name: Tracker, folder: Path, step: int) -> _Sink:
-    package = "tensorboardX" if name == "tensorboard" else name
     try:
-        module = importlib.import_module(package)
+        module = importlib.import_module(_package(name))
     except ImportError:
-        raise InputError(
-            f"trackers names {name}, and {package} is not installed: pip install {package}, or "
-            f"take it out of trackers; {FILE} holds the same numbers."
-        ) from None
+        raise _missing(name) from None
     if name == "tensorboard":
         return _TensorBoard(module.SummaryWriter(str(folder / name), purge_step=step + 1))
     return _Experiment(module.init(project="jaxalign", name=folder.resolve().name))

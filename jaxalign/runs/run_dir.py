@@ -6,6 +6,7 @@ written last of all: a folder without it holds an unfinished run.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -120,7 +121,8 @@ def open_run_dir(
 
     Raises:
         InputError: the folder holds something else or another run, it holds the same run and
-            `resume` is not set, or another process has another identity or does not see it.
+            `resume` is not set, a setting is not finite, or another process has another identity or
+            does not see it.
 
     Example:
         >>> import numpy as np
@@ -155,10 +157,10 @@ def open_run_dir(
         rules = resume_rules(config)
         unlike = () if found is None else _unlike(found.get("config"), settings)
         changes = {name: _change(old, new) for name, old, new in unlike if name in rules}
+        if changes:  # first: a run that is killed here is unfinished, not finished as another
+            (out / REPORT).unlink(missing_ok=True)
         if found is None or changes:
             write_json(out / MARKER, marker)
-        if changes:
-            (out / REPORT).unlink(missing_ok=True)
         return changes
 
     changes = on_first_process(claim)
@@ -191,8 +193,9 @@ def check_run_dir(
         What the folder's run.json holds; None for a new folder.
 
     Raises:
-        InputError: as `open_run_dir`.
+        InputError: as `open_run_dir`, or a setting that is not finite.
     """
+    _refuse_infinite(asdict(config))
     refuse_foreign(out)
     if not (out / MARKER).exists():
         return None
@@ -212,6 +215,14 @@ def check_run_dir(
             f"{out} holds {state} of the same settings: add --resume to go on, or {ANOTHER}."
         )
     return found
+
+
+def _refuse_infinite(settings: Mapping[str, object]) -> None:
+    """Refuse settings that JSON cannot hold, such as an infinite limit."""
+    for name, value in setting_leaves(settings).items():
+        for number in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise InputError(f"{name}: found {number}, expected a finite number; correct it.")
 
 
 def refuse_foreign(out: Path) -> None:

@@ -39,7 +39,8 @@ class LoopConfig:
             of them, with --resume, make a run longer, finished or not.
         batch_size: rows of one update, at least 1.
         micro_batches: parts of a batch that are computed one after another, at least 1 and a
-            divisor of batch_size. Raise it if memory runs out: the update stays the same.
+            divisor of batch_size. Raise it, in a new folder, if memory runs out: the update stays
+            the same but for rounding and for what is drawn while training, such as dropout.
         evaluate_every: steps between two validations, at least 1; the last step has one too.
         checkpoint_every: steps between two checkpoints, at least 1. A stopped run resumes from the
             last one and loses the steps after it.

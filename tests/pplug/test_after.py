@@ -20,6 +20,7 @@ from jaxalign.models.attention import Cache
 from jaxalign.models.decoder import unembedding
 from jaxalign.models.gpt2 import GPT2Config
 from jaxalign.models.sampling import Sampling
+from jaxalign.pplug import _train
 from jaxalign.pplug.answers import (
     FrozenParts,
     LabelTokens,
@@ -34,6 +35,7 @@ from jaxalign.pplug.model import prefix_spec
 from jaxalign.pplug.prompt_cache import PromptCache
 from jaxalign.pplug.rows import assistant_turn, prepare_persona_inputs
 from jaxalign.pplug.store import history_store
+from jaxalign.train.batches import Batches
 from jaxalign.train.mesh import MeshConfig, make_mesh
 
 GPT2 = GPT2Config(vocab_size=19, width=32, layers=2, heads=2, hidden=48, positions=64)
@@ -132,6 +134,30 @@ def test_training_reads_the_cache_and_steps_without_it_alike(store, answers):
         losses.append((result.fit.validation_before["loss"], result.fit.validation["loss"]))
     np.testing.assert_allclose(*losses, rtol=1e-5)
     assert losses[0][1] < losses[0][0]
+
+
+def test_batches_are_the_same_whether_prompts_are_cached_or_not():
+    """A run resumes with another `cache_gib`, so that its batches must not depend on it."""
+    data = world.histories(6)
+    samples = tuple(
+        replace(one, input="b " * (1 + 39 * (number % 2)))
+        for number, one in enumerate(data.samples)
+    )
+    data, text = replace(data, samples=samples), replace(world.TEXT, prompt_tokens=48)
+    persona = PersonaConfig(source="none", place="after")
+    plug = started(None, data, persona, text)
+    plain = _train._Tokenized.of(plug, data, None)
+    cached = replace(plain, numbers=np.arange(len(data), dtype=np.int32))
+    config = world.config(persona, text=text)
+    found = [_train._rows(plug, one, config, None, 1, False) for one in (plain, cached)]
+    planned = [Batches(rows.lengths, 4).epoch(0) for rows in found]
+    chex.assert_trees_all_equal(*planned)
+    assert len({width for width, _ in planned[0]}) == 2
+    widths = [
+        {rows.assemble(own, width)["prompts"].shape[1] for width, own in planned[0]}
+        for rows in found
+    ]
+    assert widths == [{32, 40}, {40}]  # cached prompts are not computed again: one program
 
 
 @pytest.mark.slow

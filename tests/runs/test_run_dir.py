@@ -8,7 +8,7 @@ import pytest
 from jaxalign.config import on_resume
 from jaxalign.errors import InputError
 from jaxalign.files import read_json
-from jaxalign.runs import finished_report, open_run_dir
+from jaxalign.runs import finished_report, open_run_dir, run_dir
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,11 @@ def test_another_run_is_refused_by_all_that_differs(tmp_path, kind, config, iden
 
 
 @dataclass(frozen=True)
+class Listed:
+    ends: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class Named:
     scale_from: str = ""
 
@@ -112,6 +117,30 @@ def test_fields_that_may_change_make_a_finished_run_unfinished(tmp_path):
     assert open_run_dir(
         tmp_path, "count", Config(loop=Loop(5), every=4), DATA, resume=True
     ).finished
+
+
+def test_a_longer_run_that_is_killed_at_its_start_is_unfinished(tmp_path, monkeypatch):
+    open_run_dir(tmp_path, "count", Config(), DATA).finish({})
+    written = run_dir.write_json
+
+    def killed(*arguments):
+        written(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_dir, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        open_run_dir(tmp_path, "count", Config(loop=Loop(5)), DATA, resume=True)
+    monkeypatch.undo()
+    assert not open_run_dir(tmp_path, "count", Config(loop=Loop(5)), DATA, resume=True).finished
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_settings_that_are_not_finite_are_refused_by_name(tmp_path, value):
+    with pytest.raises(InputError, match=r"^rate: found (inf|nan), expected a finite number"):
+        open_run_dir(tmp_path / "run", "count", Config(rate=value), DATA)
+    with pytest.raises(InputError, match=r"^ends: found"):
+        open_run_dir(tmp_path / "run", "count", Listed((0.0, value)))
+    assert not (tmp_path / "run").exists()
 
 
 def test_foreign_folders_are_refused(tmp_path):

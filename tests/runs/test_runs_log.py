@@ -8,7 +8,7 @@ import pytest
 
 from jaxalign.errors import InputError
 from jaxalign.runs import log as log_module
-from jaxalign.runs.log import FILE, TIMING, MetricsLog
+from jaxalign.runs.log import FILE, TIMING, MetricsLog, check_trackers
 
 
 def new_log(folder, step=0, trackers=(), said=None):
@@ -103,6 +103,8 @@ def test_trackers_are_optional(tmp_path, monkeypatch, tracker, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=f"{package} is not installed: pip install {package}"):
         new_log(tmp_path, trackers=[tracker])
+    with pytest.raises(InputError, match=f"{package} is not installed: pip install {package}"):
+        check_trackers([tracker])
 
     scalars, closed = {}, []
 

@@ -194,7 +194,9 @@ def run(
     Raises:
         InputError: a bad model, reward, prompt, setting or folder.
     """
-    started = start_training(out, "moc train", config, config.moc.trunk.mesh, resume, show)
+    started = start_training(
+        out, "moc train", config, config.moc.trunk.mesh, config.moc.trackers, resume, show
+    )
     out, progress = started.out, started.progress
     parts = started.mesh.shape["fsdp"] * started.mesh.shape["tensor"]
     rewards = build_rewards(config.rewards, inference_shardings(parts), progress.say)

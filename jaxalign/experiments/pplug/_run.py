@@ -102,7 +102,15 @@ def run(
         InputError: The data, a model, a setting or a folder cannot be used, or the store belongs
             to another encoder.
     """
-    started = start_training(out, KIND, _fingerprinted(config), config.pplug.mesh, resume, show)
+    started = start_training(
+        out,
+        KIND,
+        _fingerprinted(config),
+        config.pplug.mesh,
+        config.pplug.loop.trackers,
+        resume,
+        show,
+    )
     out, progress = started.out, started.progress
     learn, held = _read(config.data, source, progress)
     for name, seed in config.schedule:  # refuse before hours of training, not after
@@ -257,8 +265,12 @@ def _read(
     learn = sample_evenly(found["train"], config.train_samples, config.seed)
     held = found.get("validation")
     held = None if held is None else sample_evenly(held, config.validation_samples, config.seed)
-    if held is not None and (not len(held) or None in {one.output for one in held.samples}):
+    if held is not None and not any(one.output is not None for one in held.samples):
+        if len(held):
+            progress.say(f"{held.source} has no right answers: no validation loss is measured")
         held = None
+    if held is not None:
+        _ = held.outputs  # raises an error that names a sample without an output
     if not len(learn.outputs):
         raise InputError(f"{learn.source} holds no sample to train on; give some.")
     lengths = learn.lengths

@@ -51,7 +51,7 @@ class PPlugEvaluateConfig:
     methods: tuple[str, ...] = on_resume("any", ())
     split: Literal["validation", "test", "test_new"] = "test"
     samples: int | None = None
-    batch_size: int = 16
+    batch_size: int = on_resume("any", 16)
     max_tokens: int | None = None
     temperature: float = 0.0
     draws: int = 2000

@@ -84,7 +84,7 @@ class HistoryDataConfig:
             if value is not None and value < least:
                 raise InputError(f"data.{name} is {value}; expected at least {least}.")
         shares = (self.test_share, self.validation_share)
-        if min(shares) <= 0 or sum(shares) >= 1:
+        if not (all(share > 0 for share in shares) and sum(shares) < 1):
             raise InputError(
                 f"data.test_share is {shares[0]} and data.validation_share {shares[1]}; expected "
                 "shares above 0 and below 1 in sum."

@@ -16,6 +16,7 @@ from cli_calls import call, digest, refused, write_rows
 
 from jaxalign import pplug
 from jaxalign.data import lamp
+from jaxalign.data.headlines import huffpost
 from jaxalign.data.histories import Histories, Item, Sample, load_histories
 from jaxalign.errors import InputError
 from jaxalign.experiments import generate
@@ -368,7 +369,15 @@ def test_data_that_cannot_be_used_are_refused_and_nothing_is_written(world, tmp_
         refused(train(world, out, data=data), *words)
     mute = [row | {"output": None} for row in people()]
     refused(train(world, out, data=write_rows(tmp_path / "mute.jsonl", mute)), "has no answer")
+    split = tmp_path / "split"
+    split.mkdir()
+    write_rows(split / "train.jsonl", people())
+    write_rows(split / "validation.jsonl", [*people()[:3], people()[3] | {"output": None}])
+    held = ("--data.validation_samples", 4)
+    refused(train(world, out, *held, data=split), "question '1/1' has no answer")
     refused(train(world, out, data=tmp_path / "nowhere"), "does not exist")
+    tracked = ("--data", tmp_path / "nowhere", "--pplug.loop.trackers", "trackio")
+    refused(train(world, out, *tracked), "trackio is not installed")
     refused(train(world, out, "--data.kind", "lamp"), "train_questions.json")
     refused(train(world, out, "--trainings", "other"), "'other'")
     few = ("--data.train_samples", 1, "--trainings", "pplug", "shuffled")
@@ -465,6 +474,9 @@ def test_settings_that_cannot_be_used_are_refused():
         lambda: PPlugRunConfig(baseline_seeds=(-1,)),
         lambda: HistoryDataConfig(train_samples=0),
         lambda: HistoryDataConfig(test_share=0.6, validation_share=0.5),
+        lambda: HistoryDataConfig(test_share=np.nan),
+        lambda: HistoryDataConfig(validation_share=np.nan),
+        lambda: huffpost("nowhere", validation_share=np.nan),
         lambda: HistoryDataConfig("huffpost", task="LaMP_4"),
         lambda: PPlugEvaluateConfig(samples=1),
         lambda: PPlugEvaluateConfig(temperature=np.nan),
