@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", default="scripts/demo_prompts.txt", help="prompts")
     parser.add_argument("--runs", type=Path, default=Path("runs/moc_smollm2"), help="of trainings")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the trainings")
-    parser.add_argument("--only", nargs="+", help="names of trainings to be made, and no reports")
+    parser.add_argument("--only", nargs="+", help="trainings that are made and judged")
     parser.add_argument("--samples", type=int, default=4, help="completions of each prompt judged")
     parser.add_argument("--best-of", type=int, default=16, help="n of the best of n")
     parser.add_argument(
@@ -56,25 +56,26 @@ def run(arguments: argparse.Namespace) -> int:
     reports = []
     for seed in arguments.seeds:
         folder = arguments.runs / f"seed{seed}"
-        made = list(trainings(config, seed, str(scored)))
+        made = [
+            training
+            for training in trainings(config, seed, str(scored))
+            if arguments.only is None or training.name in arguments.only
+        ]
         for training in made:
-            if arguments.only is None or training.name in arguments.only:
-                _train(training, arguments, folder / training.name)
-        if arguments.only is None:
-            reports.append(_judge(arguments, folder, [training.name for training in made]))
-    if reports:
-        result = {
-            "benchmark": "moc_smollm2",
-            "config": arguments.config,
-            "model": arguments.model,
-            "seeds": arguments.seeds,
-            "policies": over_seeds(reports),
-            "reports": reports,
-        }
-        write_json(arguments.out / "result.json", result)
-        text = table(result["policies"], reports[0]["rewards"])
-        write_text(arguments.out / "result.md", text)
-        print(text)
+            _train(training, arguments, folder / training.name)
+        reports.append(_judge(arguments, folder, [training.name for training in made]))
+    result = {
+        "benchmark": "moc_smollm2",
+        "config": arguments.config,
+        "model": arguments.model,
+        "seeds": arguments.seeds,
+        "policies": over_seeds(reports),
+        "reports": reports,
+    }
+    write_json(arguments.out / "result.json", result)
+    text = table(result["policies"], reports[0]["rewards"])
+    write_text(arguments.out / "result.md", text)
+    print(text)
     return 0
 
 
@@ -143,13 +144,13 @@ def _train(training: Training, arguments: argparse.Namespace, folder: Path) -> N
 
 
 def _judge(arguments: argparse.Namespace, folder: Path, names: Sequence[str]) -> dict[str, Any]:
-    """Judge all trainings of a seed together."""
+    """Judge trainings of a seed together."""
     config = MocEvaluateConfig(
         samples=arguments.samples,
         best_of=arguments.best_of,
         system_prompts=arguments.system_prompts,
     )
-    out = folder / "judged"
+    out = folder / "_".join(["judged", *(arguments.only or ())])
     report = out / "report.json"
     if not report.exists():
         others = [folder / name for name in names[1:]]

@@ -102,3 +102,9 @@ def test_the_whole_benchmark_on_a_tiny_model_and_again(tmp_path):
     times = [path.stat().st_mtime_ns for path in reports]
     assert moc_smollm2.run(arguments) == 0  # what is finished stays
     assert [path.stat().st_mtime_ns for path in reports] == times
+    arguments.only = ["adapters", "even"]
+    assert moc_smollm2.run(arguments) == 0
+    some = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert list(some["policies"])[:2] == ["adapters", "MORLHF"]
+    adapters = (found["policies"]["adapters"]["seen"] for found in (some, result))
+    assert next(adapters) == next(adapters)
