@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxalign.demo import report as pages
 from jaxalign.demo.answers import ENCODER, encode_answers, read_answers
+from jaxalign.demo.conditioned import run_conditioned
 from jaxalign.demo.people import draw_people
 from jaxalign.demo.plug import run_plug
 from jaxalign.demo.portfolio import run_stage
@@ -48,7 +49,8 @@ def run_demo(
     """Encode, train, adapt unseen users from 10 choices, and say how well it went.
 
     The answers were really written by a language model; the people are simulated. Unseen users are
-    judged on prompts that nobody chose on before, by named and by learned rewards.
+    judged on prompts that nobody chose on before, by named and by learned rewards. A portfolio of
+    policies, the persona of a toy model and a policy conditioned on preferences follow.
 
     Args:
         out: folder of report.md, report.json, plots, choices.jsonl, answers.jsonl and answers.txt.
@@ -66,7 +68,8 @@ def run_demo(
     out = Path(out)
     _check(users, seed)
     claim(out)
-    say = Progress(show).say
+    progress = Progress(show)
+    say = progress.say
     answers = read_answers()
     say(f"{counted(len(answers.texts), 'answer')} to {counted(len(answers.prompts), 'prompt')}")
     say(f"measuring {len(TRAITS)} traits of each by rule")
@@ -89,10 +92,13 @@ def run_demo(
     say("friendly: a frozen toy language model, conditioned on the user by one soft token")
     friendly = worlds["friendly"], studies["friendly"]
     persona = run_plug(encoded, encoder, answers, plan, *friendly, seed)
+    say("a small decoder learns the shipped answers, then one policy for every preference")
+    conditioned = run_conditioned(answers, plan, seed, progress)
     say("writing the report")
     report = assemble(answers, plan, worlds, studies, seed, encoder.sha256)
     report["portfolio"] = stage.report
     report["persona"] = persona
+    report["conditioned"] = conditioned
     written = pages.write(out, report, answers, plan, worlds, studies, stage)
     if show:
         pages.show(report, out, written)

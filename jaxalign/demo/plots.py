@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from jaxalign.demo.portfolio import PortfolioStage
 from jaxalign.demo.statistics import TARGETS
 from jaxalign.demo.study import SHOTS, DemoData, Design, Study
+from jaxalign.experiments.moc.plots import plot_control
 from jaxalign.experiments.mrm.plots import plot_reliability
 from jaxalign.metrics import reliability
 from jaxalign.personalize import known
@@ -47,7 +48,8 @@ def draw(
         **{k: reliability(s.adapted, mask) for k, s in studies["friendly"].items()},
     }
     plot_reliability(shown, out / "reliability.png")
-    return [*written, "reliability.png"]
+    plot_control(report["conditioned"]["evaluation"], out / "preference.png")
+    return [*written, "reliability.png", "preference.png"]
 
 
 def plot_gap(populations: dict[str, Any]) -> Figure:

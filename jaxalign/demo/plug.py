@@ -1,4 +1,4 @@
-"""The demo's last stage: a soft token per user conditions a frozen toy language model.
+"""The demo's third stage: a soft token per user conditions a frozen toy language model.
 
 The persona of a user is made of all choices of the user, each the difference between the answer
 that was chosen and the one that was not, in their vectors and measured traits. It is trained on the
@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from tempfile import TemporaryDirectory
-from typing import TypedDict
 
 import jax
 import numpy as np
@@ -19,8 +18,7 @@ from jaxalign.data.histories import Histories, Item, Sample
 from jaxalign.demo import toy
 from jaxalign.demo.answers import DemoAnswers
 from jaxalign.demo.people import SimulatedChoices
-from jaxalign.demo.study import DRAWS, SUPPORT, TRAIN_CHOICES, DemoData, Design, Study
-from jaxalign.metrics.bootstrap import mean_interval
+from jaxalign.demo.study import SUPPORT, TRAIN_CHOICES, DemoData, Design, Study, resampled_mean
 from jaxalign.models import families
 from jaxalign.models.chat import generate_texts
 from jaxalign.models.embed import Encoder
@@ -53,14 +51,6 @@ DIMS = 16
 the worst for the validation users of three seeds."""
 _LEAST = 1e-12  # what lengths are divided by at least
 OVER = "over"  # between the numbers of the chosen and the rejected answer in an item
-
-
-class MeanInterval(TypedDict):
-    """A mean over users with its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
 
 
 def run_plug(
@@ -125,15 +115,16 @@ def run_plug(
             "layers": toy.CONFIG.layers,
             "width": toy.CONFIG.width,
             "vocabulary": toy.CONFIG.vocab_size,
-            "parameters": _size(model.params),
+            "parameters": toy.count_parameters(model.params),
             "repeats": repeats(model, len(likes)),
         },
-        "trained_parameters": _size(plug.trained),
+        "trained_parameters": toy.count_parameters(plug.trained),
         "choices": {"train": TRAIN_CHOICES, "judge": SUPPORT},
         "epochs": CONFIG.loop.epochs,
-        "accuracy": {name: _interval(seed, score) for name, score in values.items()},
+        "accuracy": {name: resampled_mean(seed, score) for name, score in values.items()},
         "gain": {
-            name: _interval(seed, values["persona"] - values[name]) for name in ("another", "task")
+            name: resampled_mean(seed, values["persona"] - values[name])
+            for name in ("another", "task")
         },
         "by_inferred_weights": {
             kind: float((study.mean.argmax(axis=1) == likes).mean())
@@ -232,12 +223,3 @@ def share_of_others(named: np.ndarray, likes: np.ndarray) -> np.ndarray:
     """Return how often the other users' personas name what a user likes: [U], [U] -> [U]."""
     hits = named[None, :] == likes[:, None]
     return (hits.sum(axis=1) - np.diagonal(hits)) / max(len(named) - 1, 1)
-
-
-def _size(tree: object) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def _interval(seed: int, values: np.ndarray) -> MeanInterval:
-    found = mean_interval(seed, values, DRAWS)
-    return {"mean": found.mean, "low": found.low, "high": found.high}

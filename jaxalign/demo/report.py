@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
-from jaxalign.demo import plots
+from jaxalign.demo import conditioned_page, plots
 from jaxalign.demo.answers import DemoAnswers
 from jaxalign.demo.people import SATURATION, TYPES, WITHIN, SimulatedChoices
 from jaxalign.demo.portfolio import PortfolioStage
@@ -234,6 +234,7 @@ def markdown(report: DemoReport, shown_prompt: str, out: Path) -> str:
         "signed": next(one for one in found["guarantees"] if one["who"] == "signed"),
         "gain": report["persona"]["gain"],
         "by_weights": " and ".join(f"{percent(v, 0)} % ({kind} rewards)" for kind, v in by_weights),
+        **conditioned_page.page_values(report["conditioned"]),
         "shown_prompt": _flat(shown_prompt),
         "choices_file": out / "choices.jsonl",
         "names": ", ".join(names),
@@ -278,6 +279,7 @@ def show(report: DemoReport, out: Path, written: list[str]) -> None:
         f"{named['persona']} % (persona of another {named['another']} %, task token alone "
         f"{named['task']} %)"
     )
+    console.print(conditioned_page.summary(report["conditioned"]), markup=False)
     console.print(
         f"\n[bold]Two simulated users, the same answers[/bold] to "
         f"“{escape(_flat(report['opposites']['prompt']))}”"

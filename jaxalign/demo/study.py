@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -307,3 +307,17 @@ def shot_curve(
         interval = mean_interval(seed, expected_accuracy(probability, choices), DRAWS)
         points.append([shots, interval.mean, interval.low, interval.high])
     return points
+
+
+class MeanInterval(TypedDict):
+    """A mean with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def resampled_mean(seed: int, values: np.ndarray) -> MeanInterval:
+    """Return the mean of values [n] of users or prompts, which are drawn anew for its interval."""
+    found = mean_interval(seed, values, DRAWS)
+    return {"mean": found.mean, "low": found.low, "high": found.high}

@@ -5,7 +5,7 @@ user has to enter as one vector in place of the second word.
 """
 
 from functools import partial
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,14 @@ from jaxalign.models.completions import CompletionBatch, completion_states
 from jaxalign.models.decoder import unembedding
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.language import LanguageModel
-from jaxalign.models.params import Params
+from jaxalign.models.params import Params, PyTree
 from jaxalign.models.tokenizer import Tokenizer as ModelTokenizer
 from jaxalign.rewards.rules import TRAITS
 from jaxalign.train import optimiser
 from jaxalign.train.optimiser import OptimiserConfig, TrainState
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 PROMPT = ("this", "reader", "likes", "most", ":")
 VOCABULARY = ("</s>", *TRAITS, *PROMPT)
@@ -41,21 +44,45 @@ def make_toy(seed: int) -> LanguageModel:
         seed: Seed of its initialisation and training.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token=VOCABULARY[STOP])
-    params = _train(jax.random.key(seed), _init_params(seed), STEPS)
-    settings = {"eos_token_id": STOP}
-    named = cast(ModelTokenizer, tokenizer)
-    return LanguageModel(CONFIG, params, named, settings, "toy", f"toy {seed}")
+    params = _train(jax.random.key(seed), init_params(CONFIG, seed), STEPS)
+    return word_model(CONFIG, params, words, f"toy {seed}")
 
 
-def _init_params(seed: int) -> Params:
-    """Return parameters before training, drawn on the host, where nothing is compiled."""
+def word_model(
+    config: DecoderConfig, params: Params, words: "Tokenizer", name: str
+) -> LanguageModel:
+    """Return a decoder of words as a language model, whose token 0 ends an answer.
+
+    Args:
+        config: Sizes of the decoder.
+        params: Its parameters.
+        words: Its tokenizer.
+        name: What messages call it.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=words, eos_token=words.id_to_token(STOP))
+    tokenizer = cast(ModelTokenizer, wrapped)
+    return LanguageModel(config, params, tokenizer, {"eos_token_id": STOP}, name, name)
+
+
+def count_parameters(tree: PyTree) -> int:
+    """Return how many numbers a tree of arrays holds."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def init_params(config: DecoderConfig, seed: int) -> Params:
+    """Return parameters before training, drawn on the host, where nothing is compiled.
+
+    Args:
+        config: Sizes of the decoder.
+        seed: Seed of the draw.
+    """
     rng = np.random.default_rng([seed, 4])
-    shapes = jax.eval_shape(partial(families.init, config=CONFIG), jax.random.key(0))
+    shapes = jax.eval_shape(partial(families.init, config=config), jax.random.key(0))
 
     def draw(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
         if path[-1].key == "scale":

@@ -11,9 +11,11 @@ from jaxalign import demo
 from jaxalign.data import files
 from jaxalign.demo import _run as R
 from jaxalign.demo import answers as A
+from jaxalign.demo import conditioned as C
 from jaxalign.demo import plug as P
 from jaxalign.demo import portfolio as T
 from jaxalign.demo import study as S
+from jaxalign.demo import writer as W
 from jaxalign.demo.people import SimulatedChoices, draw_people
 from jaxalign.errors import InputError
 from jaxalign.metrics.scores import share_of_gap
@@ -21,7 +23,8 @@ from jaxalign.models.embed import Encoder
 from jaxalign.models.encoder import EncoderConfig
 
 WORDS = ("you", "good", "bad", "thanks", "extraordinary", "dog", "terrible", "lovely", "help")
-PLOTS = ("gap.png", "choices_seen.png", "weights.png", "reliability.png", "portfolio.png")
+PLOTS = ("gap.png", "choices_seen.png", "weights.png", "reliability.png", "portfolio.png",
+         "preference.png")  # fmt: skip
 
 
 def tiny_answers(prompts=8, each=6):
@@ -63,6 +66,10 @@ def tiny(monkeypatch):
     monkeypatch.setattr(P.toy, "STEPS", 5)
     loop = replace(P.CONFIG.loop, epochs=1)
     monkeypatch.setattr(P, "CONFIG", replace(P.CONFIG, loop=loop))
+    monkeypatch.setattr(W, "CONFIG", replace(W.CONFIG, vocab_size=40, layers=1))
+    monkeypatch.setattr(W, "SFT", replace(W.SFT, loop=replace(W.SFT.loop, epochs=40)))
+    monkeypatch.setattr(C, "MOC", replace(C.MOC, steps=2, groups=2, rows=2))
+    monkeypatch.setattr(C, "DRAWS", 5)
 
 
 def everything(value):
@@ -117,6 +124,15 @@ def test_a_run_leaves_report_plots_and_choices_and_says_so(tiny, tmp_path, capsy
     assert set(persona["by_inferred_weights"]) == {"named", "learned"}
     assert "**The decoder is a toy**" in page
     assert "frozen toy model" in said.out.replace("\n", " ")
+    conditioned = report["conditioned"]
+    assert conditioned["answers"] == 8
+    assert conditioned["best_of"] == 2
+    assert set(conditioned["evaluation"]["policies"]) == {
+        "MOC", "reference", "best of 2 of the reference"
+    }  # fmt: skip
+    assert set(conditioned["value"]) == {"own", "shuffled", "ignored", "reference", "best_of"}
+    assert "**This decoder is a toy too**" in page
+    assert "from corner to corner" in said.out.replace("\n", " ")
     # The choices can be read by `mrm train`, prompts held out are those that test users query.
     choices = files.load(out / "choices.jsonl")
     assert len(choices.users) == 45
@@ -279,3 +295,7 @@ def test_the_targets_are_reached_on_the_shipped_answers(tmp_path):
     assert report["persona"]["toy"]["repeats"] == 1.0
     assert report["persona"]["gain"]["task"]["low"] > 0.05
     assert report["persona"]["gain"]["another"]["low"] > 0.05
+    conditioned = report["conditioned"]
+    moved = conditioned["evaluation"]["policies"]["MOC"]["parts"]["seen"]["movement"]
+    assert all(one["low"] > 0.4 for one in moved.values())
+    assert all(conditioned["gain"][name]["low"] > 0 for name in ("shuffled", "ignored"))
