@@ -27,10 +27,12 @@ from jaxalign.models.hf_config import (
     size,
 )
 from jaxalign.models.language import load_tokenizer
+from jaxalign.models.layers import check_layers
 from jaxalign.models.params import Array, Params, leaf, subtree
 from jaxalign.models.resolve import resolve
 from jaxalign.models.tokenizer import TokenizedTexts, Tokenizer, check_tokens, warn_truncated
 from jaxalign.models.weights.classifier import layout
+from jaxalign.models.weights.layout import check_params
 from jaxalign.models.weights.load import Shardings, abstract_params, load_params
 
 Config = families.Config | EncoderConfig
@@ -63,6 +65,12 @@ class Classifier:
     pad_id: int | None
     name: str
     sha256: str
+
+    def __post_init__(self) -> None:
+        """Refuse parameters that are not those of the config and the labels."""
+        if not isinstance(self.config, EncoderConfig):
+            check_layers(self.config.unstacked, self.params)
+        check_params(self.params, layout(self.config, len(self.labels)))
 
 
 def load_classifier(

@@ -22,7 +22,7 @@ from jaxalign.models.resolve import ResolvedModel, resolve
 from jaxalign.models.tokenizer import Tokenizer
 from jaxalign.models.weights import decoder, gpt2
 from jaxalign.models.weights.adapter import CONFIG
-from jaxalign.models.weights.layout import Layout
+from jaxalign.models.weights.layout import Layout, check_params
 from jaxalign.models.weights.load import Shardings, abstract_params, load_params
 from jaxalign.models.weights.save import INDEX, WEIGHTS, save_params
 
@@ -52,8 +52,9 @@ class LanguageModel:
     generation: JsonObject = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuse layers of another form than the config says."""
-        check_layers(self.config.unstacked, self.params)
+        """Refuse parameters that are not those of the config."""
+        if self.params:  # `describe` reads none
+            check_decoder(self.config, self.params)
 
 
 def load_language_model(
@@ -197,6 +198,21 @@ def layout(config: families.Config) -> Layout:
     if isinstance(config, DecoderConfig):
         return decoder.layout(config)
     return gpt2.layout(config)
+
+
+def check_decoder(config: families.Config, params: Params) -> None:
+    """Refuse parameters that are not those of a language model's config.
+
+    Args:
+        config: sizes and switches.
+        params: nested dict of arrays.
+
+    Raises:
+        InputError: layers of another form, or a parameter that is missing, unknown or of another
+            shape.
+    """
+    check_layers(config.unstacked, params)
+    check_params(params, layout(config))
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

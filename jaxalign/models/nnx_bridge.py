@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 
 from jaxalign.models import families
+from jaxalign.models.language import check_decoder
 from jaxalign.models.params import Params
 
 
@@ -57,6 +58,9 @@ def to_nnx(config: families.Config, params: Params) -> NNXDecoder:
     Returns:
         A module that maps tokens [B, T] to logits [B, T, V].
 
+    Raises:
+        InputError: parameters that are not those of the config.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from jaxalign.models import families, from_nnx, to_nnx
@@ -74,6 +78,7 @@ def to_nnx(config: families.Config, params: Params) -> NNXDecoder:
         >>> jax.tree.all(jax.tree.map(jnp.array_equal, from_nnx(model), params))
         True
     """
+    check_decoder(config, params)
     return NNXDecoder(config, params)
 
 

@@ -344,7 +344,7 @@ def tokenized_items(base: LanguageModel, table: Preferences, config: RewardConfi
     """
     empty = jnp.zeros((base.config.width, 1), jnp.float32)
     limit = min(config.max_tokens, base.config.positions)
-    reader = replace(reward_model(base, ("reward",), empty, {}), max_length=limit)
+    reader = replace(reward_model(base, ("reward",), empty, base.params), max_length=limit)
     ids: list[list[int]] = [[] for _ in table.items]
     for rows, texts in _inputs(table, np.arange(len(table.items))):
         found, _ = tokenize(reader, texts)

@@ -288,9 +288,15 @@ def test_wrong_texts_are_refused(folders, texts, match):
         classify(load_classifier(str(folders("llama")[0])), texts)
 
 
+def of_fewer_tokens(classifier, count):
+    config = replace(classifier.config, vocab_size=count)
+    embed = {"table": classifier.params["embed"]["table"][:count]}
+    return replace(classifier, config=config, params=classifier.params | {"embed": embed})
+
+
 def test_a_token_that_the_model_lacks_is_refused(folders):
     classifier = load_classifier(str(folders("llama")[0]))
-    few = replace(classifier, config=replace(classifier.config, vocab_size=3))
+    few = of_fewer_tokens(classifier, 3)
     with pytest.raises(InputError, match=r"texts\[0\] has token \d+, but .* only 3: check"):
         classify(few, ["the"])
 
@@ -321,7 +327,7 @@ def test_wrong_folders_are_refused(folders, tmp_path):
 
 def test_tokens_and_logits_are_checked(folders):
     classifier = load_classifier(str(folders("llama")[0]))
-    small = replace(classifier, config=replace(classifier.config, vocab_size=20))
+    small = of_fewer_tokens(classifier, 20)
     with pytest.raises(InputError, match="only 20"):
         classify(small, ["the end"])
     head = {"kernel": classifier.params["head"]["kernel"] * jnp.nan}

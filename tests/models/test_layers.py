@@ -11,7 +11,8 @@ import pytest
 import tiny_lms
 
 from jaxalign.errors import InputError
-from jaxalign.models import families, lora
+from jaxalign.models import families, lora, to_nnx
+from jaxalign.models.classifier import Classifier
 from jaxalign.models.language import LanguageModel, layout, load_language_model, save_language_model
 from jaxalign.models.layers import layer_count, unstack_params, unstack_tree
 from jaxalign.models.weights.load import abstract_params
@@ -112,6 +113,36 @@ def test_layers_of_another_form_than_the_config_says_are_refused():
         (lambda: families.unstack_layers(config, layers), "one tree per layer"),
     ):
         with pytest.raises(InputError, match=f"^params: found {found}, expected one .* as the"):
+            made()
+
+
+@pytest.mark.parametrize("unstacked", [False, True])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"layers": 4}, (r"layers.* shape \[3, .*\], expected \[4, ", "layers_3.*is missing")),
+        ({"layers": 2}, (r"layers.* shape \[3, .*\], expected \[2, ", "layers_2.* is not part")),
+        ({"width": 16}, (r"embed.table has shape \[272, 32\], expected \[272, 16\] as the conf",)),
+        ({"hidden": 24}, (r"layers.*mlp.* shape \[.*48.*\], expected \[.*24.*\] as the",)),
+        ({"kv_heads": 4}, (r"layers.*key.kernel has shape \[.*\], expected \[.*32, 32\]",)),
+        ({"vocab_size": 9}, (r"embed.table has shape \[272, 32\], expected \[9, 32\] as",)),
+        ({"qkv_bias": True}, ("layers.*attention.key.bias is missing, expected the parameters",)),
+    ],
+)  # fmt: skip
+def test_parameters_of_another_model_are_refused_by_name(change, said, unstacked):
+    config, params = model("llama")
+    if unstacked:
+        config, params = families.unstack_layers(config, params)
+    other = replace(config, **change)
+    head = {"head": {"kernel": jnp.zeros((config.width, 1))}}
+    scored = {name: value for name, value in params.items() if name != "unembed"} | head
+    tied = replace(other, tied=True)
+    for made in (
+        lambda: LanguageModel(other, params, None, {}, "tiny", ""),
+        lambda: to_nnx(other, params),
+        lambda: Classifier(tied, scored, None, ("r",), None, 8, None, "tiny", ""),
+    ):
+        with pytest.raises(InputError, match=f"^parameter {said[unstacked * (len(said) - 1)]}"):
             made()
 
 

@@ -16,6 +16,7 @@ from belief_table import CHOSEN, EM, of_choices, reference_population
 from edge_table import PROBES, Entry, empty, refusals
 
 from jaxalign import data, moc, models, mrm
+from jaxalign.models import families
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.lora import LoraConfig
 from jaxalign.models.peft import load_adapter
@@ -24,13 +25,14 @@ from jaxalign.personalize import policies
 
 NAMES = ("kind", "brief")
 CONFIG = DecoderConfig("llama", 11, 4, 1, 2, 1, 2, 4, 32)
+KEY = jax.random.key(0)
+PARAMS = families.init(KEY, CONFIG)
 LORA = LoraConfig(rank=2, alpha=2.0, targets=("query",))
 WEIGHTS = np.array([[1.0, 0.0], [0.5, 0.5], [0.25, 0.75]])
 FACTOR = np.array([[[1.0, 0.5], [0.25, -1.0], [0.0, 2.0], [-0.5, 0.75]]])  # [L, D, rank]
 OTHER = np.array([[[1.0, 0.5, 0.25, -1.0], [0.0, 2.0, -0.5, 0.75]]])  # [L, rank, N H]
 STACKED = {"a": np.stack([FACTOR, 2 * FACTOR], 1), "b": np.stack([OTHER, -OTHER[..., ::-1]], 1)}
 PROMPTS = ["a", "b", "c"]
-KEY = jax.random.key(0)
 SAMPLING = Sampling(max_tokens=2)
 
 
@@ -87,8 +89,10 @@ def digest_of(a):
 
 
 def as_module(kernel):
-    module = models.to_nnx(CONFIG, {"layers": {"query": {"kernel": kernel}}})
-    return models.from_nnx(module)["layers"]["query"]["kernel"]
+    layers = PARAMS["layers"]
+    attention = layers["attention"] | {"key": {"kernel": kernel}}
+    module = models.to_nnx(CONFIG, PARAMS | {"layers": layers | {"attention": attention}})
+    return models.from_nnx(module)["layers"]["attention"]["key"]["kernel"]
 
 
 def columns(strength):
@@ -161,7 +165,12 @@ DOORS = {
             skipped=_TREE,
         ),
         "to_nnx": Entry(
-            as_module, {"kernel": FACTOR}, lambda kernel: kernel, "kernel", skipped=_TREE
+            as_module, {"kernel": FACTOR}, lambda kernel: kernel, "kernel",
+            refused={
+                "wrong rank": "parameter layers.attention.key.kernel has shape [1, 1, 4, 2], "
+                "expected [1, 4, 2] as the config says; give both from the same model."
+            },
+            skipped=_TREE,
         ),
     },
     "moc": {

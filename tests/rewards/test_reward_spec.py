@@ -8,7 +8,6 @@ import pytest
 
 from jaxalign.config import load_config, to_yaml
 from jaxalign.errors import InputError
-from jaxalign.models.classifier import Classifier
 from jaxalign.rewards import spec as module
 from jaxalign.rewards.spec import RewardSpec, build_rewards, known_levels
 from jaxalign.rewards.vector import compute_rewards
@@ -51,8 +50,10 @@ def stand_ins(monkeypatch):
 
     def load_reward_model(name, dtype, shardings):
         asked.append((name, dtype))
-        config = SimpleNamespace(dtype=dtype)
-        return Classifier(config, {}, None, ("no", "yes"), None, 8, None, name, f"sha of {name}")
+        return SimpleNamespace(
+            config=SimpleNamespace(dtype=dtype), params={}, labels=("no", "yes"), name=name,
+            sha256=f"sha of {name}",
+        )  # fmt: skip
 
     def classify(model, texts, batch_tokens):
         seen.append((model.name, list(texts)))

@@ -1,10 +1,18 @@
 """Which tensor of a file is which parameter: one table a family, read and written alike."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
-from jaxalign.models.layers import layer_name
+import jax
+
+from jaxalign.errors import InputError
+from jaxalign.models.layers import is_stacked, layer_name
+from jaxalign.models.params import Params
+
+Leaves: TypeAlias = Mapping[tuple[str, ...], jax.Array]
+"""Parameters by their paths."""
 
 
 @dataclass(frozen=True)
@@ -84,3 +92,47 @@ class Layout:
         for leaf in self.leaves:
             for name in self.names(leaf):
                 yield name, leaf.shape
+
+
+def check_params(params: Params, layout: Layout) -> Leaves:
+    """Return parameters by their paths, if they are those of a layout.
+
+    Args:
+        params: nested dict of arrays, layers stacked or not.
+        layout: what they must be, of stacked layers.
+
+    Returns:
+        Every array by its path.
+
+    Raises:
+        InputError: a parameter that is missing, unknown or of another shape.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxalign.models.weights.layout import Layout, Leaf, check_params
+        >>> layout = Layout((Leaf(("embed", "table"), "wte", (5, 2)),), layers=1)
+        >>> try:
+        ...     check_params({"embed": {"table": jnp.zeros((4, 2))}}, layout)
+        ... except ValueError as error:
+        ...     print(error)
+        parameter embed.table has shape [4, 2], expected [5, 2] as the config says; give both from
+        the same model.
+    """
+    layout = layout if is_stacked(params) else layout.unstacked()
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    values = {tuple(str(part.key) for part in path): value for path, value in leaves}
+    expected = {leaf.path: layout.shape(leaf) for leaf in layout.leaves}
+    missing = expected.keys() - values.keys() - layout.optional_paths()
+    for what, wrong in (("missing", missing), ("not part of it", values.keys() - expected.keys())):
+        if wrong:
+            raise InputError(
+                f"parameter {'.'.join(min(wrong))} is {what}, expected the parameters that the "
+                "config describes; give both from the same model."
+            )
+    for path, value in values.items():
+        if tuple(value.shape) != expected[path]:
+            raise InputError(
+                f"parameter {'.'.join(path)} has shape {list(value.shape)}, expected "
+                f"{list(expected[path])} as the config says; give both from the same model."
+            )
+    return values

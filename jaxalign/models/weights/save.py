@@ -1,7 +1,7 @@
 """Parameters into safetensors as transformers names them, one parameter in memory at a time."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeAlias
@@ -15,13 +15,12 @@ from jaxalign.errors import InputError
 from jaxalign.files import write_folder_aside
 from jaxalign.models.layers import is_stacked
 from jaxalign.models.params import Params
-from jaxalign.models.weights.layout import Layout, Leaf
+from jaxalign.models.weights.layout import Layout, Leaf, Leaves, check_params
 from jaxalign.models.weights.load import fill
 from jaxalign.models.weights.safetensors import INDEX, SINGLE
 
 # Weights of a folder, which new ones replace.
 WEIGHTS = "model*.safetensors*"
-Leaves: TypeAlias = Mapping[tuple[str, ...], jax.Array]
 Header: TypeAlias = tuple[str, str, tuple[int, ...], int]
 """Name, safetensors' dtype, shape and bytes of a tensor."""
 _NAMES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -57,8 +56,7 @@ def save_params(
         InputError: for parameters that do not fit the layout, or are not of floats.
     """
     layout = layout if is_stacked(params) else layout.unstacked()
-    values = _by_path(params)
-    _check(values, layout)
+    values = check_params(params, layout)
     entries = [
         _Entry(name, leaf, layer if leaf.layered else None, _dtype(leaf, values[leaf.path], dtype))
         for leaf in layout.leaves
@@ -172,26 +170,3 @@ def _dtype(leaf: Leaf, value: jax.Array, dtype: DTypeLike | None) -> np.dtype:
             f"parameter {'.'.join(leaf.path)} is {found.name}; expected one of {', '.join(_NAMES)}."
         )
     return found
-
-
-def _check(values: Leaves, layout: Layout) -> None:
-    expected = {leaf.path: layout.shape(leaf) for leaf in layout.leaves}
-    optional = layout.optional_paths()
-    missing = expected.keys() - values.keys() - optional
-    for what, wrong in (("missing", missing), ("not part of it", values.keys() - expected.keys())):
-        if wrong:
-            raise InputError(
-                f"parameter {'.'.join(min(wrong))} is {what}: expected the parameters that the "
-                "model's config describes."
-            )
-    for path, value in values.items():
-        if tuple(value.shape) != expected[path]:
-            raise InputError(
-                f"parameter {'.'.join(path)} has shape {list(value.shape)}; the model's config "
-                f"asks for {list(expected[path])}."
-            )
-
-
-def _by_path(tree: Params) -> Leaves:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {tuple(str(part.key) for part in path): value for path, value in leaves}
