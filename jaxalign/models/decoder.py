@@ -1,6 +1,6 @@
 """The Llama family of decoders (Llama, Mistral, SmolLM2, Qwen2, Qwen3)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias, cast
 
 import jax
@@ -89,7 +89,10 @@ class Decoder(nn.Module):
         batch, tokens, _ = embeddings.shape
         first = jnp.zeros(batch, jnp.int32) if starts is None else starts
         positions = first[:, None] + jnp.arange(tokens, dtype=jnp.int32)[None, :]
-        turn = rotation(config.rope, config.head_width, positions, config.dtype)
+        # The barrier keeps XLA from computing the cosines again at every layer and head.
+        turn = jax.lax.optimization_barrier(
+            rotation(config.rope, config.head_width, positions, config.dtype)
+        )
         carry = (embeddings.astype(config.dtype), cache)
         hidden, cache = through(
             self.layers, config, carry, adapters, past, turn, lengths, starts, rows
@@ -163,9 +166,7 @@ def layers_of(
     """
     if config.remat is not None:
         policy = getattr(jax.checkpoint_policies, config.remat)
-        # A loop keeps XLA from joining what is recomputed with what was computed; here is none.
-        inlined = config.unstacked or config.unroll
-        block = nn.remat(block, policy=policy, prevent_cse=inlined)
+        block = nn.remat(block, policy=policy, prevent_cse=inlined(config))
     if config.unstacked:
         return [block(config, adapter_dropout) for _ in range(config.layers)]
     scanned = nn.scan(
@@ -177,6 +178,25 @@ def layers_of(
         unroll=config.layers if config.unroll else 1,
     )
     return scanned(config, adapter_dropout)
+
+
+def recomputed(
+    activation: Callable[..., jax.Array], config: StackConfig
+) -> Callable[..., jax.Array]:
+    """Return an activation of which a backward pass keeps the inputs alone.
+
+    What lies between inputs and result is cheaper to compute again than to write and read: three
+    arrays as wide as the feed-forward layer, the widest of a block.
+    """
+    return jax.checkpoint(activation, prevent_cse=inlined(config))
+
+
+def inlined(config: StackConfig) -> bool:
+    """Return whether the layers stand one after another in the program.
+
+    A loop keeps XLA from joining what is recomputed with what was computed; here is none.
+    """
+    return config.unstacked or config.unroll
 
 
 def through(
@@ -365,6 +385,10 @@ class _Mlp(nn.Module):
             )
             return module(values, subtree(adapters, name), rows)
 
-        gated = nn.silu(linear("gate", config.hidden, inputs))
-        inner = gated * linear("up", config.hidden, inputs)
+        gate, up = (linear(name, config.hidden, inputs) for name in ("gate", "up"))
+        inner = recomputed(_swiglu, config)(gate, up)
         return linear("down", config.width, inner).reshape(shape)
+
+
+def _swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    return nn.silu(gate) * up

@@ -28,11 +28,14 @@ class DeviceDefaults:
 
 
 # A scanned stack is copied matrix by matrix at every pass: on a GPU a third of the memory traffic
-# of decoding and a quarter of a LoRA step (benchmarks/results/h200_compiled). On a CPU, a training
-# step of unstacked layers takes several times as long to compile.
+# of decoding and a quarter of a LoRA step (benchmarks/results/h200_compiled). On a CPU, a LoRA step
+# is faster by a few hundredths without the copies and compiles for twice as long, which the
+# cache of compiled programs pays once.
 DEFAULTS = {
     # XLA widens the operands of every product, whatever the CPU has.
-    "cpu": DeviceDefaults(unstack_to_decode=True, slow_dtypes=("bfloat16", "float16")),
+    "cpu": DeviceDefaults(
+        unstack_to_decode=True, unstack_to_train=True, slow_dtypes=("bfloat16", "float16")
+    ),
     "gpu": DeviceDefaults(
         unstack_to_decode=True,
         unstack_to_train=True,

@@ -1,6 +1,7 @@
 """GPT-2: learned positions, layer norms, a fused query-key-value matrix."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from jaxalign.models.decoder import (
     attend,
     layers_of,
     one_axis,
+    recomputed,
     through,
 )
 from jaxalign.models.encoder import layer_norm
@@ -248,5 +250,6 @@ class _Mlp(nn.Module):
         up = Linear(config.hidden, True, config.dtype, dropout, name="up")
         down = Linear(config.width, True, config.dtype, dropout, name="down")
         flat = one_axis(inputs, rows)
-        inner = nn.gelu(up(flat, subtree(adapters, "up"), rows), approximate=True)
+        gelu = recomputed(partial(nn.gelu, approximate=True), config)
+        inner = gelu(up(flat, subtree(adapters, "up"), rows))
         return down(inner, subtree(adapters, "down"), rows).reshape(inputs.shape)

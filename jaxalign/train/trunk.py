@@ -54,7 +54,7 @@ class TrunkConfig:
             block, such as nothing_saveable; it saves memory for about a third more time. null
             keeps all activations.
         unstack_layers: hold the frozen parameters of `lora` as one tree per layer: faster training
-            and sampling on a GPU, longer to compile. null does so where it pays: on one GPU. What
+            and sampling, longer to compile. null does so where it pays: on one GPU or CPU. What
             `full` trains is one stack.
         mesh: number of devices of each axis.
 

@@ -13,6 +13,7 @@ import tiny_lms
 from jaxalign.errors import InputError
 from jaxalign.models import families, lora, to_nnx
 from jaxalign.models.classifier import Classifier
+from jaxalign.models.decoder import recomputed
 from jaxalign.models.language import LanguageModel, layout, load_language_model, save_language_model
 from jaxalign.models.layers import layer_count, unstack_params, unstack_tree
 from jaxalign.models.weights.load import abstract_params
@@ -75,6 +76,20 @@ def test_remat_recomputes_unstacked_layers_too():
         return text.count(" dot(") + text.count("matmul")
 
     assert products("nothing_saveable") > products(None)
+
+
+@pytest.mark.parametrize("unstacked", [False, True])
+def test_a_backward_pass_keeps_the_inputs_of_an_activation_alone(unstacked):
+    config = replace(model("gpt2")[0], unstacked=unstacked)
+    inputs = jnp.linspace(-2, 2, 6).reshape(2, 3), jnp.ones((2, 3))
+
+    def swiglu(gate, up):
+        return jax.nn.silu(gate) * up
+
+    value, pull = jax.vjp(recomputed(swiglu, config), *inputs)
+    expected, pull_all = jax.vjp(swiglu, *inputs)
+    assert len(jax.tree.leaves(pull)) == len(inputs) < len(jax.tree.leaves(pull_all))
+    chex.assert_trees_all_close((value, pull(value)), (expected, pull_all(value)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
