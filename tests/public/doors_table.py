@@ -195,7 +195,7 @@ DOORS = {
                 **refusals("features", "2, 1", "I E", "1, 3, 2"),
                 **empty("features", "0, 2", "I E", "I"),
             },
-            "mrm/test_train.py",
+            "public/test_fit_value.py",
         ),
         "fit_feedback": Entry(
             population,
