@@ -23,13 +23,13 @@ from jaxalign.demo.writer import (
     question,
 )
 from jaxalign.experiments.moc._run import MocRunConfig, estimate_scale
+from jaxalign.experiments.moc.baselines import conditioned
 from jaxalign.experiments.moc.conflict import ConflictReport, conflict_report
 from jaxalign.experiments.moc.evaluation import Evaluation
-from jaxalign.experiments.moc.judge import EvaluatedPolicy, evaluate_policy
+from jaxalign.experiments.moc.judge import evaluate_policy, judged_preferences
 from jaxalign.experiments.moc.reference_controls import ReferenceControls
 from jaxalign.experiments.moc.statistics import MocEvaluationReport, evaluation_report
 from jaxalign.models.lora import LoraConfig
-from jaxalign.personalize.policies.conditioned import Conditioned
 from jaxalign.progress import Progress
 from jaxalign.rewards import rule_rewards
 from jaxalign.rewards.rules import TRAITS
@@ -130,15 +130,14 @@ def run_conditioned(
     scale = estimate_scale(model, reward, known, run, progress.show)
     fresh = moc.init_policy(jax.random.key(seed), model, REWARDS, config, scale)
     policy = moc.train(fresh, reward, known, config, progress=progress).policy
-    points = moc.evaluation_points(len(REWARDS))
-    held = np.array([_is_held_out(point) for point in points])
+    points, seen = judged_preferences(REWARDS, config.preferences)
     sampling, key, batch = config.sampling(()), jax.random.key(seed), SAMPLES * len(held_out)
     judged = evaluate_policy(
-        EvaluatedPolicy(POLICY, model, Conditioned(policy, points), points, points, ~held),
-        reward, scale, held_out, sampling, key, SAMPLES, batch, progress.show,
+        conditioned(policy, POLICY, points, seen), reward, scale, held_out, sampling, key, SAMPLES,
+        batch, progress.show,
     )  # fmt: skip
     controls = ReferenceControls(
-        model, reward, scale, held_out, sampling, points, ~held, key, SAMPLES, batch, progress.show
+        model, reward, scale, held_out, sampling, points, seen, key, SAMPLES, batch, progress.show
     )
     # As many answers as the policy was trained on.
     best_of = max(config.steps * config.batch // batch, 1)
@@ -165,7 +164,7 @@ def run_conditioned(
             for name, value in values.items()
             if name != "own"
         },
-        "held_out_movement": _movement(judged, held, seed),
+        "held_out_movement": _movement(judged, seed),
         "achieved": [_achieved(judged, row, seed) for row in _shown_rows(points)],
         "shown": [
             {
@@ -217,12 +216,8 @@ def preference_values(
     }
 
 
-def _is_held_out(point: np.ndarray) -> bool:
-    return any(np.allclose(point, one, atol=1e-6) for one in MOC.preferences.held_out)
-
-
-def _movement(judged: Evaluation, held: np.ndarray, seed: int) -> dict[str, MeanInterval]:
-    rows = np.flatnonzero(held)
+def _movement(judged: Evaluation, seed: int) -> dict[str, MeanInterval]:
+    rows = np.flatnonzero(~judged.seen)
     moved = {}
     for column, name in enumerate(judged.names):
         shares = judged.preferences[rows, column]

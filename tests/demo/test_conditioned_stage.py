@@ -12,6 +12,7 @@ from jaxalign.demo import writer as W
 from jaxalign.demo.study import design
 from jaxalign.demo.toy import STOP, init_params, word_model
 from jaxalign.experiments.moc.evaluation import Evaluation
+from jaxalign.experiments.moc.judge import judged_preferences
 from jaxalign.experiments.moc.statistics import evaluation_report
 from jaxalign.progress import Progress
 from jaxalign.rewards.rules import TRAITS
@@ -28,13 +29,13 @@ def some_model(words=20):
 
 def some_evaluation(policy="MOC", follows=1.0, seed=0):
     """A policy whose levels are the preferences as far as it follows, on six prompts."""
-    points = C.moc.evaluation_points(2).astype(np.float64).round(7)
-    held = np.array([C._is_held_out(point) for point in points])
+    points, seen = judged_preferences(C.REWARDS, C.MOC.preferences)
+    points = points.astype(np.float64).round(7)
     noise = np.random.default_rng(seed).normal(0, 0.05, (len(points), 6, 2))
     rewards = 0.5 + follows * (points[:, None] - 0.5) + noise
     flat = np.zeros(len(points))
     return Evaluation(
-        policy, C.REWARDS, "0" * 64, points, ~held, rewards, np.zeros((len(points), 6)), flat,
+        policy, C.REWARDS, "0" * 64, points, seen, rewards, np.zeros((len(points), 6)), flat,
         flat, tuple(f"Why {number}?\n" for number in range(6)),
         tuple(tuple(f"{row}-{number}" for number in range(6)) for row in range(len(points))),
         samples=1, temperature=1.0,
@@ -106,8 +107,7 @@ def test_values_are_those_of_a_loop():
 def test_the_controls_expose_a_policy_that_does_not_follow(follows):
     judged = some_evaluation(follows=follows)
     found = {name: value.mean() for name, value in C.preference_values(*[judged] * 3).items()}
-    held = np.array([C._is_held_out(point) for point in judged.preferences])
-    moved = C._movement(judged, held, 0)
+    moved = C._movement(judged, 0)
     if follows:
         assert found["own"] > found["ignored"] + 0.05 > found["shuffled"]
         assert all(one["low"] > 0.6 for one in moved.values())
@@ -121,13 +121,12 @@ def some_report():
     judged = [some_evaluation(), some_evaluation("reference", 0.0, 1), some_evaluation("best")]
     values = C.preference_values(*judged)
     means = {name: C.resampled_mean(0, value) for name, value in values.items()}
-    held = ~judged[0].seen
     return {
         "best_of": 4,
         "evaluation": evaluation_report(judged, draws=5),
         "value": means,
         "gain": {name: one for name, one in means.items() if name != "own"},
-        "held_out_movement": C._movement(judged[0], held, 0),
+        "held_out_movement": C._movement(judged[0], 0),
         "achieved": [C._achieved(judged[0], row, 0) for row in (10, 5, 0)],
         "shown": [{"prompt": "Why?", "answers": ["- a\n- b", "c", "d"]}],
     }

@@ -24,7 +24,12 @@ from jaxalign.experiments.moc._run import (
     prompts_for,
 )
 from jaxalign.experiments.moc.evaluation import Evaluation
-from jaxalign.experiments.moc.judge import EvaluatedPolicy, Prompts, evaluate_policy
+from jaxalign.experiments.moc.judge import (
+    EvaluatedPolicy,
+    Prompts,
+    evaluate_policy,
+    judged_preferences,
+)
 from jaxalign.experiments.moc.reference_controls import (
     ReferenceControls,
     check_no_system_turn,
@@ -34,7 +39,7 @@ from jaxalign.experiments.moc.report import write_pages
 from jaxalign.experiments.moc.statistics import MocEvaluationReport, evaluation_report
 from jaxalign.moc.files import load, policy_folder
 from jaxalign.moc.policy import ConditionedPolicy
-from jaxalign.moc.preferences import evaluation_points, parse_preference, preference_tag
+from jaxalign.moc.preferences import parse_preference
 from jaxalign.models.language import LanguageModel
 from jaxalign.progress import Progress, counted
 from jaxalign.rewards.spec import build_rewards
@@ -255,16 +260,8 @@ def _separate(runs: Sequence[MocRun], name: str) -> EvaluatedPolicy:
 
 
 def _points(run: MocRun) -> tuple[Floats, NDArray[np.bool_]]:
-    """Preferences that a policy is judged under: the literature's, and all that were held out."""
-    names, settings = run.policy.names, run.config.moc.preferences
-    held = np.array(settings.held_out, np.float32).reshape(-1, len(names))
-    rows = {
-        preference_tag(names, row, settings.decimals): row for row in evaluation_points(len(names))
-    }
-    outside = {preference_tag(names, row, settings.decimals): row for row in held}
-    points = rows | {text: row for text, row in outside.items() if text not in rows}
-    seen = np.array([text not in outside for text in points])
-    return np.stack(list(points.values())).astype(np.float32), seen
+    """Preferences of a run, see `judged_preferences`."""
+    return judged_preferences(run.policy.names, run.config.moc.preferences)
 
 
 def _name(run: MocRun, taken: Sequence[str]) -> str:

@@ -10,7 +10,12 @@ from numpy.typing import NDArray
 from jaxalign.data.messages import prompt_text
 from jaxalign.errors import InputError
 from jaxalign.experiments.moc.evaluation import Evaluation
-from jaxalign.moc.preferences import check_simplex
+from jaxalign.moc.preferences import (
+    PreferenceConfig,
+    check_simplex,
+    evaluation_points,
+    preference_tag,
+)
 from jaxalign.models.chat import Chat
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.sampling import Sampling
@@ -39,6 +44,33 @@ class EvaluatedPolicy(NamedTuple):
     preferences: NDArray[np.float32]
     weights: NDArray[np.floating]
     seen: NDArray[np.bool_]
+
+
+def judged_preferences(
+    names: Sequence[str], config: PreferenceConfig
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return the preferences that a policy is judged under: the literature's, and those held out.
+
+    Args:
+        names: [R] names of the rewards.
+        config: of the preferences that the policy was trained on.
+
+    Returns:
+        [W, R] on the simplex, and [W] bool, False for those that were held out.
+
+    Example:
+        >>> from jaxalign.experiments.moc.judge import judged_preferences
+        >>> from jaxalign.moc import PreferenceConfig
+        >>> points, seen = judged_preferences(("a", "b"), PreferenceConfig(held_out=((0.5, 0.5),)))
+        >>> points.shape, points[~seen].tolist()
+        ((11, 2), [[0.5, 0.5]])
+    """
+    usual, held = evaluation_points(len(names)), np.array(config.held_out, np.float32)
+    points = {preference_tag(names, row, config.decimals): row for row in usual}
+    outside = {preference_tag(names, row, config.decimals): row for row in held}
+    points |= {text: row for text, row in outside.items() if text not in points}
+    seen = np.array([text not in outside for text in points])
+    return np.stack(list(points.values())).astype(np.float32), seen
 
 
 def evaluate_policy(
