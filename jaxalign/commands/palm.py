@@ -126,6 +126,7 @@ def _build(arguments: argparse.Namespace, rest: list[str]) -> None:
             arguments.data,
             arguments.out,
             resume=arguments.resume,
+            confirm=arguments.confirm,
         )
     else:
         names = config.rewards
@@ -159,16 +160,20 @@ def _certify(arguments: argparse.Namespace, _: list[str]) -> None:
     from rich.console import Console
 
     from jaxalign.experiments.palm import certify_policies, evaluate, load_built, report
+    from jaxalign.experiments.palm.policy_run import built_config
     from jaxalign.files import write_json
+    from jaxalign.palm.config import BuildConfig
     from jaxalign.personalize.serve import FILE
     from jaxalign.runs.tables import TerminalTable
 
-    portfolio = load_built(arguments.portfolio)
-    if (arguments.portfolio / FILE).is_file():
-        held_out = certify_policies(arguments.portfolio, arguments.data)
+    folder = arguments.portfolio.expanduser()
+    portfolio = load_built(folder)
+    if (folder / FILE).is_file():
+        held_out = certify_policies(folder, arguments.data)
     else:
         candidates = _candidates(arguments.data, report.reward_names(portfolio), None)
-        held_out = evaluate(portfolio, candidates, arguments.data)
+        config = built_config(folder) or BuildConfig()
+        held_out = evaluate(portfolio, candidates, arguments.data, config.band_draws, config.level)
     Console().print(TerminalTable(*report.certificate_rows(None, held_out)))
     if arguments.out:
         write_json(arguments.out, held_out.as_dict())

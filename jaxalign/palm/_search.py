@@ -51,11 +51,16 @@ def load_state(path: str | Path) -> SearchState:
     Raises:
         InputError: no such file, or of another format.
     """
-    tree = load_arrays(path)
+    try:
+        tree = load_arrays(path)
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: no such file, expected the state of a search; search again."
+        ) from None
     try:
         policies = Policies.from_arrays(tree, "policies")
         return SearchState(tree["weights"], policies, tree["gaps"], bool(tree["done"]))
-    except (OSError, KeyError, InputError) as error:
+    except (KeyError, InputError) as error:
         raise InputError(
             f"{path} holds no state of a search ({error}): delete it and search again."
         ) from None
@@ -93,9 +98,7 @@ def search(
         )
     fixed = targets(oracle.num_rewards, config)
     start = corners(config.weights, oracle.num_rewards)[:, : oracle.num_rewards]
-    if config.search == "full":
-        if fixed is None:
-            raise InputError("search: found full, expected lazy where there is no grid to solve.")
+    if config.search == "full" and fixed is not None:
         return _full(oracle, np.concatenate([start, fixed]), config, state, on_call)
     run = _Run(oracle, config, state, on_call)
     for weight in start:

@@ -1,5 +1,6 @@
 """What can be set in a portfolio: tolerances, search, selection."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -7,6 +8,10 @@ from jaxalign.config_fields import check_choices
 from jaxalign.errors import InputError
 from jaxalign.palm.policy_pool import PolicyPoolConfig
 
+DRAWS, LEVEL = 1000, 0.95
+"""Bootstrap draws of a band and its level, unless others are stated."""
+GRID_LIMIT = 200_000
+"""Most weights of a grid that are built without being confirmed."""
 WeightKind = Literal["simplex", "signed"]
 Criterion = Literal["additive", "share"]
 ScaleKind = Literal["standard", "range", "none"]
@@ -31,10 +36,11 @@ class PalmConfig:
         targets: weights that must be served: "grid", the structured grid, or "corners", the points
             where two or more policies tie as best, which need no grid; signed weights always take
             "corners".
-        max_calls: largest number of oracle calls, the start included. null takes 10,000 where there
-            is a grid, and 150 where the points where policies tie take its place: their number
-            grows with a power of the calls, so that 150 calls take about half a minute for 5 signed
-            rewards. The certificate states the gap that is left.
+        max_calls: largest number of oracle calls. Those of the corners, from which the lazy search
+            starts, are made whatever it is, and count. null takes 10,000 where there is a grid, and
+            150 where the points where policies tie take its place: their number grows with a power
+            of the calls, so that 150 calls take about half a minute for 5 signed rewards. The
+            certificate states the gap that is left.
         prune_eps: multiplicative tolerance of the cover, on top of the search's; 0 or more, below
             1. It is used where `size` is None.
         prune_delta: additive tolerance of the cover, in units of reward; 0 or more.
@@ -74,7 +80,7 @@ class PalmConfig:
     selection: Literal["exact", "greedy"] = "exact"
     time_limit: float = 60.0
     refine: int = 20
-    grid_limit: int = 200_000
+    grid_limit: int = GRID_LIMIT
     confirm_grid: bool = False
     floor: float = 0.1
 
@@ -101,6 +107,11 @@ class PalmConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name}: found {value}, expected above 0; correct it.")
+        if self.search == "full" and self.by_ties:
+            raise InputError(
+                "search: found full, expected lazy where there is no grid to solve, with signed "
+                "weights or targets corners; leave it out."
+            )
         if self.size is not None and self.size < 1:
             raise InputError(f"size: found {self.size}, expected 1 or more; correct it.")
 
@@ -161,7 +172,8 @@ class BuildConfig:
         certify_share: share of the prompts, between 0 and 1, on which nothing is chosen and the
             portfolio is certified.
         seed: seed of the split of the prompts, 0 or more.
-        draws: bootstrap draws over prompts for the bands; 0 for no bands over the sizes.
+        draws: bootstrap draws over prompts for the bands, at least 1 / (1 - `level`); 0 for no
+            bands over the sizes, where the certificate takes 1,000.
         level: probability, between 0 and 1, that a band holds for all users at once.
         compare: largest size at which portfolios are compared with uniform, random and k-center
             weights; 0 for no comparison.
@@ -184,8 +196,8 @@ class BuildConfig:
     beta: float | None = None
     certify_share: float = 0.5
     seed: int = 0
-    draws: int = 1000
-    level: float = 0.95
+    draws: int = DRAWS
+    level: float = LEVEL
     compare: int = 10
     compare_draws: int = 5
     compare_seconds: float = 2.0
@@ -205,6 +217,12 @@ class BuildConfig:
         for name in ("certify_share", "level"):
             if not 0 < getattr(self, name) < 1:
                 raise InputError(f"{name}: found {getattr(self, name)}, expected between 0 and 1.")
+        least = math.ceil(1 / (1 - self.level) - 1e-9)  # below it no draw lies beyond the band
+        if 0 < self.draws < least:
+            raise InputError(
+                f"draws: found {self.draws}, expected at least {least} for a band of level "
+                f"{self.level:g}, or 0 for no bands over the sizes; raise it."
+            )
         if self.scale == "range" and self.reward_range is None:
             raise InputError("reward_range: found none, expected two numbers for scale: range.")
         if self.reward_range is not None and not self.reward_range[0] < self.reward_range[1]:
@@ -218,6 +236,11 @@ class BuildConfig:
                 f"reward_range: found {low:g} to {high:g}, expected it within 0 to 1 for scale: "
                 "none; take scale: range."
             )
+
+    @property
+    def band_draws(self) -> int:
+        """Bootstrap draws of the certificate's band, which is always given."""
+        return self.draws or DRAWS
 
     @property
     def price(self) -> float:

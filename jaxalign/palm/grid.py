@@ -6,9 +6,7 @@ import numpy as np
 
 from jaxalign.arrays import check_count, check_scalar
 from jaxalign.errors import InputError
-from jaxalign.palm.config import check_tolerances
-
-LIMIT = 200_000
+from jaxalign.palm.config import GRID_LIMIT, check_tolerances
 
 
 def _checked(num_rewards: int, eps: float, delta: float) -> tuple[int, float, float]:
@@ -59,7 +57,7 @@ def weight_grid(
     num_rewards: int,
     eps: float,
     delta: float,
-    limit: int = LIMIT,
+    limit: int = GRID_LIMIT,
     confirm: bool = False,
 ) -> np.ndarray:
     """Return the structured grid: levels (1 + eps)^-k and 0, largest entry 1, divided by the sum.

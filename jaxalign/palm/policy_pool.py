@@ -37,7 +37,8 @@ class PolicyPoolConfig:
             of a MOC policy, and 128 for other policies.
         temperature: divides the logits, above 0; 1 samples from the policies as they are.
         dtype: of parameters and compute.
-        batch_size: answers sampled at once, 1 or more; lower it if memory runs out.
+        batch_size: answers sampled at once, 1 or more; lower it, with --resume, if memory runs out.
+            It changes no more than the rounding of their probabilities.
 
     Example:
         >>> from jaxalign.palm.policy_pool import PolicyPoolConfig

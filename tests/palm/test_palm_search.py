@@ -93,6 +93,8 @@ def test_a_search_goes_on_from_its_file(tmp_path):
     (tmp_path / "half").write_bytes((tmp_path / "state.npz").read_bytes()[:100])
     with pytest.raises(InputError, match=r"half is damaged .* delete it and run again") as caught:
         palm.load_state(tmp_path / "half")
+    with pytest.raises(InputError, match="no such file, expected the state of a search"):
+        palm.load_state(tmp_path / "none")
     assert str(caught.value).count(str(tmp_path)) == 1
     oracle = Listed(values)
     rest = palm.search(oracle, config, palm.load_state(tmp_path / "state.npz"))

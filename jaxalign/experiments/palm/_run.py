@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxalign.config import to_yaml
 from jaxalign.errors import InputError
 from jaxalign.experiments.palm.report import reward_names, write_report
 from jaxalign.experiments.palm.statistics import (
@@ -17,7 +18,7 @@ from jaxalign.experiments.palm.statistics import (
     smallest,
 )
 from jaxalign.experiments.palm.training import next_steps, write_distillation
-from jaxalign.files import write_json
+from jaxalign.files import write_json, write_text
 from jaxalign.palm import (
     ClosedForm,
     Evaluator,
@@ -33,14 +34,14 @@ from jaxalign.palm import (
 )
 from jaxalign.palm.candidates import Candidates, split_prompts, unseen
 from jaxalign.palm.closed_form import candidate_oracle, candidate_scale
-from jaxalign.palm.config import BuildConfig
+from jaxalign.palm.config import DRAWS, LEVEL, BuildConfig
 from jaxalign.palm.portfolio import load
 from jaxalign.progress import Progress, counted
 from jaxalign.rewards.reward_scale import SCALE_FILE, RewardScale, expect_scale
 from jaxalign.runs.run_dir import Identity, RunDir, finished_report, open_run_dir
 from jaxalign.version import __version__
 
-KIND = "palm build"
+KIND, CONFIG = "palm build", "config.yaml"
 _STATE = "search.safetensors"
 Say = Callable[[str], None]
 
@@ -74,7 +75,9 @@ def run(
             something else.
     """
     say = Progress().say
-    _show_grid(config.palm, len(candidates.names), say, confirm)
+    if export and candidates.answers is None:
+        raise InputError("--export: found candidates without answers, expected their texts.")
+    check_grid(config.palm, len(candidates.names), say, confirm)
     first, second = split_prompts(candidates, config.certify_share, config.seed)
     scale = candidate_scale(first, config)
     oracle, evaluator = (candidate_oracle(part, scale, config.price) for part in (first, second))
@@ -83,9 +86,9 @@ def run(
         "scale of rewards": scale.digest,
     }
     folder = open_run_dir(out, KIND, config, identity, resume)
-    settings = replace(config.palm, confirm_grid=config.palm.confirm_grid or confirm)
-    found = _searched(oracle, settings, folder, say)
-    config = replace(config, palm=settings)
+    write_text(folder.path / CONFIG, to_yaml(config))
+    config = confirmed(config, confirm)
+    found = _searched(oracle, config.palm, folder, say)
     built = judge(Judged(oracle, evaluator, found, scale, first.marks), config, source, say)
     if export:
         write_distillation(folder.path, built.portfolio, first, oracle)
@@ -127,7 +130,7 @@ def judge(judged: Judged, config: BuildConfig, source: str, say: Say) -> BuiltPo
     portfolio = select_members(oracle, config.palm, found, judged.scale, judged.marks)
     count = counted(len(portfolio.members) - 1, "member")
     say(f"{count} beside the reference; certifying on other prompts")
-    held_out = portfolio.held_out(evaluator, max(config.draws, 2), config.level)
+    held_out = portfolio.held_out(evaluator, config.band_draws, config.level)
     sizes: list[SizeRow] = []
     if config.compare:
         hurried = replace(config.palm, time_limit=config.compare_seconds)
@@ -203,7 +206,13 @@ def load_built(folder: str | Path) -> Portfolio:
     return load(folder)
 
 
-def evaluate(portfolio: Portfolio, candidates: Candidates, source: str) -> HeldOut:
+def evaluate(
+    portfolio: Portfolio,
+    candidates: Candidates,
+    source: str,
+    draws: int = DRAWS,
+    level: float = LEVEL,
+) -> HeldOut:
     """Return the worst gaps of a portfolio on prompts that it was not chosen on.
 
     Args:
@@ -211,6 +220,8 @@ def evaluate(portfolio: Portfolio, candidates: Candidates, source: str) -> HeldO
         candidates: candidates with raw rewards; prompts that the members were chosen on are left
             out.
         source: where they came from, for messages.
+        draws: bootstrap draws over prompts for the band.
+        level: probability that the band holds for all users at once.
 
     Returns:
         HeldOut.
@@ -226,10 +237,11 @@ def evaluate(portfolio: Portfolio, candidates: Candidates, source: str) -> HeldO
         )
     expect_scale(candidates.scale, [portfolio.scale.digest], source, "the portfolio")
     other = unseen(candidates, portfolio.chosen_on, source)
-    return portfolio.held_out(candidate_oracle(other, portfolio.scale, portfolio.beta))
+    evaluator = candidate_oracle(other, portfolio.scale, portfolio.beta)
+    return portfolio.held_out(evaluator, draws, level)
 
 
-def _show_grid(config: PalmConfig, rewards: int, say: Say, confirm: bool) -> None:
+def check_grid(config: PalmConfig, rewards: int, say: Say, confirm: bool) -> None:
     """Say how many weights the grid has before any work is done, and refuse too many."""
     if config.by_ties:
         say("no grid: the points where policies tie take its place")
@@ -242,6 +254,13 @@ def _show_grid(config: PalmConfig, rewards: int, say: Say, confirm: bool) -> Non
             f"{rewards} rewards, expected at most {config.grid_limit:,}; raise the tolerances "
             "(--palm.eps, --palm.delta), take --palm.targets corners, or add --confirm."
         )
+
+
+def confirmed(config: BuildConfig, confirm: bool) -> BuildConfig:
+    """Return the config of a build whose grid `--confirm` may have confirmed."""
+    return replace(
+        config, palm=replace(config.palm, confirm_grid=config.palm.confirm_grid or confirm)
+    )
 
 
 def _searched(oracle: ClosedForm, config: PalmConfig, folder: RunDir, say: Say) -> SearchState:
@@ -260,10 +279,15 @@ def _searched(oracle: ClosedForm, config: PalmConfig, folder: RunDir, say: Say) 
     found = search(oracle, config, state, on_call)
     found.save(path)
     end = "the bounds meet"
-    if not found.done:
+    if not found.done and len(found.gaps) and np.isfinite(found.gaps[-1]):
         end = (
-            f"the bounds are {np.nanmax(found.gaps[-1:]):.4f} apart: the certificate against the "
-            "optimum counts that in; more calls (--palm.max_calls) narrow it slowly"
+            f"the bounds are {found.gaps[-1]:.4f} apart: the certificate against the optimum "
+            "counts that in; more calls (--palm.max_calls) narrow it slowly"
+        )
+    elif not found.done:
+        end = (
+            "the limit of calls came before the bounds could meet: the certificate against the "
+            "optimum counts that in; raise --palm.max_calls"
         )
     say(f"{counted(len(found.weights), 'oracle call')}, {end}")
     return found

@@ -9,7 +9,7 @@ from matplotlib.colors import ListedColormap
 
 from jaxalign.experiments.palm.statistics import Measure, SizeRow
 from jaxalign.palm.portfolio import Portfolio
-from jaxalign.runs.plots import PALETTE, REGIONS, legend_below, new_figure, save_png, tidy
+from jaxalign.runs.plots import PALETTE, REGIONS, escape, legend_below, new_figure, save_png, tidy
 
 _WIDE, _HIGH = 900, 780
 _METHODS = {
@@ -59,7 +59,7 @@ def plot_regions(portfolio: Portfolio, names: Sequence[str], path: Path) -> None
     axes.plot(corner[[0, 1, 2, 0], 0], corner[[0, 1, 2, 0], 1], color="black", linewidth=1.2)
     for place, name, shift in zip(corner, names, ((0, -0.03), (0, -0.03), (0, 0.02)), strict=True):
         axes.text(
-            place[0], place[1] + shift[1], name, ha="center", fontsize=12,
+            place[0], place[1] + shift[1], escape(name), ha="center", fontsize=12,
             va="bottom" if shift[1] > 0 else "top",
         )  # fmt: skip
     for number in range(1, len(colours)):

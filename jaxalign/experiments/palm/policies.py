@@ -22,7 +22,7 @@ from jaxalign.models.peft import load_adapter
 from jaxalign.models.resolve import stated_name
 from jaxalign.palm.baselines import das_dennis
 from jaxalign.palm.config import BuildConfig
-from jaxalign.palm.policy_pool import ANSWER_TOKENS, PolicyPoolConfig
+from jaxalign.palm.policy_pool import ANSWER_TOKENS, PolicyPoolConfig, PoolKind
 from jaxalign.personalize.policies import (
     Conditioned,
     Kind,
@@ -53,18 +53,37 @@ class PolicyPool:
         policies: what makes a policy of A weights.
         options: [C, A] weights of the C policies.
         names: [A] what a weight is of: an adapter's folder, or a reward.
-        rewards: of the answers.
         scale: of a MOC policy's rewards, None for other policies.
-        answer_tokens: most tokens of an answer that a MOC policy was trained with.
     """
 
     model: LanguageModel
     policies: Kind
     options: NDArray[np.float64]
     names: tuple[str, ...]
-    rewards: tuple[RewardSpec, ...]
     scale: RewardScale | None
-    answer_tokens: int = ANSWER_TOKENS
+
+
+def resolved_config(folders: Sequence[Path], config: BuildConfig) -> BuildConfig:
+    """Return a build's config with the rewards and the most tokens of the answers filled in.
+
+    Where the config leaves them open, they are those of a MOC policy's run. No model is loaded.
+
+    Args:
+        folders: of `--policies`.
+        config: of the build.
+
+    Raises:
+        InputError: a folder that holds no policy, policies that the kind does not fit, or no
+            rewards.
+    """
+    places = _policy_places(folders, config.policies.kind)
+    run = trained_config(folders[0]) if (places[0] / MOC).is_file() else None
+    rewards = _rewards(config, () if run is None else run.rewards)
+    own = ANSWER_TOKENS if run is None else run.moc.answer_tokens
+    policies = replace(
+        config.policies, rewards=rewards, max_tokens=config.policies.max_tokens or own
+    )
+    return replace(config, rewards=tuple(spec.name for spec in rewards), policies=policies)
 
 
 def load_pool(folders: Sequence[Path], base: str | None, config: BuildConfig) -> PolicyPool:
@@ -77,28 +96,14 @@ def load_pool(folders: Sequence[Path], base: str | None, config: BuildConfig) ->
         config: of the build.
 
     Raises:
-        InputError: a folder that is neither, adapters of different matrices or another model, or no
-            rewards.
+        InputError: a folder that is neither, or adapters of different matrices or another model.
     """
-    places = [_policy_place(folder) for folder in folders]
-    conditioned = [place for place in places if (place / MOC).is_file()]
     kind = config.policies.kind
-    if conditioned and len(places) > 1:
-        raise InputError(
-            f"--policies: found the MOC policy {conditioned[0]} among {len(places)} folders, "
-            "expected it alone, since it is many policies by itself: build a portfolio of each."
-        )
-    if bool(conditioned) != (kind == "conditioned") and kind != "auto":
-        found = "a MOC policy" if conditioned else counted(len(places), "adapter")
-        raise InputError(
-            f"policies.kind: found {kind} for {found}, expected "
-            f"{'conditioned' if conditioned else 'soups, mixing or separate'}, or auto."
-        )
-    if conditioned:
+    places = _policy_places(folders, kind)
+    if (places[0] / MOC).is_file():
         return _of_moc(folders[0], base, config)
-    rewards = _rewards(config, ())
     if not all((place / ADAPTER).is_file() for place in places):
-        return _of_models(folders, places, base, config, rewards)
+        return _of_models(folders, places, base, config)
     bases = [_base_of(place) for place in places]
     if base is None and len(set(bases)) > 1:
         other = next(place for place, name in enumerate(bases) if name != bases[0])
@@ -111,7 +116,7 @@ def load_pool(folders: Sequence[Path], base: str | None, config: BuildConfig) ->
     _refuse_repeated(folders, list(map(adapter_digest, adapters)))
     policies = _MADE_OF["soups" if kind == "auto" else kind](adapters)
     options = np.eye(len(adapters)) if kind == "separate" else _grid(len(adapters), config.policies)
-    return PolicyPool(model, policies, options, _names(folders), rewards, None)
+    return PolicyPool(model, policies, options, _names(folders), None)
 
 
 def _of_models(
@@ -119,7 +124,6 @@ def _of_models(
     places: Sequence[Path],
     base: str | None,
     config: BuildConfig,
-    rewards: tuple[RewardSpec, ...],
 ) -> PolicyPool:
     """Whole models; adapters among them are merged into their base models."""
     settings = config.policies
@@ -139,7 +143,7 @@ def _of_models(
     _refuse_repeated(folders, policies.digests)
     size = len(places)
     options = np.eye(size) if settings.kind == "separate" else _grid(size, settings)
-    return PolicyPool(model, policies, options, _names(folders), rewards, None)
+    return PolicyPool(model, policies, options, _names(folders), None)
 
 
 def _refuse_repeated(folders: Sequence[Path], digests: Sequence[str]) -> None:
@@ -171,6 +175,24 @@ def load_prompts_for(model: LanguageModel, source: str, config: PolicyPoolConfig
 
     remedy = "lower policies.max_tokens or give a model with a longer context"
     return filter_prompts(prompts, count, room, config.prompts, remedy=remedy)
+
+
+def _policy_places(folders: Sequence[Path], kind: PoolKind) -> list[Path]:
+    """The folders of the policies, which are a MOC policy alone or others that the kind fits."""
+    places = [_policy_place(folder) for folder in folders]
+    conditioned = [place for place in places if (place / MOC).is_file()]
+    if conditioned and len(places) > 1:
+        raise InputError(
+            f"--policies: found the MOC policy {conditioned[0]} among {len(places)} folders, "
+            "expected it alone, since it is many policies by itself: build a portfolio of each."
+        )
+    if bool(conditioned) != (kind == "conditioned") and kind != "auto":
+        found = "a MOC policy" if conditioned else counted(len(places), "adapter")
+        raise InputError(
+            f"policies.kind: found {kind} for {found}, expected "
+            f"{'conditioned' if conditioned else 'soups, mixing or separate'}, or auto."
+        )
+    return places
 
 
 def _policy_place(folder: Path) -> Path:
@@ -207,15 +229,12 @@ def _base_of(adapter: Path) -> str:
 
 
 def _of_moc(folder: Path, base: str | None, config: BuildConfig) -> PolicyPool:
-    run = trained_config(folder)
-    rewards = _rewards(config, () if run is None else run.rewards)
     dtype = config.policies.dtype
     model = load_language_model(base, dtype) if base else None
     policy = moc.load(policy_folder(folder), model, dtype)
     options = evaluation_points(len(policy.names)).astype(np.float64).round(7)
     policies = Conditioned(policy, options)
-    length = ANSWER_TOKENS if run is None else run.moc.answer_tokens
-    return PolicyPool(policy.model, policies, options, policy.names, rewards, policy.scale, length)
+    return PolicyPool(policy.model, policies, options, policy.names, policy.scale)
 
 
 def _rewards(config: BuildConfig, own: Sequence[RewardSpec]) -> tuple[RewardSpec, ...]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -12,8 +12,21 @@ from jaxalign.config import load_config, to_yaml
 from jaxalign.data.messages import prompt_text
 from jaxalign.data.prompts import Prompt
 from jaxalign.errors import InputError
-from jaxalign.experiments.palm._run import KIND, Judged, judge, write_built
-from jaxalign.experiments.palm.policies import PolicyPool, load_pool, load_prompts_for
+from jaxalign.experiments.palm._run import (
+    CONFIG,
+    KIND,
+    Judged,
+    check_grid,
+    confirmed,
+    judge,
+    write_built,
+)
+from jaxalign.experiments.palm.policies import (
+    PolicyPool,
+    load_pool,
+    load_prompts_for,
+    resolved_config,
+)
 from jaxalign.experiments.palm.statistics import BuiltPortfolio
 from jaxalign.files import write_text
 from jaxalign.models.language import load_language_model
@@ -29,10 +42,10 @@ from jaxalign.progress import Progress, counted
 from jaxalign.rewards.reward_scale import RewardScale
 from jaxalign.rewards.spec import build_rewards
 from jaxalign.rewards.vector import TextReward
-from jaxalign.runs.run_dir import Identity, open_run_dir
+from jaxalign.runs.run_dir import Identity, check_run_dir, open_run_dir
 
-CONFIG = "config.yaml"
 _VALUES = "values"
+Part = Literal["choose", "certify"]
 
 
 class _Sampler(NamedTuple):
@@ -43,8 +56,14 @@ class _Sampler(NamedTuple):
     config: BuildConfig
     cache: Path
 
-    def on(self, prompts: Sequence[Prompt], scale: RewardScale | None = None) -> AnswerOracle:
-        """The policies on some prompts; answers that are in the cache are not drawn again."""
+    def on(
+        self, part: Part, prompts: Sequence[Prompt], scale: RewardScale | None = None
+    ) -> AnswerOracle:
+        """The policies on some prompts; answers that are in the cache are not drawn again.
+
+        The two parts have keys of their own: common random numbers are for policies on the same
+        prompts, and would only make the certificate's prompts less independent of the others.
+        """
         settings = self.config.policies
         return AnswerOracle(
             self.pool.model,
@@ -53,11 +72,11 @@ class _Sampler(NamedTuple):
             self.reward,
             self.config.beta or 0.0,
             Sampling(max_tokens=settings.answer_tokens, temperature=settings.temperature),
-            jax.random.key(self.config.seed),
+            jax.random.fold_in(jax.random.key(self.config.seed), get_args(Part).index(part)),
             samples=settings.samples,
             options=self.pool.options,
             scale=scale,
-            reward_range=self.config.checked_range if scale is None else None,
+            reward_range=self.config.checked_range,
             batch_size=settings.batch_size,
             cache=self.cache,
             progress=True,
@@ -71,6 +90,7 @@ def run_policies(
     source: str,
     out: Path,
     resume: bool = False,
+    confirm: bool = False,
 ) -> BuiltPortfolio:
     """Sample trained policies, choose few of them, certify them on other prompts, and write all.
 
@@ -82,26 +102,21 @@ def run_policies(
         out: folder of the portfolio and its policies, scale.json, config.yaml, report and plots;
             state/values holds the answers' rewards, policy by policy.
         resume: whether an unfinished build of the same settings may be continued.
+        confirm: whether the grid is built whatever its size.
 
     Returns:
         BuiltPortfolio.
 
     Raises:
-        InputError: folders, prompts or rewards that cannot be used, or a folder that holds
-            something else.
+        InputError: folders, prompts or rewards that cannot be used, a grid above its limit, or a
+            folder that holds something else.
     """
     say = Progress().say
+    config = resolved_config(folders, config)
+    check_run_dir(Path(out).expanduser(), KIND, config, resume)
+    check_grid(config.palm, len(config.rewards), say, confirm)
     pool = load_pool(folders, base, config)
-    config = replace(
-        config,
-        rewards=tuple(spec.name for spec in pool.rewards),
-        policies=replace(
-            config.policies,
-            rewards=pool.rewards,
-            max_tokens=config.policies.max_tokens or pool.answer_tokens,
-        ),
-    )
-    reward = build_rewards(pool.rewards)
+    reward = build_rewards(config.policies.rewards)
     prompts = load_prompts_for(pool.model, source, config.policies)
     first, second = _split(prompts.prompts, config, prompts.source)
     texts = [prompt_text(prompt) for prompt in prompts.prompts]
@@ -114,6 +129,7 @@ def run_policies(
     }
     run = open_run_dir(out, KIND, config, about, resume)
     write_text(run.path / CONFIG, to_yaml(config))
+    config = confirmed(config, confirm)
     say(
         f"{counted(len(pool.options), 'policy', 'policies')}: {_made_of(pool)} "
         f"{', '.join(pool.names)}; {counted(len(texts), 'prompt')}, "
@@ -126,12 +142,12 @@ def run_policies(
             f"{pool.policies.most_bytes / 2**30:.1f} GiB at most, those of the base included"
         )
     sampler = _Sampler(pool, reward, config, run.state / _VALUES)
-    plain = sampler.on(first).rewards_of(np.zeros((1, pool.policies.size)))
+    plain = sampler.on("choose", first).rewards_of(np.zeros((1, pool.policies.size)))
     scale = level_scale(plain.reshape(-1, len(reward.names)), reward.names, config, pool.scale)
-    oracle = sampler.on(first, scale)
+    oracle = sampler.on("choose", first, scale)
     policies = stack(oracle.policies_of(pool.options))
     say(f"answers to {len(second)} other prompts, to certify on")
-    evaluator = sampler.on(second, scale)
+    evaluator = sampler.on("certify", second, scale)
     evaluator.outcomes(policies)
     found = known_pool(oracle, config.palm, policies)
     judged = Judged(oracle, evaluator, found, scale, prompt_marks(first))
@@ -154,6 +170,7 @@ def certify_policies(folder: Path, source: str) -> HeldOut:
     Raises:
         InputError: fewer than 2 other prompts, or as `serve.load`.
     """
+    folder = folder.expanduser()
     about = serve.about_policies(folder)
     config = load_config(BuildConfig, folder / CONFIG, [])
     model = load_language_model(about.base, config.policies.dtype)
@@ -169,18 +186,15 @@ def certify_policies(folder: Path, source: str) -> HeldOut:
             "at least 2; give other prompts."
         )
     options = np.asarray(portfolio.pool.payload["weight"], np.float64)
-    pool = PolicyPool(
-        model, serving.policies, options, about.names, config.policies.rewards, portfolio.scale
-    )
-    reward = build_rewards(pool.rewards)
+    pool = PolicyPool(model, serving.policies, options, about.names, portfolio.scale)
+    reward = build_rewards(config.policies.rewards)
     sampler = _Sampler(pool, reward, config, folder / "state" / _VALUES)
-    return portfolio.held_out(
-        sampler.on(other, portfolio.scale), max(config.draws, 2), config.level
-    )
+    evaluator = sampler.on("certify", other, portfolio.scale)
+    return portfolio.held_out(evaluator, config.band_draws, config.level)
 
 
 def built_config(folder: Path) -> BuildConfig | None:
-    """Return the config of a build over policies, None where only the portfolio is in the folder.
+    """Return the config of a build, None where only the portfolio is in the folder.
 
     Raises:
         InputError: the config cannot be read.

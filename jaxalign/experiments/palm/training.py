@@ -39,7 +39,7 @@ def write_distillation(
         InputError: candidates without their answers.
     """
     if candidates.answers is None:
-        raise InputError("--export: found candidates without answers, expected their texts.")
+        raise InputError("candidates: found none with answers, expected their texts; give some.")
     paths = []
     for number in range(1, len(portfolio.members)):
         weight = jnp.asarray(portfolio.members.payload["weight"][number], oracle.rewards.dtype)
@@ -121,7 +121,7 @@ def next_steps(built: BuiltPortfolio, out: Path, exported: bool) -> str:
             "```bash",
             *(
                 "jaxalign moc train --model BASE --data PROMPTS --config MOC.yaml --baseline "
-                f"morlhf --weight {share} --out {place}"
+                f"morlhf --weight {shlex.quote(share)} --out {shlex.quote(place)}"
                 for share, place in zip(shares, run, strict=True)
             ),
             "```",
@@ -133,7 +133,7 @@ def next_steps(built: BuiltPortfolio, out: Path, exported: bool) -> str:
         "```bash",
         "jaxalign palm build --policies "
         + " ".join(map(shlex.quote, run))
-        + f" --data PROMPTS --rewards {' '.join(names)} --out {out}_trained",
+        + f" --data PROMPTS --rewards {shlex.join(names)} --out {shlex.quote(f'{out}_trained')}",
         "```",
     ]
     return "\n".join(lines) + "\n"

@@ -1,6 +1,7 @@
 """`jaxalign palm`: the whole way on made-up candidates, and every bad input refused."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from cli_calls import call, digest, refused
 
 from jaxalign import palm
 from jaxalign.config import load_config
-from jaxalign.experiments.palm import load_built
+from jaxalign.errors import InputError
+from jaxalign.experiments.palm import load_built, run
 from jaxalign.moc.preferences import parse_preference
-from jaxalign.palm.candidates import split_prompts
+from jaxalign.palm.candidates import from_rows, split_prompts
 from jaxalign.palm.closed_form import candidate_oracle
 from jaxalign.palm.config import BuildConfig
 from jaxalign.palm.files import read_candidates
@@ -115,6 +117,29 @@ def test_what_to_train_next_and_on_what(world, tmp_path):
     assert "--export" in (world / "built" / "report.md").read_text()
 
 
+def test_names_and_folders_that_a_shell_or_a_plot_would_read(tmp_path):
+    """Commands that can be pasted, and names that are no formula."""
+    names = dict(zip(NAMES, ("cost in $", "$_", "plain talk"), strict=True))
+    rows = [{names.get(name, name): value for name, value in row.items()}
+            for row in candidate_rows(prompts=8)]  # fmt: skip
+    out = tmp_path / "my builds"
+    result = call("palm", "build", "--data", write(tmp_path / "c.jsonl", rows), "--out", out,
+                  *QUICK, "--draws", "0", "--palm.size", "2")  # fmt: skip
+    assert result.code == 0, result.err
+    steps = (out / "report.md").read_text().partition("## What to train next")[2]
+    commands = [shlex.split(line) for line in steps.splitlines() if line.startswith("jaxalign ")]
+    assert [command[1] for command in commands] == ["sft", "sft", "moc", "moc", "palm"]
+    for command in commands[:4]:
+        assert command[command.index("--out") + 1].startswith(f"{out}_member_")
+    for command in commands[2:4]:
+        weight = command[command.index("--weight") + 1]
+        assert [part.split("=")[0] for part in weight.split(",")] == list(names.values())
+    assert commands[4][-5:] == [*names.values(), "--out", f"{out}_trained"]
+    # Without draws for the sizes, the certificate has its band all the same.
+    held = json.loads((out / "report.json").read_text())["held_out"]
+    assert held["additive_low"] < held["additive"]["value"] < held["additive_high"]
+
+
 def test_every_user_is_routed_as_in_memory(world, tmp_path):
     weights = np.random.default_rng(0).dirichlet(np.ones(3), 4000)
     users = write_users(tmp_path / "users.parquet", weights, user=[f"u{i}" for i in range(4000)])
@@ -167,6 +192,34 @@ def test_certified_on_other_prompts(world, tmp_path):
         found = json.loads(out.read_text())
         assert found["prompts"] == prompts  # those chosen on are left out
         assert found["additive_low"] <= found["additive"]["value"] <= found["additive_high"]
+
+
+def test_certificates_have_the_band_of_the_build(world, tmp_path, monkeypatch):
+    """The level and draws of the build, under a folder below the home folder."""
+    monkeypatch.setenv("HOME", str(world))
+    levels = {}
+    for level in ("0.5", "0.9"):
+        built = tmp_path / level
+        result = call("palm", "build", "--data", world / "candidates.jsonl", "--out", built,
+                      *QUICK, "--level", level)  # fmt: skip
+        assert result.code == 0, result.err
+        certify = ("palm", "certify", "--portfolio", built, "--data", world / "candidates.jsonl",
+                   "--out", tmp_path / "c.json")  # fmt: skip
+        assert call(*certify).code == 0
+        found = json.loads((tmp_path / "c.json").read_text())
+        assert found == json.loads((built / "report.json").read_text())["held_out"]
+        levels[level] = found
+    assert levels["0.5"]["additive_high"] < levels["0.9"]["additive_high"]
+    home = call("palm", "certify", "--portfolio", "~/built", "--data", world / "others.jsonl")
+    assert home.code == 0, home.err
+
+
+def test_a_limit_of_calls_that_comes_first_is_said(world, tmp_path):
+    result = call("palm", "build", "--data", world / "candidates.jsonl", "--out", tmp_path / "out",
+                  *QUICK, "--palm.max_calls", "3")  # fmt: skip
+    assert result.code == 0, result.err
+    assert "nan" not in result.err
+    assert "the limit of calls came before the bounds could meet" in " ".join(result.err.split())
 
 
 def unfinished(folder):
@@ -321,6 +374,13 @@ def bad(tmp_path, change):
         (lambda rows: None, ("--palm.eps", "2"), ("eps", "between 0 and 1")),
         (lambda rows: None, ("--beta", "0"), ("beta", "above 0")),
         (lambda rows: None, ("--scale", "range"), ("reward_range",)),
+        (lambda rows: None, ("--reward_range", "-99", "inf"), ("reward_range: found inf",)),
+        (lambda rows: None, ("--palm.time_limit", "inf"), ("palm.time_limit: found inf",)),
+        (lambda rows: None, ("--palm.floor", "inf"), ("palm.floor: found inf",)),
+        (lambda rows: None, ("--draws", "1"), ("draws: found 1", "at least 20")),
+        (lambda rows: None, ("--draws", "50", "--level", "0.99"), ("at least 100",)),
+        (lambda rows: None, ("--palm.search", "full", "--palm.weights", "signed"), ("search",)),
+        (lambda rows: None, ("--palm.search", "full", "--palm.targets", "corners"), ("search",)),
         (lambda rows: None, ("--palm.sise", "2"), ("`--palm.size`",)),
     ],
 )
@@ -328,6 +388,14 @@ def test_bad_candidates_and_settings(tmp_path, change, options, words):
     data, out = bad(tmp_path, change), tmp_path / "out"
     refused(call("palm", "build", "--data", data, "--out", out, *QUICK, *options), *words)
     assert not out.exists()
+
+
+def test_an_export_without_answers_is_refused_before_the_build(tmp_path):
+    rng = np.random.default_rng(0)
+    found = from_rows(list("aabbccdd"), rng.normal(size=(8, 2)), ("short", "kind"))
+    with pytest.raises(InputError, match="--export: found candidates without answers"):
+        run(BuildConfig(), found, "memory", tmp_path / "out", export=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_count_comes_before_the_refusal(tmp_path):

@@ -13,6 +13,7 @@ from cli_calls import call, refused, write_rows
 
 from jaxalign import moc, palm
 from jaxalign.errors import InputError
+from jaxalign.experiments.palm import policies
 from jaxalign.experiments.palm.policies import load_pool
 from jaxalign.moc.config import MocConfig
 from jaxalign.moc.policy import init_policy
@@ -56,7 +57,8 @@ def build(world, out, *words, names=("kind", "brief", "plain")):
 @pytest.fixture(scope="module")
 def built(world):
     out = world / "built"
-    result = build(world, out, "--policies.steps", "2", "--palm.size", "3")
+    result = build(world, out, "--policies.steps", "2", "--palm.size", "3",
+                   "--palm.grid_limit", "5", "--confirm")  # fmt: skip
     assert result.code == 0, result.err
     progress = " ".join(result.err.split())
     assert (
@@ -98,7 +100,8 @@ def test_the_portfolio_is_loaded_with_its_policies(world, built):
 
 def test_a_stopped_build_goes_on_where_it_was(world, built, tmp_path, monkeypatch):
     """Stopped after two of the policies: the rest is drawn, and the report is the same."""
-    words, drawn = ("--policies.steps", "2", "--palm.size", "3"), []
+    drawn = []
+    words = ("--policies.steps", "2", "--palm.size", "3", "--palm.grid_limit", "5", "--confirm")
     draw = AnswerOracle._draw
 
     def counted(self, weights, size, title):
@@ -129,6 +132,10 @@ def test_a_stopped_build_goes_on_where_it_was(world, built, tmp_path, monkeypatc
     )
     for name in ("members", "certificate", "held_out"):
         assert whole[name] == part[name]
+    # Where memory ran out, fewer answers at once go on with those that are there.
+    drawn.clear()
+    fewer = build(world, tmp_path / "part", *words, "--policies.batch_size", "12", "--resume")
+    assert (fewer.code, drawn) == (0, []), fewer.err
 
 
 @pytest.mark.parametrize("kind", ["mixing", "separate"])
@@ -178,6 +185,25 @@ def test_whole_models_are_what_the_adapters_are_that_were_merged_into_them(world
     with pytest.raises(InputError, match=r"brief is not the one that the portfolio was saved"):
         serve.load(out, base)
     refused(call(*words, *models, "--out", tmp_path / "n"), "found the same weights in", "leave")
+
+
+def test_the_two_halves_of_the_prompts_have_keys_of_their_own(world, tmp_path, monkeypatch):
+    """Common random numbers are for policies on the same prompts; every reward has its range."""
+    keys, ranges, usual = {}, [], AnswerOracle.__init__
+
+    def kept(self, model, policies, prompts, *arguments, **more):
+        data = jax.random.key_data(arguments[3]).tolist()
+        keys.setdefault(str(data), set()).update(map(str, prompts))
+        ranges.append(more["reward_range"])
+        usual(self, model, policies, prompts, *arguments, **more)
+
+    monkeypatch.setattr(AnswerOracle, "__init__", kept)
+    stated = ("--reward_range", "-1000", "1000", "--policies.kind", "separate")
+    result = build(world, tmp_path / "out", *stated, names=("kind", "brief"))
+    assert result.code == 0, result.err
+    first, second = keys.values()
+    assert not first & second
+    assert ranges == [(-1000.0, 1000.0)] * 3
 
 
 def test_certified_on_other_prompts_and_routed(world, built, tmp_path):
@@ -232,7 +258,7 @@ def test_three_rewards_are_drawn_for_two_adapters(world, tmp_path, monkeypatch):
     assert "regions.png" in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_what_cannot_be_a_policy_is_refused(world, tmp_path):
+def test_what_cannot_be_a_policy_is_refused(world, built, tmp_path, monkeypatch):
     def said(*words, names=("kind",)):
         return build(world, tmp_path / "out", *words, names=names)
 
@@ -255,6 +281,13 @@ def test_what_cannot_be_a_policy_is_refused(world, tmp_path):
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
         refused(said(names=("kind", name)), words)
     refused(said("--export"), "--export and --policies are both given")
+    # Before a model is loaded: the grid, and the folder.
+    with monkeypatch.context() as patched:
+        patched.setattr(policies, "load_language_model", None)
+        refused(said("--palm.grid_limit", "5"), "found a grid of", "--confirm")
+        taken = build(world, world, names=("kind",))
+        refused(taken, "is not empty and holds no run")
+        refused(build(world, built, "--palm.size", "2"), "another run", "steps", "size")
     folders = ("palm", "build", "--policies", world / "kind", "--out", tmp_path / "out")
     refused(call(*folders, "--data", world / "prompts.jsonl"), "rewards: found none", "--rewards")
     few = write_rows(tmp_path / "few.jsonl", [{"prompt": f"say {n}"} for n in range(3)])
