@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.optimize import LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from jaxalign.arrays import Sizes, check_mask, check_number, check_numpy
+from jaxalign.arrays import Sizes, check_count, check_mask, check_numpy
 from jaxalign.errors import InputError
 from jaxalign.palm.domain import Floats
 
@@ -120,7 +120,8 @@ def best_of_size(
         Selection; `worst` less `lower_bound` is the gap left.
 
     Raises:
-        InputError: shapes that disagree, no policy or weight, NaN or infinity, or a size below 1.
+        InputError: shapes that disagree, no policy or weight, NaN or infinity, or a size that is
+            not whole or below 1.
 
     Example:
         >>> import numpy as np
@@ -133,7 +134,7 @@ def best_of_size(
     deadline = begun + time_limit
     sizes = Sizes()
     losses = check_numpy("losses", losses, "P W", sizes)
-    check_number("size", size, 1)
+    size = check_count("size", size)
     if free is not None:
         losses = np.minimum(losses, check_numpy("free", free, "W", sizes)[None])
     size = min(size, len(losses))

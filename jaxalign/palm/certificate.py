@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxalign.arrays import Sizes, check_number, check_numpy, check_scalar
+from jaxalign.arrays import Sizes, check_count, check_number, check_numpy, check_scalar
 from jaxalign.errors import InputError
 from jaxalign.palm.domain import Floats
 from jaxalign.palm.gaps import Gap, worst_gap, worst_ratio
@@ -255,7 +255,7 @@ def held_out(
     member_values = check_numpy("member_values", member_values, "M X D", sizes)
     corners = check_numpy("corners", corners, "N D", sizes)
     spread = check_numpy("spread", spread, "R", sizes)
-    check_number("draws", draws, 1)
+    draws = check_count("draws", draws)
     check_number("level", level, 0, 1)
     prompts = values.shape[1]
     if prompts < 2:

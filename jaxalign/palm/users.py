@@ -1,6 +1,7 @@
 """Files of users' weights, read on the scale of a portfolio's rewards."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,18 +112,18 @@ def _refuse_repeated(ids: pa.Array, origin: Origin) -> None:
 
 def _adapted(path: Path, scale: RewardScale, keep_sum: bool) -> Iterator[UserBatch]:
     """Weights of the users of `jaxalign mrm adapt`."""
-    users = open_users(path)
-    about, origin = users.about, Origin(str(path))
-    if not about.weights:
-        raise InputError(
-            f"{path}: found users as their choices, of a method without weights, expected weights "
-            f"on {', '.join(scale.names)}; adapt the users with a method that has weights, such as "
-            "`--select bayes` of `jaxalign mrm train`."
-        )
-    _check_rewards(str(path), about, scale)
-    for ids, weights in users.weights(BATCH):
-        found = _on_levels(weights.astype(np.float64), scale, keep_sum)
-        yield UserBatch(pa.array(ids), found, origin)
+    with closing(open_users(path)) as users:
+        about, origin = users.about, Origin(str(path))
+        if not about.weights:
+            raise InputError(
+                f"{path}: found users as their choices, of a method without weights, expected "
+                f"weights on {', '.join(scale.names)}; adapt the users with a method that has "
+                "weights, such as `--select bayes` of `jaxalign mrm train`."
+            )
+        _check_rewards(str(path), about, scale)
+        for ids, weights in users.weights(BATCH):
+            found = _on_levels(weights.astype(np.float64), scale, keep_sum)
+            yield UserBatch(pa.array(ids), found, origin)
 
 
 def _on_levels(weights: Floats, scale: RewardScale, keep_sum: bool) -> Floats:

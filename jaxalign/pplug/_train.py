@@ -15,22 +15,13 @@ from jaxalign.data.histories import Histories
 from jaxalign.data.sequences import Sequences
 from jaxalign.errors import InputError
 from jaxalign.models.global_arrays import place
-from jaxalign.pplug.answers import (
-    AnswerRows,
-    FrozenParts,
-    answer_loss,
-    answer_rows,
-)
+from jaxalign.pplug.answers import FrozenParts, answer_loss
 from jaxalign.pplug.config import PPlugConfig
 from jaxalign.pplug.model import PlugParams, PPlug, prefix_spec
 from jaxalign.pplug.prompt_cache import PromptCache
-from jaxalign.pplug.rows import (
-    assistant_turn,
-    padded_length,
-    prepare_persona_inputs,
-    tokenize_samples,
-)
+from jaxalign.pplug.rows import assistant_turn, padded_length, prepare_persona_inputs
 from jaxalign.pplug.store import HistoryStore, history_store
+from jaxalign.pplug.tokenized import TokenizedSamples
 from jaxalign.progress import Progress
 from jaxalign.train import optimiser
 from jaxalign.train.loop import LoopResult, Rows, fit
@@ -45,7 +36,8 @@ class PPlugTrainResult:
 
     Attributes:
         plug: The plug with the lowest validation loss, or of the last step without validation.
-        fit: Its step, its validation losses before and after training, and the number of steps.
+        fit: Its step, its validation losses before and after training, and the number of steps; the
+            epochs of `mean_epochs` count.
     """
 
     plug: PPlug
@@ -93,12 +85,17 @@ def train(
     Source: arXiv 2409.11901, section 3.4.
     """
     _check(plug, config)
-    if config.mean_epochs and config.persona.uses_input and config.persona.source == "history":
-        stage = partial(
-            train, histories=histories, progress=progress, validation=validation, store=store,
-            prompts=prompts, validation_prompts=validation_prompts, read=read,
-        )  # fmt: skip
-        return _train_in_stages(plug, config, folder, stage)
+    if config.staged:
+        with ExitStack() as stack:
+            if store is None:  # one for both stages
+                where = folder or stack.enter_context(tempfile.TemporaryDirectory())
+                store = stack.enter_context(history_store(Path(where) / STORE, plug.encoder))
+            stage = partial(
+                train, histories=histories, progress=progress, validation=validation, store=store,
+                prompts=prompts, validation_prompts=validation_prompts, read=read,
+            )  # fmt: skip
+            return _train_in_stages(plug, config, folder, stage)
+    config = config.with_equal_passes
     progress = progress or Progress(False)
     mesh, decoder = make_mesh(config.mesh), config.decoder(plug.model.config)
     with ExitStack() as stack:
@@ -109,9 +106,13 @@ def train(
             store = stack.enter_context(history_store(folder / STORE, plug.encoder))
         frozen = jax.tree.map(lambda leaf: leaf.astype(config.weights), plug.model.params)
         frozen = place(frozen, param_shardings(frozen, mesh, decoder))
-        tokenized = [_Tokenized.of(plug, histories, prompts)]
+        tokenized = [TokenizedSamples.of(plug.model, plug.persona, plug.text, histories, prompts)]
         if validation is not None:
-            tokenized.append(_Tokenized.of(plug, validation, validation_prompts))
+            tokenized.append(
+                TokenizedSamples.of(
+                    plug.model, plug.persona, plug.text, validation, validation_prompts
+                )
+            )
         cache = None
         if config.persona.place == "after":
             texts = Sequences.joined([one.prompts for one in tokenized])
@@ -179,41 +180,21 @@ def _train_in_stages(
         folder=None if folder is None else Path(folder) / MEAN,
     )
     trained: PlugParams = {**plug.trained, "persona": mean.plug.trained["persona"]}
-    return stage(
+    last = stage(
         replace(plug, trained=trained), config=replace(config, mean_epochs=0), folder=folder
     )
-
-
-@dataclass(frozen=True)
-class _Tokenized:
-    """Samples as tokens.
-
-    Attributes:
-        histories: N samples.
-        prompts: Tokens of their prompts.
-        answers: Their answers.
-        numbers: [N] int32 cached prompt of each; None where prompts are not cached.
-    """
-
-    histories: Histories
-    prompts: Sequences
-    answers: AnswerRows
-    numbers: np.ndarray | None = None
-
-    @classmethod
-    def of(cls, plug: PPlug, histories: Histories, prompts: Sequence[str] | None) -> "_Tokenized":
-        """Tokenize samples, with other questions than their own if `prompts` are given."""
-        questions = [one.input for one in histories.samples] if prompts is None else prompts
-        prompt_tokens, answer_tokens = tokenize_samples(plug.model, plug.text, histories, questions)
-        answers = answer_rows(plug.model, plug.text, histories, answer_tokens)
-        room = plug.model.config.positions - plug.persona.prefix_length - answers.slots
-        _check_room(plug, histories, prompt_tokens, room, answers.slots)
-        return cls(histories, prompt_tokens, answers)
+    whole = replace(
+        last.fit,
+        steps=mean.fit.steps + last.fit.steps,
+        best_step=mean.fit.steps + last.fit.best_step,
+        validation_before=mean.fit.validation_before,
+    )
+    return replace(last, fit=whole)
 
 
 def _rows(
     plug: PPlug,
-    tokenized: _Tokenized,
+    tokenized: TokenizedSamples,
     config: PPlugConfig,
     store: HistoryStore | None,
     copies: int,
@@ -267,16 +248,3 @@ def _check(plug: PPlug, config: PPlugConfig) -> None:
                 f"{name}: the plug has {own}, the config {expected}; expected the same: start the "
                 "plug with this config."
             )
-
-
-def _check_room(
-    plug: PPlug, histories: Histories, prompts: Sequences, room: int, answer_slots: int
-) -> None:
-    row = int(np.argmax(prompts.lengths))
-    longest = int(prompts.lengths[row])
-    if longest > room:
-        raise InputError(
-            f"{histories.source}: question {histories.samples[row].id!r} has {longest} "
-            f"tokens as a prompt; beside {answer_slots} of answers {plug.model.name} has room for "
-            f"{room}: lower text.prompt_tokens or text.answer_tokens."
-        )

@@ -28,8 +28,9 @@ class PersonaConfig:
             input with the same parameters and no history, as a baseline. `none` leaves the task
             token alone, as a baseline.
         task: Whether the task token, which all users share, stands before the persona.
-        mean: Average the items with equal weights instead of attention. The input encoder is then
-            neither used nor trained, and one persona per user serves every input.
+        mean: Average the items with equal weights, or with those of their age where `recency` is
+            set, instead of attention. The input encoder is then neither used nor trained, and one
+            persona per user serves every input.
         temperature: Scale of the attention logits. `cosine` multiplies the cosines by `sharpness`;
             `learned` trains that factor, starting at `sharpness`.
         sharpness: Factor of the cosines, above 0. With 1, as published, no item can weigh more
@@ -142,14 +143,15 @@ class PPlugConfig:
     """Settings of one training; the defaults are those of the paper.
 
     Attributes:
-        persona: The soft tokens in front of a prompt.
+        persona: The soft tokens beside a prompt.
         text: Which parts of the data are read.
         cache_gib: Most memory, in GiB, for keys and values of the training prompts with
             `persona.place: after`, at least 0. If they need more, or with 0, each step computes
             those of its own prompts, with the same result.
         copies: Extra copies per epoch of every sample with more than two items, each with a random
             part of its history left out; at least 0. Set it to 0 to train each sample once.
-        drop: Largest share of the items that a copy lacks, in (0, 1].
+        drop: Share in (0, 1] of the items: a copy lacks at least one item, and at most one more
+            than this share of them.
         loop: Epochs, batch size and intervals.
         optimiser: Learning rate and schedule.
         encoder_rate: Highest learning rate of the input encoder, above 0; null for that of the
@@ -157,6 +159,7 @@ class PPlugConfig:
             already at 1e-5 to 1e-4.
         mean_epochs: Epochs with the plain mean of the items before those of `loop` with attention,
             at least 0. The projection then knows what items say before the encoder is trained.
+            A persona without attention, such as a baseline, has as many more epochs of `loop`.
         weights: Data type of the frozen language model's parameters.
         compute: Data type of matrix products in the language model and the input encoder.
         remat: Rematerialisation policy of both models' blocks by its name in
@@ -203,6 +206,18 @@ class PPlugConfig:
         if self.mean_epochs < 0:
             raise InputError(f"mean_epochs is {self.mean_epochs}; expected at least 0.")
         check_remat(self.remat)
+
+    @property
+    def staged(self) -> bool:
+        """Whether the epochs of `mean_epochs` come first, with a mean in place of attention."""
+        own = self.persona
+        return self.mean_epochs > 0 and own.source == "history" and own.uses_input
+
+    @property
+    def with_equal_passes(self) -> "PPlugConfig":
+        """The same passes over the samples in one stage, the epochs of `mean_epochs` included."""
+        epochs = self.loop.epochs + self.mean_epochs
+        return replace(self, loop=replace(self.loop, epochs=epochs), mean_epochs=0)
 
     @property
     def rates(self) -> dict[str, float]:

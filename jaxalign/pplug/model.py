@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxalign.arrays import check_number
+from jaxalign.arrays import check_count
 from jaxalign.data.histories import Histories
+from jaxalign.errors import InputError
 from jaxalign.models import embed, families
 from jaxalign.models.buckets import bucket_length
 from jaxalign.models.embed import Encoder
@@ -61,7 +62,7 @@ class PPlug:
     Attributes:
         model: The language model, frozen.
         encoder: The history encoder, frozen; the input encoder starts as its copy.
-        persona: Settings of the soft tokens before a prompt.
+        persona: Settings of the soft tokens beside a prompt.
         text: Which parts of questions and histories are read.
         trained: The trained parameters.
         centre: [E] mean vector of the training items, with `persona.centred`; otherwise None.
@@ -137,7 +138,7 @@ def init_plug(
         )
         plug = replace(plug, centre=items_centre(inputs))
     part = histories.take(np.arange(len(histories))[:: max(1, len(histories) // _INIT_SAMPLES)])
-    personas = prefixes(plug, part, store)[:, int(persona.task) :]
+    personas = prefixes(plug, part, store, progress)[:, int(persona.task) :]
     if persona.source == "history":
         personas = personas[part.lengths > 0]  # the others have the null persona
     if len(personas):
@@ -202,7 +203,7 @@ def prefix_spec(plug: PPlug, drop: float = 0.0) -> PrefixSpec:
 def prefix(
     spec: PrefixSpec, trained: PlugParams, batch: Batch, mask: jax.Array | None = None
 ) -> jax.Array:
-    """Return the soft tokens before each prompt of a batch: the task token, then the persona.
+    """Return the soft tokens beside each prompt of a batch: the task token, then the persona.
 
     Args:
         spec: Static settings.
@@ -246,7 +247,9 @@ def prefixes(
     Raises:
         InputError: As `prepare_persona_inputs`, or a batch of no samples.
     """
-    check_number("batch_size", batch_size, 1)
+    batch_size = check_count("batch_size", batch_size)
+    if not len(histories):
+        raise InputError(f"{histories.source} holds no sample, expected one or more; give some.")
     inputs = prepare_persona_inputs(
         plug.encoder, plug.persona, plug.text, histories, store, progress, plug.centre
     )

@@ -177,8 +177,14 @@ def rescale_persona(
     personas = check_array("personas", personas, "... S D")
     if not personas.size:
         raise InputError("personas: found no persona, expected one or more; correct it.")
+    length = _mean_length(personas)
+    if not isinstance(length, jax.core.Tracer) and not length > 0:
+        raise InputError(
+            "personas: found personas of length 0, which no scale lengthens; expected longer ones: "
+            "correct them."
+        )
     project = params["project"]
-    scale = project["scale"] * (embedding_norm / _mean_length(personas))
+    scale = project["scale"] * (embedding_norm / length)
     null = params["null"] * (embedding_norm / (scale * _mean_length(params["null"])))
     return {
         **params,

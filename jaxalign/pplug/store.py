@@ -154,8 +154,8 @@ class HistoryStore:
             [N] int64.
 
         Raises:
-            InputError: Vectors have another shape, or float16 cannot hold them; vectors that were
-                added before are kept.
+            InputError: Vectors have another shape, float16 cannot hold them, or they cannot be
+                written; vectors that were added before are kept.
         """
         rows = self.find(texts)
         if (rows >= 0).all() and not several_processes():
@@ -166,7 +166,14 @@ class HistoryStore:
             absent = list(dict.fromkeys(text for text, row in known if row < 0))
             chunks = (absent[first : first + _CHUNK] for first in range(0, len(absent), _CHUNK))
             for chunk in track("encoding histories", chunks, len(absent), len, progress):
-                self._append(chunk, _checked(encode(chunk), len(chunk), self.width))
+                vectors = _checked(encode(chunk), len(chunk), self.width)
+                try:
+                    self._append(chunk, vectors)
+                except (OSError, sqlite3.Error) as error:
+                    raise InputError(
+                        f"{self.folder}: vectors cannot be written ({error}); what was encoded "
+                        "before is kept: free space or permissions, and go on."
+                    ) from None
 
         on_first_process(add)
         return self.find(texts)
@@ -270,10 +277,11 @@ class HistoryStore:
         self._database.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._database.execute("COMMIT")
         except BaseException:
-            self._database.execute("ROLLBACK")
+            if self._database.in_transaction:  # SQLite itself has gone back where a disk is full
+                self._database.execute("ROLLBACK")
             raise
-        self._database.execute("COMMIT")
 
 
 def history_store(folder: str | Path, encoder: Encoder) -> HistoryStore:

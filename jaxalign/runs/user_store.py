@@ -18,6 +18,11 @@ from jaxalign.recognise import SQLITE, instead
 KIND, FORMAT = "users", 3
 REMEDY = "write it with `jaxalign mrm adapt`"
 _AT_ONCE = 256
+_PASSING = (
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR,
+)  # fmt: skip
+"""What says nothing of the file's content."""
 _SCHEMA = """
 CREATE TABLE about (value TEXT NOT NULL);
 CREATE TABLE users (
@@ -122,10 +127,17 @@ class UserStore:
     def weights(self, size: int) -> Iterator[tuple[list[str], np.ndarray]]:
         """Yield the ids of at most `size` users and their weights [n, K], in the file's order."""
         statement = "SELECT user, weights FROM users"
+        width = self.about.weights
         with self._guarded(), closing(self._database.execute(statement)) as cursor:
             while rows := cursor.fetchmany(size):
+                for user, weights in rows:
+                    if len(weights) != 4 * width:  # float32
+                        raise InputError(
+                            f"{self.source} is damaged (user {user!r}: found {len(weights)} bytes "
+                            f"of weights, expected {4 * width}): {REMEDY} anew."
+                        )
                 flat = np.frombuffer(b"".join(row[1] for row in rows), "<f4")
-                yield [row[0] for row in rows], flat.reshape(len(rows), self.about.weights)
+                yield [row[0] for row in rows], flat.reshape(len(rows), width)
 
     def mean_accuracy(self) -> float | None:
         """Return the mean of the users' held-out accuracies, None where none was measured."""
@@ -219,7 +231,7 @@ class UserStore:
         try:
             yield
         except sqlite3.Error as error:
-            raise InputError(f"{self.source} is damaged ({error}): {REMEDY} anew.") from None
+            raise _refusal(self.source, error) from None
 
 
 def create_users(
@@ -277,6 +289,8 @@ def open_users(path: str | Path, model: str | None = None) -> UserStore:
         found = AboutUsers(**{**about, **lists})
     except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
         database.close()
+        if isinstance(error, sqlite3.Error) and _passing(error):
+            raise _refusal(str(path), error) from None
         raise InputError(
             f"{path} is no file of `jaxalign mrm adapt`, or of an older version ({error})"
             f"{instead(path)}: {REMEDY} anew."
@@ -291,6 +305,21 @@ def open_users(path: str | Path, model: str | None = None) -> UserStore:
             f"is {model[:12]}): adapt the users again with this model."
         )
     return UserStore(database, found, str(path))
+
+
+def _passing(error: sqlite3.Error) -> bool:
+    """Whether the file is whole, and only cannot be read or written now."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the primary code
+    return code in _PASSING
+
+
+def _refusal(source: str, error: sqlite3.Error) -> InputError:
+    if _passing(error):
+        return InputError(
+            f"{source} cannot be used now ({error}): free the disk, its permissions or the file, "
+            "which another process may hold, and go on; it is not damaged."
+        )
+    return InputError(f"{source} is damaged ({error}): {REMEDY} anew.")
 
 
 def is_users_file(path: Path) -> bool:

@@ -96,3 +96,12 @@ def test_no_member_comes_twice(seed, size, weights):
 def test_refusals():
     with pytest.raises(InputError, match="1 weights that no policy"):
         palm.cover(np.array([[True, False]]))
+
+
+def test_counts_are_whole_numbers():
+    prompts = np.arange(8.0)[None, :, None] * np.ones(2)
+    with pytest.raises(InputError, match=r"size: found 2\.5"):
+        palm.best_of_size(np.eye(3), 2.5)
+    with pytest.raises(InputError, match=r"draws: found 2\.5"):
+        palm.held_out(prompts, prompts, np.ones(2), np.eye(2), draws=2.5)
+    assert palm.best_of_size(np.eye(3), np.int64(2), time_limit=np.inf).seconds >= 0

@@ -1,5 +1,6 @@
 """Soft tokens behind the prompt: exact, cached and uncached, in the loss and in answers."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -35,6 +36,7 @@ from jaxalign.pplug.model import prefix_spec
 from jaxalign.pplug.prompt_cache import PromptCache
 from jaxalign.pplug.rows import assistant_turn, prepare_persona_inputs
 from jaxalign.pplug.store import history_store
+from jaxalign.pplug.tokenized import TokenizedSamples
 from jaxalign.train.batches import Batches
 from jaxalign.train.mesh import MeshConfig, make_mesh
 
@@ -146,7 +148,7 @@ def test_batches_are_the_same_whether_prompts_are_cached_or_not():
     data, text = replace(data, samples=samples), replace(world.TEXT, prompt_tokens=48)
     persona = PersonaConfig(source="none", place="after")
     plug = started(None, data, persona, text)
-    plain = _train._Tokenized.of(plug, data, None)
+    plain = TokenizedSamples.of(plug.model, persona, text, data, None)
     cached = replace(plain, numbers=np.arange(len(data), dtype=np.int32))
     config = world.config(persona, text=text)
     found = [_train._rows(plug, one, config, None, 1, False) for one in (plain, cached)]
@@ -261,6 +263,11 @@ def test_the_turn_of_the_assistant_is_found():
     assert assistant_turn(named, replace(world.TEXT, template="plain")) == ()
 
 
+def read_losses(folder):
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [row["validation_loss"] for row in rows if "validation_loss" in row]
+
+
 def test_stages_end_with_attention_and_the_encoder_has_its_own_rate(store, tmp_path):
     data, persona = world.histories(4), replace(PERSONA, mean=False)
     plug = started(store, data, persona)
@@ -268,8 +275,14 @@ def test_stages_end_with_attention_and_the_encoder_has_its_own_rate(store, tmp_p
         world.config(persona, loop=replace(world.config().loop, epochs=1)),
         mean_epochs=1, encoder_rate=1e-9, copies=0,
     )  # fmt: skip
-    result = pplug.train(plug, data, config, tmp_path, store=store)
-    assert (tmp_path / "mean" / "metrics.jsonl").exists()
+    result = pplug.train(plug, data, config, tmp_path, store=store, validation=data)
+    before = read_losses(tmp_path / "mean")
+    assert result.fit.validation_before == {"loss": before[0]}
+    assert result.fit.steps == result.fit.best_step == 2  # those with the mean are counted
+    # A baseline without attention has as many passes.
+    plain = PersonaConfig(source="none", place="after")
+    own = pplug.train(started(None, data, plain), data, replace(config, persona=plain))
+    assert own.fit.steps == 2
     chex.assert_trees_all_close(result.plug.trained["encoder"], plug.trained["encoder"], atol=1e-6)
     kernels = [one.trained["persona"]["project"]["inner"]["kernel"] for one in (plug, result.plug)]
     assert np.abs(kernels[0] - kernels[1]).max() > 1e-4

@@ -299,3 +299,9 @@ def test_bad_settings_are_refused():
     ]:
         with pytest.raises(InputError, match=word):
             PersonaConfig(**changes)
+
+
+def test_personas_without_length_have_no_scale():
+    params = parameters(PersonaConfig())
+    with pytest.raises(InputError, match="found personas of length 0"):
+        rescale_persona(params, np.zeros((3, 1, D)), NORM)

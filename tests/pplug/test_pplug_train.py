@@ -446,6 +446,11 @@ def test_data_that_cannot_be_used_are_refused(store, tmp_path):
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, plug.model.params)
     sick = replace(plug, model=replace(plug.model, params=broken))
     refused("is nan", plug=sick)
+    refused("holds no sample", data=data.take([]))
+    with pytest.raises(InputError, match="holds no sample"):
+        pplug.prefixes(plug, data.take([]), store)
+    with pytest.raises(InputError, match=r"batch_size: found 2\.5"):
+        pplug.prefixes(plug, data, store, batch_size=2.5)
     with pytest.raises(InputError, match="no history store"):
         pplug.prefixes(plug, data)
     with pytest.raises(InputError, match="holds vectors of encoder"):

@@ -1,5 +1,6 @@
 """Vectors on disk: encoded once, never half written, never another encoder's."""
 
+import errno
 import hashlib
 import os
 import signal
@@ -53,6 +54,20 @@ def test_each_text_is_encoded_once_and_found_again(tmp_path):
         np.testing.assert_array_equal(again[[2, 0]], rows[[0, 3]])
         np.testing.assert_array_equal(store.find(["x", "d"]), [-1, again[1]])
         np.testing.assert_array_equal(store.read(again), half(["c", "d", "a"]))
+
+
+def test_a_full_disk_is_said_and_what_was_encoded_is_kept(tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with HistoryStore(tmp_path, "one", E) as store:
+        store.add(["a"], Counting())
+        with monkeypatch.context() as patched:
+            patched.setattr(stores.os, "fsync", full)
+            with pytest.raises(InputError, match=r"cannot be written \(.*No space left.*is kept"):
+                store.add(["a", "b"], Counting())
+        rows = store.add(["b", "a"], Counting())
+        np.testing.assert_array_equal(store.read(rows), half(["b", "a"]))
 
 
 def test_users_are_read_by_index_with_zeros_where_there_is_none(tmp_path):

@@ -338,6 +338,11 @@ def _jobs(trained: PPlugRun, evaluator: _Evaluator) -> tuple[list[EvaluationJob]
     rated = evaluator.samples.rules.kind == "rating"
     known = {**METHODS, **(RATING_METHODS if rated else {})}
     wanted = evaluator.config.evaluate.methods or tuple(known)
+    notes += [
+        f"{name}: left out, as the task {evaluator.samples.task} has no ratings"
+        for name in wanted
+        if name not in known
+    ]
     for name, method in known.items():
         if name not in wanted:
             continue
@@ -369,7 +374,7 @@ def _say_detectable(progress: Progress, samples: Histories, answers: Sequence[st
     for name, values in metrics.sample_scores(samples.rules, answers, samples.outputs).items():
         least = expected_detectable_difference(values, samples.users)
         progress.say(
-            f"{name}: a difference of {least:.4f} is expected to show (80 % power, correlation .5 "
+            f"{name}: a difference of {least:.4f} is expected to show (80 % power, correlation 0.5 "
             "over users)"
         )
 

@@ -1,8 +1,10 @@
 """A run: models and histories in, trained plugs and baselines in a folder out."""
 
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import jax
 
@@ -37,13 +39,18 @@ from jaxalign.pplug._train import train
 from jaxalign.pplug.files import save
 from jaxalign.pplug.model import init_plug
 from jaxalign.pplug.prompt_cache import PromptCache
-from jaxalign.pplug.retrieval import Retriever, build_questions, retrieve_items
+from jaxalign.pplug.retrieval import build_questions, rank_by_bm25
 from jaxalign.pplug.rows import encoder_config
 from jaxalign.pplug.store import HistoryStore, history_store
+from jaxalign.pplug.tokenized import TokenizedSamples
 from jaxalign.progress import Progress, counted
 from jaxalign.runs.processes import on_first_process
 from jaxalign.runs.run_dir import REPORT, Identity
 from jaxalign.train.mesh import DeviceReport
+
+# By how items are retrieved into the prompts: questions of the training and of the validation
+# samples, None for the samples' own.
+Questions = Mapping[Literal["bm25"] | None, tuple[list[str] | None, list[str] | None]]
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class RunReport:
         samples, users: Numbers of training samples and of their users.
         validation_samples: Number of samples of the validation loss.
         notes: Remarks about the data.
-        trainings: The report of each training by the name of its folder.
+        trainings: The report of each finished training of the folder by the name of its own.
         devices: What the plugs were trained on.
     """
 
@@ -118,6 +125,16 @@ def run(
     language = started.load_model(model, config.pplug.weights)
     reader = load_encoder(encoder)
     encoder_config(reader)
+    places = [out / PLUGS / f"{name}-{seed}" for name, seed in config.schedule]
+    epochs = config.pplug.loop.epochs
+    left = on_first_process(
+        lambda: [
+            name
+            for (name, _), place in zip(config.schedule, places, strict=True)
+            if not _finished(place, epochs)
+        ]
+    )
+    questions = _checked_questions(config, language, left, learn, held)
     with ExitStack() as stack:
         if store is not None:  # refuse a foreign store before anything is written
             stack.enter_context(history_store(store, reader))
@@ -127,7 +144,7 @@ def run(
             "data": [data_digest(learn), data_digest(held)],
         }
         folder = started.open(identity, config.pplug.optimiser)
-        on_first_process(lambda: _reopen_shorter(out, config.pplug.loop.epochs))
+        on_first_process(lambda: _reopen_shorter(out, epochs))
         opened = stack.enter_context(history_store(store or out / STORE, reader))
         on_first_process(lambda: write_text(out / CONFIG, to_yaml(config)))
         sources = RunSources(
@@ -140,8 +157,9 @@ def run(
         on_first_process(lambda: write_json(out / SOURCES, asdict(sources)))
         plugs = config.pplug
         read = PromptCache(plugs.decoder(language.config), language.params, plugs.cache_gib, show)
-        trainer = _Trainer(config, language, reader, opened, learn, held, progress, show, read)
-        places = [out / PLUGS / f"{name}-{seed}" for name, seed in config.schedule]
+        trainer = _Trainer(
+            config, language, reader, opened, learn, held, questions, progress, show, read
+        )
 
         def reopen() -> None:
             if not all((place / REPORT).exists() for place in places):
@@ -152,6 +170,9 @@ def run(
         for number, ((name, seed), place) in enumerate(zip(config.schedule, places, strict=True)):
             progress.say(f"training {number + 1} of {len(places)}: {name}, seed {seed}")
             reports[place.name] = trainer.train(name, seed, place)
+        for path in sorted((out / PLUGS).glob(f"*/{REPORT}")):  # of earlier calls, all the same
+            if path.parent.name not in reports:
+                reports[path.parent.name] = load_config(TrainingReport, path, [])
     report = RunReport(
         task=learn.task,
         samples=len(learn),
@@ -175,16 +196,17 @@ class _Trainer:
     store: HistoryStore
     learn: Histories
     held: Histories | None
+    questions: Questions
     progress: Progress
     show: bool
     read: PromptCache
-    questions: dict[tuple[Retriever, str], list[str]] = field(default_factory=dict)
 
     def train(self, name: str, seed: int, place: Path) -> TrainingReport:
         """Return the report of a training, which resumes from its newest checkpoint."""
         if on_first_process((place / REPORT).exists):
             return load_config(TrainingReport, place / REPORT, [])
-        config, retriever = self.config.training(name, seed), TRAININGS[name].retriever
+        config = self.config.training(name, seed)
+        prompts, validation_prompts = self.questions[TRAININGS[name].retriever]
         learn, held = _training_histories(name, self.learn, self.held, seed)
         # Lengths are measured on the users' own whole histories, so that all trainings start alike.
         key = jax.random.fold_in(jax.random.key(seed), 1)
@@ -206,8 +228,8 @@ class _Trainer:
             self.progress,
             validation=held,
             store=self.store,
-            prompts=self._prompts(retriever, "train", self.learn),
-            validation_prompts=self._prompts(retriever, "validation", self.held),
+            prompts=prompts,
+            validation_prompts=validation_prompts,
             read=self.read,
         )
         whole = replace(result.plug, trained=to_host(result.plug.trained))
@@ -225,25 +247,53 @@ class _Trainer:
         on_first_process(lambda: write_json(place / REPORT, asdict(report)))
         return report
 
-    def _prompts(
-        self, retriever: Retriever | None, part: str, histories: Histories | None
-    ) -> list[str] | None:
-        """Return the questions of a part with retrieved items, built once."""
-        if histories is None or retriever is None:
-            return None
-        if (retriever, part) not in self.questions:
-            text = self.config.text(True)
-            chosen = retrieve_items(
-                histories,
-                retriever,
-                self.config.retrieval.count,
-                text,
-                self.encoder,
-                self.store,
-                self.show,
+
+def _checked_questions(
+    config: PPlugRunConfig,
+    model: LanguageModel,
+    trainings: Sequence[str],
+    learn: Histories,
+    held: Histories | None,
+) -> Questions:
+    """Return the questions of the trainings to do, refused before anything is encoded or trained.
+
+    Args:
+        config: Settings of the run.
+        model: The language model.
+        trainings: Names of the trainings that are not finished.
+        learn: Training samples.
+        held: Samples of the validation loss, or None.
+
+    Raises:
+        InputError: A prompt does not fit into the model, or an answer is no label of the task.
+    """
+    found: dict[Literal["bm25"] | None, tuple[list[str] | None, list[str] | None]] = {}
+    checked = set()
+    for spec in (TRAININGS[name] for name in trainings):
+        text, persona = config.text(spec.retriever is not None), spec.persona(config.pplug.persona)
+        if spec.retriever not in found:
+            first, second = (
+                None
+                if spec.retriever is None or part is None
+                else build_questions(part, rank_by_bm25(part, config.retrieval.count), text, model)
+                for part in (learn, held)
             )
-            self.questions[retriever, part] = build_questions(histories, chosen, text, self.model)
-        return self.questions[retriever, part]
+            found[spec.retriever] = first, second
+        if (spec.retriever, persona.prefix_length) in checked:
+            continue
+        checked.add((spec.retriever, persona.prefix_length))
+        for part, prompts in zip((learn, held), found[spec.retriever], strict=True):
+            if part is not None:
+                TokenizedSamples.of(model, persona, text, part, prompts)
+    return found
+
+
+def _finished(place: Path, epochs: int) -> bool:
+    """Whether a training is finished, and as long as it is to be."""
+    report = place / REPORT
+    return report.exists() and (
+        load_config(TrainingReport, report, []).config.loop.epochs == epochs
+    )
 
 
 def _reopen_shorter(out: Path, epochs: int) -> None:
@@ -253,7 +303,7 @@ def _reopen_shorter(out: Path, epochs: int) -> None:
     with them.
     """
     for path in (out / PLUGS).glob(f"*/{REPORT}"):
-        if load_config(TrainingReport, path, []).config.loop.epochs != epochs:
+        if not _finished(path.parent, epochs):
             path.unlink()
 
 

@@ -100,7 +100,8 @@ def read_history(path: str | Path | None, task: str | lamp.Task, question: str) 
             items.append(Item(name, fields, date))
     order = sorted(range(len(items)), key=keys.__getitem__) if keys else range(len(items))
     sample = Sample("1", "user", question, None, tuple(order))
-    return Histories((sample,), tuple(items), spec.name, str(path), own_task=own)
+    source = "--input" if path is None else str(path)
+    return Histories((sample,), tuple(items), spec.name, source, own_task=own)
 
 
 @contextmanager

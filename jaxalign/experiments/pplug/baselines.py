@@ -32,7 +32,7 @@ class TrainingSpec:
     source: Literal["input", "none"] | None = None
     mean: bool | None = None
     histories: Literal["own", "other"] = "own"
-    retriever: Retriever | None = None
+    retriever: Literal["bm25"] | None = None
 
     def persona(self, config: PersonaConfig) -> PersonaConfig:
         """Return the persona of this training, given that of the training `pplug`."""
@@ -170,12 +170,30 @@ def rounded_level(histories: Histories, sample: Sample) -> str | None:
     Args:
         histories: Which hold the items.
         sample: Whose history it is.
+
+    Raises:
+        InputError: The rating of an item is no number.
     """
     rules = histories.rules
     if rules.label is None or rules.kind != "rating" or not sample.profile:
         return None
-    ratings = [float(histories.items[place].fields[rules.label]) for place in sample.profile]
+    ratings = [_rating(histories, place, rules.label) for place in sample.profile]
     return f"{round(5 * float(np.mean(ratings))) / 5:.1f}"
+
+
+def _rating(histories: Histories, place: int, label: str) -> float:
+    item = histories.items[place]
+    value = item.fields.get(label, "")
+    try:
+        found = float(value)
+    except ValueError:
+        found = np.nan
+    if not np.isfinite(found):
+        raise InputError(
+            f"{histories.source}: item {item.id!r} has the {label} {value!r}, expected a number, "
+            "as the answers of the task are ratings; correct it."
+        )
+    return found
 
 
 def keep_items(histories: Histories, chosen: Sequence[Sequence[int]]) -> Histories:

@@ -41,7 +41,8 @@ class PPlugEvaluateConfig:
         split: Part of the data, `validation`, `test`, or `test_new` for new items where the data
             have them.
         samples: Largest number of samples, drawn evenly over users, at least 2; null for all.
-        batch_size: Number of answers generated per batch, at least 1; lower it if memory runs out.
+        batch_size: Number of answers generated per batch, at least 1; lower it, with --resume, if
+            memory runs out. It changes no more than the rounding of their probabilities.
         max_tokens: Length limit of an answer in tokens, at least 1; null for text.answer_tokens.
         temperature: Sampling temperature, at least 0; 0 decodes greedily.
         draws: Bootstrap resamples of the users, at least 2.

@@ -29,6 +29,7 @@ from jaxalign.pplug.answers import (
 from jaxalign.pplug.config import Place, TextConfig
 from jaxalign.pplug.prompt_cache import PromptCache, chosen_past, distinct, read_prompts
 from jaxalign.pplug.rows import assistant_turn, tokenize_samples
+from jaxalign.pplug.tokenized import check_room
 from jaxalign.progress import track
 
 
@@ -57,6 +58,11 @@ class ScoredSamples:
     read: PromptCache | None = None
     batch_size: int = 16
     progress: bool = True
+
+    @property
+    def prefix_length(self) -> int:
+        """Number Q of soft tokens beside a prompt."""
+        return 0 if self.soft is None else int(self.soft.shape[1])
 
     def batches(
         self, title: str, prompts: Sequences, rows: np.ndarray
@@ -108,11 +114,13 @@ def answer_losses(samples: ScoredSamples) -> NDArray[np.float64]:
         samples: N samples with outputs.
 
     Raises:
-        InputError: As `tokenize_samples`, or a loss is not finite.
+        InputError: As `tokenize_samples`, a prompt is too long, or a loss is not finite.
     """
     model = samples.model
     prompts, targets = tokenize_samples(model, samples.text, samples.histories, samples.questions)
-    slots = bucket_length(int(targets.lengths.max()), model.config.positions)
+    longest = int(targets.lengths.max())
+    check_room(model, samples.histories, prompts, samples.prefix_length, longest)
+    slots = bucket_length(longest, model.config.positions)
     found = np.zeros(len(prompts))
     every = np.arange(len(prompts))
     for rows, filled, inputs in samples.batches("losses of the right answers", prompts, every):
@@ -129,7 +137,7 @@ def label_scores(samples: ScoredSamples) -> NDArray[np.float64]:
         samples: N samples; their outputs are ignored.
 
     Raises:
-        InputError: As `label_tokens`, or a score is not finite.
+        InputError: As `label_tokens`, a prompt is too long, or a score is not finite.
     """
     model, histories = samples.model, samples.histories
     rules = histories.rules
@@ -138,6 +146,7 @@ def label_scores(samples: ScoredSamples) -> NDArray[np.float64]:
     stated = tuple(replace(one, output=rules.labels[0]) for one in histories.samples)
     histories = replace(histories, samples=stated)
     prompts, _ = tokenize_samples(model, samples.text, histories, samples.questions)
+    check_room(model, samples.histories, prompts, samples.prefix_length, int(max(labels.lengths)))
     every = np.arange(len(prompts))
     first, number = every, every
     if samples.soft is None:  # the same prompt has the same scores

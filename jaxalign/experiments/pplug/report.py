@@ -14,8 +14,8 @@ from jaxalign.runs.tables import MISSING, TerminalTable, markdown_table
 
 _LESS = {
     "MAE": "Less is better. ",
-    "loss": "Nats a token of the right answers, of which less is better. ",
-    LABEL_LOSS: "Nats an answer, among the labels of the task, of which less is better. ",
+    "loss": "Nats per token of the right answers; less is better. ",
+    LABEL_LOSS: "Nats per answer, among the labels of the task; less is better. ",
 }
 
 
@@ -66,7 +66,7 @@ def _lead(metric: MetricStatistics) -> str:
     detectable = (
         "No difference is expected to show with one user. "
         if expected is None
-        else f"A difference of {expected:.4f} was expected to show (80 % power, correlation .5 "
+        else f"A difference of {expected:.4f} was expected to show (80 % power, correlation 0.5 "
         "over users). "
     )
     return (

@@ -1,13 +1,18 @@
 """Baselines: whose history a sample gets, and that it is never its own."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxalign.data import lamp
 from jaxalign.data.histories import Histories, Item, Sample, leading_category
 from jaxalign.errors import InputError
 from jaxalign.experiments.pplug import baselines
+from jaxalign.experiments.pplug._evaluate import _jobs
+from jaxalign.experiments.pplug.config import PPlugEvaluateConfig
 from jaxalign.pplug.config import PersonaConfig
 
 
@@ -144,3 +149,24 @@ def test_every_method_has_its_training_and_every_training_its_method():
     trained = {method.training for method in baselines.METHODS.values()}
     assert trained == {None, *baselines.TRAININGS}
     assert set(baselines.BASELINES) <= set(baselines.METHODS)
+
+
+@pytest.mark.parametrize("rating", ["good", "nan", None])
+def test_a_rating_that_is_no_number_is_refused_by_its_item(rating):
+    fields = {"text": "a"} | ({} if rating is None else {"stars": rating})
+    items = (Item("one", {"text": "a", "stars": "4"}), Item("two", fields))
+    samples = tuple(Sample(str(n), f"u{n}", "ask", "1", (n,)) for n in range(2))
+    task = lamp.Task("stars", label="stars", kind="rating", labels=("1", "2"), encode="{text}")
+    data = Histories(samples, items, "stars", own_task=task)
+    assert baselines.rounded_level(data, samples[0]) == "4.0"
+    with pytest.raises(InputError, match=r"item 'two' has the stars .*, expected a number"):
+        baselines.shuffle_histories(data, 0, "level")
+
+
+def test_a_named_method_of_ratings_is_noted_where_there_are_none():
+    settings = PPlugEvaluateConfig(methods=("zero-shot", "persona of another, same level"))
+    samples = world((4, 4))
+    evaluator = SimpleNamespace(samples=samples, config=SimpleNamespace(evaluate=settings))
+    jobs, notes = _jobs(SimpleNamespace(plugs={}), evaluator)
+    assert [job.name for job in jobs] == ["zero-shot"]
+    assert notes == ["persona of another, same level: left out, as the task text has no ratings"]

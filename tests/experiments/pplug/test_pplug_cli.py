@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -29,8 +30,10 @@ from jaxalign.experiments.pplug.config import (
     RetrievalConfig,
 )
 from jaxalign.experiments.pplug.data import HistoryDataConfig
+from jaxalign.experiments.pplug.losses import ScoredSamples, answer_losses
 from jaxalign.experiments.pplug.run_folder import load_run
 from jaxalign.metrics import text
+from jaxalign.models.language import load_language_model
 from jaxalign.models.sampling import Sampling
 from jaxalign.pplug.store import HistoryStore, history_store
 
@@ -151,7 +154,7 @@ def test_evaluate_judges_what_is_trained_and_writes_predictions(world):
         assert {key: scores[key] for key in own} == pytest.approx(own)
         assert name in (world.judged / "report.md").read_text()
     assert [*statistics["metrics"]] == ["rouge-1", "rouge-L", "loss"]
-    assert "Nats a token" in (world.judged / "report.md").read_text()
+    assert "Nats per token" in (world.judged / "report.md").read_text()
     # Histories count: another's make another loss, and only where there is one.
     losses = [
         json.loads((world.judged / f"losses/{name}-0.json").read_text())
@@ -173,6 +176,15 @@ def test_losses_are_those_of_torch(world):
         logits = theirs(torch.tensor([question + answer])).logits[0, len(question) - 1 : -1]
         loss = torch.nn.functional.cross_entropy(logits, torch.tensor(answer)).item()
         assert found[one.id] == pytest.approx(loss, rel=1e-4)
+
+
+def test_a_question_without_room_for_its_answer_is_refused(world):
+    model, sample = load_language_model(str(world.model)), asked_of(world).samples[0]
+    long = replace(sample, input="b " * model.config.positions)
+    data = Histories((long,), asked_of(world).items, "text")
+    text = pplug.TextConfig(prompt_tokens=10**6, template="plain")
+    with pytest.raises(InputError, match=rf"question '{sample.id}' has \d+ tokens as a prompt"):
+        answer_losses(ScoredSamples(model, text, data, [long.input], progress=False))
 
 
 def test_an_evaluation_goes_on_with_the_answers_that_are_there(world, tmp_path):
@@ -240,6 +252,20 @@ def test_a_run_is_made_longer_from_its_last_state(world, tmp_path):
     judge = ("pplug", "evaluate", "--model", out, "--out", tmp_path / "judged", "--resume")
     shutil.copytree(world.judged, tmp_path / "judged")
     refused(call(*judge), "another run (not the same run as before")
+
+
+def test_a_report_keeps_the_trainings_that_are_there(world, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(world.run, out)
+    shutil.copytree(out / "plugs/pplug-0", out / "plugs/task-0")
+    path = out / "plugs/task-0/report.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "training": "task"}))
+    result = train(world, out, "--resume")
+    assert result.code == 0, result.err
+    found = json.loads((out / "report.json").read_text())["trainings"]
+    assert {name: one["training"] for name, one in found.items()} == {
+        "pplug-0": "pplug", "task-0": "task"
+    }  # fmt: skip
 
 
 @pytest.mark.slow
@@ -382,6 +408,8 @@ def test_data_that_cannot_be_used_are_refused_and_nothing_is_written(world, tmp_
     refused(train(world, out, "--trainings", "other"), "'other'")
     few = ("--data.train_samples", 1, "--trainings", "pplug", "shuffled")
     refused(train(world, out, *few), "no other user")
+    later = ("--trainings", "pplug", "task_retrieval", "--pplug.text.answers", "scored")
+    refused(train(world, out, *later), "has 0 labels")
     other = tiny_bert.write_model(tmp_path / "bert", tiny_bert.torch_bert(1))
     before = digest(world.run)
     result = call(
