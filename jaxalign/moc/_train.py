@@ -58,8 +58,10 @@ class MocTrainResult:
         policy: the trained policy.
         history: metrics of every step. Of its completions: `reward_NAME`, the mean level; `error`,
             the mean squared error between the groups' mean levels and their preferences, whatever
-            the form of the similarity; `kl`, nats of a completion to the reference; `kl_coef`,
-            which the step used; `completion_tokens`; `tokens`. Means over its updates:
+            the form of the similarity, noise included: a policy that meets its preferences exactly
+            has the variance of a completion's levels over `rows`; `kl`, nats of a completion to the
+            reference, under the dropout of the updates; `kl_coef`, which the step used;
+            `completion_tokens`; `tokens`. Means over its updates:
             `weight_NAME`, the weight c of an objective; `loss`, `policy_loss`, `value_loss`,
             `entropy` and `clip_share`, of a token; `policy_kl`, nats of a completion to the policy
             that sampled it; `gradient_norm`; `rate`. And `updates`, how many were made, and
@@ -90,7 +92,7 @@ def train(
         rewards: raw rewards of the policy's names, which `policy.scale` turns into levels. Token
             rewards make a step one compiled program; text rewards are computed on the host while
             the device scores the completions.
-        prompts: texts or chats, without preferences in them.
+        prompts: texts or chats; preference tags in them are removed.
         config: of the run.
         folder: for metrics.jsonl, and checkpoints under state/; None keeps nothing.
         progress: where progress is shown; None shows nothing.

@@ -47,7 +47,9 @@ class CombineConfig:
         strength_last: strength at the end of the training, reached linearly, at least 0; null keeps
             it constant.
         gate: squared error of the similarity below which "gate" turns to the objectives, at least
-            0.
+            0. The error is that of the mean of a group's completions, so it holds their noise, in
+            the form "distance" the variance of a completion's levels over `rows`: 0.01 needs 25
+            completions where the standard deviation is 0.5.
     """
 
     rule: Rule = "blend"

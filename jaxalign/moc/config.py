@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Literal, get_type_hints
 
 from jaxalign.config import on_resume
@@ -17,23 +18,28 @@ from jaxalign.train.trunk import TrunkConfig
 
 Conditioning = Literal["tags", "token", "adapters", "none"]
 Baseline = Literal["values", "group"]
+HORIZON_STEPS = 100
+"""Steps over which an adaptive KL coefficient should take to change by a fifth."""
 
 
 @dataclass(frozen=True)
 class KLConfig:
-    """Penalty on the KL to the reference, which is the model without the adapter.
+    """Penalty on the KL to the reference: the model without the adapter, on the plain prompt.
 
-    The KL of a completion is the sum over its tokens of log pi - log pi_ref, in nats.
+    The reference reads the prompt without the preference, so a tag or a soft token moves the KL by
+    itself. The KL of a completion is the sum over its tokens of log pi - log pi_ref, in nats, with
+    the dropout of the updates.
 
     Attributes:
         coef: KL coefficient, at least 0; where it is adaptive, its first value. A nat counts as
             much as `coef` standard deviations of an objective's advantages, since these are
-            whitened and those of the KL are not. 0.2 is usual; 0 lets a policy degenerate.
+            whitened and those of the KL are not. 0.2 is usual; 0, which stays 0 where it is
+            adaptive too, lets a policy degenerate.
         adaptive: raise the coefficient while the KL is above the target, and lower it while the KL
             is below (Ziegler et al.); false keeps it.
         target: mean KL of a completion to aim at, nats, positive. 3 to 6 is usual for 128 tokens.
-        horizon: completions over which the coefficient can change by a fifth, positive. Set it to
-            about 100 batches or more.
+        horizon: completions over which the coefficient can change by a fifth, positive; where it is
+            adaptive, at least the completions of a step. Set it to about 100 steps or more.
         stop: early stopping, positive: the remaining updates of a step are skipped once the KL to
             the policy that sampled the completions, not to the reference, exceeds `stop` times
             `target`.
@@ -61,8 +67,9 @@ class MocConfig:
         steps: training steps, each a rollout and its updates. More of them, with --resume, make a
             run longer, finished or not.
         groups: preferences sampled for each step; a multiple of minibatches x micro_batches.
-        rows: completions for each preference, each of another prompt; 2 or more for every rule but
-            "linear". 8 estimates a group's mean reward well.
+        rows: completions for each preference, each of another prompt. 2 or more for the rewards
+            "vector", unless the rule is "linear", and for the baseline "group". 8 estimates a
+            group's mean reward well.
         prompt_tokens: longest prompt in tokens, the preference in it included; longer prompts are
             left out.
         answer_tokens: longest completion in tokens. Memory and time grow with it.
@@ -74,10 +81,10 @@ class MocConfig:
         micro_batches: parts of an update that are computed one after another (gradient
             accumulation), each of whole groups. Raise it until the memory suffices; the result is
             the same but for rounding.
-        baseline: what advantages are counted from: "values" of heads that are trained beside the
-            policy, by GAE; or the "group", the mean reward of a preference's other completions
-            (leave-one-out), which needs no heads, has every token of a completion share its
-            advantage, and learns in fewer steps.
+        baseline: what is subtracted from a reward to give its advantage: "values" of heads that are
+            trained beside the policy, by GAE; or the "group", the mean reward of a preference's
+            other completions (leave-one-out), which needs no heads and gives every token of a
+            completion the same advantage.
         gamma: discount per token, between 0 and 1. 1 for a reward at the end of a completion; not
             used with the baseline "group".
         lam: lambda of GAE, between 0 and 1. 1 uses returns less values; 0.95 favours tokens near
@@ -101,7 +108,8 @@ class MocConfig:
             -mean_j (r_j - p_j)^2, an ablation. A single objective has weight 1, and `combine` is
             not used.
         trunk: adapter, precision, memory and devices of the language model.
-        optimiser: learning rate, schedule and gradient clipping.
+        optimiser: learning rate, schedule and gradient clipping. A schedule spans all updates,
+            those that `kl.stop` skips included.
         seed: random seed of prompts, preferences, completions, new parameters and dropout, at
             least 0.
         checkpoint_every: steps between two checkpoints.
@@ -154,6 +162,10 @@ class MocConfig:
         check_choices(self)
         # Not `fields(self)`, whose types are texts where annotations are postponed.
         for name in (name for name, kind in get_type_hints(MocConfig).items() if kind is int):
+            if not isinstance(getattr(self, name), Integral):
+                raise InputError(
+                    f"{name}: found {getattr(self, name)!r}, expected a whole number; correct it."
+                )
             _check_least(name, getattr(self, name), 0 if name == "seed" else 1)
         if self.samples_every is not None:
             _check_least("samples_every", self.samples_every, 1)
@@ -179,6 +191,13 @@ class MocConfig:
             raise InputError(
                 "rows: found 1, whose group has no others to count its advantage from; expected 2 "
                 'or more completions for each preference, or the baseline "values".'
+            )
+        if self.kl.adaptive and self.kl.horizon < self.batch:
+            raise InputError(
+                f"kl.horizon: found {self.kl.horizon:g}, expected at least the {self.batch} "
+                "completions of a step, or the adaptive coefficient changes by more than a fifth "
+                "in one step and may turn negative: raise it to about "
+                f"{HORIZON_STEPS * self.batch:,}."
             )
         if self.trunk.method != "lora":
             raise InputError(

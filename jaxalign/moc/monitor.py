@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from jaxalign.errors import InputError
-from jaxalign.moc.config import KLConfig
+from jaxalign.moc.config import HORIZON_STEPS, KLConfig
 from jaxalign.moc.prompt_sampler import StepPrompts
 from jaxalign.runs.log import Where
 from jaxalign.train.failures import Streak
@@ -88,10 +88,13 @@ class KLWatch:
                 KL of more than `KL_LIMIT` times the target.
         """
         target = self._config.target
-        remedy = f"lower moc.kl.horizon to about {100 * self._batch:,}"
+        remedies = [f"raise moc.kl.coef ({coef:.3g} now)"]
+        horizon = HORIZON_STEPS * self._batch
         if not self._config.adaptive:
-            remedy = "set moc.kl.adaptive to true"
-        remedy = f"raise moc.kl.coef ({coef:.3g} now), {remedy}, or lower moc.optimiser.rate"
+            remedies.append("set moc.kl.adaptive to true")
+        elif self._config.horizon > horizon:
+            remedies.append(f"lower moc.kl.horizon to about {horizon:,}")
+        remedy = f"{', '.join(remedies)}, or lower moc.optimiser.rate"
         self._lost = self._lost + 1 if kl > KL_LIMIT * target else 0
         if self._lost >= KL_LIMIT_STEPS and self._config.adaptive and coef > 0:
             raise InputError(

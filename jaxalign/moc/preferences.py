@@ -1,13 +1,14 @@
 """Preferences over rewards: how they are sampled, written into a prompt, and read."""
 
 import itertools
+import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from jaxalign.arrays import check_count
 from jaxalign.config_fields import check_choices
@@ -25,13 +26,15 @@ class PreferenceConfig:
     Attributes:
         kind: where preferences come from: "dirichlet" samples the whole simplex, "grid" evenly
             spaced points of it, "list" the preferences in `listed`.
-        alpha: concentration of the Dirichlet distribution, above 0. 1 is uniform; below 1 the
-            corners are sampled more, which teaches the difference between preferences faster.
+        alpha: concentration of the Dirichlet distribution, above 0 and finite. 1 is uniform; below
+            1 the corners are sampled more, which teaches the difference between preferences faster.
         points: points of the grid along one edge of the simplex, 2 or more.
         listed: preferences of "list", each one number for each reward, with a sum of 1.
-        decimals: decimals that a preference is written with, 1 to 6. Sampled preferences are
-            rounded to as many, so that the policy reads exactly what it is trained for.
-        held_out: preferences that are never sampled, to judge generalisation on.
+        decimals: decimals that a preference is written with, 1 to 6; the written numbers sum to 1.
+            Draws of "dirichlet" are rounded to as many, so that the policy reads exactly what it is
+            trained for; those of "grid" and "list" are not.
+        held_out: preferences that are never sampled, to judge generalisation on. All preferences
+            that are written alike count as one.
     """
 
     kind: Literal["dirichlet", "grid", "list"] = "dirichlet"
@@ -43,10 +46,10 @@ class PreferenceConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if self.alpha <= 0 or self.points < 2 or not 1 <= self.decimals <= 6:
+        if not 0 < self.alpha < math.inf or self.points < 2 or not 1 <= self.decimals <= 6:
             raise InputError(
                 f"alpha is {self.alpha}, points {self.points} and decimals {self.decimals}; "
-                "expected a positive alpha, at least 2 points and 1 to 6 decimals."
+                "expected a positive alpha that is finite, at least 2 points and 1 to 6 decimals."
             )
         if (self.kind == "list") != bool(self.listed):
             raise InputError(
@@ -78,7 +81,8 @@ def check_simplex(
         table = np.asarray(values, np.float64)
     except (TypeError, ValueError, OverflowError):
         table = np.zeros(())
-    if table.ndim < 1 or (names is not None and table.shape[-1] != len(names)):
+    count = len(names) if names is not None else max(table.shape[-1:], default=0)
+    if not count or table.shape[-1:] != (count,):
         wanted = "numbers" if names is None else f"one number for each of {', '.join(names)}"
         raise InputError(f"{what}: found {values!r:.80}, expected {wanted}.")
     for row in table.reshape(-1, table.shape[-1]):
@@ -116,12 +120,11 @@ def sample_preferences(
         >>> sorted(found.tolist())
         [[0.0, 1.0], [1.0, 0.0]]
     """
-    held_tags = {preference_tag(names, row, config.decimals) for row in config.held_out}
     random = np.random.Generator(np.random.PCG64([seed, step, _SALT]))
     if config.kind == "dirichlet":
-        return _dirichlet(random, count, names, config, held_tags)
+        return _dirichlet(random, count, names, config)
     points = _points(names, config)
-    kept = points[[preference_tag(names, row, config.decimals) not in held_tags for row in points]]
+    kept = points[~held_out(names, points, config)]
     if not len(kept):
         raise InputError(f"held_out holds all {len(points)} preferences; leave some to train on.")
     rounds = [random.permutation(len(kept)) for _ in range(-(-count // len(kept)))]
@@ -129,11 +132,7 @@ def sample_preferences(
 
 
 def _dirichlet(
-    random: np.random.Generator,
-    count: int,
-    names: Sequence[str],
-    config: PreferenceConfig,
-    held_tags: set[str],
+    random: np.random.Generator, count: int, names: Sequence[str], config: PreferenceConfig
 ) -> np.ndarray:
     """Sample, round, and leave out what is held out, until there are `count` preferences."""
     kept: list[np.ndarray] = []
@@ -142,12 +141,102 @@ def _dirichlet(
             return np.array(kept[:count], np.float32).reshape(count, len(names))
         drawn = random.dirichlet(np.full(len(names), config.alpha), count)
         rounded = _rounded(drawn, 10**config.decimals)
-        written = [preference_tag(names, row, config.decimals) for row in rounded]
-        kept += [row for row, tag in zip(rounded, written, strict=True) if tag not in held_tags]
+        kept += list(rounded[~held_out(names, rounded, config)])
     raise InputError(
         f"held_out leaves almost nothing to draw: {len(kept)} of {1000 * count} draws are not in "
         "it; hold out fewer, or raise decimals."
     )
+
+
+def possible_preferences(
+    names: Sequence[str], config: PreferenceConfig, most: int
+) -> NDArray[np.floating]:
+    """Return the preferences that can be sampled, those held out among them.
+
+    Args:
+        names: [R] names of the rewards.
+        config: where they come from.
+        most: how many are returned at most, where they are of "dirichlet"; of more, as many drawn.
+
+    Returns:
+        [W, R] on the simplex.
+
+    Raises:
+        InputError: as `sample_preferences`.
+
+    Example:
+        >>> from jaxalign.moc.preferences import PreferenceConfig, possible_preferences
+        >>> possible_preferences(("a", "b"), PreferenceConfig(), most=100).shape
+        (11, 2)
+    """
+    if config.kind != "dirichlet":
+        return _points(names, config)
+    units = 10**config.decimals
+    if math.comb(units + len(names) - 1, units) <= most:
+        return lattice(len(names), units + 1)
+    return sample_preferences(0, 0, most, names, replace(config, held_out=()))
+
+
+def held_out(
+    names: Sequence[str], preferences: np.ndarray, config: PreferenceConfig
+) -> NDArray[np.bool_]:
+    """Return which preferences a run holds out: those that are written as one that it names.
+
+    Args:
+        names: [R] names of the rewards.
+        preferences: [W, R] on the simplex.
+        config: of the run.
+
+    Returns:
+        [W] bool.
+
+    Raises:
+        InputError: a preference is not of R rewards.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.moc.preferences import PreferenceConfig, held_out
+        >>> config = PreferenceConfig(held_out=((0.3, 0.7),))
+        >>> held_out(("a", "b"), np.array([[0.31, 0.69], [1.0, 0.0]]), config).tolist()
+        [True, False]
+    """
+    return _written_as(names, preferences, config.held_out, config.decimals)
+
+
+def trained_on(
+    names: Sequence[str], preferences: np.ndarray, config: PreferenceConfig
+) -> NDArray[np.bool_]:
+    """Return which preferences are written as one that a run can sample.
+
+    Args:
+        names: [R] names of the rewards.
+        preferences: [W, R] on the simplex.
+        config: of the run.
+
+    Returns:
+        [W] bool.
+
+    Raises:
+        InputError: as `sample_preferences`.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.moc.preferences import PreferenceConfig, trained_on
+        >>> config = PreferenceConfig(kind="list", listed=((0.5, 0.5), (1.0, 0.0)))
+        >>> trained_on(("a", "b"), np.array([[0.3, 0.7], [1.0, 0.0]]), config).tolist()
+        [False, True]
+    """
+    kept = ~held_out(names, preferences, config)
+    if config.kind == "dirichlet":
+        return kept
+    return kept & _written_as(names, preferences, _points(names, config), config.decimals)
+
+
+def _written_as(
+    names: Sequence[str], preferences: np.ndarray, others: Iterable[ArrayLike], decimals: int
+) -> NDArray[np.bool_]:
+    tags = {preference_tag(names, row, decimals) for row in others}
+    return np.array([preference_tag(names, row, decimals) in tags for row in preferences], bool)
 
 
 def _rounded(values: np.ndarray, units: int) -> np.ndarray:
@@ -229,11 +318,11 @@ def evaluation_points(count: int) -> np.ndarray:
 
 
 def preference_tag(names: Sequence[str], preference: ArrayLike, decimals: int = 1) -> str:
-    """Return a preference as it is written in a prompt.
+    """Return a preference as it is written in a prompt, in numbers that sum to 1.
 
     Args:
         names: [R] names of the rewards.
-        preference: [R] on the simplex.
+        preference: [R] on the simplex; rounded by largest remainders, as sampled preferences are.
         decimals: of each number.
 
     Raises:
@@ -247,7 +336,8 @@ def preference_tag(names: Sequence[str], preference: ArrayLike, decimals: int = 
     values = check_simplex(preference, names)
     if values.ndim != 1:
         raise InputError(f"preference: found shape {values.shape}, expected [R], one preference.")
-    pairs = zip(names, values.tolist(), strict=True)
+    written = _rounded(values[None].astype(np.float64), 10**decimals)[0]
+    pairs = zip(names, written.tolist(), strict=True)
     return " ".join(f"<pref_{name}> {value:.{decimals}f}" for name, value in pairs)
 
 
@@ -294,6 +384,9 @@ def insert_preference_tag(
 def without_tags(names: Sequence[str], prompt: Prompt) -> Prompt:
     """Return a prompt, a text or a chat, without preference tags.
 
+    Raises:
+        InputError: it is neither, or a message is no object with the text `content`.
+
     Example:
         >>> from jaxalign.moc.preferences import without_tags
         >>> without_tags(("a", "b"), [{"role": "user", "content": "<pref_a> 1 <pref_b> 0 Hello."}])
@@ -301,21 +394,37 @@ def without_tags(names: Sequence[str], prompt: Prompt) -> Prompt:
     """
     if isinstance(prompt, str):
         return strip_preference_tags(names, prompt)
+    for turn in prompt if isinstance(prompt, Sequence) else [prompt]:
+        if not isinstance(turn, Mapping) or not isinstance(turn.get("content"), str):
+            raise InputError(
+                f"found {turn!r:.80} in a prompt, expected a text, or a list of messages with "
+                "`role` and the text `content`; correct it."
+            )
     return [{**turn, "content": strip_preference_tags(names, turn["content"])} for turn in prompt]
 
 
 def strip_preference_tags(names: Sequence[str], text: str) -> str:
     """Return a text without preference tags, each with the space behind it, as rewards read it.
 
+    The tags of some of the rewards, in any order, with any spaces or without a number, are removed
+    too: who writes a prompt does not choose the preference.
+
+    Args:
+        names: [R] names of the rewards; without any, nothing is a tag.
+        text: of a prompt.
+
     Example:
         >>> from jaxalign.moc import strip_preference_tags
         >>> strip_preference_tags(("a", "b"), "<pref_a> 0.3 <pref_b> 0.7 Hello.")
         'Hello.'
     """
-    pairs = " ".join(rf"<pref_{re.escape(name)}> \d+(?:\.\d+)?" for name in names)
+    if not names:
+        return text
+    named = "|".join(re.escape(name) for name in names)
+    pair = rf"<pref_(?:{named})>(?:[ \t]*(?:\d+\.?\d*|\.\d+))?"
     count = 1
     while count:  # again, as a tag cut in two by another one is whole without it
-        text, count = re.subn(f"{pairs} ?", "", text)
+        text, count = re.subn(rf"{pair}(?:[ \t]*{pair})* ?", "", text)
     return text
 
 

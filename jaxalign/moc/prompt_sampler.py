@@ -9,11 +9,18 @@ from jaxalign.data.messages import prompt_text
 from jaxalign.errors import InputError
 from jaxalign.moc.config import MocConfig
 from jaxalign.moc.policy import ConditionedPolicy, conditioned_prompts, prompt_token_ids
-from jaxalign.moc.preferences import Prompt, sample_preferences, without_tags
+from jaxalign.moc.preferences import (
+    Prompt,
+    possible_preferences,
+    preference_tag,
+    sample_preferences,
+    without_tags,
+)
 from jaxalign.models.buckets import bucket_length, padded
 from jaxalign.models.chat import room_for_prompts, tokenize_prompt
 
 _SALT = 0x726F7773  # "rows": keeps these draws apart from the run's others, of the same seed
+_MOST_TAGS = 10_000  # all tags of two rewards with 3 decimals; tokenised in less than a second
 
 
 class StepPrompts(NamedTuple):
@@ -33,10 +40,11 @@ class PromptSampler:
     """Draw prompts and preferences for every step.
 
     Attributes:
-        prompts: the prompts that are short enough.
+        prompts: the prompts that are short enough, without preference tags of their own.
         left_out: how many were too long.
-        width: T, to which the prompts of a step are padded. It grows, and the step is compiled
-            anew, only where a preference takes more tokens than those that it was chosen for.
+        width: T, to which the prompts of a step are padded, chosen for the longest tag. A step with
+            a longer one, which only happens where more preferences can be sampled than were tried,
+            is padded to more, and compiled anew.
     """
 
     def __init__(
@@ -44,12 +52,19 @@ class PromptSampler:
     ) -> None:
         """Tokenise every prompt, and leave out the long ones.
 
+        Args:
+            policy: to be trained.
+            prompts: texts or chats; preference tags in them are removed, so that neither the
+                reference nor the rewards read a preference that the writer of a prompt made up.
+            config: of the run.
+
         Raises:
             InputError: something that is no prompt, no prompt that is short enough, or a context
                 without room for prompt and completion.
         """
         self.policy, self.config = policy, config
         limit = min(config.prompt_tokens, self._room())
+        prompts = [without_tags(policy.names, prompt) for prompt in prompts]
         ids = [tokenize_prompt(policy.model, p, f"prompt {n}") for n, p in enumerate(prompts)]
         longest = np.array([len(row) for row in ids], np.int64)
         if policy.conditioning == "tags":
@@ -70,6 +85,9 @@ class PromptSampler:
 
         Args:
             step: its number; the draw depends on nothing else, so a run can be resumed.
+
+        Raises:
+            InputError: a prompt that the context has no room for with its preference.
         """
         config, names = self.config, self.policy.names
         preferences = sample_preferences(
@@ -83,10 +101,15 @@ class PromptSampler:
             read = prompt_token_ids(
                 self.policy, prompts, np.repeat(preferences, config.rows, axis=0)
             )
-        longest = max(map(len, read))
-        if longest > self.width:  # a tag of more tokens than those of `_tagged_lengths`
-            self.width = bucket_length(longest, self._room())
-        shape = (config.batch, self.width)
+        longest, room = max(map(len, read)), self._room()
+        if longest > room:
+            raise InputError(
+                f"step {step + 1}: found a prompt of {longest} tokens, the preference included, "
+                f"expected at most {room}, those that the context has beside the answer; lower "
+                f"prompt_tokens by {longest - room}."
+            )
+        # Not kept for later steps: the width of a step does not depend on those before it.
+        shape = (config.batch, max(self.width, bucket_length(longest, room)))
         arrays = {
             "tokens": padded(read, shape),
             "lengths": np.array([len(row) for row in read], np.int32),
@@ -94,7 +117,7 @@ class PromptSampler:
             "plain_lengths": np.array([len(row) for row in plain], np.int32),
             "preferences": preferences,
         }
-        return StepPrompts(arrays, [prompt_text(without_tags(names, prompt)) for prompt in prompts])
+        return StepPrompts(arrays, [prompt_text(prompt) for prompt in prompts])
 
     def _room(self) -> int:
         """Return how many tokens of the context a prompt may take."""
@@ -103,15 +126,14 @@ class PromptSampler:
         return room_for_prompts(self.policy.model, answer, 1, "answer_tokens", soft)
 
     def _tagged_lengths(self, prompts: Sequence[Prompt]) -> np.ndarray:
-        """Return the tokens of each prompt with a tag: the most for the corners and the centre."""
-        count = len(self.policy.names)
-        points = np.concatenate([np.eye(count), np.full((1, count), 1 / count)])
-        longest = np.zeros(len(prompts), np.int64)
-        for point in points.astype(np.float32):
-            tagged = conditioned_prompts(self.policy, prompts, np.tile(point, (len(prompts), 1)))
-            lengths = [len(tokenize_prompt(self.policy.model, prompt)) for prompt in tagged]
-            longest = np.maximum(longest, lengths)
-        return longest
+        """Return the tokens of each prompt with the tag that has the most."""
+        policy = self.policy
+        points = possible_preferences(policy.names, self.config.preferences, _MOST_TAGS)
+        tags = [f"{preference_tag(policy.names, point, policy.decimals)} " for point in points]
+        lengths = [len(row) for row in policy.model.tokenizer(tags)["input_ids"]]
+        longest = np.tile(points[int(np.argmax(lengths))], (len(prompts), 1))
+        tagged = conditioned_prompts(policy, prompts, longest)
+        return np.array([len(tokenize_prompt(policy.model, prompt)) for prompt in tagged])
 
     def _rows(self, step: int) -> list[int]:
         """Return indices of the prompts of a step: every prompt once before any comes again."""

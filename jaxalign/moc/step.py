@@ -48,9 +48,8 @@ from jaxalign.rollout import Rollout, sample_and_score, token_rewards
 from jaxalign.train import optimiser
 from jaxalign.train.mesh import batch_sharding, gathered
 from jaxalign.train.optimiser import TrainState
-from jaxalign.train.step import Sums, gradient
+from jaxalign.train.step import Batch, Sums, gradient
 
-Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 MocRollout = Rollout[CompletionBatch, RolloutScores, jax.Array]
 """Completions, scores and raw rewards [B, R] of a step."""
@@ -91,7 +90,8 @@ class MocTrainState(NamedTuple):
 
     Attributes:
         train: parameters {"adapter", "heads", perhaps "token"} and the optimiser's moments; its own
-            `step` counts updates, and its own `key` is the optimiser's.
+            `step` counts updates, also those that were skipped, and its own `key` is the
+            optimiser's.
         step: [] int32, how many steps were taken, each a rollout and its updates.
         key: random key of the run; each step uses its own fold.
         kl_coef: [] KL coefficient.
@@ -368,6 +368,8 @@ class _Run:
             shapes = jax.eval_shape(updated, train, *numbered)[1]
 
             def skipped(train: TrainState, *_: object) -> tuple[TrainState, Metrics]:
+                # Counted, or a schedule that spans all updates would not reach its end.
+                train = train._replace(step=train.step + 1)
                 return train, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
             train, metrics = jax.lax.cond(stopped, skipped, updated, train, *numbered)

@@ -396,10 +396,8 @@ def fit_scale(
         >>> scale.mean, scale.low, scale.high
         (array([ 1., 20.]), array([ 0., 11.]), array([ 4., 29.]))
     """
-    if quantiles is not None and not 0 <= quantiles[0] < quantiles[1] <= 1:
-        raise InputError(
-            f"quantiles are {quantiles[0]} and {quantiles[1]}; expected 0 <= first < last <= 1."
-        )
+    if quantiles is not None:
+        check_quantiles(quantiles)
     raw, names = check_numpy("raw", raw, "...", finite=False), tuple(names)
     _check_samples(raw, names)
     known = dict(ranges or {})
@@ -416,6 +414,22 @@ def fit_scale(
         if name in known:
             low[place], high[place] = known[name]
     return RewardScale(names, mean, std, low, high)
+
+
+def check_quantiles(quantiles: tuple[float, float]) -> None:
+    """Refuse quantiles that are no increasing pair in [0, 1].
+
+    Raises:
+        InputError: they are none.
+
+    Example:
+        >>> from jaxalign.rewards.reward_scale import check_quantiles
+        >>> check_quantiles((0.05, 0.95))
+    """
+    if not 0 <= quantiles[0] < quantiles[1] <= 1:
+        raise InputError(
+            f"quantiles are {quantiles[0]} and {quantiles[1]}; expected 0 <= first < last <= 1."
+        )
 
 
 def varies(column: NDArray[np.float64]) -> bool:

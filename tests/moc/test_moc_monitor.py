@@ -36,10 +36,14 @@ def test_a_kl_that_stays_far_above_its_target_is_warned_of():
         "target of 6: the policy drifts away from the reference: raise moc.kl.coef (0.03 now), "
         "lower moc.kl.horizon to about 1,600, or lower moc.optimiser.rate, in a new folder"
     )
-    watch = KLWatch(KLConfig(target=6.0, adaptive=False), batch=16, say=said.append)
-    for step in range(5):
-        watch.look(step, 13.0, 0.0)
-    assert "set moc.kl.adaptive to true" in said[-1]
+    for config, remedy in (
+        (KLConfig(target=6.0, adaptive=False), "set moc.kl.adaptive to true"),
+        (KLConfig(target=6.0, horizon=320.0), "raise moc.kl.coef (0 now), or lower moc.optimiser"),
+    ):
+        watch = KLWatch(config, batch=16, say=said.append)
+        for step in range(5):
+            watch.look(step, 13.0, 0.0)
+        assert remedy in said[-1]
 
 
 def test_a_kl_that_is_lost_stops_the_run_with_row_and_state():

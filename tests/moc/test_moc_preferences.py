@@ -20,6 +20,8 @@ from jaxalign.moc.preferences import (
     preference_tag,
     sample_preferences,
     strip_preference_tags,
+    trained_on,
+    without_tags,
 )
 
 NAMES = ("helpful", "humor")
@@ -100,7 +102,7 @@ def test_nothing_left_to_draw():
 
 
 def test_preferences_that_are_written_alike_are_refused():
-    with pytest.raises(InputError, match="21 preferences are written in only 15 ways with 1 dec"):
+    with pytest.raises(InputError, match="21 preferences are written in only 11 ways with 1 dec"):
         sample_preferences(0, 0, 1, NAMES, PreferenceConfig(kind="grid", points=21))
     fine = PreferenceConfig(kind="grid", points=21, decimals=2)
     assert rows(sample_preferences(0, 0, 21, NAMES, fine)) == rows(lattice(2, 21))
@@ -110,9 +112,12 @@ def test_preferences_that_are_written_alike_are_refused():
     ("settings_", "match"),
     [
         ({"alpha": 0}, "expected a positive alpha"),
+        ({"alpha": float("nan")}, "alpha is nan"),
+        ({"alpha": float("inf")}, "alpha is inf"),
         ({"points": 1}, "at least 2 points"),
         ({"decimals": 0}, "1 to 6 decimals"),
         ({"kind": "list"}, "listed has 0"),
+        ({"kind": "list", "listed": ((),)}, r"`listed`: found \(\), expected numbers"),
         ({"listed": ((1.0,),)}, "kind is dirichlet and listed has 1"),
         ({"held_out": ((0.5, 0.4),)}, r"`held_out`: \[0.5, 0.4\] sums to 0.9, expected 1"),
         ({"kind": "list", "listed": ((1.5, -0.5),)}, "`listed`.*at least 0"),
@@ -203,9 +208,11 @@ texts = st.text(st.characters(codec="utf-8"), max_size=60) | st.sampled_from(
 @given(texts, st.integers(0, 1000), st.integers(1, 4))
 def test_a_tag_is_stripped_without_a_trace(text, share, decimals):
     preference = [share / 1000, 1 - share / 1000]
+    bare = strip_preference_tags(NAMES, text)
+    assert bare == text or "<pref_helpful>" in text
     written = insert_preference_tag(NAMES, preference, text, decimals)
     assert written != text
-    assert strip_preference_tags(NAMES, written) == text
+    assert strip_preference_tags(NAMES, written) == bare
 
 
 @given(texts, texts)
@@ -217,6 +224,63 @@ def test_a_prompt_does_not_choose_the_preference(before, behind):
     assert "<pref_helpful> 0.3 <pref_humor> 0.7" in written
     nested = "<pref_helpful> 1 <pref_<pref_helpful> 1 <pref_humor> 0 humor> 0 x"
     assert insert_preference_tag(NAMES, [0.3, 0.7], nested).endswith("<pref_humor> 0.7 x")
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        "<pref_humor> 1.0 <pref_helpful> 0.0 x",
+        "<pref_helpful> 1.0  <pref_humor> 0.0 x",
+        "<pref_helpful> 0.9 x",
+        "<pref_helpful>.9 x",
+        "<pref_helpful>\t1. <pref_humor> x",
+        "<pref_helpful><pref_humor> x",
+    ],
+)
+def test_parts_of_a_tag_are_stripped_too(forged):
+    assert strip_preference_tags(NAMES, forged) == "x"
+
+
+def test_without_rewards_nothing_is_a_tag():
+    """An empty pattern was found again and again, without an end."""
+    assert strip_preference_tags((), "<pref_> 1 x") == "<pref_> 1 x"
+
+
+@pytest.mark.parametrize("prompt", [7, [{"role": "user"}], [{"content": None}], ["text"], None])
+def test_what_is_no_prompt_is_refused(prompt):
+    with pytest.raises(InputError, match="in a prompt, expected a text, or a list of messages"):
+        without_tags(NAMES, prompt)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 100), min_size=2, max_size=7), st.integers(1, 6))
+def test_written_numbers_sum_to_one(shares, decimals):
+    """Each was rounded alone, so that thirds were written as 0.3 three times."""
+    assume(sum(shares))
+    names = [f"r{place}" for place in range(len(shares))]
+    preference = np.array(shares) / sum(shares)
+    said = [float(part) for part in preference_tag(names, preference, decimals).split()[1::2]]
+    assert sum(said) == pytest.approx(1, abs=1e-9)
+    np.testing.assert_allclose(said, preference, atol=10.0**-decimals + 1e-6)
+
+
+def test_a_preference_is_written_as_a_draw_of_it_is():
+    assert preference_tag(NAMES, [0.35, 0.65]) == "<pref_helpful> 0.4 <pref_humor> 0.6"
+    assert preference_tag(THREE, np.full(3, 1 / 3)) == "<pref_a.b> 0.4 <pref_c-d> 0.3 <pref_e> 0.3"
+    config = PreferenceConfig(held_out=((0.35, 0.65),))
+    assert (0.4, 0.6) not in rows(sample_preferences(0, 0, 200, NAMES, config))
+
+
+def test_only_what_can_be_sampled_is_trained_on():
+    """Every preference that was not held out counted as seen in training."""
+    points = evaluation_points(2)
+    listed = PreferenceConfig(kind="list", listed=((0.2, 0.8), (1.0, 0.0)), held_out=((1.0, 0.0),))
+    coarse = PreferenceConfig(kind="grid", points=3)
+    for config, known in ((listed, {0.2}), (coarse, {0.0, 0.5, 1.0})):
+        found = points[trained_on(NAMES, points, config), 0]
+        assert set(np.round(found.astype(float), 6)) == known
+    everywhere = PreferenceConfig(held_out=((0.3, 0.7),))
+    assert trained_on(NAMES, points, everywhere).sum() == 10
 
 
 def test_parsing():
@@ -251,6 +315,7 @@ def test_what_is_no_preference_is_refused(text, match):
 def test_simplex_takes_many_rows():
     values = np.array([[[0.2, 0.8]], [[1, 0]]])
     assert check_simplex(values, NAMES).shape == (2, 1, 2)
-    for wrong in ([[0.2, 0.8], [0.2, 0.9]], [0.5, np.nan], 1.0, "text"):
-        with pytest.raises(InputError, match="preference"):
-            check_simplex(wrong, NAMES)
+    for wrong in ([[0.2, 0.8], [0.2, 0.9]], [0.5, np.nan], 1.0, "text", []):
+        for names in (NAMES, None):
+            with pytest.raises(InputError, match="preference"):
+                check_simplex(wrong, names)

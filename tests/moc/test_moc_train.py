@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -226,9 +227,15 @@ def test_a_base_in_bfloat16_is_held_once():
 
 @pytest.mark.slow
 def test_it_stops_a_step_that_goes_too_far():
-    config = world.config(steps=1, epochs=4, kl=moc.KLConfig(target=1e-3, adaptive=False))
-    entry = moc.train(policy_of(config), world.reward(), world.PROMPTS, config).history[0]
-    assert entry["updates"] == 2  # the second finds how far the first went
+    optimiser = replace(world.config().optimiser, schedule="linear")
+    kl = moc.KLConfig(target=1e-3, adaptive=False)
+    config = world.config(steps=2, epochs=4, kl=kl, optimiser=optimiser)
+    first, second = moc.train(policy_of(config), world.reward(), world.PROMPTS, config).history
+    assert first["updates"] == 2  # the second finds how far the first went
+    # The two that were skipped count, so that the schedule reaches its end: of 8, the fifth on.
+    made = int(second["updates"])
+    rates = [optimiser.rate * (1 - update / 8) for update in range(4, 4 + made)]
+    assert second["rate"] == pytest.approx(np.mean(rates), rel=1e-5)
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
@@ -253,6 +260,12 @@ def test_what_does_not_fit_is_refused(tmp_path):
             world.config(**{name: value})
     with pytest.raises(InputError, match=r"kl\.target: found 0"):
         moc.KLConfig(target=0.0)
+    with pytest.raises(InputError, match=r"groups: found 8\.0, expected a whole number"):
+        world.config(groups=8.0)
+    # A factor of 1 - 0.2 x 16 / horizon: below 3.2, the coefficient paid for KL.
+    with pytest.raises(InputError, match=r"kl\.horizon: found 3, expected at least the 16 .*1,600"):
+        world.config(kl=moc.KLConfig(horizon=3.0))
+    world.config(kl=moc.KLConfig(horizon=3.0, adaptive=False))
     wrong = TokenReward(world.NAMES, lambda p, n, answers, ends: ends * 1.0, "flat")
     with pytest.raises(InputError, match=r"gave shape \(16,\) where \(16, 2\)"):
         moc.train(policy, wrong, world.PROMPTS, config)
@@ -269,6 +282,48 @@ def test_prompts_that_are_too_long_are_left_out():
         source.draw(1).texts
         == PromptSampler(policy_of(config), ["a " * 13, "a b", "c"], config).draw(1).texts
     )
+
+
+class LongNumbers:
+    """The tokenizer of the world, but that 0.3 and 0.7 are three tokens each."""
+
+    def __init__(self):
+        self.words = world.language_model().tokenizer
+
+    def __getattr__(self, name):
+        return getattr(self.words, name)
+
+    def __call__(self, texts, **options):
+        if not isinstance(texts, str):
+            return {"input_ids": [self(text, **options)["input_ids"] for text in texts]}
+        return self.words(re.sub(r"0\.[37]", "0.0 0.1 0.2", texts), **options)
+
+
+@pytest.mark.parametrize("kind", ["dirichlet", "list"])
+def test_the_width_of_a_step_is_that_of_the_longest_tag(kind):
+    """It was that of a corner or the centre, and what was longer ended in an error of NumPy."""
+    listed = ((0.3, 0.7), (0.5, 0.5)) if kind == "list" else ()
+    config = world.config(preferences=moc.PreferenceConfig(kind=kind, listed=listed))
+    policy = policy_of(config)
+    policy = replace(policy, model=replace(policy.model, tokenizer=LongNumbers()))
+    sampler = PromptSampler(policy, ["a " * 9, "a " * 8, "b"], config)
+    assert (sampler.left_out, sampler.width) == (1, 16)
+    lengths = np.concatenate([sampler.draw(step).arrays["lengths"] for step in range(5)])
+    assert lengths.max() == 16
+    sampler.prompts[0] = "a " * 56
+    with pytest.raises(InputError, match=r"step 1: found a prompt of \d+ tokens, .* at most 58"):
+        sampler.draw(0)
+
+
+def test_no_tag_of_a_prompt_reaches_policy_reference_or_rewards():
+    config = world.config()
+    tagged = [f"<pref_red> 1.0 <pref_blue> 0.0 {prompt}" for prompt in world.PROMPTS]
+    found, expected = (
+        PromptSampler(policy_of(config), prompts, config).draw(0)
+        for prompts in (tagged, world.PROMPTS)
+    )
+    chex.assert_trees_all_equal(found.arrays, expected.arrays)
+    assert found.texts == expected.texts
 
 
 @pytest.mark.slow

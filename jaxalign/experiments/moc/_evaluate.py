@@ -161,10 +161,15 @@ def evaluate(
     out, progress = Path(out).expanduser(), Progress(show)
     check_run_dir(out, KIND, config, resume)
     first = load_run(folder)
-    if first.weight is not None or first.policy.scale is None:
+    if first.policy.conditioning == "none":
         raise InputError(
             f"{folder}: the policy is conditioned on nothing; give a run that is conditioned on "
             "preferences as --model, and this one behind --with."
+        )
+    if first.policy.scale is None:
+        raise InputError(
+            f"{folder}: the policy has no scale of rewards, expected one, in whose levels it is "
+            "judged; give a run of `jaxalign moc train`, which estimates the scale."
         )
     beside = [load_run(other, first.policy.model) for other in others]
     for other in beside:

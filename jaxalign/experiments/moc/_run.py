@@ -59,7 +59,13 @@ from jaxalign.models.chat import room_for_prompts, tokenize_prompt
 from jaxalign.models.global_arrays import to_host
 from jaxalign.models.language import LanguageModel
 from jaxalign.progress import Progress, counted
-from jaxalign.rewards.reward_scale import SCALE_ARRAYS, SCALE_FILE, RewardScale, fit_scale
+from jaxalign.rewards.reward_scale import (
+    SCALE_ARRAYS,
+    SCALE_FILE,
+    RewardScale,
+    check_quantiles,
+    fit_scale,
+)
 from jaxalign.rewards.spec import RewardSpec, build_rewards, known_levels
 from jaxalign.rewards.vector import TextReward
 from jaxalign.rollout import ReferencePolicy, rollout_policies
@@ -69,6 +75,7 @@ from jaxalign.runs.run_dir import Identity, RunDir
 from jaxalign.train.mesh import DeviceReport, inference_shardings
 
 CONFIG, PROMPTS, WARM_START = "config.yaml", "prompts.json", "warm_start"
+_ONE_WEIGHTING = ("morlhf", "modpo")  # baselines that are trained for a single weighting
 _SCALE_STREAM = 0x7363616C  # other draws of a run are not these
 _SCALE_BATCH = 32
 
@@ -139,15 +146,22 @@ class MocRunConfig:
                 raise InputError(
                     f"{name} is {getattr(self, name)}; expected at least {least}: correct it."
                 )
+        check_quantiles(self.quantiles)
         if self.reference_answers < 256:
             raise InputError(
                 f"reference_answers is {self.reference_answers}; expected at least 256, or the "
                 "scale of the rewards is noise."
             )
-        if (self.baseline in ("morlhf", "modpo")) != (self.weight is not None):
+        if (self.baseline in _ONE_WEIGHTING) != (self.weight is not None):
             raise InputError(
                 f"baseline is {self.baseline} and weight {self.weight}; expected a weight such as "
                 "helpful=0.3,harmless=0.7 for morlhf and modpo, and none else."
+            )
+        if self.baseline not in _ONE_WEIGHTING and self.moc.conditioning == "none":
+            raise InputError(
+                f"moc.conditioning is none with the baseline {self.baseline}; expected a policy "
+                "that is given its preference: set another conditioning, or the baseline morlhf "
+                "or modpo with a weight."
             )
         if self.baseline in ("ric", "modpo") and self.warm_start.data is None:
             raise InputError(

@@ -36,7 +36,7 @@ class Evaluation:
         names: [R] names of the rewards.
         digest: of their scale (`RewardScale.digest`).
         preferences: [W, R] that the policy was given, on the simplex.
-        seen: [W] bool, False where the preference was held out of training.
+        seen: [W] bool, False for preferences that training did not sample, the held-out ones.
         rewards: [W, X, R] in levels of the scale, mean over the samples of a prompt.
         kl: [W, X] log pi(y|x,p) - log pi_ref(y|x) in nats, mean over samples; unbiased for the KL,
             so at times negative. The reference is the model alone and reads the plain prompt.

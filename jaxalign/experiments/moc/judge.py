@@ -15,6 +15,7 @@ from jaxalign.moc.preferences import (
     check_simplex,
     evaluation_points,
     preference_tag,
+    trained_on,
 )
 from jaxalign.models.chat import Chat
 from jaxalign.models.language import LanguageModel
@@ -35,7 +36,7 @@ class EvaluatedPolicy(NamedTuple):
         policies: the kind of policy: conditioned, soups, mixing or separate.
         preferences: [W, R] on the simplex.
         weights: [W, A] that make the policy of each preference.
-        seen: [W] bool, False for preferences that were held out of training.
+        seen: [W] bool, False for preferences that training did not sample.
     """
 
     name: str
@@ -56,7 +57,7 @@ def judged_preferences(
         config: of the preferences that the policy was trained on.
 
     Returns:
-        [W, R] on the simplex, and [W] bool, False for those that were held out.
+        [W, R] on the simplex, and [W] bool, whether training can sample it (`trained_on`).
 
     Example:
         >>> from jaxalign.experiments.moc.judge import judged_preferences
@@ -67,10 +68,10 @@ def judged_preferences(
     """
     usual, held = evaluation_points(len(names)), np.array(config.held_out, np.float32)
     points = {preference_tag(names, row, config.decimals): row for row in usual}
-    outside = {preference_tag(names, row, config.decimals): row for row in held}
-    points |= {text: row for text, row in outside.items() if text not in points}
-    seen = np.array([text not in outside for text in points])
-    return np.stack(list(points.values())).astype(np.float32), seen
+    for row in held:
+        points.setdefault(preference_tag(names, row, config.decimals), row)
+    found = np.stack(list(points.values())).astype(np.float32)
+    return found, trained_on(names, found, config)
 
 
 def evaluate_policy(
@@ -129,7 +130,7 @@ def summarise(
     Args:
         name: of the policy.
         preferences: [W, R] on the simplex.
-        seen: [W] bool, False for preferences that were held out of training.
+        seen: [W] bool, False for preferences that training did not sample.
         found: the rollouts [W, X, n].
         scale: scale of the rewards.
         prompts: X of them.

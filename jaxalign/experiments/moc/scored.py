@@ -1,6 +1,6 @@
 """Completions from a file, scored by a run's rewards, under the preferences that they meet."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,14 +15,14 @@ from jaxalign.moc.config import MocConfig
 from jaxalign.moc.fine_tuning import ConditionedCompletions
 from jaxalign.moc.modpo import ScoredPairs, scored_pairs
 from jaxalign.moc.policy import ConditionedPolicy, prompt_token_ids
-from jaxalign.moc.preferences import lattice, preference_tag
+from jaxalign.moc.preferences import held_out, lattice
 from jaxalign.moc.warm_start import met_preferences
 from jaxalign.models.chat import stop_ids, text_of
 from jaxalign.models.language import LanguageModel
 from jaxalign.progress import counted
 from jaxalign.rewards.vector import TextReward, compute_rewards
 
-_MOST_POINTS = 11  # along an edge of the simplex, where preferences are written more finely
+_POINTS = 11  # along an edge of the simplex, as many as one decimal can write
 
 
 class PromptCompletion(NamedTuple):
@@ -198,8 +198,5 @@ def _cut(model: LanguageModel, text: str, longest: int) -> list[int]:
 def _options(names: Sequence[str], config: MocConfig) -> np.ndarray:
     """Preferences that a completion may meet: evenly spaced ones, without those held out."""
     settings = config.preferences
-    points = lattice(len(names), min(10**settings.decimals + 1, _MOST_POINTS))
-    held: Collection[str] = {
-        preference_tag(names, row, settings.decimals) for row in settings.held_out
-    }
-    return points[[preference_tag(names, row, settings.decimals) not in held for row in points]]
+    points = lattice(len(names), _POINTS)
+    return points[~held_out(names, points, settings)]

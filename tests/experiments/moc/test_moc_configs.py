@@ -120,3 +120,17 @@ def test_counts_are_checked_under_postponed_annotations(monkeypatch):
             module.MocConfig(**{name: 0})
     with pytest.raises(InputError, match="seed: found -1, expected a number of at least 0"):
         module.MocConfig(seed=-1)
+
+
+@pytest.mark.parametrize("baseline", ["none", "closeness", "ric"])
+def test_a_policy_without_its_preference_is_trained_for_one_weighting_alone(baseline):
+    moc = moc_config.MocConfig(conditioning="none")
+    with pytest.raises(InputError, match=f"moc.conditioning is none with the baseline {baseline};"):
+        MocRunConfig(moc=moc, baseline=baseline)
+    assert MocRunConfig(moc=moc, baseline="morlhf", weight="a=1").moc is moc
+
+
+@pytest.mark.parametrize("quantiles", [(0.9, 0.1), (-0.1, 0.5), (0.5, float("nan"))])
+def test_quantiles_are_checked_before_any_work(quantiles):
+    with pytest.raises(InputError, match=r"quantiles are .*; expected 0 <= first < last <= 1"):
+        MocRunConfig(quantiles=quantiles)
