@@ -10,6 +10,7 @@ from jaxalign.config_fields import check_choices
 from jaxalign.data.bad_rows import BadRows, OnBadRow, checked_rows
 from jaxalign.data.chat_template import Message
 from jaxalign.data.messages import check_messages, is_messages
+from jaxalign.data.splits import hold_out_rows
 from jaxalign.data.tables import Row
 from jaxalign.data.values import RowError, short
 from jaxalign.errors import InputError
@@ -220,9 +221,8 @@ def split_prompts(prompts: Prompts, share: float, seed: int = 0) -> tuple[Prompt
             f"{prompts.source} has one prompt, of which none can be held out; give more, or set "
             "hold_out_share to 0."
         )
-    count = min(max(round(share * len(prompts)), 1), len(prompts) - 1)
-    order = _shuffled(len(prompts), seed, 2)
-    return prompts.take(np.sort(order[count:])), prompts.take(np.sort(order[:count]))
+    rows, held = hold_out_rows(len(prompts), share, seed, stream=2)
+    return prompts.take(rows), prompts.take(held)
 
 
 def _shuffled(count: int, seed: int, stream: int) -> np.ndarray:

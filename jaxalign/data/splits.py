@@ -236,6 +236,30 @@ def _some_groups(rng: np.random.Generator, group: np.ndarray, share: float) -> n
     return np.isin(group, groups[:cut])
 
 
+def hold_out_rows(
+    count: int, share: float, seed: int, stream: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a random share of N rows that is held out, and the rows that are not.
+
+    Args:
+        count: N, at least 2.
+        share: of the rows to hold out; at least one row is, and one row never is.
+        seed: of the draw.
+        stream: number of the draw among those of the seed.
+
+    Returns:
+        The rows to train on and the rows that are held out, ascending.
+
+    Example:
+        >>> from jaxalign.data.splits import hold_out_rows
+        >>> [len(rows) for rows in hold_out_rows(10, share=0.99, seed=0)]
+        [1, 9]
+    """
+    order = np.random.Generator(np.random.PCG64([seed, stream])).permutation(count)
+    held = min(max(round(share * count), 1), count - 1)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
 def learned_from(preferences: Preferences, users: tuple[str, ...]) -> list[np.ndarray]:
     """Row numbers of each training user's choices, without those that the source holds out."""
     rows = rows_by_user(preferences, users)

@@ -4,9 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict
 
-import numpy as np
-
 from jaxalign.data.completions import Completions, load_completions
+from jaxalign.data.splits import hold_out_rows
 from jaxalign.experiments.training_run import start_training
 from jaxalign.models.global_arrays import to_host
 from jaxalign.models.language import LanguageModel, save_language_model
@@ -119,11 +118,7 @@ def _save(folder: Path, model: LanguageModel, params: PyTree, config: SftConfig)
 
 def hold_out(completions: Completions, config: SftConfig) -> tuple[Completions, Completions | None]:
     """Rows to train on, and a random `validation_share` of them to validate on or None."""
-    count = round(len(completions) * config.validation_share)
     if not config.validation_share or len(completions) < 2:
         return completions, None
-    order = np.random.Generator(np.random.PCG64([config.loop.seed, 1])).permutation(
-        len(completions)
-    )
-    count = max(count, 1)
-    return completions.take(np.sort(order[count:])), completions.take(np.sort(order[:count]))
+    rows, held = hold_out_rows(len(completions), config.validation_share, config.loop.seed)
+    return completions.take(rows), completions.take(held)

@@ -234,7 +234,8 @@ def reference_logprobs(
     """
     distribution = sampling_distribution(settings, model.config.vocab_size)
     length = batch.prompts.shape[1]
-    width = bucket_length(length, max(length, model.config.positions))
+    room = model.config.positions - batch.completions.shape[1]
+    width = bucket_length(length, max(length, room))
     host = CompletionBatch(*map(np.asarray, batch))
     host = host._replace(prompts=np.pad(host.prompts, ((0, 0), (0, width - length))))
     return _reference(

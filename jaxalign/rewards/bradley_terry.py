@@ -18,6 +18,7 @@ from jaxalign.data.bad_rows import OnBadRow
 from jaxalign.data.files import choices_of, encode, read_choices
 from jaxalign.data.messages import Conversation
 from jaxalign.data.sequences import Sequences
+from jaxalign.data.splits import hold_out_rows
 from jaxalign.errors import InputError
 from jaxalign.models import families
 from jaxalign.models.classifier import Classifier, classify, tokenize
@@ -273,9 +274,7 @@ def hold_out(
             f"{choices.preferences.source} has one {by}, of which none can be held out; set "
             "hold_out to another, or hold_out_share to 0."
         )
-    order = np.random.Generator(np.random.PCG64([seed, 1])).permutation(distinct)
-    count = min(max(round(share * len(distinct)), 1), len(distinct) - 1)
-    held = np.isin(codes, order[:count])
+    held = np.isin(codes, distinct[hold_out_rows(len(distinct), share, seed)[1]])
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 

@@ -1,6 +1,7 @@
 """Rewards as a config names them: rules, classifiers and Python functions."""
 
 import importlib
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -88,10 +89,10 @@ class RewardSpec:
                 f"the reward {self.name} is of kind {self.kind} and has {foreign[0]}, which only "
                 "classifiers have; remove it."
             )
-        if self.levels is not None and not self.levels[0] < self.levels[1]:
+        if self.levels is not None and not -math.inf < self.levels[0] < self.levels[1] < math.inf:
             raise InputError(
                 f"the reward {self.name} has levels {list(self.levels)}; expected the raw reward "
-                "of level 0, then a higher one of level 1."
+                "of level 0, then a higher one of level 1, both finite."
             )
 
 

@@ -324,13 +324,15 @@ def _grows(old: object, new: object) -> bool:
 
 
 def setting_leaves(value: object, prefix: str = "") -> dict[str, object]:
-    """Return nested settings by their dotted names.
+    """Return nested settings by their dotted names; settings in a list are numbered from 0.
 
     Example:
         >>> from jaxalign.runs.run_dir import setting_leaves
-        >>> setting_leaves({"loop": {"epochs": 3}, "seed": 0})
-        {'loop.epochs': 3, 'seed': 0}
+        >>> setting_leaves({"loop": {"epochs": 3}, "rewards": [{"name": "brevity"}]})
+        {'loop.epochs': 3, 'rewards.0.name': 'brevity'}
     """
+    if isinstance(value, list | tuple) and any(isinstance(child, dict) for child in value):
+        value = dict(enumerate(value))
     if not isinstance(value, dict):
         return {prefix: value}
     leaves: dict[str, object] = {}

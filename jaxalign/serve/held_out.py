@@ -46,7 +46,8 @@ def answer_shifts(
     """
     rows = [[*prompt, *answer] for answer in answers]
     longest = max(map(len, rows))
-    width, count = bucket_length(longest, max(longest, model.config.positions)), len(rows)
+    room = model.config.positions - len(soft.values)
+    width, count = bucket_length(longest, max(longest, room)), len(rows)
     twice = Prompt(
         padded(rows * 2, (2 * count, width)),
         np.array([len(row) for row in rows] * 2, np.int32),

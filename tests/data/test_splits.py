@@ -8,6 +8,7 @@ from jaxalign.data.preferences import Preferences
 from jaxalign.data.splits import (
     UserSplit,
     episodes,
+    hold_out_rows,
     item_folds,
     redraw,
     rows_by_user,
@@ -280,3 +281,11 @@ def test_users_with_too_little_are_dropped_and_counted():
     for need in ({"min_support": 3}, {"min_query": 3}):
         assert episodes(preferences, everyone, 0, 0, 0, **need).dropped == 5
     assert episodes(preferences, everyone, 0, 0, 0, min_support=2, min_query=2).users == ("c",)
+
+
+@pytest.mark.parametrize(("share", "held"), [(0.01, 1), (0.25, 2), (0.5, 5), (0.99, 9)])
+def test_held_out_rows_leave_some_on_both_sides(share, held):
+    rows, kept = hold_out_rows(10, share, seed=3)
+    assert len(kept) == held
+    assert sorted([*rows, *kept]) == list(range(10))
+    assert all(np.all(np.diff(part) > 0) for part in (rows, kept))

@@ -5,17 +5,20 @@ from functools import cache, partial
 import jax
 import numpy as np
 import pytest
+from tiny_words import word_tokenizer
 
 from jaxalign.models import families, lora
 from jaxalign.models.completions import (
     CompletionBatch,
     completion_logprobs,
     completion_states,
+    reference_logprobs,
     sampling_distribution,
 )
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.generate import generate
 from jaxalign.models.gpt2 import GPT2Config
+from jaxalign.models.language import LanguageModel
 from jaxalign.models.sampling import Sampling
 
 LLAMA = DecoderConfig("llama", 24, 16, 2, 4, 2, 4, 24, 64)
@@ -106,3 +109,16 @@ def test_padding_changes_nothing_and_gives_no_gradient():
     for one, two in zip(jax.tree.leaves(slope), jax.tree.leaves(other), strict=True):
         assert np.isfinite(one).all()
         np.testing.assert_array_equal(one, two)
+
+
+def test_the_reference_pads_no_prompt_past_the_context():
+    """57 tokens would be padded to 64, and 7 more do not fit the 64 positions of GPT-2."""
+    rng = np.random.default_rng(1)
+    lengths, ends = np.array([57, 1], np.int32), np.array([7, 3], np.int32)
+    batch = CompletionBatch(
+        rng.integers(0, 24, (2, 57)), lengths, rng.integers(12, 24, (2, 7)), ends
+    )
+    named = LanguageModel(GPT2, model(GPT2), word_tokenizer(["a"]), {}, "tiny", "0" * 64)
+    found = reference_logprobs(named, batch, SETTINGS)
+    expected = completion_logprobs(GPT2, model(GPT2), batch, DRAWN)[0]
+    np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -120,6 +120,7 @@ def test_a_functions_id_follows_its_text(tmp_path, monkeypatch):
         ("rewards: [{name: brevity, label: 1}]", "has label, which only classifiers have"),
         ("rewards: [{name: brevity, pair: false}]", "has pair, which only classifiers"),
         ("rewards: [{name: brevity, levels: [1, 1]}]", "expected the raw reward of level 0"),
+        ("rewards: [{name: brevity, levels: [1, .inf]}]", "level 1, both finite"),
         ("rewards: [{name: a, kind: python}]", "kind python and its function is None"),
         ("rewards: [{name: a, modell: m}]", "key `rewards`, entry 1: `modell` does not exist"),
         ("rewards: [{kind: rule}]", "key `rewards`, entry 1: `name` is missing"),

@@ -140,6 +140,8 @@ def test_settings_that_are_not_finite_are_refused_by_name(tmp_path, value):
         open_run_dir(tmp_path / "run", "count", Config(rate=value), DATA)
     with pytest.raises(InputError, match=r"^ends: found"):
         open_run_dir(tmp_path / "run", "count", Listed((0.0, value)))
+    with pytest.raises(InputError, match=r"^ends\.1\.rate: found (inf|nan)"):
+        open_run_dir(tmp_path / "run", "count", Listed((Config(), Config(rate=value))))
     assert not (tmp_path / "run").exists()
 
 

@@ -242,6 +242,13 @@ def saved_loss(world, out, config, report):
     np.testing.assert_allclose(again["loss"], report["validation"]["loss"], rtol=1e-5)
 
 
+def test_validation_never_holds_out_every_row():
+    rows = Completions(Sequences.of([[1, 2]] * 10), np.ones(20, bool))
+    training, held = hold_out(rows, SftConfig(validation_share=0.99))
+    assert (len(training), len(held)) == (1, 9)
+    assert hold_out(rows.take(np.arange(1)), SftConfig(validation_share=0.99))[1] is None
+
+
 def test_one_compilation_a_bucket(world, tmp_path, monkeypatch):
     model = load_language_model(str(world / "model"))
     rng = np.random.default_rng(0)

@@ -64,8 +64,13 @@ class ScoredSamples:
         """Number Q of soft tokens beside a prompt."""
         return 0 if self.soft is None else int(self.soft.shape[1])
 
+    @property
+    def room(self) -> int:
+        """Tokens of the context that are left for a prompt and its answer."""
+        return self.model.config.positions - self.prefix_length
+
     def batches(
-        self, title: str, prompts: Sequences, rows: np.ndarray
+        self, title: str, prompts: Sequences, rows: np.ndarray, slots: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray, PromptInputs]]:
         """Yield the rows of each batch, the same filled up to its size, and their prompts.
 
@@ -73,8 +78,10 @@ class ScoredSamples:
             title: What is being done.
             prompts: Tokens of the N prompts.
             rows: Numbers of the samples to go through.
+            slots: Tokens of an answer, padding included.
         """
         config = self.model.config
+        room = self.room - slots
         behind = self.place == "after" and self.soft is not None
         cache: Cache | None = None
         numbers = np.zeros(len(prompts), np.int32)
@@ -90,7 +97,7 @@ class ScoredSamples:
             filled = np.full(size, part[-1])
             filled[: len(part)] = part
             widest = int(prompts.lengths[part].max())
-            width = bucket_length(widest, max(widest, config.positions))
+            width = bucket_length(widest, max(widest, room))
             if cache is not None:  # one program: what is not computed again needs no bucket
                 width = cache.key.shape[3]
             tokens, lengths = prompts.padded(filled, width)
@@ -120,10 +127,11 @@ def answer_losses(samples: ScoredSamples) -> NDArray[np.float64]:
     prompts, targets = tokenize_samples(model, samples.text, samples.histories, samples.questions)
     longest = int(targets.lengths.max())
     check_room(model, samples.histories, prompts, samples.prefix_length, longest)
-    slots = bucket_length(longest, model.config.positions)
+    slots = bucket_length(longest, max(longest, samples.room - int(prompts.lengths.max())))
     found = np.zeros(len(prompts))
     every = np.arange(len(prompts))
-    for rows, filled, inputs in samples.batches("losses of the right answers", prompts, every):
+    batches = samples.batches("losses of the right answers", prompts, every, slots)
+    for rows, filled, inputs in batches:
         answers, lengths = targets.padded(filled, slots)
         sums = _summed_losses(model.config, model.params, inputs, answers, lengths)
         found[rows] = np.asarray(sums, np.float64)[: len(rows)] / targets.lengths[rows]
@@ -152,7 +160,8 @@ def label_scores(samples: ScoredSamples) -> NDArray[np.float64]:
     if samples.soft is None:  # the same prompt has the same scores
         first, number = distinct(prompts)
     found = np.zeros((len(prompts), len(rules.labels)))
-    for rows, _, inputs in samples.batches("scoring labels", prompts, first):
+    slots = np.shape(labels.tokens)[1]
+    for rows, _, inputs in samples.batches("scoring labels", prompts, first, slots):
         scores = _label_logprobs(model.config, model.params, inputs, labels)
         found[rows] = np.asarray(scores, np.float64)[: len(rows)]
     return _checked(model, found[first[number]])
