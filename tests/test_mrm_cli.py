@@ -370,7 +370,7 @@ def test_a_run_starts_from_an_earlier_one(world, tmp_path):
     refused(train(world, choices, tmp_path / "y", *quick, *other), "other features", "4 wide")
 
 
-@pytest.mark.parametrize("method", ["mrm", "mrm_published"])
+@pytest.mark.parametrize("method", ["mrm", pytest.param("mrm_published", marks=pytest.mark.slow)])
 def test_meta_reward_models_start_from_an_earlier_run(world, tmp_path, method):
     """Without a step worth the name, the parameters are those of the earlier run."""
     quick = ["--methods", method, "--select", method, "--split.item_folds", "0"]
