@@ -12,11 +12,11 @@ from pathlib import Path
 
 from jaxalign.data.bad_rows import OnBadRow
 from jaxalign.data.importers.registry import FeedbackFormat, ImportOptions, find_format
-from jaxalign.data.importers.rows import ChoiceRow, RatingRow, Skipped
+from jaxalign.data.importers.rows import ChoiceRow, Imported, RatingRow, Skipped
 from jaxalign.data.tables import Row, read_each
-from jaxalign.data.values import RowError
+from jaxalign.data.values import RowError, check_text
 from jaxalign.errors import InputError
-from jaxalign.files import write_aside, write_text
+from jaxalign.files import write_aside
 
 _DIGITS = 16
 
@@ -80,7 +80,7 @@ def import_feedback(
 
     Raises:
         InputError: the format is unknown or another, a row cannot be used, or no row says anything
-            about a preference. Nothing is written then.
+            about a preference. Nothing is written then, a new secret included.
 
     Example:
         >>> import json, tempfile
@@ -126,6 +126,8 @@ def import_feedback(
                 f"{sources[0]}: none of the {summary.rows} rows of {kind.name} says anything about "
                 f"a preference ({reasons}); expected at least one."
             )
+        if salt is not None and secret is not None and not salt.exists():
+            _write_secret(salt, secret)
     return summary
 
 
@@ -134,23 +136,56 @@ def _imported(
     read: Iterator[Row | RowError],
     options: ImportOptions,
     summary: ImportSummary,
-) -> Iterator[ChoiceRow | RatingRow | Skipped | RowError]:
+) -> Iterator[Imported | RowError]:
     """What the format makes of the rows of all files; unreadable rows as their errors."""
     unreadable: list[RowError] = []
+    last: Row | None = None
+    more = True
 
     def rows() -> Iterator[Row]:
+        nonlocal last, more
         for row in read:
             summary.rows += 1
             if isinstance(row, RowError):
                 unreadable.append(row)
             else:
+                last = row
                 yield row
+        more = False
 
     for found in kind.read(rows(), options):
         while unreadable:
             yield unreadable.pop(0)
-        yield found
+        if last is None or isinstance(found, Skipped | RowError):
+            yield found
+        elif more:
+            yield _readable(found, last.where)
+        else:  # the format had to read everything first: this may come from any row
+            place = "" if found.source is None else f", source {found.source}"
+            yield _readable(found, f"{last.file}{place}")
     yield from unreadable
+
+
+def _readable(row: ChoiceRow | RatingRow, where: str) -> Imported | RowError:
+    """Return a row if `jaxalign.data.load` takes its answers, else why it is left out or refused.
+
+    Args:
+        row: as a format reads it.
+        where: file and row, for messages.
+    """
+    if isinstance(row, RatingRow):
+        answers = {"answer": row.answer}
+    else:
+        answers = {"chosen": row.chosen, "rejected": row.rejected}
+        if row.chosen == row.rejected:
+            return Skipped("both answers are the same", where)
+    for name, answer in answers.items():
+        try:
+            if isinstance(answer, str):
+                check_text(answer, name, where)
+        except RowError as error:
+            return error
+    return row
 
 
 def _until_first(
@@ -173,9 +208,9 @@ def _until_first(
 
 
 def _secret(path: Path) -> bytes:
+    """Return the secret of a file, or a new one where there is no file yet."""
     if not path.exists():
-        write_text(path, secrets.token_hex(32) + "\n")
-        path.chmod(0o600)
+        return secrets.token_hex(32).encode()
     secret = path.read_bytes().strip()
     if len(secret) < _DIGITS:
         raise InputError(
@@ -183,6 +218,13 @@ def _secret(path: Path) -> bytes:
             "name a file that does not exist, and one is made."
         )
     return secret
+
+
+def _write_secret(path: Path, secret: bytes) -> None:
+    """Write a secret that only its owner may read, at no moment anybody else."""
+    with write_aside(path) as aside:
+        aside.touch(0o600)
+        aside.write_bytes(secret + b"\n")
 
 
 def _pseudonym(secret: bytes, user: str) -> str:

@@ -82,9 +82,6 @@ def _battle(
 ) -> Iterator[Imported]:
     if winner == "model_b":
         turns = turns[::-1]
-    if turns[0] == turns[1]:
-        yield Skipped("both answers are the same", row.where)
-        return
     prompt, chosen, rejected = split_prompt(*turns)
     yield ChoiceRow(
         user=user,

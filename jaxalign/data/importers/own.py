@@ -14,7 +14,6 @@ from jaxalign.data.importers.rows import (
     ChoiceRow,
     Imported,
     RatingRow,
-    Skipped,
     Text,
     has_fields,
     plain,
@@ -41,13 +40,10 @@ def read_own(row: Row, options: ImportOptions) -> Iterator[Imported]:
     """Read a choice or a rating, with all that the file states beside it."""
     weight = check_weight(row.values.get("weight"), row.where, row.typed)
     for found in _read(row, options):
-        if isinstance(found, Skipped) or not row.has("weight"):
-            yield found
-        else:
-            yield replace(found, weight=weight)
+        yield replace(found, weight=weight) if row.has("weight") else found
 
 
-def _read(row: Row, options: ImportOptions) -> Iterator[Imported]:
+def _read(row: Row, options: ImportOptions) -> Iterator[ChoiceRow | RatingRow]:
     """Read a choice or a rating without its weight."""
     user = options.user_of(row, "user")
     group = row.identifier("group") if row.has("group") else None
@@ -80,7 +76,7 @@ def read_choice(
     time: float | str | None = None,
     strength: float | None = None,
     implicit: bool | None = None,
-) -> ChoiceRow | Skipped:
+) -> ChoiceRow:
     """Read `prompt`, `chosen`, `rejected` and `tie` of a row, as texts or messages.
 
     Args:
@@ -101,8 +97,6 @@ def read_choice(
             prompt = own
     # A file for TRL has no ties. A log that states them would otherwise become choices.
     tie = row.has("tie") and row.flag("tie")
-    if chosen == rejected:
-        return Skipped("both answers are the same", row.where)
     return ChoiceRow(
         user=user, prompt=prompt, chosen=chosen, rejected=rejected, tie=tie or None, group=group,
         source=source, time=time, strength=strength, implicit=implicit,

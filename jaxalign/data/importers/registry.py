@@ -46,12 +46,12 @@ class ImportOptions:
         )
 
     def scale_of(self, row: Row, rating: float, own: tuple[float, float] | None = None) -> tuple:
-        """Return the scale of a rating: the format's own, or the one given.
+        """Return the scale of a rating: its `own`, which the file states, else the one given.
 
         Raises:
             RowError: there is none, or the rating lies outside.
         """
-        scale = own if self.scale is None else self.scale
+        scale = self.scale if own is None else own
         if scale is None:
             raise RowError(
                 f"{row.where}: the rating {rating:g} has no scale, expected its lowest and highest "
@@ -59,9 +59,10 @@ class ImportOptions:
                 "the scale of a rating is not known",
             )
         if not scale[0] <= rating <= scale[1]:
+            remedy = "" if own is not None else ", or give the scale with --scale LOW HIGH"
             raise RowError(
                 f"{row.where}: the rating is {rating:g}, expected {scale[0]:g} to {scale[1]:g}; "
-                "correct the row, or give the scale with --scale LOW HIGH.",
+                f"correct the row{remedy}.",
                 "a rating lies outside its scale",
             )
         return scale

@@ -368,6 +368,9 @@ def test_pseudonyms_depend_on_the_secret_alone(tmp_path):
     assert len(first[0]["user"]) == 16
     assert "arena_user_1" not in json.dumps(first)
     assert secret.stat().st_mode & 0o077 == 0
+    with pytest.raises(InputError, match="expected a person"):
+        imported(tmp_path, [changed(BATTLE, judge=None)], salt=tmp_path / "unused")
+    assert not (tmp_path / "unused").exists()
     (tmp_path / "short").write_text("pw")
     with pytest.raises(InputError, match="found 2 characters, expected a secret of 16 or more"):
         imported(tmp_path, rows, salt=tmp_path / "short")
@@ -403,6 +406,65 @@ def test_a_rating_of_a_file_of_choices_without_a_scale_asks_for_one(tmp_path):
         imported(tmp_path, rows)
     _, found = imported(tmp_path, rows, {"scale": (1.0, 5.0)})
     assert found == [{"user": "u", "answer": "a", "rating": 4.0, "scale": [1.0, 5.0]}]
+
+
+def test_a_scale_that_a_row_states_stays_beside_one_that_is_given(tmp_path):
+    rows = [
+        {"user": "u", "answer": "a", "rating": 9, "scale": [1, 10]},
+        {"user": "u", "answer": "b", "rating": 4},
+    ]
+    _, found = imported(tmp_path, rows, {"scale": (1.0, 5.0)})
+    assert [row["scale"] for row in found] == [[1.0, 10.0], [1.0, 5.0]]
+    numbers = {**SCORE, "id": "s2", "dataType": "NUMERIC", "value": 4}
+    _, found = imported(tmp_path, [TRACE, SCORE, numbers], {"scale": (1.0, 5.0)})
+    assert [row["scale"] for row in found] == [[0.0, 1.0], [1.0, 5.0]]
+    with pytest.raises(InputError, match=r"the rating is 11, expected 1 to 10; correct the row\.$"):
+        imported(tmp_path, [{**rows[0], "rating": 11}], {"scale": (0.0, 20.0)})
+
+
+def same_answers(case):
+    """The first row of a format with the second answer in place of the first."""
+    text = json.dumps(CASES[case][0][0])
+    return json.loads(text.replace("Hello!", "What?").replace("Hm.", "What?"))
+
+
+CHOICE_FORMATS = [
+    "label-studio", "argilla", "arena", "fastchat", "openai", "helpsteer3", "community-alignment",
+    "hh-rlhf", "jaxalign", "trl",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CHOICE_FORMATS)
+def test_equal_answers_are_left_out_and_what_is_written_can_be_trained_on(case, tmp_path):
+    rows, options = [same_answers(case), CASES[case][0][0]], OPTIONS.get(case)
+    summary, found = imported(tmp_path, rows, options)
+    assert all(row["chosen"] != row["rejected"] for row in found)
+    # A turn of community-alignment has other answers, which are compared all the same.
+    assert ("both answers are the same" in summary.skipped) == (case != "community-alignment")
+    assert len(load(tmp_path / "out.jsonl")) == len(found)
+
+
+@pytest.mark.parametrize("on_bad_row", ["refuse", "drop"])
+def test_an_empty_answer_of_a_transcript_is_a_bad_row(on_bad_row, tmp_path):
+    good = CASES["hh-rlhf"][0][0]
+    rows = [good, {**good, "rejected": "\n\nHuman: Hi\n\nAssistant: "}]
+    options, reason = {"user": "me"}, "`rejected` is empty"
+    if on_bad_row == "refuse":
+        with pytest.raises(InputError, match=f"in.jsonl, line 2: {reason}"):
+            imported(tmp_path, rows, options)
+        return
+    summary, found = imported(tmp_path, rows, options, on_bad_row="drop")
+    assert (len(found), summary.skipped[reason][0]) == (1, 1)
+
+
+def test_an_empty_answer_beside_the_rated_one_is_a_bad_row(tmp_path):
+    rows = [webui("f1", 1, "a", arena=True)]
+    messages = rows[0]["snapshot"]["chat"]["chat"]["history"]["messages"]
+    for node in messages.values():
+        if node["role"] == "assistant" and node["content"] != "Hello.":
+            node["content"] = " "
+    with pytest.raises(InputError, match="`rejected` is empty"):
+        imported(tmp_path, rows)
 
 
 def test_a_file_of_ratings_in_csv_is_read_as_training_reads_it(tmp_path):
