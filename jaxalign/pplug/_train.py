@@ -55,7 +55,7 @@ def train(
     store: HistoryStore | None = None,
     prompts: Sequence[str] | None = None,
     validation_prompts: Sequence[str] | None = None,
-    read: PromptCache | None = None,
+    prompt_cache: PromptCache | None = None,
 ) -> PPlugTrainResult:
     """Train a plug, resuming from the newest checkpoint in the folder if there is one.
 
@@ -73,7 +73,8 @@ def train(
         store: Store of the encoder's vectors; vectors of new items are added.
         prompts: N questions to use instead of the samples' inputs, such as with retrieved items.
         validation_prompts: The same for the validation samples.
-        read: Prompts that the same model has read, with `persona.place: after`; more are added.
+        prompt_cache: Prompts that the same model has read, with `persona.place: after`; more are
+            added.
 
     Returns:
         The trained plug and its losses.
@@ -92,7 +93,7 @@ def train(
                 store = stack.enter_context(history_store(Path(where) / STORE, plug.encoder))
             stage = partial(
                 train, histories=histories, progress=progress, validation=validation, store=store,
-                prompts=prompts, validation_prompts=validation_prompts, read=read,
+                prompts=prompts, validation_prompts=validation_prompts, prompt_cache=prompt_cache,
             )  # fmt: skip
             return _train_in_stages(plug, config, folder, stage)
     config = config.with_equal_passes
@@ -116,9 +117,9 @@ def train(
         cache = None
         if config.persona.place == "after":
             texts = Sequences.joined([one.prompts for one in tokenized])
-            if read is None:
-                read = PromptCache(decoder, frozen, config.cache_gib, progress.show)
-            cache, numbers = read.read(texts)
+            if prompt_cache is None:
+                prompt_cache = PromptCache(decoder, frozen, config.cache_gib, progress.show)
+            cache, numbers = prompt_cache.read(texts)
             if cache is not None:
                 ends = np.cumsum([len(one.prompts) for one in tokenized])[:-1]
                 pairs = zip(tokenized, np.split(numbers, ends), strict=True)

@@ -139,8 +139,10 @@ def evaluate(
     run = open_run_dir(out, KIND, config.evaluate, identity, resume)
     progress.say(f"{counted(len(samples), 'sample')} of {counted(len(set(samples.users)), 'user')}")
     with history_store(store or trained.store, encoder) as opened:
-        read = PromptCache(model.config, model.params, config.pplug.cache_gib, show)
-        evaluator = _Evaluator(trained, config, model, encoder, opened, samples, out, show, read)
+        prompt_cache = PromptCache(model.config, model.params, config.pplug.cache_gib, show)
+        evaluator = _Evaluator(
+            trained, config, model, encoder, opened, samples, out, show, prompt_cache
+        )
         jobs, notes = _jobs(trained, evaluator)
         if not jobs:
             raise InputError(
@@ -192,7 +194,7 @@ class _Evaluator:
     samples: Histories
     out: Path
     show: bool
-    read: PromptCache
+    prompt_cache: PromptCache
     retrieved: dict[Retriever, tuple[Places, ...]] = field(default_factory=dict)
     loaded: dict[tuple[str, int], PPlug] = field(default_factory=dict)
 
@@ -210,7 +212,7 @@ class _Evaluator:
         settings = self.config.evaluate
         place: Place = "before" if plug is None else plug.persona.place
         scored = ScoredSamples(
-            self.model, text, self.samples, questions, soft, place, self.read,
+            self.model, text, self.samples, questions, soft, place, self.prompt_cache,
             settings.batch_size, self.show,
         )  # fmt: skip
         if self.scored:

@@ -119,9 +119,9 @@ def run(
         show,
     )
     out, progress = started.out, started.progress
-    learn, held = _read(config.data, source, progress)
+    training, validation = _read(config.data, source, progress)
     for name, seed in config.schedule:  # refuse before hours of training, not after
-        _training_histories(name, learn, held, seed)
+        _training_histories(name, training, validation, seed)
     language = started.load_model(model, config.pplug.weights)
     reader = load_encoder(encoder)
     encoder_config(reader)
@@ -134,14 +134,14 @@ def run(
             if not _finished(place, epochs)
         ]
     )
-    questions = _checked_questions(config, language, left, learn, held)
+    questions = _checked_questions(config, language, left, training, validation)
     with ExitStack() as stack:
         if store is not None:  # refuse a foreign store before anything is written
             stack.enter_context(history_store(store, reader))
         identity: dict[str, Identity] = {
             "model": language.sha256,
             "encoder": reader.identity,
-            "data": [data_digest(learn), data_digest(held)],
+            "data": [data_digest(training), data_digest(validation)],
         }
         folder = started.open(identity, config.pplug.optimiser)
         on_first_process(lambda: _reopen_shorter(out, epochs))
@@ -151,14 +151,24 @@ def run(
             stated_name(model),
             stated_name(encoder),
             str(Path(source).expanduser().resolve()),
-            learn.task,
+            training.task,
             None if store is None else str(Path(store).expanduser().resolve()),
         )
         on_first_process(lambda: write_json(out / SOURCES, asdict(sources)))
-        plugs = config.pplug
-        read = PromptCache(plugs.decoder(language.config), language.params, plugs.cache_gib, show)
+        prompt_cache = PromptCache(
+            config.pplug.decoder(language.config), language.params, config.pplug.cache_gib, show
+        )
         trainer = _Trainer(
-            config, language, reader, opened, learn, held, questions, progress, show, read
+            config,
+            language,
+            reader,
+            opened,
+            training,
+            validation,
+            questions,
+            progress,
+            show,
+            prompt_cache,
         )
 
         def reopen() -> None:
@@ -174,11 +184,11 @@ def run(
             if path.parent.name not in reports:
                 reports[path.parent.name] = load_config(TrainingReport, path, [])
     report = RunReport(
-        task=learn.task,
-        samples=len(learn),
-        users=len(set(learn.users)),
-        validation_samples=0 if held is None else len(held),
-        notes=learn.notes,
+        task=training.task,
+        samples=len(training),
+        users=len(set(training.users)),
+        validation_samples=0 if validation is None else len(validation),
+        notes=training.notes,
         trainings=reports,
         devices=started.devices,
     )
@@ -194,12 +204,12 @@ class _Trainer:
     model: LanguageModel
     encoder: Encoder
     store: HistoryStore
-    learn: Histories
-    held: Histories | None
+    training: Histories
+    validation: Histories | None
     questions: Questions
     progress: Progress
     show: bool
-    read: PromptCache
+    prompt_cache: PromptCache
 
     def train(self, name: str, seed: int, place: Path) -> TrainingReport:
         """Return the report of a training, which resumes from its newest checkpoint."""
@@ -207,7 +217,7 @@ class _Trainer:
             return load_config(TrainingReport, place / REPORT, [])
         config = self.config.training(name, seed)
         prompts, validation_prompts = self.questions[TRAININGS[name].retriever]
-        learn, held = _training_histories(name, self.learn, self.held, seed)
+        training, validation = _training_histories(name, self.training, self.validation, seed)
         # Lengths are measured on the users' own whole histories, so that all trainings start alike.
         key = jax.random.fold_in(jax.random.key(seed), 1)
         plug = init_plug(
@@ -216,21 +226,21 @@ class _Trainer:
             self.encoder,
             config.persona,
             config.text,
-            self.learn,
+            self.training,
             self.store,
             self.show,
         )
         result = train(
             plug,
-            learn,
+            training,
             config,
             place,
             self.progress,
-            validation=held,
+            validation=validation,
             store=self.store,
             prompts=prompts,
             validation_prompts=validation_prompts,
-            read=self.read,
+            prompt_cache=self.prompt_cache,
         )
         whole = replace(result.plug, trained=to_host(result.plug.trained))
         on_first_process(lambda: save(place / PLUG, whole))
@@ -252,8 +262,8 @@ def _checked_questions(
     config: PPlugRunConfig,
     model: LanguageModel,
     trainings: Sequence[str],
-    learn: Histories,
-    held: Histories | None,
+    training: Histories,
+    validation: Histories | None,
 ) -> Questions:
     """Return the questions of the trainings to do, refused before anything is encoded or trained.
 
@@ -261,8 +271,8 @@ def _checked_questions(
         config: Settings of the run.
         model: The language model.
         trainings: Names of the trainings that are not finished.
-        learn: Training samples.
-        held: Samples of the validation loss, or None.
+        training: Training samples.
+        validation: Samples of the validation loss, or None.
 
     Raises:
         InputError: A prompt does not fit into the model, or an answer is no label of the task.
@@ -276,13 +286,13 @@ def _checked_questions(
                 None
                 if spec.retriever is None or part is None
                 else build_questions(part, rank_by_bm25(part, config.retrieval.count), text, model)
-                for part in (learn, held)
+                for part in (training, validation)
             )
             found[spec.retriever] = first, second
         if (spec.retriever, persona.prefix_length) in checked:
             continue
         checked.add((spec.retriever, persona.prefix_length))
-        for part, prompts in zip((learn, held), found[spec.retriever], strict=True):
+        for part, prompts in zip((training, validation), found[spec.retriever], strict=True):
             if part is not None:
                 TokenizedSamples.of(model, persona, text, part, prompts)
     return found
@@ -312,35 +322,44 @@ def _read(
 ) -> tuple[Histories, Histories | None]:
     """Return the samples to train on, and those of the validation loss."""
     found = read_parts(source, config, ("train", "validation"))
-    learn = sample_evenly(found["train"], config.train_samples, config.seed)
-    held = found.get("validation")
-    held = None if held is None else sample_evenly(held, config.validation_samples, config.seed)
-    if held is not None and not any(one.output is not None for one in held.samples):
-        if len(held):
-            progress.say(f"{held.source} has no right answers: no validation loss is measured")
-        held = None
-    if held is not None:
-        _ = held.outputs  # raises an error that names a sample without an output
-    if not len(learn.outputs):
-        raise InputError(f"{learn.source} holds no sample to train on; give some.")
-    lengths = learn.lengths
-    progress.say(
-        f"{counted(len(learn), 'sample')} of {counted(len(set(learn.users)), 'user')}, "
-        f"histories of {lengths.min()} to {counted(lengths.max(), 'item')}, "
-        f"{counted(0 if held is None else len(held), 'validation sample')}"
+    training = sample_evenly(found["train"], config.train_samples, config.seed)
+    validation = found.get("validation")
+    validation = (
+        None
+        if validation is None
+        else sample_evenly(validation, config.validation_samples, config.seed)
     )
-    for note in learn.notes:
+    if validation is not None and not any(one.output is not None for one in validation.samples):
+        if len(validation):
+            progress.say(
+                f"{validation.source} has no right answers: no validation loss is measured"
+            )
+        validation = None
+    if validation is not None:
+        _ = validation.outputs  # raises an error that names a sample without an output
+    if not len(training.outputs):
+        raise InputError(f"{training.source} holds no sample to train on; give some.")
+    lengths = training.lengths
+    progress.say(
+        f"{counted(len(training), 'sample')} of {counted(len(set(training.users)), 'user')}, "
+        f"histories of {lengths.min()} to {counted(lengths.max(), 'item')}, "
+        f"{counted(0 if validation is None else len(validation), 'validation sample')}"
+    )
+    for note in training.notes:
         progress.say(note)
-    return learn, held
+    return training, validation
 
 
 def _training_histories(
-    name: str, learn: Histories, held: Histories | None, seed: int
+    name: str, training: Histories, validation: Histories | None, seed: int
 ) -> tuple[Histories, Histories | None]:
     """Return both parts with the histories that a training sees."""
     if TRAININGS[name].histories == "own":
-        return learn, held
-    return (shuffle_histories(learn, seed), None if held is None else shuffle_histories(held, seed))
+        return training, validation
+    return (
+        shuffle_histories(training, seed),
+        None if validation is None else shuffle_histories(validation, seed),
+    )
 
 
 def _fingerprinted(config: PPlugRunConfig) -> PPlugRunConfig:

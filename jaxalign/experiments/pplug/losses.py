@@ -44,7 +44,8 @@ class ScoredSamples:
         questions: N prompts, such as the samples' inputs.
         soft: [N, Q, D] soft tokens beside the prompts, or None.
         place: Where the soft tokens stand, as in `PersonaConfig`.
-        read: Prompts that the model has read, with the place `after`; None reads them each time.
+        prompt_cache: Prompts that the model has read, with the place `after`; None reads them each
+            time.
         batch_size: Number of rows per batch.
         progress: Show a bar on standard error if it takes more than a few seconds.
     """
@@ -55,7 +56,7 @@ class ScoredSamples:
     questions: Sequence[str]
     soft: np.ndarray | None = None
     place: Place = "before"
-    read: PromptCache | None = None
+    prompt_cache: PromptCache | None = None
     batch_size: int = 16
     progress: bool = True
 
@@ -88,8 +89,8 @@ class ScoredSamples:
         turn: tuple[int, ...] = ()
         if behind:
             turn = assistant_turn(self.model, self.text)
-        if behind and self.read is not None:
-            cache, numbers = self.read.read(prompts)
+        if behind and self.prompt_cache is not None:
+            cache, numbers = self.prompt_cache.read(prompts)
         order = rows[np.argsort(-prompts.lengths[rows], kind="stable")]
         size = min(self.batch_size, len(order))
         parts = [order[first : first + size] for first in range(0, len(order), size)]
