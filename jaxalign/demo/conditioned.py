@@ -19,10 +19,10 @@ from jaxalign.demo.writer import (
     ANSWER_TOKENS,
     PROMPT_TOKENS,
     SPECIAL,
+    answer_pieces,
     make_writer,
     question,
 )
-from jaxalign.experiments.moc._run import MocRunConfig, estimate_scale
 from jaxalign.experiments.moc.baselines import conditioned
 from jaxalign.experiments.moc.conflict import ConflictReport, conflict_report
 from jaxalign.experiments.moc.evaluation import Evaluation
@@ -31,7 +31,7 @@ from jaxalign.experiments.moc.reference_controls import ReferenceControls
 from jaxalign.experiments.moc.statistics import MocEvaluationReport, evaluation_report
 from jaxalign.models.lora import LoraConfig
 from jaxalign.progress import Progress
-from jaxalign.rewards import rule_rewards
+from jaxalign.rewards import RewardScale, TextReward, compute_rewards, fit_scale, rule_rewards
 from jaxalign.rewards.rules import TRAITS
 from jaxalign.train.optimiser import OptimiserConfig
 from jaxalign.train.trunk import TrunkConfig
@@ -61,7 +61,6 @@ MOC = moc.MocConfig(
     optimiser=OptimiserConfig(rate=1e-2, schedule="constant", warmup=0.0, clip_norm=0.5),
     samples_every=None,
 )
-SCALE_ANSWERS = 256
 SAMPLES = 2
 """Answers to each held-out prompt under each preference."""
 DRAWS = 200
@@ -126,8 +125,7 @@ def run_conditioned(
         [question(answers.prompts[prompt]) for prompt in prompts]
         for prompts in (plan.known, plan.held_out)
     )
-    run = MocRunConfig(moc=config, reference_answers=SCALE_ANSWERS)
-    scale = estimate_scale(model, reward, known, run, progress.show)
+    scale = shipped_scale(answers, reward)
     fresh = moc.init_policy(jax.random.key(seed), model, REWARDS, config, scale)
     policy = moc.train(fresh, reward, known, config, progress=progress).policy
     points, seen = judged_preferences(REWARDS, config.preferences)
@@ -174,6 +172,16 @@ def run_conditioned(
             for place in range(min(SHOWN, len(held_out)))
         ],
     }
+
+
+def shipped_scale(answers: DemoAnswers, reward: TextReward) -> RewardScale:
+    """Return the scale of rewards on the shipped answers, cut as the decoder's own are.
+
+    It is the same for every seed, where a decoder may happen to write no list at all.
+    """
+    texts = ["".join(pieces) for pieces in answer_pieces(answers.texts)]
+    prompts = [answers.prompts[prompt] for prompt in answers.prompt]
+    return fit_scale(compute_rewards(reward, prompts, texts), reward.names)
 
 
 def shipped_conflict(answers: DemoAnswers, names: tuple[str, ...]) -> ConflictReport:

@@ -2,6 +2,7 @@
 
 from jaxalign.demo.conditioned import POLICY, ConditionedReport
 from jaxalign.demo.study import MeanInterval
+from jaxalign.demo.writer import ANSWER_TOKENS
 from jaxalign.experiments.moc.statistics import FigureInterval
 from jaxalign.runs.tables import MISSING, markdown_table
 
@@ -32,6 +33,7 @@ def page_values(found: ConditionedReport) -> dict[str, str | int]:
     gains = [f"by {_mean(found['gain'][key], '+')} from {words}" for key, words in beyond.items()]
     return {
         "preference_names": " and ".join(names),
+        "answer_tokens": ANSWER_TOKENS,
         "preference_prompts": evaluation["prompts"],
         "preference_points": len(points),
         "preference_held": sum(not point["seen"] for point in points),

@@ -28,6 +28,7 @@ from jaxalign.train.trunk import TrunkConfig
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from tokenizers.pre_tokenizers import Split
 
 SPECIAL = ("</s>", "<unk>")  # the stop token, and what stands for every rarer word
 UNKNOWN = 1
@@ -74,20 +75,29 @@ def make_writer(
     return replace(model, params=found.params["model"])
 
 
+def answer_pieces(texts: Iterable[str]) -> list[list[str]]:
+    """Return the pieces of each text that fit into an answer of the decoder."""
+    split = _splitter()
+    return [[piece for piece, _ in split.pre_tokenize_str(text)[:ANSWER_TOKENS]] for text in texts]
+
+
+def _splitter() -> "Split":
+    from tokenizers import Regex, pre_tokenizers
+
+    return pre_tokenizers.Split(Regex(PIECES), "isolated")
+
+
 def _tokenizer(texts: Iterable[str]) -> "Tokenizer":
     """Return a tokenizer of the most frequent words of texts that are cut as answers are."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models
 
-    split = pre_tokenizers.Split(Regex(PIECES), "isolated")
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(piece for piece, _ in split.pre_tokenize_str(text)[:ANSWER_TOKENS])
+    counts = Counter(piece for pieces in answer_pieces(texts) for piece in pieces)
     # Equally frequent words come in the order of their letters: the same at every run.
     ordered = sorted(counts, key=lambda word: (-counts[word], word))
     known = [*SPECIAL, *ordered[: CONFIG.vocab_size - len(SPECIAL)]]
     numbers = {word: number for number, word in enumerate(known)}
     words = Tokenizer(models.WordLevel(numbers, unk_token=SPECIAL[UNKNOWN]))
-    words.pre_tokenizer = split
+    words.pre_tokenizer = _splitter()
     words.decoder = decoders.Fuse()
     return words
 

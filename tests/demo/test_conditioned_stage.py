@@ -15,7 +15,8 @@ from jaxalign.experiments.moc.evaluation import Evaluation
 from jaxalign.experiments.moc.judge import judged_preferences
 from jaxalign.experiments.moc.statistics import evaluation_report
 from jaxalign.progress import Progress
-from jaxalign.rewards.rules import TRAITS
+from jaxalign.rewards import rule_rewards
+from jaxalign.rewards.rules import TRAITS, structure, warmth
 
 TEXTS = ("- Thank you!\n- Don't be sad.", "Be kind, and be glad.", "Be so kind. 12 times")
 
@@ -83,6 +84,18 @@ def test_every_shipped_prompt_fits_and_the_rewards_conflict_most():
         for pair in combinations(tuple(TRAITS), 2)
     }
     assert min(shares, key=shares.get) == tuple(n for n in TRAITS if n in C.REWARDS)
+
+
+def test_levels_are_those_of_the_shipped_answers_as_the_decoder_cuts_them():
+    long = "- You are so good. " + "Be as kind as you can be. " * 9
+    rows = [{"id": "a", "prompt": "Why?", "answers": [{"text": t} for t in (*TEXTS, long)]}]
+    answers = A.from_rows({}, rows)
+    scale = C.shipped_scale(answers, rule_rewards(C.REWARDS))
+    cut = [*TEXTS, "- You are so good. Be as kind as you can be. Be as kind as"]
+    assert ["".join(pieces) for pieces in W.answer_pieces(answers.texts)] == cut
+    raw = np.array([[warmth(text), structure(text)] for text in cut])
+    np.testing.assert_allclose(scale.low, np.quantile(raw, 0.05, axis=0), atol=1e-6)
+    np.testing.assert_allclose(scale.high, np.quantile(raw, 0.95, axis=0), atol=1e-6)
 
 
 def test_values_are_those_of_a_loop():
