@@ -16,6 +16,7 @@ from jaxalign.config import load_config
 from jaxalign.experiments.moc import MocRunConfig
 from jaxalign.experiments.moc.evaluation import Evaluation
 from jaxalign.experiments.moc.statistics import evaluation_report
+from jaxalign.rewards.reward_scale import RewardScale
 
 CONFIG = load_config(MocRunConfig, "moc/simplicity_warmth", [])
 
@@ -43,7 +44,9 @@ def evaluated(seed):
     random = np.random.default_rng(seed)
     points = np.stack([np.linspace(1, 0, 3), np.linspace(0, 1, 3)], 1)
     return Evaluation(
-        policy="adapters", names=("a", "b"), digest="0" * 64, preferences=points,
+        policy="adapters",
+        scale=RewardScale(("a", "b"), *np.array([[0, 0], [1, 1], [0, 0], [1, 1]])),
+        preferences=points,
         seen=np.ones(3, bool), rewards=points[:, None] + random.normal(size=(3, 6, 2)) / 10,
         kl=np.full((3, 6), 1.0 + seed), entropy=np.ones(3), tokens=np.ones(3),
         prompts=tuple("abcdef"), completions=(("one two",) * 6,) * 3, samples=1, temperature=1.0,

@@ -22,11 +22,11 @@ SCALE = RewardScale(
 )
 
 
-def evaluation(digest=SCALE.digest):
+def evaluation():
     rewards = np.repeat(LEVELS[:, None], 4, axis=1)
     rewards += np.array([-0.1, 0.1, 0.2, -0.2])[None, :, None]
     return Evaluation(
-        "moc", SCALE.names, digest, TOLD, np.ones(3, bool), rewards,
+        "moc", SCALE, TOLD, np.ones(3, bool), rewards,
         np.array([[2.0] * 4, [1.0] * 4, [4.0] * 4]), np.ones(3), np.full(3, 9.0),
         ("a", "b", "c", "d"), (("x",) * 4,) * 3, 1, 0.7,
     )  # fmt: skip
@@ -34,7 +34,7 @@ def evaluation(digest=SCALE.digest):
 
 @pytest.fixture
 def table():
-    return evaluation().value_table(SCALE)
+    return evaluation().value_table()
 
 
 def test_achieved_rewards_are_in_standard_deviations_of_the_reference_samples(table):
@@ -81,8 +81,6 @@ def test_a_table_comes_back_from_a_policys_folder(table, tmp_path):
 
 
 def test_what_does_not_fit_is_refused(table):
-    with pytest.raises(InputError, match="moc was judged on the scale 000000000000"):
-        evaluation("0" * 64).value_table(SCALE)
     with pytest.raises(InputError, match="one for each of kind, brief"):
         table.best([1, 2, 3])
     with pytest.raises(InputError, match="weights: found"):

@@ -1,5 +1,6 @@
 """A trained policy judged beside its baselines: evaluations, report, plots, value table."""
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -189,6 +190,7 @@ def evaluate(
         "policies": [*(str(one.folder.resolve()) for one in runs), *trained],
         "model": first.policy.model.sha256,
         "rewards": rewards.id,
+        "scale": json.dumps(scale.to_json()),
         "prompts": repr(prompts),
         "system_prompts": repr(texts),
     }
@@ -217,7 +219,7 @@ def evaluate(
             progress.say(f"{name}: {counted(len(prompts), 'prompt')}")
             judging().save(path)
         found.append(Evaluation.load(path))
-    found[0].value_table(scale).save(policy_folder(first.folder))
+    found[0].value_table().save(policy_folder(first.folder))
     report = evaluation_report(found, config.reference_point, config.draws, config.seed)
     write_pages(out, report)
     run.finish(report)

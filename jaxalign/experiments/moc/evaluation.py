@@ -21,8 +21,7 @@ class EvaluationInfo:
     """What an evaluation's file says of its arrays, see `Evaluation`."""
 
     policy: str
-    names: tuple[str, ...]
-    digest: str
+    scale: dict[str, list[str] | list[float]]
     samples: int
     temperature: float
 
@@ -33,8 +32,7 @@ class Evaluation:
 
     Attributes:
         policy: its name.
-        names: [R] names of the rewards.
-        digest: of their scale (`RewardScale.digest`).
+        scale: of the R rewards, whose levels `rewards` are.
         preferences: [W, R] that the policy was given, on the simplex.
         seen: [W] bool, False for preferences that training did not sample, the held-out ones.
         rewards: [W, X, R] in levels of the scale, mean over the samples of a prompt.
@@ -49,8 +47,7 @@ class Evaluation:
     """
 
     policy: str
-    names: tuple[str, ...]
-    digest: str
+    scale: RewardScale
     preferences: NDArray[np.float64]
     seen: NDArray[np.bool_]
     rewards: NDArray[np.float64] = field(repr=False)
@@ -79,6 +76,11 @@ class Evaluation:
             )
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Names [R] of the rewards."""
+        return self.scale.names
+
+    @property
     def achieved_rewards(self) -> NDArray[np.float64]:
         """Mean rewards [W, R]."""
         return np.asarray(self.rewards.mean(axis=1))
@@ -93,32 +95,19 @@ class Evaluation:
         """Standard errors [W] of the mean KL, over prompts."""
         return _stderr(self.kl)
 
-    def value_table(self, scale: RewardScale) -> ValueTable:
-        """Return the value table of the policy.
-
-        Args:
-            scale: that the rewards are on.
-
-        Raises:
-            InputError: it is another scale.
-        """
-        if (self.names, self.digest) != (scale.names, scale.digest):
-            raise InputError(
-                f"value table: {self.policy} was judged on the scale {self.digest[:12]} of "
-                f"{', '.join(self.names)}, expected {scale.digest[:12]} of "
-                f"{', '.join(scale.names)}; evaluate it on this one."
-            )
+    def value_table(self) -> ValueTable:
+        """Return the value table of the policy."""
         return ValueTable(
             preferences=self.preferences,
-            achieved_rewards=np.asarray(scale.standardise_levels(self.achieved_rewards)),
+            achieved_rewards=np.asarray(self.scale.standardise_levels(self.achieved_rewards)),
             kl=self.kl.mean(axis=1),
             names=self.names,
-            digest=self.digest,
+            digest=self.scale.digest,
         )
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write an artifact, from which `load` makes an equal evaluation."""
-        info = EvaluationInfo(self.policy, self.names, self.digest, self.samples, self.temperature)
+        info = EvaluationInfo(self.policy, self.scale.to_json(), self.samples, self.temperature)
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         texts = {"prompts": np.array(self.prompts), "completions": np.array(self.completions)}
         save_artifact(path, KIND, info, {**arrays, **texts})
@@ -134,8 +123,7 @@ class Evaluation:
         info, arrays = found.about, found.arrays
         return cls(
             policy=info.policy,
-            names=info.names,
-            digest=info.digest,
+            scale=RewardScale.from_json(info.scale, str(path)),
             prompts=tuple(arrays["prompts"].tolist()),
             completions=tuple(tuple(row) for row in arrays["completions"].tolist()),
             samples=info.samples,

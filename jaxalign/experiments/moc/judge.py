@@ -142,8 +142,7 @@ def summarise(
     measured = (found.logprobs - found.ref_logprobs).mean(axis=2)
     return Evaluation(
         policy=name,
-        names=scale.names,
-        digest=scale.digest,
+        scale=scale,
         # 0.7 as it was meant, not as float32 has it.
         preferences=preferences.astype(np.float64).round(7),
         seen=seen,

@@ -11,6 +11,7 @@ from jaxalign.experiments.moc.evaluation import Evaluation
 from jaxalign.metrics import agreement, pareto
 from jaxalign.metrics.diversity import distinct_n
 from jaxalign.metrics.pareto import Floats
+from jaxalign.rewards.reward_scale import RewardScale
 from jaxalign.version import __version__
 
 FORMAT = 4
@@ -194,7 +195,7 @@ def evaluation_report(
         "format": FORMAT,
         "version": __version__,
         "rewards": list(first.names),
-        "scale": first.digest,
+        "scale": first.scale.digest,
         "reference_point": point.tolist(),
         "prompts": count,
         "draws": draws,
@@ -431,14 +432,21 @@ def _check_alike(evaluations: Sequence[Evaluation]) -> None:
                 f"report: found {one.policy} twice, expected a name of its own for each policy."
             )
         seen.add(one.policy)
-        if (one.names, one.digest) != (first.names, first.digest):
+        if one.scale != first.scale:
             raise InputError(
-                f"report: {one.policy} was judged by {', '.join(one.names)} on the scale "
-                f"{one.digest[:12]}, {first.policy} by {', '.join(first.names)} on "
-                f"{first.digest[:12]}; expected the same, so evaluate one of them again."
+                f"report: {one.policy} was judged on {_stated(one.scale)}, {first.policy} on "
+                f"{_stated(first.scale)}; expected the same, so evaluate one of them again."
             )
         if one.prompts != first.prompts:
             raise InputError(
                 f"report: {one.policy} completed other prompts than {first.policy}; expected the "
                 "same in the same order, so evaluate one of them again."
             )
+
+
+def _stated(scale: RewardScale) -> str:
+    ends = (
+        f"{name} from {low:.4g} to {high:.4g}"
+        for name, low, high in zip(scale.names, scale.low, scale.high, strict=True)
+    )
+    return f"the scale {scale.digest[:12]} of {', '.join(ends)}"

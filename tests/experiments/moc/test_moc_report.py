@@ -14,6 +14,7 @@ from jaxalign.experiments.moc import report as pages
 from jaxalign.experiments.moc.evaluation import Evaluation
 from jaxalign.experiments.moc.statistics import evaluation_report
 from jaxalign.moc.preferences import evaluation_points
+from jaxalign.rewards.reward_scale import RewardScale
 from jaxalign.runs.plots import PALETTE
 
 ODD = "a | b\n\n```\n# no heading\n"
@@ -25,8 +26,10 @@ def made(name, told, reach, held=0):
     noise = np.random.default_rng(1).normal(0, 0.1, (1, 12, size))
     return Evaluation(
         policy=name,
-        names=("kind", "brief", "funny", "odd")[:size],
-        digest="d" * 64,
+        scale=RewardScale(
+            ("kind", "brief", "funny", "odd")[:size],
+            *np.array([[0], [1], [0], [1]] * np.ones(size)),
+        ),
         preferences=told,
         seen=np.arange(count) < count - held,
         rewards=np.array([reach(row) for row in told])[:, None] + noise,

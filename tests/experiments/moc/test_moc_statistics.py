@@ -10,6 +10,7 @@ from jaxalign.experiments.moc.evaluation import Evaluation
 from jaxalign.experiments.moc.statistics import evaluation_report, spread
 from jaxalign.metrics import agreement, pareto
 from jaxalign.moc.preferences import evaluation_points
+from jaxalign.rewards.reward_scale import RewardScale
 
 POINTS = evaluation_points(2).astype(float)
 HELD = np.array([[0.35, 0.65], [0.85, 0.15]])
@@ -18,6 +19,10 @@ HELD = np.array([[0.35, 0.65], [0.85, 0.15]])
 def arc(preference):
     """A concave front: the unit circle."""
     return preference / np.linalg.norm(preference)
+
+
+def scale(names, high=1):
+    return RewardScale(names, *np.array([[0], [1], [0], [high]] * np.ones(len(names))))
 
 
 def made(name, told, reach, prompts=40, noise=0.0, held=(), seed=0):
@@ -29,8 +34,7 @@ def made(name, told, reach, prompts=40, noise=0.0, held=(), seed=0):
     rewards = np.array([reach(row) for row in told])[:, None] + np.zeros((1, prompts, 1)) + off
     return Evaluation(
         policy=name,
-        names=("kind", "brief", "funny")[:size],
-        digest="d" * 64,
+        scale=scale(("kind", "brief", "funny")[:size]),
         preferences=told,
         seen=np.arange(count) < count - len(held),
         rewards=rewards,
@@ -222,7 +226,10 @@ def test_examples_lie_far_apart():
     ("change", "words"),
     [
         ({"policy": "moc"}, "found moc twice"),
-        ({"digest": "e" * 64}, "other was judged by kind, brief on the scale eeee"),
+        (
+            {"scale": scale(("kind", "brief"), 2)},
+            "other was judged on .* brief from 0 to 2, moc on",
+        ),
         ({"prompts": tuple("x" * 40)}, "other completed other prompts than moc"),
     ],
 )
