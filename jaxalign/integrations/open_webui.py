@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import httpx
@@ -32,6 +32,9 @@ CHAT_HEADER, MESSAGE_HEADER = "x-openwebui-chat-id", "x-openwebui-message-id"
 EXPORT = "/api/v1/evaluations/feedbacks/all/export"
 RECEIVER = "/v1/integrations/open-webui"
 _WEBUI_KEY, _SERVICE_KEY = "JAXALIGN_WEBUI_KEY", "JAXALIGN_KEY"
+_HEADERS = {"content-type": "application/json"}
+_OF_THE_ROW = (400, 413)
+_OF_THE_KEY = (401, 403)
 _SECONDS = 60.0  # between two polls
 _TIMEOUT = 60.0
 _COMPARED = "the user compared answers of an arena, which are answers to several requests"
@@ -159,18 +162,25 @@ class Poller:
             key, state = str(row.get("id")), row.get("updated_at", row.get("data"))
             if key in self._sent and self._sent[key] == state:
                 continue
-            found = _json(self._service, "POST", RECEIVER, _needed(row))
+            reasons: Iterable[object]
+            try:
+                report = _json(self._service, "POST", RECEIVER, _needed(row))
+            except RowError as error:
+                reasons = (error.reason,)
+            else:
+                if not isinstance(report, Mapping):
+                    raise InputError(
+                        f"{self._service.base_url}: found no object, expected a report."
+                    )
+                joined += report.get("joined") == 1
+                reasons = report["left"] if isinstance(report.get("left"), Mapping) else ()
             self._sent[key] = state
-            if not isinstance(found, Mapping):
-                raise InputError(f"{self._service.base_url}: found no object, expected a report.")
-            joined += int(as_number(found.get("joined")))
-            reasons = found.get("left")
-            for reason in reasons if isinstance(reasons, Mapping) else ():
+            for reason in reasons:
                 left[str(reason)] = left.get(str(reason), 0) + 1
         return Polled(joined, left)
 
     def _rows(self) -> list[Mapping[str, object]]:
-        found = _json(self._webui, "GET", EXPORT, None)
+        found = _json(self._webui, "GET", EXPORT)
         if not isinstance(found, list) or not all(isinstance(row, Mapping) for row in found):
             raise InputError(
                 f"{self._webui.base_url}: found no list of feedback at {EXPORT}; expected the "
@@ -179,15 +189,23 @@ class Poller:
         return found
 
 
-def _json(client: httpx.Client, method: str, path: str, body: object) -> object:
+def _json(client: httpx.Client, method: str, path: str, row: object = None) -> object:
+    """What a server answers; a row that cannot be sent, or that it refuses, is a RowError."""
+    content = None if row is None else _encoded(row)
     try:
-        response = client.request(method, path, json=body)
+        response = client.request(method, path, content=content, headers=_HEADERS)
         response.raise_for_status()
         return response.json()
     except httpx.HTTPStatusError as error:
+        status = error.response.status_code
+        if row is not None and status in _OF_THE_ROW:
+            reason = f"the service refused the row with status {status}"
+            raise RowError(f"{client.base_url}{path}: {reason}", reason) from None
+        remedy = "check the address, and the log of the server"
+        if status in _OF_THE_KEY:
+            remedy = f"check the keys in {_WEBUI_KEY} (of an administrator) and {_SERVICE_KEY}"
         raise InputError(
-            f"{client.base_url}{path} answered with status {error.response.status_code}: check "
-            f"the keys in {_WEBUI_KEY} (of an administrator) and {_SERVICE_KEY}."
+            f"{client.base_url}{path} answered with status {status}: {remedy}."
         ) from None
     except (httpx.HTTPError, ValueError) as error:
         raise InputError(
@@ -196,10 +214,22 @@ def _json(client: httpx.Client, method: str, path: str, body: object) -> object:
         ) from None
 
 
+def _encoded(row: object) -> bytes:
+    try:
+        return json.dumps(row, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        raise RowError("open-webui: a row is no JSON", "the row is no JSON") from None
+
+
 def _needed(row: Mapping[str, object]) -> dict[str, object]:
     """The parts of a row that are read; a snapshot holds each message of the chat twice."""
     names = ("id", "user_id", "type", "data", "meta", "created_at", "updated_at")
-    messages = child(row, "snapshot", "chat", "chat", "history", "messages")
+    found = child(row, "snapshot", "chat", "chat", "history", "messages")
+    messages = {
+        key: {name: node[name] for name in ("role", "content", "parentId") if name in node}
+        for key, node in (found.items() if isinstance(found, Mapping) else ())
+        if isinstance(node, Mapping)
+    }
     history = {"chat": {"chat": {"history": {"messages": messages}}}}
     return {**{name: row[name] for name in names if name in row}, "snapshot": history}
 

@@ -139,8 +139,9 @@ def split_sampling(
     suppressed[list(settings.suppressed_ids)] = True
     if (suppressed | (stop & (settings.min_tokens > 0))).all():
         raise InputError("all token ids are suppressed; expected one at least that may be drawn.")
-    temperature = _by_row("temperature", settings.temperature, rows, padded)
-    top_p = _by_row("top_p", settings.top_p, rows, padded)
+    temperature, top_p = computed(settings.temperature, settings.top_p)
+    temperature = _by_row("temperature", temperature, rows, padded)
+    top_p = _by_row("top_p", top_p, rows, padded)
     greedy = temperature == 0
     whole = settings.top_k is None or settings.top_k >= vocab_size
     static = StaticSampling(
@@ -150,6 +151,28 @@ def split_sampling(
     )
     most, least, pad = map(np.int32, (settings.max_tokens, settings.min_tokens, settings.pad_id))
     return static, SamplingParams(most, least, pad, temperature, top_p, stop, suppressed)
+
+
+def computed(
+    temperature: float | Sequence[float], top_p: float | Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return temperatures and top_p as programs have them: float32 without subnormal numbers.
+
+    XLA takes subnormal numbers for 0 on some devices. A temperature that small is 0, and a top_p
+    that small keeps the most likely token, as the smallest normal number does.
+
+    Args:
+        temperature: one number, or one per row.
+        top_p: as the temperature.
+
+    Example:
+        >>> from jaxalign.models.sampling import computed
+        >>> [float(value) for value in computed(1e-46, 0.99999999)]
+        [0.0, 1.0]
+    """
+    least = np.finfo(np.float32).tiny
+    heat, share = np.asarray(temperature, np.float32), np.asarray(top_p, np.float32)
+    return np.where(heat < least, np.float32(0), heat), np.maximum(share, least)
 
 
 def sample_token(
@@ -273,8 +296,7 @@ def _edge(shares: jax.Array, top_p: Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(low, shares.dtype)
 
 
-def _by_row(name: str, value: float | Sequence[float], rows: int, padded: int) -> np.ndarray:
-    values = np.asarray(value, np.float32)
+def _by_row(name: str, values: np.ndarray, rows: int, padded: int) -> np.ndarray:
     if values.ndim and values.shape != (rows,):
         raise InputError(
             f"{name} has shape {values.shape}; expected one number, or one for each of {rows} rows."

@@ -5,7 +5,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from jaxalign.integrations.open_webui import RECEIVER
 from jaxalign.serve import answering, users
 from jaxalign.serve.api_errors import ERROR_SCHEMA, ApiError
+from jaxalign.serve.cancelling import while_connected
 from jaxalign.serve.comparing import compare as compare_answers
 from jaxalign.serve.feedback import receive_feedback
 from jaxalign.serve.guards import GuardMiddleware
@@ -82,18 +83,17 @@ def create_app(service: Service) -> FastAPI:
 
 
 def _add_answers(app: FastAPI, service: Service) -> None:
-    async def generate(
-        endpoint: Endpoint, request: GenerationRequest, headers: Mapping[str, str]
-    ) -> Response:
-        prepared = await answering.prepare(service, endpoint, request, headers)
-        if not request.stream:
-            body, about = await answering.answer_whole(service, prepared)
-            return JSONResponse(body, headers=about)
+    async def generate(endpoint: Endpoint, body: GenerationRequest, request: Request) -> Response:
+        prepared = await answering.prepare(service, endpoint, body, request.headers)
+        if not body.stream:
+            answer = answering.answer_whole(service, prepared)
+            found, about = await while_connected(request, answer)
+            return JSONResponse(found, headers=about)
         through = answering.streams_through(prepared)
         streamed = answering.stream_through if through else answering.stream_whole
         pieces = streamed(service, prepared)
         # What fails before the first piece still has a status of its own.
-        first = await anext(pieces)
+        first = await while_connected(request, _next(pieces))
         headers = {"x-request-id": prepared.response_id, "cache-control": "no-cache"}
         return StreamingResponse(
             _guarded(first, pieces), media_type="text/event-stream", headers=headers
@@ -102,12 +102,12 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions", response_model=None)
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answer a chat."""
-        return await generate("chat", body, request.headers)
+        return await generate("chat", body, request)
 
     @app.post("/v1/completions", response_model=None)
     async def text(body: TextRequest, request: Request) -> Response:
         """Complete a text."""
-        return await generate("text", body, request.headers)
+        return await generate("text", body, request)
 
     @app.get("/v1/models")
     async def models(request: Request) -> Json:
@@ -125,7 +125,11 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     async def compare(body: ChatRequest, request: Request) -> Json:
         """Return two answers to one prompt, of which the user may choose one."""
         prepared = await answering.prepare(service, "chat", body, request.headers)
-        return await compare_answers(service, prepared)
+        return await while_connected(request, compare_answers(service, prepared))
+
+
+async def _next(pieces: AsyncGenerator[bytes, None]) -> bytes:
+    return await anext(pieces)
 
 
 async def _guarded(first: bytes, pieces: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:

@@ -193,11 +193,11 @@ async def _edited(
             "other_rewards",
             "edited",
         )
-    if answers.prompt is None and not service.space.named:
+    if answers.prompt is None and service.space.reads_prompts:
         raise ApiError(
             409,
-            "edited: the prompt of this answer was not stored (--store features), and the user "
-            "model reads answers with their prompts; send `preferred` or `rating`.",
+            "edited: the prompt of this answer was not stored (--store features), and the rewards "
+            "of --users may depend on it; send `preferred` or `rating`.",
             "texts_not_stored",
             "edited",
         )

@@ -6,6 +6,7 @@ by Host, Origin and Sec-Fetch-Site, and those of the service's own page carry a 
 
 import hmac
 import json
+import math
 import re
 import secrets
 from collections.abc import Mapping
@@ -22,7 +23,10 @@ from jaxalign.serve.config import LOOPBACK
 TOKEN = "x-csrf-token"
 _WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
 _HOST = re.compile(r"(\[[0-9a-fA-F:]+\]|[^:]+)(?::\d{1,5})?")
-_UNSOUND = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}|NaN|Infinity")
+_UNSOUND = re.compile(rb"\\u[dD][89a-fA-F]|NaN|Infinity|[eE]\+?\d{3}|\d{200}")
+"""Where halves of characters, and numbers beyond those of float64, may stand."""
+_MOST_NESTED = 100
+"""Objects and lists within each other; what copies requests ends at 255."""
 
 
 @dataclass(frozen=True)
@@ -179,19 +183,48 @@ def _refuse_size(most: int) -> NoReturn:
 
 
 def _check_json(body: bytes) -> None:
-    """Refuse what Python reads as JSON and JSON does not allow: NaN, and half of a character."""
-    if not _UNSOUND.search(body):
+    """Refuse what Python reads as JSON and cannot be kept or sent on as JSON in UTF-8."""
+    try:
+        text = body.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise _no_json("The body is no UTF-8; expected JSON in UTF-8.") from None
+    if "\0" in text:  # UTF-16 and UTF-32, which Python recognises by it
+        raise _no_json("The body holds a null character; expected JSON in UTF-8.")
+    nested = body.count(b"{") + body.count(b"[") > _MOST_NESTED
+    if not nested and not _UNSOUND.search(body):
         return
     try:
-        found = json.loads(body, parse_constant=_refuse_constant)
+        found = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
         json.dumps(found, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise ApiError(
-            400, "The body holds half of a surrogate pair, which is no text.", "invalid_json"
-        ) from None
+        raise _no_json("The body holds half of a surrogate pair, which is no text.") from None
     except (ValueError, RecursionError):
         return  # every other mistake is refused where the body is parsed
+    if nested and _depth(found) > _MOST_NESTED:
+        raise _no_json(
+            f"The body holds objects and lists in more than {_MOST_NESTED} others; expected fewer."
+        )
+
+
+def _no_json(message: str) -> ApiError:
+    return ApiError(400, message, "invalid_json")
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ApiError(400, f"The body holds {name}, which is no JSON number.", "invalid_json")
+    raise _no_json(f"The body holds {name}, which is no JSON number.")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise _no_json(f"The body holds the number {digits:.40}, which is too large.")
+    return number
+
+
+def _depth(value: object) -> int:
+    """Objects and lists within each other."""
+    depth, level = 0, [value]
+    while level := [one for one in level if isinstance(one, dict | list)]:
+        depth += 1
+        level = [part for one in level for part in (one.values() if isinstance(one, dict) else one)]
+    return depth

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import jwt
 import yaml
@@ -22,7 +23,13 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _FIELDS = {"name", "sha256", "user", "acts_for"}
 _KEY_BYTES = 32
 _LONGEST_USER = 256
+_A_USER = f"a text of 1 to {_LONGEST_USER} characters, none of them null"
 _REMEDY = "write it with `jaxalign serve --keys FILE --new-key NAME`"
+
+
+def _is_user(value: object) -> TypeGuard[str]:
+    """Whether a value can be the id of a user; PostgreSQL keeps no null characters."""
+    return isinstance(value, str) and 0 < len(value) <= _LONGEST_USER and "\0" not in value
 
 
 @dataclass(frozen=True)
@@ -108,8 +115,9 @@ def read_keys(path: str | Path) -> dict[str, Key]:
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{path} holds no list of keys: {_REMEDY}.")
     keys = [_key(entry, f"{path}, entry {number}") for number, entry in enumerate(entries, 1)]
-    if len({key.name for key in keys}) < len(keys):
-        raise InputError(f"{path}: two keys have one name; expected names that differ.")
+    for field in ("name", "sha256"):
+        if len({getattr(key, field) for key in keys}) < len(keys):
+            raise InputError(f"{path}: two entries have one {field}, expected entries that differ.")
     return {key.sha256: key for key in keys}
 
 
@@ -121,14 +129,19 @@ def _key(entry: object, where: str) -> Key:
         raise InputError(
             f"{where}: found the name {name!r}, expected letters, digits and any of _.-: {_REMEDY}."
         )
+    if name == LOCAL.name:
+        raise InputError(
+            f"{where}: found the name {name!r}, which stands for requests without keys; expected "
+            "another name."
+        )
     if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
         raise InputError(f"{where}: found no sha256 of 64 hexadecimal digits: {_REMEDY}.")
-    bound = isinstance(user, str) and bool(user)
+    bound = _is_user(user)
     if bound == (acts_for == "any") or not fields.keys() <= _FIELDS:
         raise InputError(
             f"{where}: expected name, sha256 and either `user: ID` or `acts_for: any`; correct it."
         )
-    return Key(name, digest, user if bound else None)
+    return Key(name, digest, user if _is_user(user) else None)
 
 
 def add_key(path: str | Path, name: str, user: str | None = None) -> str:
@@ -142,6 +155,8 @@ def add_key(path: str | Path, name: str, user: str | None = None) -> str:
     Raises:
         InputError: the name is taken or cannot be used, or the file cannot be read.
     """
+    if user is not None and not _is_user(user):
+        raise InputError(f"--key-user {user!r:.40}: expected {_A_USER}; correct it.")
     path = Path(path).expanduser()
     known = list(read_keys(path).values()) if path.exists() else []
     if not _NAME.fullmatch(name) or name in {LOCAL.name, *(key.name for key in known)}:
@@ -258,10 +273,10 @@ class CallerGate:
         }
         given = {place: value for place, value in found.items() if value is not None}
         for place, value in given.items():
-            if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_USER:
+            if not _is_user(value):
                 raise ApiError(
                     400,
-                    f"{place}: expected a text of 1 to {_LONGEST_USER} characters.",
+                    f"{place}: expected {_A_USER}.",
                     "invalid_user",
                     place,
                 )

@@ -78,14 +78,14 @@ class _UserChoices:
         items: their texts in words, two of each choice.
         store: vectors of their texts.
         judged: whether a choice is favoured, by the ids of those that the persona is made of and
-            its own.
+            its own; None for a choice that cannot be judged.
     """
 
     version: str
     choices: tuple[ChoiceTexts, ...]
     items: tuple[Item, ...]
     store: MemoryStore
-    judged: dict[tuple[str, ...], bool] = field(default_factory=dict)
+    judged: dict[tuple[str, ...], bool | None] = field(default_factory=dict)
 
 
 class Personas:
@@ -149,7 +149,7 @@ class Personas:
         count = min(len(known.choices), self._most)
         return Persona(soft, count, len(held_out), favoured)
 
-    def forget(self, user: str) -> None:
+    def drop_cached(self, user: str) -> None:
         """Drop what is kept in memory of a user."""
         self._users.pop(user, None)
 
@@ -216,15 +216,18 @@ class Personas:
         if new:
             softs = self._soft(known, [(known.choices[place].prompt, place) for place in new])
             for place, soft in zip(new, softs, strict=True):
-                found = self._favours(known.choices[place], soft)
-                if found is not None:
-                    known.judged[keys[place]] = found
-        return list(known.judged.values())
+                known.judged[keys[place]] = self._favours(known.choices[place], soft)
+        return [found for found in known.judged.values() if found is not None]
 
     def _favours(self, choice: ChoiceTexts, soft: SoftTokens) -> bool | None:
-        """Whether soft tokens move the odds to the chosen answer; None where it is too long."""
+        """Whether soft tokens move the odds to the chosen answer; None where it is too long, or
+        the model's template does not take its chat.
+        """
         model, text = self._plug.model, self._plug.text
-        prompt = tokenize_prompt(model, known_roles(choice.prompt))
+        try:
+            prompt = tokenize_prompt(model, known_roles(choice.prompt))
+        except InputError:
+            return None
         answers = [
             list(model.tokenizer(one, add_special_tokens=False)["input_ids"])[: text.answer_tokens]
             for one in (choice.chosen, choice.rejected)

@@ -51,6 +51,11 @@ class RewardSpace:
     source: str
     model: UserModel | None = None
 
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether the rewards of an answer may depend on its prompt, as those of no rule do."""
+        return self.model is not None
+
     @cached_property
     def population(self) -> Utility:
         """The weights of a user without feedback."""

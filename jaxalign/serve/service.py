@@ -84,7 +84,7 @@ class Service:
             return self._empty.taste
         row = await self.database.look(lambda connection: events.user_row(connection, user))
         if row is None:
-            self.forget(user)
+            self._drop_cached(user)
             return self._empty.taste
         known = self._states.get(user, self._empty)
         if row.version != known.version:
@@ -136,15 +136,32 @@ class Service:
 
     def _remember(self, user: str, state: TasteState) -> None:
         self._drop_state(user)
+        if state.version == self._empty.version:  # all rows were deleted meanwhile
+            return
         self._states[user] = state
         self._state_bytes += state.size
         while len(self._states) > _MOST_STATES or self._state_bytes > _MOST_STATE_BYTES:
             self._drop_state(next(iter(self._states)))
 
-    def forget(self, user: str) -> None:
-        """Drop what is kept in memory of a user."""
+    async def erase(self, user: str) -> int:
+        """Delete all rows of a user and what is kept of them in memory.
+
+        It waits for what is being computed of the rows, which would be kept after them.
+
+        Returns:
+            How many rows were deleted.
+
+        Raises:
+            StorageError: nothing was deleted.
+        """
+        async with self._following.setdefault(user, asyncio.Lock()), self._making_persona:
+            count = await self.database.write(lambda connection: events.erase(connection, user))
+            self._drop_cached(user)
+        return count
+
+    def _drop_cached(self, user: str) -> None:
         if self.personas is not None:
-            self.personas.forget(user)
+            self.personas.drop_cached(user)
         self._drop_state(user)
 
     def _drop_state(self, user: str) -> None:

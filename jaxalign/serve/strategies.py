@@ -16,6 +16,7 @@ from jaxalign.personalize.strategies.base import (
     chosen_answer,
 )
 from jaxalign.personalize.utility import Utility
+from jaxalign.serve.cancelling import cancelling
 from jaxalign.serve.engines import AnswerEngine, Call
 from jaxalign.serve.offered import OfferedPolicies
 from jaxalign.serve.personas import Persona
@@ -159,7 +160,10 @@ async def answer_auto(inputs: StrategyInputs) -> ServedReply:
     if inputs.persona is None:
         return await answer_largest_gain(inputs)
     call, answer = choose_persona(inputs)
-    served, reply = await asyncio.gather(answer_largest_gain(inputs), inputs.engine.complete(call))
+    draws = asyncio.ensure_future(answer_largest_gain(inputs))
+    one = asyncio.ensure_future(inputs.engine.complete(call))
+    with cancelling(draws, one):
+        served, reply = await asyncio.gather(draws, one)
     usage = sum_usage([served.reply.usage, reply.usage])
     if served.answer.strategy != "plain":
         return replace(served, reply=served.reply.model_copy(update={"usage": usage}))
@@ -177,14 +181,16 @@ async def answer_largest_gain(inputs: StrategyInputs) -> ServedReply:
         return await answer_by_rule(inputs)
     policy, expected = inputs.policies.choose(inputs.utility, inputs.rule)
     greedy = inputs.call.body.get("temperature") == 0
-    draws = answer_by_rule(inputs._replace(samples=1 if greedy else inputs.samples))
+    by_rule = answer_by_rule(inputs._replace(samples=1 if greedy else inputs.samples))
     if policy is None:
-        served = await draws
+        served = await by_rule
         if served.answer.strategy == "plain" and expected.held_back:
             return replace(served, answer=replace(served.answer, held_back=True))
         return served
-    one = inputs.engine.complete(inputs.call._replace(policy=policy))
-    served, reply = await asyncio.gather(draws, one)
+    draws = asyncio.ensure_future(by_rule)
+    one = asyncio.ensure_future(inputs.engine.complete(inputs.call._replace(policy=policy)))
+    with cancelling(draws, one):
+        served, reply = await asyncio.gather(draws, one)
     usage = sum_usage([served.reply.usage, reply.usage])
     if expected.gain <= served.answer.gain:
         kept = served.reply.model_copy(update={"usage": usage})

@@ -81,8 +81,7 @@ async def export(service: Service, caller: Caller) -> Json:
 async def forget(service: Service, caller: Caller) -> Json:
     """Delete all rows of a user, from the disk too, and return what was done."""
     user = caller.require_user()
-    count = await service.database.write(lambda connection: events.erase(connection, user))
-    service.forget(user)
+    count = await service.erase(user)
     emptied = await service.database.compact()
     return {
         "id": caller.shown,

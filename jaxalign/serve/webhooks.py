@@ -10,9 +10,12 @@ from jaxalign.serve.api_errors import ApiError
 from jaxalign.serve.feedback import receive_feedback
 from jaxalign.serve.service import Service
 from jaxalign.serve.store import events
-from jaxalign.serve.store.events import Event, Json
+from jaxalign.serve.store.events import Event, Json, LimitReached
 from jaxalign.serve.wire import FeedbackRequest
 
+_MOST_ROWS = 1_000
+_OF_THE_KEY = (401, 403)
+"""Refusals that hold for every row: the key is unknown, or bound to another user."""
 _NOT_FOUND = "no answer that was served to this user has these ids, question and text"
 
 
@@ -28,16 +31,24 @@ async def receive_webui(
 
     Raises:
         ApiError: a key that does not speak for the users of the rows.
-        StorageError, LimitReached: a row was not kept; those before it were.
+        StorageError: a row was not kept; those before it were.
     """
     service.gate.key_of(headers)
+    if len(rows) > _MOST_ROWS:
+        raise ApiError(
+            413, f"Found {len(rows)} rows; expected {_MOST_ROWS} at most: send them in parts.",
+            "too_many_rows",
+        )  # fmt: skip
     joined, left = 0, dict[str, int]()
     for values in rows:
         try:
             await _keep(service, headers, read_rating(values))
             joined += 1
-        except RowError as error:
-            left[error.reason] = left.get(error.reason, 0) + 1
+        except (RowError, LimitReached, ApiError) as error:
+            if isinstance(error, ApiError) and error.status in _OF_THE_KEY:
+                raise
+            reason = error.reason if isinstance(error, RowError) else str(error)
+            left[reason] = left.get(reason, 0) + 1
     return {"object": "jaxalign.feedback.import", "joined": joined, "left": left}
 
 
@@ -48,10 +59,7 @@ async def _keep(service: Service, headers: Mapping[str, str], rating: WebuiRatin
     if answers is None:
         raise RowError(_NOT_FOUND, _NOT_FOUND)
     feedback = FeedbackRequest(response_id=answers.id, rating="up" if rating.up else "down")
-    try:
-        await receive_feedback(service, caller, feedback, rating.source)
-    except ApiError as error:
-        raise RowError(error.message, error.message) from None
+    await receive_feedback(service, caller, feedback, rating.source)
 
 
 async def _find(service: Service, user: str, keys: Sequence[str]) -> Event | None:

@@ -142,6 +142,18 @@ def test_extreme_temperatures_stay_finite(temperature):
     assert np.isfinite(logprobs).all()
 
 
+def test_numbers_below_the_normal_ones_are_those_that_xla_has():
+    """It takes subnormal numbers for 0: a temperature of 0 would be sampled as 1."""
+    settings = Sampling(temperature=[1e-40, 1.0], top_p=[1.0, 1e-46])
+    static, params = split_sampling(settings, 2, 2, 4)
+    assert static == StaticSampling("some", None, True)
+    tokens, logprobs = jax.vmap(
+        lambda k, t, p: sample_token(k, jnp.asarray([0.0, 1.0, 2.0, 1.0]), t, p, static)
+    )(jax.random.split(jax.random.key(0)), params.temperature, params.top_p)
+    assert tokens.tolist() == [2, 2]
+    assert np.isfinite(logprobs).all()
+
+
 def test_only_what_changes_the_program_is_static():
     plain = Sampling(temperature=0.7, top_p=0.9, stop_ids=(1,), min_tokens=2)
     other = replace(

@@ -1,5 +1,6 @@
 """Rows that are decoded together: their limits and failures are their own."""
 
+import dataclasses
 from concurrent.futures import Future
 
 import jax
@@ -41,6 +42,23 @@ def test_a_long_prompt_and_a_long_answer_join_together(model):
     alone = [drawn(model, [row_of(*sizes)], first)[0] for sizes in ((80, 20), (5, 64))]
     for one, other in zip(together, alone, strict=True):
         np.testing.assert_array_equal(one, other.result().tokens)
+
+
+@pytest.mark.parametrize(
+    ("own", "same"),
+    [
+        ({"temperature": 1e-46}, {"temperature": 0.0}),
+        ({"temperature": 1e-40}, {"temperature": 0.0}),
+        ({"top_p": 0.99999999}, {"top_p": 1.0}),
+        ({"top_p": 0.5}, {"top_p": 1e-46}),
+    ],
+)
+def test_rows_join_by_the_numbers_that_the_program_has(own, same):
+    """A row that is greedy in float32 would make the others of its pool greedy too."""
+    rows = [dataclasses.replace(row_of(5, 8), **{"top_p": 0.9, **one}) for one in (own, same, {})]
+    one, two, usual = (PoolShape.of(row, 128) for row in rows)
+    assert one == two
+    assert usual.holds(one) == (own == {"top_p": 0.5})
 
 
 def test_logits_that_are_not_finite_fail_their_row_alone(model):

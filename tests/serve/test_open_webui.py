@@ -1,5 +1,6 @@
 """Requests as open-webui sends them: a chat, its title, its tags, and a signed user."""
 
+import json
 import time
 
 import fake_upstream
@@ -11,6 +12,7 @@ from webui_feedback import webui
 
 from jaxalign.errors import InputError
 from jaxalign.integrations.open_webui import Poller, main
+from jaxalign.serve.store.events import Limits
 
 SECRET = "a secret of at least thirty-two bytes"
 TITLE = """### Task:
@@ -186,6 +188,53 @@ def test_the_export_is_polled_and_each_row_is_sent_once(client, user, upstream, 
     with client_with("wrong") as asked, pytest.raises(InputError, match="status 401"):
         Poller(asked, client).poll()
     assert client.get("/v1/user", params={"id": user}).json()["feedback_used"] == 1
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ({"user_id": "x" * 300}, "expected a text of 1 to 256 characters"),
+        ({"created_at": 1e300}, "no answer that was served"),
+        ({"data": {"rating": 1, "note": float("nan")}}, "the row is no JSON"),
+        ({"data": {"rating": 1, "note": "\udc00"}}, "refused the row with status 400"),
+        ({"data": {"rating": 1, "note": "x" * 1_000_000}}, "refused the row with status 413"),
+    ],
+)
+def test_a_bad_row_does_not_hold_up_the_ones_behind_it(client, user, exported, bad, reason):
+    said = client.post("/v1/chat/completions", json=HI, headers=headers(user)).json()
+    good = exported(f"{user}-2", 1, user, said["choices"][0]["message"]["content"])
+    history = good["snapshot"]["chat"]["chat"]["history"]["messages"]
+    history["a"]["files"] = "x" * 1_000_000  # which nothing reads
+    rows = json.dumps([exported(f"{user}-1", 1, user, "x", **bad), good])
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=rows))
+    with httpx.Client(base_url="http://webui", transport=transport) as asked:
+        poller = Poller(asked, client)
+        found = poller.poll()
+        assert poller.poll() == (0, {})
+    assert found.joined == 1
+    ((left, count),) = found.left.items()
+    assert reason in left
+    assert count == 1
+
+
+def test_a_user_with_as_many_rows_as_allowed_is_left_out_alone(
+    tmp_path, upstream_server, upstream, exported
+):
+    config = config_of(tmp_path, upstream_server, stored=Limits(events_per_user=1))
+    with client_of(config) as client:
+        rows = []
+        for user in ("ann", "bob"):
+            said = client.post("/v1/chat/completions", json=HI, headers=headers(user)).json()
+            answer = said["choices"][0]["message"]["content"]
+            rows.append(exported(f"{user}-1", 1, user, answer))
+        found = client.post("/v1/integrations/open-webui", json=rows).json()
+    assert found["joined"] == 0
+    assert found["left"] == {"this user has 1 stored rows, the most allowed": 2}
+
+
+def test_a_list_of_too_many_rows_is_refused(client):
+    found = client.post("/v1/integrations/open-webui", json=[{}] * 1001)
+    assert (found.status_code, found.json()["error"]["code"]) == (413, "too_many_rows")
 
 
 def test_the_command_says_what_is_wrong(capsys):

@@ -106,9 +106,10 @@ def test_tools_and_formats_are_passed_on_and_answered_plainly(sdk, user, upstrea
 
 def test_an_engine_that_ignores_n_is_asked_n_times(sdk, user, upstream, served):
     upstream.mode = "ignores_n"
-    found = sdk.chat.completions.create(model="auto", messages=MESSAGES, user=user, n=3)
+    found = sdk.chat.completions.create(model="auto", messages=MESSAGES, user=user, n=3, seed=5)
     assert sorted(c.message.content for c in found.choices) == sorted(fake_upstream.ANSWERS[:3])
-    assert len(upstream.requests) == 3
+    # Of one seed, all draws would be alike.
+    assert sorted(request.body["seed"] for request in upstream.requests) == [5, 6, 7]
     assert found.usage.completion_tokens == 21
     # From then on it is asked for single answers at once.
     sdk.chat.completions.create(model="auto", messages=MESSAGES, user=user, n=2)

@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import shutil
+from types import SimpleNamespace
 
 import fake_upstream
 import jax
@@ -28,6 +29,7 @@ from jaxalign.serve.engines import Call
 from jaxalign.serve.engines.local import LocalEngine
 from jaxalign.serve.engines.registry import SoftTokens
 from jaxalign.serve.personas import Persona
+from jaxalign.serve.store.events import Event
 from jaxalign.serve.strategies import STRATEGIES, StrategyInputs
 from jaxalign.serve.wire import Reply, ReplyChoice, TokenUsage
 
@@ -226,6 +228,30 @@ def test_auto_serves_a_persona_where_held_out_choices_say_so(plug, tmp_path):
                 assert about["strategy"] == "plain"
 
 
+def test_a_choice_that_cannot_be_judged_is_left_out_once(world, monkeypatch):
+    """Such as of a chat that the template of the present model does not take."""
+    rows = [
+        (
+            Event(f"f{n}", n, "ann", "preferred", f"{n:032x}",
+                  {"preferred": 0, "rejected": 1}, "s"),
+            json.dumps([PROMPT]), json.dumps([{"text": "a hen"}, {"text": "a cow"}]),
+        )
+        for n in range(3)
+    ]  # fmt: skip
+    asked = []
+
+    def refuse(_, prompt):
+        asked.append(prompt)
+        raise InputError("a role that the template does not know")
+
+    monkeypatch.setattr(personas, "tokenize_prompt", refuse)
+    made = personas.Personas(str(world.plug), ask.open_plug(world.plug))
+    database = SimpleNamespace(read_now=lambda _: rows)
+    for _ in range(2):
+        assert made.make(database, "ann", "1", (PROMPT,), 0.8) is None
+    assert len(asked) == 2
+
+
 class Drawing:
     """An engine whose draws say how they were drawn."""
 
@@ -235,21 +261,45 @@ class Drawing:
         return Reply(choices=choices, usage=TokenUsage(completion_tokens=len(texts)))
 
 
-@pytest.mark.parametrize(
-    ("mean", "expected"), [(2.0, "draw 1"), (0.5, "persona"), (-2.0, "persona")]
-)
-def test_a_draw_that_gains_is_served_before_a_persona(mean, expected):
+def inputs_of(mean, engine):
     ids = RewardIds(("brevity",), "0" * 64)
     persona = Persona(SoftTokens(np.zeros((1, 4), np.float32)), 3, 2, 2)
 
     async def read(texts):
         return np.array([[0.0], [1.0]])
 
-    inputs = StrategyInputs(
-        "auto", Drawing(), Call("text", {}, "hen"), "hen", Utility([mean], [[1.0]], ids), read,
+    return StrategyInputs(
+        "auto", engine, Call("text", {}, "hen"), "hen", Utility([mean], [[1.0]], ids), read,
         ServingRule(0.0, 0.8), 2, lambda values: None, persona=persona,
     )  # fmt: skip
-    served = asyncio.run(STRATEGIES["auto"](inputs))
+
+
+def test_draws_beside_one_that_fails_are_cancelled():
+    ended = []
+
+    class Failing(Drawing):
+        async def complete(self, call):
+            if call.soft is not None:
+                raise InputError("a failure")
+            try:
+                await asyncio.sleep(60)
+            finally:
+                ended.append(call.n)
+
+    async def run():
+        with pytest.raises(InputError, match="a failure"):
+            await STRATEGIES["auto"](inputs_of(1.0, Failing()))
+        await asyncio.sleep(0)
+        return list(ended)
+
+    assert asyncio.run(run()) == [2]
+
+
+@pytest.mark.parametrize(
+    ("mean", "expected"), [(2.0, "draw 1"), (0.5, "persona"), (-2.0, "persona")]
+)
+def test_a_draw_that_gains_is_served_before_a_persona(mean, expected):
+    served = asyncio.run(STRATEGIES["auto"](inputs_of(mean, Drawing())))
     assert served.reply.choices[0].content() == served.answer.text == expected
     assert served.reply.usage.completion_tokens == 3
 

@@ -1,7 +1,9 @@
 """Each wrong request has its status, in OpenAI's shape of errors; nobody sees another's rows."""
 
+import asyncio
 import contextlib
 import dataclasses
+import json
 import os
 import re
 import sqlite3
@@ -13,11 +15,12 @@ import fake_upstream
 import jwt
 import pytest
 from running import CHAT, client_of, config_of, rows_of
+from sqlalchemy.exc import DataError
 
 from jaxalign.errors import InputError
 from jaxalign.serve import ServeConfig
 from jaxalign.serve.identity import add_key, read_keys
-from jaxalign.serve.store.database import open_database
+from jaxalign.serve.store.database import StorageError, open_database
 from jaxalign.serve.store.events import Limits
 
 SECRET = "a secret of at least thirty-two bytes"
@@ -40,6 +43,13 @@ def error_of(response):
         (b'{"model": 3, "messages": [{"role": "user", "content": "hi"}]}', 400, "invalid_value"),
         (b'{"model": "auto", "messages": [], "temperature": NaN}', 400, "invalid_json"),
         (b'{"model": "auto", "x": "\\ud800"}', 400, "invalid_json"),
+        (b'{"model": "auto", "x": "\\udc00"}', 400, "invalid_json"),
+        (b'{"model": "auto", "x": "\xed\xb0\x80"}', 400, "invalid_json"),
+        ('{"model": "auto", "x": "é"}'.encode("utf-16"), 400, "invalid_json"),
+        ('{"model": "auto", "x": "é"}'.encode("utf-16-le"), 400, "invalid_json"),
+        (b'{"model": "auto", "x": 1e999}', 400, "invalid_json"),
+        (b'{"model": "auto", "x": ' + b"9" * 250 + b"e99}", 400, "invalid_json"),
+        (b'{"model": "auto", "x": ' + b"[" * 300 + b"]" * 300 + b"}", 400, "invalid_json"),
         (b"[" * 100_000, 400, None),
         (b'{"model": "auto", "pad": "' + b"x" * 1_000_000 + b'"}', 413, "request_too_large"),
     ],
@@ -49,6 +59,37 @@ def test_bodies_that_cannot_be_read(client, content, status, code):
         "/v1/chat/completions", content=content, headers={"content-type": "application/json"}
     )
     assert error_of(found) == (status, code) or (code is None and found.status_code == status)
+
+
+HI = b'"messages": [{"role": "user", "content": "hi"}]'
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("chat/completions", b'{"model": "auto", %s, "metadata": {"user_id": "\\udc00"}}' % HI),
+        ("chat/completions", b'{"model": "auto", %s, "metadata": {"user_id": "a\\u0000"}}' % HI),
+        ("chat/completions", b'{"model": "auto", %s, "presence_penalty": 1e999}' % HI),
+        ("feedback", b'{"response_id": "a", "rating": 1, "metadata": {"user_id": "\\udc00"}}'),
+        ("feedback", b'{"response_id": "a", "rating": 1, "user": "a", "metadata": {"a": %s}}'
+         % (b"[" * 300 + b"]" * 300)),
+        ("integrations/open-webui", b'[{"id": "f", "updated_at": 1e999}]'),
+        ("integrations/open-webui", b'[{"id": "\\udc00"}]'),
+    ],
+)  # fmt: skip
+def test_bodies_that_can_neither_be_kept_nor_sent_on(client, upstream, path, content):
+    headers = {"content-type": "application/json"}
+    found = client.post(f"/v1/{path}", content=content, headers=headers)
+    assert error_of(found)[0] == 400
+    assert upstream.requests == []
+
+
+def test_text_and_numbers_of_json_pass(client, upstream):
+    given = '{"x": "é \\ud83d\\ude00", "y": [1e99, %s]}' % ("1" * 220)
+    content = b'{"model": "auto", %s, "more": %s}' % (HI, given.encode())
+    headers = {"content-type": "application/json"}
+    assert client.post("/v1/chat/completions", content=content, headers=headers).status_code == 200
+    assert upstream.requests[0].body["more"] == json.loads(given)
 
 
 @pytest.mark.parametrize(
@@ -323,8 +364,11 @@ def test_settings_that_cannot_be_used(changes, message):
         ("- {name: 'a b', sha256: x}", "found the name 'a b'"),
         ("- {name: a, sha256: " + "a" * 64 + "}", "either `user: ID` or `acts_for: any`"),
         ("- {name: a, sha256: " + "a" * 64 + ", user: b, acts_for: any}", "either"),
+        ("- {name: local, sha256: " + "a" * 64 + ", user: b}", "requests without keys"),
+        ("".join(f"- {{name: {name}, sha256: {'a' * 64}, user: b}}\n" for name in "cd"),
+         "two entries have one sha256"),
     ],
-)
+)  # fmt: skip
 def test_files_of_keys_that_cannot_be_read(tmp_path, text, message):
     path = tmp_path / "keys.yaml"
     path.write_text(text)
@@ -333,6 +377,35 @@ def test_files_of_keys_that_cannot_be_read(tmp_path, text, message):
     path.chmod(0o600)
     with pytest.raises(InputError, match=message):
         read_keys(path)
+
+
+def test_a_key_for_a_user_without_a_name_is_refused(tmp_path):
+    for user in ("", "a\0"):
+        with pytest.raises(InputError, match="--key-user"):
+            add_key(tmp_path / "keys.yaml", "laptop", user)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_of_values_that_the_database_refuses_fails_alone(tmp_path):
+    """Writes are committed together; PostgreSQL refuses a null character, for example."""
+    database = open_database(f"sqlite:///{tmp_path}/service.sqlite")
+    going = threading.Event()
+
+    def refused(_):
+        raise DataError("INSERT", {}, ValueError("no such text"))
+
+    async def write():
+        jobs = [lambda _: going.wait(30), lambda _: 1, refused, lambda _: 2]
+        tasks = [asyncio.ensure_future(database.write(job)) for job in jobs]
+        await asyncio.sleep(0)
+        going.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    _, one, failed, two = asyncio.run(write())
+    database.close()
+    assert (one, two) == (1, 2)
+    assert isinstance(failed, StorageError)
+    assert "no such text" in str(failed)
 
 
 def test_metrics_count_and_name_nobody(served, client, user):

@@ -226,6 +226,32 @@ def test_requests_that_come_at_once_build_the_state_once(client, user, served, m
     assert sum(read) == 1
 
 
+def test_a_user_who_is_erased_meanwhile_is_not_remembered(client, user, served, monkeypatch):
+    prefer_short(client, user)
+    one, name = served.service, f"local:{user}"
+    one._drop_state(name)  # as after a restart
+    followed, read, gate = one._followed, threading.Event(), threading.Event()
+
+    def slow(*some):
+        state = followed(*some)
+        read.set()
+        assert gate.wait(30)
+        return state
+
+    monkeypatch.setattr(one, "_followed", slow)
+    reads = threading.Thread(target=client.get, args=(f"/v1/user?id={user}",))
+    erases = threading.Thread(target=client.delete, args=(f"/v1/user?id={user}",))
+    reads.start()
+    assert read.wait(30)
+    erases.start()
+    erases.join(0.3)
+    gate.set()
+    reads.join()
+    erases.join()
+    assert name not in one._states
+    assert client.get("/v1/user", params={"id": user}).json()["rows"] == 0
+
+
 @pytest.mark.parametrize("mode", ["features", "none"])
 def test_texts_are_not_kept_unless_asked_for(tmp_path, upstream_server, upstream, mode):
     config = config_of(tmp_path, upstream_server, store=mode)

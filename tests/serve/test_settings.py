@@ -5,6 +5,7 @@ import socket
 import threading
 
 import answer_world
+import fake_upstream
 import httpx
 import pytest
 from cli_calls import call, refused
@@ -40,6 +41,18 @@ def test_the_rewards_and_the_prior_come_from_a_run(tmp_path, upstream_server, up
         assert about["feedback_used"] == 0
         assert about["feedback_unused"] == {"rows on other rewards than the present ones": 1}
         assert choose(client, 0, 1)["feedback_used"] == 1
+
+
+def test_edits_without_their_prompt_are_not_measured_by_rewards_that_may_read_it(
+    tmp_path, upstream_server, upstream
+):
+    run = answer_world.save_run(tmp_path / "run", answer_world.scale_of())
+    config = config_of(tmp_path, upstream_server, users=str(run), store="features")
+    with client_of(config) as client:
+        asked = client.post("/v1/chat/completions", json={**CHAT, "user": "ann"}).json()
+        body = {"response_id": asked["jaxalign"]["answers"][0], "edited": "Hi", "user": "ann"}
+        found = client.post("/v1/feedback", json=body)
+    assert (found.status_code, found.json()["error"]["code"]) == (409, "texts_not_stored")
 
 
 @pytest.mark.parametrize(
@@ -107,18 +120,26 @@ def test_an_answer_that_is_being_drawn_is_finished_when_the_service_stops(
     assert len(rows_of(tmp_path)) == 1
 
 
-def test_a_client_that_goes_away_frees_its_place(tmp_path, upstream_server, upstream):
-    with client_of(config_of(tmp_path, upstream_server, most_waiting=1)) as client:
-        upstream.mode, upstream.pause = "slow", 0.5
-        with pytest.raises(httpx.ReadTimeout):
-            client.post("/v1/chat/completions", json={**CHAT, "stream": True}, timeout=0.1)
-        upstream.mode = "well"
-        engine = client.service.service.engine
-        for _ in range(200):
-            if not engine._waiting:
-                break
-            threading.Event().wait(0.05)
-        assert client.post("/v1/chat/completions", json=CHAT).status_code == 200
+@pytest.mark.parametrize(
+    ("path", "change"),
+    [
+        ("chat/completions", {}),
+        ("chat/completions", {"stream": True}),
+        ("chat/completions", {"stream": True, "model": fake_upstream.MODEL}),
+        ("compare", {"user": "ann"}),
+    ],
+)
+def test_a_client_that_goes_away_frees_its_place(served, client, upstream, path, change):
+    upstream.mode, upstream.pause = "slow", 20.0
+    with pytest.raises(httpx.ReadTimeout):
+        client.post(f"/v1/{path}", json={**CHAT, **change}, timeout=0.5)
+    assert upstream.asked.wait(5)
+    engine = served.service.engine
+    for _ in range(100):
+        if not engine._waiting:
+            break
+        threading.Event().wait(0.05)
+    assert engine._waiting == 0  # long before the engine has answered
 
 
 def test_the_command_makes_keys(tmp_path):

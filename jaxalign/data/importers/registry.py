@@ -1,5 +1,6 @@
 """Formats of feedback by name. A new one is a module with one registered reader."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -176,7 +177,7 @@ def seconds(value: object) -> float | str | None:
     if isinstance(value, str) and value.strip():
         return value.strip()
     number = as_number(value)
-    if not number > 0:
+    if not 0 < number < math.inf:
         return None
     while number > 1e11:
         number /= 1000

@@ -29,7 +29,7 @@ from jaxalign.models.generate import (
     unstack_adapters,
 )
 from jaxalign.models.language import LanguageModel
-from jaxalign.models.sampling import Sampling
+from jaxalign.models.sampling import Sampling, computed
 from jaxalign.models.stream import StreamedPiece, whole_characters
 from jaxalign.serve.engines.registry import SoftTokens
 
@@ -90,8 +90,10 @@ class PoolShape(NamedTuple):
     def of(cls, row: DecodeRow, positions: int) -> "PoolShape":
         """Return the smallest shape that a row has room in, in a model of so many positions."""
         prompt, answer = (bucket_length(end, positions) for end in (len(row.ids), row.max_tokens))
-        sampled = row.temperature > 0
-        return cls(prompt, answer, sampled, sampled and row.top_p < 1)
+        # As the program has them: a row that is greedy there would change the program of others.
+        temperature, top_p = computed(row.temperature, row.top_p)
+        sampled = bool(temperature > 0)
+        return cls(prompt, answer, sampled, sampled and bool(top_p < 1))
 
     def holds(self, other: "PoolShape") -> bool:
         """Return whether rows of another shape have room."""
@@ -222,7 +224,9 @@ class DecodePool:
         # One slot more than any answer has: what a row draws after its end falls into it.
         spec = spec._replace(slots=self.shape.answer + 1)
         own = _each_row(inputs, len(rows), spec.adapters_per_row)
-        self._shared = spec, RowInputs(None, None, *(leaf[0] for leaf in own[2:])).within(inputs)
+        if self._shared is None:  # or else it is that of the rows that are being decoded
+            one = RowInputs(None, None, *(leaf[0] for leaf in own[2:]))
+            self._shared = spec, one.within(inputs)
         alone = jax.tree.map(lambda leaf: leaf[:, None], prompt)
         return _Held(own, _prefill(*self._shared, own, alone))
 

@@ -16,6 +16,7 @@ from jaxalign.experiments.pplug.ask import embed_with_soft_tokens
 from jaxalign.models.chat import Chat, prompt_ids
 from jaxalign.models.language import LanguageModel
 from jaxalign.serve.api_errors import ApiError
+from jaxalign.serve.cancelling import cancelling
 from jaxalign.serve.config import EngineConfig
 from jaxalign.serve.engines.registry import (
     RETRY_AFTER,
@@ -144,7 +145,12 @@ class UpstreamEngine:
 
     async def _several(self, call: Call, known: list[Reply]) -> Reply:
         have = sum(len(reply.choices) for reply in known)
-        more = await asyncio.gather(*(self._request(call, 1) for _ in range(call.n - have)))
+        draws = [
+            asyncio.ensure_future(self._request(_seeded(call, place), 1))
+            for place in range(have, call.n)
+        ]
+        with cancelling(*draws):
+            more = await asyncio.gather(*draws)
         replies = [*known, *more]
         choices = [choice for reply in replies for choice in reply.choices]
         numbered = [
@@ -246,6 +252,14 @@ class UpstreamEngine:
 def make_upstream(config: EngineConfig) -> AnswerEngine:
     """Return the engine of a server."""
     return UpstreamEngine(config)
+
+
+def _seeded(call: Call, place: int) -> Call:
+    """The call that draws one of several answers: of one seed, all would be alike."""
+    seed = call.body.get("seed")
+    if not isinstance(seed, int):
+        return call
+    return call._replace(body={**call.body, "seed": seed + place})
 
 
 async def _events(response: httpx.Response) -> AsyncIterator[ReplyChunk]:

@@ -19,7 +19,7 @@ from typing import Generic, Literal, TypeVar
 from sqlalchemy import Connection, Engine, TextClause, create_engine, event
 from sqlalchemy import text as make_text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, SQLAlchemyError
 
 from jaxalign.errors import InputError
 from jaxalign.serve.store.migrate import migrate
@@ -185,6 +185,8 @@ def _run_each(
         try:
             with connection.begin_nested():
                 results[job] = job.run(connection)
+        except (DataError, IntegrityError) as error:  # of its values, which the savepoint undid
+            failures[job] = StorageError(_message(error))
         except SQLAlchemyError:
             raise
         except Exception as error:  # a refusal of one job leaves the others alone

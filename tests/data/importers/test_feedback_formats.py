@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 
 import pytest
 from webui_feedback import webui
@@ -9,6 +10,7 @@ from webui_feedback import webui
 from jaxalign.cli import main
 from jaxalign.data import load
 from jaxalign.data.importers import ImportOptions, formats, import_feedback
+from jaxalign.data.importers.registry import seconds
 from jaxalign.errors import InputError
 
 
@@ -481,3 +483,8 @@ def test_a_file_of_ratings_in_csv_is_read_as_training_reads_it(tmp_path):
         {"user": "u", "chosen": "b", "rejected": "c"},
     ]
     assert load(rows, ratings=True).rating.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 0, 10**400, None, True])
+def test_what_is_no_time_is_left_out(value):
+    assert seconds(value) is None
