@@ -17,6 +17,10 @@ from jaxalign.models.params import Array, Params
 
 Config = DecoderConfig | GPT2Config
 
+# Rows of logits up to which a CPU takes the table first. At 64 both orders take the same time, at 4
+# to 16 this one takes 0.6 to 0.7 of the other's.
+_FEW_ROWS = 64
+
 
 def config_from_hf(
     config: JsonObject, dtype: str = "float32", source: str = "config.json"
@@ -116,7 +120,13 @@ def logits(params: Params, hidden: jax.Array) -> jax.Array:
     """
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
     table = unembedding(params).astype(hidden.dtype)
-    return jnp.einsum("...D,VD->...V", hidden, table, preferred_element_type=wide)
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    if jax.default_backend() != "cpu" or len(rows) > _FEW_ROWS:
+        return jnp.einsum("...D,VD->...V", hidden, table, preferred_element_type=wide)
+    # XLA on a CPU packs the second factor of a product anew at every call: of the two, the rows are
+    # the small one. The barrier keeps it from swapping the factors back.
+    columns = jnp.einsum("VD,RD->VR", table, rows, preferred_element_type=wide)
+    return jax.lax.optimization_barrier(columns).T.reshape(*hidden.shape[:-1], len(table))
 
 
 def init(key: jax.Array, config: Config) -> Params:

@@ -231,6 +231,19 @@ def test_a_fresh_adapter_changes_nothing_and_merging_can_be_undone():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), back, params)
 
 
+@pytest.mark.parametrize("rows", [3, 65])
+def test_logits_are_products_of_states_and_table_in_either_order(rows, x64):
+    table, hidden = (
+        np.random.default_rng(seed).normal(size=shape)
+        for seed, shape in enumerate([(7, 4), (rows, 1, 4)])
+    )
+    params = {"unembed": {"table": jnp.asarray(table)}}
+    found, pull = jax.vjp(partial(families.logits, params), jnp.asarray(hidden))
+    np.testing.assert_allclose(found, hidden @ table.T, rtol=1e-12, atol=1e-12)
+    (slope,) = pull(found)
+    np.testing.assert_allclose(slope, hidden @ table.T @ table, rtol=1e-12, atol=1e-12)
+
+
 def test_gradients_of_matrices_add_over_one_axis():
     config, params = ours("qwen2-tied")
     settings = lora.LoraConfig(rank=2)
