@@ -40,7 +40,7 @@ DEFAULTS = {
         unstack_to_decode=True,
         unstack_to_train=True,
         # Products of an adapter joined with those of its matrix copy the matrix beside it, in a
-        # rollout at every token: a LoRA step of 8B takes 111 ms with them and 102 ms without.
+        # rollout at every token: a LoRA step of 8B takes 9 % longer with them.
         training_options=(("xla_gpu_dot_merger_threshold_mb", "0"),),
     ),
 }
