@@ -15,7 +15,7 @@ from jaxalign.experiments.moc.evaluation import Evaluation
 from jaxalign.experiments.moc.judge import judged_preferences
 from jaxalign.experiments.moc.statistics import evaluation_report
 from jaxalign.progress import Progress
-from jaxalign.rewards import rule_rewards
+from jaxalign.rewards import fit_scale, rule_rewards
 from jaxalign.rewards.rules import TRAITS, structure, warmth
 
 TEXTS = ("- Thank you!\n- Don't be sad.", "Be kind, and be glad.", "Be so kind. 12 times")
@@ -35,8 +35,9 @@ def some_evaluation(policy="MOC", follows=1.0, seed=0):
     noise = np.random.default_rng(seed).normal(0, 0.05, (len(points), 6, 2))
     rewards = 0.5 + follows * (points[:, None] - 0.5) + noise
     flat = np.zeros(len(points))
+    scale = fit_scale(np.array([[0.0, 0.0], [1.0, 1.0]]), C.REWARDS)
     return Evaluation(
-        policy, C.REWARDS, "0" * 64, points, seen, rewards, np.zeros((len(points), 6)), flat,
+        policy, scale, points, seen, rewards, np.zeros((len(points), 6)), flat,
         flat, tuple(f"Why {number}?\n" for number in range(6)),
         tuple(tuple(f"{row}-{number}" for number in range(6)) for row in range(len(points))),
         samples=1, temperature=1.0,
