@@ -148,22 +148,27 @@ def check_whole(
         empty: as in `check_array`.
 
     Raises:
-        InputError: another type or shape.
+        InputError: another type or shape, or a number that JAX has no integers for.
 
     Example:
         >>> from jaxalign.arrays import check_whole
         >>> check_whole("segments", [0, 0, 1], "N").tolist()
         [0, 0, 1]
     """
-    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    array = _as_array(name, value, "whole numbers", axes)
     if not array.size and isinstance(value, list | tuple):
         array = array.astype(int)  # of no numbers NumPy takes floating point ones
     if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise InputError(
-            f"{name}: found values of type {array.dtype}, expected whole numbers of shape "
-            f"{_expected(axes)}; correct it."
-        )
+        raise _no_numbers(name, f"values of type {array.dtype}", "whole numbers", axes)
     _check_shape(name, array.shape, axes, Sizes() if sizes is None else sizes, empty)
+    widest = jnp.iinfo(jax.dtypes.canonicalize_dtype(array.dtype))
+    if isinstance(array, np.ndarray) and array.size and widest.bits < 8 * array.itemsize:
+        for number in (int(array.min()), int(array.max())):
+            if not widest.min <= number <= widest.max:
+                raise InputError(
+                    f"{name}: found {number}, expected whole numbers from {widest.min} to "
+                    f"{widest.max}; correct it."
+                )
     return jnp.asarray(array)
 
 
@@ -375,18 +380,20 @@ def _check_finite(
 
 def _numbers(name: str, value: Value, axes: str) -> np.ndarray | jax.Array:
     """An array of numbers of the type that they have."""
-    array: np.ndarray | jax.Array
-    if isinstance(value, jax.Array):
-        array = value
-    else:
-        try:
-            array = np.asarray(value)
-        except (ValueError, TypeError, OverflowError):
-            raise _no_numbers(name, "rows of different lengths", axes) from None
+    array = _as_array(name, value, "numbers", axes)
     kinds = (jnp.floating, jnp.integer, jnp.bool_)
     if not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
-        raise _no_numbers(name, f"values of type {array.dtype}", axes)
+        raise _no_numbers(name, f"values of type {array.dtype}", "numbers", axes)
     return array
+
+
+def _as_array(name: str, value: Value, wanted: str, axes: str) -> np.ndarray | jax.Array:
+    if isinstance(value, jax.Array):
+        return value
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, OverflowError):
+        raise _no_numbers(name, "rows of different lengths", wanted, axes) from None
 
 
 def _widened(array: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
@@ -398,9 +405,9 @@ def _widened(array: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
         return array.astype(jax.dtypes.canonicalize_dtype(wide))
 
 
-def _no_numbers(name: str, found: str, axes: str) -> InputError:
+def _no_numbers(name: str, found: str, wanted: str, axes: str) -> InputError:
     return InputError(
-        f"{name}: found {found}, expected numbers of shape {_expected(axes)}; correct it."
+        f"{name}: found {found}, expected {wanted} of shape {_expected(axes)}; correct it."
     )
 
 

@@ -86,6 +86,7 @@ def test_embed_encodes_each_text_once(tmp_path, monkeypatch):
         (["mrm", "rank", "--model", "x", "--texts", "y", "--bogus"], "--bogus"),
         (["mrm", "adapt", "--model", "x", "--data", "y", "stray"], "stray"),
         (["demo", "--seed", "one"], "--seed"),
+        (["demo", "--seed", "-1"], "--seed: found -1"),
         (["embed", "--pooling", "most", "--out", "x.npz"], "most"),
         (["embed", "--out", "x.npz"], "--texts"),
         (["embed", "--texts", "a", "--data", "b", "--out", "x.npz"], "--texts"),

@@ -15,6 +15,7 @@ from jaxalign.errors import InputError
 from jaxalign.models.buckets import bucket_length, padded
 from jaxalign.models.decoder import Adapters
 from jaxalign.models.generate import Generated, PolicyMixture, generate
+from jaxalign.models.generate_checks import check_lengths
 from jaxalign.models.global_arrays import to_host
 from jaxalign.models.params import Array
 from jaxalign.models.sampling import Sampling
@@ -84,14 +85,15 @@ def generate_texts(
 
     Raises:
         InputError: a prompt is no text or longer than the context has room for, the template
-            refuses a chat, a prefix of another shape or that is not finite, or the model's logits
-            are not finite.
+            refuses a chat, an argument has another number of entries than there are prompts, a
+            prefix of another shape or that is not finite, or the model's logits are not finite.
     """
     if isinstance(prompts, str) or batch_size < 1:
         raise InputError(
             f"prompts are {type(prompts).__name__}, batch_size {batch_size}; expected a list of "
             "prompts and a positive number."
         )
+    check_lengths(len(prompts), {"places": places, "prefix_lengths": prefix_lengths})
     soft = np.zeros(len(prompts), int)
     if prefix is not None:
         sizes = Sizes(X=(len(prompts), "the prompts"))
@@ -178,8 +180,23 @@ def complete_tokens(
         Completions, those of the longest prompts first.
 
     Raises:
-        InputError: the model's logits are not finite.
+        InputError: an argument has another number of entries than there are prompts, or the
+            model's logits are not finite.
     """
+    given = {
+        "keys": keys,
+        "rows": rows,
+        "combine.weights": None if combine is None else combine.weights,
+        "combine.rows": None if combine is None else combine.rows,
+        "prefix": prefix,
+        "prefix_lengths": prefix_lengths,
+        "prefix_starts": prefix_starts,
+    }
+    of_rows = {"temperature": settings.temperature, "top_p": settings.top_p}
+    check_lengths(
+        len(ids),
+        given | {name: np.asarray(value) for name, value in of_rows.items() if np.ndim(value)},
+    )
     settings = with_stops(model, settings)
     # The longest come first: a machine too small fails at once.
     order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))

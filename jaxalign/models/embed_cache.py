@@ -2,8 +2,8 @@
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,22 @@ def text_key(text: str, settings: str) -> bytes:
     # The settings' own hash has a fixed length, so no two pairs run together.
     prefix = hashlib.sha256(settings.encode()).digest()
     return hashlib.sha256(prefix + text.encode()).digest()
+
+
+def _refusal(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"{path}: cannot be used as the cache of embeddings ({error}): free space, make it "
+        "writable, delete it, or choose another folder with cache_dir or JAXALIGN_CACHE."
+    )
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turn an error of SQLite, such as a full disk or a locked file, into one sentence."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _refusal(path, error) from error
 
 
 class EmbeddingCache:
@@ -44,15 +60,12 @@ class EmbeddingCache:
                 )
                 database.execute(f"PRAGMA user_version = {_FORMAT}")
         except (OSError, sqlite3.Error) as error:
-            raise InputError(
-                f"{self.path}: cannot be used as the cache of embeddings ({error}): delete it, or "
-                "choose another folder with cache_dir or JAXALIGN_CACHE."
-            ) from error
+            raise _refusal(self.path, error) from error
 
     def read(self, keys: Sequence[bytes], width: int) -> dict[bytes, np.ndarray]:
         """The vectors [E] that are kept, by key; one of another width counts as absent."""
         found: dict[bytes, np.ndarray] = {}
-        with closing(self._database.cursor()) as cursor:
+        with _refusing(self.path), closing(self._database.cursor()) as cursor:
             for start in range(0, len(keys), _ROWS):
                 part = keys[start : start + _ROWS]
                 marks = ",".join("?" * len(part))
@@ -65,7 +78,7 @@ class EmbeddingCache:
     def write(self, keys: Iterable[bytes], vectors: np.ndarray) -> None:
         """Keeps vectors [n, E], all of them or, when interrupted, none."""
         rows = zip(keys, (row.astype("<f4").tobytes() for row in vectors), strict=True)
-        with self._database as database:
+        with _refusing(self.path), self._database as database:
             database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """What `generate` refuses at the door: sizes that do not fit each other, or the context."""
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -51,6 +52,16 @@ def check(
             raise InputError(
                 f"{name} has shape {np.shape(value)}; expected {' or '.join(map(str, shapes))}."
             )
+    if combine.weights is None and (combine.rows is not None or combine.others):
+        raise InputError(
+            "combine.weights is None beside combine.rows or combine.others; expected [B, C] "
+            "weights of the policies that are mixed: give them."
+        )
+    if combine.weights is not None and not np.isfinite(np.asarray(combine.weights)).all():
+        raise InputError(
+            f"combine.weights are {np.asarray(combine.weights).tolist()}; expected finite numbers: "
+            "correct them."
+        )
     if combine.rows is not None and rows is not None:
         raise InputError("rows and combine.rows are both given; expected one of them.")
     chosen = combine.rows if rows is None else rows
@@ -70,6 +81,16 @@ def check(
                 "and with soft prefixes the same width."
             )
     _check_lengths(config, prompt, settings, combine, soft, length)
+
+
+def check_lengths(count: int, given: Mapping[str, Array | Sequence[float] | None]) -> None:
+    """Refuses arguments that do not have one entry for each of `count` prompts; None is none."""
+    for name, value in given.items():
+        if value is not None and np.shape(value)[:1] != (count,):
+            raise InputError(
+                f"{name} has shape {np.shape(value)}; expected one entry for each of {count} "
+                "prompts: correct it."
+            )
 
 
 def _check_rows(rows: Array, stack: int, weighted: bool) -> None:

@@ -1,5 +1,6 @@
 """LoRA: low-rank updates of named matrices, as a tree of their own; one adapter or many at once."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
@@ -45,6 +46,11 @@ class LoraConfig:
             raise InputError(
                 f"LoRA with rank {self.rank}, dropout {self.dropout} and {len(self.targets)} "
                 "targets; expected a rank of at least 1, a dropout in [0, 1) and some target."
+            )
+        if not self.alpha or not math.isfinite(self.alpha):
+            raise InputError(
+                f"LoRA with alpha {self.alpha}; expected a finite number other than 0, with which "
+                "an adapter would change nothing: correct it."
             )
 
     @property

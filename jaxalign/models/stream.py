@@ -89,7 +89,7 @@ def stream(
         last = ended or length >= settings.max_tokens
         ready = len(text) if last else whole_characters(text)
         if ready > sent or last:
-            yield StreamedPiece(text[sent:ready], length, ended)
+            yield StreamedPiece(text[sent:ready], length, bool(state.stopped[0]))
             sent = ready
         if last:
             return

@@ -221,7 +221,7 @@ class SplitConfig:
 
     def __post_init__(self) -> None:
         check_range(self, "unseen_share validation_share query_share", 0, 1)
-        check_range(self, "support_pairs query_pairs min_support item_folds", 0)
+        check_range(self, "seed support_pairs query_pairs min_support item_folds", 0)
         check_range(self, "min_query", 1)
 
 

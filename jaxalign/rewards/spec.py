@@ -18,7 +18,12 @@ from jaxalign.models.global_arrays import device_bytes
 from jaxalign.models.weights.load import Shardings
 from jaxalign.rewards.registry import check_registered, file_digest, rule_rewards
 from jaxalign.rewards.reward_model import load_reward_model
-from jaxalign.rewards.vector import TextReward, classifier_reward, concatenate_rewards
+from jaxalign.rewards.vector import (
+    TextReward,
+    check_classifier_options,
+    classifier_reward,
+    concatenate_rewards,
+)
 
 _OF_CLASSIFIERS = ("model", "label", "pair", "template", "between", "dtype", "batch_tokens")
 
@@ -89,6 +94,9 @@ class RewardSpec:
                 f"the reward {self.name} is of kind {self.kind} and has {foreign[0]}, which only "
                 "classifiers have; remove it."
             )
+        check_classifier_options(
+            self.name, self.label, self.batch_tokens, self.template, self.between
+        )
         if self.levels is not None and not -math.inf < self.levels[0] < self.levels[1] < math.inf:
             raise InputError(
                 f"the reward {self.name} has levels {list(self.levels)}; expected the raw reward "

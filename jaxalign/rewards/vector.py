@@ -119,10 +119,10 @@ def classifier_reward(
         dtype: of parameters and compute, where `model` is a name.
 
     Raises:
-        InputError: the model cannot be loaded, has no such logit, or the template lacks {answer}.
+        InputError: as `check_classifier_options`, or the model cannot be loaded or has no such
+            logit.
     """
-    if template is not None and "{answer}" not in template:
-        raise InputError(f"the template {template!r} of {name} has no {{answer}}; add it.")
+    check_classifier_options(name, label, batch_tokens, template, between)
     loaded = load_classifier(model, dtype) if isinstance(model, str) else model
     if not 0 <= label < len(loaded.labels):
         known = ", ".join(f"{place} ({text})" for place, text in enumerate(loaded.labels))
@@ -143,6 +143,40 @@ def classifier_reward(
     part = "" if between is None else f":{between}"
     about = f"{loaded.sha256[:16]}:{label}:{reads}{part}:{loaded.config.dtype}"
     return TextReward((name,), function, f"classifier:{about}")
+
+
+def check_classifier_options(
+    name: str,
+    label: int,
+    batch_tokens: int | None,
+    template: str | None,
+    between: tuple[str, str] | None,
+) -> None:
+    """Refuse what is wrong with any classifier, before one is loaded.
+
+    Args:
+        name: of the reward.
+        label: as in `classifier_reward`.
+        batch_tokens: as in `classifier_reward`.
+        template: as in `classifier_reward`.
+        between: as in `classifier_reward`.
+
+    Raises:
+        InputError: a negative label, no tokens in a batch, a template without {answer}, or an
+            empty mark.
+    """
+    if label < 0 or (batch_tokens is not None and batch_tokens < 1):
+        raise InputError(
+            f"the reward {name} has label {label} and batch_tokens {batch_tokens}; expected a "
+            "label of at least 0, and at least one token or null."
+        )
+    if template is not None and "{answer}" not in template:
+        raise InputError(f"the template {template!r} of {name} has no {{answer}}; add it.")
+    if between is not None and not all(between):
+        raise InputError(
+            f"the reward {name} has the marks {list(between)} in between; expected two texts that "
+            "stand in every prompt: write them, or leave between out."
+        )
 
 
 def _between(prompt: str, before: str, behind: str) -> str:

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jaxalign.arrays import check_numpy
+from jaxalign.arrays import check_count, check_numpy
 from jaxalign.data.messages import prompt_text
+from jaxalign.errors import InputError
 from jaxalign.models.buckets import padded
 from jaxalign.models.chat import Chat, check_finite, prompt_ids, with_stops
 from jaxalign.models.completions import CompletionBatch, reference_logprobs
@@ -92,11 +93,14 @@ def rollout_policies(
         Rollouts in the order of the weights and prompts.
 
     Raises:
-        InputError: weights of another rank or that are not finite, settings under which the KL is
-            infinite, a prompt without room in the context, a reward that fails, or a model whose
-            logits are not finite.
+        InputError: weights of another rank or that are not finite, no prompts, a number of samples
+            or a batch size below 1, settings under which the KL is infinite, a prompt without room
+            in the context, a reward that fails, or a model whose logits are not finite.
     """
     weights = check_numpy("weights", weights, "W A", empty="A")
+    samples, batch_size = check_count("samples", samples), check_count("batch_size", batch_size)
+    if not prompts:
+        raise InputError("prompts: found none, expected at least one; give some.")
     check_untruncated(sampling)
     sampling = with_stops(model, sampling)
     each = len(prompts) * samples

@@ -150,7 +150,7 @@ class GuardMiddleware:
         """Read the body, and return what gives it to the application."""
         most = self.guard.body_bytes
         stated = Headers(scope=scope).get("content-length", "0")
-        if stated.isdigit() and int(stated) > most:
+        if stated.isdecimal() and int(stated) > most:
             _refuse_size(most)
         parts, size, going = [], 0, True
         while going:

@@ -162,7 +162,7 @@ def _initialize(
 
 def _address(address: object) -> tuple[str, int]:
     host, colon, port = str(address or "").rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise InputError(
             f"{_option('coordinator')} is {_found(address)}; expected host:port of process 0, or "
             "`auto` on a cluster."
@@ -172,7 +172,7 @@ def _address(address: object) -> tuple[str, int]:
 
 def _whole(value: object, name: str, least: int) -> int:
     text = str(value)
-    if not text.isdigit() or int(text) < least:
+    if not text.isdecimal() or int(text) < least:
         raise InputError(
             f"{_option(name)} is {_found(value)}; expected a whole number of at least {least}."
         )

@@ -44,7 +44,7 @@ class LoopConfig:
         evaluate_every: steps between two validations, at least 1; the last step has one too.
         checkpoint_every: steps between two checkpoints, at least 1. A stopped run resumes from the
             last one and loses the steps after it.
-        seed: of the order of rows, of fresh parameters and of dropout.
+        seed: of the order of rows, of fresh parameters and of dropout, at least 0.
         trackers: where metrics are sent beside metrics.jsonl: "tensorboard", "trackio" or "wandb",
             each installed separately; empty for nowhere else.
 
@@ -73,6 +73,8 @@ class LoopConfig:
         for name, count in counts.items():
             if count < 1:
                 raise InputError(f"{name} is {count}; expected at least 1.")
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}; expected at least 0.")
         if self.batch_size % self.micro_batches:
             raise InputError(
                 f"batch_size {self.batch_size} does not split into {self.micro_batches} "

@@ -27,7 +27,8 @@ class OptimiserConfig:
             line, or not at all.
         warmup: share of all steps, 0 to 1, in which the rate rises linearly to its highest. Raise
             it if the loss jumps in the first steps.
-        last: rate of the last step, as a share of the highest, 0 to 1; `constant` ignores it.
+        last: rate that the schedule ends at, one step after the last one, as a share of the
+            highest, 0 to 1; `constant` ignores it.
         clip_norm: largest global norm of a gradient, above 0; larger gradients are scaled down to
             it. null does not clip.
         weight_decay: decoupled weight decay of matrices and tables per unit of learning rate, 0 or

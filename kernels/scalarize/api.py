@@ -3,9 +3,11 @@
 from types import ModuleType
 
 import jax
+import jax.numpy as jnp
 
 import jaxalign.kernels.scalarize.chunked as chunked
 import jaxalign.kernels.scalarize.reference as reference
+from jaxalign.errors import InputError
 
 BACKENDS: dict[str, ModuleType] = {"chunked": chunked, "reference": reference}
 
@@ -35,6 +37,10 @@ def tilt(
     Returns:
         log-partition [W, X], expected rewards [W, X, R], KL [W, X] in nats, at least float32.
 
+    Raises:
+        InputError: an array of another rank or without entries, a chunk below 1, or another
+            backend.
+
     Example:
         >>> import jax.numpy as jnp, numpy as np
         >>> from jaxalign.kernels.scalarize import tilt
@@ -43,7 +49,8 @@ def tilt(
         >>> np.float64([expected[:, 0, 0], kl[:, 0]]).round(3).tolist()
         [[0.5, 0.881], [0.0, 0.328]]
     """
-    return BACKENDS[backend].tilt(rewards, log_ref, weights, beta, chunk)
+    _check_shapes({"rewards": (rewards, 3), "log_ref": (log_ref, 2), "weights": (weights, 2)})
+    return _backend(backend, chunk).tilt(rewards, log_ref, weights, beta, chunk)
 
 
 def tilt_means(
@@ -67,6 +74,10 @@ def tilt_means(
     Returns:
         mean log-partition [W], mean expected rewards [W, R], mean KL [W].
 
+    Raises:
+        InputError: an array of another rank or without entries, a chunk below 1, or another
+            backend.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxalign.kernels.scalarize import tilt_means
@@ -75,7 +86,8 @@ def tilt_means(
         >>> expected[:, 0].tolist()
         [1.0, 1.0, 1.0, 1.0]
     """
-    return BACKENDS[backend].tilt_means(rewards, log_ref, weights, beta, chunk)
+    _check_shapes({"rewards": (rewards, 3), "log_ref": (log_ref, 2), "weights": (weights, 2)})
+    return _backend(backend, chunk).tilt_means(rewards, log_ref, weights, beta, chunk)
 
 
 def best_member(
@@ -95,6 +107,10 @@ def best_member(
     Returns:
         value [U], at least float32, and index [U] int32; [U, M] is never held when chunked.
 
+    Raises:
+        InputError: an array of another rank or without entries, a chunk below 1, or another
+            backend.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxalign.kernels.scalarize import best_member
@@ -103,4 +119,22 @@ def best_member(
         >>> best.tolist(), member.tolist()
         ([1.0, 2.0], [0, 1])
     """
-    return BACKENDS[backend].best_member(weights, values, chunk)
+    _check_shapes({"weights": (weights, 2), "values": (values, 2)})
+    return _backend(backend, chunk).best_member(weights, values, chunk)
+
+
+def _check_shapes(arrays: dict[str, tuple[jax.Array, int]]) -> None:
+    for name, (array, axes) in arrays.items():
+        shape = jnp.shape(array)
+        if len(shape) != axes or 0 in shape:
+            raise InputError(
+                f"{name}: found shape {list(shape)}, expected {axes} axes of 1 or more; correct it."
+            )
+
+
+def _backend(name: str, chunk: int | None) -> ModuleType:
+    if name not in BACKENDS:
+        raise InputError(f"backend: found {name!r}, expected one of {', '.join(BACKENDS)}.")
+    if chunk is not None and chunk < 1:
+        raise InputError(f"chunk: found {chunk}, expected at least 1, or None; correct it.")
+    return BACKENDS[name]

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxalign.errors import InputError
 from jaxalign.kernels import scalarize
 from jaxalign.kernels.scalarize.chunked import best_in_one_pass
 from jaxalign.kernels.scalarize.shapes import ROUTES, SWEEPS
@@ -176,3 +177,21 @@ def test_the_sweep_of_a_grid_stays_under_a_gibibyte():
     inputs = [jax.ShapeDtypeStruct(size, jnp.float32) for size in inputs]
     compiled = jax.jit(scalarize.tilt_means).lower(*inputs, 0.1).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 2**26
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"backend": "triton"}, "backend: found 'triton', expected one of chunked, reference"),
+        ({"chunk": 0}, "chunk: found 0, expected at least 1"),
+        (
+            {"values": np.zeros((0, 2))},
+            r"values: found shape \[0, 2\], expected 2 axes",
+        ),
+    ],
+)
+def test_what_no_backend_can_compute_is_refused(changes, match):
+    with pytest.raises(InputError, match=match):
+        scalarize.best_member(**({"weights": np.ones((3, 2)), "values": np.ones((4, 2))} | changes))
+    with pytest.raises(InputError, match=r"log_ref: found shape \[2\]"):
+        scalarize.tilt_means(np.ones((2, 1, 1)), np.ones(2), np.ones((1, 1)), 1.0)

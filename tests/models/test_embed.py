@@ -277,6 +277,11 @@ def test_a_broken_cache_is_refused(encoder, tmp_path):
     database.close()
     with pytest.raises(InputError, match="format 9"):
         encode(encoder, ["red"], cache_dir=tmp_path / "b")
+    database = sqlite3.connect(tmp_path / "b" / "embeddings.sqlite")
+    database.executescript("PRAGMA user_version = 1; ALTER TABLE vectors RENAME vector TO values_")
+    database.close()
+    with pytest.raises(InputError, match=r"cannot be used as the cache .*no such column"):
+        encode(encoder, ["red"], cache_dir=tmp_path / "b")
     (tmp_path / "c").write_text("a file")
     with pytest.raises(InputError, match="cache_dir"):
         encode(encoder, ["red"], cache_dir=tmp_path / "c")

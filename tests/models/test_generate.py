@@ -329,6 +329,9 @@ def test_what_does_not_fit_is_refused():
     refused("from -1 to 1", adapters=stacked, rows=rows + 2)
     refused("combine.weights has shape", combine=PolicyMixture(np.ones((5, 2))))
     other = replace(LLAMA, vocab_size=V + 1)
+    refused("combine.weights is None", combine=PolicyMixture(None, others=((LLAMA, {}),)))
+    broken = PolicyMixture(np.full((5, 1), np.nan))
+    refused("combine.weights are .*expected finite", combine=broken)
     refused("the same vocabulary", combine=PolicyMixture(np.ones((5, 2)), others=((other, {}),)))
 
 
@@ -392,6 +395,14 @@ def test_texts_that_cannot_be_answered_are_refused(model):
     bare = SimpleNamespace(**{**vars(model), "tokenizer": SimpleNamespace(chat_template=None)})
     with pytest.raises(InputError, match="prompt 0: the tokenizer has no chat template"):
         generate_texts(bare, [[{"role": "user", "content": "x"}]], Sampling(), KEY)
+    for name, given in (
+        ("places", {"places": [0]}),
+        ("prefix_lengths", {"prefix_lengths": np.zeros(3, int)}),
+        ("rows", {"rows": [0]}),
+        ("temperature", {"settings": Sampling(max_tokens=2, temperature=[1.0, 1.0, 0.5])}),
+    ):
+        with pytest.raises(InputError, match=f"{name} has shape .*one entry for each of 2 prompts"):
+            ask(["x", "y"], **({"settings": Sampling(max_tokens=2)} | given))
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, model.params)
     broken = SimpleNamespace(**{**vars(model), "params": broken})
     with pytest.raises(InputError, match="not finite"):

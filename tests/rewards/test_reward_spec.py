@@ -111,6 +111,9 @@ def test_a_functions_id_follows_its_text(tmp_path, monkeypatch):
     assert ids[0] != ids[1]
 
 
+CLASSIFIER = "rewards: [{name: a, kind: classifier, model: m"
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [
@@ -121,6 +124,10 @@ def test_a_functions_id_follows_its_text(tmp_path, monkeypatch):
         ("rewards: [{name: brevity, pair: false}]", "has pair, which only classifiers"),
         ("rewards: [{name: brevity, levels: [1, 1]}]", "expected the raw reward of level 0"),
         ("rewards: [{name: brevity, levels: [1, .inf]}]", "level 1, both finite"),
+        (f"{CLASSIFIER}, template: 'x'}}]", "the template 'x' of a has no {answer}"),
+        (f"{CLASSIFIER}, batch_tokens: 0}}]", "has label 0 and batch_tokens 0"),
+        (f"{CLASSIFIER}, label: -1}}]", "has label -1 and batch_tokens None"),
+        (f"{CLASSIFIER}, between: ['', b]}}]", r"has the marks \['', 'b'\] in between"),
         ("rewards: [{name: a, kind: python}]", "kind python and its function is None"),
         ("rewards: [{name: a, modell: m}]", "key `rewards`, entry 1: `modell` does not exist"),
         ("rewards: [{kind: rule}]", "key `rewards`, entry 1: `name` is missing"),

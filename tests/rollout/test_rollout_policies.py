@@ -59,3 +59,16 @@ def test_token_rewards_of_another_shape_are_refused():
     wide = TokenReward(("a",), lambda prompts, lengths, tokens, ends: np.ones((2, 2)), "1")
     with pytest.raises(InputError, match=r"the reward a gave shape \(2, 2\) where \(2, 1\)"):
         token_rewards(wide, batch)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "changes", "match"),
+    [
+        ([], {}, "prompts: found none"),
+        (["a"], {"samples": 0}, "samples: found 0"),
+        (["a"], {"batch_size": 0}, "batch_size: found 0"),
+    ],
+)
+def test_rollouts_of_nothing_are_refused(prompts, changes, match):
+    with pytest.raises(InputError, match=match):
+        rollout(prompts, **changes)

@@ -276,6 +276,8 @@ def test_batch_on_one_device():
     ("given", "said"),
     [
         (("127.0.0.1", 2, 0), "expected host:port"),
+        (("127.0.0.1:\u00b2", 2, 0), "expected host:port"),
+        (("127.0.0.1:1234", "\u00b2", 0), "expected a whole number of at least 1"),
         ((None, 2, 0), "coordinator .*is missing; expected"),
         (("127.0.0.1:1234", None, 0), "distributed.processes .JAX_NUM_PROCESSES. is missing"),
         (("127.0.0.1:1234", 2, None), "JAX_PROCESS_ID. is missing"),

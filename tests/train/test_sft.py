@@ -326,6 +326,8 @@ def test_settings_and_rows_that_cannot_be_used(world, tmp_path):
         LoopConfig(batch_size=8, micro_batches=3)
     with pytest.raises(InputError, match="epochs is 0"):
         LoopConfig(epochs=0)
+    with pytest.raises(InputError, match="seed is -1"):
+        LoopConfig(seed=-1)
     with pytest.raises(InputError, match="validation_share is 1"):
         settings(validation_share=1.0)
 

@@ -185,6 +185,10 @@ def adapted_modules(
     if layers is not None and not isinstance(layers, list):
         raise InputError(f"{source}: layers_to_transform is {layers!r}; expected layer numbers.")
     ranks, alphas = (section(settings, f"{name}_pattern", source) for name in ("rank", "alpha"))
+    _check_patterns({targets} if isinstance(targets, str) else (), "target_modules", source)
+    _check_patterns({excluded} if isinstance(excluded, str) else (), "exclude_modules", source)
+    _check_patterns(ranks, "rank_pattern", source)
+    _check_patterns(alphas, "alpha_pattern", source)
     used: set[str] = set()
     for leaf in layered_matrices(layout).values():
         for layer in range(layout.layers):
@@ -241,6 +245,17 @@ def _names(settings: JsonObject, field: str, source: str) -> str | list[str]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise InputError(f"{source}: {field} is {value!r}; expected the names of some matrices.")
     return value
+
+
+def _check_patterns(patterns: Collection[str], field: str, source: str) -> None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise InputError(
+                f"{source}: {field} has {pattern!r}, which is no regular expression ({error}); "
+                "expected one that matches names of matrices, such as '.*proj': correct it."
+            ) from None
 
 
 def _hits(targets: str | list[str], name: str, prefixes: Sequence[str] = ()) -> set[str]:
