@@ -110,7 +110,7 @@ def fit(
     mask = validation.query.padded.weight > 0
     snapshot = candidate["snapshot"]
     report = FitReport(
-        epoch=round(config.epochs * (snapshot + 1) / config.snapshots),
+        epoch=int(fitted["moments"][snapshot]),
         rate=candidate["rate"],
         steps=candidate["steps"],
         nll=users.nll(adapted, mask),

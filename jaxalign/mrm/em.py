@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxalign.mrm.config import BayesConfig
 
@@ -138,7 +139,7 @@ def fit_pseudo_users(
     """
     numbers = sorted(config.pseudo_users, reverse=True)
     chosen, best = start, numbers[0]
-    if len(numbers) > 1 and sum(len(bucket.weight) for bucket in buckets) >= 2 * _FOLDS:
+    if len(numbers) > 1 and _active(buckets).sum() >= 2 * _FOLDS:
         seen, held_out = _hold_out(buckets)
         # Numbers differ by far more than the last steps of EM gain.
         steps = max(config.em_steps // 3, 1)
@@ -160,9 +161,18 @@ def _hold_out(
 ) -> tuple[tuple[Bucket, ...], tuple[Bucket, ...]]:
     """Return the users with every fifth left out, and with every fifth alone.
 
-    The others keep their place, with weight 0, so that all fits are of one shape.
+    Users with feedback are counted, through all buckets: a bucket may hold fewer than five. The
+    others keep their place, with weight 0, so that all fits are of one shape.
     """
-    held = [(jnp.arange(len(b.weight)) % _FOLDS == _FOLDS - 1)[:, None] for b in buckets]
+    active = _active(buckets)
+    fifth = active & (np.cumsum(active) % _FOLDS == 0)
+    ends = np.cumsum([len(bucket.weight) for bucket in buckets])
+    held = np.split(fifth[:, None], ends[:-1])
     both = list(zip(buckets, held, strict=True))
     seen = tuple(b._replace(weight=jnp.where(h, 0, b.weight)) for b, h in both)
     return seen, tuple(b._replace(weight=jnp.where(h, b.weight, 0)) for b, h in both)
+
+
+def _active(buckets: tuple[Bucket, ...]) -> np.ndarray:
+    """Return [U] bool, bucket after bucket: which users have any feedback."""
+    return np.concatenate([jnp.any(bucket.weight > 0, axis=1) for bucket in buckets])

@@ -34,9 +34,24 @@ def _mrm_paths(
 
 @register("mrm", REGULARISED)
 class MetaRewardModel(WeightsMethod[MRMConfig]):
-    """Meta reward modelling; validation chooses epoch and adaptation strength, none included."""
+    """Meta reward modelling; validation chooses epoch and adaptation strength, none included.
+
+    Attributes:
+        moments: the epochs after which a fit keeps its parameters; empty for evenly spaced ones.
+    """
 
     warm_start = True
+    moments: tuple[int, ...] = ()
+
+    def settled(self, fitted: Fitted) -> "MetaRewardModel":
+        """Return the method that keeps its parameters after the same epochs as an earlier fit.
+
+        A run that was made longer has kept them at moments that its settings do not give, and
+        candidates name these by their number.
+        """
+        method = type(self)(self.settings, self.name)
+        method.moments = tuple(map(int, fitted.get("moments", ())))  # a saved fit has none
+        return method
 
     def start_settings(self) -> tuple[str, ...]:
         """Return those that say what the parameters mean."""
@@ -44,7 +59,7 @@ class MetaRewardModel(WeightsMethod[MRMConfig]):
         return (*model, "inner_steps") if self.settings.learn_inner_lr else model
 
     def fit(self, data: TrainingData, seed: int) -> Fitted:
-        """Return `params`, every leaf [snapshots, ...], and `losses` [epochs]."""
+        """Return `params`, every leaf [T, ...], their `moments` [T], and `losses` [epochs]."""
         return self.fit_seeds(data, (seed,))[0]
 
     def fit_seeds(
@@ -58,7 +73,9 @@ class MetaRewardModel(WeightsMethod[MRMConfig]):
         features = data.inputs(self.inputs)
         earlier = data.start_of(self.name)
         start = None if earlier is None else jax.tree.map(lambda leaf: leaf[0], earlier["params"])
-        fitted = fit_mrm(features, data.pairs, self.settings, seeds, checkpoint, say, start)
+        fitted = fit_mrm(
+            features, data.pairs, self.settings, seeds, checkpoint, say, start, self.moments
+        )
         return [one_seed(fitted, place) for place in range(len(seeds))]
 
     def candidates(self, fitted: Fitted) -> list[Candidate]:

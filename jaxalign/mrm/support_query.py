@@ -262,11 +262,21 @@ def cut_episodes(
     )  # fmt: skip
 
 
-def support_query(choices: Preferences, cut: Episodes) -> SupportQueryData:
-    """Return the arrays of support and query rows."""
+def support_query(
+    choices: Preferences, cut: Episodes, shots: int | None = None
+) -> SupportQueryData:
+    """Return the arrays of support and query rows.
+
+    Args:
+        choices: the table.
+        cut: rows of each user.
+        shots: number of each user's first support rows that are known, a tie being one of them; all
+            unless given. The shapes are those of all rows, so that nothing is compiled anew.
+    """
     ties = 1 + int(choices.tie.any())
     support, query = (np.array([*map(len, rows)], int) for rows in (cut.support, cut.query))
-    return cut_support_query((choices, choices), (cut.support, cut.query), (ties * support, query))
+    known = [rows[:shots] for rows in cut.support]
+    return cut_support_query((choices, choices), (known, cut.query), (ties * support, query))
 
 
 def cut_support_query(

@@ -20,6 +20,7 @@ from jaxalign.mrm.base import Params, init, is_linear
 from jaxalign.mrm.config import MRMConfig
 from jaxalign.mrm.diverged import all_finite, training_diverged
 from jaxalign.mrm.objective import Batch, meta_objective_unchecked
+from jaxalign.mrm.snapshots import snapshot_moments
 from jaxalign.runs.stop import stop_request
 from jaxalign.train.checkpoint import load_state, save_state
 
@@ -253,6 +254,7 @@ def fit_mrm(
     checkpoint: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
     start: Params | None = None,
+    moments: tuple[int, ...] = (),
 ) -> Params:
     """MRM trained from all `seeds` at once, with its parameters at `config.snapshots` moments.
 
@@ -264,9 +266,12 @@ def fit_mrm(
         checkpoint: a folder where the state is kept after every snapshot, to resume from.
         say: receives a line of progress after each.
         start: parameters that every seed starts from; None for fresh ones.
+        moments: the epochs after which parameters are kept, such as those of another fit; evenly
+            spaced ones unless given.
 
     Returns:
-        `params`, every leaf [snapshots, seeds, ...], and `losses` [seeds, epochs].
+        `params`, every leaf [T, seeds, ...] at T moments, `moments` [T] the epochs before each, and
+        `losses` [seeds, epochs]. A run that was made longer has more than `config.snapshots`.
 
     Raises:
         InputError: training diverged (with the epoch, the step and its users; the state of the
@@ -276,7 +281,7 @@ def fit_mrm(
     states = init_states(keys, config, features.shape[1], pairs.chosen.shape[0])
     if start is not None:
         states = states._replace(params=_started(states.params, start))
-    cuts = _snapshot_epochs(config, checkpoint)
+    cuts = moments or _snapshot_epochs(config, checkpoint)
     most_groups = int(pairs.group.max()) + 1
     table = item_table(features, pairs, config)
     kept, losses = [], []
@@ -299,7 +304,8 @@ def fit_mrm(
         kept.append(jax.device_get(states.params))
         losses.append(np.asarray(saved[1]))
     params = jax.tree.map(lambda *leaves: np.stack(leaves), *kept)
-    return {"params": params, "losses": np.concatenate(losses, axis=1)}
+    losses_of_all = np.concatenate(losses, axis=1)
+    return {"params": params, "moments": np.asarray(cuts, np.int32), "losses": losses_of_all}
 
 
 def remedy(config: MRMConfig) -> str:
@@ -364,7 +370,7 @@ def _started(fresh: Params, start: Params) -> Params:
     return jax.tree.map(lambda new, old: jnp.broadcast_to(old, new.shape), fresh, start)
 
 
-def _snapshot_epochs(config: MRMConfig, checkpoint: Path | None) -> list[int]:
+def _snapshot_epochs(config: MRMConfig, checkpoint: Path | None) -> tuple[int, ...]:
     """The epochs after which the parameters are kept.
 
     Those of a run that is made longer are the old ones, and as many again, evenly spaced, behind.
@@ -373,15 +379,17 @@ def _snapshot_epochs(config: MRMConfig, checkpoint: Path | None) -> list[int]:
     kept: list[int] = []
     if plan is not None and plan.exists():
         kept = json.loads(plan.read_text())["snapshots"]
-    start, count = kept[-1] if kept else 0, config.snapshots
-    later = {start + round((config.epochs - start) * (i + 1) / count) for i in range(count)}
-    cuts = [*kept, *sorted(later - {start})]
-    if plan is not None and cuts != kept:
+    start = kept[-1] if kept else 0
+    if config.epochs == start:
+        return tuple(kept)
+    later = snapshot_moments(config.epochs - start, config.snapshots)
+    cuts = [*kept, *(start + moment for moment in later)]
+    if plan is not None:
         write_json(plan, {"snapshots": cuts})
-    return cuts
+    return tuple(cuts)
 
 
 def one_seed(fitted: Params, seed: int) -> Params:
     """The fitted arrays of one seed of `fit_mrm`."""
     params = jax.tree.map(lambda leaf: leaf[:, seed], fitted["params"])
-    return {"params": params, "losses": fitted["losses"][seed]}
+    return {**fitted, "params": params, "losses": fitted["losses"][seed]}

@@ -226,9 +226,9 @@ def test_simplex_baselines_train_as_in_torch(name, x64):
     kept = simplex.fit_population(
         *({key: jnp.asarray(value) for key, value in part.items()} for part in (start, centre)),
         (jnp.asarray(logits[:2]), jnp.asarray(logits[2:])), jnp.asarray(items), halves(pairs),
-        jnp.asarray(0.3), jnp.asarray(0.1), {"lore": lore.rewards, "pal": pal.rewards}[name], 20, 2,
+        jnp.asarray(0.3), jnp.asarray(0.1), {"lore": lore.rewards, "pal": pal.rewards}[name], 20, 3,
     )  # fmt: skip
-    for place, steps in enumerate((10, 20)):
+    for place, steps in enumerate((7, 13, 20)):
         expected, raw = torch_population(name, start, centre, logits, items, users, 0.3, 0.1, steps)
         for key, value in expected.items():
             np.testing.assert_allclose(kept["params"][key][place], value, rtol=0, atol=1e-9)
@@ -254,6 +254,18 @@ def test_a_diverged_training_is_refused(name):
         f"{name}: training diverged at one of 3 steps ({where}), where the loss or the parameters "
         "are not finite: lower learning_rate (inf)."
     )
+
+
+def test_fewer_steps_than_snapshots_are_taken_and_chosen_from():
+    _, items, pairs, _ = world(7)
+    features, buckets = jnp.asarray(items, jnp.float32), (pairs._replace(weight=pairs.weight > 0),)
+    config = PALConfig(prototypes=(3,), steps=3, snapshots=5, few_shot_steps=(1,))
+    fitted = pal.fit_pal(features, buckets, config, 0)
+    maps = fitted["3"]["map"]
+    assert len(maps) == 3
+    assert not np.array_equal(maps[0], maps[-1])
+    found = make_method("pal", config).candidates(fitted)
+    assert {candidate["snapshot"] for candidate in found} == {0, 1, 2}
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -13,7 +13,7 @@ import simulate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxalign.mrm import bayes, ep, newton, population
+from jaxalign.mrm import bayes, em, ep, newton, population
 from jaxalign.mrm.config import BayesConfig
 
 USERS, PAIRS, DIM = 5, 7, 4
@@ -261,6 +261,23 @@ def test_held_out_users_choose_the_pseudo_users():
         differences, mask = simulate.bayes_users(rng, 150, 12, 8, mean, cov)
         found = population.fit_population((population.choices_of(differences, mask),), config)
         assert found.pseudo_users == expected
+
+
+def test_every_fifth_user_is_held_out_whatever_the_buckets():
+    """Of twelve users in buckets of three, and of two more without choices."""
+    weight = np.ones((14, 2), np.float32)
+    weight[[0, 7]] = 0
+    seen, held_out = (
+        np.concatenate([bucket.weight for bucket in part])
+        for part in em._hold_out(
+            tuple(
+                population.choices_of(np.ones((len(part), 2, 1), np.float32), part)
+                for part in np.array_split(weight, 4)
+            )
+        )
+    )
+    np.testing.assert_array_equal(seen + held_out, weight)
+    assert np.flatnonzero(held_out.any(axis=1)).tolist() == [5, 11]
 
 
 # Properties.

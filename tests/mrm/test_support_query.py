@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from jaxalign import mrm
-from jaxalign.data import Features
+from jaxalign.data import Features, from_columns
 from jaxalign.data.pair_file import write_pairs
 from jaxalign.data.preferences import Preferences
-from jaxalign.data.splits import UserSplit
+from jaxalign.data.splits import Episodes, UserSplit
 from jaxalign.experiments.mrm import MRMRunConfig
 from jaxalign.experiments.mrm.data import ExperimentData
 from jaxalign.experiments.mrm.folds import fold_regime
@@ -52,6 +52,27 @@ def real(pairs):
     """Items of the pairs that count."""
     weight = np.asarray(pairs.weight) > 0
     return np.concatenate([np.asarray(pairs.chosen)[weight], np.asarray(pairs.rejected)[weight]])
+
+
+def test_the_first_choices_of_a_user_are_rows_whatever_their_ties_and_weights():
+    columns = {
+        "user": ["u"] * 5,
+        "chosen": ["a", "c", "e", "a", "b"],
+        "rejected": ["b", "d", "f", "d", "e"],
+        "tie": [True, False, False, False, False],
+        "weight": [1.0, 0.25, 0.25, 1.0, 1.0],
+    }
+    cut = Episodes(("u",), (np.array([1, 0, 2]),), (np.array([3, 4]),), 0)
+    table = from_columns(columns, "memory")
+    whole = support_query(table, cut)
+    for shots, known in enumerate(([], ["cd"], ["cd", "ab", "ba"], ["cd", "ab", "ef", "ba"])):
+        found = support_query(table, cut, shots)
+        assert found.support.padded.weight.shape == whole.support.padded.weight.shape
+        pairs = found.support.padded
+        there = pairs.weight > 0
+        sides = (np.array(table.items)[side[there]] for side in (pairs.chosen, pairs.rejected))
+        assert ["".join(pair) for pair in zip(*sides, strict=True)] == known
+        np.testing.assert_array_equal(found.query.padded.weight, whole.query.padded.weight)
 
 
 def test_training_reads_no_row_that_is_held_out(choices):

@@ -15,6 +15,8 @@ from jaxalign.data.batching import Pairs
 from jaxalign.errors import InputError
 from jaxalign.mrm import train
 from jaxalign.mrm.config import REGULARISED, SplitConfig
+from jaxalign.mrm.meta import MetaRewardModel
+from jaxalign.mrm.support_query import TrainingData, one_bucket
 
 USERS, PAIRS, ITEMS, WIDTH = 60, 16, 40, 6
 CONFIG = dataclasses.replace(REGULARISED, users_per_batch=16, epochs=12, hidden_sizes=(4,))
@@ -171,6 +173,11 @@ def test_a_longer_run_goes_on_from_the_last_epoch(tmp_path):
     kept = jax.tree.map(lambda leaf: leaf[:2], found["params"])
     chex.assert_trees_all_equal(kept, first["params"])
     assert len(found["params"]["weight_init"]) == 4
+    assert found["moments"].tolist() == [1, 2, 4, 6]
+    # A fit on other choices, such as those of a fold, keeps its parameters at the same moments.
+    settled = MetaRewardModel(longer, "mrm").settled(train.one_seed(found, 0))
+    data = TrainingData(features, features, one_bucket(pairs))
+    assert settled.fit(data, 0)["moments"].tolist() == [1, 2, 4, 6]
     shutil.rmtree(tmp_path / "000006")
     again = train.fit_mrm(features, pairs, longer, (0,), tmp_path)
     chex.assert_trees_all_equal(again, found)

@@ -40,7 +40,6 @@ from jaxalign.mrm.model import RUN_KIND, UserModel, save
 from jaxalign.mrm.reduce import Projection, identity
 from jaxalign.mrm.registry import Fitted, Inputs, require
 from jaxalign.mrm.support_query import (
-    SupportQueryData,
     cut_episodes,
     support_query,
     with_other_support,
@@ -250,7 +249,7 @@ def _new_users(
             rule.set_gates(fit, reference)
     say(f"{chosen} {selected}; test users are judged once")
     with progress.waiting("test users"):
-        predictions, curves, controls, ceiling = _judge_once(data, config, fits, test)
+        predictions, curves, controls, ceiling = _judge_once(data, config, fits, cuts["test"])
         through = {
             name: let_through(fit, test, reference, predictions[name])
             for name, fit in adapting.items()
@@ -265,14 +264,16 @@ def _judge_once(
     data: ExperimentData,
     config: MRMRunConfig,
     fits: Mapping[str, FittedMethod],
-    test: SupportQueryData,
+    cut: Episodes,
 ) -> tuple[
     Predictions, dict[str, dict[int, np.ndarray]], Predictions, tuple[np.ndarray, float] | None
 ]:
     """Predictions of test users: whole, by number of choices, of the controls, of the ceiling."""
+    test = support_query(data.choices, cut)
     predictions = {n: (f.predict(test), f.predict(test, adapted=False)) for n, f in fits.items()}
+    first = {shots: support_query(data.choices, cut, shots) for shots in config.shots}
     curves = {
-        name: {shots: fits[name].predict(_first(test, shots)) for shots in config.shots}
+        name: {shots: fits[name].predict(known) for shots, known in first.items()}
         for name in fits
         if name not in GLOBAL_MODELS
     }
@@ -286,16 +287,6 @@ def _judge_once(
         shots = float(np.mean([len(rows) for rows in full.support]))
         ceiling = (fits["bayes"].predict(support_query(data.choices, full)), shots)
     return predictions, curves, controls, ceiling
-
-
-def _first(users: SupportQueryData, shots: int) -> SupportQueryData:
-    """The same users with their first `shots` choices only."""
-    return replace(
-        users,
-        support=users.support.reweighted(
-            lambda _, weight: np.where(np.cumsum(weight, axis=1) <= shots, weight, 0)
-        ),
-    )
 
 
 def _chosen_model(

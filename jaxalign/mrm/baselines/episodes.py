@@ -24,6 +24,7 @@ from jaxalign.mrm.base import Params
 from jaxalign.mrm.config import check_range
 from jaxalign.mrm.diverged import all_finite, training_diverged
 from jaxalign.mrm.registry import Candidate, Fitted, UserRewardMethod
+from jaxalign.mrm.snapshots import snapshot_moments
 from jaxalign.mrm.support_query import TrainingData
 
 # model, params, key, table, support [B, S], query [B, Q], share of training done -> scalar
@@ -234,9 +235,8 @@ def _train(
     config: EpisodeConfig = model.config
     users = pairs.weight.shape[0]
     size = min(config.users_per_batch, users)
-    steps, snapshots = users // size, min(config.snapshots, config.epochs)
-    each = config.epochs // snapshots
-    total = steps * each * snapshots
+    steps = users // size
+    total = steps * config.epochs
     scaling = fit_scaling(features)
     scaled = scaling(features)
     optimiser = _optimiser(config, total)
@@ -254,24 +254,29 @@ def _train(
         bad = _FirstBad(jnp.where(first, count, bad.step), jnp.where(first, members, bad.users))
         return (optax.apply_updates(params, updates), state, key, count + 1, bad), value
 
-    def epoch(carry: tuple, _: None) -> tuple[tuple, jax.Array]:
-        params, state, key, count, bad = carry
+    def epoch(_: jax.Array, carry: tuple[tuple, jax.Array]) -> tuple[tuple, jax.Array]:
+        (params, state, key, count, bad), losses = carry
         key, order_key = jax.random.split(key)
         # Users beyond the last full batch have their turn in another epoch's order.
         order = jax.random.permutation(order_key, users)[: steps * size].reshape(steps, size)
-        return jax.lax.scan(step, (params, state, key, count, bad), order)
+        carried, values = jax.lax.scan(step, (params, state, key, count, bad), order)
+        return carried, losses.at[count // steps].set(values)
 
-    def span(carry: tuple, _: None) -> tuple[tuple, tuple]:
-        carry, values = jax.lax.scan(epoch, carry, None, length=each)
-        return carry, (carry[0], values)
+    def span(
+        carry: tuple[tuple, jax.Array], length: jax.Array
+    ) -> tuple[tuple[tuple, jax.Array], Params]:
+        carry = jax.lax.fori_loop(0, length, epoch, carry)
+        return carry, carry[0][0]
 
     init_key, key = jax.random.split(key)
     one = Pairs(*(jnp.zeros((1,), array.dtype) for array in pairs))
     params = model.init(init_key, scaled[:1], one, one)["params"]
     none = _FirstBad(jnp.full((), -1, jnp.int32), jnp.zeros((size,), jnp.int32))
     start = (params, optimiser.init(params), key, jnp.zeros((), jnp.int32), none)
-    (*_, bad), (kept, values) = jax.lax.scan(span, start, None, length=snapshots)
-    return kept, values.reshape(-1, steps), scaling, bad
+    lengths = np.diff(snapshot_moments(config.epochs, config.snapshots), prepend=0)
+    losses = jnp.zeros((config.epochs, steps), scaled.dtype)
+    ((*_, bad), losses), kept = jax.lax.scan(span, (start, losses), lengths)
+    return kept, losses, scaling, bad
 
 
 def _optimiser(config: EpisodeConfig, total: int) -> optax.GradientTransformation:

@@ -39,7 +39,8 @@ class PALConfig:
         decay: weight decay of the map and the prototypes, at least 0.
         few_shot_rate: learning rate of the Adam steps that fit a new user's weights, above 0.
         few_shot_steps: numbers of these steps that validation chooses from, beside none.
-        snapshots: parameter snapshots at evenly spaced steps, at least 1; validation chooses one.
+        snapshots: parameter snapshots at evenly spaced steps, at least 1, and with fewer steps one
+            after each; validation chooses one.
     """
 
     prototypes: tuple[int, ...] = (2, 4, 8)
@@ -135,8 +136,8 @@ class PAL(WeightsMethod[PALConfig]):
         """Return every number of prototypes, snapshot and number of few-shot steps, 0 included."""
         return [
             {"prototypes": int(count), "snapshot": snapshot, "steps": steps}
-            for count in fitted
-            for snapshot in range(self.settings.snapshots)
+            for count, kept in fitted.items()
+            for snapshot in range(len(kept["log_weights"]))
             for steps in (0, *self.settings.few_shot_steps)
         ]
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm.config import MRMConfig
 from jaxalign.mrm.inner import adapt_path, bradley_terry_loss
+from jaxalign.mrm.snapshots import snapshot_moments
 from jaxalign.mrm.support_query import differences
 
 Params = dict[str, jax.Array]
@@ -71,10 +73,10 @@ def fit_population(
         learning_rate: of Adam.
         rewards: parameters, features -> [I, K].
         steps: of Adam.
-        snapshots: moments kept, evenly spaced, the last at the end.
+        snapshots: number of moments kept, see `snapshot_moments`.
 
     Returns:
-        {"params": every leaf [snapshots, ...], "log_weights": [snapshots, K] log of the mean
+        {"params": every leaf [T, ...] at the T moments, "log_weights": [T, K] log of the mean
         weights of users with choices}: where a new user starts from.
     """
     optimiser = optax.adam(learning_rate)
@@ -84,19 +86,20 @@ def fit_population(
         away = sum(jnp.sum((params[name] - centre[name]) ** 2) for name in params)
         return population_loss(rewards(params, features), raw, buckets) + decay * away
 
-    def step(carry: tuple, _: None) -> tuple:
+    def step(_: jax.Array, carry: tuple) -> tuple:
         trained, state = carry
         updates, state = optimiser.update(jax.grad(objective)(trained), state)
-        return (optax.apply_updates(trained, updates), state), None
+        return optax.apply_updates(trained, updates), state
 
-    def span(carry: tuple, _: None) -> tuple:
-        carry, _ = jax.lax.scan(step, carry, None, length=steps // snapshots)
+    def span(carry: tuple, length: jax.Array) -> tuple:
+        carry = jax.lax.fori_loop(0, length, step, carry)
         (params, raw), _ = carry
         return carry, {"params": params, "log_weights": _mean_log_weights(raw, buckets)}
 
     trained = (start, logits)
     kept: dict[str, Any]
-    _, kept = jax.lax.scan(span, (trained, optimiser.init(trained)), None, length=snapshots)
+    lengths = np.diff(snapshot_moments(steps, snapshots), prepend=0)
+    _, kept = jax.lax.scan(span, (trained, optimiser.init(trained)), lengths)
     return kept
 
 
