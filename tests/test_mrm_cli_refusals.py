@@ -88,7 +88,9 @@ def test_parquet_without_a_column(world, tmp_path):
 
 
 def test_all_users_with_too_few_choices(world, tmp_path):
-    result = train(world, world.choices, tmp_path / "run", "--split.min_support", 1000)
+    # Before the features, which take minutes to encode, are asked for.
+    words = ("--split.min_support", 1000, "--features.path", tmp_path / "none.npz")
+    result = train(world, world.choices, tmp_path / "run", *words)
     refused(result, "1000", "split.min_support")
     assert "users dropped: too few choices" in " ".join(result.err.split())
     assert not (tmp_path / "run/report.json").exists()
@@ -99,7 +101,12 @@ UNUSABLE = [
     ("--draws 1", "draws is 1; expected 2 or more"),
     ("--shots", "shots is []; expected one number or more, each 0 or more"),
     ("--methods", "methods is empty"),
-    ("--split.query_share 1.5", "query_share is 1.5; expected 0 or more, and 1 or less"),
+    ("--split.query_share 1.5", "query_share is 1.5; expected above 0, and below 1"),
+    ("--split.query_share 0", "query_share is 0.0; expected above 0, and below 1"),
+    ("--split.unseen_share 1", "unseen_share is 1.0; expected 0 or more, and below 1"),
+    ("--split.seed -1", "Split seed is -1; expected 0 or more"),
+    ("--bayes.rank 0", "Bayes rank is 0; expected 1 or more"),
+    ("--mrm.hidden_sizes 0", "MRM hidden_sizes is [0]; expected one number or more, each 1"),
     ("--split.min_query 0", "min_query is 0; expected 1 or more"),
     ("--data.max_pairs -1", "max_pairs is -1; expected 0 or more"),
     ("--features.max_dims 0", "max_dims is 0; expected 1 or more"),

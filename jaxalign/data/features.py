@@ -207,7 +207,7 @@ def _read_scores(path: Path) -> Features:
     several: set[str] = set()
     for row, entry in enumerate(read_rows(path)):
         found = entry.values.get("rewards")
-        if not isinstance(found, Mapping) or (names and set(found) != set(names)):
+        if not isinstance(found, Mapping) or not found or (names and set(found) != set(names)):
             shown = "missing" if found is None else short(found)
             raise InputError(
                 f"{entry.where}: `rewards` is {shown}, expected a number for "

@@ -1,5 +1,7 @@
 """Choices with their features on disk, user after user: memory-mapped, read a block at a time."""
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from jaxalign.errors import InputError
 from jaxalign.files import read_json, write_folder_aside, write_json
 from jaxalign.progress import counted
 
-FORMAT = 1
+FORMAT = 2
 _USERS_AT_ONCE = 256
 
 
@@ -48,6 +50,7 @@ class PairFile:
         group: [N] int32, each user's groups numbered from 0.
         weight: [N] float32.
         rows: [N, 2, E] bfloat16 on disk, memory-mapped: chosen, rejected.
+        digest: sha256 of all of it, in hexadecimal, as `PairWriter` has computed it.
     """
 
     path: Path
@@ -56,6 +59,7 @@ class PairFile:
     group: np.ndarray
     weight: np.ndarray
     rows: np.ndarray
+    digest: str
 
     @property
     def width(self) -> int:
@@ -110,6 +114,7 @@ class PairWriter:
         self._counts: list[int] = []
         self._group: list[np.ndarray] = []
         self._weight: list[np.ndarray] = []
+        self._digest = hashlib.sha256()
 
     def __enter__(self) -> "PairWriter":
         self._stack = ExitStack()
@@ -148,7 +153,9 @@ class PairWriter:
                 f"{self.path}: features of {users[0]!r} or of one of the {len(users) - 1} users "
                 "after hold NaN or infinity, expected finite numbers; compute them again."
             )
-        np.ascontiguousarray(features, ml_dtypes.bfloat16).view(np.uint16).tofile(self._file)
+        stored = np.ascontiguousarray(features, ml_dtypes.bfloat16).view(np.uint16)
+        stored.tofile(self._file)
+        self._digest.update(stored.data)
         self._users += users
         self._counts += counts
         self._group.append(np.asarray(group, np.int32))
@@ -171,13 +178,14 @@ class PairWriter:
     def _finish(self) -> None:
         if not self._users:
             raise InputError(f"{self.path}: no user was added; expected at least one.")
-        np.savez(
-            self._aside / "index.npz",
-            first=np.concatenate([[0], np.cumsum(self._counts)]).astype(np.int64),
-            group=np.concatenate(self._group),
-            weight=np.concatenate(self._weight),
-        )
+        first = np.concatenate([[0], np.cumsum(self._counts)]).astype(np.int64)
+        group, weight = np.concatenate(self._group), np.concatenate(self._weight)
+        np.savez(self._aside / "index.npz", first=first, group=group, weight=weight)
+        for array in (first, group, weight):
+            self._digest.update(array.data)
         about = {"format": FORMAT, "width": self.width, "users": self._users}
+        self._digest.update(json.dumps(about).encode())
+        about["digest"] = self._digest.hexdigest()
         write_json(self._aside / "about.json", about)
 
 
@@ -195,9 +203,9 @@ def open_pairs(path: str | Path) -> PairFile:
             f"{path}: format version {about.get('format')}; this jaxalign reads version "
             f"{FORMAT}: {remedy}."
         )
-    width, users = about.get("width"), about.get("users")
-    if not isinstance(width, int) or not isinstance(users, list):
-        raise InputError(f"{path / 'about.json'}: lacks `width` or `users`: {remedy}.")
+    width, users, digest = (about.get(name) for name in ("width", "users", "digest"))
+    if not isinstance(width, int) or not isinstance(users, list) or not isinstance(digest, str):
+        raise InputError(f"{path / 'about.json'}: lacks `width`, `users` or `digest`: {remedy}.")
     try:
         with np.load(path / "index.npz", allow_pickle=False) as index:
             first, group, weight = (index[name] for name in ("first", "group", "weight"))
@@ -212,7 +220,7 @@ def open_pairs(path: str | Path) -> PairFile:
         )
     # Mapped as bytes: a memory map of bfloat16 itself would need NumPy to know the type by name.
     rows = np.memmap(path / "features.bf16", np.uint16, "r", shape=shape).view(ml_dtypes.bfloat16)
-    return PairFile(path, tuple(map(str, users)), first, group, weight, rows)
+    return PairFile(path, tuple(map(str, users)), first, group, weight, rows, digest)
 
 
 def write_pairs(

@@ -11,7 +11,12 @@ from jaxalign.errors import InputError
 
 
 def check_range(
-    config: object, names: str, least: float, most: float = math.inf, above: bool = False
+    config: object,
+    names: str,
+    least: float,
+    most: float = math.inf,
+    above: bool = False,
+    below: bool = False,
 ) -> None:
     """Refuse settings that nothing can be fitted with, before any work is done.
 
@@ -21,6 +26,7 @@ def check_range(
         least: smallest number.
         most: largest number.
         above: whether `least` itself is outside the range.
+        below: whether `most` itself is.
 
     Raises:
         InputError: a number is outside the range, or a tuple is empty.
@@ -38,10 +44,13 @@ def check_range(
         value = getattr(config, name)
         values = value if isinstance(value, tuple) else (value,)
         low = f"above {least:g}" if above else f"{least:g} or more"
-        bounds = low if most == math.inf else f"{low}, and {most:g} or less"
+        high = f"below {most:g}" if below else f"{most:g} or less"
+        bounds = low if most == math.inf else f"{low}, and {high}"
         # Numbers of a sweep are traced: nothing is known of them here.
         known = [number for number in values if isinstance(number, int | float)]
-        inside = (least <= number <= most and not (above and number == least) for number in known)
+        ends = {least} if above else set()
+        ends |= {most} if below else set()
+        inside = (least <= number <= most and number not in ends for number in known)
         if not values or not all(inside):
             found = list(values) if isinstance(value, tuple) else value
             kind = type(config).__name__.removesuffix("Config")
@@ -116,6 +125,8 @@ class MRMConfig:
     def __post_init__(self) -> None:
         check_choices(self)
         check_range(self, "inner_steps users_per_batch epochs snapshots", 1)
+        if self.hidden_sizes:
+            check_range(self, "hidden_sizes", 1)
         check_range(self, "inner_lr outer_lr clip_norm input_scale rates", 0, above=True)
         check_range(self, "rpo_tail", 0, 1, above=True)
         check_range(self, "eval_steps l2", 0)
@@ -159,7 +170,7 @@ class BayesConfig:
     user_chunk: int = 128
 
     def __post_init__(self) -> None:
-        check_range(self, "em_steps sweeps user_chunk", 1)
+        check_range(self, "em_steps sweeps user_chunk rank", 1)
         check_range(self, "least_gain l2 strengths temperatures", 0, above=True)
         check_range(self, "pseudo_users implicit_weights", 0)
 
@@ -197,7 +208,8 @@ class SplitConfig:
     """Which users train, validate and test, and how their choices are cut.
 
     Attributes:
-        seed: of every split; the test users stay the same whatever the seeds of the fits.
+        seed: of every split, 0 or more; the test users stay the same whatever the seeds of the
+            fits.
         unseen_share: share of the users who are test users, in [0, 1).
         validation_share: share of the other users who choose settings, in [0, 1).
         query_share: share of a user's groups that the user is judged on, in (0, 1); a source that
@@ -220,7 +232,8 @@ class SplitConfig:
     item_folds: int = 10
 
     def __post_init__(self) -> None:
-        check_range(self, "unseen_share validation_share query_share", 0, 1)
+        check_range(self, "unseen_share validation_share", 0, 1, below=True)
+        check_range(self, "query_share", 0, 1, above=True, below=True)
         check_range(self, "seed support_pairs query_pairs min_support item_folds", 0)
         check_range(self, "min_query", 1)
 

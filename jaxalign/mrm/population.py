@@ -163,7 +163,8 @@ def start_of(buckets: Buckets, l2: float) -> Prior:
     flat = jnp.concatenate([b.differences.reshape(-1, size) for b in buckets]).astype(dtype)
     weight = jnp.concatenate([b.weight.reshape(-1) for b in buckets]).astype(dtype)
     norms = jnp.sum(flat**2, axis=1)
-    mean_norm = jnp.sum(weight * norms) / jnp.maximum(jnp.sum(weight), 1)
+    total = jnp.sum(weight)
+    mean_norm = jnp.sum(weight * norms) / jnp.where(total > 0, total, 1)
     variance = 1 / jnp.maximum(mean_norm, jnp.finfo(dtype).tiny)
     return Prior(bradley_terry(flat, weight, l2), jnp.eye(size, dtype=dtype) * variance)
 

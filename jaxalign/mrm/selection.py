@@ -22,14 +22,14 @@ def user_nll(probability: np.ndarray, weight: np.ndarray) -> np.ndarray:
     Example:
         >>> import numpy as np
         >>> from jaxalign.mrm.selection import user_nll
-        >>> user_nll(np.full((1, 2, 3), 0.5), np.ones((2, 3))).round(4)
+        >>> user_nll(np.full((1, 2, 3), 0.5), np.array([[1, 1, 1], [0.25, 0, 0]])).round(4)
         array([[0.6931, 0.6931]])
     """
     # On the host: NumPy times a JAX array would be float32 on the device.
     weight = np.asarray(weight, np.float64)
     loss = -np.log(np.clip(probability.astype(np.float64), 1e-12, None))
     total = weight.sum(-1)
-    return np.where(total > 0, np.sum(loss * weight, -1) / np.maximum(total, 1), np.nan)
+    return np.where(total > 0, np.sum(loss * weight, -1) / np.where(total > 0, total, 1), np.nan)
 
 
 def select(

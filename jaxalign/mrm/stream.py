@@ -74,14 +74,10 @@ class StreamRun:
     """What decides the result of a streamed run.
 
     Attributes:
-        choices: number of choices in the file.
-        width: of their features.
         plan: the blocks.
         config: the model.
     """
 
-    choices: int
-    width: int
     plan: StreamPlan
     config: MRMConfig
 
@@ -99,11 +95,12 @@ def fit_stream(
     At most three blocks are in memory, 4 P E bytes a user each and the differences as float32.
 
     Args:
-        choices: from `data.open_pairs` or `data.write_pairs`.
+        choices: from `data.pair_file.open_pairs` or `data.pair_file.write_pairs`.
         config: the model; the authors' recipe by default.
         seed: of the parameters, the order and the draws of support and query.
         block_users: users of a block, rounded up to whole batches.
-        folder: where the state is kept after every tenth of an epoch, and resumed from.
+        folder: where the state is kept after every tenth of an epoch, and resumed from; `epochs`
+            may have been raised since.
         say: receives a line of progress after each epoch.
 
     Returns:
@@ -111,7 +108,7 @@ def fit_stream(
 
     Raises:
         InputError: training diverged (with the epoch and the users of the block; the state before
-            is on disk), or the folder holds another run.
+            is on disk), or the folder holds another run or one on other choices.
     """
     config = config or MRMConfig()
     users = len(choices.users)
@@ -123,13 +120,15 @@ def fit_stream(
     total, done, read = config.epochs * len(plan), 0, 0
     run = None
     if folder is not None:
-        about = StreamRun(len(choices.rows), choices.width, plan, config)
-        run = open_run_dir(folder, "mrm stream", about, resume=True)
+        identity = {"choices": choices.digest}
+        run = open_run_dir(folder, "mrm stream", StreamRun(plan, config), identity, resume=True)
     states = Checkpoints(run.state, keep=2) if run else nullcontext()
     with stop_request() as stop, states as kept:
         latest = kept.latest_step() if kept else None
         if kept and latest is not None:
-            done, carried = latest, kept.restore(carried)
+            begun = _epochs_begun(latest, plan)
+            state, losses = kept.restore((state, carried[1][:begun]))
+            done, carried = latest, (state, jnp.pad(losses, (0, config.epochs - begun)))
         for epoch, start, block in _blocks(choices, plan, done, config.epochs):
             read += block.bytes
             place = jnp.asarray([epoch, start], jnp.int32)
@@ -143,11 +142,17 @@ def fit_stream(
             if done % len(plan) == 0:
                 say(f"epoch {epoch + 1} of {config.epochs}, query loss {loss:.4f}")
             if kept and (stop.asked or done == total or done % max(len(plan) // 10, 1) == 0):
-                kept.save(done, carried)
+                # The epochs to come are left out, so that a longer run can go on from here.
+                kept.save(done, (carried[0], carried[1][: _epochs_begun(done, plan)]))
             if stop.asked:
                 break
     state, losses = carried
     return StreamResult(jax.device_get(state.params), np.asarray(losses), read)
+
+
+def _epochs_begun(done: int, plan: StreamPlan) -> int:
+    """Number of epochs that the first `done` blocks belong to."""
+    return -(-done // len(plan))
 
 
 def _blocks(

@@ -179,6 +179,8 @@ def test_scores_that_cannot_be_used_are_refused_by_line(tmp_path):
             data.load_features(path)
     with pytest.raises(InputError, match="`rewards` is"):
         data.load_features(score_rows(tmp_path / "t.jsonl", [{"answer": "a", "text": "b"}]))
+    with pytest.raises(InputError, match=r"`rewards` is \{\}, expected a number for each reward"):
+        data.load_features(score_rows(tmp_path / "t.jsonl", [{"answer": "a", "rewards": {}}]))
 
 
 def test_scores_of_conversations_are_known_by_their_text(tmp_path):

@@ -119,6 +119,18 @@ def test_resumed_training_is_bit_identical(choices, tmp_path, monkeypatch):
     other = dataclasses.replace(CONFIG, inner_lr=0.2)
     with pytest.raises(InputError, match="holds another run"):
         stream.fit_stream(choices, other, block_users=BLOCK, folder=tmp_path / "run")
+    longer = dataclasses.replace(CONFIG, epochs=CONFIG.epochs + 1)
+    more = stream.fit_stream(choices, longer, block_users=BLOCK, folder=tmp_path / "run")
+    np.testing.assert_array_equal(more.losses[:-1], whole.losses)
+    assert more.losses[-1] > 0
+    with PairWriter(tmp_path / "changed", WIDTH) as writer:
+        counts = np.diff(choices.first).tolist()
+        changed = -np.asarray(choices.rows).astype(np.float32)
+        writer.add(list(choices.users), counts, changed, choices.group, choices.weight)
+    with pytest.raises(InputError, match="not the same choices as before"):
+        stream.fit_stream(
+            open_pairs(tmp_path / "changed"), longer, block_users=BLOCK, folder=tmp_path / "run"
+        )
 
 
 def test_divergence_is_refused_before_its_state_is_kept(choices, tmp_path):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data.preferences import Preferences
-from jaxalign.data.splits import Episodes, split_users
+from jaxalign.data.splits import Episodes, UserSplit, split_users
 from jaxalign.errors import InputError
 from jaxalign.experiments.mrm.adaptation import AdaptationRule, Decision, reference_pairs
 from jaxalign.experiments.mrm.config import GLOBAL_MODELS, MRMRunConfig, method_of
@@ -93,6 +93,7 @@ def run(
     for note in choices.notes:
         say(note)
     _say_rows(choices, config, say)
+    cuts = _cut_users(choices, split, config, say)
     encoded = encode_items(config, choices, given)
     if earlier is None:
         projection, begun = project(config, encoded), None
@@ -110,7 +111,6 @@ def run(
         begun,
         None if every is None else jnp.asarray(every.apply(encoded.values)),
     )
-    cuts = _cut_users(data, config, say)
     _say_folds(data, config, say)
     # Only now, when nothing about the choices can be refused any more.
     digest = "" if earlier is None else earlier.model.digest
@@ -177,11 +177,11 @@ def _check_selected(config: MRMRunConfig) -> None:
 
 
 def _cut_users(
-    data: ExperimentData, config: MRMRunConfig, say: Callable[[str], None]
+    choices: Preferences, split: UserSplit, config: MRMRunConfig, say: Callable[[str], None]
 ) -> dict[str, Episodes]:
     """Support and query choices of validation and test users; says who is dropped."""
     cuts = {
-        role: cut_episodes(data.choices, config.split, getattr(data.split, role))
+        role: cut_episodes(choices, config.split, getattr(split, role))
         for role in ("validation", "test")
     }
     for role, cut in cuts.items():

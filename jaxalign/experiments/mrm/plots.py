@@ -76,7 +76,8 @@ def plot_shots(
     """Draw accuracy against the number of choices a user has made, a line a method.
 
     Args:
-      curves: {method: [(choices, accuracy, low, high), ...]}, accuracies as fractions.
+      curves: {method: [(choices, accuracy, low, high), ...]}, accuracies as fractions; low and high
+        are the ends of the interval of the gain over `bt`, set upon the accuracy of `bt`.
       path: PNG file to write; an old one is replaced in one step.
 
     Raises:
@@ -96,7 +97,7 @@ def plot_shots(
     axes.set_xticks(_shot_position(np.asarray(shots)), [f"{shot:g}" for shot in shots])
     axes.set_xlabel("choices of a user (number, logarithmic)")
     axes.set_ylabel("user accuracy (%)")
-    axes.set_title("Accuracy by number of choices, 95 % intervals")
+    axes.set_title("Accuracy by number of choices, 95 % intervals of the gain over one model")
     tidy(axes, grid="y")
     legend_right(axes)
     save_png(figure, path)

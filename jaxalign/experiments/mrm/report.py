@@ -14,6 +14,7 @@ from jaxalign.progress import counted
 
 def markdown(report: Report) -> str:
     """Return the report in Markdown."""
+    by = "Validation chose" if report["select"] == "validation" else "The settings chose"
     chosen = ", ".join(f"{where}: {name}" for where, name in report["selected"].items())
     people = report["users"]
     ceiling: list[str] = []
@@ -33,7 +34,7 @@ def markdown(report: Report) -> str:
         "Users dropped because they have too few choices: "
         f"{people['dropped']['validation']} validation, {people['dropped']['test']} test.",
         "",
-        f"**Validation chose** {chosen}.",
+        f"**{by}** {chosen}.",
         "",
         "Gain is over one Bradley-Terry model for all, in points of mean user accuracy, with the "
         "95 % interval of a paired bootstrap over users. `item_ids`, a control, reads no text.",

@@ -158,6 +158,7 @@ def assemble(
         "source": data.choices.source,
         "notes": list(data.choices.notes),
         "seeds": config.seeds,
+        "select": config.select,
         "selected": {"new_users": new_users.selected},
         "settings": {name: _described(fit) for name, fit in new_users.fits.items()},
         "validation_nll": {name: fit.loss for name, fit in new_users.fits.items()},

@@ -18,8 +18,9 @@ def flat(features: jax.Array, buckets: Buckets) -> tuple[jax.Array, jax.Array]:
 
 def mean_square(d: jax.Array, weight: jax.Array) -> jax.Array:
     """Mean squared norm of differences [N, D]: what ridges are measured by."""
-    total = jnp.maximum(jnp.sum(weight), 1)
-    return jnp.maximum(jnp.sum(weight * jnp.sum(d * d, axis=1)) / total, jnp.finfo(d.dtype).tiny)
+    total = jnp.sum(weight)
+    mean = jnp.sum(weight * jnp.sum(d * d, axis=1)) / jnp.where(total > 0, total, 1)
+    return jnp.maximum(mean, jnp.finfo(d.dtype).tiny)
 
 
 @jax.jit

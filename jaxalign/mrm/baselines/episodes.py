@@ -273,7 +273,7 @@ def _train(
     params = model.init(init_key, scaled[:1], one, one)["params"]
     none = _FirstBad(jnp.full((), -1, jnp.int32), jnp.zeros((size,), jnp.int32))
     start = (params, optimiser.init(params), key, jnp.zeros((), jnp.int32), none)
-    lengths = np.diff(snapshot_moments(config.epochs, config.snapshots), prepend=0)
+    lengths = jnp.diff(jnp.asarray(snapshot_moments(config.epochs, config.snapshots)), prepend=0)
     losses = jnp.zeros((config.epochs, steps), scaled.dtype)
     ((*_, bad), losses), kept = jax.lax.scan(span, (start, losses), lengths)
     return kept, losses, scaling, bad

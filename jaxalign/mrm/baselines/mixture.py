@@ -143,7 +143,8 @@ def cluster(key: jax.Array, points: jax.Array, count: int, steps: int) -> jax.Ar
 def _scores(theta: jax.Array, d: jax.Array, weight: jax.Array) -> jax.Array:
     """Where one user's choices pull the common theta [D], in standard deviations."""
     pull = (weight * jax.nn.sigmoid(-(d @ theta))) @ d
-    return pull / jnp.sqrt(jnp.maximum(jnp.sum(weight), 1))
+    total = jnp.sum(weight)
+    return pull / jnp.sqrt(jnp.where(total > 0, total, 1))
 
 
 def em(
@@ -164,7 +165,8 @@ def em(
         The mixture after T M-steps.
     """
     d, weight = flat(features, buckets)
-    second = d.T @ (weight[:, None] * d) / jnp.maximum(jnp.sum(weight), 1)
+    total = jnp.sum(weight)
+    second = d.T @ (weight[:, None] * d) / jnp.where(total > 0, total, 1)
     metric = jnp.linalg.cholesky(0.25 * second + l2 * jnp.eye(d.shape[1], dtype=d.dtype))
     flattened = Pairs(*(jnp.concatenate(part) for part in zip(*map(_rows, buckets), strict=True)))
     active = [jnp.any(pairs.weight > 0, axis=1).astype(d.dtype) for pairs in buckets]

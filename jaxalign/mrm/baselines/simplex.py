@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxalign.data.batching import Pairs
@@ -98,7 +97,7 @@ def fit_population(
 
     trained = (start, logits)
     kept: dict[str, Any]
-    lengths = np.diff(snapshot_moments(steps, snapshots), prepend=0)
+    lengths = jnp.diff(jnp.asarray(snapshot_moments(steps, snapshots)), prepend=0)
     _, kept = jax.lax.scan(span, (trained, optimiser.init(trained)), lengths)
     return kept
 

@@ -148,6 +148,9 @@ def test_training_says_what_reads_ratings_and_what_does_not(exported):
     said = " ".join(exported.trained.err.split())
     assert "400 choices and 150 ratings of 22 users" in said
     assert "150 ratings left out by bt, bt_items: they learn from choices alone" in said
+    assert (
+        "**The settings chose** new_users: bayes" in (exported.root / "run/report.md").read_text()
+    )
     assert "22 users" in exported.adapted.out
     assert "left out" not in exported.adapted.err
 
