@@ -227,12 +227,15 @@ class _Loader(yaml.SafeLoader):
         """The mapping of a node whose keys are distinct."""
         seen = set()
         for key, _ in getattr(node, "value", ()):
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key is a list or an object, expected text", key.start_mark
+                )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key `{key.value}` stands twice", key.start_mark
                 )
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 

@@ -7,6 +7,7 @@ This module is the only place of the package that renames files into place, chec
 import gzip
 import json
 import os
+import secrets
 import shutil
 import tempfile
 import zlib
@@ -19,12 +20,35 @@ from jaxalign.errors import InputError
 from jaxalign.recognise import instead
 
 
+def own_folder(path: str | os.PathLike[str]) -> Path:
+    """Return a path whose `~` is the user's own folder, and whose `~NAME` that of a user.
+
+    Raises:
+        InputError: there is no such user.
+
+    Example:
+        >>> from jaxalign.errors import InputError
+        >>> from jaxalign.files import own_folder
+        >>> try:
+        ...     own_folder("~no-such-user/runs")
+        ... except InputError as error:
+        ...     print(error)
+        ~no-such-user/runs: found no folder of this user, expected one that exists; correct it.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(
+            f"{path}: found no folder of this user, expected one that exists; correct it."
+        ) from None
+
+
 def cache_folder() -> Path:
     """Return where jaxalign keeps what can be made again: $JAXALIGN_CACHE, else ~/.cache/jaxalign.
 
     Models, embeddings and compiled programs are kept there.
     """
-    return Path(os.environ.get("JAXALIGN_CACHE") or "~/.cache/jaxalign").expanduser()
+    return own_folder(os.environ.get("JAXALIGN_CACHE") or "~/.cache/jaxalign")
 
 
 @contextmanager
@@ -54,7 +78,7 @@ def write_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         >>> path.read_text()
         '0.5'
     """
-    path = Path(path).expanduser()
+    path = own_folder(path)
     _make_parent(path)
     if path.is_dir():
         raise InputError(f"{path}: is a folder; expected the name of a file to write.")
@@ -78,7 +102,7 @@ def move_into_place(done: Path, path: str | os.PathLike[str]) -> None:
     Raises:
         InputError: the disk refuses it.
     """
-    path = Path(path).expanduser()
+    path = own_folder(path)
     with _named(path, done):
         _flush(done)
         os.replace(done, path)
@@ -90,8 +114,8 @@ def write_folder_aside(
 ) -> Iterator[Path]:
     """Yield a temporary folder, whose files move to `folder` when the block succeeds.
 
-    A new folder appears in one step. Into an existing folder the files are moved one by one, and
-    its other files stay.
+    The data reach the disk before the first rename. A new folder appears in one step. Into an
+    existing folder the files are moved one by one, and its other files stay.
 
     Args:
         folder: folder to write. Missing parent folders are created.
@@ -104,16 +128,18 @@ def write_folder_aside(
     Raises:
         InputError: `folder` is a file, its parent cannot be created, or the disk refuses a file.
     """
-    folder = Path(folder).expanduser().absolute()
+    folder = own_folder(folder).absolute()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; expected a folder, new or old.")
     _make_parent(folder)
     aside = _aside(folder)
-    shutil.rmtree(aside, ignore_errors=True)
     try:
         with _named(folder, aside):
             aside.mkdir()
             yield aside
+            for path in aside.rglob("*"):
+                if path.is_file():
+                    _flush(path)
             if not folder.exists():
                 os.replace(aside, folder)
                 return
@@ -166,7 +192,7 @@ def read_json(
     Raises:
         InputError: the file is missing, cannot be read, is not JSON, or holds no object.
     """
-    path = Path(path).expanduser()
+    path = own_folder(path)
     try:
         raw = path.read_bytes()
         raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
@@ -204,7 +230,7 @@ def check_new_folder(path: str | os.PathLike[str], option: str = "--out") -> Non
         >>> from jaxalign.files import check_new_folder
         >>> check_new_folder(tempfile.mkdtemp())
     """
-    path = Path(path).expanduser()
+    path = own_folder(path)
     if path.is_dir() and any(path.iterdir()):
         raise InputError(f"{path} is not empty{instead(path)}: give a new folder with {option}.")
 
@@ -239,7 +265,7 @@ def check_output(
         ...     print(error)
         --out / is a folder; expected the name of a file to write: give another --out.
     """
-    path = Path(path).expanduser()
+    path = own_folder(path)
     shown, remedy = f"{option} {path}", f"give another {option}"
     try:
         # A name too long for either raises; the root has none.
@@ -255,7 +281,7 @@ def check_output(
         raise InputError(f"{shown} is a file; expected a folder, new or old: {remedy}.")
     if not exists and not above.is_dir():
         raise InputError(f"{shown} lies below the file {above}: {remedy}.")
-    for given in (Path(one).expanduser() for one in read) if exists else ():
+    for given in map(own_folder, read) if exists else ():
         if given.exists() and given.samefile(path):
             raise InputError(f"{shown} is the {kind} that is read; expected another: {remedy}.")
     folder = above if above.is_dir() else above.absolute().parent
@@ -278,7 +304,8 @@ def _make_parent(path: Path) -> None:
 
 
 def _aside(path: Path) -> Path:
-    return path.parent / f".{path.name}.{os.getpid()}.part"  # the root has no name to replace
+    # Threads of one process, and processes of several machines on one disk, may write one file.
+    return path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
 
 
 @contextmanager
@@ -297,5 +324,5 @@ def _named(path: Path, aside: Path) -> Iterator[None]:
 
 
 def _flush(path: Path) -> None:
-    with path.open("rb+") as handle:
+    with path.open("rb") as handle:
         os.fsync(handle.fileno())

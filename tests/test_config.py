@@ -169,6 +169,7 @@ def test_required_key_from_file_or_option(write):
         ("seed: -1", [": `seed` is negative, expected 0 or more."]),
         ("seed: 1\nname: [", [", line 2: not readable as YAML"]),
         ("seed: 1\nseed: 2", [", line 2", "`seed` stands twice"]),
+        ("seed: 1\n? [seed]\n: 2", [", line 2", "a key is a list or an object, expected text"]),
         ("a: &a [*a]", ["Circular"]),
         ("name: !!binary aGk=", ["expected text, numbers"]),
         ("name: !!python/name:os.system", ["not readable as YAML"]),

@@ -1,5 +1,7 @@
 """Files that are whole or absent."""
 
+import os
+
 import pytest
 
 from jaxalign.errors import InputError
@@ -45,6 +47,26 @@ def test_a_folder_appears_whole_and_others_files_stay(tmp_path):
             write_text(aside / "index", text)
         (folder / "notes").write_text("mine")
     assert sorted(path.name for path in folder.iterdir()) == ["index", "notes", "two.part"]
+
+
+def test_files_of_a_folder_reach_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append("flushed"), fsync(file)))
+    monkeypatch.setattr(os, "replace", lambda *some: (done.append("named"), replace(*some)))
+    for _ in range(2):
+        with write_folder_aside(tmp_path / "model") as aside:
+            (aside / "weights").write_text("1")
+            (aside / "below").mkdir(exist_ok=True)
+    assert done[:2] == ["flushed", "named"]
+    assert done[2:] == ["flushed", "named", "named"]
+
+
+def test_threads_of_one_process_write_a_file_apart(tmp_path):
+    with write_aside(tmp_path / "a") as one, write_aside(tmp_path / "a") as two:
+        one.write_text("one")
+        two.write_text("two")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "one"
 
 
 def test_json(tmp_path):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from jaxalign.commands.parser import Commands, command
 from jaxalign.errors import InputError
+from jaxalign.files import own_folder
 
 if TYPE_CHECKING:
     from jaxalign.serve import ServeConfig
@@ -107,7 +108,7 @@ def add(commands: Commands) -> None:
         "preference, where it is likely to be better; else the persona, where it favours what the "
         "user chose; else the plain one (auto)",
     )
-    option("--samples", type=int, default=4, help="answers drawn for one request (4)")
+    option("--samples", type=int, default=4, help="answers drawn for one request, 2 to 128 (4)")
     option(
         "--caution",
         type=float,
@@ -209,9 +210,16 @@ def _config(arguments: argparse.Namespace) -> "ServeConfig":
 
 def _secret(file: Path | None, variable: str) -> str | None:
     """The secret of a file, else of the environment; never of an argument, which others can see."""
-    if file is None:
-        return os.environ.get(variable) or None
-    try:
-        return file.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--engine.key-file {file} cannot be read ({error}).") from None
+    source, secret = variable, os.environ.get(variable) or None
+    if file is not None:
+        source = f"--engine.key-file {file}"
+        try:
+            secret = own_folder(file).read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{source} cannot be read ({error}).") from None
+    if secret is not None and not (secret and secret.isascii() and secret.isprintable()):
+        raise InputError(
+            f"{source}: found no key, or one with other characters than the printable ones of "
+            "ASCII, expected one line; correct it."
+        )
+    return secret

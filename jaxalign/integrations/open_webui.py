@@ -36,6 +36,7 @@ _HEADERS = {"content-type": "application/json"}
 _OF_THE_ROW = (400, 413)
 _OF_THE_KEY = (401, 403)
 _SECONDS = 60.0  # between two polls
+_MOST_SECONDS = 86_400.0
 _TIMEOUT = 60.0
 _COMPARED = "the user compared answers of an arena, which are answers to several requests"
 
@@ -249,8 +250,14 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--every", type=float, default=_SECONDS, help="seconds (%(default)g)")
     parser.add_argument("--once", action="store_true", help="poll once, and stop")
     arguments = parser.parse_args(words)
-    if not arguments.every > 0:
-        parser.error(f"--every {arguments.every:g}: expected more than 0 seconds")
+    if not 0 < arguments.every <= _MOST_SECONDS:
+        parser.error(f"--every {arguments.every:g}: expected above 0 to {_MOST_SECONDS:g} seconds")
+    for option in ("webui", "service"):
+        if not is_address(url := getattr(arguments, option)):
+            parser.error(f"--{option} {url}: expected an address such as http://127.0.0.1:3000")
+    for variable in (_WEBUI_KEY, _SERVICE_KEY):
+        if not (key := os.environ.get(variable, "")).isascii() or not key.isprintable():
+            parser.error(f"{variable}: found other characters than those of a key")
     with (
         _client(arguments.webui, _WEBUI_KEY) as webui,
         _client(arguments.service, _SERVICE_KEY) as service,
@@ -269,6 +276,21 @@ def main(words: Sequence[str] | None = None) -> int:
             if arguments.once:
                 return 0
             time.sleep(arguments.every)
+
+
+def is_address(url: str | None) -> bool:
+    """Return whether a text is the address of a server of HTTP.
+
+    Example:
+        >>> from jaxalign.integrations.open_webui import is_address
+        >>> [is_address(url) for url in ("http://127.0.0.1:8000/v1", "http://[::1/v1", "http://")]
+        [True, False, False]
+    """
+    try:
+        parsed = httpx.URL(url or "")
+    except httpx.InvalidURL:
+        return False
+    return parsed.scheme in ("http", "https") and bool(parsed.host)
 
 
 def _client(address: str, variable: str) -> httpx.Client:

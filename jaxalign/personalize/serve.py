@@ -315,7 +315,13 @@ def _policies(
             f"{folder / FILE}: found policies of kind {about.kind!r}, expected one of "
             f"{', '.join([*_ADAPTED, Conditioned.kind, WholeModels.kind])}: {_REMEDY}."
         )
-    for number, (own, saved) in enumerate(zip(identity(policies), about.identity, strict=True)):
+    found = identity(policies)
+    if len(found) != len(about.identity):
+        raise InputError(
+            f"{folder / FILE}: found {len(about.identity)} identities of policies, expected "
+            f"{len(found)}, one of each that is saved: {_REMEDY}."
+        )
+    for number, (own, saved) in enumerate(zip(found, about.identity, strict=True)):
         if own != saved:
             named = about.models[number] if about.models else f"{place}: number {number}"
             raise InputError(

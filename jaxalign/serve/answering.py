@@ -32,6 +32,7 @@ from jaxalign.serve.wire import (
     Endpoint,
     GenerationRequest,
     Reply,
+    ReplyChoice,
     TextRequest,
     TokenUsage,
 )
@@ -355,6 +356,18 @@ class Streaming:
             content = {"text": text}
         return {"index": index, **content, "logprobs": None, "finish_reason": finish}
 
+    def whole(self, index: int, choice: ReplyChoice) -> Json:
+        """Return all of an answer as one choice of a piece."""
+        found = self.piece(index, choice.content())
+        found["logprobs"] = (choice.model_extra or {}).get("logprobs")
+        if self.prepared.endpoint == "text":
+            return found
+        message = {} if choice.message is None else choice.message.model_dump(exclude_unset=True)
+        calls = message.get("tool_calls")
+        if isinstance(calls, list):  # in a stream, each says by a number which one it is
+            message["tool_calls"] = [{"index": place, **one} for place, one in enumerate(calls)]
+        return {**found, "delta": {"role": "assistant", **message}}
+
     def usage(self, usage: TokenUsage | None) -> list[bytes]:
         """Return the piece that states the tokens, if the client wants it."""
         options = self.prepared.request.stream_options
@@ -377,11 +390,7 @@ async def stream_whole(service: Service, prepared: PreparedRequest) -> AsyncGene
     choices = served.reply.choices
     about = explain(prepared, served.answer, ids, served.why)
     for number, choice in enumerate(choices):
-        first = wire.piece(number, choice.content())
-        message = {} if choice.message is None else choice.message.model_dump(exclude_unset=True)
-        if prepared.endpoint == "chat":
-            first["delta"] = {"role": "assistant", **message}
-        yield wire.chunk([first])
+        yield wire.chunk([wire.whole(number, choice)])
     last = [
         wire.piece(number, "", choice.finish_reason or "stop")
         for number, choice in enumerate(choices)

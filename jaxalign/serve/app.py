@@ -132,6 +132,14 @@ async def _next(pieces: AsyncGenerator[bytes, None]) -> bytes:
     return await anext(pieces)
 
 
+async def _joined(first: bytes, pieces: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    """Yield the pieces of a response, which breaks off where one of them fails."""
+    async with contextlib.aclosing(pieces):
+        yield first
+        async for piece in pieces:
+            yield piece
+
+
 async def _guarded(first: bytes, pieces: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
     """Yield the pieces of a response; after a failure in the middle, the last one is the error."""
     try:
@@ -162,10 +170,12 @@ def _add_users(app: FastAPI, service: Service) -> None:
         """Return the belief about a user, and the number of rows that it is based on."""
         return await users.describe(service, service.gate.caller(request.headers, id))
 
-    @app.get("/v1/user/export")
-    async def export(request: Request, id: str | None = None) -> Json:
+    @app.get("/v1/user/export", response_model=None)
+    async def export(request: Request, id: str | None = None) -> Response:
         """Return all that is stored about a user."""
-        return await users.export(service, service.gate.caller(request.headers, id))
+        pieces = users.export(service, service.gate.caller(request.headers, id))
+        first = await anext(pieces)
+        return StreamingResponse(_joined(first, pieces), media_type="application/json")
 
     @app.delete("/v1/user")
     async def delete(request: Request, id: str | None = None) -> Json:

@@ -1,6 +1,5 @@
 """The settings of the service."""
 
-import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -14,10 +13,12 @@ from jaxalign.personalize.saved import SavedPolicies, open_policies
 from jaxalign.personalize.strategies.base import ServingRule
 from jaxalign.serve.store.database import Synchronous
 from jaxalign.serve.store.events import Limits
+from jaxalign.serve.wire import MOST_CHOICES
 
 StoreMode = Literal["texts", "features", "none"]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_MOST_DAYS = 36_500  # a century
 LIKELY = 0.8
 """Probability of a gain from which a personal answer is served: "probably", in words of a taste."""
 
@@ -116,7 +117,7 @@ class ServeConfig:
             `NAME,...=FOLDER` where the names are not the model's labels.
         strategy: what answers requests for the model `auto`.
         rule: when an answer other than the plain one is served.
-        samples: answers that `best_of` draws for one request, at least 2.
+        samples: answers that `best_of` draws for one request, from 2 to 128.
         store: what is kept of prompts and answers.
         retain_days: age at which rows are deleted; None keeps them.
         keys: file of hashed keys; None for none, on loopback alone.
@@ -148,9 +149,10 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if self.samples < 2:
+        if not 2 <= self.samples <= MOST_CHOICES:
             raise InputError(
-                f"--samples: found {self.samples}, expected 2 or more answers to choose among."
+                f"--samples: found {self.samples}, expected 2 to {MOST_CHOICES} answers to choose "
+                "among."
             )
         # `auto` may draw one as a policy and one with a persona too.
         drawn = self.samples + self.engine.has_policies + (self.engine.plug is not None)
@@ -180,10 +182,10 @@ class ServeConfig:
                 "--reward-model is given without --users; expected the run whose named rewards it "
                 "computes."
             )
-        if self.retain_days is not None and not 0 < self.retain_days < math.inf:
+        if self.retain_days is not None and not 0 < self.retain_days <= _MOST_DAYS:
             raise InputError(
-                f"--retain: found {self.retain_days:g}, expected more than 0 days; --store none "
-                "keeps nothing."
+                f"--retain: found {self.retain_days:g}, expected more than 0 days and at most "
+                f"{_MOST_DAYS}; --store none keeps nothing."
             )
         if self.host not in LOOPBACK and self.keys is None:
             raise InputError(

@@ -1,6 +1,8 @@
 """What a user may see of the stored rows and the belief, and how they are deleted."""
 
 import json
+from collections.abc import AsyncGenerator
+from functools import partial
 
 from jaxalign.personalize.taste import describe_taste
 from jaxalign.serve.api_errors import ApiError
@@ -60,22 +62,27 @@ async def describe(service: Service, caller: Caller) -> Json:
     return {**found, "rewards": rewards, "words": words.lines()}
 
 
-async def export(service: Service, caller: Caller) -> Json:
-    """Return all that is stored about a user, and the belief.
+async def export(service: Service, caller: Caller) -> AsyncGenerator[bytes, None]:
+    """Yield the belief and all that is stored about a user: the pieces of one JSON object.
 
     Raises:
         ApiError: there are no rows of the user.
     """
     user = caller.require_user()
-    rows = await service.database.read(
-        lambda connection: [_plain(event) for event in events.everything(connection, user)]
-    )
+    rows = await service.database.read(lambda connection: events.page(connection, user))
     if not rows:
         raise ApiError(
             404, "Nothing is stored of this user; expected the id of one with rows.",
             "user_not_found", "id",
         )  # fmt: skip
-    return {**await describe(service, caller), "object": "jaxalign.user.export", "events": rows}
+    found = {**await describe(service, caller), "object": "jaxalign.user.export"}
+    yield json.dumps(found).removesuffix("}").encode() + b', "events": ['
+    between = b""
+    while rows:
+        yield between + b", ".join(json.dumps(_plain(row)).encode() for row in rows)
+        between, last = b", ", rows[-1].received
+        rows = await service.database.read(partial(events.page, user=user, after=last))
+    yield b"]}"
 
 
 async def forget(service: Service, caller: Caller) -> Json:

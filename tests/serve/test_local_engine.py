@@ -97,7 +97,14 @@ def test_the_service_draws_and_chooses_in_process(client):
 @pytest.mark.parametrize(
     ("change", "status", "code"),
     [
-        ({"n": 5}, 429, "engine_busy"),
+        ({"n": 5}, 400, "invalid_value"),
+        ({"presence_penalty": 0.5}, 400, "not_supported"),
+        ({"modalities": ["text", "audio"], "best_of": 1}, 400, "not_supported"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            400,
+            "not_supported",
+        ),
         ({"tools": [{"type": "function"}]}, 400, "not_supported"),
         ({"messages": [{"role": "user", "content": "x" * 500}]}, 400, "context_length_exceeded"),
     ],
@@ -127,8 +134,11 @@ def test_a_stop_text_ends_an_answer_and_is_left_out(folder):
 
 def test_the_queue_is_bounded(folder):
     async def use(engine):
+        first = asyncio.ensure_future(engine.complete(Call("chat", GREEDY, PROMPT, n=2)))
+        await asyncio.sleep(0)
         with pytest.raises(ApiError) as refused:
-            await engine.complete(Call("chat", GREEDY, PROMPT, n=3))
+            await engine.complete(Call("chat", GREEDY, PROMPT))
+        first.cancel()
         return refused.value.status
 
     assert in_engine(folder, use, most_waiting=2) == 429

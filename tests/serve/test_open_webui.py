@@ -237,6 +237,13 @@ def test_a_list_of_too_many_rows_is_refused(client):
     assert (found.status_code, found.json()["error"]["code"]) == (413, "too_many_rows")
 
 
+@pytest.mark.parametrize("words", [["--every", "inf"], ["--service", "http://[::1/v1"]])
+def test_options_of_the_command_that_cannot_be_used(capsys, words):
+    with pytest.raises(SystemExit):
+        main(["--webui", "http://127.0.0.1:9", "--once", *words])
+    assert f"{words[0]} {words[1]}: expected" in capsys.readouterr().err
+
+
 def test_the_command_says_what_is_wrong(capsys):
     assert main(["--webui", "http://127.0.0.1:9", "--once"]) == 2
     assert "check that the server runs" in capsys.readouterr().err

@@ -1,8 +1,13 @@
 """The official client of OpenAI against the service, unchanged."""
 
+from types import SimpleNamespace
+
 import fake_upstream
 import openai
 import pytest
+
+from jaxalign.serve.answering import Streaming
+from jaxalign.serve.wire import ReplyChoice
 
 MESSAGES = [{"role": "user", "content": "How was your day?"}]
 
@@ -124,3 +129,14 @@ def test_the_client_s_own_errors(sdk, user):
     with pytest.raises(openai.BadRequestError) as refused:
         sdk.chat.completions.create(model="auto", messages=[], user=user)
     assert refused.value.param == "messages"
+
+
+def test_an_answer_in_one_piece_keeps_its_tool_calls_and_log_probabilities():
+    calls = [{"id": name, "type": "function"} for name in "ab"]
+    message = {"role": "assistant", "content": None, "tool_calls": calls}
+    choice = ReplyChoice.model_validate({"message": message, "logprobs": {"content": []}})
+    found = Streaming(SimpleNamespace(endpoint="chat")).whole(1, choice)
+    assert (found["index"], found["logprobs"]) == (1, {"content": []})
+    assert found["delta"]["tool_calls"] == [
+        {"index": place, **one} for place, one in enumerate(calls)
+    ]

@@ -347,7 +347,7 @@ def test_a_newer_schema_is_refused(tmp_path):
     ("changes", "message"),
     [
         ({"host": "0.0.0.0"}, "there is no --keys file"),
-        ({"samples": 1}, "expected 2 or more"),
+        ({"samples": 1}, "expected 2 to 128"),
         ({"retain_days": 0}, "more than 0 days"),
     ],
 )

@@ -1,14 +1,19 @@
 """The state of a user: as if built from all rows anew, whatever came in which order."""
 
+import asyncio
+import contextlib
+import json
 import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from jaxalign.mrm.feedback_belief import BLOCK
-from jaxalign.serve import learning
+from jaxalign.serve import ServeConfig, learning, users
+from jaxalign.serve.identity import LOCAL, Caller
 from jaxalign.serve.learning import (
     MOST_NEWEST,
     advance,
@@ -161,3 +166,31 @@ def test_rows_of_a_user_are_in_the_order_in_which_they_were_written(database):
     assert [one.id for one in found] == [row(number).id for number in (5, 1, 3)]
     assert len({one.received for one in found}) == 3
     assert current_feedback(found) == found
+
+
+def test_an_export_is_read_in_pages(database, monkeypatch):
+    monkeypatch.setattr(events, "_PAGE", 2)
+    write(database, *map(row, range(5)))
+    service = SimpleNamespace(
+        database=database, space=SPACE, config=ServeConfig(), taste=lambda _: taste()
+    )
+
+    async def taste():
+        return first_state(SPACE).taste
+
+    async def pieces():
+        return [piece async for piece in users.export(service, Caller(LOCAL, USER))]
+
+    found = asyncio.run(pieces())
+    assert len(found) == 5  # three pages between the first and the last piece
+    whole = json.loads(b"".join(found))
+    assert [one["id"] for one in whole["events"]] == [f"{n:032x}" for n in range(5)]
+    assert whole["rows"] == 5
+
+
+def test_reads_do_not_wait_for_a_connection(database):
+    with contextlib.ExitStack() as stack:
+        for _ in range(16):  # more than SQLAlchemy allows by itself
+            stack.enter_context(database._engine.connect())
+        row = asyncio.run(database.look(lambda connection: events.user_row(connection, USER)))
+    assert row is None

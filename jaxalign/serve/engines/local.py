@@ -22,6 +22,7 @@ from functools import partial
 import jax
 import numpy as np
 
+from jaxalign.data.importers.registry import child
 from jaxalign.errors import InputError
 from jaxalign.models.chat import Completion, prompt_ids
 from jaxalign.models.generate import GenerationArguments
@@ -53,7 +54,12 @@ from jaxalign.serve.wire import (
 _MOST_ROWS = 16  # that are drawn together
 _MAX_TOKENS = 256  # where the client states none
 _TEMPERATURE, _TOP_P = 0.8, 0.95
-_REFUSED = ("tools", "functions", "response_format", "logprobs", "top_logprobs", "logit_bias")
+_REFUSED = (
+    "tools", "functions", "response_format", "logprobs", "top_logprobs", "logit_bias", "audio",
+    "modalities", "suffix", "echo", "best_of", "presence_penalty", "frequency_penalty",
+)  # fmt: skip
+_USUAL = {"modalities": ["text"], "best_of": 1}
+"""What clients state that change nothing by it."""
 _SEED_BITS = 63
 
 
@@ -221,6 +227,14 @@ class LocalEngine:
             await asyncio.to_thread(self._thread.join)
 
     def _reserve(self, rows: int) -> None:
+        if rows > self._config.most_waiting:
+            raise ApiError(
+                400,
+                f"n: found {rows} answers, expected {self._config.most_waiting} at most, which is "
+                "--engine.waiting; request fewer.",
+                "invalid_value",
+                "n",
+            )
         if self._waiting + rows > self._config.most_waiting:
             raise too_many(self._config.most_waiting)
         self._waiting += rows
@@ -327,15 +341,25 @@ def make_local(config: EngineConfig) -> AnswerEngine:
 
 
 def _check(body: Mapping[str, object]) -> None:
-    given = [name for name in _REFUSED if body.get(name) not in (None, False, [], {})]
-    if given:
-        raise ApiError(
-            400,
-            f"{given[0]} is not offered by --engine local; leave it out, or serve the model by an "
-            "OpenAI-compatible server and use --engine openai.",
-            "not_supported",
-            given[0],
-        )
+    for name in _REFUSED:
+        if body.get(name) not in (None, False, "", [], {}, _USUAL.get(name)):
+            raise _not_offered(name, name)
+    turns = body.get("messages")
+    for turn in turns if isinstance(turns, list) else ():
+        parts = child(turn, "content")
+        for part in parts if isinstance(parts, list) else ():
+            if (kind := child(part, "type")) != "text":
+                raise _not_offered(f"a part of a message of the type {kind!r:.40}", "messages")
+
+
+def _not_offered(what: str, param: str) -> ApiError:
+    return ApiError(
+        400,
+        f"{what} is not offered by --engine local; leave it out, or serve the model by an "
+        "OpenAI-compatible server and use --engine openai.",
+        "not_supported",
+        param,
+    )
 
 
 def _soft_arguments(rows: Sequence[DecodeRow], most: int, width: int) -> GenerationArguments:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from jaxalign.data.torch_files import tensor_bytes
 from jaxalign.errors import InputError
 from jaxalign.experiments.pplug.ask import embed_with_soft_tokens
+from jaxalign.integrations.open_webui import is_address
 from jaxalign.models.chat import Chat, prompt_ids
 from jaxalign.models.language import LanguageModel
 from jaxalign.serve.api_errors import ApiError
@@ -50,7 +51,7 @@ class UpstreamEngine:
     """Sends requests to a server; connections are kept and shared."""
 
     def __init__(self, config: EngineConfig) -> None:
-        if not config.url or not config.url.startswith(("http://", "https://")):
+        if not is_address(config.url):
             raise InputError(
                 f"--engine.url: found {config.url!r}, expected the address of an OpenAI-compatible "
                 "server, such as http://127.0.0.1:8000/v1."
@@ -64,7 +65,7 @@ class UpstreamEngine:
         times = httpx.Timeout(config.read_seconds, connect=config.connect_seconds)
         pool = httpx.Limits(max_connections=None, max_keepalive_connections=config.most_waiting)
         self._client = httpx.AsyncClient(
-            base_url=config.url.rstrip("/") + "/", headers=keys, timeout=times, limits=pool
+            base_url=str(config.url).rstrip("/") + "/", headers=keys, timeout=times, limits=pool
         )
 
     @property

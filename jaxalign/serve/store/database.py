@@ -30,6 +30,8 @@ Synchronous = Literal["FULL", "NORMAL"]
 T = TypeVar("T")
 _BUSY_SECONDS = 5.0  # another process may hold the lock of SQLite for as long as it commits
 _TOGETHER = 256  # writes of one commit: enough to share a flush, few enough to answer soon
+_NO_LIMIT = -1
+"""Of connections: a request that reads at once would hold up all others while it waits for one."""
 _REMEDY = "give --database as sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME"
 
 
@@ -233,7 +235,7 @@ def database_url(url: str) -> URL:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # such as of a port that is no number
         raise InputError(f"--database: found no address of a database; {_REMEDY}.") from None
     shown = parsed.render_as_string(hide_password=True)
     if parsed.drivername not in ("sqlite", "postgresql+psycopg"):
@@ -261,10 +263,10 @@ def _sqlite_file(url: URL) -> Path | None:
 
 def _engine(url: URL, synchronous: Synchronous) -> Engine:
     if url.drivername != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
+        return create_engine(url, pool_pre_ping=True, max_overflow=_NO_LIMIT)
     # A new file has no journal mode yet: transactions are begun here and not by the driver.
     options = {"check_same_thread": False, "timeout": _BUSY_SECONDS, "isolation_level": None}
-    engine = create_engine(url, connect_args=options)
+    engine = create_engine(url, connect_args=options, max_overflow=_NO_LIMIT)
 
     @event.listens_for(engine, "connect")
     def prepare(raw: sqlite3.Connection, _: object) -> None:

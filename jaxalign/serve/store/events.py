@@ -4,7 +4,6 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
@@ -25,6 +24,7 @@ RETURNING received
 """
 """The row of the user is locked, so that no other event comes between."""
 _SALT_BYTES = 16
+_PAGE = 256  # rows that are read at once, each with a prompt and answers of up to 1 MB
 MICROSECONDS = 1_000_000
 Json = dict[str, object]
 
@@ -287,13 +287,18 @@ def choices_with_answers(
     return rows[::-1]
 
 
-def everything(connection: Connection, user: str) -> Iterator[Event]:
-    """Yield all rows of a user, by time and id."""
+def page(connection: Connection, user: str, after: int = -1) -> list[Event]:
+    """Return the first rows of a user that were received after a time, by time; of one user, no two
+    were received at one time.
+    """
     found = connection.execute(
-        text(f"SELECT {_COLUMNS} FROM events WHERE user_id = :user ORDER BY received, id"),
-        {"user": user},
+        text(
+            f"SELECT {_COLUMNS} FROM events WHERE user_id = :user AND received > :after "
+            "ORDER BY received LIMIT :most"
+        ),
+        {"user": user, "after": after, "most": _PAGE},
     )
-    yield from map(_event, found)
+    return [_event(row) for row in found]
 
 
 def recent_probability(connection: Connection, user: str, most: int) -> float | None:
