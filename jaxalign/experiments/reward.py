@@ -11,6 +11,7 @@ from jaxalign.models.language import LanguageModel
 from jaxalign.progress import counted
 from jaxalign.rewards.bradley_terry import (
     RewardConfig,
+    check_run,
     hold_out,
     load_choices,
     pairwise_accuracy,
@@ -89,7 +90,6 @@ def run(
         out, "reward train", config, config.trunk.mesh, config.loop.trackers, resume, show
     )
     out, progress = started.out, started.progress
-    base = started.load_model(name, config.trunk.weights, config.trunk.unstacks)
     choices = load_choices(source, config.on_bad_row)
     for note in choices.preferences.notes:
         progress.say(note)
@@ -99,9 +99,11 @@ def run(
         f"{counted(len(rows), 'choice')} to learn, {len(kept):,} held out, "
         f"{len(choices.labels)} head{'s' * (len(choices.labels) > 1)}"
     )
+    base = started.load_model(name, config.trunk.weights, config.trunk.unstacks)
     table = choices.preferences
     arrays = [table.chosen, table.rejected, table.tie, choices.objective, rows]
     texts = tokenized_items(base, table, config)
+    check_run(base, training, texts, config, progress.say)
     identity: dict[str, Identity] = {
         "model": base.sha256,
         "choices": [*arrays, *choices.labels, *table.texts],

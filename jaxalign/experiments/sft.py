@@ -14,7 +14,7 @@ from jaxalign.models.peft import save_adapter
 from jaxalign.progress import counted
 from jaxalign.runs.processes import on_first_process
 from jaxalign.train.mesh import DeviceReport
-from jaxalign.train.sft import SftConfig, train
+from jaxalign.train.sft import SftConfig, check_run, train
 
 
 class SftReport(TypedDict):
@@ -88,7 +88,9 @@ def run(
         held = hold_out(completions, config)
     else:
         held = completions, load_completions(validation, tokenizer, config.data)
-    arrays = [array for part in held if part for array in (part.sequences.tokens, part.learned)]
+    parts = [part for part in held if part is not None]
+    check_run(model, parts, config)
+    arrays = [array for part in parts for array in (part.sequences.tokens, part.learned)]
     run_dir = started.open({"model": model.sha256, "data": arrays}, config.optimiser)
     fitted = train(model, *held, config, out, progress)
     params = to_host(fitted.params)

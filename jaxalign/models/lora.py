@@ -85,14 +85,9 @@ def init(key: jax.Array, config: LoraConfig, params: Params) -> Params:
         >>> jax.tree.map(jnp.shape, adapter)
         {'mlp': {'up': {'a': (2, 8, 4), 'b': (2, 4, 16)}}}
     """
+    check_targets(config, params)
     layers = layer_count(params)
-    kernels = _kernels(subtree(params, STACK if is_stacked(params) else layer_name(0)))
-    missing = set(config.targets) - {path[-1] for path in kernels}
-    if missing:
-        known = sorted({path[-1] for path in kernels})
-        raise InputError(
-            f"the model has no matrix {min(missing)!r} to adapt; choose among {', '.join(known)}."
-        )
+    kernels = _layer_kernels(params)
     tree: dict[str, Params | jax.Array] = {}
     for number, (path, kernel) in enumerate(sorted(kernels.items())):
         if path[-1] not in config.targets:
@@ -104,6 +99,24 @@ def init(key: jax.Array, config: LoraConfig, params: Params) -> Params:
         a = jax.random.uniform(own, (layers, into, config.rank), wide, -bound, bound)
         put(tree, path, {"a": a, "b": jnp.zeros((layers, config.rank, out), wide)})
     return tree
+
+
+def check_targets(config: LoraConfig, params: Params) -> None:
+    """Refuse targets that a model does not have.
+
+    Args:
+        config: of the adapter.
+        params: of the model, as in `init`.
+
+    Raises:
+        InputError: the model has no matrix of a target's name.
+    """
+    known = {path[-1] for path in _layer_kernels(params)}
+    if missing := set(config.targets) - known:
+        raise InputError(
+            f"the model has no matrix {min(missing)!r} to adapt; choose among "
+            f"{', '.join(sorted(known))}."
+        )
 
 
 def scaled(adapter: Params, config: LoraConfig) -> Params:
@@ -361,6 +374,10 @@ def adapted_pairs(
         node = subtree(adapter, name)
         found |= {(*path, name): node} if is_pair(node) else adapted_pairs(node, (*path, name))
     return found
+
+
+def _layer_kernels(params: Params) -> dict[tuple[str, ...], jax.Array]:
+    return _kernels(subtree(params, STACK if is_stacked(params) else layer_name(0)))
 
 
 def _kernels(layers: Params, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], jax.Array]:

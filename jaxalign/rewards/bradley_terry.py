@@ -29,13 +29,14 @@ from jaxalign.models.params import Params, PyTree
 from jaxalign.progress import Progress, counted
 from jaxalign.rewards.reward_model import reward_model
 from jaxalign.train.failures import Streak
-from jaxalign.train.loop import LoopConfig, LoopResult, Rows, fit
+from jaxalign.train.loop import LoopConfig, LoopResult, Rows, check_batch, fit
 from jaxalign.train.mesh import batch_sharding, make_mesh
 from jaxalign.train.optimiser import OptimiserConfig
 from jaxalign.train.step import Batch, Sums
 from jaxalign.train.trunk import (
     TrainableParams,
     TrunkConfig,
+    check_trunk,
     hidden_states,
     init_train_state,
     split_trainable,
@@ -255,6 +256,35 @@ def check_distinct(choices: ObjectiveChoices, texts: Sequences) -> int:
     return same
 
 
+def check_run(
+    base: LanguageModel,
+    choices: ObjectiveChoices,
+    texts: Sequences,
+    config: RewardConfig,
+    say: Callable[[str], None],
+) -> None:
+    """Refuse what takes other settings, before a run opens its folder.
+
+    Args:
+        base: the trunk.
+        choices: what to learn.
+        texts: of `tokenized_items`, for the items of the table.
+        config: the run.
+        say: called with a line on choices from which nothing is learned.
+
+    Raises:
+        InputError: a LoRA target that the model lacks, batches that do not divide over the
+            devices, or as `check_distinct`.
+    """
+    check_trunk(config.trunk, base.params)
+    check_batch(config.loop, batch_sharding(make_mesh(config.trunk.mesh)))
+    if same := check_distinct(choices, texts):
+        say(
+            f"{counted(same, 'choice')} with the same tokens on both sides, from which nothing is "
+            "learned: raise max_tokens if it cuts off what tells them apart"
+        )
+
+
 def hold_out(
     choices: ObjectiveChoices, by: str, share: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -303,7 +333,7 @@ def train(
         {"model": parameters}.
 
     Raises:
-        InputError: as `jaxalign.train.sft.train`, or no choice has answers that differ.
+        InputError: as `jaxalign.train.sft.train`.
     """
     decoder = replace(config.trunk.decoder(base.config), tied=True)
     mesh = make_mesh(config.trunk.mesh)
@@ -315,11 +345,6 @@ def train(
     trained["head"] = dict(head.init(head_key, last)["params"])
     limit = min(config.max_tokens, decoder.positions)
     say = (progress or Progress(False)).say
-    if same := check_distinct(choices, texts):
-        say(
-            f"{counted(same, 'choice')} with the same tokens on both sides, from which nothing is "
-            "learned: raise max_tokens if it cuts off what tells them apart"
-        )
     return fit(
         init_train_state(run, trained, config.optimiser, mesh, decoder),
         frozen,

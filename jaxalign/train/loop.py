@@ -161,7 +161,7 @@ def fit(
         KeyboardInterrupt: at Ctrl-C, when the state is kept.
     """
     (folder / "state").mkdir(parents=True, exist_ok=True)
-    _check_rows(config, sharding)
+    check_batch(config, sharding)
     batches = Batches(train.lengths, config.batch_size, config.seed, widest=train.widest)
     steps = config.epochs * len(batches)
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -263,7 +263,16 @@ def _judge(
     return judge
 
 
-def _check_rows(config: LoopConfig, sharding: jax.sharding.NamedSharding | None) -> None:
+def check_batch(config: LoopConfig, sharding: jax.sharding.NamedSharding | None) -> None:
+    """Refuse batches that do not divide over the devices.
+
+    Args:
+        config: sizes of the batches.
+        sharding: of the micro-batches' rows over devices; None for one device.
+
+    Raises:
+        InputError: a micro-batch has a number of rows that does not divide.
+    """
     if sharding is None:
         return
     rows = config.batch_size // config.micro_batches

@@ -1,5 +1,6 @@
 """Supervised fine-tuning: the log-probability of completions, raised."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,11 +20,17 @@ from jaxalign.models.language import LanguageModel
 from jaxalign.models.lora import LoraConfig
 from jaxalign.models.params import PyTree
 from jaxalign.progress import Progress
-from jaxalign.train.loop import LoopConfig, LoopResult, Rows, fit
+from jaxalign.train.loop import LoopConfig, LoopResult, Rows, check_batch, fit
 from jaxalign.train.mesh import batch_sharding, gathered, make_mesh
 from jaxalign.train.optimiser import OptimiserConfig
 from jaxalign.train.step import Batch, Sums
-from jaxalign.train.trunk import TrunkConfig, hidden_states, init_train_state, split_trainable
+from jaxalign.train.trunk import (
+    TrunkConfig,
+    check_trunk,
+    hidden_states,
+    init_train_state,
+    split_trainable,
+)
 
 
 @dataclass(frozen=True)
@@ -93,11 +100,28 @@ def loss(
     }
 
 
-def rows_of(completions: Completions, config: families.Config) -> Rows:
-    """Completions as the loop takes them.
+def check_run(model: LanguageModel, completions: Sequence[Completions], config: SftConfig) -> None:
+    """Refuse what takes other settings, before a run opens its folder.
+
+    Args:
+        model: where to begin.
+        completions: what to learn and what to judge by.
+        config: the run.
 
     Raises:
-        InputError: for a row longer than the model can read.
+        InputError: as `train`, but for a loss that is not finite.
+    """
+    check_trunk(config.trunk, model.params)
+    check_batch(config.loop, batch_sharding(make_mesh(config.trunk.mesh)))
+    for part in completions:
+        check_lengths(part, model.config)
+
+
+def check_lengths(completions: Completions, config: families.Config) -> None:
+    """Refuse a row longer than the model can read.
+
+    Raises:
+        InputError: there is one.
     """
     lengths = completions.sequences.lengths
     if lengths.max() > config.positions:
@@ -106,12 +130,21 @@ def rows_of(completions: Completions, config: families.Config) -> Rows:
             f"{config.positions} that the model reads; lower data.max_tokens."
         )
 
+
+def rows_of(completions: Completions, config: families.Config) -> Rows:
+    """Completions as the loop takes them.
+
+    Raises:
+        InputError: as `check_lengths`.
+    """
+    check_lengths(completions, config)
+
     def assemble(rows: np.ndarray, width: int) -> dict[str, np.ndarray]:
         tokens, own = completions.sequences.padded(rows, width)
         learned = pad_flat(completions.learned, completions.sequences.starts, rows, width)
         return {"tokens": tokens, "lengths": own, "learned": learned}
 
-    return Rows(lengths, assemble, config.positions)
+    return Rows(completions.sequences.lengths, assemble, config.positions)
 
 
 def train(

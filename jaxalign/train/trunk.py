@@ -105,6 +105,20 @@ def check_remat(name: str | None) -> None:
         )
 
 
+def check_trunk(config: TrunkConfig, params: Params) -> None:
+    """Refuse a model that has not what is to be trained, before a run opens its folder.
+
+    Args:
+        config: says what is trained.
+        params: of the model.
+
+    Raises:
+        InputError: LoRA is to adapt a matrix that the model lacks.
+    """
+    if config.method == "lora":
+        lora.check_targets(config.lora, params)
+
+
 def split_trainable(
     key: jax.Array, params: PyTree, config: TrunkConfig, mesh: Mesh, decoder: PyTree
 ) -> tuple[dict[str, PyTree], dict[str, PyTree]]:

@@ -207,11 +207,28 @@ def test_choices_whose_answers_have_the_same_tokens_are_counted_and_alone_refuse
     )
     short = bt.tokenized_items(model, choices.preferences, bt.RewardConfig(max_tokens=8))
     with pytest.raises(InputError) as refused:
-        bt.train(model, short, choices, None, bt.RewardConfig(max_tokens=8), tmp_path)
+        bt.check_distinct(choices, short)
     assert str(refused.value) == (
         f"{path}: both answers of every choice have the same first 8 tokens, from which nothing "
         "can be learned: raise max_tokens, or correct the choices."
     )
+
+
+def test_what_takes_other_settings_is_refused_before_the_folder_is_opened(base, tmp_path):
+    path = tmp_path / "choices.jsonl"
+    rows = [
+        {"user": user, "chosen": f"{'b' * 40}{user}", "rejected": f"{'b' * 40}-"} for user in "cd"
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = bt.RewardConfig(max_tokens=8, hold_out="user")
+    with pytest.raises(InputError, match="raise max_tokens, or correct the choices"):
+        run(config, base, str(path), tmp_path / "run", show=False)
+    targets = replace(config.trunk, lora=LoraConfig(targets=("qkv",)))
+    with pytest.raises(InputError, match="the model has no matrix 'qkv'"):
+        run(replace(config, trunk=targets), base, str(path), tmp_path / "run", show=False)
+    with pytest.raises(InputError, match=r"nowhere\.jsonl"):  # and before a model is loaded
+        run(config, "no/such-model", str(tmp_path / "nowhere.jsonl"), tmp_path / "run", show=False)
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_a_loss_trains_the_head_of_its_row_alone(base):

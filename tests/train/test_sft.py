@@ -332,6 +332,18 @@ def test_settings_and_rows_that_cannot_be_used(world, tmp_path):
         settings(validation_share=1.0)
 
 
+def test_what_takes_other_settings_is_refused_before_the_folder_is_opened(world, tmp_path):
+    source = str(world / "model"), str(world / "data.jsonl")
+    missing = settings(trunk=TrunkConfig(lora=LoraConfig(targets=("qkv",))))
+    with pytest.raises(InputError, match="the model has no matrix 'qkv'"):
+        run(missing, *source, tmp_path / "run", show=False)
+    (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "a", "completion": "b" * 200}))
+    long = settings(data=CompletionConfig(max_tokens=500))
+    with pytest.raises(InputError, match=r"lower data\.max_tokens"):
+        run(long, source[0], str(tmp_path / "long.jsonl"), tmp_path / "run", show=False)
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
 def test_a_loss_that_is_no_number_stops_the_run(world, tmp_path):
     model = load_language_model(str(world / "model"))
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, model.params)
