@@ -23,7 +23,9 @@ from mrm_cli_world import (
 from jaxalign import mrm, progress
 from jaxalign.commands.mrm import _answers, _shown
 from jaxalign.errors import InputError
+from jaxalign.mrm.baselines.bradley_terry import OneModelConfig
 from jaxalign.rewards.reward_scale import load_scale
+from jaxalign.runs.artifact import load_arrays, unflatten
 
 KEYS = ("accuracy", "nll", "gain", "gain_low", "gain_high", "worst_10_split", "worst_10",
         "worst_50", "harmed", "flipped", "gain_best", "swap_flipped", "gain_other",
@@ -46,6 +48,7 @@ def test_train_leaves_a_report(world):
         assert set(KEYS) <= set(figures)
     assert report["seeds"] == 1
     assert report["selected"]["new_users"] in ("bt", "bt_items", "bayes", "mrm")
+    assert report["settings"]["bt"][0]["ridge"] in OneModelConfig().ridges
     assert [point[0] for point in report["shots"]["bayes"]] == [0, 5]
     for name in (*PLOTS, "report.md", "run.json", "splits.json", "model.safetensors"):
         assert (world.run / name).stat().st_size > 100, name
@@ -343,6 +346,18 @@ def test_a_finished_run_goes_on_with_more_epochs(world, tmp_path):
     report = json.loads((run / "report.json").read_text())
     assert report["new_users"]["bayes"] == world.report["new_users"]["bayes"]
     assert json.loads((run / "run.json").read_text())["config"]["mrm"]["epochs"] == 8
+
+
+@pytest.mark.slow
+def test_a_longer_run_judges_new_items_with_snapshots_of_the_same_epochs(world, tmp_path):
+    run = tmp_path / "run"
+    quick = ("--methods", "mrm", "--fold_methods", "mrm", "--split.item_folds", 2)
+    assert train(world, world.choices, run, *quick).code == 0
+    result = train(world, world.choices, run, *quick, "--resume", "--mrm.epochs", 8)
+    assert result.code == 0, result.err
+    kept = unflatten(load_arrays(run / "state/mrm.safetensors"))
+    assert kept["0"]["moments"].tolist() == [2, 4, 6, 8]
+    assert "new_items" in json.loads((run / "report.json").read_text())
 
 
 def test_a_run_starts_from_an_earlier_one(world, tmp_path):

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -18,6 +19,7 @@ from jaxalign.data.preferences import ChoiceSource, Preferences
 from jaxalign.data.tables import read_rows
 from jaxalign.data.values import first_line
 from jaxalign.errors import InputError
+from jaxalign.progress import counted
 
 PRISM = "HannahRoseKirk/prism-alignment"
 REDDIT = "openai/summarize_from_feedback"
@@ -180,7 +182,14 @@ def _source(choices: Iterable[_Choice], source: str | Path) -> ChoiceSource:
     fine = np.ones(len(kept), bool)
     fine[later_reversals(user, pairs[0], pairs[1])[0]] = False
     table = table if fine.all() else table.take(fine)
-    return ChoiceSource(table, dropped=len(everything) - len(table))
+    dropped = len(everything) - len(table)
+    if dropped:
+        note = (
+            f"{counted(dropped, 'choice')} left out: both answers are the same, one is empty, or "
+            "the user had chosen the other way before"
+        )
+        table = replace(table, notes=(note,))
+    return ChoiceSource(table, dropped=dropped)
 
 
 def _real(text: str) -> bool:

@@ -1,6 +1,7 @@
 """Public data sets of people's choices, recognised by their files."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from jaxalign.data.feedback import prism, reddit
 from jaxalign.data.preferences import ChoiceSource, Preferences
 from jaxalign.data.tables import Row, read_rows, read_table
 from jaxalign.errors import InputError
+from jaxalign.progress import counted
 
 _JESTER = ("jokes.jsonl", "ratings.csv.gz")
 _UKP = ("arguments.jsonl.gz", "judgments.jsonl.gz")
@@ -182,7 +184,12 @@ def ukpconvarg1(
     keep[by_time[later]] = False
     title, titles = files.encode([title for title, _ in arguments.values()])
     folds = _folds(len(titles), item_folds, seed)[title]
-    return ChoiceSource(everything.take(keep), None, folds, int(later.size))
+    choices = everything.take(keep)
+    if later.size:
+        dropped = counted(int(later.size), "vote")
+        note = f"{dropped} left out: the same user had voted the other way before"
+        choices = replace(choices, notes=(note,))
+    return ChoiceSource(choices, None, folds, int(later.size))
 
 
 def argument_votes(

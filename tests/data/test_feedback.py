@@ -182,6 +182,7 @@ def test_no_choice_is_left_out_and_counted(tmp_path):
     source = data.prism(tmp_path, least_conversations=3)
     # a over a, a over nothing, and b over a after a over b.
     assert source.dropped == 3
+    assert source.choices.notes[0].startswith("3 choices left out: both answers are the same")
     found = readable(source.choices)
     prompt = "same prompt"
     assert found == [("u", (prompt, "a"), (prompt, "b")), ("u", (prompt, "b"), (prompt, "c"))]

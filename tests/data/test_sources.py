@@ -142,6 +142,8 @@ def test_ukpconvarg1_on_a_small_folder(arguments):
     choices = source.choices
     # The vote of 2016-01-03 contradicts the one of 2016-01-01, though it comes first in the file.
     assert source.dropped == 1
+    note = "1 vote left out: the same user had voted the other way before"
+    assert choices.notes == (note,)
     assert len(choices) == 4
     picked = [
         (choices.items[c], choices.items[r])

@@ -10,8 +10,6 @@ from jaxalign.experiments.mrm.data import Encoded
 from jaxalign.mrm.model import UserModel, load
 from jaxalign.mrm.reduce import Projection
 
-_FEWEST = 5  # users that can be cut into roles
-
 
 @dataclass(frozen=True)
 class EarlierRun:
@@ -69,10 +67,11 @@ def extended_split(earlier: EarlierRun, users: tuple[str, ...], config: MRMRunCo
     old, there = earlier.split, set(users)
     known = {*old.train, *old.validation, *old.test}
     fresh = tuple(user for user in users if user not in known)
-    added = UserSplit(fresh, (), (), old.seed)
-    if len(fresh) >= _FEWEST:
-        shares = (config.split.unseen_share, config.split.validation_share)
+    shares = (config.split.unseen_share, config.split.validation_share)
+    try:
         added = split_users(fresh, config.split.seed, *shares)
+    except InputError:  # too few of them to cut into roles
+        added = UserSplit(fresh, (), (), old.seed)
 
     def joined(role: str) -> tuple[str, ...]:
         kept = (user for user in getattr(old, role) if user in there)

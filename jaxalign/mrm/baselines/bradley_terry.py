@@ -120,6 +120,10 @@ class OneModelForAll(GlobalModel[OneModelConfig]):
         """Return the ridges by number."""
         return [{"ridge": i} for i in range(len(fitted["theta"]))]
 
+    def describe(self, fitted: Fitted, candidate: Candidate) -> Candidate:
+        """Return the candidate with the ridge itself."""
+        return {**candidate, "ridge": self.settings.ridges[candidate["ridge"]]}
+
 
 @register("bt_per_user", ModelPerUserConfig())
 class OneModelPerUser(WeightsMethod[ModelPerUserConfig]):
