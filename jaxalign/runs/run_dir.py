@@ -99,6 +99,7 @@ def open_run_dir(
     config: "DataclassInstance",
     identity: Mapping[str, Identity] | None = None,
     resume: bool = False,
+    discard: Callable[[Path, Mapping[str, str]], None] = lambda state, changes: None,
 ) -> RunDir:
     """Open a new folder for a run, or the folder of the same run to resume it.
 
@@ -115,6 +116,9 @@ def open_run_dir(
         identity: what else decides it, by the name that messages call it: the data, the digest of a
             model; texts, arrays, or lists of them.
         resume: whether an existing folder of the same run may be continued.
+        discard: removes what changed settings outdate; called with the folder of the state and the
+            changes, as in `RunDir`, before run.json states the new settings, so that a run that is
+            killed in between is discarded from again.
 
     Returns:
         The folder.
@@ -159,6 +163,7 @@ def open_run_dir(
         changes = {name: _change(old, new) for name, old, new in unlike if name in rules}
         if changes:  # first: a run that is killed here is unfinished, not finished as another
             (out / REPORT).unlink(missing_ok=True)
+            discard(out / STATE, changes)
         if found is None or changes:
             write_json(out / MARKER, marker)
         return changes

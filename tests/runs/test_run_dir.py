@@ -134,6 +134,26 @@ def test_a_longer_run_that_is_killed_at_its_start_is_unfinished(tmp_path, monkey
     assert not open_run_dir(tmp_path, "count", Config(loop=Loop(5)), DATA, resume=True).finished
 
 
+def test_outdated_stages_are_discarded_before_the_new_settings_are_written(tmp_path, monkeypatch):
+    open_run_dir(tmp_path, "count", Config(), DATA).stage("sum", lambda: {"total": np.ones(1)})
+
+    def discard(state, changes):
+        assert set(changes) == {"loop.steps"}
+        (state / "sum.safetensors").unlink(missing_ok=True)
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    given = ("count", Config(loop=Loop(5)), DATA, True, discard)
+    monkeypatch.setattr(run_dir, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        open_run_dir(tmp_path, *given)
+    monkeypatch.undo()
+    again = open_run_dir(tmp_path, *given)
+    assert again.changes == {"loop.steps": "was 3, now it is 5"}
+    assert not (again.state / "sum.safetensors").exists()
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_settings_that_are_not_finite_are_refused_by_name(tmp_path, value):
     with pytest.raises(InputError, match=r"^rate: found (inf|nan), expected a finite number"):

@@ -115,7 +115,8 @@ def run(
     # Only now, when nothing about the choices can be refused any more.
     digest = "" if earlier is None else earlier.model.digest
     folder = open_run(config, choices, encoded, projection.scale, out, resume, digest)
-    _forget_shorter(folder, say)
+    for name, words in folder.changes.items():
+        say(f"{name.partition('.')[0]} goes on: epochs {words}")
     split.save(out / "splits.json")
     if projection.scale is not None:
         write_json(out / SCALE_FILE, projection.scale.to_json())
@@ -152,16 +153,6 @@ def _say_rows(choices: Preferences, config: MRMRunConfig, say: Callable[[str], N
     unable = [method.name for method in methods if "ratings" not in method.capabilities]
     them = counted(ratings, "rating")
     say(f"{them} left out by {', '.join(dict.fromkeys(unable))}: they learn from choices alone")
-
-
-def _forget_shorter(folder: RunDir, say: Callable[[str], None]) -> None:
-    """Fit the methods again whose epochs the resumed run has raised, and judge new items again."""
-    methods = {name.partition(".")[0]: words for name, words in folder.changes.items()}
-    for name, words in methods.items():
-        say(f"{name} goes on: epochs {words}")
-    stale = [*(folder.state / f"{name}.safetensors" for name in methods)]
-    for path in [*stale, *(folder.state.glob("fold*.safetensors") if methods else ())]:
-        path.unlink(missing_ok=True)
 
 
 def _check_selected(config: MRMRunConfig) -> None:

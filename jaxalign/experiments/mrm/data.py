@@ -1,5 +1,6 @@
 """What a run is made from: choices of a source, features of their items, and users by role."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,4 +178,11 @@ def open_run(
         "scale of rewards": "" if scale is None else scale.digest,
         "run to start from": start,
     }
-    return open_run_dir(out, RUN_KIND, config, identity, resume)
+    return open_run_dir(out, RUN_KIND, config, identity, resume, _discard_outdated_stages)
+
+
+def _discard_outdated_stages(state: Path, changes: Mapping[str, str]) -> None:
+    """Fit the methods again whose epochs the resumed run has raised, and judge new items again."""
+    stale = [state / f"{name.partition('.')[0]}.safetensors" for name in changes]
+    for path in (*stale, *state.glob("fold*.safetensors")):
+        path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Held-out items: known and new users judged on items that no method was fitted on."""
+"""Held-out items: known and new users judged on items that were left out of each fold's fits."""
 
 import json
 from collections.abc import Callable
