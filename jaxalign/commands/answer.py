@@ -130,6 +130,10 @@ def _answer(arguments: argparse.Namespace, _: list[str]) -> None:
             "--samples: found no --model, from which answers are drawn; leave out --samples, or "
             "add --model."
         )
+    if arguments.resume and arguments.out is None:
+        raise InputError(
+            "--resume: found no --out, the file to go on with; add --out, or leave --resume out."
+        )
     rule = ServingRule(arguments.caution, arguments.least_probability)
     settings = Sampling(
         max_tokens=256 if arguments.max_tokens is None else arguments.max_tokens,

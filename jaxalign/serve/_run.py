@@ -20,7 +20,7 @@ from jaxalign.serve.offered import check_offered, offer_policies
 from jaxalign.serve.personas import Personas
 from jaxalign.serve.reward_space import RewardSpace, load_space
 from jaxalign.serve.service import Service
-from jaxalign.serve.store.database import database_url, open_database
+from jaxalign.serve.store.database import Database, StorageError, database_url, open_database
 from jaxalign.serve.store.events import ensure_salt
 from jaxalign.serve.strategies import STRATEGIES
 from jaxalign.serve.telemetry import log, log_to_stderr
@@ -43,8 +43,10 @@ async def open_service(config: ServeConfig) -> Service:
         raise InputError(f"--strategy {config.strategy}: expected one of {', '.join(STRATEGIES)}.")
     keys = read_keys(config.keys) if config.keys is not None else {}
     database_url(config.database)
-    engine, personas = make_engine(config.engine), None
-    try:
+    personas = None
+    async with contextlib.AsyncExitStack() as opened:  # closed where something fails
+        engine = make_engine(config.engine)
+        opened.push_async_callback(engine.close)
         async with _stage("rewards loading", config.users or "by rule"):
             space = await asyncio.to_thread(load_space, config.users, config.reward_models)
             policies = offer_policies(config.engine, space)
@@ -63,15 +65,23 @@ async def open_service(config: ServeConfig) -> Service:
         async with _stage("programs compiling", engine.model):
             await asyncio.to_thread(_warm, space, config.samples)
         database = open_database(config.database, config.synchronous)
-    except BaseException:
-        await engine.close()
-        raise
-    await database.write(ensure_salt)
+        opened.callback(database.close)
+        await _write_salt(database)
+        opened.pop_all()
     guard = Guard(
         allowed_hosts(config.host, config.hosts, bool(keys)), bool(keys), config.limits.body_bytes
     )
     gate = CallerGate(keys, config.webui_secret, config.webui_issuer)
     return Service(config, database, engine, space, gate, guard, policies, personas)
+
+
+async def _write_salt(database: Database) -> None:
+    try:
+        await database.write(ensure_salt)
+    except StorageError as error:
+        raise InputError(
+            f"--database {database.source} cannot be written ({error}); give another, or free it."
+        ) from None
 
 
 def _load_personas(config: EngineConfig) -> Personas | None:

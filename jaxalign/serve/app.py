@@ -272,8 +272,8 @@ async def _retain(service: Service) -> None:
             if count:
                 await service.database.compact()
                 log("rows expired", rows=count)
-        except StorageError as error:
-            log("rows not expired", logging.WARNING, why=str(error))
+        except Exception as error:  # tried again in an hour, whatever it is
+            log("rows not expired", logging.WARNING, why=str(error) or type(error).__name__)
         await asyncio.sleep(_RETENTION_SECONDS)
 
 

@@ -67,10 +67,10 @@ async def compare(service: Service, prepared: PreparedRequest) -> Json:
     """
     prepared.caller.require_user()
     if not prepared.stored:
-        raise ApiError(
-            409, "The service stores nothing (--store none) that a choice could be learned from.",
-            "nothing_stored",
-        )  # fmt: skip
+        why = "The service stores nothing (--store none)"
+        if service.config.store != "none":
+            why = "The prompt is a task of the chat application, of which nothing is stored"
+        raise ApiError(409, f"{why} that a choice could be learned from.", "nothing_stored")
     reply = await service.engine.complete(call_of(prepared, service.config.samples))
     texts = [choice.content() for choice in reply.choices]
     values = await service.read_rewards(prepared.prompt, texts)

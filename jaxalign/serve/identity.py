@@ -46,11 +46,6 @@ class Key:
     sha256: str
     user: str | None = None
 
-    @property
-    def acts_for_any(self) -> bool:
-        """Whether requests with this key may name their user."""
-        return self.user is None
-
 
 LOCAL = Key("local", "")
 """Stands for requests on loopback, where no keys are set up."""

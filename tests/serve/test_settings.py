@@ -11,8 +11,12 @@ import pytest
 from cli_calls import call, refused
 from running import CHAT, Running, client_of, config_of, rows_of
 
+from jaxalign.errors import InputError
 from jaxalign.mrm.adaptation import Gate
+from jaxalign.serve import EngineConfig, open_service
 from jaxalign.serve._run import bind
+from jaxalign.serve.engines import Call
+from jaxalign.serve.engines.upstream import UpstreamEngine
 from jaxalign.serve.identity import hash_key, read_keys
 from jaxalign.serve.store import events
 
@@ -148,7 +152,7 @@ def test_the_command_makes_keys(tmp_path):
     key = call(*words, "laptop", "--key-user", "ann").out.strip()
     assert read_keys(path)[hash_key(key)].user == "ann"
     assert call(*words, "webui").code == 0
-    assert [one.acts_for_any for one in read_keys(path).values()] == [False, True]
+    assert [one.user for one in read_keys(path).values()] == ["ann", None]
     refused(call(*words, "webui"), "taken")
 
 
@@ -165,6 +169,7 @@ def test_the_command_makes_keys(tmp_path):
         (["--engine", "openai", "--engine.url", "http://[::1/v1"], "--engine.url: found"),
         (["--engine.key-file", "~no-such-user/key"], "found no folder of this user"),
         (["--keys", "~no-such-user/keys"], "found no folder of this user"),
+        (["--database", "sqlite:///~no-such-user/a"], "found no folder of this user"),
         (["--retain", "1e300"], "at most 36500"),
         (["--caution", "-1"], "k: found -1.0, expected 0 or more standard deviations"),
         (["--retain", "nan"], "--retain: found nan, expected more than 0 days"),
@@ -209,3 +214,31 @@ def test_answers_do_not_wait_for_a_full_packet():
         return found
 
     assert asyncio.run(option_of_a_connection())
+
+
+def test_the_database_is_refused_before_the_engine_is_started(tmp_path, upstream_server, upstream):
+    config = config_of(tmp_path, upstream_server, database=f"sqlite:///{tmp_path}")
+    upstream.mode = "fail_models"
+    with pytest.raises(InputError, match="--database"):
+        asyncio.run(open_service(config))
+
+
+def test_a_stream_is_repeated_where_nothing_was_sent(upstream_server, upstream):
+    failures = [httpx.ConnectError("down"), httpx.ConnectTimeout("slow")]
+    sent = 'data: {"choices": [{"index": 0, "text": "Hi", "finish_reason": "stop"}]}\n\n'
+
+    def answer(request):
+        if failures:
+            raise failures.pop()
+        return httpx.Response(200, content=sent)
+
+    async def run():
+        engine = UpstreamEngine(EngineConfig("openai", url=upstream_server.url))
+        await engine.close()
+        transport = httpx.MockTransport(answer)
+        async with httpx.AsyncClient(base_url="http://engine", transport=transport) as client:
+            engine._client = client
+            return [chunk async for chunk in engine.stream(Call("text", {}, "Hello"))]
+
+    (chunk,) = asyncio.run(run())
+    assert chunk.choices[0].content() == "Hi"

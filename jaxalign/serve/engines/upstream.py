@@ -2,9 +2,9 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
 
 import httpx
 import numpy as np
@@ -165,16 +165,7 @@ class UpstreamEngine:
     async def _request(self, call: Call, n: int) -> Reply:
         endpoint, body = await self._sent(call)
         body |= {"n": n} if n > 1 else {}
-        for attempt in range(_RETRIES + 1):
-            try:
-                response = await self._client.post(PATHS[endpoint], json=body)
-                break
-            except _UNSENT as error:
-                if attempt == _RETRIES:
-                    raise _unreachable(error) from error
-                await asyncio.sleep(_FIRST_PAUSE * 2**attempt)
-            except httpx.HTTPError as error:
-                raise _unreachable(error) from error
+        response = await self._post(endpoint, body)
         if response.status_code != httpx.codes.OK:
             raise _refused(response.status_code, response.content, response.headers)
         try:
@@ -182,6 +173,23 @@ class UpstreamEngine:
         except ValidationError:
             raise _nonsense() from None
         return reply if endpoint == call.endpoint else _as_chat(reply)
+
+    async def _post(
+        self, endpoint: Endpoint, body: dict[str, object], stream: bool = False
+    ) -> httpx.Response:
+        """The response, of which a stream is not read yet; repeated where nothing was sent."""
+        request = self._client.build_request("POST", PATHS[endpoint], json=body)
+        for attempt in range(_RETRIES):
+            try:
+                return await self._client.send(request, stream=stream)
+            except _UNSENT:
+                await asyncio.sleep(_FIRST_PAUSE * 2**attempt)
+            except httpx.HTTPError as error:
+                raise _unreachable(error) from error
+        try:
+            return await self._client.send(request, stream=stream)
+        except httpx.HTTPError as error:
+            raise _unreachable(error) from error
 
     async def stream(self, call: Call) -> AsyncGenerator[ReplyChunk, None]:
         """Yield one answer piece by piece, as the server sends them.
@@ -192,8 +200,9 @@ class UpstreamEngine:
         async with self._place():
             endpoint, body = await self._sent(call)
             body |= {"stream": True, "stream_options": {"include_usage": True}}
+            response = await self._post(endpoint, body, stream=True)
             try:
-                async with self._client.stream("POST", PATHS[endpoint], json=body) as response:
+                async with contextlib.aclosing(response):
                     if response.status_code != httpx.codes.OK:
                         content = await response.aread()
                         raise _refused(response.status_code, content, response.headers)
@@ -238,7 +247,7 @@ class UpstreamEngine:
         """The name under which the server offers what answers."""
         return self._model if call.policy is None else call.policy
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:
         if self._waiting >= self._config.most_waiting:
             raise too_many(self._config.most_waiting)
