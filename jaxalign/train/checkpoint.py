@@ -156,6 +156,40 @@ class Checkpoints:
         self.wait()
 
 
+class BestParams:
+    """The parameters of the best step of one run, a folder a step, beside its checkpoints.
+
+    A run that is resumed from a checkpoint may find another best step after it. The best step as of
+    the newest whole checkpoint therefore stays on disk until a newer checkpoint is whole.
+    """
+
+    def __init__(self, folder: str | Path, checkpoints: Checkpoints) -> None:
+        """Take up a run at its newest checkpoint; what a killed run kept after it goes."""
+        self._saved, self._checkpoints = Checkpoints(folder), checkpoints
+        first = checkpoints.latest_step() or 0
+        on_first_process(lambda: self._keep({old for old in self._saved.steps() if old <= first}))
+
+    def save(self, step: int, params: PyTree) -> None:
+        """Write the parameters of a step that is the best so far."""
+        save_state(self._path(step), params)
+        self._checkpoints.wait()
+        resumed_from = self._checkpoints.latest_step() or 0
+        needed = max((old for old in self._saved.steps() if old <= resumed_from), default=step)
+        on_first_process(lambda: self._keep({needed, step}))
+
+    def load(self, step: int, like: PyTree) -> PyTree:
+        """Read the parameters of the best step; `like` and errors as in `load_state`."""
+        return load_state(self._path(step), like)
+
+    def _keep(self, steps: set[int]) -> None:
+        for step in self._saved.steps():
+            if step not in steps:
+                _remove(self._path(step))
+
+    def _path(self, step: int) -> Path:
+        return self._saved.folder / f"{step:08d}"
+
+
 def _begin(path: Path, state: PyTree) -> PyTree:
     """Start to write; the answer's `result()` returns when it is whole."""
     from orbax.checkpoint import v1 as ocp

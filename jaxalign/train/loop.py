@@ -18,7 +18,7 @@ from jaxalign.runs.log import Check, MetricsLog, Tracker, Where
 from jaxalign.runs.stop import stop_request
 from jaxalign.train.announce import announce
 from jaxalign.train.batches import Batches
-from jaxalign.train.checkpoint import Checkpoints, load_state, save_state
+from jaxalign.train.checkpoint import BestParams, Checkpoints
 from jaxalign.train.failures import guarded_step, last_state, memory_refusal
 from jaxalign.train.optimiser import OptimiserConfig, TrainState
 from jaxalign.train.step import Loss, make_judge, make_step
@@ -179,6 +179,7 @@ def fit(
     with ExitStack() as stack:
         stop = stack.enter_context(stop_request())
         kept = stack.enter_context(Checkpoints(folder / "state", keep=2))
+        best_params = BestParams(folder / "state" / "best", kept)
         state = state if kept.latest_step() is None else kept.restore(state)
         log = MetricsLog(folder, int(state.step), steps, say, _describe, config.trackers)
         stack.callback(log.close)
@@ -197,7 +198,7 @@ def fit(
                 log.flush()
                 log.add_validation(done, *judge(state.params, kept))
                 if log.best_step() == done:
-                    save_state(folder / "state" / "best", state.params)
+                    best_params.save(done, state.params)
             if stop.asked or done % config.checkpoint_every == 0 or done == steps:
                 log.flush()
                 kept.save(done, state)
@@ -206,7 +207,7 @@ def fit(
     if judge is None:
         return LoopResult(state.params, steps, {}, {}, steps)
     best = log.best_step()
-    params = load_state(folder / "state" / "best", state.params)
+    params = best_params.load(best, state.params)
     return LoopResult(params, best, log.validations[best], log.validations[0], steps)
 
 
