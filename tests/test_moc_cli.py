@@ -240,7 +240,7 @@ def test_evaluate_puts_the_baselines_beside_it(beside):
     # At the corners a soup, a mixture and MORLHF are one and the same policy.
     evaluations = [
         Evaluation.load(beside.out / f"evaluations/{name}.safetensors")
-        for name in ("MORLHF", "soups", "MOD")
+        for name in ("01_MORLHF", "02_soups", "03_MOD")
     ]
     for corner in ([1.0, 0.0], [0.0, 1.0]):
         said = [one.completions[one.preferences.tolist().index(corner)] for one in evaluations]
@@ -354,6 +354,8 @@ def test_bad_input_is_one_sentence(world, tmp_path):
     (stopped / "report.json").unlink()
     refused(call(*evaluate, stopped), "an unfinished run", "--resume")
     refused(call(*evaluate, world.run, "--samples", 0), "samples")
+    point = ("--reference_point", 0, 0, 0)
+    refused(call(*evaluate, world.run, *point), "found 3 numbers, expected 2", "brevity")
     assert not out.exists()
 
 

@@ -134,7 +134,22 @@ def load_prompts(source: str | Path, on_bad_row: OnBadRow = "refuse") -> Prompts
 
 def as_chats(prompts: Prompts) -> Prompts:
     """Texts made conversations: dialogues turn by turn, others as one turn of the user."""
-    return replace(prompts, prompts=tuple(_chat(prompt) for prompt in prompts.prompts))
+    return replace(prompts, prompts=tuple(as_chat(prompt) for prompt in prompts.prompts))
+
+
+def as_chat(prompt: Prompt) -> Prompt:
+    """Return the turns of a prompt; a dialogue as text is cut at its marks."""
+    if not isinstance(prompt, str):
+        return prompt
+    if not prompt.startswith(HUMAN):
+        return ({"role": "user", "content": prompt},)
+    turns: list[tuple[str, str]] = []
+    for piece in prompt.split(HUMAN)[1:]:
+        question, *answers = piece.split(ASSISTANT)
+        turns += [("user", question.strip()), *(("assistant", text.strip()) for text in answers)]
+    while turns[-1][0] == "assistant":
+        turns.pop()
+    return _thawed(tuple(turns))
 
 
 def filter_prompts(
@@ -309,18 +324,3 @@ def _thawed(prompt: str | _Turns) -> Prompt:
     if isinstance(prompt, str):
         return prompt
     return tuple({"role": role, "content": content} for role, content in prompt)
-
-
-def _chat(prompt: Prompt) -> Prompt:
-    """Turns of a prompt; a dialogue is cut at its marks."""
-    if not isinstance(prompt, str):
-        return prompt
-    if not prompt.startswith(HUMAN):
-        return ({"role": "user", "content": prompt},)
-    turns: list[tuple[str, str]] = []
-    for piece in prompt.split(HUMAN)[1:]:
-        question, *answers = piece.split(ASSISTANT)
-        turns += [("user", question.strip()), *(("assistant", text.strip()) for text in answers)]
-    while turns[-1][0] == "assistant":
-        turns.pop()
-    return _thawed(tuple(turns))

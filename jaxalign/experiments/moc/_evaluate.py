@@ -172,6 +172,12 @@ def evaluate(
             f"{folder}: the policy has no scale of rewards, expected one, in whose levels it is "
             "judged; give a run of `jaxalign moc train`, which estimates the scale."
         )
+    point, names = config.reference_point, first.policy.names
+    if point is not None and len(point) != len(names):
+        raise InputError(
+            f"reference_point: found {counted(len(point), 'number')}, expected {len(names)}, one "
+            f"for each reward: {', '.join(names)}."
+        )
     beside = [load_run(other, first.policy.model) for other in others]
     for other in beside:
         _check(first, other)
@@ -213,8 +219,9 @@ def evaluate(
     )  # fmt: skip
     judgings |= controls.named(config.best_of, texts)
     found = []
-    for name, judging in judgings.items():
-        path = out / "evaluations" / f"{_slug(name)}.safetensors"
+    for number, (name, judging) in enumerate(judgings.items()):
+        # The number keeps names apart that are alike but for a sign.
+        path = out / "evaluations" / f"{number:02d}_{_slug(name)}.safetensors"
         if not path.exists():
             progress.say(f"{name}: {counted(len(prompts), 'prompt')}")
             judging().save(path)
@@ -275,7 +282,7 @@ def _name(run: MocRun, taken: Sequence[str]) -> str:
     """The folder's name, or its path where another has that name."""
     known = (*taken, "MORLHF", "MODPO", "soups", "MOD")
     name = run.folder.resolve().name
-    return str(run.folder) if name in known else name
+    return str(run.folder.resolve()) if name in known else name
 
 
 def _slug(name: str) -> str:

@@ -234,7 +234,7 @@ def run(
         "prompts": json.dumps([train_on.prompts, held.prompts]),
     }
     if scored:
-        scored = completions_of(scored, train_on.prompts)
+        scored = completions_of(scored, train_on.prompts, rewards.names, progress.say)
         identity["warm_start"] = json.dumps(scored)
     run_dir = started.open(identity, settings.optimiser)
     kept = {

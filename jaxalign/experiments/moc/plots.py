@@ -39,8 +39,8 @@ def plot_front(report: MocEvaluationReport, path: Path) -> None:
                 _staircase(axes, policy["points"], report["reference_point"], place)
         if len(names) == 2:
             axes.plot(*report["reference_point"], "+", color="0.3", markersize=10)
-        axes.set_xlabel(f"{names[right]} (level)")
-        axes.set_ylabel(f"{names[up]} (level)")
+        axes.set_xlabel(f"{escape(names[right])} (level)")
+        axes.set_ylabel(f"{escape(names[up])} (level)")
         tidy(axes)
     for axes in panels[len(pairs) :]:
         axes.set_visible(False)
@@ -84,7 +84,7 @@ def plot_control(report: MocEvaluationReport, path: Path) -> None:
             _marks(axes, (shares, achieved), points, place, name)
         axes.set_xlabel(f"share of {escape(names[objective])} in the preference")
         axes.set_ylabel("achieved level")
-        axes.set_title(names[objective], fontsize=11)
+        axes.set_title(escape(names[objective]), fontsize=11)
         tidy(axes)
     for axes in panels[len(names) :]:
         axes.set_visible(False)

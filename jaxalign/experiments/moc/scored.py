@@ -1,21 +1,23 @@
 """Completions from a file, scored by a run's rewards, under the preferences that they meet."""
 
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxalign.data.chat_template import answer_turn
 from jaxalign.data.messages import prompt_text
-from jaxalign.data.prompts import Prompt
+from jaxalign.data.prompts import Prompt, as_chat
 from jaxalign.data.tables import read_rows
 from jaxalign.errors import InputError
 from jaxalign.moc.config import MocConfig
 from jaxalign.moc.fine_tuning import ConditionedCompletions
 from jaxalign.moc.modpo import ScoredPairs, scored_pairs
 from jaxalign.moc.policy import ConditionedPolicy, prompt_token_ids
-from jaxalign.moc.preferences import held_out, lattice
+from jaxalign.moc.preferences import held_out, lattice, without_tags
 from jaxalign.moc.warm_start import met_preferences
 from jaxalign.models.chat import stop_ids, text_of
 from jaxalign.models.language import LanguageModel
@@ -44,21 +46,42 @@ def read_completions(source: str | Path) -> tuple[PromptCompletion, ...]:
 
 
 def completions_of(
-    rows: Sequence[PromptCompletion], prompts: Sequence[Prompt]
+    rows: Sequence[PromptCompletion],
+    prompts: Sequence[Prompt],
+    names: Sequence[str],
+    say: Callable[[str], None],
 ) -> tuple[PromptCompletion, ...]:
-    """Return the rows that complete one of some prompts.
+    """Return the rows that complete one of some prompts, with that prompt's text.
+
+    Args:
+        rows: prompts as in a file of prompts; what a run changes in its prompts, see
+            `prompts_for`, is changed in them too.
+        prompts: those that the run trains on.
+        names: [R] names of the rewards.
+        say: where it is said how many rows complete no prompt.
 
     Raises:
         InputError: there is none.
     """
     known = {prompt_text(prompt) for prompt in prompts}
-    found = tuple(row for row in rows if row.prompt in known)
+    found = []
+    for row in rows:
+        bare = without_tags(names, row.prompt)
+        for text in (prompt_text(bare), prompt_text(as_chat(bare))):
+            if text in known:
+                found.append(row._replace(prompt=text))
+                break
     if not found:
         raise InputError(
             f"warm_start.data: none of {counted(len(rows), 'row')} completes a prompt that the run "
             "trains on; expected completions of the prompts in --data, those that are not held out."
         )
-    return found
+    if len(found) < len(rows):
+        say(
+            f"warm_start.data: {len(rows) - len(found):,} of {counted(len(rows), 'row')} complete "
+            "no prompt that the run trains on"
+        )
+    return tuple(found)
 
 
 class ScoredCompletions(NamedTuple):
@@ -99,7 +122,9 @@ def score_completions(
         InputError: a reward that fails.
     """
     known = {prompt_text(prompt): prompt for prompt in prompts}
-    cut = [(row, _cut(policy.model, row.completion, config.answer_tokens)) for row in rows]
+    ends = {text: _end(policy.model, prompt) for text, prompt in known.items()}
+    longest = config.answer_tokens
+    cut = [(row, _cut(policy.model, row.completion, longest, ends[row.prompt])) for row in rows]
     used = [(row, ids) for row, ids in cut if ids]
     texts = [row.prompt for row, _ in used]
     ids = [tokens for _, tokens in used]
@@ -186,13 +211,28 @@ def modpo_pairs(
     return ConditionedCompletions(prompts, scored.ids, preferences), pairs
 
 
-def _cut(model: LanguageModel, text: str, longest: int) -> list[int]:
-    """Tokens of a completion, at most as many as a policy writes; its stop token if it fits."""
+def _cut(model: LanguageModel, text: str, longest: int, end: int | None) -> list[int]:
+    """Tokens of a completion up to a stop id, at most as many as a policy writes; its end if it
+    fits."""
     ids: list[int] = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-    stops = stop_ids(model)
-    if not ids or len(ids) >= longest or not stops:
+    ids = list(takewhile(lambda token: token not in stop_ids(model), ids))
+    if not ids or len(ids) >= longest or end is None:
         return ids[:longest]
-    return [*ids, stops[0]]
+    return [*ids, end]
+
+
+def _end(model: LanguageModel, prompt: Prompt) -> int | None:
+    """The token that the model itself ends a completion of a prompt with.
+
+    A chat template shows it behind an answer; a text ends with the end of text.
+    """
+    stops = stop_ids(model)
+    written = [model.tokenizer.eos_token_id]
+    if not isinstance(prompt, str):
+        answered = [*prompt, {"role": "assistant", "content": "a"}]
+        _, turn = answer_turn(model.tokenizer, answered, "a prompt of the run")
+        written = model.tokenizer(turn, add_special_tokens=False)["input_ids"]
+    return next((token for token in [*written, *stops] if token in stops), None)
 
 
 def _options(names: Sequence[str], config: MocConfig) -> np.ndarray:
