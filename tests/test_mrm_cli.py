@@ -380,6 +380,8 @@ def test_a_run_starts_from_an_earlier_one(world, tmp_path):
     assert models[0].digest != models[1].digest
     refused(train(world, choices, second, *quick, "--resume"), "another run")
     refused(train(world, choices, tmp_path / "x", "--methods", "mrm", "--from", first), "of bayes")
+    whiter = (*quick, "--features.whiten", 1, "--from", first)
+    refused(train(world, choices, tmp_path / "x", *whiter), "features.whiten 0.5", "found 1")
     narrow = write_features(tmp_path / "narrow.npz", world.features[:, :4])
     other = ("--features.path", narrow, "--from", first)
     refused(train(world, choices, tmp_path / "y", *quick, *other), "other features", "4 wide")

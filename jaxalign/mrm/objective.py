@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.arrays import Sizes, check_array, check_mask, check_number, kept
+from jaxalign.errors import InputError
 from jaxalign.mrm.base import (
     Params,
     base_differences,
@@ -77,6 +78,12 @@ def _checked(batch: Batch) -> Batch:
     """The batch with 0 in the features of pairs that neither mask counts."""
     sizes = Sizes()
     names = ("support_mask", "query_mask")
+    features = ("differences",) if "differences" in batch else ("chosen", "rejected")
+    if missing := [name for name in (*names, *features) if name not in batch]:
+        raise InputError(
+            f"batch: lacks {', '.join(missing)}; expected support_mask, query_mask, and either "
+            "chosen and rejected or differences."
+        )
     masks = [check_mask(f'batch["{name}"]', batch[name], "U P", sizes) for name in names]
     either = jnp.maximum(*masks)
     checked = {**batch, **dict(zip(names, masks, strict=True))}
@@ -107,8 +114,8 @@ def meta_objective(
         The objective, and (losses [U] on the query pairs, adapted raw weights [U, K]).
 
     Raises:
-        InputError: shapes that disagree, a negative weight, or a concrete value that is not finite
-            where one of the masks is above 0.
+        InputError: a missing entry, shapes that disagree, a negative weight, or a concrete value
+            that is not finite where one of the masks is above 0.
 
     Example:
         >>> import jax

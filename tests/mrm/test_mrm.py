@@ -11,6 +11,7 @@ import pytest
 import reference_numpy as ref
 
 from jaxalign import mrm
+from jaxalign.errors import InputError
 from jaxalign.mrm.base import BaseRewards, base_differences, is_linear
 from jaxalign.mrm.inner import adapt_path, bradley_terry_loss, inner_rates
 
@@ -144,6 +145,10 @@ def test_an_mlp_needs_both_answers(x64):
     differences["differences"] = batch["chosen"] - batch["rejected"]
     with pytest.raises(ValueError, match="linear base"):
         mrm.meta_objective(params, differences, config)
+    for name in ("rejected", "query_mask"):
+        rest = {k: v for k, v in batch.items() if k != name}
+        with pytest.raises(InputError, match=f"batch: lacks {name}; expected support_mask"):
+            mrm.meta_objective(params, rest, config)
     (objective, _), gradient = value_and_grad(params, batch, config=config)
     # The nonlinearity is not lost: the same parameters, taken as linear, judge otherwise.
     linear = mrm.meta_objective(params, batch, replace(hidden_sizes=(4, 2)))[0]

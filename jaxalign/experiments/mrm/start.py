@@ -31,7 +31,8 @@ def load_start(folder: Path, config: MRMRunConfig) -> EarlierRun:
 
     Raises:
         InputError: no finished run, a model of a method that cannot start from it, or one that was
-            trained with settings under which its parameters mean something else.
+            trained with settings of the method or of its directions under which its parameters mean
+            something else.
     """
     model = load(folder, with_users=False)
     name = model.method.name
@@ -53,6 +54,15 @@ def load_start(folder: Path, config: MRMRunConfig) -> EarlierRun:
                 f"--from {folder}: was trained with {name}.{setting} {old}; found {new}, expected "
                 f"the same: set {name}.{setting} as in that run, or train without --from."
             )
+    if method.inputs == "projected" and model.projection.scale is None:
+        for setting in ("max_dims", "whiten"):
+            old, new = (getattr(one.features, setting) for one in (model, config))
+            if old != new:
+                raise InputError(
+                    f"--from {folder}: was trained with features.{setting} {old}, and its "
+                    f"directions stay; found {new}, expected the same: set features.{setting} as "
+                    "in that run, or train without --from."
+                )
     return EarlierRun(folder, model, UserSplit.load(folder / "splits.json"))
 
 
