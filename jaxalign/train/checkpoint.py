@@ -152,8 +152,15 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exception: PyTree) -> None:
-        self.wait()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: PyTree
+    ) -> None:
+        try:
+            self.wait()
+        except Exception as second:
+            if error is None:
+                raise
+            error.add_note(f"the checkpoint that was being written is not whole either: {second}")
 
 
 class BestParams:

@@ -49,3 +49,17 @@ def test_the_best_step_as_of_the_last_checkpoint_stays_until_there_is_a_newer_on
     assert kept() == [5]
     with pytest.raises(InputError, match="00000004"):
         best.load(4, params(0))
+
+
+def test_a_checkpoint_that_fails_does_not_hide_the_error_before_it(tmp_path, monkeypatch):
+    def full(self):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Checkpoints, "wait", full)
+    with pytest.raises(ValueError, match="the first") as failed, Checkpoints(tmp_path):
+        raise ValueError("the first")
+    assert failed.value.__notes__ == [
+        "the checkpoint that was being written is not whole either: no space left"
+    ]
+    with pytest.raises(OSError, match="no space left"), Checkpoints(tmp_path):
+        pass
