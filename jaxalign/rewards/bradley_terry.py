@@ -51,8 +51,9 @@ class RewardConfig:
     """A run of reward modelling.
 
     Attributes:
-        max_tokens: most tokens of prompt and answer together, at least 1; longer ones lose their
-            end.
+        max_tokens: most tokens of prompt and answer together in training and its validation, at
+            least 1; longer ones lose their end. The finished model reads as many as its context
+            has, and so does the report's accuracy.
         hold_out: what is held out whole to measure accuracy on: a `group` (conversation or topic)
             of a user, a `user`, or a `prompt`. Choose `user` to measure accuracy for new users.
         hold_out_share: share of the groups, users or prompts that is held out, in [0, 1).
