@@ -15,8 +15,8 @@ import tiny_bert
 import tiny_lms
 import yaml
 from cli_calls import call, write_rows
-from test_moc_cli import CONFIG as MOC
-from test_moc_cli import PROMPTS, WORDS
+from moc_cli_world import CONFIG as MOC
+from moc_cli_world import PROMPTS, WORDS
 
 from jaxalign import mrm
 from jaxalign.rewards.reward_scale import load_scale

@@ -48,7 +48,8 @@ def kinds(tmp_path_factory):
         "features": (root / "features.npz", "arrays (npz)"),
     }
     (root / "m.gguf").write_bytes(b"GGUF" + b"\0" * 20)
-    (root / "rows.jsonl").write_text('{"prompt": "a", "answer": "b", "text": "c"}\n')
+    row = {"prompt": "a", "answer": "b", "text": "c", "chosen": "d", "rejected": "e"}
+    (root / "rows.jsonl").write_text(2 * (json.dumps(row) + "\n"))
     np.savez(root / "features.npz", zebra=np.zeros(2))
     made["export"] = folder_of(root / "export", routing__json={}), "adapters of `jaxalign export"
     place = folder_of(root / "reward", adapter_config__json=adapter, reward__json={})
