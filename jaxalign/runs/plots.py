@@ -78,9 +78,21 @@ def legend_right(axes: Axes) -> None:
 
 
 def legend_below(figure: Figure, axes: Axes, columns: int) -> None:
-    """Place the legend of one of several panels below them all, without a frame."""
+    """Place the legend of one of several panels below them all, without a frame.
+
+    Args:
+        figure: with all panels.
+        axes: the panel whose legend it is.
+        columns: of the legend; fewer where they are wider than the figure.
+    """
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+    for number in range(columns, 0, -1):
+        legend = figure.legend(
+            handles, labels, loc="outside lower center", ncols=number, frameon=False
+        )
+        if number == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def draw_interval(

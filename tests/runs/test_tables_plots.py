@@ -48,3 +48,16 @@ def test_a_plot_is_written_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["p.png"]
     with pytest.raises(InputError, match="nothing to draw"):
         plots.refuse_empty([])
+
+
+def test_a_legend_stays_inside_the_figure():
+    names = [f"a policy with a long name {number}" for number in range(6)]
+    figure = plots.new_figure(6, 4)
+    axes = figure.subplots()
+    for name in names:
+        axes.plot([0, 1], label=name)
+    plots.legend_below(figure, axes, 5)
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    assert legend.get_window_extent().width <= figure.bbox.width
+    assert [text.get_text() for text in legend.get_texts()] == names
