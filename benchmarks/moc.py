@@ -61,7 +61,7 @@ def _config(arguments: argparse.Namespace, accelerated: bool, dtype: str) -> Any
     base = published()
     if arguments.config is not None:
         from jaxalign.config import load_config
-        from jaxalign.experiments.moc._run import MocRunConfig
+        from jaxalign.experiments.moc import MocRunConfig
 
         base = load_config(MocRunConfig, arguments.config, []).moc
     lora = replace(base.trunk.lora, dropout=0.0)  # peft's side has none either

@@ -96,7 +96,7 @@ def programs_of(
     from jax.sharding import NamedSharding, PartitionSpec
 
     from jaxalign.config import load_config
-    from jaxalign.experiments.moc._run import MocRunConfig
+    from jaxalign.experiments.moc import MocRunConfig
     from jaxalign.moc.policy import init_policy
     from jaxalign.moc.step import init_train_state, make_programs
     from jaxalign.models import families

@@ -485,11 +485,7 @@ def _first_bad(
             return None
         live = np.asarray(weights) > 0
         bad &= live.reshape(live.shape + (1,) * (host.ndim - live.ndim))
-    return _place(bad) if bad.any() else None
-
-
-def _place(bad: np.ndarray) -> tuple[int, ...]:
-    return tuple(int(index) for index in np.unravel_index(np.argmax(bad), bad.shape))
+    return tuple(map(int, np.unravel_index(np.argmax(bad), bad.shape))) if bad.any() else None
 
 
 def _at(name: str, place: tuple[int, ...]) -> str:

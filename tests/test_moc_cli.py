@@ -15,9 +15,9 @@ from moc_cli_world import CONFIG, NAMES, PROMPTS, build, train, weights_of
 from jaxalign.config import load_config
 from jaxalign.data.prompts import Prompts, load_prompts
 from jaxalign.errors import InputError
-from jaxalign.experiments.moc import MocEvaluateConfig
+from jaxalign.experiments.moc import MocEvaluateConfig, MocRunConfig
 from jaxalign.experiments.moc._evaluate import _prompts, evaluated_policies, load_run
-from jaxalign.experiments.moc._run import MocRunConfig, estimate_scale, prompts_for
+from jaxalign.experiments.moc._run import estimate_scale, prompts_for
 from jaxalign.experiments.moc.evaluation import Evaluation
 from jaxalign.moc import load
 from jaxalign.moc.prompt_sampler import PromptSampler

@@ -4,7 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from jaxalign.commands.parser import Commands, add_out, check_drawing, command
+from jaxalign.commands.completing import check_completing
+from jaxalign.commands.parser import Commands, add_out, command
 from jaxalign.errors import InputError
 from jaxalign.progress import counted
 
@@ -124,15 +125,11 @@ def _answer(arguments: argparse.Namespace, _: list[str]) -> None:
     from jaxalign.models.sampling import Sampling
     from jaxalign.personalize import ServingRule
 
-    check_drawing(arguments)
+    check_completing(arguments)
     if arguments.samples is not None and not arguments.model:
         raise InputError(
             "--samples: found no --model, from which answers are drawn; leave out --samples, or "
             "add --model."
-        )
-    if arguments.resume and arguments.out is None:
-        raise InputError(
-            "--resume: found no --out, the file to go on with; add --out, or leave --resume out."
         )
     rule = ServingRule(arguments.caution, arguments.least_probability)
     settings = Sampling(

@@ -37,7 +37,9 @@ def check_completing(arguments: argparse.Namespace) -> None:
     """
     check_drawing(arguments)
     if arguments.resume and arguments.out is None:
-        raise InputError("--resume goes on with a file: name it with --out")
+        raise InputError(
+            "--resume: found no --out, the file to go on with; add --out, or leave --resume out."
+        )
 
 
 def complete(

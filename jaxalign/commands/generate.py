@@ -120,7 +120,7 @@ def _generate(arguments: argparse.Namespace, _: list[str]) -> None:
                 "preferences has an adapter of its own; give one of them"
             )
         if arguments.max_tokens is None:
-            from jaxalign.experiments.moc._run import trained_config
+            from jaxalign.experiments.moc.config import trained_config
 
             if (run := trained_config(arguments.model)) is not None:
                 own = replace(sampling, max_tokens=run.moc.answer_tokens)

@@ -64,13 +64,13 @@ def make_writer(
         progress: Where the training is shown.
     """
     rows = np.flatnonzero(np.isin(answers.prompt, prompts))
-    asked = [question(answers.prompts[answers.prompt[row]]) for row in rows]
+    questions = [question(answers.prompts[answers.prompt[row]]) for row in rows]
     written = [answers.texts[row] for row in rows]
     words = _tokenizer(written)
     model = word_model(CONFIG, init_params(CONFIG, seed), words, f"toy writer {seed}")
     config = replace(SFT, loop=replace(SFT.loop, seed=seed))
     with TemporaryDirectory() as folder:
-        learned = _completions(model, asked, written)
+        learned = _completions(model, questions, written)
         found = sft.train(model, learned, None, config, Path(folder), progress)
     return replace(model, params=found.params["model"])
 

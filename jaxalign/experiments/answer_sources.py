@@ -270,7 +270,7 @@ def _conditioned(sources: AnswerSources, folder: Path, model: UserModel) -> Stra
     policy = moc.load(place, dtype=sources.dtype)
     settings = sources.settings
     if sources.own_length:
-        from jaxalign.experiments.moc._run import trained_config  # with plots; for this alone
+        from jaxalign.experiments.moc.config import trained_config  # with plots; for this alone
 
         if (run := trained_config(folder)) is not None:
             settings = replace(settings, max_tokens=run.moc.answer_tokens)

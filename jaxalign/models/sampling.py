@@ -171,8 +171,9 @@ def computed(
         [0.0, 1.0]
     """
     least = np.finfo(np.float32).tiny
-    heat, share = np.asarray(temperature, np.float32), np.asarray(top_p, np.float32)
-    return np.where(heat < least, np.float32(0), heat), np.maximum(share, least)
+    temperatures = np.asarray(temperature, np.float32)
+    temperatures = np.where(temperatures < least, np.float32(0), temperatures)
+    return temperatures, np.maximum(np.asarray(top_p, np.float32), least)
 
 
 def sample_token(

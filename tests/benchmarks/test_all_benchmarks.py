@@ -19,7 +19,7 @@ from benchmarks.moc_memory import CONFIG
 from benchmarks.rows import ROWS, Row
 from benchmarks.xla import environment
 from jaxalign.config import load_config
-from jaxalign.experiments.moc._run import MocRunConfig
+from jaxalign.experiments.moc import MocRunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 MACHINE = {

@@ -17,13 +17,12 @@ from jaxalign.data.prompts import Prompt, load_prompts
 from jaxalign.errors import InputError
 from jaxalign.experiments.moc import baselines
 from jaxalign.experiments.moc._run import (
-    CONFIG,
     PROMPTS,
-    MocRunConfig,
     held_out_prompts,
     named_few,
     prompts_for,
 )
+from jaxalign.experiments.moc.config import CONFIG, MocRunConfig
 from jaxalign.experiments.moc.evaluation import Evaluation
 from jaxalign.experiments.moc.judge import (
     EvaluatedPolicy,

@@ -2,20 +2,18 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import TypedDict
 
 import jax
 import numpy as np
 
-from jaxalign.config import load_config, to_yaml
-from jaxalign.config_fields import check_choices
+from jaxalign.config import to_yaml
 from jaxalign.data.chat_template import choose_template
 from jaxalign.data.prompts import (
     Prompt,
-    PromptConfig,
     Prompts,
     as_chats,
     filter_prompts,
@@ -23,7 +21,7 @@ from jaxalign.data.prompts import (
     split_prompts,
 )
 from jaxalign.errors import InputError
-from jaxalign.experiments.moc import baselines
+from jaxalign.experiments.moc.config import CONFIG, MocRunConfig
 from jaxalign.experiments.moc.conflict import (
     ConflictReport,
     conflict_lines,
@@ -43,15 +41,13 @@ from jaxalign.files import read_json, write_json, write_text
 from jaxalign.moc import modpo, warm_start
 from jaxalign.moc._train import MocTrainResult, train
 from jaxalign.moc.config import MocConfig
-from jaxalign.moc.files import POLICY, policy_folder, save
-from jaxalign.moc.fine_tuning import WarmStartConfig, fit_policy
-from jaxalign.moc.modpo import ModpoConfig
+from jaxalign.moc.files import POLICY, save
+from jaxalign.moc.fine_tuning import fit_policy
 from jaxalign.moc.monitor import KL_FACTOR
 from jaxalign.moc.policy import ConditionedPolicy, init_policy
 from jaxalign.moc.preferences import (
     check_simplex,
     insert_preference_tag,
-    parse_preference,
     sample_preferences,
     without_tags,
 )
@@ -63,10 +59,9 @@ from jaxalign.rewards.reward_scale import (
     SCALE_ARRAYS,
     SCALE_FILE,
     RewardScale,
-    check_quantiles,
     fit_scale,
 )
-from jaxalign.rewards.spec import RewardSpec, build_rewards, known_levels
+from jaxalign.rewards.spec import build_rewards, known_levels
 from jaxalign.rewards.vector import TextReward
 from jaxalign.rollout import ReferencePolicy, rollout_policies
 from jaxalign.runs.artifact import Tree
@@ -74,8 +69,7 @@ from jaxalign.runs.processes import on_first_process
 from jaxalign.runs.run_dir import Identity, RunDir
 from jaxalign.train.mesh import DeviceReport, inference_shardings
 
-CONFIG, PROMPTS, WARM_START = "config.yaml", "prompts.json", "warm_start"
-_ONE_WEIGHTING = ("morlhf", "modpo")  # baselines that are trained for a single weighting
+PROMPTS, WARM_START = "prompts.json", "warm_start"
 _SCALE_STREAM = 0x7363616C  # other draws of a run are not these
 _SCALE_BATCH = 32
 
@@ -99,88 +93,6 @@ class TrainReport(TypedDict):
     kl_above: int
     conflict: ConflictReport | None
     devices: DeviceReport
-
-
-@dataclass(frozen=True)
-class MocRunConfig:
-    """A run: rewards, prompts, and how the policy is trained.
-
-    Attributes:
-        rewards: the R rewards that are the objectives, two or more, in the order of preferences.
-        prompts: which prompts of the source are used; a share is held out to judge on.
-        moc: settings of the training.
-        baseline: what to train instead, with the same trainer: "morlhf", an unconditioned policy
-            for the weighting `weight`; "closeness", a conditioned policy that is rewarded for
-            the closeness of each completion's rewards to the preference; "ric", a conditioned
-            policy after its warm start, without PPO; or "modpo", an unconditioned policy for the
-            weighting `weight` that learns from pairs of the completions in `warm_start.data`,
-            without PPO.
-        warm_start: fine-tuning on scored completions before PPO.
-        modpo: preference optimisation of "modpo", which takes its loop and optimiser from
-            `warm_start`.
-        weight: weighting of "morlhf" and "modpo", such as helpful=0.3,harmless=0.7; null otherwise.
-        reference_answers: completions of the model alone on which the scale of the rewards is
-            estimated, 256 or more.
-        quantiles: quantiles of their rewards that become levels 0 and 1, between 0 and 1.
-        conflict_prompts: prompts on which it is measured before training how far the rewards
-            conflict, 16 or more for a useful figure; 0 measures nothing.
-        conflict_samples: completions of each by the model alone, 2 or more; 16 is usual.
-    """
-
-    rewards: tuple[RewardSpec, ...] = ()
-    prompts: PromptConfig = field(default_factory=PromptConfig)
-    moc: MocConfig = field(default_factory=MocConfig)
-    baseline: Literal["none", "morlhf", "closeness", "ric", "modpo"] = "none"
-    warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
-    modpo: ModpoConfig = field(default_factory=ModpoConfig)
-    weight: str | None = None
-    reference_answers: int = 512
-    quantiles: tuple[float, float] = (0.05, 0.95)
-    conflict_prompts: int = 16
-    conflict_samples: int = 16
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        for name, least in (("conflict_prompts", 0), ("conflict_samples", 2)):
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"{name} is {getattr(self, name)}; expected at least {least}: correct it."
-                )
-        check_quantiles(self.quantiles)
-        if self.reference_answers < 256:
-            raise InputError(
-                f"reference_answers is {self.reference_answers}; expected at least 256, or the "
-                "scale of the rewards is noise."
-            )
-        if (self.baseline in _ONE_WEIGHTING) != (self.weight is not None):
-            raise InputError(
-                f"baseline is {self.baseline} and weight {self.weight}; expected a weight such as "
-                "helpful=0.3,harmless=0.7 for morlhf and modpo, and none else."
-            )
-        if self.baseline not in _ONE_WEIGHTING and self.moc.conditioning == "none":
-            raise InputError(
-                f"moc.conditioning is none with the baseline {self.baseline}; expected a policy "
-                "that is given its preference: set another conditioning, or the baseline morlhf "
-                "or modpo with a weight."
-            )
-        if self.baseline in ("ric", "modpo") and self.warm_start.data is None:
-            raise InputError(
-                f"warm_start.data is null, expected completions to learn from for the baseline "
-                f"{self.baseline}: give a file with the columns prompt and completion."
-            )
-
-    def training(self, names: Sequence[str]) -> MocConfig:
-        """Return the settings of the training, the baseline's changes included.
-
-        Args:
-            names: [R] names of the rewards.
-
-        Raises:
-            InputError: a weight that is not over these rewards.
-        """
-        if self.weight is not None:
-            return baselines.morlhf(self.moc, parse_preference(self.weight, names))
-        return baselines.closeness(self.moc) if self.baseline == "closeness" else self.moc
 
 
 def run(
@@ -295,20 +207,6 @@ def _warm_started(
     learned = conditioned_completions(known, policy, settings, warm.keep, progress.say)
     rows = warm_start.completion_rows(learned, settings.answer_tokens)
     return fit_policy(policy, warm_start.loss, rows, settings, warm, folder, progress)
-
-
-def trained_config(folder: str | Path) -> MocRunConfig | None:
-    """Return the config of the run that trained a policy, None where the policy stands alone.
-
-    Args:
-        folder: of the run, or of the policy in it.
-
-    Raises:
-        InputError: there is no policy, or its config cannot be read.
-    """
-    places = Path(folder).expanduser() / CONFIG, policy_folder(folder).parent / CONFIG
-    found = next((place for place in places if place.is_file()), None)
-    return None if found is None else load_config(MocRunConfig, found, [])
 
 
 def held_out_prompts(folder: Path) -> list[Prompt]:

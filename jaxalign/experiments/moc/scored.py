@@ -122,10 +122,14 @@ def score_completions(
         InputError: a reward that fails.
     """
     known = {prompt_text(prompt): prompt for prompt in prompts}
-    ends = {text: _end(policy.model, prompt) for text, prompt in known.items()}
-    longest = config.answer_tokens
-    cut = [(row, _cut(policy.model, row.completion, longest, ends[row.prompt])) for row in rows]
-    used = [(row, ids) for row, ids in cut if ids]
+    stops = stop_ids(policy.model)
+    ends = {text: _end(policy.model, prompt, stops) for text, prompt in known.items()}
+    cut = _cut(policy.model, [row.completion for row in rows], stops, config.answer_tokens)
+    used = [
+        (row, _ended(ids, ends[row.prompt], config.answer_tokens))
+        for row, ids in zip(rows, cut, strict=True)
+        if ids
+    ]
     texts = [row.prompt for row, _ in used]
     ids = [tokens for _, tokens in used]
     raw = compute_rewards(rewards, texts, [text_of(policy.model, tokens) for tokens in ids], 0)
@@ -211,22 +215,26 @@ def modpo_pairs(
     return ConditionedCompletions(prompts, scored.ids, preferences), pairs
 
 
-def _cut(model: LanguageModel, text: str, longest: int, end: int | None) -> list[int]:
-    """Tokens of a completion up to a stop id, at most as many as a policy writes; its end if it
-    fits."""
-    ids: list[int] = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-    ids = list(takewhile(lambda token: token not in stop_ids(model), ids))
-    if not ids or len(ids) >= longest or end is None:
-        return ids[:longest]
-    return [*ids, end]
+def _cut(
+    model: LanguageModel, texts: Sequence[str], stops: Sequence[int], longest: int
+) -> list[list[int]]:
+    """Tokens of completions before the first stop id, at most as many as a policy writes."""
+    if not texts:
+        return []
+    found: list[list[int]] = model.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return [list(takewhile(lambda token: token not in stops, ids))[:longest] for ids in found]
 
 
-def _end(model: LanguageModel, prompt: Prompt) -> int | None:
+def _ended(ids: list[int], end: int | None, longest: int) -> list[int]:
+    """A completion with the token that ends it, where that fits."""
+    return ids if end is None or len(ids) == longest else [*ids, end]
+
+
+def _end(model: LanguageModel, prompt: Prompt, stops: Sequence[int]) -> int | None:
     """The token that the model itself ends a completion of a prompt with.
 
     A chat template shows it behind an answer; a text ends with the end of text.
     """
-    stops = stop_ids(model)
     written = [model.tokenizer.eos_token_id]
     if not isinstance(prompt, str):
         answered = [*prompt, {"role": "assistant", "content": "a"}]

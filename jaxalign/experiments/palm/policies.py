@@ -12,7 +12,7 @@ from jaxalign import moc
 from jaxalign.data.chat_template import choose_template
 from jaxalign.data.prompts import Prompt, Prompts, as_chats, filter_prompts, load_prompts
 from jaxalign.errors import InputError
-from jaxalign.experiments.moc._run import trained_config
+from jaxalign.experiments.moc.config import trained_config
 from jaxalign.moc.files import policy_folder
 from jaxalign.moc.preferences import evaluation_points
 from jaxalign.models.chat import room_for_prompts, tokenize_prompt

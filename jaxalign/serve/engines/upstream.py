@@ -179,17 +179,15 @@ class UpstreamEngine:
     ) -> httpx.Response:
         """The response, of which a stream is not read yet; repeated where nothing was sent."""
         request = self._client.build_request("POST", PATHS[endpoint], json=body)
-        for attempt in range(_RETRIES):
+        attempt = 0
+        while True:
             try:
                 return await self._client.send(request, stream=stream)
-            except _UNSENT:
-                await asyncio.sleep(_FIRST_PAUSE * 2**attempt)
             except httpx.HTTPError as error:
-                raise _unreachable(error) from error
-        try:
-            return await self._client.send(request, stream=stream)
-        except httpx.HTTPError as error:
-            raise _unreachable(error) from error
+                if attempt == _RETRIES or not isinstance(error, _UNSENT):
+                    raise _unreachable(error) from error
+            await asyncio.sleep(_FIRST_PAUSE * 2**attempt)
+            attempt += 1
 
     async def stream(self, call: Call) -> AsyncGenerator[ReplyChunk, None]:
         """Yield one answer piece by piece, as the server sends them.

@@ -10,7 +10,7 @@ import pytest
 from jaxalign.config import load_config, to_yaml
 from jaxalign.data.prompts import load_prompts, split_prompts
 from jaxalign.errors import InputError
-from jaxalign.experiments.moc._run import MocRunConfig
+from jaxalign.experiments.moc import MocRunConfig
 from jaxalign.moc import config as moc_config
 from jaxalign.moc.preferences import preference_tag, sample_preferences
 from jaxalign.rewards import spec
