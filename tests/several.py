@@ -24,6 +24,9 @@ def moc_config(steps, prompt_tokens, mesh):
         "moc": {
             "steps": steps, "groups": 2, "rows": 4, "prompt_tokens": prompt_tokens,
             "answer_tokens": 4, "temperature": 1.0, "epochs": 1, "micro_batches": 1,
+            # Adam divides a gradient by its own size, so that an entry of which hardly more than
+            # rounding is left moves as far as the others; with a large eps it moves in proportion.
+            "optimiser": {"rate": 1e-3, "eps": 1.0},
             "trunk": {
                 "lora": {"rank": 2}, "weights": "float32", "compute": "float32", "remat": None,
                 "mesh": mesh,
@@ -98,7 +101,8 @@ def worst(first, second):
     assert found
     for own, other in zip(_metrics(first), _metrics(second), strict=True):
         assert own.keys() == other.keys()
-        found += [abs(own[name] - other[name]) / max(abs(other[name]), 1e-3) for name in own]
+        # Some are sums of terms of either sign, of which little more than rounding may be left.
+        found += [abs(own[name] - other[name]) / max(abs(other[name]), 0.1) for name in own]
     return max(found)
 
 

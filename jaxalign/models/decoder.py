@@ -30,7 +30,8 @@ class Decoder(nn.Module):
 
     Attributes:
         config: sizes and switches.
-        adapter_dropout: share of the adapters' inputs dropped, where a `dropout` key is given.
+        adapter_dropout: share of the adapters' inputs that is dropped, where they hold keys
+            (`lora.with_dropout_keys`).
 
     Source: Touvron et al. 2023, https://arxiv.org/abs/2302.13971.
     """
@@ -149,10 +150,10 @@ class Linear(nn.Module):
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
             result = result + jnp.broadcast_to(bias.astype(self.dtype), result.shape)
         if pair:
-            kept = inputs
-            if self.adapter_dropout and self.has_rng("dropout"):
-                kept = nn.Dropout(self.adapter_dropout, deterministic=False)(inputs)
-            result = result + lora.delta(kept, pair, rows)
+            if self.adapter_dropout and "dropout" in pair:
+                dropout = nn.Dropout(self.adapter_dropout, deterministic=False)
+                inputs = dropout(inputs, rng=leaf(pair, "dropout"))
+            result = result + lora.delta(inputs, pair, rows)
         return result
 
 
@@ -172,7 +173,7 @@ def layers_of(
     scanned = nn.scan(
         block,
         variable_axes={"params": 0},
-        split_rngs={"params": True, "dropout": True},
+        split_rngs={"params": True},
         in_axes=(0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
         length=config.layers,
         unroll=config.layers if config.unroll else 1,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.errors import InputError
+from jaxalign.models import lora
 from jaxalign.models.attention import Cache
 from jaxalign.models.decoder import Adapters, Caches, Decoder, unembedding
 from jaxalign.models.decoder_config import FAMILIES, DecoderConfig
@@ -92,7 +93,8 @@ def forward(
         if tokens is None:
             raise TypeError("forward takes either tokens or embeddings.")
         embeddings = embed(config, params, tokens)
-    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    if adapter_dropout and dropout_key is not None and adapters is not None:
+        adapters = lora.with_dropout_keys(adapters, dropout_key)
     states = model.apply(
         {"params": params},
         embeddings,
@@ -102,7 +104,6 @@ def forward(
         adapters=adapters,
         rows=rows,
         past=past,
-        rngs=rngs,
     )
     return cast(tuple[jax.Array, Caches], states)
 

@@ -118,7 +118,8 @@ class GPT2(nn.Module):
 
     Attributes:
         config: sizes and switches.
-        adapter_dropout: share of the adapters' inputs dropped, where a `dropout` key is given.
+        adapter_dropout: share of the adapters' inputs that is dropped, where they hold keys
+            (`lora.with_dropout_keys`).
 
     Source: Radford et al. 2019, Language Models are Unsupervised Multitask Learners.
     """

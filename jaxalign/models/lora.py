@@ -347,6 +347,46 @@ def delta(inputs: jax.Array, pair: Params, rows: jax.Array | None = None) -> jax
     return jnp.einsum("BTr,Bro->BTo", low, b[rows])
 
 
+def with_dropout_keys(
+    adapters: Params | tuple[Params, ...], key: jax.Array
+) -> Params | tuple[Params, ...]:
+    """Add to each matrix of each layer a key of its own, which drops what its update reads.
+
+    A key depends on the layer and on the matrix's place in the sorted tree alone: layers in one
+    stack and layers apart drop the same.
+
+    Args:
+        adapters: scaled, leaves [L, ...]; or a tree for each of L layers.
+        key: random key.
+
+    Returns:
+        The same with keys `dropout` beside `a` and `b`, [L] or for each layer [].
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxalign.models import lora
+        >>> adapter = {"up": {"a": jnp.ones((2, 8, 4)), "b": jnp.ones((2, 4, 16))}}
+        >>> lora.with_dropout_keys(adapter, jax.random.key(0))["up"]["dropout"].shape
+        (2,)
+    """
+    if isinstance(adapters, tuple):
+        return tuple(_with_layer_keys(own, key, layer) for layer, own in enumerate(adapters))
+    return _with_layer_keys(adapters, key, None)
+
+
+def _with_layer_keys(adapter: Params, key: jax.Array, layer: int | None) -> Params:
+    tree: dict[str, Params | jax.Array] = {}
+    for number, (path, pair) in enumerate(sorted(adapted_pairs(adapter).items())):
+        own = jax.random.fold_in(key, number)
+        if layer is None:
+            layers = jnp.arange(len(pair["a"]), dtype=jnp.uint32)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(own, layers)
+        else:
+            keys = jax.random.fold_in(own, layer)
+        put(tree, path, {**pair, "dropout": keys})
+    return tree
+
+
 def is_pair(node: object) -> TypeGuard[Mapping[str, jax.Array]]:
     """Whether a node of a tree is one matrix's {"a", "b"}."""
     return isinstance(node, Mapping) and node.keys() == {"a", "b"}

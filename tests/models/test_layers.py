@@ -41,28 +41,46 @@ def targets(params):
     return ("qkv", "up") if "qkv" in params["layers"]["attention"] else ("query", "up")
 
 
-def loss(config, params, adapter):
-    hidden, _ = families.forward(config, params, TOKENS, LENGTHS, adapters=adapter)
+def loss(config, params, adapter, dropout=0.0):
+    hidden, _ = families.forward(
+        config, params, TOKENS, LENGTHS,
+        adapters=adapter, adapter_dropout=dropout, dropout_key=jax.random.key(2),
+    )  # fmt: skip
     logits = families.logits(params, hidden[:, :3])
     return jnp.sum(jax.nn.log_softmax(logits)[..., 5])
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gpt2"])
-@pytest.mark.parametrize("remat", [None, "nothing_saveable"])
-def test_values_and_gradients_are_those_of_the_stack(name, remat, x64):
+@pytest.mark.parametrize(
+    ("remat", "dropout"), [(None, 0.0), (None, 0.5), ("nothing_saveable", 0.5)]
+)
+def test_values_and_gradients_are_those_of_the_stack(name, remat, dropout, x64):
     config, params = model(name)
     config = replace(config, remat=remat, dtype="float64")
     params = jax.tree.map(lambda leaf: leaf.astype(np.float64), params)
     adapter = adapter_of(params)
     forms = (config, params), families.unstack_layers(config, params)
     found = [
-        jax.jit(jax.value_and_grad(partial(loss, config), argnums=(0, 1)))(params, adapter)
+        jax.jit(jax.value_and_grad(partial(loss, config, dropout=dropout), argnums=(0, 1)))(
+            params, adapter
+        )
         for config, params in forms
     ]
     (value, (slope, of_adapter)), (own, (own_slope, of_own)) = found
     chex.assert_trees_all_close(own, value, rtol=5e-15)
     chex.assert_trees_all_close(of_own, of_adapter, rtol=1e-11, atol=1e-12)
     chex.assert_trees_all_close(own_slope, unstack_params(slope), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gpt2"])
+def test_adapters_in_one_stack_and_apart_drop_the_same(name):
+    config, params = model(name)
+    adapter = adapter_of(params)
+    apart = families.unstack_layers(config, params)
+    run = jax.jit(loss, static_argnums=(0, 3))
+    found = [run(*apart, own, 0.5) for own in (adapter, unstack_tree(config.layers, adapter))]
+    chex.assert_trees_all_close(*found, rtol=1e-6)
+    assert abs(found[0] - run(*apart, adapter, 0.0)) > 1e-3
 
 
 def test_remat_recomputes_unstacked_layers_too():
