@@ -47,7 +47,7 @@ MOC = moc.MocConfig(
     temperature=0.7,
     epochs=1,
     micro_batches=1,
-    baseline="group",
+    advantage_baseline="group",
     # Within 50 steps the coefficient has to follow the KL.
     kl=moc.KLConfig(coef=0.3, target=6.0, horizon=320.0),
     combine=moc.CombineConfig(rule="linear"),

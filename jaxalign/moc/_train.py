@@ -357,13 +357,14 @@ def _check(policy: ConditionedPolicy, rewards: TokenReward | TextReward, config:
                 "policy with this config."
             )
     heads = 1 + (len(policy.names) if config.reward == "vector" else 1)
-    heads = heads if config.baseline == "values" else 0
+    heads = heads if config.advantage_baseline == "values" else 0
     found_heads = policy.trained["heads"]
     heads_found = found_heads["value"]["kernel"].shape[1] if found_heads else 0
     if heads_found != heads:
         raise InputError(
             f"reward: the policy has {heads_found} value heads, {config.reward!r} with the "
-            f"baseline {config.baseline!r} needs {heads}; make the policy with this config."
+            f"advantage_baseline {config.advantage_baseline!r} needs {heads}; make the policy with "
+            "this config."
         )
 
 

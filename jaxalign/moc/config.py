@@ -17,7 +17,7 @@ from jaxalign.train.optimiser import OptimiserConfig
 from jaxalign.train.trunk import TrunkConfig
 
 Conditioning = Literal["tags", "token", "adapters", "none"]
-Baseline = Literal["values", "group"]
+AdvantageBaseline = Literal["values", "group"]
 HORIZON_STEPS = 100
 """Steps over which an adaptive KL coefficient should take to change by a fifth."""
 
@@ -68,8 +68,8 @@ class MocConfig:
             run longer, finished or not.
         groups: preferences sampled for each step; a multiple of minibatches x micro_batches.
         rows: completions for each preference, each of another prompt. 2 or more for the rewards
-            "vector", unless the rule is "linear", and for the baseline "group". 8 estimates a
-            group's mean reward well.
+            "vector", unless the rule is "linear", and for the advantage_baseline "group". 8
+            estimates a group's mean reward well.
         prompt_tokens: longest prompt in tokens, the preference in it included; longer prompts are
             left out.
         answer_tokens: longest completion in tokens. Memory and time grow with it.
@@ -81,14 +81,14 @@ class MocConfig:
         micro_batches: parts of an update that are computed one after another (gradient
             accumulation), each of whole groups. Raise it until the memory suffices; the result is
             the same but for rounding.
-        baseline: what is subtracted from a reward to give its advantage: "values" of heads that are
-            trained beside the policy, by GAE; or the "group", the mean reward of a preference's
-            other completions (leave-one-out), which needs no heads and gives every token of a
-            completion the same advantage.
+        advantage_baseline: what is subtracted from a reward to give its advantage: "values" of
+            heads that are trained beside the policy, by GAE; or the "group", the mean reward of a
+            preference's other completions (leave-one-out), which needs no heads and gives every
+            token of a completion the same advantage.
         gamma: discount per token, between 0 and 1. 1 for a reward at the end of a completion; not
-            used with the baseline "group".
+            used with the advantage_baseline "group".
         lam: lambda of GAE, between 0 and 1. 1 uses returns less values; 0.95 favours tokens near
-            the end as long as the values are poor. Not used with the baseline "group".
+            the end as long as the values are poor. Not used with the advantage_baseline "group".
         clip: clip range of the policy's ratio (PPO), above 0; 0.1 to 0.3.
         value_clip: value-function clip range (PPO2), above 0, in levels; the head of the KL counts
             nats times the KL coefficient.
@@ -128,7 +128,7 @@ class MocConfig:
     epochs: int = 4
     minibatches: int = 1
     micro_batches: int = 8
-    baseline: Baseline = "values"
+    advantage_baseline: AdvantageBaseline = "values"
     gamma: float = 1.0
     lam: float = 0.95
     clip: float = 0.2
@@ -187,10 +187,10 @@ class MocConfig:
                 f"rows: found 1, which the rule {self.combine.rule!r} cannot work with: similarity "
                 "is that of a group's mean; expected 2 or more completions for each preference."
             )
-        if self.rows == 1 and self.baseline == "group":
+        if self.rows == 1 and self.advantage_baseline == "group":
             raise InputError(
                 "rows: found 1, whose group has no others to count its advantage from; expected 2 "
-                'or more completions for each preference, or the baseline "values".'
+                'or more completions for each preference, or the advantage_baseline "values".'
             )
         if self.kl.adaptive and self.kl.horizon < self.batch:
             raise InputError(

@@ -30,7 +30,8 @@ class TrainedParams(TypedDict):
 
     Keys:
         adapter: LoRA factors before their scaling; with the conditioning "adapters" a stack of R.
-        heads: the value heads, for training only; empty where the baseline is that of the group.
+        heads: the value heads, for training only; empty where the advantages' baseline is
+            the group's mean.
         token: the network from a preference to its soft token, where there are soft tokens.
     """
 
@@ -114,7 +115,7 @@ def _fresh_adapter(key: jax.Array, model: LanguageModel, rewards: int, config: M
 
 
 def _fresh_heads(key: jax.Array, model: LanguageModel, rewards: int, config: MocConfig) -> Layers:
-    if config.baseline == "group":
+    if config.advantage_baseline == "group":
         return {}
     values = value_head(rewards if config.reward == "vector" else 1)
     states = jnp.zeros((1, model.config.width), jnp.float32)

@@ -275,7 +275,7 @@ class _Run:
         levels = raw if self.scale is None else self.scale.levels(raw)
         achieved = group_rewards(levels, preferences, config.combine.form)
         rewards, objective_preferences, coefficients = self._objectives(levels, preferences)
-        if config.baseline == "group":
+        if config.advantage_baseline == "group":
             experience = compute_group_experience(
                 rewards, coefficients, scores, mask, state.kl_coef, config.groups
             )
@@ -422,7 +422,7 @@ class _Run:
         logprobs, entropy = state_logprobs(
             states, unembedding(params), completions, likelihood.distribution
         )
-        if config.baseline == "group":  # without heads
+        if config.advantage_baseline == "group":  # without heads
             shape = (*logprobs.shape, len(self.objectives) + 1)
             return logprobs, entropy, jnp.zeros(shape, logprobs.dtype)
         inputs = states.astype(jnp.promote_types(states.dtype, jnp.float32))

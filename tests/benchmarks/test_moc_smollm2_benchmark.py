@@ -82,7 +82,7 @@ def test_the_whole_benchmark_on_a_tiny_model_and_again(tmp_path):
     tiny = json.loads(json.dumps(moc_cli_world.CONFIG))
     tiny["prompts"]["limit"] = 8
     tiny["conflict_prompts"] = 0
-    tiny["moc"] |= {"steps": 2, "conditioning": "adapters", "baseline": "group"}
+    tiny["moc"] |= {"steps": 2, "conditioning": "adapters", "advantage_baseline": "group"}
     (tmp_path / "tiny.yaml").write_text(yaml.dump(tiny))
     (tmp_path / "system.txt").write_text("say it\nsay the word\n")
     parser = argparse.ArgumentParser()

@@ -43,7 +43,7 @@ PROMPT = 2
 
 @cache
 def trained_policy(names=NAMES):
-    config = world.config(conditioning="adapters", baseline="group")
+    config = world.config(conditioning="adapters", advantage_baseline="group")
     policy = moc.init_policy(jax.random.key(3), world.language_model(), names, config)
     return moved(policy)
 
@@ -107,7 +107,7 @@ def test_at_a_corner_the_other_adapters_have_no_gradient():
 
 
 def test_a_fresh_policy_is_its_model_and_the_tree_has_no_heads():
-    config = world.config(conditioning="adapters", baseline="group")
+    config = world.config(conditioning="adapters", advantage_baseline="group")
     policy = moc.init_policy(jax.random.key(0), world.language_model(), NAMES, config)
     assert policy.trained["heads"] == {}
     for pair in lora.adapted_pairs(policy.trained["adapter"]).values():
@@ -167,7 +167,7 @@ def test_a_preference_is_one_adapter_as_peft_makes_it(tmp_path):
     tensors = tiny_lms.in_memory(tiny_lms.hf_model("llama"))
     params = load_params(tensors, layout(config))
     model = LanguageModel(config, params, None, {}, "tiny", "0" * 64)
-    settings = world.config(conditioning="adapters", baseline="group")
+    settings = world.config(conditioning="adapters", advantage_baseline="group")
     policy = moved(moc.init_policy(jax.random.key(3), model, NAMES, settings))
     weights = np.array([0.2, 0.5, 0.3], np.float32)
     moc.save_preference(tmp_path / "mixed", policy, weights)
@@ -235,12 +235,12 @@ def test_the_groups_baseline_is_that_of_numpy(x64):
     np.testing.assert_allclose(found.kl_advantages, (price - price[mask].mean()) * mask, atol=1e-9)
     chex.assert_trees_all_equal(found.returns, scores.values)
     with pytest.raises(InputError, match="found 1, whose group has no others"):
-        world.config(rows=1, baseline="group", combine=moc.CombineConfig("linear"))
+        world.config(rows=1, advantage_baseline="group", combine=moc.CombineConfig("linear"))
     assert np.allclose(group_advantages(jnp.asarray(rewards[:rows])).sum(0), 0)
 
 
 def test_it_trains_and_resumes_to_the_same_policy(tmp_path):
-    config = world.config(steps=3, epochs=1, conditioning="adapters", baseline="group",
+    config = world.config(steps=3, epochs=1, conditioning="adapters", advantage_baseline="group",
                           checkpoint_every=1)  # fmt: skip
     policy = moc.init_policy(jax.random.key(1), world.language_model(), world.NAMES, config)
     whole = moc.train(policy, world.reward(), world.PROMPTS, config)
@@ -252,8 +252,12 @@ def test_it_trains_and_resumes_to_the_same_policy(tmp_path):
     chex.assert_trees_all_close(again.policy.trained, whole.policy.trained, atol=1e-6)
     first, last = (jax.tree.leaves(p.trained["adapter"])[1] for p in (policy, whole.policy))
     assert float(jnp.abs(first - last).max()) > 1e-4
-    with pytest.raises(InputError, match="0 value heads, 'vector' with the baseline 'values'"):
-        moc.train(policy, world.reward(), world.PROMPTS, replace(config, baseline="values"))
+    with pytest.raises(
+        InputError, match="0 value heads, 'vector' with the advantage_baseline 'values'"
+    ):
+        moc.train(
+            policy, world.reward(), world.PROMPTS, replace(config, advantage_baseline="values")
+        )
 
 
 def test_the_command_writes_an_adapter(tmp_path, monkeypatch, capsys):

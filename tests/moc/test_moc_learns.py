@@ -133,7 +133,8 @@ def language_model(vocabulary):
 def learned(objectives, rule, fronts, conditioning="token", steps=None, baseline="values"):
     """Rewards [fronts, seeds, W, R] reached under every preference; all runs are one program."""
     own, names = config(objectives, rule), NAMES[:objectives]
-    own = replace(own, conditioning=conditioning, baseline=baseline, steps=steps or own.steps)
+    own = replace(own, conditioning=conditioning, advantage_baseline=baseline)
+    own = replace(own, steps=steps or own.steps)
     asked = np.concatenate(judged(objectives))
     judge = replace(own, groups=len(asked), rows=JUDGED)
     tables = jnp.stack([letters(front, objectives) for front in fronts])

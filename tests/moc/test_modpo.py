@@ -49,7 +49,7 @@ PAIRS = ScoredPairs(
 
 
 def config():
-    return world.config(conditioning="none", baseline="group", answer_tokens=4)
+    return world.config(conditioning="none", advantage_baseline="group", answer_tokens=4)
 
 
 @pytest.fixture(scope="module")

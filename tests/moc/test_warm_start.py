@@ -36,7 +36,9 @@ LEARNED = ConditionedCompletions(PROMPTS, COMPLETIONS, PREFERENCES)
 
 
 def config(**changes):
-    return world.config(conditioning="adapters", baseline="group", answer_tokens=4, **changes)
+    return world.config(
+        conditioning="adapters", advantage_baseline="group", answer_tokens=4, **changes
+    )
 
 
 @pytest.fixture(scope="module")
