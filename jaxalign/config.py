@@ -21,6 +21,7 @@ import yaml
 
 from jaxalign.config_fields import ConfigField, config_leaves, entry_class, is_list, type_name
 from jaxalign.errors import InputError
+from jaxalign.files import expand_user
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -99,7 +100,7 @@ def find_config(path: str | Path) -> Path:
     Raises:
         InputError: there is neither.
     """
-    path, shipped = Path(path).expanduser(), shipped_configs()
+    path, shipped = expand_user(path), shipped_configs()
     name = path.with_suffix("").as_posix() if path.suffix == ".yaml" else path.as_posix()
     if path.exists() or name.removeprefix("configs/") in shipped:
         return path if path.exists() else shipped[name.removeprefix("configs/")]

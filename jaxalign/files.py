@@ -20,7 +20,7 @@ from jaxalign.errors import InputError
 from jaxalign.recognise import instead
 
 
-def own_folder(path: str | os.PathLike[str]) -> Path:
+def expand_user(path: str | os.PathLike[str]) -> Path:
     """Return a path whose `~` is the user's own folder, and whose `~NAME` that of a user.
 
     Raises:
@@ -28,9 +28,9 @@ def own_folder(path: str | os.PathLike[str]) -> Path:
 
     Example:
         >>> from jaxalign.errors import InputError
-        >>> from jaxalign.files import own_folder
+        >>> from jaxalign.files import expand_user
         >>> try:
-        ...     own_folder("~no-such-user/runs")
+        ...     expand_user("~no-such-user/runs")
         ... except InputError as error:
         ...     print(error)
         ~no-such-user/runs: found no folder of this user, expected one that exists; correct it.
@@ -48,7 +48,7 @@ def cache_folder() -> Path:
 
     Models, embeddings and compiled programs are kept there.
     """
-    return own_folder(os.environ.get("JAXALIGN_CACHE") or "~/.cache/jaxalign")
+    return expand_user(os.environ.get("JAXALIGN_CACHE") or "~/.cache/jaxalign")
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def write_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         >>> path.read_text()
         '0.5'
     """
-    path = own_folder(path)
+    path = expand_user(path)
     _make_parent(path)
     if path.is_dir():
         raise InputError(f"{path}: is a folder; expected the name of a file to write.")
@@ -102,7 +102,7 @@ def move_into_place(done: Path, path: str | os.PathLike[str]) -> None:
     Raises:
         InputError: the disk refuses it.
     """
-    path = own_folder(path)
+    path = expand_user(path)
     with _named(path, done):
         _flush(done)
         os.replace(done, path)
@@ -128,7 +128,7 @@ def write_folder_aside(
     Raises:
         InputError: `folder` is a file, its parent cannot be created, or the disk refuses a file.
     """
-    folder = own_folder(folder).absolute()
+    folder = expand_user(folder).absolute()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; expected a folder, new or old.")
     _make_parent(folder)
@@ -192,7 +192,7 @@ def read_json(
     Raises:
         InputError: the file is missing, cannot be read, is not JSON, or holds no object.
     """
-    path = own_folder(path)
+    path = expand_user(path)
     try:
         raw = path.read_bytes()
         raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
@@ -230,7 +230,7 @@ def check_new_folder(path: str | os.PathLike[str], option: str = "--out") -> Non
         >>> from jaxalign.files import check_new_folder
         >>> check_new_folder(tempfile.mkdtemp())
     """
-    path = own_folder(path)
+    path = expand_user(path)
     if path.is_dir() and any(path.iterdir()):
         raise InputError(f"{path} is not empty{instead(path)}: give a new folder with {option}.")
 
@@ -265,7 +265,7 @@ def check_output(
         ...     print(error)
         --out / is a folder; expected the name of a file to write: give another --out.
     """
-    path = own_folder(path)
+    path = expand_user(path)
     shown, remedy = f"{option} {path}", f"give another {option}"
     try:
         # A name too long for either raises; the root has none.
@@ -281,7 +281,7 @@ def check_output(
         raise InputError(f"{shown} is a file; expected a folder, new or old: {remedy}.")
     if not exists and not above.is_dir():
         raise InputError(f"{shown} lies below the file {above}: {remedy}.")
-    for given in map(own_folder, read) if exists else ():
+    for given in map(expand_user, read) if exists else ():
         if given.exists() and given.samefile(path):
             raise InputError(f"{shown} is the {kind} that is read; expected another: {remedy}.")
     folder = above if above.is_dir() else above.absolute().parent

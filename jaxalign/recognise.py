@@ -5,6 +5,7 @@ files and small headers decide; nothing large is read.
 """
 
 import json
+import os
 import sqlite3
 import zipfile
 from contextlib import closing
@@ -68,7 +69,7 @@ def recognise(path: str | Path) -> str | None:
         >>> recognise(folder)
         'a persona plug, which `jaxalign pplug generate` takes as --model'
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # of an unknown ~NAME: no such file
     try:
         return _folder(path) if path.is_dir() else _file(path) if path.is_file() else None
     except OSError:

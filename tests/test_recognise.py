@@ -129,6 +129,29 @@ def test_the_wrong_one_is_named(command, kinds, tmp_path, capsys):
     assert not faults, "\n\n".join(faults)
 
 
+@pytest.mark.parametrize("command", READERS)
+def test_the_folder_of_an_unknown_user_is_named(command, kinds, tmp_path, capsys):
+    model, rows = str(kinds["model"][0]), str(kinds["table"][0])
+    line = command.replace("MODEL", model).replace("ROWS", rows).replace("OUT", f"{tmp_path}/out")
+    assert main(["~no-such-user/x" if word == "X" else word for word in line.split()]) == 2
+    last = capsys.readouterr().err.rstrip("\n").rpartition("\n")[2]
+    assert last.startswith("jaxalign: ")
+    assert "~no-such-user/x: found no folder of this user" in last
+
+
+@pytest.mark.parametrize("command", [
+    "mrm train --data X --out OUT", "palm build --data X --out OUT",
+    "sft --model MODEL --data X --out OUT", "mrm train --data ROWS --config X --out OUT",
+    "reward train --model MODEL --data X --out OUT", "embed --model MODEL --texts X --out OUT.npz",
+    "import feedback X --out OUT.jsonl",
+])  # fmt: skip
+def test_data_of_an_unknown_user_are_named(command, kinds, tmp_path, capsys):
+    model, rows = str(kinds["model"][0]), str(kinds["table"][0])
+    line = command.replace("MODEL", model).replace("ROWS", rows).replace("OUT", f"{tmp_path}/out")
+    assert main(["~no-such-user/x.jsonl" if word == "X" else word for word in line.split()]) == 2
+    assert "found no folder of this user" in capsys.readouterr().err
+
+
 def test_a_language_model_is_no_reward_model(kinds, tmp_path, capsys):
     rest = ["--data", str(kinds["table"][0]), "--out", str(tmp_path / "out.jsonl")]
     for name, words in (("model", "`jaxalign reward train`"), ("gguf", "holds a language model")):

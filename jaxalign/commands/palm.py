@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from jaxalign.commands.parser import Commands, add_out, command, group, takes_config
 from jaxalign.errors import InputError
+from jaxalign.files import expand_user
 from jaxalign.progress import counted
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def _certify(arguments: argparse.Namespace, _: list[str]) -> None:
     from jaxalign.personalize.serve import FILE
     from jaxalign.runs.tables import TerminalTable
 
-    folder = arguments.portfolio.expanduser()
+    folder = expand_user(arguments.portfolio)
     portfolio = load_built(folder)
     if (folder / FILE).is_file():
         held_out = certify_policies(folder, arguments.data)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from jaxalign.commands.parser import Commands, command
 from jaxalign.errors import InputError
-from jaxalign.files import own_folder
+from jaxalign.files import expand_user
 
 if TYPE_CHECKING:
     from jaxalign.serve import ServeConfig
@@ -214,7 +214,7 @@ def _secret(file: Path | None, variable: str) -> str | None:
     if file is not None:
         source = f"--engine.key-file {file}"
         try:
-            secret = own_folder(file).read_text("utf-8").strip()
+            secret = expand_user(file).read_text("utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{source} cannot be read ({error}).") from None
     if secret is not None and not (secret and secret.isascii() and secret.isprintable()):

@@ -12,7 +12,7 @@ from jaxalign.data.messages import Conversation
 from jaxalign.data.tables import read_rows
 from jaxalign.data.values import check_identifier, check_number, short
 from jaxalign.errors import InputError
-from jaxalign.files import read_json, write_aside
+from jaxalign.files import expand_user, read_json, write_aside
 
 _ROWS_AT_ONCE = 4096
 
@@ -50,7 +50,7 @@ def scale_file(path: str | Path) -> Path:
         >>> scale_file("runs/scores.jsonl.gz").name
         'scores.scale.json'
     """
-    path = Path(path).expanduser()
+    path = expand_user(path)
     return path.with_name(f"{path.name.removesuffix('.gz').rpartition('.')[0]}.scale.json")
 
 
@@ -72,7 +72,7 @@ def load_features(path: str | Path) -> Features:
     Raises:
         InputError: a file or key is missing, ids repeat, or the sizes disagree.
     """
-    path = Path(path)
+    path = expand_user(path)
     if path.name.endswith((".jsonl", ".jsonl.gz")):
         return _on_scale(path, _read_scores(path))
     readers = {".npy": _read_npy, ".npz": _read_npz, ".safetensors": _read_safetensors}
@@ -106,7 +106,7 @@ def save_features(path: str | Path, features: Features) -> None:
     Raises:
         InputError: the path does not end in .npz, ids repeat, or the sizes disagree.
     """
-    path = Path(path)
+    path = expand_user(path)
     if path.suffix != ".npz":
         raise InputError(f"{path} does not end in .npz, the format that features are saved in.")
     checked = _checked(path, features.values, list(features.ids), features.names)

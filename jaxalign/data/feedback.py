@@ -19,6 +19,7 @@ from jaxalign.data.preferences import ChoiceSource, Preferences
 from jaxalign.data.tables import read_rows
 from jaxalign.data.values import first_line
 from jaxalign.errors import InputError
+from jaxalign.files import expand_user
 from jaxalign.progress import counted
 
 PRISM = "HannahRoseKirk/prism-alignment"
@@ -208,7 +209,7 @@ def recognise(source: str | Path) -> str:
     """`prism` or `reddit` by the name on the Hub or by the files of a folder, else nothing."""
     if str(source) in (PRISM, REDDIT):
         return "prism" if str(source) == PRISM else "reddit"
-    path = Path(source)
+    path = expand_user(source)
     if path.is_dir():
         if _file(path, "conversations"):
             return "prism"
@@ -232,7 +233,7 @@ def _rows(
     source: str | Path, config: str, splits: tuple[str, ...]
 ) -> Iterator[tuple[str, Mapping[str, object]]]:
     """Place and content of every row, from a file, a folder or the Hub."""
-    path = Path(source)
+    path = expand_user(source)
     if not path.exists() and isinstance(source, str) and source in (PRISM, REDDIT):
         for split in splits:
             for number, row in enumerate(_from_hub(source, config, split), 1):

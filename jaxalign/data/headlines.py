@@ -10,6 +10,7 @@ from jaxalign.data.histories import Histories, Item, Sample
 from jaxalign.data.lamp import HEADLINE_PROMPT
 from jaxalign.data.tables import read_rows
 from jaxalign.errors import InputError
+from jaxalign.files import expand_user
 
 _FILE = "articles.jsonl.gz"
 _FIELDS = ("user", "date", "category", "title", "text")
@@ -80,7 +81,8 @@ def huffpost(
             f"{most} and least_history {least_history}; expected shares above 0 and below 1 in "
             "sum, and at least 1 of the others."
         )
-    path = Path(source) / _FILE if Path(source).is_dir() else Path(source)
+    path = expand_user(source)
+    path = path / _FILE if path.is_dir() else path
     articles = _articles(path)
     kept = articles if series else _without_series(articles)
     items = tuple(article.item for article in kept)

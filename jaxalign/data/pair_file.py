@@ -16,7 +16,7 @@ from jaxalign.data.batching import Array, Pairs, pad_pairs
 from jaxalign.data.preferences import Preferences
 from jaxalign.data.splits import learned_from
 from jaxalign.errors import InputError
-from jaxalign.files import read_json, write_folder_aside, write_json
+from jaxalign.files import expand_user, read_json, write_folder_aside, write_json
 from jaxalign.progress import counted
 
 FORMAT = 2
@@ -107,7 +107,7 @@ class PairWriter:
     """
 
     def __init__(self, path: str | Path, width: int) -> None:
-        self.path, self.width = Path(path), width
+        self.path, self.width = expand_user(path), width
         if self.path.exists():
             raise InputError(f"{self.path} is there already: give a new folder, or remove it.")
         self._users: list[str] = []
@@ -195,7 +195,7 @@ def open_pairs(path: str | Path) -> PairFile:
     Raises:
         InputError: no such folder, another format version, or files that do not fit together.
     """
-    path = Path(path)
+    path = expand_user(path)
     remedy = "write it with data.pair_file.write_pairs"
     about = read_json(path / "about.json", "a folder of choices", remedy)
     if about.get("format") != FORMAT:

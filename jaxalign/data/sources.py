@@ -12,6 +12,7 @@ from jaxalign.data.feedback import prism, reddit
 from jaxalign.data.preferences import ChoiceSource, Preferences
 from jaxalign.data.tables import Row, read_rows, read_table
 from jaxalign.errors import InputError
+from jaxalign.files import expand_user
 from jaxalign.progress import counted
 
 _JESTER = ("jokes.jsonl", "ratings.csv.gz")
@@ -92,7 +93,7 @@ def jester(
     Raises:
         InputError: a file is missing or unreadable, or an argument is out of range.
     """
-    folder = Path(folder)
+    folder = expand_user(folder)
     jokes = _read_texts(_part(folder, "jokes.jsonl"), ("text",))
     if not margin > 0 or pairs_per_half < 1 or not 1 <= item_folds <= len(jokes):
         raise InputError(
@@ -123,7 +124,7 @@ def jester_ratings(folder: str | Path) -> tuple[tuple[str, ...], np.ndarray]:
     Raises:
         InputError: a file is missing or unreadable.
     """
-    folder = Path(folder)
+    folder = expand_user(folder)
     jokes = _read_texts(_part(folder, "jokes.jsonl"), ("text",))
     return _read_ratings(_part(folder, "ratings.csv.gz"), tuple(jokes))
 
@@ -137,7 +138,7 @@ def jester_jokes(folder: str | Path) -> tuple[tuple[str, str], ...]:
     Raises:
         InputError: the file is missing or unreadable.
     """
-    jokes = _read_texts(_part(Path(folder), "jokes.jsonl"), ("text",))
+    jokes = _read_texts(_part(expand_user(folder), "jokes.jsonl"), ("text",))
     return tuple((name, text) for name, (text,) in jokes.items())
 
 
@@ -162,7 +163,7 @@ def ukpconvarg1(
     Raises:
         InputError: a file is missing or unreadable, or a vote names an unknown argument or label.
     """
-    folder = Path(folder)
+    folder = expand_user(folder)
     arguments, votes, pair = argument_votes(folder, ties)
     columns = {name: [vote.text(name) for vote in votes] for name in _VOTE_FIELDS}
     label = np.asarray(columns["label"])
@@ -208,8 +209,8 @@ def argument_votes(
     Raises:
         InputError: As `ukpconvarg1`.
     """
-    path = _part(Path(folder), "judgments.jsonl.gz")
-    arguments = _read_texts(_part(Path(folder), "arguments.jsonl.gz"), ("title", "text"))
+    path = _part(expand_user(folder), "judgments.jsonl.gz")
+    arguments = _read_texts(_part(expand_user(folder), "arguments.jsonl.gz"), ("title", "text"))
     votes = [row for row in read_rows(path) if ties or row.values.get("label") != "equal"]
     columns = {name: [vote.text(name) for vote in votes] for name in _VOTE_FIELDS[1:5]}
     return (
@@ -230,7 +231,7 @@ def recognise(source: str | Path) -> str:
     """
     if kind := feedback.recognise(source):
         return kind
-    folder = Path(source)
+    folder = expand_user(source)
     if not folder.is_dir():
         return "file"
     for kind, parts in (("jester", _JESTER), ("ukpconvarg1", _UKP)):

@@ -46,6 +46,7 @@ from jaxalign.data.values import (
     is_text,
 )
 from jaxalign.errors import InputError
+from jaxalign.files import expand_user
 
 ANSWERS = ("completion", "answer")
 """Columns of an answer, as `jaxalign generate` writes it and as other files call it."""
@@ -324,7 +325,7 @@ def read_tables(
     """Read columns as `read_table` does, at most `size` rows at a time."""
     kind = _kind(source)
     if kind == "parquet":
-        yield from _parquet_tables(Path(source), names, size)
+        yield from _parquet_tables(expand_user(source), names, size)
     elif kind == "data set":
         found = read_dataset(str(source))
         kept = {n: c if names is None or n in names else () for n, c in found.items()}
@@ -342,7 +343,7 @@ def read_tables(
 
 def estimate_rows(source: str | Path) -> int | None:
     """Return about how many rows a file has, for progress; None where that is not known cheaply."""
-    kind, path = _kind(source), Path(source)
+    kind, path = _kind(source), expand_user(source)
     if kind == "data set" or not path.is_file():
         return None
     if kind == "parquet":
@@ -364,7 +365,7 @@ def read_metadata(path: Path) -> Mapping[bytes, bytes]:
 
 def _kind(source: str | Path) -> str:
     """The format of a source: an ending without its dot, or `data set`."""
-    path = Path(source)
+    path = expand_user(source)
     ending = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if ending in _ENDINGS:
         return ending[1:]
@@ -387,7 +388,7 @@ def _opened(
     source: str | Path, line_column: str | None
 ) -> Iterator[tuple[Iterator[Parsed], str, bool]]:
     """Rows of a source, what they are counted in, and whether their values have types."""
-    kind, path = _kind(source), Path(source)
+    kind, path = _kind(source), expand_user(source)
     try:
         if kind == "data set":
             batches = pa.table(read_dataset(str(source))).to_batches(_BATCH)

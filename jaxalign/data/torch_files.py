@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxalign.errors import InputError
+from jaxalign.files import expand_user
 
 _DTYPES: dict[str, Any] = {
     "HalfStorage": np.float16,
@@ -40,7 +41,7 @@ def read_pt(path: str | Path) -> Any:
         InputError: no such file, another format, a damaged one, or one that holds anything but
             tensors of float16, bfloat16, float32, float64, int64 and bool in plain containers.
     """
-    path = Path(path)
+    path = expand_user(path)
     if not path.exists():
         raise InputError(f"{path} does not exist; check the path.")
     try:

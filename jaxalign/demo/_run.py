@@ -13,7 +13,7 @@ from jaxalign.demo.portfolio import run_stage
 from jaxalign.demo.statistics import assemble
 from jaxalign.demo.study import DemoData, Study, design, learned_features, run_study, simulate
 from jaxalign.errors import InputError
-from jaxalign.files import check_output, write_json
+from jaxalign.files import check_output, expand_user, write_json
 from jaxalign.progress import Progress, counted
 from jaxalign.rewards.rules import TRAITS
 
@@ -36,11 +36,11 @@ def write_files(out: str | Path, users: int = 600, seed: int = 0) -> list[str]:
         InputError: as `run_demo`.
     """
     _check(users, seed)
-    claim(Path(out))
+    claim(expand_user(out))
     answers = read_answers()
     plan = design(users, len(answers.prompts), seed)
     world = simulate(draw_people("friendly", users, seed), answers, plan, seed)
-    return pages.write_data(Path(out), answers, plan, world)
+    return pages.write_data(expand_user(out), answers, plan, world)
 
 
 def run_demo(
@@ -65,7 +65,7 @@ def run_demo(
     Raises:
         InputError: the folder holds something else, or users or seed make no sense.
     """
-    out = Path(out)
+    out = expand_user(out)
     _check(users, seed)
     claim(out)
     progress = Progress(show)

@@ -13,6 +13,7 @@ from jaxalign.data import Conversation, Features, load_features
 from jaxalign.data.messages import prompt_text
 from jaxalign.data.tables import read_rows
 from jaxalign.errors import InputError
+from jaxalign.files import expand_user
 from jaxalign.moc.files import policy_folder
 from jaxalign.moc.value_table import ValueTable
 from jaxalign.models.chat import Chat
@@ -222,7 +223,7 @@ def _named_rewards(names: Sequence[str], reward_models: Sequence[str]) -> TextRe
 def _reward_of_model(given: str) -> TextReward:
     """The rewards of the reward model `FOLDER`, or of `NAME,...=FOLDER` under these names."""
     names, equals, folder = given.partition("=")
-    if not equals or Path(given).expanduser().exists():
+    if not equals or expand_user(given).exists():
         names, folder = "", given
     model = load_reward_model(folder)
     labels = tuple(names.split(",")) if names else tuple(model.labels)

@@ -17,6 +17,7 @@ import numpy as np
 from jaxalign.data.chat_template import choose_template
 from jaxalign.data.prompt_rows import PromptRow
 from jaxalign.errors import InputError
+from jaxalign.files import expand_user
 from jaxalign.moc import files as moc_files
 from jaxalign.moc.preferences import parse_preference
 from jaxalign.models.adapter_set import adapter_numbers, load_adapter_set
@@ -118,7 +119,7 @@ def adapter_policies(
     Raises:
         InputError: a model, an adapter or a row that cannot be used.
     """
-    folder = Path(name).expanduser()
+    folder = expand_user(name)
     if any((place / moc_files.FILE).is_file() for place in (folder, folder / moc_files.POLICY)):
         raise InputError(
             f"{folder} holds a MOC policy, which needs a preference; found none: add --preference, "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from jax.sharding import Mesh
 
 from jaxalign.config import resume_rules
+from jaxalign.files import expand_user
 from jaxalign.models.device_defaults import device_defaults
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.progress import Progress
@@ -109,7 +110,7 @@ def start_training(
         InputError: the folder holds something else or another run, the mesh does not fit the
             devices, a tracker's package is not installed, or another process has other settings.
     """
-    out, progress = Path(out).expanduser(), Progress(show)
+    out, progress = expand_user(out), Progress(show)
     started = {"the command": kind, "--resume": resume, **setting_leaves(asdict(config))}
     check_same(started, "start every process with the same settings")
     on_first_process(lambda: bool(check_run_dir(out, kind, config, resume)))

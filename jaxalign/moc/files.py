@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxalign.errors import InputError
-from jaxalign.files import write_folder_aside
+from jaxalign.files import expand_user, write_folder_aside
 from jaxalign.moc.config import Conditioning
 from jaxalign.moc.policy import ConditionedPolicy, TrainedParams
 from jaxalign.moc.preferences import check_simplex
@@ -105,7 +105,7 @@ def load(
     Raises:
         InputError: a file is missing, damaged or of an older format, or the model is another one.
     """
-    folder = Path(folder).expanduser()
+    folder = expand_user(folder)
     found = load_artifact(folder / FILE, KIND, PolicyInfo, REMEDY)
     info = found.about
     if model is None:
@@ -172,7 +172,7 @@ def policy_folder(folder: str | Path) -> Path:
     Raises:
         InputError: there is no policy in either.
     """
-    folder = Path(folder).expanduser()
+    folder = expand_user(folder)
     for place in (folder, folder / POLICY):
         if (place / FILE).is_file():
             return place

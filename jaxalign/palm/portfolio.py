@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from jaxalign.arrays import check_mask
 from jaxalign.errors import InputError
+from jaxalign.files import expand_user
 from jaxalign.palm._search import SearchState, known_values, optimistic, search
 from jaxalign.palm._sweep import best_member
 from jaxalign.palm.certificate import Certificate, HeldOut, held_out, report
@@ -345,7 +346,7 @@ def load(path: str | Path) -> Portfolio:
     Raises:
         InputError: the folder holds no portfolio, or one that is damaged or of another format.
     """
-    place = Path(path).expanduser() / FILE
+    place = expand_user(path) / FILE
     found = load_artifact(place, "portfolio", AboutPortfolio, _REMEDY)
     about, arrays = found.about, found.arrays
     members, pool = (Policies.from_arrays(arrays, name) for name in ("members", "pool"))

@@ -12,6 +12,7 @@ from jaxalign.data.columns import Origin
 from jaxalign.data.tables import Table, read_metadata, read_tables
 from jaxalign.data.values import short
 from jaxalign.errors import InputError
+from jaxalign.files import expand_user
 from jaxalign.palm.domain import Floats
 from jaxalign.rewards.reward_scale import RewardScale
 from jaxalign.runs.user_store import AboutUsers, is_users_file, open_users
@@ -67,7 +68,7 @@ def read_users(path: str | Path, scale: RewardScale, keep_sum: bool = True) -> I
             batch, weights whose rewards are not named or not those of the scale, or weights on
             another scale.
     """
-    path = Path(path)
+    path = expand_user(path)
     if path.is_file() and is_users_file(path):
         yield from _adapted(path, scale, keep_sum)
         return

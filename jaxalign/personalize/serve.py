@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from jaxalign import moc
 from jaxalign.errors import InputError
+from jaxalign.files import expand_user
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.peft import load_adapter, save_adapter
 from jaxalign.models.resolve import stated_name
@@ -137,7 +138,7 @@ def about_policies(path: str | Path) -> AboutPolicies:
 
 
 def _load_policies(path: str | Path) -> Artifact[AboutPolicies]:
-    place = Path(path).expanduser() / FILE
+    place = expand_user(path) / FILE
     if not place.exists() and place.with_name(PORTFOLIO_FILE).exists():
         raise InputError(
             f"{path} holds a portfolio of candidates, which answers no new prompt; expected one "
@@ -268,7 +269,7 @@ def load_members(path: str | Path) -> SavedMembers:
     Raises:
         InputError: the folder holds no policies, is damaged, or holds parts of different builds.
     """
-    folder = Path(path).expanduser()
+    folder = expand_user(path)
     found = _load_policies(folder)
     portfolio = load_portfolio(folder)
     if portfolio.fingerprint != found.about.fingerprint:

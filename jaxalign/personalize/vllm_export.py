@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxalign.errors import InputError
-from jaxalign.files import check_new_folder, write_folder_aside
+from jaxalign.files import check_new_folder, expand_user, write_folder_aside
 from jaxalign.models import lora
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.language import LanguageModel, describe
@@ -110,7 +110,7 @@ def export_vllm(saved: SavedPolicies, out: str | Path) -> RoutingTable:
         InputError: policies that are no LoRA adapters, a rank above 512, a base model that vLLM
             does not serve with adapters, or a folder that is in use.
     """
-    out = Path(out).expanduser()
+    out = expand_user(out)
     check_new_folder(out)
     model, folder = _described_base(saved)
     policies = _exportable(saved, model)

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from jaxalign.errors import InputError
+from jaxalign.files import expand_user
 from jaxalign.models.embed import Encoder, encode_unkept
 from jaxalign.progress import track
 from jaxalign.runs.processes import on_first_process, several_processes
@@ -110,7 +111,7 @@ class HistoryStore:
     """
 
     def __init__(self, folder: str | Path, encoder: str, width: int):
-        self.folder, self.encoder, self.width = Path(folder).expanduser(), encoder, width
+        self.folder, self.encoder, self.width = expand_user(folder), encoder, width
         self._map: np.ndarray = np.zeros((0, width), np.float16)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

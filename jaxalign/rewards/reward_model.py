@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import InputError
-from jaxalign.files import read_json, write_folder_aside, write_json
+from jaxalign.files import expand_user, read_json, write_folder_aside, write_json
 from jaxalign.models import lora
 from jaxalign.models.classifier import Classifier, classify, load_classifier
 from jaxalign.models.decoder_config import DecoderConfig
@@ -167,7 +167,7 @@ def load_reward_model(
     Raises:
         InputError: where it cannot be found or is broken, or its base is another one now.
     """
-    folder = Path(name).expanduser()
+    folder = expand_user(name)
     if not (folder / _ABOUT).is_file():
         return load_classifier(str(name), dtype, shardings)
     remedy = "train it again with `jaxalign reward train`"

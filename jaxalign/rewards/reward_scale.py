@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from jaxalign.arrays import check_numpy
 from jaxalign.data.features import scale_file
 from jaxalign.errors import InputError
-from jaxalign.files import read_json
+from jaxalign.files import expand_user, read_json
 
 Array = TypeVar("Array", np.ndarray, jax.Array)
 SCALE_ARRAYS = ("mean", "std", "low", "high")
@@ -299,7 +299,7 @@ def load_scale(path: str | Path) -> RewardScale:
     Raises:
         InputError: there is none, or it is damaged.
     """
-    path = Path(path).expanduser()
+    path = expand_user(path)
     if path.is_dir():
         path = path / SCALE_FILE
     elif path.suffix != ".json" and path.is_file():

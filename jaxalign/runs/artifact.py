@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, Union
 import numpy as np
 
 from jaxalign.errors import InputError
-from jaxalign.files import write_aside
+from jaxalign.files import expand_user, write_aside
 from jaxalign.recognise import instead
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def load_artifact(
     Raises:
         InputError: the file is missing, damaged, of another kind, or of an older format.
     """
-    path = Path(path).expanduser()
+    path = expand_user(path)
     if not path.is_file():
         raise InputError(
             f"{path}: no such file{instead(path.parent)}; expected a {kind}: {remedy}."
@@ -148,7 +148,7 @@ def load_arrays(path: str | PathLike[str]) -> dict[str, np.ndarray]:
         FileNotFoundError: there is no such file.
         InputError: the file is not whole.
     """
-    path = Path(path)
+    path = expand_user(path)
     if not path.exists():
         raise FileNotFoundError(path)
     flat, _ = _read(path, "the state of a run: delete it and run again, or copy it again")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxalign.errors import InputError
-from jaxalign.files import read_json, write_aside
+from jaxalign.files import expand_user, read_json, write_aside
 from jaxalign.runs.file_run import open_file_run, run_folder
 from jaxalign.runs.run_dir import MARKER, REPORT, Identity, RunDir
 
@@ -136,7 +136,7 @@ def open_row_file(
         >>> path.read_text().splitlines()
         ['{"row": 0}', '{"row": 1}']
     """
-    path = Path(path).expanduser()
+    path = expand_user(path)
     if path.exists() and not resume and not _is_own(path, kind):
         raise InputError(
             f"--out {path} is there, and no run of `{kind}` has written what it holds, which would "

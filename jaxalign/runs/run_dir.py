@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxalign.config import resume_rules
 from jaxalign.errors import InputError
-from jaxalign.files import check_output, read_json, write_json
+from jaxalign.files import check_output, expand_user, read_json, write_json
 from jaxalign.recognise import recognise
 from jaxalign.runs.artifact import Arrays, Tree, load_arrays, save_arrays, unflatten
 from jaxalign.runs.processes import check_same, gather_values, on_first_process
@@ -144,7 +144,7 @@ def open_run_dir(
         >>> open_run_dir(out, "count", Config(), {"data": np.arange(3)}, resume=True).finished
         True
     """
-    out, settings = Path(out).expanduser(), asdict(config)
+    out, settings = expand_user(out), asdict(config)
     digests = {name: _digest(value) for name, value in (identity or {}).items()}
     check_same(digests, "give all of them the same files")
     marker = {
@@ -252,7 +252,7 @@ def finished_report(folder: str | Path, kind: str, remedy: str) -> dict[str, obj
     Raises:
         InputError: the folder holds no run, another kind of run, or an unfinished one.
     """
-    folder = Path(folder).expanduser()
+    folder = expand_user(folder)
     found = read_json(folder / MARKER, f"the folder of a run ({kind})", remedy)
     if found.get("kind") != kind:
         raise InputError(

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import numpy as np
 
 from jaxalign.errors import InputError
-from jaxalign.files import write_aside
+from jaxalign.files import expand_user, write_aside
 from jaxalign.recognise import SQLITE, instead
 
 KIND, FORMAT = "users", 3
@@ -273,7 +273,7 @@ def open_users(path: str | Path, model: str | None = None) -> UserStore:
         ...     print(error)
         nowhere.sqlite does not exist: write it with `jaxalign mrm adapt`.
     """
-    path = Path(path).expanduser()
+    path = expand_user(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist: {REMEDY}.")
     database = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
@@ -338,7 +338,7 @@ def refuse_foreign_file(path: str | Path, option: str = "--out") -> None:
     Raises:
         InputError: there is another file.
     """
-    path = Path(path).expanduser()
+    path = expand_user(path)
     if not path.is_file():
         return
     kind = None

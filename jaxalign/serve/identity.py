@@ -13,7 +13,7 @@ import jwt
 import yaml
 
 from jaxalign.errors import InputError
-from jaxalign.files import own_folder, write_aside
+from jaxalign.files import expand_user, write_aside
 from jaxalign.serve.api_errors import ApiError
 
 WEBUI_TOKEN = "x-openwebui-user-jwt"
@@ -94,7 +94,7 @@ def read_keys(path: str | Path) -> dict[str, Key]:
     Raises:
         InputError: the file is missing, is open to others, or holds something else.
     """
-    path = own_folder(path)
+    path = expand_user(path)
     try:
         mode = path.stat().st_mode
         entries = yaml.safe_load(path.read_text("utf-8"))
@@ -152,7 +152,7 @@ def add_key(path: str | Path, name: str, user: str | None = None) -> str:
     """
     if user is not None and not _is_user(user):
         raise InputError(f"--key-user {user!r:.40}: expected {_A_USER}; correct it.")
-    path = own_folder(path)
+    path = expand_user(path)
     known = list(read_keys(path).values()) if path.exists() else []
     if not _NAME.fullmatch(name) or name in {LOCAL.name, *(key.name for key in known)}:
         raise InputError(

@@ -37,6 +37,7 @@ from jaxalign.experiments.moc.reference_controls import (
 )
 from jaxalign.experiments.moc.report import write_pages
 from jaxalign.experiments.moc.statistics import MocEvaluationReport, evaluation_report
+from jaxalign.files import expand_user
 from jaxalign.moc.files import load, policy_folder
 from jaxalign.moc.policy import ConditionedPolicy
 from jaxalign.moc.preferences import parse_preference
@@ -113,7 +114,7 @@ def load_run(folder: str | Path, model: LanguageModel | None = None) -> MocRun:
     Raises:
         InputError: no such run, one that is not through, or one on another model.
     """
-    folder = Path(folder).expanduser()
+    folder = expand_user(folder)
     place = policy_folder(folder)
     if not (folder / CONFIG).is_file():
         raise InputError(
@@ -158,7 +159,7 @@ def evaluate(
         InputError: a folder that is no run, runs that do not fit each other, no prompts, or a
             reward that fails.
     """
-    out, progress = Path(out).expanduser(), Progress(show)
+    out, progress = expand_user(out), Progress(show)
     check_run_dir(out, KIND, config, resume)
     first = load_run(folder)
     if first.policy.conditioning == "none":

@@ -10,6 +10,7 @@ from jaxalign.config_fields import check_choices
 from jaxalign.data.prompts import PromptConfig
 from jaxalign.errors import InputError
 from jaxalign.experiments.moc import baselines
+from jaxalign.files import expand_user
 from jaxalign.moc.config import MocConfig
 from jaxalign.moc.files import policy_folder
 from jaxalign.moc.fine_tuning import WarmStartConfig
@@ -113,6 +114,6 @@ def trained_config(folder: str | Path) -> MocRunConfig | None:
     Raises:
         InputError: there is no policy, or its config cannot be read.
     """
-    places = Path(folder).expanduser() / CONFIG, policy_folder(folder).parent / CONFIG
+    places = expand_user(folder) / CONFIG, policy_folder(folder).parent / CONFIG
     found = next((place for place in places if place.is_file()), None)
     return None if found is None else load_config(MocRunConfig, found, [])

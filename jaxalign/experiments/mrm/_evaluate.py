@@ -13,7 +13,7 @@ from jaxalign.errors import InputError
 from jaxalign.experiments.mrm.config import MRMRunConfig
 from jaxalign.experiments.mrm.data import open_source
 from jaxalign.experiments.mrm.gates import gate_figures
-from jaxalign.files import read_json
+from jaxalign.files import expand_user, read_json
 from jaxalign.metrics import users
 from jaxalign.mrm.adaptation import expected_gain
 from jaxalign.mrm.calibrated import KEY, Calibrated
@@ -49,7 +49,7 @@ def evaluate(folder: str | Path, source: str) -> dict[str, float | str]:
     Raises:
         InputError: no finished run, or none of its test users in the choices.
     """
-    folder = Path(folder).expanduser()
+    folder = expand_user(folder)
     model, config = load(folder, with_users=False), read_config(folder)
     split = UserSplit.load(folder / "splits.json")
     opened, given = open_source(config, source)

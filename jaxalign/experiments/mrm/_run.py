@@ -34,7 +34,7 @@ from jaxalign.experiments.mrm.gates import let_through
 from jaxalign.experiments.mrm.report import write_pages
 from jaxalign.experiments.mrm.start import earlier_projection, extended_split, load_start
 from jaxalign.experiments.mrm.statistics import NewUsers, Report, assemble, selected_method
-from jaxalign.files import write_json
+from jaxalign.files import expand_user, write_json
 from jaxalign.mrm.known_items import known_effects
 from jaxalign.mrm.model import RUN_KIND, UserModel, save
 from jaxalign.mrm.reduce import Projection, identity
@@ -79,7 +79,7 @@ def run(
         InputError: bad choices, features, settings or folder.
     """
     _check_selected(config)
-    out, progress = Path(out).expanduser(), Progress(show)
+    out, progress = expand_user(out), Progress(show)
     say = progress.say
     check_run_dir(out, RUN_KIND, config, resume)
     earlier = None if start is None else load_start(start, config)

@@ -22,6 +22,7 @@ from jaxalign.data.sources import recognise
 from jaxalign.data.splits import UserSplit, item_folds
 from jaxalign.errors import InputError
 from jaxalign.experiments.mrm.config import MRMRunConfig
+from jaxalign.files import expand_user
 from jaxalign.mrm.config import ChoiceDataConfig
 from jaxalign.mrm.model import RUN_KIND
 from jaxalign.mrm.reduce import Projection, fit_projection, standardise
@@ -87,9 +88,9 @@ def open_source(config: MRMRunConfig, source: str) -> tuple[ChoiceSource, Featur
     options: dict[str, float | bool] = {}
     kind: str = data.kind
     if Path(source).suffix == ".pt":
-        choices, embeddings, _ = load_authors(source, Path(source).with_suffix(".json"))
+        choices, embeddings, _ = load_authors(source, expand_user(source).with_suffix(".json"))
         return ChoiceSource(choices), Features(choices.items, embeddings)
-    if kind == "auto" and Path(source).is_dir():
+    if kind == "auto" and expand_user(source).is_dir():
         kind = recognise(source)
     if kind == "jester":
         options = {"margin": data.margin, "pairs_per_half": data.pairs_per_half}

@@ -13,6 +13,7 @@ from jaxalign.data.chat_template import choose_template
 from jaxalign.data.prompts import Prompt, Prompts, as_chats, filter_prompts, load_prompts
 from jaxalign.errors import InputError
 from jaxalign.experiments.moc.config import trained_config
+from jaxalign.files import expand_user
 from jaxalign.moc.files import policy_folder
 from jaxalign.moc.preferences import evaluation_points
 from jaxalign.models.chat import room_for_prompts, tokenize_prompt
@@ -197,7 +198,7 @@ def _policy_places(folders: Sequence[Path], kind: PoolKind) -> list[Path]:
 
 def _policy_place(folder: Path) -> Path:
     """The folder of an adapter, a model or a MOC policy, perhaps below that of its run."""
-    folder = folder.expanduser()
+    folder = expand_user(folder)
     for place in (folder, folder / "model"):
         if (place / MOC).is_file() or (place / ADAPTER).is_file():
             return place
@@ -223,7 +224,7 @@ def _base_of(adapter: Path) -> str:
     name = settings.get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise InputError(f"{source} names no base model; add --model.")
-    path = Path(name).expanduser()
+    path = expand_user(name)
     found = (place for place in (adapter / path, path) if place.exists())
     return next((str(place.resolve()) for place in found), name)
 

@@ -28,7 +28,7 @@ from jaxalign.experiments.palm.policies import (
     resolved_config,
 )
 from jaxalign.experiments.palm.statistics import BuiltPortfolio
-from jaxalign.files import write_text
+from jaxalign.files import expand_user, write_text
 from jaxalign.models.language import load_language_model
 from jaxalign.models.sampling import Sampling
 from jaxalign.palm import HeldOut, known_pool, stack
@@ -113,7 +113,7 @@ def run_policies(
     """
     say = Progress().say
     config = resolved_config(folders, config)
-    check_run_dir(Path(out).expanduser(), KIND, config, resume)
+    check_run_dir(expand_user(out), KIND, config, resume)
     check_grid(config.palm, len(config.rewards), say, confirm)
     pool = load_pool(folders, base, config)
     reward = build_rewards(config.policies.rewards)
@@ -170,7 +170,7 @@ def certify_policies(folder: Path, source: str) -> HeldOut:
     Raises:
         InputError: fewer than 2 other prompts, or as `serve.load`.
     """
-    folder = folder.expanduser()
+    folder = expand_user(folder)
     about = serve.about_policies(folder)
     config = load_config(BuildConfig, folder / CONFIG, [])
     model = load_language_model(about.base, config.policies.dtype)
@@ -199,7 +199,7 @@ def built_config(folder: Path) -> BuildConfig | None:
     Raises:
         InputError: the config cannot be read.
     """
-    path = folder.expanduser() / CONFIG
+    path = expand_user(folder) / CONFIG
     return load_config(BuildConfig, path, []) if path.is_file() else None
 
 

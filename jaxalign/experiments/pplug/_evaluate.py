@@ -33,7 +33,7 @@ from jaxalign.experiments.pplug.statistics import (
     score_distributions,
     score_predictions,
 )
-from jaxalign.files import read_json, write_json, write_text
+from jaxalign.files import expand_user, read_json, write_json, write_text
 from jaxalign.metrics import text as metrics
 from jaxalign.metrics.labels import median_labels
 from jaxalign.models.chat import generate_texts
@@ -120,7 +120,7 @@ def evaluate(
         InputError: The folder holds no run, data or models are not those of the run, or an option
             has no effect here.
     """
-    out, progress = Path(out).expanduser(), Progress(show)
+    out, progress = expand_user(out), Progress(show)
     trained = load_run(folder)
     config = _config(trained, options)
     check_run_dir(out, KIND, config.evaluate, resume)

@@ -30,7 +30,7 @@ from jaxalign.experiments.pplug.run_folder import (
     TrainingReport,
 )
 from jaxalign.experiments.training_run import start_training
-from jaxalign.files import write_json, write_text
+from jaxalign.files import expand_user, write_json, write_text
 from jaxalign.models.embed import Encoder, load_encoder
 from jaxalign.models.global_arrays import to_host
 from jaxalign.models.language import LanguageModel
@@ -150,9 +150,9 @@ def run(
         sources = RunSources(
             stated_name(model),
             stated_name(encoder),
-            str(Path(source).expanduser().resolve()),
+            str(expand_user(source).resolve()),
             training.task,
-            None if store is None else str(Path(store).expanduser().resolve()),
+            None if store is None else str(expand_user(store).resolve()),
         )
         on_first_process(lambda: write_json(out / SOURCES, asdict(sources)))
         prompt_cache = PromptCache(

@@ -19,6 +19,7 @@ from jaxalign.errors import InputError
 from jaxalign.experiments.generate import RowPolicies, tree_digest
 from jaxalign.experiments.pplug.baselines import TRAININGS
 from jaxalign.experiments.pplug.run_folder import PLUG, PLUGS, PPlugRun, TrainingReport, load_run
+from jaxalign.files import expand_user
 from jaxalign.models.buckets import bucket_length, padded
 from jaxalign.models.chat import prompt_ids
 from jaxalign.models.generate import GenerationArguments, Prompt, prompt_embeddings
@@ -54,7 +55,7 @@ def open_plug(
         InputError: The folder holds no run, its models cannot be found, or the model is another
             one than the plug was trained with.
     """
-    folder = Path(folder).expanduser()
+    folder = expand_user(folder)
     own = (folder / REPORT).is_file() and folder.resolve().parent.name == PLUGS
     run = load_run(folder.resolve().parents[1] if own else folder)
     place = folder / PLUG if own else next(iter(run.plugs.values()))

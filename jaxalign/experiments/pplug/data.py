@@ -17,6 +17,7 @@ from jaxalign.data.histories import Histories, load_histories, load_lamp
 from jaxalign.data.jokes import rated_jokes
 from jaxalign.data.lamp import TASKS, Task
 from jaxalign.errors import InputError
+from jaxalign.files import expand_user
 from jaxalign.progress import counted
 
 Part = Literal["train", "validation", "test", "test_new"]
@@ -144,7 +145,7 @@ def read_parts(
         InputError: The first part is missing, or a file cannot be used; see `load_lamp`,
             `load_histories` and `huffpost`.
     """
-    path = Path(source).expanduser()
+    path = expand_user(source)
     if not path.exists():
         raise InputError(f"{path} does not exist; check --data.")
     found: dict[Part, Histories] = {}

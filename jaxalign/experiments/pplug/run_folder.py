@@ -9,7 +9,7 @@ from jaxalign.data import lamp
 from jaxalign.errors import InputError
 from jaxalign.experiments.pplug.baselines import TRAININGS
 from jaxalign.experiments.pplug.config import PPlugRunConfig
-from jaxalign.files import read_json
+from jaxalign.files import expand_user, read_json
 from jaxalign.pplug.config import PPlugConfig
 from jaxalign.recognise import recognise
 from jaxalign.runs.run_dir import MARKER, REPORT
@@ -100,7 +100,7 @@ def load_run(folder: str | Path) -> PPlugRun:
     Raises:
         InputError: The folder holds no run, one of an older format, or no finished training.
     """
-    folder = Path(folder).expanduser()
+    folder = expand_user(folder)
     remedy = "train it with `jaxalign pplug train`"
     marker = read_json(folder / MARKER, "the folder of a PPlug run", remedy)
     if marker.get("kind") != KIND or marker.get("format") != 3:

@@ -22,7 +22,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, SQLAlchemyError
 
 from jaxalign.errors import InputError
-from jaxalign.files import check_output, own_folder
+from jaxalign.files import check_output, expand_user
 from jaxalign.serve.store.migrate import migrate
 
 text: Callable[[str], TextClause] = functools.cache(make_text)
@@ -244,7 +244,7 @@ def database_url(url: str) -> URL:
     if parsed.drivername == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise InputError(f"--database {shown}: found no file; {_REMEDY}.")
     if parsed.drivername == "sqlite":
-        file = own_folder(str(parsed.database))
+        file = expand_user(str(parsed.database))
         check_output(file, "file", option="--database")
         return parsed.set(database=str(file))
     return parsed
