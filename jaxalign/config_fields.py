@@ -6,6 +6,7 @@ import re
 import types
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass
+from numbers import Integral
 from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 from jaxalign.errors import InputError
@@ -123,6 +124,42 @@ def check_choices(config: object) -> None:
                     f"{name}: found {one!r}, expected one of {', '.join(map(str, choices))}; "
                     "correct it."
                 )
+
+
+def check_whole_numbers(config: object) -> None:
+    """Refuse a config in which a field for a whole number holds something else, such as 8.0.
+
+    `load_config` checks them too; this is for configs that are made in Python.
+
+    Args:
+        config: an instance of a dataclass; call it first in `__post_init__`.
+
+    Raises:
+        InputError: a field of type int, or of ints, with another value.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from jaxalign.config_fields import check_whole_numbers
+        >>> @dataclass(frozen=True)
+        ... class Config:
+        ...     groups: int | None = 8
+        >>> try:
+        ...     check_whole_numbers(Config(8.0))
+        ... except ValueError as error:
+        ...     print(error)
+        groups: found 8.0, expected a whole number; correct it.
+    """
+    for name, kind in get_type_hints(type(config)).items():
+        several = get_origin(kind) is tuple
+        one = get_args(kind)[0] if several else kind
+        if one not in (int, int | None):
+            continue
+        value = getattr(config, name)
+        for number in value if several else (value,):
+            if number is None and one is not int:
+                continue
+            if not isinstance(number, Integral) or isinstance(number, bool):
+                raise InputError(f"{name}: found {number!r}, expected a whole number; correct it.")
 
 
 def _choices(kind: object) -> tuple[object, ...]:

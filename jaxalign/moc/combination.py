@@ -1,20 +1,25 @@
 """The weights of the objectives and of the similarity to the preference in one step of the policy.
 
-Two kinds of direction occur. The similarity has one in the R rewards, in which it rises
-(`similarity_direction`); it turns advantages of the objectives into those of the similarity. What
-`combine` weighs are directions at the policy level, of the loss (`policy_directions`): one number
-for each token instead of one for each parameter, so that one backward pass serves any number of
-objectives.
+"Direction" has two meanings here:
+
+- `similarity_direction` returns R numbers, one for each reward: by how much the similarity to the
+  preference rises with that reward. They turn advantages of the rewards into advantages of the
+  similarity, before the updates.
+- `policy_directions` returns one number for each token: the gradient of an objective's loss in the
+  log-probability of that token. `combine` finds the weights of the objectives from these, where
+  other methods take gradients in the parameters, so that one backward pass serves any number of
+  objectives.
 """
 
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from jaxalign.arrays import Sizes, check_array, check_mask, check_number
 from jaxalign.config_fields import check_choices
@@ -25,8 +30,10 @@ from jaxalign.moc.preferences import check_simplex
 Rule = Literal["linear", "minnorm", "two", "blend", "gate", "similarity"]
 Form = Literal["ratio", "distance"]
 
+Rewards = TypeVar("Rewards", jax.Array, NDArray[np.floating])
+
 SMALLEST_TOTAL = 0.05
-"""Least |mean|_1 that the ratio form divides by, in levels; below it, shares sum to less than 1."""
+"""Least |r|_1 that shares are divided by, in levels; below it, shares sum to less than 1."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,8 @@ class CombineConfig:
             similarity alone while its error is above `gate`, then min-norm weights over the
             objectives; "similarity" follows the similarity alone.
         form: what is compared with the preference: "ratio", the shares r / |r|_1 of the mean
-            rewards r of a group; or "distance", r itself, for targets.
+            rewards r of a group, which are negative where a mean level is; or "distance", r itself,
+            for targets.
         strength: lambda (not GAE's), weight of the similarity in "blend" beside an objective's 1,
             at least 0. 3 follows the preference closely; 1 leaves more to the objectives.
         strength_last: strength at the end of the training, reached linearly, at least 0; null keeps
@@ -68,11 +76,33 @@ class CombineConfig:
                 )
 
 
+def reward_shares(rewards: Rewards) -> Rewards:
+    """Return the shares of rewards, r / |r|_1, which a preference is compared with.
+
+    A negative reward has a negative share. Counted as 0 it would have no gradient, and the
+    similarity would never raise it.
+
+    Args:
+        rewards: [..., R] in levels.
+
+    Returns:
+        [..., R]; they sum to 1 where no reward is negative and |r|_1 is at least `SMALLEST_TOTAL`,
+        the least that is divided by.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.moc.combination import reward_shares
+        >>> reward_shares(np.array([[1.0, 3.0], [-1.0, 3.0], [0.0, 0.0]])).tolist()
+        [[0.25, 0.75], [-0.25, 0.75], [0.0, 0.0]]
+    """
+    return rewards / abs(rewards).sum(axis=-1, keepdims=True).clip(SMALLEST_TOTAL)
+
+
 def similarity_error(mean: jax.Array, preference: jax.Array, form: Form) -> jax.Array:
     """Return the mean squared error between a group's mean rewards and its preference.
 
-    mean_i (s_i - p_i)^2, with s = r / |r|_1 of the mean rewards r in the ratio form, and s = r in
-    the distance form.
+    mean_i (s_i - p_i)^2, with s the `reward_shares` of the mean rewards r in the ratio form, and
+    s = r in the distance form.
 
     Args:
         mean: [R] mean rewards of the group, in levels.
@@ -99,9 +129,10 @@ def similarity_error(mean: jax.Array, preference: jax.Array, form: Form) -> jax.
 def similarity_direction(mean: jax.Array, preference: jax.Array, form: Form) -> jax.Array:
     """Return the direction, in rewards, in which the squared distance to the preference falls.
 
-    Minus the gradient of sum_i (s_i - p_i)^2 in the mean rewards, see `similarity_error`; in the
-    distance form -2 (mean - preference). The advantage of the similarity is sum_j direction_j A_j,
-    with advantages A_j of the rewards; `combine` takes directions of another kind.
+    Minus the gradient of sum_i (s_i - p_i)^2 in the mean rewards, where `similarity_error` is the
+    mean over i; in the distance form -2 (mean - preference). The advantage of the similarity is
+    sum_j direction_j A_j, with advantages A_j of the rewards; `combine` takes directions of another
+    kind.
 
     Args:
         mean: [R] mean rewards of the group, in levels.
@@ -316,7 +347,7 @@ def _compared(mean: jax.Array, form: Form) -> jax.Array:
     """What is compared with the preference."""
     if form == "distance":
         return mean
-    return mean / jnp.maximum(jnp.sum(jnp.abs(mean)), SMALLEST_TOTAL)
+    return reward_shares(mean)
 
 
 def _at_least_float32(value: jax.Array) -> jax.Array:

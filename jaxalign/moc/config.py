@@ -2,11 +2,10 @@
 
 import math
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import Literal, get_type_hints
 
 from jaxalign.config import on_resume
-from jaxalign.config_fields import check_choices
+from jaxalign.config_fields import check_choices, check_whole_numbers
 from jaxalign.errors import InputError
 from jaxalign.moc.combination import CombineConfig
 from jaxalign.moc.preferences import PreferenceConfig
@@ -160,12 +159,9 @@ class MocConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_whole_numbers(self)
         # Not `fields(self)`, whose types are texts where annotations are postponed.
         for name in (name for name, kind in get_type_hints(MocConfig).items() if kind is int):
-            if not isinstance(getattr(self, name), Integral):
-                raise InputError(
-                    f"{name}: found {getattr(self, name)!r}, expected a whole number; correct it."
-                )
             _check_least(name, getattr(self, name), 0 if name == "seed" else 1)
         if self.samples_every is not None:
             _check_least("samples_every", self.samples_every, 1)

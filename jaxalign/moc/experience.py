@@ -48,22 +48,20 @@ class Experience(NamedTuple):
     kl_advantages: jax.Array
 
 
-class GroupRewards(NamedTuple):
-    """What the G groups of a step achieve; a group is the completions under one preference.
+class GroupErrors(NamedTuple):
+    """How far the G groups of a step are from their preferences.
 
     Attributes:
-        mean: [G, R] mean rewards of each group.
         similarity_error: [G] squared error of the similarity, in the form of the combination.
         squared_error: [G] mean squared error between mean rewards and preference.
     """
 
-    mean: jax.Array
     similarity_error: jax.Array
     squared_error: jax.Array
 
 
-def group_rewards(rewards: jax.Array, preferences: jax.Array, form: Form) -> GroupRewards:
-    """Return the mean rewards of each group and their distance to its preference.
+def group_errors(rewards: jax.Array, preferences: jax.Array, form: Form) -> GroupErrors:
+    """Return how far the mean rewards of each group are from its preference.
 
     Args:
         rewards: [B, R] in levels; the rows of a group are adjacent.
@@ -72,15 +70,14 @@ def group_rewards(rewards: jax.Array, preferences: jax.Array, form: Form) -> Gro
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jaxalign.moc.experience import group_rewards
-        >>> found = group_rewards(jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.eye(2)[:1], "distance")
-        >>> found.mean.tolist(), found.squared_error.tolist()
-        ([[0.5, 0.5]], [0.25])
+        >>> from jaxalign.moc.experience import group_errors
+        >>> rewards = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+        >>> group_errors(rewards, jnp.eye(2)[:1], "distance").squared_error.tolist()
+        [0.25]
     """
     mean = jnp.mean(rewards.reshape(len(preferences), -1, rewards.shape[1]), axis=1)
     over = (0, 0, None)
-    return GroupRewards(
-        mean,
+    return GroupErrors(
         jax.vmap(similarity_error, over)(mean, preferences, form),
         jax.vmap(similarity_error, over)(mean, preferences, "distance"),
     )

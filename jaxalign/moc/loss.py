@@ -116,8 +116,9 @@ def group_loss(
         "policy_loss": policy,
         "value_loss": value,
         "entropy": jnp.sum(entropy),
-        # A share of the tokens, times their number, since all sums are divided by it.
-        "clip_share": count * jnp.sum(stream_weights * clipped) / jnp.sum(stream_weights),
+        # A share of the tokens, times their number, since all sums are divided by it; the weights
+        # of the streams sum to 2.
+        "clip_share": count * jnp.sum(stream_weights * clipped) / 2,
         # The KL estimator k3, never negative, unlike minus the log-ratio itself.
         "policy_kl": jnp.sum(jnp.exp(log_ratio) - 1 - log_ratio),
         "drift": jnp.sum(jnp.abs(jnp.exp(log_ratio) - 1)),

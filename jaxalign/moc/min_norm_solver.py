@@ -69,9 +69,10 @@ def _active_set(gram: jax.Array) -> jax.Array:
     vector that would get a negative weight, or takes in the one of steepest descent. A vector that
     takes part depends on none of the others that do, so that every system has one solution.
 
+    The matrix is scaled, so that the largest entry of its diagonal is 1 or 0.
+
     Source: Lawson and Hanson, Solving Least Squares Problems (1974), chapter 23, algorithm NNLS.
     """
-    gram = _scaled(gram)
     size, dtype = len(gram), gram.dtype
     least = 8 * jnp.finfo(dtype).eps
     system = gram + 1

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxalign.config_fields import check_whole_numbers
 from jaxalign.errors import InputError
 from jaxalign.moc.fine_tuning import ConditionedCompletions, completion_arrays
 from jaxalign.moc.likelihood import Frozen, Likelihood
@@ -36,6 +37,7 @@ class ModpoConfig:
     pairs: int = 16
 
     def __post_init__(self) -> None:
+        check_whole_numbers(self)
         if not 0 < self.beta < float("inf") or self.pairs < 1:
             raise InputError(
                 f"modpo: found beta {self.beta} and pairs {self.pairs}, expected a positive beta "
@@ -124,7 +126,9 @@ def loss(
         key: of dropout; None drops nothing.
 
     Returns:
-        `loss` in nats, `weight`, the pairs, and `accuracy`, how many are ordered as labelled; [].
+        `loss` in nats; `weight`, the number of pairs; and `accuracy`, how many of the pairs have a
+        positive argument of the sigmoid, the difference of the labelling reward that the policy
+        implies; all [].
     """
 
     def log_ratio(side: str) -> jax.Array:
@@ -141,7 +145,7 @@ def loss(
     return {
         "loss": -jnp.sum(jnp.where(kept, jax.nn.log_sigmoid(logits), 0)),
         "weight": jnp.sum(kept, dtype=logits.dtype),
-        "accuracy": jnp.sum(kept & (gap > 0), dtype=logits.dtype),
+        "accuracy": jnp.sum(kept & (logits > 0), dtype=logits.dtype),
     }
 
 

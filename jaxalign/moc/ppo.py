@@ -46,19 +46,16 @@ def gae(
     return jnp.where(inside, advantages, 0)
 
 
-def whiten(
-    values: jax.Array, mask: jax.Array, shift: bool = True, divide: bool = True
-) -> jax.Array:
+def whiten(values: jax.Array, mask: jax.Array, divide: bool = True) -> jax.Array:
     """Return the values with mean 0 and variance 1 over the mask; TRL's `masked_whiten`.
 
     Args:
         values: [...] of any shape; statistics run over all of it.
         mask: [...] whether an entry counts.
-        shift: subtract the mean; False keeps it.
         divide: by the standard deviation (of n - 1); False keeps the spread.
 
     Returns:
-        [...], at least float32, 0 outside the mask; equal values give 0, or the mean.
+        [...], at least float32, 0 outside the mask; equal values give 0.
 
     Example:
         >>> import jax.numpy as jnp
@@ -72,10 +69,10 @@ def whiten(
     count = jnp.sum(inside.astype(values.dtype))
     mean = jnp.sum(values) / jnp.maximum(count, 1)
     centred = jnp.where(inside, values - mean, 0)
-    if divide:
-        variance = jnp.sum(centred**2) / jnp.maximum(count - 1, 1)
-        centred = centred * jax.lax.rsqrt(variance + 1e-8)
-    return centred if shift else jnp.where(inside, centred + mean, 0)
+    if not divide:
+        return centred
+    variance = jnp.sum(centred**2) / jnp.maximum(count - 1, 1)
+    return centred * jax.lax.rsqrt(variance + 1e-8)
 
 
 def policy_loss(

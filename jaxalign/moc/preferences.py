@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxalign.arrays import check_count
-from jaxalign.config_fields import check_choices
+from jaxalign.config_fields import check_choices, check_whole_numbers
 from jaxalign.data.prompts import HUMAN, Prompt
 from jaxalign.errors import InputError
 
@@ -46,6 +46,7 @@ class PreferenceConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_whole_numbers(self)
         if not 0 < self.alpha < math.inf or self.points < 2 or not 1 <= self.decimals <= 6:
             raise InputError(
                 f"alpha is {self.alpha}, points {self.points} and decimals {self.decimals}; "

@@ -26,7 +26,7 @@ from jaxalign.moc.experience import (
     compute_experience,
     compute_group_experience,
     find_bad_row,
-    group_rewards,
+    group_errors,
     similarity_coefficients,
     weighted_reward,
 )
@@ -273,7 +273,7 @@ class _Run:
         mask = completions.mask
         raw = raw.astype(jnp.promote_types(raw.dtype, jnp.float32))
         levels = raw if self.scale is None else self.scale.levels(raw)
-        achieved = group_rewards(levels, preferences, config.combine.form)
+        errors = group_errors(levels, preferences, config.combine.form)
         rewards, objective_preferences, coefficients = self._objectives(levels, preferences)
         if config.advantage_baseline == "group":
             experience = compute_group_experience(
@@ -289,7 +289,7 @@ class _Run:
             mask=mask,
             preferences=preferences,
             objective_preferences=objective_preferences,
-            similarity_error=achieved.similarity_error,
+            similarity_error=errors.similarity_error,
         )
         bad = find_bad_row(levels, scores, experience, mask)
         train, metrics = self._updates(state, frozen, inputs, bad.row < 0)
@@ -305,7 +305,7 @@ class _Run:
             **dict(
                 zip((f"reward_{name}" for name in self.names), levels.mean(axis=0), strict=True)
             ),
-            "error": jnp.mean(achieved.squared_error),
+            "error": jnp.mean(errors.squared_error),
             "kl": kl,
             "kl_row": jnp.argmax(row_kl),
             "kl_coef": state.kl_coef,

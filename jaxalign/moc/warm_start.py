@@ -1,8 +1,9 @@
-"""A warm start from scored completions: rewards-in-context (RiC) for a policy.
+"""A warm start from scored completions, after rewards-in-context (RiC).
 
 Each completion is learned under the preference that its own rewards meet, in the way that the
 policy is given preferences. The loss is that of supervised fine-tuning, under the distribution that
-the policy samples from.
+the policy samples from. Unlike in RiC, the prompt holds no scores but the preference, no map from
+preferences to scores is needed, and no further rounds learn from the policy's own completions.
 
 Source: Yang et al. 2024, https://arxiv.org/abs/2402.10207.
 """
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxalign.moc.combination import SMALLEST_TOTAL, reward_shares
 from jaxalign.moc.fine_tuning import ConditionedCompletions, completion_arrays
 from jaxalign.moc.likelihood import Frozen, Likelihood
 from jaxalign.moc.policy import TrainedParams
@@ -25,9 +27,9 @@ def met_preferences(
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return which completions are learned, and under which preference each.
 
-    A completion meets the option that is nearest to the shares of its rewards, r / |r|_1, negative
-    rewards counting as 0. Of the completions of one option p, those with the largest p . r are
-    kept.
+    A completion meets the option that is nearest to the `reward_shares` of its rewards, negative
+    ones counting as 0 since no option has a negative share. Of the completions of one option p,
+    those with the largest p . r are kept.
 
     Args:
         levels: [N, R] rewards of N completions.
@@ -35,8 +37,8 @@ def met_preferences(
         keep: share that is kept of each option's completions, at least one.
 
     Returns:
-        Rows [M], in order, and the options [M] that they meet. Completions without any positive
-        reward meet none.
+        Rows [M], in order, and the options [M] that they meet. Completions whose positive rewards
+        sum to less than `SMALLEST_TOTAL` meet none: their shares are noise.
 
     Example:
         >>> import numpy as np
@@ -47,12 +49,12 @@ def met_preferences(
         ([0, 2], [0, 1])
     """
     positive = np.maximum(levels, 0)
-    total = positive.sum(axis=1)
-    shares = positive / np.where(total > 0, total, 1)[:, None]
-    met = np.abs(shares[:, None] - options[None]).sum(axis=2).argmin(axis=1)
+    enough = positive.sum(axis=1) >= SMALLEST_TOTAL
+    gaps = np.abs(reward_shares(positive)[:, None] - options[None]).sum(axis=2)
+    met = gaps.argmin(axis=1)
     kept = []
     for option in range(len(options)):
-        rows = np.flatnonzero((met == option) & (total > 0))
+        rows = np.flatnonzero((met == option) & enough)
         best = rows[np.argsort(-(levels[rows] @ options[option]), kind="stable")]
         kept.append(best[: int(np.ceil(keep * len(rows)))])
     rows = np.sort(np.concatenate(kept))

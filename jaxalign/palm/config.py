@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jaxalign.config_fields import check_choices
+from jaxalign.config_fields import check_choices, check_whole_numbers
 from jaxalign.errors import InputError
 from jaxalign.palm.policy_pool import PolicyPoolConfig
 
@@ -86,6 +86,7 @@ class PalmConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_whole_numbers(self)
         check_tolerances(self.eps, self.delta)
         for name in ("stop_eps", "stop_delta", "prune_eps", "prune_delta", "refine"):
             value = getattr(self, name)
@@ -206,6 +207,7 @@ class BuildConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_whole_numbers(self)
         if self.beta is not None and not self.beta >= 0:
             raise InputError(f"beta: found {self.beta}, expected 0 or more; correct it.")
         for name in ("clip", "compare_seconds", "compare_draws"):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from jaxalign.config import on_resume
-from jaxalign.config_fields import check_choices
+from jaxalign.config_fields import check_choices, check_whole_numbers
 from jaxalign.data.prompts import PromptConfig
 from jaxalign.errors import InputError
 from jaxalign.rewards.spec import RewardSpec
@@ -58,6 +58,7 @@ class PolicyPoolConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_whole_numbers(self)
         for name, least in (("steps", 1), ("samples", 2), ("max_tokens", 1), ("batch_size", 1)):
             value = getattr(self, name)
             if value is not None and value < least:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from jaxalign.config import on_resume
-from jaxalign.config_fields import check_choices
+from jaxalign.config_fields import check_choices, check_whole_numbers
 from jaxalign.data.lamp import QUERY_PREFIX
 from jaxalign.errors import InputError
 from jaxalign.models import families
@@ -64,6 +64,7 @@ class PersonaConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_whole_numbers(self)
         if self.tokens < 1:
             raise InputError(f"persona.tokens is {self.tokens}; expected at least 1.")
         if not 0 < self.sharpness < math.inf:
@@ -133,6 +134,7 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_whole_numbers(self)
         for name in ("max_items", "prompt_tokens", "answer_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"text.{name} is {getattr(self, name)}; expected at least 1.")
@@ -194,6 +196,7 @@ class PPlugConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_whole_numbers(self)
         if not 0 <= self.cache_gib < math.inf:
             raise InputError(f"cache_gib is {self.cache_gib}; expected a number of at least 0.")
         if self.copies < 0 or not 0 < self.drop <= 1:

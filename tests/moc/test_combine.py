@@ -253,3 +253,9 @@ def test_what_is_not_finite_is_refused_by_place():
 def test_no_tokens_are_nothing_to_follow():
     found = combine(jnp.zeros((2, 0)), jnp.zeros(0), CombineConfig("minnorm"))
     np.testing.assert_allclose(found, np.full(2, 1 / 3), rtol=1e-6)
+
+
+def test_the_ratio_form_raises_a_reward_below_level_0():
+    mean, preference = jnp.array([-0.2, 0.6]), jnp.array([0.5, 0.5])
+    # Counted as 0, the reward would have no slope; (s - p) is (-0.75, 0.25) in shares r / |r|_1.
+    assert float(slope_of(mean, preference, "ratio")[0]) == pytest.approx(0.9375, rel=1e-5)

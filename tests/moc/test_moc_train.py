@@ -262,6 +262,8 @@ def test_what_does_not_fit_is_refused(tmp_path):
         moc.KLConfig(target=0.0)
     with pytest.raises(InputError, match=r"groups: found 8\.0, expected a whole number"):
         world.config(groups=8.0)
+    with pytest.raises(InputError, match=r"samples_every: found True, expected a whole number"):
+        world.config(samples_every=True)
     # A factor of 1 - 0.2 x 16 / horizon: below 3.2, the coefficient paid for KL.
     with pytest.raises(InputError, match=r"kl\.horizon: found 3, expected at least the 16 .*1,600"):
         world.config(kl=moc.KLConfig(horizon=3.0))

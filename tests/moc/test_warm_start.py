@@ -17,6 +17,7 @@ from test_moc_policy import moved
 
 from jaxalign.errors import InputError
 from jaxalign.moc import init_policy
+from jaxalign.moc.combination import SMALLEST_TOTAL
 from jaxalign.moc.fine_tuning import ConditionedCompletions, WarmStartConfig, fit_policy
 from jaxalign.moc.likelihood import Likelihood
 from jaxalign.moc.preferences import lattice
@@ -84,7 +85,7 @@ def test_what_is_kept_meets_its_preference_best(levels, keep):
         gaps = np.abs(OPTIONS - shares[None]).sum(axis=1)
         assert gaps[option] <= gaps.min() + 1e-6
     everyone, everything = met_preferences(levels, OPTIONS, 1.0)
-    assert len(everyone) == (positive.sum(axis=1) > 0).sum()
+    assert len(everyone) == (positive.sum(axis=1) >= SMALLEST_TOTAL).sum()
     for option in range(len(OPTIONS)):
         own, all_of_it = rows[met == option], everyone[everything == option]
         assert len(own) == np.ceil(keep * len(all_of_it))

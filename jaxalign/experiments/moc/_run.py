@@ -359,7 +359,7 @@ def _conflict(
     """Measure once in a run how far its rewards conflict, and show it."""
     if not config.conflict_prompts:
         return None
-    kept = (run.state / "conflict.safetensors").exists()
+    kept = on_first_process((run.state / "conflict.safetensors").exists)
 
     def sample() -> Tree:
         raw = sample_rewards(

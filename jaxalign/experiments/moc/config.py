@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxalign.config import load_config
-from jaxalign.config_fields import check_choices
+from jaxalign.config_fields import check_choices, check_whole_numbers
 from jaxalign.data.prompts import PromptConfig
 from jaxalign.errors import InputError
 from jaxalign.experiments.moc import baselines
@@ -63,6 +63,7 @@ class MocRunConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_whole_numbers(self)
         for name, least in (("conflict_prompts", 0), ("conflict_samples", 2)):
             if getattr(self, name) < least:
                 raise InputError(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from jaxalign.config import on_resume
-from jaxalign.config_fields import check_choices
+from jaxalign.config_fields import check_choices, check_whole_numbers
 from jaxalign.errors import InputError
 from jaxalign.experiments.pplug.baselines import METHODS, RATING_METHODS, TRAININGS
 from jaxalign.experiments.pplug.data import HistoryDataConfig
@@ -25,6 +25,7 @@ class RetrievalConfig:
     prompt_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        check_whole_numbers(self)
         for name in ("count", "prompt_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -60,6 +61,7 @@ class PPlugEvaluateConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_whole_numbers(self)
         known = (*METHODS, *RATING_METHODS)
         if unknown := [name for name in self.methods if name not in known]:
             raise InputError(
@@ -97,6 +99,7 @@ class PPlugRunConfig:
     evaluate: PPlugEvaluateConfig = field(default_factory=PPlugEvaluateConfig)
 
     def __post_init__(self) -> None:
+        check_whole_numbers(self)
         if unknown := [name for name in self.trainings if name not in TRAININGS]:
             raise InputError(
                 f"trainings names {unknown[0]!r}; expected some of {', '.join(TRAININGS)}."

@@ -10,9 +10,10 @@ import pytest
 from jaxalign.config import load_config, to_yaml
 from jaxalign.data.prompts import load_prompts, split_prompts
 from jaxalign.errors import InputError
-from jaxalign.experiments.moc import MocRunConfig
+from jaxalign.experiments.moc import MocEvaluateConfig, MocRunConfig
 from jaxalign.moc import config as moc_config
-from jaxalign.moc.preferences import preference_tag, sample_preferences
+from jaxalign.moc.modpo import ModpoConfig
+from jaxalign.moc.preferences import PreferenceConfig, preference_tag, sample_preferences
 from jaxalign.rewards import spec
 from jaxalign.rewards.rules import TRAITS
 
@@ -134,3 +135,19 @@ def test_a_policy_without_its_preference_is_trained_for_one_weighting_alone(base
 def test_quantiles_are_checked_before_any_work(quantiles):
     with pytest.raises(InputError, match=r"quantiles are .*; expected 0 <= first < last <= 1"):
         MocRunConfig(quantiles=quantiles)
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (MocRunConfig, "reference_answers"),
+        (MocRunConfig, "conflict_prompts"),
+        (MocEvaluateConfig, "samples"),
+        (MocEvaluateConfig, "limit"),
+        (ModpoConfig, "pairs"),
+        (PreferenceConfig, "points"),
+    ],
+)
+def test_counts_are_whole_numbers(config, name):
+    with pytest.raises(InputError, match=f"{name}: found 512.0, expected a whole number"):
+        config(**{name: 512.0})
