@@ -27,7 +27,7 @@ from jaxalign.experiments.moc.baselines import conditioned
 from jaxalign.experiments.moc.conflict import ConflictReport, conflict_report
 from jaxalign.experiments.moc.evaluation import Evaluation
 from jaxalign.experiments.moc.judge import evaluate_policy, judged_preferences
-from jaxalign.experiments.moc.reference_controls import ReferenceControls
+from jaxalign.experiments.moc.reference_baselines import ReferenceBaselines
 from jaxalign.experiments.moc.statistics import MocEvaluationReport, evaluation_report
 from jaxalign.models.lora import LoraConfig
 from jaxalign.progress import Progress
@@ -134,13 +134,13 @@ def run_conditioned(
         conditioned(policy, POLICY, points, seen), reward, scale, held_out, sampling, key, SAMPLES,
         batch, progress.show,
     )  # fmt: skip
-    controls = ReferenceControls(
+    untrained = ReferenceBaselines(
         model, reward, scale, held_out, sampling, points, seen, key, SAMPLES, batch, progress.show
     )
     # As many answers as the policy was trained on.
     best_of = max(config.steps * config.batch // batch, 1)
-    best = controls.best_of(f"best of {best_of} of the reference", best_of)
-    reference = controls.best_of(REFERENCE, 1)
+    best = untrained.best_of(f"best of {best_of} of the reference", best_of)
+    reference = untrained.best_of(REFERENCE, 1)
     values = preference_values(judged, reference, best)
     return {
         "decoder": {

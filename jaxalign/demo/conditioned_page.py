@@ -3,7 +3,7 @@
 from jaxalign.demo.conditioned import POLICY, ConditionedReport
 from jaxalign.demo.study import MeanInterval
 from jaxalign.demo.writer import ANSWER_TOKENS
-from jaxalign.experiments.moc.statistics import FigureInterval
+from jaxalign.experiments.moc.statistics import Estimate
 from jaxalign.runs.tables import MISSING, markdown_table
 
 _VALUES = {
@@ -109,7 +109,7 @@ def _mean(found: MeanInterval, sign: str = "") -> str:
     return f"{found['mean']:{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f})"
 
 
-def _figure(found: FigureInterval | None) -> str:
+def _figure(found: Estimate | None) -> str:
     if found is None:
         return MISSING
     low, high = found["low"], found["high"]

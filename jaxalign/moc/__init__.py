@@ -1,7 +1,8 @@
 """MOC: one policy conditioned on a preference over rewards (arXiv 2604.04497), reconstructed.
 
-One language model with one adapter is trained, by PPO with several objectives, to achieve rewards
-in the proportions of any preference p on the simplex. Words and letters that the files share:
+One language model is trained, by PPO with several objectives, to achieve rewards in the proportions
+of any preference p on the simplex. What is trained is one adapter, or one for each reward that p
+mixes. Words and letters that the files share:
 
 - row: one prompt with its completion; B in a step. [B, M] has M tokens of each completion, [B, T]
   has T tokens of each prompt.
@@ -20,7 +21,8 @@ Read the files in this order:
 
 1. `config`: every setting of a run.
 2. `preferences`: how preferences are sampled, written as tags, and read.
-3. `policy`: the model, its adapter, and how a preference conditions it (tags or a soft token).
+3. `policy`: the model, what of it is trained, and how a preference conditions it (tags in the
+   prompt, a soft token, or a mixture of adapters).
 4. `prompt_sampler`: the prompts and preferences of each step.
 5. `step`: one training step as pure functions: sample, score, compute rewards, learn.
 6. `experience`: from rewards and log-probabilities to advantages, per objective, for the similarity
@@ -28,8 +30,10 @@ Read the files in this order:
 7. `combination` and `min_norm_solver`: the weights of the objectives from a Gram matrix of
    policy-level directions; this is the paper's multi-objective step.
 8. `loss` and `ppo`: the clipped PPO losses under these weights, GAE, the adaptive KL coefficient.
-9. `_train`: the loop, checkpoints and metrics.
+9. `_train` and `monitor`: the loop, checkpoints and metrics, and what stops a run or is warned of.
 10. `files` and `value_table`: a policy on disk, and the rewards it achieves under each preference.
+11. `likelihood` and `fine_tuning`: log-probabilities of completions that exist already, and how a
+    policy is trained on them; `warm_start` and `modpo`, the losses of RiC and MODPO.
 
 `jaxalign.rollout` samples and scores, `jaxalign.personalize.policies` serves policies under
 weights, and `jaxalign.experiments.moc` runs, judges and reports.

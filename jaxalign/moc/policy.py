@@ -42,7 +42,7 @@ class TrainedParams(TypedDict):
 
 @dataclass(frozen=True, eq=False)
 class ConditionedPolicy:
-    """A language model with one adapter, conditioned on a preference over R rewards.
+    """A language model with an adapter, or one for each of R rewards, conditioned on a preference.
 
     Attributes:
         model: the base model, to which the adapter is added; alone it is the reference of the KL.
@@ -73,7 +73,10 @@ def init_policy(
     config: MocConfig,
     scale: RewardScale | None = None,
 ) -> ConditionedPolicy:
-    """Return a fresh policy; with tags or without conditioning it answers as the model does.
+    """Return a fresh policy, which answers as the model alone does to what the policy reads.
+
+    With tags that is the prompt with its tag, and with a soft token, the prompt behind a random
+    embedding. With adapters, or without conditioning, it is the prompt itself.
 
     Args:
         key: random key.

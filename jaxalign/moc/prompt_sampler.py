@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jaxalign.data.messages import prompt_text
 from jaxalign.errors import InputError
 from jaxalign.moc.config import MocConfig
 from jaxalign.moc.policy import ConditionedPolicy, conditioned_prompts, prompt_token_ids
 from jaxalign.moc.preferences import (
+    PreferenceConfig,
     Prompt,
     possible_preferences,
     preference_tag,
@@ -18,6 +20,7 @@ from jaxalign.moc.preferences import (
 )
 from jaxalign.models.buckets import bucket_length, padded
 from jaxalign.models.chat import room_for_prompts, tokenize_prompt
+from jaxalign.models.language import LanguageModel
 
 _SALT = 0x726F7773  # "rows": keeps these draws apart from the run's others, of the same seed
 _MOST_TAGS = 10_000  # all tags of two rewards with 3 decimals; tokenised in less than a second
@@ -34,6 +37,25 @@ class StepPrompts(NamedTuple):
 
     arrays: dict[str, np.ndarray]
     texts: list[str]
+
+
+def longest_tag(
+    model: LanguageModel, names: Sequence[str], config: PreferenceConfig
+) -> NDArray[np.floating]:
+    """Return the preference [R] whose tag has the most tokens, of those that can be sampled.
+
+    Args:
+        model: whose tokenizer counts.
+        names: [R] names of the rewards.
+        config: where preferences come from.
+
+    Raises:
+        InputError: as `sample_preferences`.
+    """
+    points = possible_preferences(names, config, _MOST_TAGS)
+    tags = [f"{preference_tag(names, point, config.decimals)} " for point in points]
+    lengths = [len(row) for row in model.tokenizer(tags)["input_ids"]]
+    return points[int(np.argmax(lengths))]
 
 
 class PromptSampler:
@@ -128,11 +150,8 @@ class PromptSampler:
     def _tagged_lengths(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """Return the tokens of each prompt with the tag that has the most."""
         policy = self.policy
-        points = possible_preferences(policy.names, self.config.preferences, _MOST_TAGS)
-        tags = [f"{preference_tag(policy.names, point, policy.decimals)} " for point in points]
-        lengths = [len(row) for row in policy.model.tokenizer(tags)["input_ids"]]
-        longest = np.tile(points[int(np.argmax(lengths))], (len(prompts), 1))
-        tagged = conditioned_prompts(policy, prompts, longest)
+        longest = longest_tag(policy.model, policy.names, self.config.preferences)
+        tagged = conditioned_prompts(policy, prompts, np.tile(longest, (len(prompts), 1)))
         return np.array([len(tokenize_prompt(policy.model, prompt)) for prompt in tagged])
 
     def _rows(self, step: int) -> list[int]:

@@ -27,16 +27,15 @@ from jaxalign.experiments.moc.config import CONFIG, MocRunConfig
 from jaxalign.experiments.moc.evaluation import Evaluation
 from jaxalign.experiments.moc.judge import (
     EvaluatedPolicy,
-    Prompts,
     evaluate_policy,
     judged_preferences,
 )
-from jaxalign.experiments.moc.reference_controls import (
-    ReferenceControls,
+from jaxalign.experiments.moc.reference_baselines import (
+    ReferenceBaselines,
     check_no_system_turn,
     read_system_prompts,
 )
-from jaxalign.experiments.moc.report import write_pages
+from jaxalign.experiments.moc.report import write_report
 from jaxalign.experiments.moc.statistics import MocEvaluationReport, evaluation_report
 from jaxalign.files import expand_user
 from jaxalign.moc.files import load, policy_folder
@@ -49,7 +48,6 @@ from jaxalign.runs.run_dir import Identity, check_run_dir, finished_report, open
 from jaxalign.train.mesh import inference_shardings
 
 KIND = "moc evaluate"
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -63,11 +61,12 @@ class MocEvaluateConfig:
         reference_point: reference point of the hypervolume, in levels of the rewards, one number
             for each; null for zeros, the level that the scale calls low.
         best_of: n, where the best of n completions of the reference is judged as well, chosen for
-            each preference: a control that trains nothing. 1 leaves it out. At equal cost, n is the
-            number of completions that the training sampled, divided by that of prompts.
+            each preference: a baseline that trains nothing. 1 leaves it out. At equal cost, n is
+            the number of completions that the training sampled, divided by `samples` times the
+            number of prompts that are judged on.
         system_prompts: file of system prompts, one a line, which are tried on the reference: each
             preference gets the one that is best on half of the prompts, judged on the other half.
-            null leaves this control out.
+            null leaves this baseline out.
         draws: bootstrap resamples of the prompts for intervals, 1 or more; 500 is usual.
         seed: random seed of completions and resamples, at least 0.
     """
@@ -103,7 +102,7 @@ class MocRun(NamedTuple):
     folder: Path
     config: MocRunConfig
     policy: ConditionedPolicy
-    weight: Floats | None
+    weight: NDArray[np.float32] | None
 
 
 def load_run(folder: str | Path, model: LanguageModel | None = None) -> MocRun:
@@ -142,8 +141,9 @@ def evaluate(
     """Judge a run's policy, with other runs beside it, and leave its value table in its folder.
 
     All are judged on the same prompts, rewards and scale, those of the first run. Of the others,
-    conditioned policies are judged as they are, and policies for one weighting together as MORLHF.
-    Where each reward has a policy of its own, their soups and mixtures are judged as well.
+    conditioned policies are judged as they are, and policies for one weighting together: those of
+    PPO as MORLHF, those of MODPO as MODPO. Where each reward alone has a policy of PPO, their soups
+    and mixtures are judged as well.
 
     Args:
         config: how the policies are judged.
@@ -215,11 +215,11 @@ def evaluate(
     judgings: dict[str, Callable[[], Evaluation]] = {
         one.name: partial(trained_policy, one) for one in judged
     }
-    controls = ReferenceControls(
+    untrained = ReferenceBaselines(
         first.policy.model, rewards, scale, prompts, sampling, *_points(first), key,
         config.samples, config.batch_size, show,
     )  # fmt: skip
-    judgings |= controls.named(config.best_of, texts)
+    judgings |= untrained.named(config.best_of, texts)
     found = []
     for number, (name, judging) in enumerate(judgings.items()):
         # The number keeps names apart that are alike but for a sign.
@@ -230,7 +230,7 @@ def evaluate(
         found.append(Evaluation.load(path))
     found[0].value_table().save(policy_folder(first.folder))
     report = evaluation_report(found, config.reference_point, config.draws, config.seed)
-    write_pages(out, report)
+    write_report(out, report)
     run.finish(report)
     return report
 
@@ -275,7 +275,7 @@ def _separate(runs: Sequence[MocRun], name: str) -> EvaluatedPolicy:
     return baselines.separate([runs[row].policy for row in once], weights[once], name)
 
 
-def _points(run: MocRun) -> tuple[Floats, NDArray[np.bool_]]:
+def _points(run: MocRun) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Preferences of a run, see `judged_preferences`."""
     return judged_preferences(run.policy.names, run.config.moc.preferences)
 
@@ -305,7 +305,7 @@ def _check(first: MocRun, other: MocRun) -> None:
 
 def _prompts(
     run: MocRun, data: str | None, config: MocEvaluateConfig, say: Callable[[str], None]
-) -> Prompts:
+) -> list[Prompt]:
     """Return the prompts to judge on, no more than the limit."""
     if data is not None:
         read = prompts_for(

@@ -51,6 +51,7 @@ from jaxalign.moc.preferences import (
     sample_preferences,
     without_tags,
 )
+from jaxalign.moc.prompt_sampler import longest_tag
 from jaxalign.models.chat import room_for_prompts, tokenize_prompt
 from jaxalign.models.global_arrays import to_host
 from jaxalign.models.language import LanguageModel
@@ -223,7 +224,7 @@ def held_out_prompts(folder: Path) -> list[Prompt]:
 
 
 def prompts_for(model: LanguageModel, read: Prompts, config: MocRunConfig) -> Prompts:
-    """Return prompts as the model takes them, short enough with a preference in them.
+    """Return prompts as the model takes them, short enough with the longest tag in them.
 
     Preference tags in them are removed, so that neither the model nor the rewards read a
     preference that the writer of a prompt made up.
@@ -234,16 +235,14 @@ def prompts_for(model: LanguageModel, read: Prompts, config: MocRunConfig) -> Pr
     moc = config.moc
     chat = choose_template(model.tokenizer, config.prompts.template)
     names = [reward.name for reward in config.rewards]
-    even = np.full(len(names), 1 / len(names))
+    # Tags and a soft token count whatever the conditioning is, so that policies of all kinds have
+    # the same prompts; `room_for_prompts` leaves room for one soft token.
+    longest = longest_tag(model, names, moc.preferences)
 
     def count(prompt: Prompt) -> int:
-        return len(
-            tokenize_prompt(
-                model, insert_preference_tag(names, even, prompt, moc.preferences.decimals)
-            )
-        )
+        tagged = insert_preference_tag(names, longest, prompt, moc.preferences.decimals)
+        return len(tokenize_prompt(model, tagged))
 
-    # One for a soft token: all kinds of conditioning have the same prompts.
     least = config.prompts.min_tokens
     room = room_for_prompts(model, moc.answer_tokens, least, "moc.answer_tokens")
     bare = replace(read, prompts=tuple(without_tags(names, prompt) for prompt in read.prompts))
@@ -273,8 +272,8 @@ def estimate_scale(
 ) -> RewardScale:
     """Estimate the scale of rewards from completions of plain prompts by the model alone.
 
-    The scale depends on model, prompts and rewards, and not on the seed of a run, so that runs
-    that are compared have the same scale.
+    The scale depends on model, prompts, rewards and sampling, and not on the seed of a run, so that
+    runs that are compared have the same scale.
 
     Args:
         model: the reference.

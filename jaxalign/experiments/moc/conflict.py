@@ -44,7 +44,7 @@ def sample_rewards(
 ) -> NDArray[np.float32]:
     """Sample several completions of each of some prompts by the model alone, and score them.
 
-    They depend on the model, prompts and rewards, and not on the seed of a run.
+    They depend on model, prompts, rewards and sampling, and not on the seed of a run.
 
     Args:
         model: the reference.
@@ -121,7 +121,7 @@ def conflict_lines(found: ConflictReport) -> Iterator[str]:
             yield f"{name} hardly varies in the model's answers: training has little to learn from"
     share, balance = found["single_share"], found["balance"]
     if balance is None:
-        yield "the best answers for every preference are the same ones in one of the rewards"
+        yield "the best answers for every preference have the same level of one of the rewards"
         return
     even = 1 / len(found["sd"])
     single = "no point has any" if share is None else f"one point keeps {share:.0%}"

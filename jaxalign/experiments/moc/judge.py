@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxalign.data.messages import prompt_text
+from jaxalign.data.prompts import Prompt
 from jaxalign.errors import InputError
 from jaxalign.experiments.moc.evaluation import Evaluation
 from jaxalign.moc.preferences import (
@@ -17,14 +18,11 @@ from jaxalign.moc.preferences import (
     preference_tag,
     trained_on,
 )
-from jaxalign.models.chat import Chat
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.sampling import Sampling
 from jaxalign.rewards.reward_scale import RewardScale
 from jaxalign.rewards.vector import TextReward, TokenReward
 from jaxalign.rollout import PolicyFamily, PolicyRollouts, rollout_policies
-
-Prompts = Sequence[str | Chat]
 
 
 class EvaluatedPolicy(NamedTuple):
@@ -78,7 +76,7 @@ def evaluate_policy(
     evaluated: EvaluatedPolicy,
     reward: TextReward | TokenReward,
     scale: RewardScale,
-    prompts: Prompts,
+    prompts: Sequence[Prompt],
     sampling: Sampling,
     key: jax.Array,
     samples: int = 1,
@@ -121,7 +119,7 @@ def summarise(
     seen: NDArray[np.bool_],
     found: PolicyRollouts,
     scale: RewardScale,
-    prompts: Prompts,
+    prompts: Sequence[Prompt],
     sampling: Sampling,
     kl: float | None = None,
 ) -> Evaluation:

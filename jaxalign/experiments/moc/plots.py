@@ -120,7 +120,7 @@ def _marks(
 ) -> None:
     """One mark a preference: filled where it was seen, hollow where it was held out."""
     style = series_style(place)
-    # The first policy is what the page is about: baselines do not cover it.
+    # The first policy is what the report is about: baselines do not cover it.
     order = 3.5 if place == 0 else 3
     seen = np.array([point["seen"] for point in points])
     for shown, label, face, edge in (

@@ -6,7 +6,7 @@ from rich.console import Group
 from rich.text import Text
 
 from jaxalign.experiments.moc import plots
-from jaxalign.experiments.moc.statistics import FigureInterval, MocEvaluationReport, PartReport
+from jaxalign.experiments.moc.statistics import Estimate, MocEvaluationReport, PartReport
 from jaxalign.files import write_text
 from jaxalign.progress import counted
 from jaxalign.runs.tables import MISSING, TerminalTable, interval, markdown_table, percent
@@ -20,7 +20,7 @@ _PICTURES = {
 }
 
 
-def write_pages(out: Path, report: MocEvaluationReport) -> None:
+def write_report(out: Path, report: MocEvaluationReport) -> None:
     """Write the plots and report.md into a folder."""
     plots.plot_front(report, out / "front.png")
     plots.plot_control(report, out / "control.png")
@@ -38,14 +38,14 @@ def control_rows(report: MocEvaluationReport) -> tuple[list[str], Rows]:
         "movement",
     ]
     rows = []
-    for name, part, figures in _each(report):
-        taus = [_figure(figures["tau"][reward], 2) for reward in report["rewards"]]
-        errors = [_figure(figures["squared_error"]), _figure(figures["corner_error"])]
-        moved = [figures["movement"][reward] for reward in report["rewards"]]
+    for name, part, statistics in _each(report):
+        taus = [_number(statistics["tau"][reward], 2) for reward in report["rewards"]]
+        errors = [_number(statistics["squared_error"]), _number(statistics["corner_error"])]
+        moved = [statistics["movement"][reward] for reward in report["rewards"]]
         movement = MISSING
         if all(moved):
             movement = ", ".join(format(one["value"], "+.2f") for one in moved if one)
-        rows.append([name, _count(figures, part), *taus, *errors, movement])
+        rows.append([name, _count(statistics, part), *taus, *errors, movement])
     return header, rows
 
 
@@ -54,18 +54,18 @@ def quality_rows(report: MocEvaluationReport) -> tuple[list[str], Rows]:
     header = ["policy", "preferences", "hypervolume", "95 %", "one point", "sparsity", "front %"]
     header += ["entropy"]
     rows = []
-    for name, part, figures in _each(report):
-        volume = figures["hypervolume"]
+    for name, part, statistics in _each(report):
+        volume = statistics["hypervolume"]
         rows.append(
             [
                 name,
-                _count(figures, part),
+                _count(statistics, part),
                 f"{volume['value']:.3f}",
                 _ends(volume),
-                _figure(figures["single_point"]),
-                _figure(figures["sparsity"], 4),
-                percent(figures["nondominated"]["value"], 0),
-                _figure(figures["entropy"], 2),
+                _number(statistics["single_point"]),
+                _number(statistics["sparsity"], 4),
+                percent(statistics["nondominated"]["value"], 0),
+                _number(statistics["entropy"], 2),
             ]
         )
     return header, rows
@@ -76,17 +76,17 @@ def cost_rows(report: MocEvaluationReport) -> tuple[list[str], Rows]:
     header = ["policy", "preferences", "table", "of all", "weights", "of all", "KL", "nats/token"]
     header += ["tokens", "distinct-2"]
     rows = []
-    for name, part, figures in _each(report):
+    for name, part, statistics in _each(report):
         ways = ("table_own", "table_all", "direct_own", "direct_all")
         rows.append(
             [
                 name,
-                _count(figures, part),
-                *[_figure(figures["regret"][way]) for way in ways],
-                f"{figures['kl']:.2f}",
-                f"{figures['token_entropy']:.2f}",
-                f"{figures['tokens']:.0f}",
-                MISSING if figures["distinct_2"] is None else f"{figures['distinct_2']:.2f}",
+                _count(statistics, part),
+                *[_number(statistics["regret"][way]) for way in ways],
+                f"{statistics['kl']:.2f}",
+                f"{statistics['token_entropy']:.2f}",
+                f"{statistics['tokens']:.0f}",
+                MISSING if statistics["distinct_2"] is None else f"{statistics['distinct_2']:.2f}",
             ]
         )
     return header, rows
@@ -128,23 +128,23 @@ def _tables(report: MocEvaluationReport) -> list[tuple[str, tuple[list[str], Row
 
 
 def sentence(report: MocEvaluationReport) -> str:
-    """The main figures of the first policy, in words."""
+    """The main statistics of the first policy, in words."""
     name, policy = next(iter(report["policies"].items()))
     part = next(iter(policy["parts"]))
-    figures = policy["parts"][part]
+    statistics = policy["parts"][part]
     said = [
-        f"{name} has a hypervolume of {_with_ends(figures['hypervolume'])} above "
+        f"{name} has a hypervolume of {_with_ends(statistics['hypervolume'])} above "
         f"{_vector(report['reference_point'])}"
     ]
     taus = [
         f"{MISSING if tau is None else format(tau['value'], '.2f')} for {reward}"
-        for reward, tau in figures["tau"].items()
+        for reward, tau in statistics["tau"].items()
     ]
     said.append(f"orders its rewards as the preferences with tau-b {', '.join(taus)}")
-    if figures["corner_error"] is not None:
-        corners = _with_ends(figures["corner_error"])
+    if statistics["corner_error"] is not None:
+        corners = _with_ends(statistics["corner_error"])
         said.append(f"stays {corners} behind where a single reward is preferred")
-    table, direct = (figures["regret"][f"{way}_own"] for way in ("table", "direct"))
+    table, direct = (statistics["regret"][f"{way}_own"] for way in ("table", "direct"))
     if table is not None and direct is not None:
         said.append(
             f"costs a user with a linear utility {_with_ends(table)} through its value table and "
@@ -154,7 +154,7 @@ def sentence(report: MocEvaluationReport) -> str:
 
 
 def markdown(report: MocEvaluationReport) -> str:
-    """The page: tables, plots, completions under preferences that lie far apart."""
+    """The report: tables, plots, completions under preferences that lie far apart."""
     names = ", ".join(report["rewards"])
     point = _vector(report["reference_point"])
     lines = [
@@ -171,20 +171,21 @@ def markdown(report: MocEvaluationReport) -> str:
         "levels of the run's scale: 0 is low and 1 is high among the reference's completions. "
         f"Intervals, here and in report.json, are at 95 % over {report['draws']} resamples of "
         "the prompts; fewer than four prompts have none. Noise makes a front look larger and less "
-        "even than it is, and resampling adds the noise once more, so a figure may lie off the "
+        "even than it is, and resampling adds the noise once more, so a value may lie off the "
         "middle of its interval.",
         "",
         "- **preferences**: how many, seen in training or held out"
         + ("; shared are those that all policies have in common." if _has_shared(report) else "."),
         f"- **tau**: Kendall's tau-b of preference and level; {_cap(report)}",
-        "- **MSE**: mean squared distance between level and preference. **corners**: how far the "
-        "level of a reward that is preferred alone stays behind the highest of all policies. "
-        "**movement**: how much higher the level of each reward is where it alone is preferred "
-        "than where another is; 0 for a policy that ignores the preference.",
+        "- **MSE**: squared difference between mean level and preference, averaged over "
+        "rewards and preferences. **corners**: how far the level of a reward that is preferred "
+        "alone stays behind the highest of all policies. **movement**: how much higher the "
+        "level of each reward is where it alone is preferred than where another is; 0 for a "
+        "policy that ignores the preference.",
         "- Regret of users whose weights are the preferences, against the best of the policy's own "
         "points, or of the points of all policies (**of all**). **table**: served under the "
         "preference that the value table gives, chosen on one half of the prompts and judged on "
-        "the other. **weights**: served under their weights as if they were levels.",
+        "the other. **weights**: served under their weights as if they were a preference.",
         f"- **hypervolume** above {point}. **one point**: the hypervolume of the best single "
         "point, which a policy that ignores the preference can reach. **sparsity**: squared gaps "
         "between neighbours on the front, summed over objectives, over n - 1 (Xu et al. 2020). "
@@ -221,19 +222,19 @@ def _quoted(text: str) -> list[str]:
 
 
 def _each(report: MocEvaluationReport) -> list[tuple[str, str, PartReport]]:
-    """Policy, part and figures of each row; once where all preferences are shared."""
+    """Policy, part and statistics of each row; once where all preferences are shared."""
     return [
-        (name, part, figures)
+        (name, part, statistics)
         for name, policy in report["policies"].items()
-        for part, figures in policy["parts"].items()
+        for part, statistics in policy["parts"].items()
         if part == "shared"
         or "shared" not in policy["parts"]
         or policy["parts"]["shared"]["points"] != len(policy["points"])
     ]
 
 
-def _count(figures: PartReport, part: str) -> str:
-    return f"{figures['points']} {_PARTS[part]}"
+def _count(statistics: PartReport, part: str) -> str:
+    return f"{statistics['points']} {_PARTS[part]}"
 
 
 def _has_shared(report: MocEvaluationReport) -> bool:
@@ -250,7 +251,7 @@ def _drawn(report: MocEvaluationReport) -> str:
 
 def _cap(report: MocEvaluationReport) -> str:
     caps = [
-        cap for _, _, figures in _each(report) for cap in figures["tau_cap"].values()
+        cap for _, _, statistics in _each(report) for cap in statistics["tau_cap"].values()
         if cap is not None
     ]  # fmt: skip
     if not caps:
@@ -268,17 +269,17 @@ def _vector(values: list[float]) -> str:
     return "(" + ", ".join(f"{value:.2f}".rstrip("0").rstrip(".") for value in values) + ")"
 
 
-def _figure(entry: FigureInterval | None, digits: int = 3) -> str:
+def _number(entry: Estimate | None, digits: int = 3) -> str:
     return MISSING if entry is None else f"{entry['value']:.{digits}f}"
 
 
-def _with_ends(entry: FigureInterval) -> str:
+def _with_ends(entry: Estimate) -> str:
     if entry["low"] is None or entry["high"] is None:
         return f"{entry['value']:.3f}"
     return f"{entry['value']:.3f} ({entry['low']:.3f} to {entry['high']:.3f})"
 
 
-def _ends(entry: FigureInterval) -> str:
+def _ends(entry: Estimate) -> str:
     if entry["low"] is None or entry["high"] is None:
         return MISSING
     return interval(entry["low"], entry["high"])

@@ -13,7 +13,7 @@ Places = NDArray[np.intp]
 
 
 class CompletionChoice(NamedTuple):
-    """Which of some rollouts a control answers with under each preference.
+    """Which of some rollouts a baseline answers with under each preference.
 
     Attributes:
         policy: [W, X, n] which of the policies.

@@ -18,8 +18,8 @@ FORMAT = 4
 """Version of report.json, raised when its keys change."""
 
 
-class FigureInterval(TypedDict):
-    """A figure with the ends of its 95 % interval; None where most resamples have no figure."""
+class Estimate(TypedDict):
+    """A statistic with the ends of its 95 % interval; None where most resamples have none."""
 
     value: float
     low: float | None
@@ -27,7 +27,10 @@ class FigureInterval(TypedDict):
 
 
 class PointReport(TypedDict):
-    """What a policy achieves under one preference; errors are over prompts."""
+    """What a policy achieves under one preference; errors are over prompts.
+
+    `entropy` is that of what is sampled, nats per token, `token_entropy` in `PartReport`.
+    """
 
     preference: list[float]
     seen: bool
@@ -41,19 +44,22 @@ class PointReport(TypedDict):
 
 
 class PartReport(TypedDict):
-    """Figures of one policy over one part of its preferences, see `evaluation_report`."""
+    """Statistics of one policy over one part of its preferences, see `evaluation_report`.
 
-    tau: dict[str, FigureInterval | None]
-    squared_error: FigureInterval
-    corner_error: FigureInterval | None
-    movement: dict[str, FigureInterval | None]
-    regret: dict[str, FigureInterval | None]
-    hypervolume: FigureInterval
-    sparsity: FigureInterval | None
-    nondominated: FigureInterval
-    entropy: FigureInterval | None
-    single_point: FigureInterval
-    hypervolume_less_first: NotRequired[FigureInterval | None]
+    `entropy` is that of the set of points, nats.
+    """
+
+    tau: dict[str, Estimate | None]
+    squared_error: Estimate
+    corner_error: Estimate | None
+    movement: dict[str, Estimate | None]
+    regret: dict[str, Estimate | None]
+    hypervolume: Estimate
+    sparsity: Estimate | None
+    nondominated: Estimate
+    entropy: Estimate | None
+    single_point: Estimate
+    hypervolume_less_first: NotRequired[Estimate | None]
     kl: float
     token_entropy: float
     tokens: float
@@ -99,7 +105,7 @@ class MocEvaluationReport(TypedDict):
     examples: list[Example]
 
 
-Figures = dict[str, float | None]
+Statistics = dict[str, float | None]
 
 _LEVELS = (0.025, 0.975)
 _SHOWN_PREFERENCES, _SHOWN_PROMPTS = 5, 3
@@ -125,9 +131,9 @@ def evaluation_report(
     draws: int = 500,
     seed: int = 0,
 ) -> MocEvaluationReport:
-    """Return every figure on judged policies, the first policy first; ready for JSON.
+    """Return all statistics of judged policies, the first policy first; ready for JSON.
 
-    Figures are in levels of the scale, for each part of the preferences: `seen`, `held_out`, and
+    They are in levels of the scale, for each part of the preferences: `seen`, `held_out`, and
     `shared`, the preferences that all policies of more than one preference have in common, where
     these differ: fronts of few points and of many are compared on them.
 
@@ -149,7 +155,7 @@ def evaluation_report(
     - `kl`, nats per completion; `token_entropy`, nats per token; `tokens` per completion;
       `distinct_2` of a completion of each prompt, mean over the preferences.
 
-    Each is an `FigureInterval`, ends at 95 % over prompts, the same resamples for all, widened
+    Each is an `Estimate`, with ends at 95 % over prompts, the same resamples for all, widened
     to hold the value and None on fewer than four prompts; or None where it cannot be measured,
     such as tau of a constant reward.
     `hypervolume_less_first` is the difference to the first policy's, resample by resample.
@@ -178,14 +184,17 @@ def evaluation_report(
     ]
     halves = np.random.default_rng(seed).permutation(count) % 2
 
-    def measured(weights: NDArray[np.int64]) -> list[dict[str, Figures]]:
+    def measured(weights: NDArray[np.int64]) -> list[dict[str, Statistics]]:
         means = [_means(one.rewards, weights, halves) for one in evaluations]
         rivals = _Means(
             np.concatenate([mean.whole for mean in means]),
             np.concatenate([mean.halves for mean in means], axis=1),
         )
         return [
-            {name: _figures(part, mean, rivals, point, first.names) for name, part in own.items()}
+            {
+                name: _statistics(part, mean, rivals, point, first.names)
+                for name, part in own.items()
+            }
             for own, mean in zip(parts, means, strict=True)
         ]
 
@@ -215,10 +224,10 @@ def evaluation_report(
     }
 
 
-def _figures(
+def _statistics(
     part: _Part, mean: _Means, rivals: _Means, point: Floats, names: Sequence[str]
 ) -> dict[str, float | None]:
-    """Figures of one part, keys joined by '/'; None where there is nothing to measure."""
+    """Statistics of one part, keys joined by '/'; None where there is nothing to measure."""
     preferences, achieved = part.preferences[part.rows], mean.whole[part.rows]
     taus = agreement.tau_b(preferences, achieved)
     gaps = pareto.sparsity(achieved)
@@ -285,14 +294,14 @@ def _resamples(seed: int, halves: NDArray[np.intp], draws: int) -> Iterator[NDAr
 
 
 def _nested(
-    found: list[dict[str, Figures]],
-    drawn: list[list[dict[str, Figures]]],
+    found: list[dict[str, Statistics]],
+    drawn: list[list[dict[str, Statistics]]],
     number: int,
     part: str,
 ) -> Mapping[str, object]:
-    """Figures of a policy and part with their intervals, as a tree."""
+    """Statistics of a policy and part with their intervals, as a tree."""
     tree: dict[str, object] = {}
-    groups: dict[str, dict[str, FigureInterval | None]] = {}
+    groups: dict[str, dict[str, Estimate | None]] = {}
     for name in found[number][part]:
         head, _, tail = name.partition("/")
         entry = _interval(found[number][part][name], [one[number][part][name] for one in drawn])
@@ -302,7 +311,7 @@ def _nested(
             tree[head] = entry
     if number and part in found[0]:
 
-        def less(one: list[dict[str, Figures]]) -> float | None:
+        def less(one: list[dict[str, Statistics]]) -> float | None:
             own, first = one[number][part]["hypervolume"], one[0][part]["hypervolume"]
             return None if own is None or first is None else own - first
 
@@ -310,8 +319,8 @@ def _nested(
     return tree | groups
 
 
-def _interval(value: float | None, drawn: Sequence[float | None]) -> FigureInterval | None:
-    """A figure and its interval over the resamples; no interval where most have no such figure."""
+def _interval(value: float | None, drawn: Sequence[float | None]) -> Estimate | None:
+    """A statistic and its interval over the resamples; no interval where most have none."""
     if value is None:
         return None
     values = [other for other in drawn if other is not None]
@@ -323,7 +332,7 @@ def _interval(value: float | None, drawn: Sequence[float | None]) -> FigureInter
     return {"value": value, "low": ends[0], "high": ends[1]}
 
 
-def _part_report(one: Evaluation, part: _Part, figures: Mapping[str, object]) -> PartReport:
+def _part_report(one: Evaluation, part: _Part, statistics: Mapping[str, object]) -> PartReport:
     rows = part.rows
     caps = agreement.tau_cap(part.preferences[rows])
     means = {
@@ -334,7 +343,7 @@ def _part_report(one: Evaluation, part: _Part, figures: Mapping[str, object]) ->
         "points": len(rows),
         "tau_cap": dict(zip(one.names, caps, strict=True)),
     }
-    return cast(PartReport, {**figures, **means})  # the names of figures are those of `_figures`
+    return cast(PartReport, {**statistics, **means})  # the keys are those of `_statistics`
 
 
 def _distinct(one: Evaluation, rows: NDArray[np.intp]) -> float | None:

@@ -9,8 +9,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from rich.console import Console
 
-from jaxalign.experiments.moc import plots
-from jaxalign.experiments.moc import report as pages
+from jaxalign.experiments.moc import plots, report
 from jaxalign.experiments.moc.evaluation import Evaluation
 from jaxalign.experiments.moc.statistics import evaluation_report
 from jaxalign.moc.preferences import evaluation_points
@@ -64,7 +63,7 @@ def two():
 
 
 def test_a_report_is_written_whole(two, tmp_path):
-    pages.write_pages(tmp_path, two)
+    report.write_report(tmp_path, two)
     assert {path.name for path in tmp_path.iterdir()} == {
         "report.md", "front.png", "control.png",
     }  # fmt: skip
@@ -79,7 +78,7 @@ def test_a_report_is_written_whole(two, tmp_path):
 
 
 def test_the_page_says_what_was_measured(two):
-    page = pages.markdown(two)
+    page = report.markdown(two)
     figures = two["policies"]["moc"]["parts"]["seen"]
     row = next(line for line in page.splitlines() if line.startswith("| moc | 9 seen"))
     assert f"{figures['tau']['kind']['value']:.2f}" in row
@@ -94,7 +93,7 @@ def test_the_page_says_what_was_measured(two):
 
 
 def test_answers_stand_as_they_are(two):
-    lines = pages.markdown(two).splitlines()
+    lines = report.markdown(two).splitlines()
     assert "    # no heading" in lines
     assert "    ```" in lines
     assert not any(line.startswith(("# no", "```")) for line in lines)
@@ -103,7 +102,7 @@ def test_answers_stand_as_they_are(two):
 def test_the_terminal_has_eighty_columns(two):
     for found in (two, reported(3, draws=2)):
         out = io.StringIO()
-        Console(file=out, width=80).print(pages.terminal(found))
+        Console(file=out, width=80).print(report.terminal(found))
         lines = out.getvalue().splitlines()
         assert max(map(len, lines)) <= 80
         assert "…" not in out.getvalue()
@@ -111,13 +110,13 @@ def test_the_terminal_has_eighty_columns(two):
 
 
 def test_the_sentence_names_the_figures(two):
-    said = pages.sentence(two)
+    said = report.sentence(two)
     figures = two["policies"]["moc"]["parts"]["seen"]
     assert f"{figures['hypervolume']['value']:.3f}" in said
     assert f"{figures['regret']['direct_own']['value']:.3f}" in said
     alone = evaluation_report([made("one", [[0.5, 0.5]], lambda row: row)], draws=2)
-    assert "tau-b - for kind, - for brief" in pages.sentence(alone)
-    assert "value table" not in pages.sentence(alone)
+    assert "tau-b - for kind, - for brief" in report.sentence(alone)
+    assert "value table" not in report.sentence(alone)
 
 
 @pytest.mark.parametrize("size", [2, 3])

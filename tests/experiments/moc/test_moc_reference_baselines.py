@@ -7,8 +7,8 @@ import pytest
 import tiny_policies as tiny
 
 from jaxalign.errors import InputError
-from jaxalign.experiments.moc.reference_controls import (
-    ReferenceControls,
+from jaxalign.experiments.moc.reference_baselines import (
+    ReferenceBaselines,
     SystemPrompts,
     check_no_system_turn,
     read_system_prompts,
@@ -21,7 +21,7 @@ KEY = jax.random.key(5)
 
 
 def controls(samples=2):
-    return ReferenceControls(
+    return ReferenceBaselines(
         tiny.language_model(), tiny.TEXT_REWARD, tiny.scale(), tiny.PROMPTS, tiny.SETTINGS,
         PREFERENCES, np.array([True, False, True]), KEY, samples, 40, progress=False,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Controls that train nothing: the reference's best of n completions, and system prompts for it.
+"""Baselines that train nothing: the reference's best of n completions, and system prompts for it.
 
 Both sample from the reference once for all preferences, and then choose for each.
 """
@@ -11,10 +11,10 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jaxalign.data.prompts import load_prompts
+from jaxalign.data.prompts import Prompt, load_prompts
 from jaxalign.errors import InputError
 from jaxalign.experiments.moc.evaluation import Evaluation
-from jaxalign.experiments.moc.judge import Prompts, summarise
+from jaxalign.experiments.moc.judge import summarise
 from jaxalign.experiments.moc.selection import best_of_n, best_of_n_kl, best_policy, chosen
 from jaxalign.models.chat import Chat
 from jaxalign.models.language import LanguageModel
@@ -26,7 +26,7 @@ from jaxalign.rollout import PolicyFamily, PolicyRollouts, ReferencePolicy, roll
 
 
 @dataclass(frozen=True)
-class ReferenceControls:
+class ReferenceBaselines:
     """What the reference is judged by without training, as trained policies are.
 
     Attributes:
@@ -36,7 +36,7 @@ class ReferenceControls:
         prompts: X of them, texts or chats.
         sampling: one temperature above 0 and nothing cut off; the model's stop ids are added.
         preferences: [W, R] on the simplex.
-        seen: [W] bool, False for those that policies beside these controls were not trained on.
+        seen: [W] bool, False for those that policies beside these baselines were not trained on.
         key: random key.
         samples: completions of each prompt under each preference.
         batch_size: the most completions that are decoded at once.
@@ -46,7 +46,7 @@ class ReferenceControls:
     model: LanguageModel = field(repr=False)
     reward: TextReward
     scale: RewardScale
-    prompts: Prompts = field(repr=False)
+    prompts: Sequence[Prompt] = field(repr=False)
     sampling: Sampling
     preferences: NDArray[np.float32]
     seen: NDArray[np.bool_]
@@ -56,7 +56,7 @@ class ReferenceControls:
     progress: bool = True
 
     def named(self, best_of: int, texts: tuple[str, ...]) -> dict[str, Callable[[], Evaluation]]:
-        """Return the controls that a config names, ready to be judged.
+        """Return the baselines that a config names, ready to be judged.
 
         Args:
             best_of: n of the best of n; 1 for none.
@@ -110,7 +110,7 @@ class SystemPrompts(ReferencePolicy):
         texts: [K].
 
     Example:
-        >>> from jaxalign.experiments.moc.reference_controls import SystemPrompts
+        >>> from jaxalign.experiments.moc.reference_baselines import SystemPrompts
         >>> SystemPrompts(("Be kind.", "Be brief.")).prompt("Who are you?", [0.0, 1.0])
         'Be brief.\\nWho are you?'
     """
