@@ -14,6 +14,7 @@ from jaxalign.data.prompts import Prompt
 from jaxalign.data.values import short
 from jaxalign.errors import InputError
 from jaxalign.palm.domain import Floats
+from jaxalign.progress import counted
 from jaxalign.rewards.reward_scale import RewardScale
 
 
@@ -134,17 +135,69 @@ def from_rows(
     return Candidates(tuple(names), texts, table, logs, said)
 
 
-def split_prompts(candidates: Candidates, share: float, seed: int) -> tuple[Candidates, Candidates]:
-    """Return the candidates to choose on and those to certify on, by whole prompts."""
-    count = len(candidates.prompts)
+def split_places(
+    count: int, share: float, seed: int, least: int, source: str
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the places of the prompts to choose on and of those to certify on, each ascending.
+
+    Args:
+        count: number of prompts.
+        share: of those to certify on, of which there are two or more.
+        seed: of the draw.
+        least: fewest prompts to choose on.
+        source: where the prompts came from, for messages.
+
+    Raises:
+        InputError: too few prompts.
+
+    Example:
+        >>> from jaxalign.palm.candidates import split_places
+        >>> first, second = split_places(6, 0.5, seed=0, least=1, source="prompts.jsonl")
+        >>> sorted([*first.tolist(), *second.tolist()])
+        [0, 1, 2, 3, 4, 5]
+    """
     held = max(2, round(share * count))
-    if count - held < 1:
+    if count - held < least:
         raise InputError(
-            f"prompts: found {count}, expected at least 3, to choose on some and certify on two or "
-            "more; add prompts."
+            f"{source}: found {counted(count, 'prompt')}, expected at least {least + 2}, to choose "
+            f"on {least} or more and certify on two or more; add prompts."
         )
     order = np.random.default_rng(seed).permutation(count)
-    return candidates.take(np.sort(order[held:])), candidates.take(np.sort(order[:held]))
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def split_prompts(candidates: Candidates, share: float, seed: int) -> tuple[Candidates, Candidates]:
+    """Return the candidates to choose on and those to certify on, by whole prompts."""
+    first, second = split_places(len(candidates.prompts), share, seed, 1, "candidates")
+    return candidates.take(first), candidates.take(second)
+
+
+def unseen_places(
+    marks: Sequence[str], chosen_on: Collection[str], source: str
+) -> NDArray[np.intp]:
+    """Return the places of the prompts that the members were not chosen on.
+
+    Args:
+        marks: [X] hashes of the prompts, as from `prompt_marks`.
+        chosen_on: hashes of those that the members were chosen on.
+        source: where the prompts came from, for messages.
+
+    Raises:
+        InputError: fewer than 2 such prompts.
+
+    Example:
+        >>> from jaxalign.palm.candidates import unseen_places
+        >>> unseen_places(["a", "b", "c"], {"b"}, "prompts.jsonl").tolist()
+        [0, 2]
+    """
+    known = set(chosen_on)
+    found = np.array([i for i, mark in enumerate(marks) if mark not in known], np.intp)
+    if len(found) < 2:
+        raise InputError(
+            f"{source}: found {counted(len(found), 'prompt')} that the portfolio was not chosen "
+            "on, expected at least 2; give other prompts."
+        )
+    return found
 
 
 def unseen(candidates: Candidates, marks: Collection[str], source: str) -> Candidates:
@@ -161,11 +214,4 @@ def unseen(candidates: Candidates, marks: Collection[str], source: str) -> Candi
     Raises:
         InputError: fewer than 2 such prompts.
     """
-    known = set(marks)
-    other = np.array([i for i, mark in enumerate(candidates.marks) if mark not in known], int)
-    if len(other) < 2:
-        raise InputError(
-            f"{source}: found {len(other)} prompts that the portfolio was not chosen on, expected "
-            "at least 2; give other prompts."
-        )
-    return candidates.take(other)
+    return candidates.take(unseen_places(candidates.marks, marks, source))

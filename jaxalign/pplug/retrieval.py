@@ -1,6 +1,6 @@
 """Retrieval as LaMP does it: a user's items that resemble the question, written into the prompt."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -51,7 +51,7 @@ def retrieve_items(
     rows = np.full(len(texts), -1, np.int64)
     rows[used] = store.add([texts[place] for place in used], encode_with(encoder), progress)
     queries = encode_unkept(encoder, histories.query_texts(text.query_prefix), progress)
-    return rank_by_cosine(histories, queries, store.read(rows), count)
+    return rank_by_cosine(histories, queries, lambda own: store.read(rows[own]), count)
 
 
 def build_questions(
@@ -130,14 +130,18 @@ def rank_by_bm25(histories: Histories, count: int) -> tuple[Places, ...]:
 
 
 def rank_by_cosine(
-    histories: Histories, queries: np.ndarray, items: np.ndarray, count: int
+    histories: Histories,
+    queries: np.ndarray,
+    read_items: Callable[[NDArray[np.int64]], np.ndarray],
+    count: int,
 ) -> tuple[Places, ...]:
     """Return the items of each sample's own history with the greatest cosine to its question.
 
     Args:
         histories: N samples.
         queries: [N, E] vectors of `histories.query_texts()`.
-        items: [I, E] vectors of `histories.item_texts()`; may be a memory map.
+        read_items: From places in `histories.items` [n] to the vectors [n, E] of these items. It is
+            called for one history at a time, so that the vectors may exceed the memory.
         count: Largest number of items per sample.
 
     Returns:
@@ -146,15 +150,19 @@ def rank_by_cosine(
     Raises:
         InputError: The shapes do not fit, or `count` is below 1.
     """
-    wanted = (len(histories), len(histories.items))
-    if (len(queries), len(items)) != wanted or queries.shape[1:] != items.shape[1:]:
+    if len(queries) != len(histories):
         raise InputError(
-            f"vectors of questions {queries.shape} and items {items.shape} do not fit, expected "
-            f"{wanted[0]} and {wanted[1]} rows of one width."
+            f"vectors of questions: found {len(queries)}, expected {len(histories)}, one for each "
+            "sample."
         )
     found = []
     for sample, query in zip(histories.samples, queries, strict=True):
-        own = np.asarray(items[list(sample.profile)], np.float64)
+        own = np.asarray(read_items(np.array(sample.profile, np.int64)), np.float64)
+        if own.shape != (len(sample.profile), *query.shape):
+            raise InputError(
+                f"vectors of questions {query.shape} and items {own.shape} do not fit, expected "
+                f"{len(sample.profile)} items of one width with the question."
+            )
         norms = np.maximum(np.linalg.norm(own, axis=1), np.finfo(np.float64).tiny)
         found.append(_best(own @ np.asarray(query, np.float64) / norms, sample.profile, count))
     return tuple(found)

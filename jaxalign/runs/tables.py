@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 MISSING = "-"
-"""Cell of a figure that does not exist."""
+"""Cell of a number that does not exist."""
 _FOLDED = 24  # width below which the first column is not broken before columns move to a part below
 
 

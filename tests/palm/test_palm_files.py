@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jaxalign.errors import InputError
+from jaxalign.palm.candidates import split_prompts, unseen
 from jaxalign.palm.closed_form import candidate_oracle, candidate_scale
 from jaxalign.palm.config import BuildConfig
 from jaxalign.palm.files import read_candidates
@@ -243,3 +244,12 @@ def test_objects_that_differ_and_prompts_that_are_conversations(tmp_path):
         assert words in str(caught.value)
     chats = [row | {"prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
     assert read_candidates(written(tmp_path / "chats.jsonl", chats)).prompts == ("p", "q")
+
+
+def test_too_few_prompts_to_certify_on_are_refused(tmp_path):
+    found = read_candidates(written(tmp_path / "c.jsonl", ROWS))
+    with pytest.raises(InputError, match="candidates: found 2 prompts, expected at least 3, to"):
+        split_prompts(found, 0.5, 0)
+    with pytest.raises(InputError, match=r"c\.jsonl: found 1 prompt that the portfolio was not"):
+        unseen(found, found.marks[:1], "c.jsonl")
+    assert unseen(found, ("other",), "c.jsonl").prompts == found.prompts

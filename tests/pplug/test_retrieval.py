@@ -12,6 +12,7 @@ from jaxalign.data.histories import Histories, Item, Sample
 from jaxalign.errors import InputError
 from jaxalign.pplug import retrieval
 from jaxalign.pplug.config import TextConfig
+from jaxalign.pplug.store import HistoryStore
 
 ASK = "Generate a headline for the following article: "
 TEXT = st.lists(st.sampled_from("abcdefg"), max_size=8).map(" ".join)
@@ -99,14 +100,40 @@ def test_encoder_takes_cosines():
     told = histories(["a", "b", "c"], ["q", "r"], [(0, 1, 2), (0, 2)])
     items = np.array([[3, 0], [0.1, 0.1], [0, 9]], np.float16)
     queries = np.array([[1, 0.9], [0, 1]], np.float32)
-    assert retrieval.rank_by_cosine(told, queries, items, 2) == ((1, 0), (2, 0))
-    assert retrieval.rank_by_cosine(told, queries, items, 9)[0] == (1, 0, 2)
-    assert retrieval.rank_by_cosine(told.with_profiles([(), ()]), queries, items, 2) == ((), ())
+    assert retrieval.rank_by_cosine(told, queries, items.__getitem__, 2) == ((1, 0), (2, 0))
+    assert retrieval.rank_by_cosine(told, queries, items.__getitem__, 9)[0] == (1, 0, 2)
+    nothing = told.with_profiles([(), ()])
+    assert retrieval.rank_by_cosine(nothing, queries, items.__getitem__, 2) == ((), ())
+
+
+def test_vectors_are_read_one_history_at_a_time(tmp_path, monkeypatch):
+    told = histories(["a", "b", "c"], ["q", "r"], [(0, 1, 2), (0, 2)])
+    items, sizes = {"a": [3, 0], "b": [0.1, 0.1], "c": [0, 9]}, []
+    queries = {"q": [1, 0.9], "r": [0, 1]}
+
+    class CountingStore(HistoryStore):
+        def read(self, rows):
+            sizes.append(rows.size)
+            return super().read(rows)
+
+    monkeypatch.setattr(
+        retrieval, "encode_with", lambda _: lambda texts: np.array([items[text] for text in texts])
+    )
+    monkeypatch.setattr(
+        retrieval,
+        "encode_unkept",
+        lambda _, texts, __: np.array([queries[text.split()[-1]] for text in texts]),
+    )
+    text = TextConfig(item="{text}", query_prefix="")
+    with CountingStore(tmp_path / "store", "x", 2) as store:
+        found = retrieval.retrieve_items(told, "encoder", 2, text, None, store)
+    assert found == ((1, 0), (2, 0))
+    assert sizes == [3, 2]
 
 
 def test_zero_vectors_are_no_nan():
     found = retrieval.rank_by_cosine(
-        histories(["a", "b"], ["q"]), np.ones((1, 2)), np.zeros((2, 2)), 1
+        histories(["a", "b"], ["q"]), np.ones((1, 2)), np.zeros((2, 2)).__getitem__, 1
     )
     assert found == ((1,),)
 
@@ -115,14 +142,14 @@ def test_zero_vectors_are_no_nan():
     ("queries", "items", "count", "words"),
     [
         ((1, 2), (2, 2), 0, "expected at least 1"),
-        ((2, 2), (2, 2), 1, "expected 1 and 2 rows of one width"),
+        ((2, 2), (2, 2), 1, "found 2, expected 1, one for each sample"),
         ((1, 2), (2, 3), 1, "one width"),
     ],
 )
 def test_refuses(queries, items, count, words):
     told = histories(["a", "b"], ["q"])
     with pytest.raises(InputError, match=words):
-        retrieval.rank_by_cosine(told, np.ones(queries), np.ones(items), count)
+        retrieval.rank_by_cosine(told, np.ones(queries), np.ones(items).__getitem__, count)
     if not count:
         with pytest.raises(InputError, match=words):
             retrieval.rank_by_bm25(told, count)

@@ -11,7 +11,6 @@ import numpy as np
 from jaxalign.config import load_config, to_yaml
 from jaxalign.data.messages import prompt_text
 from jaxalign.data.prompts import Prompt
-from jaxalign.errors import InputError
 from jaxalign.experiments.palm._run import (
     CONFIG,
     KIND,
@@ -32,7 +31,7 @@ from jaxalign.files import expand_user, write_text
 from jaxalign.models.language import load_language_model
 from jaxalign.models.sampling import Sampling
 from jaxalign.palm import HeldOut, known_pool, stack
-from jaxalign.palm.candidates import prompt_marks
+from jaxalign.palm.candidates import prompt_marks, split_places, unseen_places
 from jaxalign.palm.closed_form import level_scale
 from jaxalign.palm.config import BuildConfig
 from jaxalign.personalize import serve
@@ -45,6 +44,7 @@ from jaxalign.rewards.vector import TextReward
 from jaxalign.runs.run_dir import Identity, check_run_dir, open_run_dir
 
 _VALUES = "values"
+_LEAST = 2  # prompts to choose on: values have standard errors over them
 Part = Literal["choose", "certify"]
 
 
@@ -118,7 +118,10 @@ def run_policies(
     pool = load_pool(folders, base, config)
     reward = build_rewards(config.policies.rewards)
     prompts = load_prompts_for(pool.model, source, config.policies)
-    first, second = _split(prompts.prompts, config, prompts.source)
+    parts = split_places(
+        len(prompts.prompts), config.certify_share, config.seed, _LEAST, prompts.source
+    )
+    first, second = ([prompts.prompts[place] for place in part] for part in parts)
     texts = [prompt_text(prompt) for prompt in prompts.prompts]
     about: dict[str, Identity] = {
         "base model": pool.model.sha256,
@@ -176,15 +179,9 @@ def certify_policies(folder: Path, source: str) -> HeldOut:
     model = load_language_model(about.base, config.policies.dtype)
     serving = serve.load(folder, model)
     portfolio = serving.portfolio
-    known = set(portfolio.chosen_on)
     read = load_prompts_for(model, source, config.policies).prompts
-    marks = prompt_marks(read)
-    other = [prompt for prompt, mark in zip(read, marks, strict=True) if mark not in known]
-    if len(other) < 2:
-        raise InputError(
-            f"{source}: found {len(other)} prompts that the portfolio was not chosen on, expected "
-            "at least 2; give other prompts."
-        )
+    places = unseen_places(prompt_marks(read), portfolio.chosen_on, source)
+    other = [read[place] for place in places]
     options = np.asarray(portfolio.pool.payload["weight"], np.float64)
     pool = PolicyPool(model, serving.policies, options, about.names, portfolio.scale)
     reward = build_rewards(config.policies.rewards)
@@ -201,22 +198,6 @@ def built_config(folder: Path) -> BuildConfig | None:
     """
     path = expand_user(folder) / CONFIG
     return load_config(BuildConfig, path, []) if path.is_file() else None
-
-
-def _split(
-    prompts: Sequence[Prompt], config: BuildConfig, source: str
-) -> tuple[list[Prompt], list[Prompt]]:
-    """The prompts to choose on, and two or more to certify on."""
-    held = max(2, round(config.certify_share * len(prompts)))
-    if len(prompts) - held < 2:
-        raise InputError(
-            f"{source}: found {len(prompts)} prompts, expected at least 4, to choose on two and "
-            "certify on two or more; add prompts."
-        )
-    order = np.random.default_rng(config.seed).permutation(len(prompts))
-    parts = np.sort(order[held:]), np.sort(order[:held])
-    first, second = ([prompts[int(row)] for row in part] for part in parts)
-    return first, second
 
 
 def _made_of(pool: PolicyPool) -> str:

@@ -104,17 +104,15 @@ class TaskStatistics(TypedDict):
     metrics: dict[str, MetricStatistics]
 
 
-def detectable_difference(
-    differences: ArrayLike, users: Sequence[str], power: float = 0.8, level: float = 0.05
-) -> float:
-    """Return the smallest true difference of two methods that data like these would show.
+def detectable_difference(differences: ArrayLike, power: float = 0.8, level: float = 0.05) -> float:
+    """Return the smallest true difference of two methods that users like these would show.
 
     (z_(1 - level/2) + z_power) s / sqrt(U), with s the standard deviation over users of the user's
     mean paired difference: 2.8 standard errors for the default power and level.
 
     Args:
-        differences: [N] differences between the scores of two methods on the same samples.
-        users: User of each of the N samples.
+        differences: [U] each user's mean difference between the scores of two methods on the same
+            samples.
         power: Probability in (0, 1) of finding the difference.
         level: Two-sided probability in (0, 1) of finding a difference where none exists.
 
@@ -126,11 +124,17 @@ def detectable_difference(
 
     Example:
         >>> from jaxalign.experiments.pplug.statistics import detectable_difference
-        >>> round(detectable_difference([0.1, 0.3], ["a", "b"]), 3)
+        >>> round(detectable_difference([0.1, 0.3]), 3)
         0.28
     """
-    means = _user_means(_checked(differences, len(users), "differences"), users)[0]
-    return _factor(power, level) * _standard_error(means)
+    if not 0 < power < 1 or not 0 < level < 1:
+        raise InputError(f"power is {power} and level {level}; expected numbers between 0 and 1.")
+    means = np.asarray(differences, np.float64)
+    if len(means) < 2:
+        raise InputError(f"users: found {len(means)}, expected at least two to see a spread.")
+    normal = NormalDist()
+    errors = max(normal.inv_cdf(1 - level / 2) + normal.inv_cdf(power), 0.0)
+    return errors * float(means.std(ddof=1) / np.sqrt(len(means)))
 
 
 def expected_detectable_difference(
@@ -162,8 +166,8 @@ def expected_detectable_difference(
     """
     if not -1 <= correlation <= 1:
         raise InputError(f"correlation is {correlation}; expected a number from -1 to 1.")
-    means = _user_means(_checked(scores, len(users), "scores"), users)[0]
-    return _factor(power, level) * _standard_error(means) * float(np.sqrt(2 * (1 - correlation)))
+    means = _user_means(_checked(scores, len(users), "scores"), users)[0].mean(0)
+    return detectable_difference(means, power, level) * float(np.sqrt(2 * (1 - correlation)))
 
 
 def compare_methods(
@@ -411,20 +415,5 @@ def _gain(differences: Floats, seed: int, draws: int) -> Gain:
         "low": found.low,
         "high": found.high,
         "standard_error": found.standard_error,
-        "detectable": _factor(0.8, 0.05) * _standard_error(differences[None]),
+        "detectable": detectable_difference(differences),
     }
-
-
-def _standard_error(means: Floats) -> float:
-    """Return the standard error of the mean over users of [S, U], seeds averaged."""
-    users = means.mean(0)
-    if len(users) < 2:
-        raise InputError(f"users: found {len(users)}, expected at least two to see a spread.")
-    return float(users.std(ddof=1) / np.sqrt(len(users)))
-
-
-def _factor(power: float, level: float) -> float:
-    if not 0 < power < 1 or not 0 < level < 1:
-        raise InputError(f"power is {power} and level {level}; expected numbers between 0 and 1.")
-    normal = NormalDist()
-    return max(normal.inv_cdf(1 - level / 2) + normal.inv_cdf(power), 0.0)
