@@ -99,7 +99,7 @@ def search(
     fixed = targets(oracle.num_rewards, config)
     start = corners(config.weights, oracle.num_rewards)[:, : oracle.num_rewards]
     if config.search == "full" and fixed is not None:
-        return _full(oracle, np.concatenate([start, fixed]), config, state, on_call)
+        return _full(oracle, start, fixed, config, state, on_call)
     run = _Run(oracle, config, state, on_call)
     for weight in start:
         if not run.known(weight):
@@ -235,20 +235,23 @@ def _next(run: _Run, fixed: Floats | None) -> tuple[Floats | None, float, bool]:
 
 def _full(
     oracle: Oracle,
-    weights: Floats,
+    start: Floats,
+    fixed: Floats,
     config: PalmConfig,
     state: SearchState | None,
     on_call: Callable[[SearchState], None] | None,
 ) -> SearchState:
-    """Every target solved, all at once where the oracle can."""
+    """The corners and every target solved, all at once where the oracle can."""
+    weights = np.concatenate([start, fixed])
     _, first = np.unique(np.round(weights, 12), axis=0, return_index=True)
     weights = weights[np.sort(first)]
-    if isinstance(oracle, BatchOracle) and state is None and len(weights) <= config.call_limit:
+    limit = max(config.call_limit, len(start))  # without the corners there is no upper bound
+    if isinstance(oracle, BatchOracle) and state is None and len(weights) <= limit:
         policies = stack(oracle.many(weights))
         return SearchState(weights, policies, np.full(len(weights), np.nan), True)
     run = _Run(oracle, config, state, on_call)
     left = [weight for weight in weights if state is None or not run.known(weight)]
-    room = max(config.call_limit - len(run.weights), 0)
+    room = max(limit - len(run.weights), 0)
     for weight in left[:room]:
         run.solve(weight, np.nan)
     return run.state(len(left) <= room)

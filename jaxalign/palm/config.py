@@ -36,7 +36,7 @@ class PalmConfig:
         targets: weights that must be served: "grid", the structured grid, or "corners", the points
             where two or more policies tie as best, which need no grid; signed weights always take
             "corners".
-        max_calls: largest number of oracle calls. Those of the corners, from which the lazy search
+        max_calls: largest number of oracle calls. Those of the corners, from which every search
             starts, are made whatever it is, and count. null takes 10,000 where there is a grid, and
             150 where the points where policies tie take its place: their number grows with a power
             of the calls, so that 150 calls take about half a minute for 5 signed rewards. The

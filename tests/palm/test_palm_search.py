@@ -106,6 +106,15 @@ def test_a_search_goes_on_from_its_file(tmp_path):
     assert np.isnan(rest.gaps[:3]).all()
 
 
+def test_a_search_of_few_calls_solves_the_corners():
+    values = np.random.default_rng(2).random((8, 3))
+    for search in ("full", "lazy"):
+        config = palm.PalmConfig(eps=0.3, delta=0.3, search=search, max_calls=1, size=2)
+        built = palm.build(Listed(values), config)
+        assert (built.calls, built.search_done) == (3, False)
+        assert np.isfinite(built.certificate.optimum.additive.value)
+
+
 def test_full_and_lazy_agree_on_who_is_covered():
     values = np.random.default_rng(1).random((30, 3))
     lazy = palm.search(Listed(values), palm.PalmConfig(stop_eps=0.01, stop_delta=0.0))

@@ -21,7 +21,7 @@ from jaxalign.models.attention import Cache
 from jaxalign.models.decoder import unembedding
 from jaxalign.models.gpt2 import GPT2Config
 from jaxalign.models.sampling import Sampling
-from jaxalign.pplug import _train
+from jaxalign.pplug import _train, rows
 from jaxalign.pplug.answers import (
     FrozenParts,
     LabelTokens,
@@ -268,14 +268,22 @@ def read_losses(folder):
     return [row["validation_loss"] for row in rows if "validation_loss" in row]
 
 
-def test_stages_end_with_attention_and_the_encoder_has_its_own_rate(store, tmp_path):
+def test_stages_end_with_attention_and_the_encoder_has_its_own_rate(store, tmp_path, monkeypatch):
     data, persona = world.histories(4), replace(PERSONA, mean=False)
     plug = started(store, data, persona)
     config = replace(
         world.config(persona, loop=replace(world.config().loop, epochs=1)),
         mean_epochs=1, encoder_rate=1e-9, copies=0,
     )  # fmt: skip
-    result = pplug.train(plug, data, config, tmp_path, store=store, validation=data)
+    encoded, encode_with = [], rows.encode_with
+
+    def recorded(encoder):
+        return lambda texts: encoded.extend(texts) or encode_with(encoder)(texts)
+
+    monkeypatch.setattr(rows, "encode_with", recorded)
+    result = pplug.train(plug, data, config, tmp_path, validation=data)
+    assert encoded
+    assert len(encoded) == len(set(encoded))  # both stages read one store
     before = read_losses(tmp_path / "mean")
     assert result.fit.validation_before == {"loss": before[0]}
     assert result.fit.steps == result.fit.best_step == 2  # those with the mean are counted

@@ -27,7 +27,7 @@ from jaxalign.pplug.answers import FrozenParts, answer_loss
 from jaxalign.pplug.config import PersonaConfig, PPlugConfig, TextConfig
 from jaxalign.pplug.model import drop_items, embedding_norm
 from jaxalign.pplug.rows import padded_length, prepare_persona_inputs, tokenize_samples
-from jaxalign.pplug.store import HistoryStore, history_store
+from jaxalign.pplug.store import HistoryStore, MemoryStore, history_store
 from jaxalign.runs.artifact import flatten
 from jaxalign.train.loop import LoopConfig
 from jaxalign.train.mesh import MeshConfig, make_mesh
@@ -46,6 +46,19 @@ def started(store, persona=None, data=None):
     persona, encoder = persona or PersonaConfig(), world.encoder()
     args = (world.language_model(), encoder, persona, world.TEXT, data, store)
     return pplug.init_plug(jax.random.key(0), *args)
+
+
+def test_a_fresh_plug_shows_the_encoding_of_histories():
+    shown = []
+
+    class Store(MemoryStore):
+        def add(self, texts, encode, progress=False):
+            shown.append(progress)
+            return super().add(texts, encode, progress)
+
+    args = world.language_model(), world.encoder(), PersonaConfig(), world.TEXT, world.histories(2)
+    pplug.init_plug(jax.random.key(0), *args, Store(world.encoder().config.width), progress=True)
+    assert shown == [True]
 
 
 def same_bits(one, two):

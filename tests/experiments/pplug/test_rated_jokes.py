@@ -145,6 +145,10 @@ def test_an_exported_prompt_gives_the_answer_of_the_plug(world, tmp_path):
     np.testing.assert_allclose(given[:-2], table[words], rtol=1e-6)
 
 
+def test_messages_name_the_option_where_no_history_is_given():
+    assert ask.read_history(None, "text", "What now?").source == "--input"
+
+
 def test_choices_are_items_in_words(tmp_path):
     rows = [
         {"user": "u", "prompt": "Hi", "chosen": "Hello.", "rejected": "What?"},
