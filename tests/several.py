@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import own_process
 from safetensors.numpy import load_file
 
 from jaxalign.runs.log import TIMING
@@ -51,7 +52,9 @@ def start(arguments, processes=2, change=lambda number, words: words):
         # A file: a pipe that nobody reads fills up.
         log = Path(arguments[-1]).parent / f"log{number}-{port}"
         with log.open("wb") as file:
-            running = subprocess.Popen(change(number, words), stdout=file, stderr=file)
+            running = subprocess.Popen(
+                change(number, words), stdout=file, stderr=file, env=own_process.torchless()
+            )
         started.append((running, log))
     return started
 
@@ -69,7 +72,10 @@ def finish(started, wanted=0):
 def one(arguments):
     """Run a command in one process."""
     words = [sys.executable, "-m", "jaxalign.cli", *map(str, arguments)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=DEADLINE, check=False)
+    done = subprocess.run(
+        words, capture_output=True, text=True, timeout=DEADLINE, check=False,
+        env=own_process.torchless(),
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
 
 

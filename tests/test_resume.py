@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import own_process
 import pytest
 import tiny_lms
 import yaml
@@ -50,6 +51,7 @@ def start_command(root, *words):
     return subprocess.Popen(
         [sys.executable, "-c", code, *words],
         cwd=root,
+        env=own_process.torchless(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import own_process
 import pytest
 import several
 import tiny_lms
@@ -30,7 +31,10 @@ def test_eight_devices_share_the_rows(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "out").mkdir()
     words = [sys.executable, str(WORKER), str(tmp_path), str(tmp_path / "out")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(
+        words, capture_output=True, text=True, timeout=400, check=False,
+        env=own_process.torchless(),
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "out" / "devices.json").read_text())
     assert found["codes"] == [0, 0], done.stderr[-3000:]
