@@ -142,7 +142,9 @@ def test_an_interrupted_file_goes_on_to_the_same_bytes_or_is_refused(world, tmp_
     (folder / "report.json").unlink()
     again.unlink()
     (folder / "rows.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:6]) + b'{"row"')
-    refused(answer(world, *options, "--out", again, "--caution", 1, "--resume", prompt=None), "k")
+    refused(
+        answer(world, *options, "--out", again, "--caution", 1, "--resume", prompt=None), "caution"
+    )
     resumed = answer(world, *options, "--out", again, "--resume", prompt=None)
     assert resumed.code == 0, resumed.err
     assert again.read_bytes() == whole

@@ -19,7 +19,8 @@ def add(commands: Commands) -> None:
         "answer a prompt for one user, as that user's choices say",
         epilog="The answers come from a model or a file of candidates (the best one for the user "
         "is chosen), from a portfolio (the best member answers) or from a MOC policy (which is "
-        "given the best preference). With several, the largest expected gain decides.",
+        "given the best preference). With several, the largest gain less --caution standard "
+        "deviations decides.",
     )
     option = parser.add_argument
     option(
@@ -63,7 +64,7 @@ def add(commands: Commands) -> None:
         "--strategy",
         choices=("auto", "best_of", "member", "conditioned", "plain"),
         default="auto",
-        help="how to answer; auto: the one of the largest expected gain (auto)",
+        help="how to answer; auto: the one of the largest gain (auto)",
     )
     option(
         "--caution",

@@ -164,7 +164,7 @@ def _certify(arguments: argparse.Namespace, _: list[str]) -> None:
     from jaxalign.experiments.palm.policy_run import built_config
     from jaxalign.files import write_json
     from jaxalign.palm.config import BuildConfig
-    from jaxalign.personalize.serve import FILE
+    from jaxalign.personalize.saved_members import FILE
     from jaxalign.runs.tables import TerminalTable
 
     folder = expand_user(arguments.portfolio)

@@ -72,7 +72,7 @@ def check_rule(model: UserModel, rule: ServingRule) -> None:
     Raises:
         InputError: the rule needs a posterior, which the method of the run does not have.
     """
-    if rule.k > 0 or rule.least_probability > 0.5:
+    if rule.caution > 0 or rule.least_probability > 0.5:
         mrm.require(model.method, "posterior", "--caution or --least-probability above 0.5")
 
 

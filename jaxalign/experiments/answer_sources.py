@@ -21,7 +21,7 @@ from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.sampling import Sampling
 from jaxalign.mrm import UserModel
 from jaxalign.mrm.serving import encode_texts, item_features
-from jaxalign.personalize import serve
+from jaxalign.personalize import saved_members
 from jaxalign.personalize.strategies import (
     BestOfAnswers,
     Draws,
@@ -95,7 +95,7 @@ def load_strategy(name: StrategyName, sources: AnswerSources, model: UserModel) 
     """Load what a strategy needs, and refuse what does not fit the users.
 
     Args:
-        name: "auto" is the one of the largest expected gain among those whose sources are given.
+        name: "auto" is the one of the largest gain by the rule among those whose sources are given.
         sources: what answers are made from.
         model: of the users.
 
@@ -250,9 +250,9 @@ def _population(model: UserModel, folder: Path, names: Sequence[str]) -> Utility
 def _member(
     sources: AnswerSources, folder: Path, model: UserModel, loaded: dict[str, LanguageModel]
 ) -> Strategy:
-    about = serve.about_policies(folder)
+    about = saved_members.about_policies(folder)
     base = _language_model(about.base, sources.dtype, loaded)
-    serving = serve.load(folder, base)
+    serving = saved_members.load(folder, base)
     names = serving.portfolio.scale.names if serving.portfolio.scale else ()
     population = _population(model, folder, names)
     settings = sources.settings

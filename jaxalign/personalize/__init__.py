@@ -8,7 +8,7 @@ from jaxalign.personalize.policies import Conditioned, Mixing, Separate, Soups, 
 from jaxalign.personalize.policy_oracle import AnswerOracle
 from jaxalign.personalize.protect import constrain, floors, pin
 from jaxalign.personalize.route import Confidence, Router, Routes
-from jaxalign.personalize.serve import Serving
+from jaxalign.personalize.saved_members import Serving
 from jaxalign.personalize.strategies import (
     BestOfAnswers,
     BestPolicy,

@@ -15,7 +15,7 @@ from jaxalign.moc.value_table import ValueTable
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.weights.adapter import WEIGHTS
 from jaxalign.personalize.policies import Conditioned, Kind
-from jaxalign.personalize.serve import SavedMembers, load_members, policy_names
+from jaxalign.personalize.saved_members import SavedMembers, load_members, policy_names
 from jaxalign.personalize.strategies.policies import (
     PolicyValues,
     member_values,

@@ -42,11 +42,15 @@ async def open_service(config: ServeConfig) -> Service:
     if config.strategy not in STRATEGIES:
         raise InputError(f"--strategy {config.strategy}: expected one of {', '.join(STRATEGIES)}.")
     keys = read_keys(config.keys) if config.keys is not None else {}
-    database_url(config.database)
+    source = database_url(config.database).render_as_string(hide_password=True)
     personas = None
     async with contextlib.AsyncExitStack() as opened:  # closed where something fails
         engine = make_engine(config.engine)
         opened.push_async_callback(engine.close)
+        async with _stage("database opening", source):
+            database = await asyncio.to_thread(open_database, config.database, config.synchronous)
+            opened.callback(database.close)
+            await _write_salt(database)
         async with _stage("rewards loading", config.users or "by rule"):
             space = await asyncio.to_thread(load_space, config.users, config.reward_models)
             policies = offer_policies(config.engine, space)
@@ -64,9 +68,6 @@ async def open_service(config: ServeConfig) -> Service:
                 )
         async with _stage("programs compiling", engine.model):
             await asyncio.to_thread(_warm, space, config.samples)
-        database = open_database(config.database, config.synchronous)
-        opened.callback(database.close)
-        await _write_salt(database)
         opened.pop_all()
     guard = Guard(
         allowed_hosts(config.host, config.hosts, bool(keys)), bool(keys), config.limits.body_bytes

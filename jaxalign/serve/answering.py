@@ -93,7 +93,7 @@ async def prepare(
     Raises:
         ApiError: an unknown model, a prompt that is too long, or a caller who is refused.
     """
-    caller = service.gate.caller(headers, request.user, request.safety_identifier, request.metadata)
+    caller = service.gate.caller(headers, request.users())
     known = model_names(service)
     if request.model not in known:
         listed = " or ".join(repr(name) for name in known[1:])

@@ -155,7 +155,7 @@ def _add_users(app: FastAPI, service: Service) -> None:
     @app.post("/v1/feedback")
     async def feedback(body: FeedbackRequest, request: Request) -> Json:
         """Take feedback of a user about an answer."""
-        caller = service.gate.caller(request.headers, body.user, None, body.metadata)
+        caller = service.gate.caller(request.headers, body.users())
         source = request.headers.get("idempotency-key")
         return await receive_feedback(service, caller, body, source)
 
@@ -168,19 +168,19 @@ def _add_users(app: FastAPI, service: Service) -> None:
     @app.get("/v1/user")
     async def user(request: Request, id: str | None = None) -> Json:
         """Return the belief about a user, and the number of rows that it is based on."""
-        return await users.describe(service, service.gate.caller(request.headers, id))
+        return await users.describe(service, service.gate.caller(request.headers, {"id": id}))
 
     @app.get("/v1/user/export", response_model=None)
     async def export(request: Request, id: str | None = None) -> Response:
         """Return all that is stored about a user."""
-        pieces = users.export(service, service.gate.caller(request.headers, id))
+        pieces = users.export(service, service.gate.caller(request.headers, {"id": id}))
         first = await anext(pieces)
         return StreamingResponse(_joined(first, pieces), media_type="application/json")
 
     @app.delete("/v1/user")
     async def delete(request: Request, id: str | None = None) -> Json:
         """Delete all rows of a user."""
-        return await users.forget(service, service.gate.caller(request.headers, id))
+        return await users.forget(service, service.gate.caller(request.headers, {"id": id}))
 
 
 def _add_operations(app: FastAPI, service: Service) -> None:

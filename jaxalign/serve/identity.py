@@ -68,8 +68,11 @@ class Caller:
         """The user's id as the client knows it."""
         return None if self.user is None else self.user.removeprefix(f"{self.key.name}:")
 
-    def require_user(self) -> str:
+    def require_user(self, place: str = "user") -> str:
         """Return the user, or refuse a request without one.
+
+        Args:
+            place: where a request names its user.
 
         Raises:
             ApiError: no user is named.
@@ -77,10 +80,10 @@ class Caller:
         if self.user is None:
             raise ApiError(
                 400,
-                "No user is named; expected `user` (or a header of identity), since feedback is "
-                "learned for one user alone.",
+                f"No user is named; expected `{place}` (or a header of identity), since rows are "
+                "kept for one user alone.",
                 "user_required",
-                "user",
+                place,
             )
         return self.user
 
@@ -214,22 +217,20 @@ class CallerGate:
     def caller(
         self,
         headers: Mapping[str, str],
-        user: str | None = None,
-        safety_identifier: str | None = None,
-        metadata: Mapping[str, object] | None = None,
+        by_field: Mapping[str, object],
     ) -> Caller:
         """Return the key and the user of a request.
 
         Args:
             headers: of the request, names in lower case.
-            user, safety_identifier, metadata: of its body.
+            by_field: users that its body or address names, by the field; None for none.
 
         Raises:
             ApiError: no known key, a user whom the key does not speak for, a signed identity that
                 cannot be verified, or names that disagree.
         """
         key = self.key_of(headers)
-        named = self._named(headers, user, safety_identifier, metadata)
+        named = self._named(headers, by_field)
         if key.user is not None:
             foreign = set(named.values()) - {key.user}
             if foreign:
@@ -252,20 +253,13 @@ class CallerGate:
     def _named(
         self,
         headers: Mapping[str, str],
-        user: str | None,
-        safety_identifier: str | None,
-        metadata: Mapping[str, object] | None,
+        by_field: Mapping[str, object],
     ) -> dict[str, str]:
         """The users that a request names, by where it does."""
         found: dict[str, object] = {}
         if WEBUI_TOKEN in headers:
             found["X-OpenWebUI-User-Jwt"] = self._verified(headers[WEBUI_TOKEN])
-        found |= {
-            "X-OpenWebUI-User-Id": headers.get(WEBUI_USER),
-            "safety_identifier": safety_identifier,
-            "user": user,
-            "metadata.user_id": (metadata or {}).get("user_id"),
-        }
+        found |= {"X-OpenWebUI-User-Id": headers.get(WEBUI_USER), **by_field}
         given = {place: value for place, value in found.items() if value is not None}
         for place, value in given.items():
             if not _is_user(value):

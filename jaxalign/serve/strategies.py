@@ -172,7 +172,7 @@ async def answer_auto(inputs: StrategyInputs) -> ServedReply:
 
 
 async def answer_largest_gain(inputs: StrategyInputs) -> ServedReply:
-    """Serve the best draw or the best policy, whichever is expected to gain more for the user.
+    """Serve the best draw or the best policy, whichever gains more for the user by the rule.
 
     A policy that is not likely enough to be better is not drawn from. Both are drawn at once. At
     temperature 0 all draws are alike, so that only policies can gain.
@@ -192,7 +192,7 @@ async def answer_largest_gain(inputs: StrategyInputs) -> ServedReply:
     with cancelling(draws, one):
         served, reply = await asyncio.gather(draws, one)
     usage = sum_usage([served.reply.usage, reply.usage])
-    if expected.gain <= served.answer.gain:
+    if inputs.rule.cautious_gain(expected) <= inputs.rule.cautious_gain(served.answer):
         kept = served.reply.model_copy(update={"usage": usage})
         return replace(served, reply=kept)
     answer = replace(expected, text=reply.choices[0].content())

@@ -20,7 +20,7 @@ REMAINS = (
 
 async def describe(service: Service, caller: Caller) -> Json:
     """Return the belief about a user in numbers and words, and the rows that it is based on."""
-    user = caller.require_user()
+    user = caller.require_user("id")
     taste = await service.taste(user)
     row, probability = await service.database.read(
         lambda connection: (
@@ -68,7 +68,7 @@ async def export(service: Service, caller: Caller) -> AsyncGenerator[bytes, None
     Raises:
         ApiError: there are no rows of the user.
     """
-    user = caller.require_user()
+    user = caller.require_user("id")
     rows = await service.database.read(lambda connection: events.page(connection, user))
     if not rows:
         raise ApiError(
@@ -87,7 +87,7 @@ async def export(service: Service, caller: Caller) -> AsyncGenerator[bytes, None
 
 async def forget(service: Service, caller: Caller) -> Json:
     """Delete all rows of a user, from the disk too, and return what was done."""
-    user = caller.require_user()
+    user = caller.require_user("id")
     count = await service.erase(user)
     emptied = await service.database.compact()
     return {

@@ -53,7 +53,7 @@ async def receive_webui(
 
 
 async def _keep(service: Service, headers: Mapping[str, str], rating: WebuiRating) -> None:
-    caller = service.gate.caller(headers, rating.user)
+    caller = service.gate.caller(headers, {"user_id": rating.user})
     user = caller.require_user()
     answers = await _find(service, user, rating.keys)
     if answers is None:

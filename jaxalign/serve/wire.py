@@ -23,6 +23,10 @@ class _RequestObject(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
 
+def _users(user: str | None, metadata: dict[str, object] | None) -> dict[str, object]:
+    return {"user": user, "metadata.user_id": (metadata or {}).get("user_id")}
+
+
 class StreamOptions(_RequestObject):
     """How a response is streamed."""
 
@@ -60,6 +64,10 @@ class GenerationRequest(_RequestObject):
     safety_identifier: UserName | None = None
     metadata: dict[str, object] | None = None
 
+    def users(self) -> dict[str, object]:
+        """Return the users that the request names, by the field; None for none."""
+        return {"safety_identifier": self.safety_identifier, **_users(self.user, self.metadata)}
+
 
 class ChatRequest(GenerationRequest):
     """The body of `POST /v1/chat/completions`."""
@@ -85,6 +93,10 @@ class FeedbackRequest(BaseModel):
     reason: str | None = None
     user: UserName | None = None
     metadata: dict[str, object] | None = None
+
+    def users(self) -> dict[str, object]:
+        """Return the users that the request names, by the field; None for none."""
+        return _users(self.user, self.metadata)
 
 
 class _EngineObject(BaseModel):

@@ -21,7 +21,7 @@ from jaxalign.models import families, lora
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.sampling import Sampling
-from jaxalign.personalize import serve
+from jaxalign.personalize import saved_members
 from jaxalign.personalize.policies import Conditioned, Separate, answer_as, identity
 from jaxalign.personalize.policy_oracle import AnswerOracle
 from jaxalign.personalize.targets import answer_conditioned, target_for
@@ -224,12 +224,12 @@ def test_a_portfolio_is_built_certified_and_served(oracle, tmp_path):
     values = np.array([one.rewards - BETA * one.kl for one in family])
     lost = (users @ values.T).max(1) - (users @ built.values.T).max(1)
     assert lost.max() <= built.certificate.pool.additive.value + 1e-9
-    served = serve.Serving(built, made.policies, language_model())
+    served = saved_members.Serving(built, made.policies, language_model())
     if isinstance(made.policies, Conditioned):  # others have no scale of their own
         own = made.policies.policy.scale
         elsewhere = replace(built, scale=replace(own, std=2 * own.std))
         with pytest.raises(InputError, match="portfolio: found the scale"):
-            serve.Serving(elsewhere, made.policies, language_model())
+            saved_members.Serving(elsewhere, made.policies, language_model())
     members = np.arange(16) % len(built.members)
     prompts = [tiny.PROMPTS[i % 8] for i in range(16)]
     found = said_by(served, members, prompts)
@@ -237,7 +237,7 @@ def test_a_portfolio_is_built_certified_and_served(oracle, tmp_path):
         weight = built.members.payload["weight"][member]
         assert found[row].tokens.tolist() == alone(name, weight, prompt)
     served.save(tmp_path / "served")
-    again = serve.load(tmp_path / "served", language_model())
+    again = saved_members.load(tmp_path / "served", language_model())
     assert identity(again.policies) == identity(made.policies)
     same = said_by(again, members, prompts)
     assert [one.text for one in same] == [one.text for one in found]

@@ -1,6 +1,7 @@
 """Members and preferences that answer for a user: values, price of KL, and refusals."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import adapted_pair as tiny
 import jax
@@ -15,6 +16,7 @@ from jaxalign.personalize import (
     BestOfAnswers,
     KnownAnswers,
     LargestGain,
+    PersonalAnswer,
     Serving,
     ServingRule,
     UserRequest,
@@ -139,3 +141,20 @@ def test_the_strategy_of_the_largest_expected_gain_answers(serving):
         found = LargestGain((drawing(worth), member)).answer(requests(), ServingRule(), KEY)
         assert found[0].strategy == expected
         assert found[2].strategy == "plain"
+        assert not found[2].held_back
+    # The member is not likely enough to be better, and no draw is expected to be.
+    strategies = (drawing(-1.0), member)
+    sure = ServingRule(least_probability=0.99)
+    held = LargestGain(strategies).answer(requests(cov=1e4), sure, KEY)[0]
+    assert (held.strategy, held.choice, held.held_back) == ("plain", "answer 1 of 2", True)
+
+
+def test_caution_is_taken_off_before_strategies_are_compared():
+    def answering(name, gain, sd):
+        found = PersonalAnswer(name, name, name, gain, sd, 0.9)
+        return SimpleNamespace(answer=lambda *_: [found])
+
+    both = LargestGain((answering("unsure", 3.0, 2.0), answering("sure", 2.0, 0.1)))
+    for caution, expected in ((0.0, "unsure"), (1.0, "sure")):
+        (found,) = both.answer([], ServingRule(caution), KEY)
+        assert found.strategy == expected

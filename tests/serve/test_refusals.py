@@ -159,6 +159,17 @@ def test_the_service_s_own_page_carries_a_token(served, client):
     assert found.status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("id", "message"), [(None, "No user is named; expected `id`"), ("a" * 300, "id: expected")]
+)
+def test_the_field_that_names_a_user_in_an_address_is_named(client, id, message):
+    found = client.get("/v1/user", params={} if id is None else {"id": id})
+    assert found.status_code == 400
+    error = found.json()["error"]
+    assert error["param"] == "id"
+    assert error["message"].startswith(message)
+
+
 def test_a_delete_of_another_page_is_refused(client):
     found = client.delete("/v1/user?id=ann", headers={"origin": "http://evil.example"})
     assert error_of(found) == (403, "origin_not_allowed")

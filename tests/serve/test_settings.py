@@ -171,7 +171,8 @@ def test_the_command_makes_keys(tmp_path):
         (["--keys", "~no-such-user/keys"], "found no folder of this user"),
         (["--database", "sqlite:///~no-such-user/a"], "found no folder of this user"),
         (["--retain", "1e300"], "at most 36500"),
-        (["--caution", "-1"], "k: found -1.0, expected 0 or more standard deviations"),
+        (["--caution", "-1"], "caution: found -1, expected a finite number of 0 or more"),
+        (["--least-probability", "1.5"], "least_probability: found 1.5, expected a finite number"),
         (["--retain", "nan"], "--retain: found nan, expected more than 0 days"),
         (["--port", "-1"], "expected 0 to 65535"),
         (["--keys", "nowhere.yaml"], "nowhere.yaml does not exist"),
@@ -216,8 +217,12 @@ def test_answers_do_not_wait_for_a_full_packet():
     assert asyncio.run(option_of_a_connection())
 
 
-def test_the_database_is_refused_before_the_engine_is_started(tmp_path, upstream_server, upstream):
-    config = config_of(tmp_path, upstream_server, database=f"sqlite:///{tmp_path}")
+@pytest.mark.parametrize("database", ["sqlite:///.", "postgresql+psycopg://a@127.0.0.1:1/b"])
+def test_the_database_is_refused_before_the_engine_is_started(
+    tmp_path, monkeypatch, upstream_server, upstream, database
+):
+    monkeypatch.chdir(tmp_path)
+    config = config_of(tmp_path, upstream_server, database=database)
     upstream.mode = "fail_models"
     with pytest.raises(InputError, match="--database"):
         asyncio.run(open_service(config))

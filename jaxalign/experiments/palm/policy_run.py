@@ -34,7 +34,7 @@ from jaxalign.palm import HeldOut, known_pool, stack
 from jaxalign.palm.candidates import prompt_marks, split_places, unseen_places
 from jaxalign.palm.closed_form import level_scale
 from jaxalign.palm.config import BuildConfig
-from jaxalign.personalize import serve
+from jaxalign.personalize import saved_members
 from jaxalign.personalize.policies import WholeModels, identity
 from jaxalign.personalize.policy_oracle import AnswerOracle
 from jaxalign.progress import Progress, counted
@@ -155,7 +155,7 @@ def run_policies(
     found = known_pool(oracle, config.palm, policies)
     judged = Judged(oracle, evaluator, found, scale, prompt_marks(first))
     built = replace(judge(judged, config, source, say), weight_names=pool.names)
-    serve.Serving(built.portfolio, pool.policies, pool.model, pool.names).save(run.path)
+    saved_members.Serving(built.portfolio, pool.policies, pool.model, pool.names).save(run.path)
     write_built(run, config, built, {"policies": _described(pool, folders)})
     return built
 
@@ -171,13 +171,13 @@ def certify_policies(folder: Path, source: str) -> HeldOut:
         source: prompts, as `load_prompts` takes them.
 
     Raises:
-        InputError: fewer than 2 other prompts, or as `serve.load`.
+        InputError: fewer than 2 other prompts, or as `saved_members.load`.
     """
     folder = expand_user(folder)
-    about = serve.about_policies(folder)
+    about = saved_members.about_policies(folder)
     config = load_config(BuildConfig, folder / CONFIG, [])
     model = load_language_model(about.base, config.policies.dtype)
-    serving = serve.load(folder, model)
+    serving = saved_members.load(folder, model)
     portfolio = serving.portfolio
     read = load_prompts_for(model, source, config.policies).prompts
     places = unseen_places(prompt_marks(read), portfolio.chosen_on, source)

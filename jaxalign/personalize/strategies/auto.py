@@ -1,7 +1,7 @@
 """Plain answers, and whichever strategy is expected to gain most for the user."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 
@@ -41,7 +41,7 @@ class PlainAnswers:
 
 @dataclass(frozen=True)
 class LargestGain:
-    """Every strategy answers, and each user is given the answer of the largest expected gain.
+    """Every strategy answers, and each user is given the answer of the largest gain by the rule.
 
     Attributes:
         strategies: one or more, the first one is preferred among equals.
@@ -58,6 +58,15 @@ class LargestGain:
     def answer(
         self, requests: Sequence[UserRequest], rule: ServingRule, key: jax.Array
     ) -> list[PersonalAnswer]:
-        """Return the answer of the largest expected gain, the plain one where none is above 0."""
+        """Return the answer of the largest gain by the rule, the plain one where none is served."""
         each = [strategy.answer(requests, rule, key) for strategy in self.strategies]
-        return [max(some, key=lambda answer: answer.gain) for some in zip(*each, strict=True)]
+        return [_best(some, rule) for some in zip(*each, strict=True)]
+
+
+def _best(answers: Sequence[PersonalAnswer], rule: ServingRule) -> PersonalAnswer:
+    """The answer to serve of those of all strategies to one request."""
+    found = max(answers, key=rule.cautious_gain)
+    if found.strategy != "plain":
+        return found
+    # What another strategy holds back is a reason for the plain answer, too.
+    return replace(found, held_back=any(answer.held_back for answer in answers))

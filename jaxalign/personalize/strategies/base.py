@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxalign.errors import InputError
+from jaxalign.arrays import check_number
 from jaxalign.models.chat import Chat
 from jaxalign.mrm.gains import Gains, best_option
 
@@ -36,7 +36,7 @@ class ServingRule:
     """When an answer other than the plain one is served.
 
     Attributes:
-        k: standard deviations of the gain that are taken off its mean, 0 or more.
+        caution: standard deviations of the gain that are taken off its mean, 0 or more.
         least_probability: the plain answer is served where the best one is better for the user
             with a lower probability, from 0 to 1.
 
@@ -48,22 +48,20 @@ class ServingRule:
         (1, 0)
     """
 
-    k: float = 0.0
+    caution: float = 0.0
     least_probability: float = 0.5
 
     def __post_init__(self) -> None:
-        if not (self.k >= 0 and np.isfinite(self.k)):
-            raise InputError(
-                f"k: found {self.k}, expected 0 or more standard deviations; correct it."
-            )
-        if not 0 <= self.least_probability <= 1:
-            raise InputError(
-                f"least_probability: found {self.least_probability}, expected 0 to 1; correct it."
-            )
+        check_number("caution", self.caution, 0)
+        check_number("least_probability", self.least_probability, 0, 1)
 
     def choose(self, gains: Gains) -> int:
         """Return the option to serve; 0 is the plain one."""
-        return best_option(gains, self.k, self.least_probability)
+        return best_option(gains, self.caution, self.least_probability)
+
+    def cautious_gain(self, answer: "PersonalAnswer") -> float:
+        """Return the gain of an answer less `caution` standard deviations, in logits."""
+        return answer.gain - self.caution * (answer.sd or 0.0)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from jaxalign.models.sampling import Sampling
 from jaxalign.mrm.gains import Gains, expected_gains
 from jaxalign.palm.portfolio import Portfolio
 from jaxalign.personalize.policies import Conditioned, Kind, answer_as
-from jaxalign.personalize.serve import Serving, stated_scale
+from jaxalign.personalize.saved_members import Serving, stated_scale
 from jaxalign.personalize.strategies.base import (
     Floats,
     PersonalAnswer,

@@ -31,6 +31,7 @@ Synchronous = Literal["FULL", "NORMAL"]
 T = TypeVar("T")
 _BUSY_SECONDS = 5.0  # another process may hold the lock of SQLite for as long as it commits
 _TOGETHER = 256  # writes of one commit: enough to share a flush, few enough to answer soon
+_CONNECT_SECONDS = 10  # until a connection to PostgreSQL must stand
 _NO_LIMIT = -1
 """Of connections: a request that reads at once would hold up all others while it waits for one."""
 _REMEDY = "give --database as sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME"
@@ -268,7 +269,10 @@ def _sqlite_file(url: URL) -> Path | None:
 
 def _engine(url: URL, synchronous: Synchronous) -> Engine:
     if url.drivername != "sqlite":
-        return create_engine(url, pool_pre_ping=True, max_overflow=_NO_LIMIT)
+        return create_engine(
+            url, pool_pre_ping=True, max_overflow=_NO_LIMIT,
+            connect_args={"connect_timeout": _CONNECT_SECONDS},
+        )  # fmt: skip
     # A new file has no journal mode yet: transactions are begun here and not by the driver.
     options = {"check_same_thread": False, "timeout": _BUSY_SECONDS, "isolation_level": None}
     engine = create_engine(url, connect_args=options, max_overflow=_NO_LIMIT)

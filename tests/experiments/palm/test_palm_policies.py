@@ -20,7 +20,7 @@ from jaxalign.moc.policy import init_policy
 from jaxalign.models import load_language_model, lora, save_adapter
 from jaxalign.models.sampling import Sampling
 from jaxalign.palm.config import BuildConfig
-from jaxalign.personalize import serve
+from jaxalign.personalize import saved_members
 from jaxalign.personalize.policies import answer_as, identity
 from jaxalign.personalize.policy_oracle import AnswerOracle
 from jaxalign.rewards.reward_scale import fit_scale
@@ -90,12 +90,12 @@ def test_adapters_and_their_soups_become_a_portfolio(built):
 
 
 def test_the_portfolio_is_loaded_with_its_policies(world, built):
-    about = serve.about_policies(built)
+    about = saved_members.about_policies(built)
     assert about.names == ("kind", "brief", "plain")
-    serving = serve.load(built, load_language_model(about.base))
+    serving = saved_members.load(built, load_language_model(about.base))
     assert tuple(identity(serving.policies)) == about.identity
     shutil.copytree(world / "built", world / "moved" / "built")
-    assert serve.about_policies(world / "moved" / "built") == about
+    assert saved_members.about_policies(world / "moved" / "built") == about
 
 
 def test_a_stopped_build_goes_on_where_it_was(world, built, tmp_path, monkeypatch):
@@ -146,7 +146,7 @@ def test_mixtures_and_separate_policies(world, tmp_path, kind):
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     expected = [[0, 1], [0.5, 0.5], [1, 0]] if kind == "mixing" else [[1, 0], [0, 1]]
     assert report["policies"]["pool"] == expected
-    about = serve.about_policies(tmp_path / "out")
+    about = saved_members.about_policies(tmp_path / "out")
     assert (about.kind, about.names) == (kind, ("kind", "brief"))
 
 
@@ -174,7 +174,7 @@ def test_whole_models_are_what_the_adapters_are_that_were_merged_into_them(world
     which, prompts = [1, 0, 2, 1], ["say the", "tell thing", "say in", "tell an"]
     texts = [
         [answer.text for answer in answer_as(
-            base, serve.load(path, base).policies, weights, which, prompts,
+            base, saved_members.load(path, base).policies, weights, which, prompts,
             Sampling(max_tokens=6), jax.random.key(0))]
         for path in (out, adapted)
     ]  # fmt: skip
@@ -183,7 +183,7 @@ def test_whole_models_are_what_the_adapters_are_that_were_merged_into_them(world
         (tmp_path / "kind" / "model.safetensors").read_bytes()
     )
     with pytest.raises(InputError, match=r"brief is not the one that the portfolio was saved"):
-        serve.load(out, base)
+        saved_members.load(out, base)
     refused(call(*words, *models, "--out", tmp_path / "n"), "found the same weights in", "leave")
 
 
@@ -388,6 +388,6 @@ def test_a_policy_under_its_preferences_becomes_a_portfolio(world, tmp_path):
     assert report["policies"]["kind"] == "conditioned"
     assert len(report["policies"]["pool"]) == 11
     assert report["scale"] == scale.digest
-    serving = serve.load(tmp_path / "out", model)
+    serving = saved_members.load(tmp_path / "out", model)
     assert serving.portfolio.scale.digest == scale.digest
     refused(build(world, tmp_path / "two", names=("policy", "kind")), "expected it alone")

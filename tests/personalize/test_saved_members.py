@@ -13,7 +13,7 @@ from jaxalign import palm
 from jaxalign.errors import InputError
 from jaxalign.models import generate as generation
 from jaxalign.models.sampling import Sampling
-from jaxalign.personalize import serve
+from jaxalign.personalize import saved_members
 from jaxalign.personalize.policies import Mixing, Soups, answer_as
 from jaxalign.personalize.policy_oracle import AnswerOracle
 from jaxalign.runs.artifact import load_artifact, save_artifact
@@ -32,7 +32,7 @@ def serving(request):
         samples=32, batch_size=256,
     )  # fmt: skip
     config = palm.PalmConfig(eps=0.9, delta=0.5, prune_eps=0.0, prune_delta=1e-4, search="full")
-    return serve.Serving(palm.build(oracle, config), policies, tiny.language_model())
+    return saved_members.Serving(palm.build(oracle, config), policies, tiny.language_model())
 
 
 def said_by(serving, members, prompts):
@@ -91,7 +91,7 @@ def test_one_compilation_serves_whoever_comes(serving):
 def test_saved_here_and_served_elsewhere(serving, tmp_path):
     folder = tmp_path / "served"
     serving.save(folder)
-    loaded = serve.load(folder, tiny.language_model())
+    loaded = saved_members.load(folder, tiny.language_model())
     assert loaded.policies.kind == serving.policies.kind
     members = np.arange(24) % len(serving.portfolio.members)
     one, other = (said_by(each, members, tiny.PROMPTS * 3) for each in (serving, loaded))
@@ -108,10 +108,12 @@ def test_what_was_not_saved_together_is_refused(serving, tmp_path):
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(tmp_path / "whole", folder)
         change(folder)
-        found = load_artifact(folder / serve.FILE, KIND, serve.AboutPolicies, "")
-        save_artifact(folder / serve.FILE, KIND, replace(found.about, **changes), found.arrays)
+        found = load_artifact(folder / saved_members.FILE, KIND, saved_members.AboutPolicies, "")
+        save_artifact(
+            folder / saved_members.FILE, KIND, replace(found.about, **changes), found.arrays
+        )
         with pytest.raises(InputError, match=match):
-            serve.load(folder, model)
+            saved_members.load(folder, model)
 
     def same(folder):
         """Nothing but what the file states is changed."""
@@ -127,7 +129,7 @@ def test_what_was_not_saved_together_is_refused(serving, tmp_path):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "policies.json").write_text("{}")
     with pytest.raises(InputError, match=r"no such file; expected a set of policies"):
-        serve.load(tmp_path / "old", model)
+        saved_members.load(tmp_path / "old", model)
 
 
 def test_members_and_prompts_must_match(serving):
@@ -137,4 +139,4 @@ def test_members_and_prompts_must_match(serving):
         said_by(serving, [99], ["a"])
     assert said_by(serving, [], []) == []
     with pytest.raises(InputError, match="one for each adapter"):
-        serve.Serving(serving.portfolio, Soups(tiny.adapters()[:1]), serving.model)
+        saved_members.Serving(serving.portfolio, Soups(tiny.adapters()[:1]), serving.model)

@@ -1,4 +1,4 @@
-"""Serving a portfolio of language-model policies: each user is answered by the best member."""
+"""A portfolio of language-model policies in its folder, with and without its model loaded."""
 
 import hashlib
 from collections.abc import Iterable
@@ -253,7 +253,7 @@ def policy_names(
 
     Example:
         >>> import numpy as np
-        >>> from jaxalign.personalize.serve import policy_names
+        >>> from jaxalign.personalize.saved_members import policy_names
         >>> policy_names("member", ["digest of an adapter"], np.array([[0.0], [1.0]]))
         ('member-0-8bf0b5', 'member-1-8bf0b5')
     """
