@@ -19,7 +19,7 @@ from jaxalign.demo.answers import read_answers
 from jaxalign.experiments.moc import MocEvaluateConfig, MocRunConfig, evaluate
 from jaxalign.experiments.moc import run as train
 from jaxalign.files import write_json, write_text
-from jaxalign.moc.fine_tuning import WarmStartConfig
+from jaxalign.moc.warm_start import WarmStartConfig
 from jaxalign.runs.tables import MISSING, markdown_table
 
 FIGURES = ("squared_error", "corner_error", "hypervolume", "single_point")

@@ -1,7 +1,7 @@
 """Fine-tuning of a policy on completions that exist already: what RiC and MODPO share."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxalign.errors import InputError
 from jaxalign.moc.config import MocConfig
 from jaxalign.moc.likelihood import Frozen, Likelihood
 from jaxalign.moc.policy import ConditionedPolicy, TrainedParams
@@ -25,34 +24,6 @@ from jaxalign.train.step import Batch, Sums
 from jaxalign.train.trunk import init_train_state
 
 PolicyLoss = Callable[[Likelihood, TrainedParams, Frozen, Batch, jax.Array | None], Sums]
-
-
-@dataclass(frozen=True)
-class WarmStartConfig:
-    """Fine-tuning on scored completions, before or instead of PPO.
-
-    Attributes:
-        data: file or data set with columns `prompt` and `completion`, texts. The rewards of the run
-            score them. null for no warm start.
-        keep: share of the completions that are learned, above 0 and at most 1: of those that meet
-            one preference, the ones with the highest rewards.
-        loop: epochs, batches and intervals.
-        optimiser: learning rate and schedule.
-    """
-
-    data: str | None = None
-    keep: float = 0.5
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(epochs=2, batch_size=16))
-    optimiser: OptimiserConfig = field(
-        default_factory=lambda: OptimiserConfig(rate=5e-4, schedule="constant", clip_norm=1.0)
-    )
-
-    def __post_init__(self) -> None:
-        if not 0 < self.keep <= 1:
-            raise InputError(
-                f"warm_start.keep: found {self.keep}, expected a share above 0 and at most 1; "
-                "correct it."
-            )
 
 
 class ConditionedCompletions(NamedTuple):
@@ -80,7 +51,8 @@ def fit_policy(
     loss: PolicyLoss,
     rows: Rows,
     config: MocConfig,
-    warm: WarmStartConfig,
+    loop: LoopConfig,
+    optimiser: OptimiserConfig,
     folder: Path,
     progress: Progress | None = None,
 ) -> ConditionedPolicy:
@@ -92,7 +64,8 @@ def fit_policy(
             `jaxalign.train.step.Loss`.
         rows: to learn.
         config: of the run; adapter, precision, devices and sampling are taken from it.
-        warm: loop and optimiser.
+        loop: epochs, batches and intervals.
+        optimiser: learning rate and schedule.
         folder: for metrics.jsonl, and states under state/.
         progress: where progress is shown; None shows nothing.
 
@@ -114,13 +87,13 @@ def fit_policy(
         if name != "heads"
     }
     found = fit(
-        init_train_state(jax.random.key(warm.loop.seed), trained, warm.optimiser, mesh, decoder),
+        init_train_state(jax.random.key(loop.seed), trained, optimiser, mesh, decoder),
         frozen,
         partial(loss, Likelihood(config, decoder, stop_ids(policy.model), mesh)),
         rows,
         None,
-        warm.loop,
-        warm.optimiser,
+        loop,
+        optimiser,
         folder,
         (progress or Progress(False)).say,
         batch_sharding(mesh),

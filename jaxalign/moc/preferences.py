@@ -112,7 +112,7 @@ def sample_preferences(
 
     Raises:
         InputError: all preferences are held out, two points of a grid or list are written alike,
-            or a preference is not of R rewards.
+            a preference is not of R rewards, or a number is negative.
 
     Example:
         >>> from jaxalign.moc import PreferenceConfig, sample_preferences
@@ -121,6 +121,10 @@ def sample_preferences(
         >>> sorted(found.tolist())
         [[0.0, 1.0], [1.0, 0.0]]
     """
+    seed, step, count = (
+        check_count(name, value, 0)
+        for name, value in (("seed", seed), ("step", step), ("count", count))
+    )
     random = np.random.Generator(np.random.PCG64([seed, step, _SALT]))
     if config.kind == "dirichlet":
         return _dirichlet(random, count, names, config)
@@ -324,16 +328,17 @@ def preference_tag(names: Sequence[str], preference: ArrayLike, decimals: int = 
     Args:
         names: [R] names of the rewards.
         preference: [R] on the simplex; rounded by largest remainders, as sampled preferences are.
-        decimals: of each number.
+        decimals: of each number, 0 or more.
 
     Raises:
-        InputError: it is no preference over these rewards.
+        InputError: it is no preference over these rewards, or the decimals are no count.
 
     Example:
         >>> from jaxalign.moc import preference_tag
         >>> preference_tag(("helpful", "humor"), [0.3, 0.7])
         '<pref_helpful> 0.3 <pref_humor> 0.7'
     """
+    decimals = check_count("decimals", decimals, 0)
     values = check_simplex(preference, names)
     if values.ndim != 1:
         raise InputError(f"preference: found shape {values.shape}, expected [R], one preference.")

@@ -8,18 +8,50 @@ preferences to scores is needed, and no further rounds learn from the policy's o
 Source: Yang et al. 2024, https://arxiv.org/abs/2402.10207.
 """
 
+from dataclasses import dataclass, field
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxalign.errors import InputError
 from jaxalign.moc.combination import SMALLEST_TOTAL, reward_shares
 from jaxalign.moc.fine_tuning import ConditionedCompletions, completion_arrays
 from jaxalign.moc.likelihood import Frozen, Likelihood
 from jaxalign.moc.policy import TrainedParams
 from jaxalign.models.completions import CompletionBatch
-from jaxalign.train.loop import Rows
+from jaxalign.train.loop import LoopConfig, Rows
+from jaxalign.train.optimiser import OptimiserConfig
 from jaxalign.train.step import Batch, Sums
+
+
+@dataclass(frozen=True)
+class WarmStartConfig:
+    """Fine-tuning on scored completions, before or instead of PPO.
+
+    Attributes:
+        data: file or data set with columns `prompt` and `completion`, texts. The rewards of the run
+            score them. null for no warm start.
+        keep: share of the completions that are learned, above 0 and at most 1: of those that meet
+            one preference, the ones with the highest rewards.
+        loop: epochs, batches and intervals.
+        optimiser: learning rate and schedule.
+    """
+
+    data: str | None = None
+    keep: float = 0.5
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(epochs=2, batch_size=16))
+    optimiser: OptimiserConfig = field(
+        default_factory=lambda: OptimiserConfig(rate=5e-4, schedule="constant", clip_norm=1.0)
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1:
+            raise InputError(
+                f"warm_start.keep: found {self.keep}, expected a share above 0 and at most 1; "
+                "correct it."
+            )
 
 
 def met_preferences(

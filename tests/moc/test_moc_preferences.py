@@ -319,3 +319,14 @@ def test_simplex_takes_many_rows():
         for names in (NAMES, None):
             with pytest.raises(InputError, match="preference"):
                 check_simplex(wrong, names)
+
+
+def test_counts_that_are_none_are_refused():
+    names = ("a", "b")
+    for decimals in (-1, 2.5):
+        with pytest.raises(InputError, match="decimals: found"):
+            preference_tag(names, (0.5, 0.5), decimals)
+    for name in ("seed", "step", "count"):
+        given = {"seed": 0, "step": 0, "count": 1} | {name: -1}
+        with pytest.raises(InputError, match=f"{name}: found -1"):
+            sample_preferences(**given, names=names, config=PreferenceConfig())

@@ -18,7 +18,6 @@ from jaxalign.errors import InputError
 from jaxalign.moc import init_policy
 from jaxalign.moc.fine_tuning import (
     ConditionedCompletions,
-    WarmStartConfig,
     completion_arrays,
     fit_policy,
 )
@@ -124,14 +123,13 @@ def test_pairs_are_of_one_prompt_and_ordered_by_the_largest_weight(levels, most)
 
 
 def test_training_orders_the_pairs(policy, tmp_path):
-    warm = WarmStartConfig(
-        loop=LoopConfig(epochs=12, batch_size=3),
-        optimiser=OptimiserConfig(rate=1e-2, schedule="constant", warmup=0.0),
-    )
+    loop = LoopConfig(epochs=12, batch_size=3)
+    optimiser = OptimiserConfig(rate=1e-2, schedule="constant", warmup=0.0)
     # With beta 1 a few nats settle a pair; with 0.1 a model this small needs long.
     before = losses(policy, batch(), beta=1.0)
     scaled = partial(loss, loss_scale(ModpoConfig(1.0), PAIRS))
-    trained = fit_policy(policy, scaled, pair_rows(LEARNED, PAIRS, 4), config(), warm, tmp_path)
+    rows = pair_rows(LEARNED, PAIRS, 4)
+    trained = fit_policy(policy, scaled, rows, config(), loop, optimiser, tmp_path)
     after = losses(trained, batch(), beta=1.0)
     assert float(after["loss"]) < 0.1 * float(before["loss"])
     assert float(after["accuracy"]) == 3

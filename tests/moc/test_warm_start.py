@@ -18,10 +18,10 @@ from test_moc_policy import moved
 from jaxalign.errors import InputError
 from jaxalign.moc import init_policy
 from jaxalign.moc.combination import SMALLEST_TOTAL
-from jaxalign.moc.fine_tuning import ConditionedCompletions, WarmStartConfig, fit_policy
+from jaxalign.moc.fine_tuning import ConditionedCompletions, fit_policy
 from jaxalign.moc.likelihood import Likelihood
 from jaxalign.moc.preferences import lattice
-from jaxalign.moc.warm_start import completion_rows, loss, met_preferences
+from jaxalign.moc.warm_start import WarmStartConfig, completion_rows, loss, met_preferences
 from jaxalign.models import families, lora
 from jaxalign.models.buckets import padded
 from jaxalign.train.loop import LoopConfig
@@ -132,12 +132,10 @@ def test_a_missing_row_weighs_nothing(policy):
 
 def test_a_warm_start_learns_and_resumes_to_the_same_bytes(policy, tmp_path):
     def started(folder, epochs):
-        warm = WarmStartConfig(
-            loop=LoopConfig(epochs=epochs, batch_size=2, checkpoint_every=3),
-            optimiser=OptimiserConfig(rate=1e-2, schedule="constant", warmup=0.0),
-        )
+        loop = LoopConfig(epochs=epochs, batch_size=2, checkpoint_every=3)
+        optimiser = OptimiserConfig(rate=1e-2, schedule="constant", warmup=0.0)
         rows = completion_rows(LEARNED, 4)
-        return fit_policy(policy, loss, rows, config(), warm, tmp_path / folder)
+        return fit_policy(policy, loss, rows, config(), loop, optimiser, tmp_path / folder)
 
     before, _ = sums(policy, batch())
     through = started("through", 6)

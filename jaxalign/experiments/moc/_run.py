@@ -198,16 +198,20 @@ def _warm_started(
     progress: Progress,
 ) -> ConditionedPolicy:
     """Return the policy after its warm start or MODPO, or as an earlier part of the run left it."""
-    warm, folder = config.warm_start, out / WARM_START
+    warm = config.warm_start
+    fit = partial(
+        fit_policy, config=settings, loop=warm.loop, optimiser=warm.optimiser,
+        folder=out / WARM_START, progress=progress,
+    )  # fmt: skip
     known = score_completions(scored, policy, rewards, prompts.prompts, settings)
     if config.baseline == "modpo":
         completions, pairs = modpo_pairs(known, policy, settings, config.modpo.pairs, progress.say)
         rows = modpo.pair_rows(completions, pairs, settings.answer_tokens)
         scaled = partial(modpo.loss, modpo.loss_scale(config.modpo, pairs))
-        return fit_policy(policy, scaled, rows, settings, warm, folder, progress)
+        return fit(policy, scaled, rows)
     learned = conditioned_completions(known, policy, settings, warm.keep, progress.say)
     rows = warm_start.completion_rows(learned, settings.answer_tokens)
-    return fit_policy(policy, warm_start.loss, rows, settings, warm, folder, progress)
+    return fit(policy, warm_start.loss, rows)
 
 
 def held_out_prompts(folder: Path) -> list[Prompt]:

@@ -13,13 +13,14 @@ from jaxalign.experiments.moc import baselines
 from jaxalign.files import expand_user
 from jaxalign.moc.config import MocConfig
 from jaxalign.moc.files import policy_folder
-from jaxalign.moc.fine_tuning import WarmStartConfig
 from jaxalign.moc.modpo import ModpoConfig
 from jaxalign.moc.preferences import parse_preference
+from jaxalign.moc.warm_start import WarmStartConfig
 from jaxalign.rewards.reward_scale import check_quantiles
 from jaxalign.rewards.spec import RewardSpec
 
 CONFIG = "config.yaml"
+_RESERVED = "=,<>"  # what separates the names of rewards in a preference
 _ONE_WEIGHTING = ("morlhf", "modpo")  # baselines that are trained for a single weighting
 
 
@@ -68,6 +69,13 @@ class MocRunConfig:
             if getattr(self, name) < least:
                 raise InputError(
                     f"{name} is {getattr(self, name)}; expected at least {least}: correct it."
+                )
+        for name in (reward.name for reward in self.rewards):
+            if not name or name != name.strip() or set(name) & set(_RESERVED):
+                raise InputError(
+                    f"rewards: found the name {name!r}, expected one without {' '.join(_RESERVED)} "
+                    "and spaces around it, since a preference is written as name=share,name=share "
+                    "and as <pref_name> in prompts; rename it."
                 )
         check_quantiles(self.quantiles)
         if self.reference_answers < 256:

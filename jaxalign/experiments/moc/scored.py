@@ -119,7 +119,7 @@ def score_completions(
         config: of the run.
 
     Raises:
-        InputError: a reward that fails.
+        InputError: a reward that fails, or no completion with a token before its end.
     """
     known = {prompt_text(prompt): prompt for prompt in prompts}
     stops = stop_ids(policy.model)
@@ -130,6 +130,11 @@ def score_completions(
         for row, ids in zip(rows, cut, strict=True)
         if ids
     ]
+    if not used:
+        raise InputError(
+            f"warm_start.data: found {counted(len(rows), 'completion')}, all of which end at their "
+            "first token; expected some text before the token that ends a completion."
+        )
     texts = [row.prompt for row, _ in used]
     ids = [tokens for _, tokens in used]
     raw = compute_rewards(rewards, texts, [text_of(policy.model, tokens) for tokens in ids], 0)

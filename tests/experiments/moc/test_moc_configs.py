@@ -151,3 +151,10 @@ def test_quantiles_are_checked_before_any_work(quantiles):
 def test_counts_are_whole_numbers(config, name):
     with pytest.raises(InputError, match=f"{name}: found 512.0, expected a whole number"):
         config(**{name: 512.0})
+
+
+@pytest.mark.parametrize("name", ["a=b", "a,b", "<a", " a", ""])
+def test_a_reward_whose_name_no_preference_can_hold_is_refused(name):
+    reward = spec.RewardSpec(name, kind="python", function="m:f")
+    with pytest.raises(InputError, match=r"rewards: found the name .*; rename it"):
+        MocRunConfig(rewards=(reward,))

@@ -55,3 +55,9 @@ def test_a_dialogue_completes_the_chat_that_a_template_makes_of_it(model):
     assert lines == ["warm_start.data: 1 of 3 rows complete no prompt that the run trains on"]
     with pytest.raises(InputError, match="none of 1 row completes"):
         completions_of(rows[2:], [CHAT], NAMES, lines.append)
+
+
+def test_completions_without_a_token_are_refused(model):
+    rows = [PromptCompletion("the inn", "<|end|>an")]
+    with pytest.raises(InputError, match="found 1 completion, all of which end at their first"):
+        scored(model, rows, [CHAT])
