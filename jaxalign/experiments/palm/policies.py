@@ -12,9 +12,9 @@ from jaxalign import moc
 from jaxalign.data.chat_template import choose_template
 from jaxalign.data.prompts import Prompt, Prompts, as_chats, filter_prompts, load_prompts
 from jaxalign.errors import InputError
-from jaxalign.experiments.moc.config import trained_config
+from jaxalign.experiments.moc.config import MocRunConfig, trained_config
 from jaxalign.files import expand_user
-from jaxalign.moc.files import policy_folder
+from jaxalign.moc.files import load_info, policy_folder
 from jaxalign.moc.preferences import evaluation_points
 from jaxalign.models.chat import room_for_prompts, tokenize_prompt
 from jaxalign.models.hf_config import read_config_json
@@ -67,7 +67,8 @@ class PolicyPool:
 def resolved_config(folders: Sequence[Path], config: BuildConfig) -> BuildConfig:
     """Return a build's config with the rewards and the most tokens of the answers filled in.
 
-    Where the config leaves them open, they are those of a MOC policy's run. No model is loaded.
+    Where the config leaves them open, they are those of the runs of `jaxalign moc train` that the
+    folders are of, where these have the same. No model is loaded.
 
     Args:
         folders: of `--policies`.
@@ -78,13 +79,23 @@ def resolved_config(folders: Sequence[Path], config: BuildConfig) -> BuildConfig
             rewards.
     """
     places = _policy_places(folders, config.policies.kind)
-    run = trained_config(folders[0]) if (places[0] / MOC).is_file() else None
+    run = _shared_run(folders) if all((place / MOC).is_file() for place in places) else None
     rewards = _rewards(config, () if run is None else run.rewards)
     own = ANSWER_TOKENS if run is None else run.moc.answer_tokens
     policies = replace(
         config.policies, rewards=rewards, max_tokens=config.policies.max_tokens or own
     )
     return replace(config, rewards=tuple(spec.name for spec in rewards), policies=policies)
+
+
+def _shared_run(folders: Sequence[Path]) -> MocRunConfig | None:
+    """The config of a run that trained each policy, None where they differ or stand alone."""
+    first, *others = (trained_config(folder) for folder in folders)
+    if first is None:
+        return None
+    what = first.rewards, first.moc.answer_tokens
+    same = (one is not None and (one.rewards, one.moc.answer_tokens) == what for one in others)
+    return first if all(same) else None
 
 
 def load_pool(folders: Sequence[Path], base: str | None, config: BuildConfig) -> PolicyPool:
@@ -101,7 +112,7 @@ def load_pool(folders: Sequence[Path], base: str | None, config: BuildConfig) ->
     """
     kind = config.policies.kind
     places = _policy_places(folders, kind)
-    if (places[0] / MOC).is_file():
+    if _is_conditioned(places[0]):
         return _of_moc(folders[0], base, config)
     if not all((place / ADAPTER).is_file() for place in places):
         return _of_models(folders, places, base, config)
@@ -181,7 +192,7 @@ def load_prompts_for(model: LanguageModel, source: str, config: PolicyPoolConfig
 def _policy_places(folders: Sequence[Path], kind: PoolKind) -> list[Path]:
     """The folders of the policies, which are a MOC policy alone or others that the kind fits."""
     places = [_policy_place(folder) for folder in folders]
-    conditioned = [place for place in places if (place / MOC).is_file()]
+    conditioned = [place for place in places if _is_conditioned(place)]
     if conditioned and len(places) > 1:
         raise InputError(
             f"--policies: found the MOC policy {conditioned[0]} among {len(places)} folders, "
@@ -194,6 +205,11 @@ def _policy_places(folders: Sequence[Path], kind: PoolKind) -> list[Path]:
             f"{'conditioned' if conditioned else 'soups, mixing or separate'}, or auto."
         )
     return places
+
+
+def _is_conditioned(place: Path) -> bool:
+    """Whether a MOC policy of all preferences is there; one of a single weighting is an adapter."""
+    return (place / MOC).is_file() and load_info(place).conditioning != "none"
 
 
 def _policy_place(folder: Path) -> Path:

@@ -89,6 +89,25 @@ def test_adapters_and_their_soups_become_a_portfolio(built):
     assert held["additive_low"] <= held["additive"]["value"] <= held["additive_high"]
 
 
+def test_policies_of_one_weighting_each_are_adapters(world):
+    model = load_language_model(str(world / "base"))
+    trunk = TrunkConfig(lora=lora.LoraConfig(2, 4.0, targets=("query", "up")))
+    names = ("only_brief", "only_simple")
+    for seed, name in enumerate(names):
+        plain = MocConfig(conditioning="none", trunk=trunk)
+        policy = init_policy(jax.random.key(seed), model, ("brevity", "simplicity"), plain)
+        moc.save(world / name / "model", policy)
+    folders = [world / name for name in names]
+    config = policies.resolved_config(folders, BuildConfig(rewards=("brevity", "simplicity")))
+    pool = load_pool(folders, None, config)
+    assert pool.policies.kind == "soups"
+    assert pool.names == names
+    with pytest.raises(InputError, match="found conditioned for 2 adapters"):
+        policies.resolved_config(folders, replace(config, policies=replace(
+            config.policies, kind="conditioned"
+        )))  # fmt: skip
+
+
 def test_the_portfolio_is_loaded_with_its_policies(world, built):
     about = saved_members.about_policies(built)
     assert about.names == ("kind", "brief", "plain")
