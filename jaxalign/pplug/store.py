@@ -57,7 +57,7 @@ class MemoryStore:
     def __init__(self, width: int):
         self._width = width
         self._rows: dict[str, int] = {}
-        self._vectors = np.zeros((0, width), np.float16)
+        self._vectors = np.zeros((1, width), np.float16)  # last, the zeros of row -1
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -77,14 +77,13 @@ class MemoryStore:
         if absent:
             vectors = _checked(encode(absent), len(absent), self._width)
             first = len(self._rows)
-            self._vectors = np.concatenate([self._vectors, vectors])
+            self._vectors = np.concatenate([self._vectors[:-1], vectors, self._vectors[-1:]])
             self._rows |= {text: first + number for number, text in enumerate(absent)}
         return np.fromiter((self._rows[text] for text in texts), np.int64, len(texts))
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return the vectors of rows, zeros for -1: [...] int -> [..., E] float16."""
-        padded = np.concatenate([self._vectors, np.zeros((1, self._width), np.float16)])
-        return padded[np.asarray(rows, np.int64)]
+        return self._vectors[np.asarray(rows, np.int64)]
 
 
 class HistoryStore:

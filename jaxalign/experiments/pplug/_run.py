@@ -122,9 +122,9 @@ def run(
     training, validation = _read(config.data, source, progress)
     for name, seed in config.schedule:  # refuse before hours of training, not after
         _training_histories(name, training, validation, seed)
-    language = started.load_model(model, config.pplug.weights)
-    reader = load_encoder(encoder)
-    encoder_config(reader)
+    language_model = started.load_model(model, config.pplug.weights)
+    history_encoder = load_encoder(encoder)
+    encoder_config(history_encoder)
     places = [out / PLUGS / f"{name}-{seed}" for name, seed in config.schedule]
     epochs = config.pplug.loop.epochs
     left = on_first_process(
@@ -134,18 +134,18 @@ def run(
             if not _finished(place, epochs)
         ]
     )
-    questions = _checked_questions(config, language, left, training, validation)
+    questions = _checked_questions(config, language_model, left, training, validation)
     with ExitStack() as stack:
         if store is not None:  # refuse a foreign store before anything is written
-            stack.enter_context(history_store(store, reader))
+            stack.enter_context(history_store(store, history_encoder))
         identity: dict[str, Identity] = {
-            "model": language.sha256,
-            "encoder": reader.identity,
+            "model": language_model.sha256,
+            "encoder": history_encoder.identity,
             "data": [data_digest(training), data_digest(validation)],
         }
         folder = started.open(identity, config.pplug.optimiser)
         on_first_process(lambda: _reopen_shorter(out, epochs))
-        opened = stack.enter_context(history_store(store or out / STORE, reader))
+        opened = stack.enter_context(history_store(store or out / STORE, history_encoder))
         on_first_process(lambda: write_text(out / CONFIG, to_yaml(config)))
         sources = RunSources(
             stated_name(model),
@@ -156,12 +156,15 @@ def run(
         )
         on_first_process(lambda: write_json(out / SOURCES, asdict(sources)))
         prompt_cache = PromptCache(
-            config.pplug.decoder(language.config), language.params, config.pplug.cache_gib, show
+            config.pplug.decoder(language_model.config),
+            language_model.params,
+            config.pplug.cache_gib,
+            show,
         )
         trainer = _Trainer(
             config,
-            language,
-            reader,
+            language_model,
+            history_encoder,
             opened,
             training,
             validation,
