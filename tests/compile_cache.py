@@ -31,7 +31,9 @@ def xla_flags() -> str:
     if not library.is_file():
         return " ".join(FLAGS[:-1])
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        known = [f for f in FLAGS if text.find(f.strip("-").partition("=")[0].encode()) >= 0]
+        # A whole string of C: descriptions of messages keep the names of flags that were removed.
+        strings = {flag: f"\0{flag.strip('-').partition('=')[0]}\0".encode() for flag in FLAGS}
+        known = [flag for flag, string in strings.items() if text.find(string) >= 0]
     return " ".join(known)
 
 
