@@ -1,14 +1,17 @@
 """`jaxalign generate`: a prompt, a file, adapters, an interrupted file, and what it refuses."""
 
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 import tiny_lms
 
+from jaxalign import moc
 from jaxalign.cli import main
-from jaxalign.models import LoraConfig, load_language_model, lora, save_adapter
+from jaxalign.models import LoraConfig, load_adapter, load_language_model, lora, save_adapter
+from jaxalign.train.trunk import TrunkConfig
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +66,22 @@ def test_one_prompt_and_a_file_say_the_same(run, tmp_path):
     assert (first["row"], second["row"]) == (0, 1)
     assert 1 <= first["tokens"] <= 6
     assert first["logprob"] < 0
+
+
+def test_a_policy_of_one_weighting_answers_as_its_adapter(run, world, tmp_path):
+    model = load_language_model(str(world / "model"))
+    settings, tree = load_adapter(world / "warm", model.config)
+    plain = moc.MocConfig(conditioning="none", trunk=TrunkConfig(lora=settings))
+    policy = moc.init_policy(jax.random.key(0), model, ("kind", "brief"), plain)
+    moc.save(tmp_path / "run" / "model", replace(policy, trained={"adapter": tree, "heads": {}}))
+    asked = "--prompt", "hello"
+    assert run(*asked, "--model", tmp_path / "run") == run(*asked, "--adapter", world / "warm")
+    code, _, said = run(*asked, "--model", tmp_path / "run", "--preference", "kind=1")
+    assert code == 2
+    assert "leave --preference out" in " ".join(said.split())
+    code, _, said = run(*asked, "--model", tmp_path / "run", "--adapter", world / "cold")
+    assert code == 2
+    assert "found --adapter as well" in " ".join(said.split())
 
 
 def test_each_row_has_its_adapter(run, world, tmp_path):

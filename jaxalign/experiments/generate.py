@@ -108,7 +108,8 @@ def adapter_policies(
     """Return a model as the policy of all rows, or one of its adapters for each row.
 
     Args:
-        name: of the model.
+        name: of the model; or the folder of a MOC policy of one weighting, or of its run, which is
+            an adapter of the model that it names.
         rows: X of a prompt file; `adapter` in a row names the adapter that answers.
         prompts: [X] of `as_prompt`.
         folders: of the adapters.
@@ -120,11 +121,20 @@ def adapter_policies(
         InputError: a model, an adapter or a row that cannot be used.
     """
     folder = expand_user(name)
-    if any((place / moc_files.FILE).is_file() for place in (folder, folder / moc_files.POLICY)):
-        raise InputError(
-            f"{folder} holds a MOC policy, which needs a preference; found none: add --preference, "
-            "or give its base model."
-        )
+    places = folder, folder / moc_files.POLICY
+    if policies := [place for place in places if (place / moc_files.FILE).is_file()]:
+        about = moc_files.load_info(policies[0])
+        if about.conditioning != "none":
+            raise InputError(
+                f"{folder} holds a MOC policy, which needs a preference; found none: add "
+                "--preference, or give its base model."
+            )
+        if folders:
+            raise InputError(
+                f"{folder} holds an adapter of {about.model}, found --adapter as well; give that "
+                "model, and this folder as one more adapter."
+            )
+        name, folders = about.model, policies[:1]
     numbers = adapter_numbers(rows, folders, weights is not None)
     model = _model(load_language_model(name, dtype, inference_shardings()), chat_template)
     adapters = load_adapter_set(folders, model.config, weights)
@@ -162,6 +172,11 @@ def preference_policies(
         InputError: the folder holds no policy, or a row has no preference over its rewards.
     """
     place = moc_files.policy_folder(name)
+    if moc_files.load_info(place).conditioning == "none":
+        raise InputError(
+            f"{place}: the policy was trained for one weighting and reads no preference; found "
+            "one: leave --preference out."
+        )
     policy = moc_files.load(place, dtype=dtype, shardings=inference_shardings())
     model = _model(policy.model, chat_template)
     routes, table = [], []

@@ -152,10 +152,14 @@ def save_preference(folder: str | Path, policy: ConditionedPolicy, preference: A
     Source: peft's `add_weighted_adapter` with "cat".
     """
     if policy.conditioning != "adapters":
+        other = (
+            "a policy of one weighting is a plain adapter as it is: give its folder."
+            if policy.conditioning == "none"
+            else "other policies need the preference in each request."
+        )
         raise InputError(
             f"the policy is conditioned by {policy.conditioning!r}; expected 'adapters', which are "
-            "mixed into one adapter for a preference: other policies need the preference in each "
-            "request."
+            f"mixed into one adapter for a preference: {other}"
         )
     weights = check_simplex(preference, policy.names)
     if weights.ndim != 1:
