@@ -1,16 +1,21 @@
 """Language models: prefill, decoding and training steps beside transformers."""
 
 import argparse
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks import harness, sizes
 from benchmarks.harness import Side
+from jaxalign.errors import InputError
 
+Complete = Callable[[np.ndarray, int], Any]
+"""Completes prompts [B, T] greedily by so many tokens."""
 PARTS = ("prefill", "decode", "train")
 
 
@@ -26,13 +31,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=None)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compiled", action="store_true", help="torch.compile beside eager torch")
+    parser.add_argument(
+        "--vllm", type=Path, help="the program `vllm`, for prefill and decoding on a CPU"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measures every part at every size; a part that fails is named and the others go on."""
+    """Measures every part at every size; a part that fails is named and the others go on.
+
+    Raises:
+        InputError: there is no program at `--vllm`, or an accelerator, which it does not use.
+    """
     import jax
 
     accelerated = jax.default_backend() != "cpu"
+    if arguments.vllm:
+        _check_vllm(arguments.vllm, accelerated)
     dtype = arguments.dtype or ("bfloat16" if accelerated else "float32")
     chosen = arguments.sizes or (["135M", "1B", "8B"] if accelerated else ["tiny"])
     arguments.prompt = arguments.prompt or (512 if accelerated else 64)
@@ -40,25 +54,62 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.train_batch = arguments.train_batch or (16 if accelerated else 4)
     result = harness.started("models", dtype)
     for size in chosen:
-        for part in arguments.parts:
-            for name, make in _jobs(part, size, dtype, arguments):
-                job = partial(_measured, name, make, arguments.rounds, result["ceilings"])
-                harness.attempt(result, name, job, arguments.out, _table)
+        with _vllm(size, dtype, arguments, result) as complete:
+            for part in arguments.parts:
+                for name, make in _jobs(part, size, dtype, arguments, complete):
+                    job = partial(_measured, name, make, arguments.rounds, result["ceilings"])
+                    harness.attempt(result, name, job, arguments.out, _table)
     print(_table(result))
     return 0
 
 
-def _jobs(part: str, size: str, dtype: str, arguments: argparse.Namespace) -> Iterator[Any]:
+def _check_vllm(program: Path, accelerated: bool) -> None:
+    from benchmarks.vllm_server import check_vllm
+
+    check_vllm(program)
+    if accelerated:
+        raise InputError(
+            f"--vllm {program}: vLLM is measured on a CPU only; leave the option out, or set "
+            f"JAX_PLATFORMS=cpu."
+        )
+
+
+@contextlib.contextmanager
+def _vllm(
+    size: str, dtype: str, arguments: argparse.Namespace, result: dict[str, Any]
+) -> Iterator[Complete | None]:
+    """What completes prompts by vLLM while it runs; None without the option, or if it fails."""
+    with contextlib.ExitStack() as stack:
+        complete = None
+        if arguments.vllm and {"prefill", "decode"} & set(arguments.parts):
+            from benchmarks.models_vllm import started_vllm
+
+            rows = max(*arguments.batches, arguments.train_batch)
+            server = started_vllm(
+                arguments.vllm, size, dtype, rows, arguments.prompt + arguments.new
+            )
+            try:
+                result["machine"]["versions"]["vllm"], complete = stack.enter_context(server)
+            except RuntimeError as error:
+                harness.failed(result, f"vLLM {size}", error)
+        yield complete
+
+
+def _jobs(
+    part: str, size: str, dtype: str, arguments: argparse.Namespace, complete: Complete | None
+) -> Iterator[Any]:
+    prompt, new = arguments.prompt, arguments.new
     if part == "decode":
         for batch in arguments.batches:
             yield (
                 f"decode {size} batch {batch}",
-                partial(_decode, size, dtype, batch, arguments.prompt, arguments.new, arguments),
+                partial(_decode, size, dtype, batch, prompt, new, arguments.compiled, complete),
             )
         return
     batch = arguments.train_batch
     if part == "prefill":
-        yield f"prefill {size}", partial(_prefill, size, dtype, batch, arguments.prompt, arguments)
+        make = partial(_prefill, size, dtype, batch, prompt, arguments.compiled, complete)
+        yield f"prefill {size}", make
     if part == "train":
         for lora in (True,) if arguments.lora_only else (True, False):
             if lora or size != "8B":  # a full step's moments do not fit beside torch's
@@ -113,7 +164,7 @@ def _tokens(size: str, batch: int, length: int) -> np.ndarray:
 
 
 def _prefill(
-    size: str, dtype: str, batch: int, length: int, arguments: argparse.Namespace
+    size: str, dtype: str, batch: int, length: int, compiled: bool, complete: Complete | None
 ) -> tuple[dict[str, Any], dict[str, Side]]:
     import jax
     import jax.numpy as jnp
@@ -141,9 +192,11 @@ def _prefill(
         "jaxalign": lambda: harness.wait(forward(params, held)),
         "torch eager": lambda: eager(model),
     }
-    if arguments.compiled:
-        compiled = torch.compile(model)
-        sides["torch compiled"] = lambda: eager(compiled)
+    if compiled:
+        faster = torch.compile(model)
+        sides["torch compiled"] = lambda: eager(faster)
+    if complete:  # its shortest answer: one token, which it samples from the last logits
+        sides["vLLM"] = partial(complete, tokens, 1)
     facts = {
         "tokens": batch * length,
         "flops": sizes.forward_flops(config, batch, length, 1),
@@ -153,7 +206,13 @@ def _prefill(
 
 
 def _decode(
-    size: str, dtype: str, batch: int, length: int, new: int, arguments: argparse.Namespace
+    size: str,
+    dtype: str,
+    batch: int,
+    length: int,
+    new: int,
+    compiled: bool,
+    complete: Complete | None,
 ) -> tuple[dict[str, Any], dict[str, Side]]:
     import jax
     import jax.numpy as jnp
@@ -182,8 +241,10 @@ def _decode(
         ),
         "torch eager": generated,
     }
-    if arguments.compiled:  # transformers compiles the decoding step where the cache is static
+    if compiled:  # transformers compiles the decoding step where the cache is static
         sides["torch compiled"] = lambda: generated(cache_implementation="static")
+    if complete:
+        sides["vLLM"] = partial(complete, tokens, new)
     itemsize = jnp.dtype(dtype).itemsize
     facts = {
         "tokens": batch * new,

@@ -79,8 +79,12 @@ def decode_bytes(config: DecoderConfig, batch: int, context: int, itemsize: int)
         itemsize: bytes of a number.
     """
     matrices = matrix_parameters(config) + unembedding_parameters(config)
-    cached = 2 * config.layers * batch * context * config.kv_heads * config.head_width
-    return itemsize * (matrices + cached)
+    return itemsize * (matrices + batch * context * cached_numbers(config))
+
+
+def cached_numbers(config: DecoderConfig) -> int:
+    """Keys and values of one token in all layers."""
+    return 2 * config.layers * config.kv_heads * config.head_width
 
 
 def torch_config(config: DecoderConfig) -> object:

@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -14,7 +14,8 @@ import httpx
 from jaxalign.errors import InputError
 
 _START_SECONDS = 900.0  # of vLLM on two busy cores
-_SMALL = ("--dtype", "float32", "--max-model-len", "512", "--enforce-eager")
+SMALL = ("--dtype", "float32", "--max-model-len", "512", "--enforce-eager")
+"""Options of a vLLM whose answers are compared: float32, and a quick start."""
 
 
 def check_vllm(program: Path) -> None:
@@ -39,7 +40,12 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def vllm_server(
-    program: Path, command: Sequence[str], log: Path, port: int | None = None
+    program: Path,
+    command: Sequence[str],
+    log: Path,
+    port: int | None = None,
+    options: Sequence[str] = SMALL,
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """Start vLLM, and yield its process and its address; it may not answer yet.
 
@@ -48,17 +54,20 @@ def vllm_server(
         command: What starts it, to which options follow.
         log: File of its output.
         port: Its port; None for a free one.
+        options: What follows the command and the port.
+        variables: Of its environment, besides those of this process.
     """
     port = port or free_port()
     environment = {
         **os.environ,
         "PATH": f"{program.parent.absolute()}:{os.environ['PATH']}",
         "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+        **(variables or {}),
     }
     environment.pop("PYTHONPATH", None)  # it has a Python of its own
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [*command, "--port", str(port), *_SMALL],
+            [*command, "--port", str(port), *options],
             stdout=out, stderr=out, env=environment, start_new_session=True,
         )  # fmt: skip
     try:
@@ -83,5 +92,5 @@ def wait_for_vllm(process: subprocess.Popen[bytes], address: str, log: Path) -> 
                 return str(found["version"])
         except httpx.HTTPError:
             pass
-        time.sleep(2)
+        time.sleep(0.5)
     raise RuntimeError(f"vLLM did not start: {log.read_text(errors='replace')[-2000:]}")
