@@ -54,7 +54,7 @@ def started_vllm(
         log = folder / "vllm.log"
         server = vllm_server(
             program, command, log, options=options,
-            variables=variables(size, dtype, batch * tokens),
+            variables=variables(program, size, dtype, batch * tokens),
         )  # fmt: skip
         process, address = stack.enter_context(server)
         with Progress().waiting("vLLM starts"):
@@ -63,16 +63,19 @@ def started_vllm(
         yield version, lambda prompts, new: complete(client, prompts, new)
 
 
-def variables(size: str, dtype: str, cached: int) -> dict[str, str]:
+def variables(program: Path, size: str, dtype: str, cached: int) -> dict[str, str]:
     """Return the environment of a vLLM with a thread for each processor of this process.
 
     Args:
+        program: `vllm`, whose own OpenMP is taken where it has one, as vLLM recommends.
         size: A key of `sizes.SIZES`.
         dtype: Of the cache.
         cached: Tokens whose keys and values have to fit.
     """
     room = cached * sizes.cached_numbers(sizes.SIZES[size]) * jnp.dtype(dtype).itemsize
+    openmp = program.absolute().parents[1] / "lib" / "libiomp5.so"
     return {
+        **({"LD_PRELOAD": str(openmp)} if openmp.is_file() else {}),
         "VLLM_CPU_KVCACHE_SPACE": str(math.ceil(1 + room / 2**30)),  # GiB; one for its blocks
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0)))),
     }

@@ -95,11 +95,19 @@ def test_a_server_that_is_gone_fails_its_row_alone():
         models_vllm.complete(client, np.zeros((2, 4), np.int32), 3)
 
 
-def test_keys_and_values_of_every_row_fit():
-    found = models_vllm.variables("135M", "float32", 256 * 96)
+def test_keys_and_values_of_every_row_fit(tmp_path):
+    found = models_vllm.variables(tmp_path / "bin" / "vllm", "135M", "float32", 256 * 96)
+    assert "LD_PRELOAD" not in found
     assert found["VLLM_CPU_KVCACHE_SPACE"] == "3"  # 256 rows of 96 tokens are 1.05 GiB
     cores = sorted(map(int, found["VLLM_CPU_OMP_THREADS_BIND"].split(",")))
     assert cores == sorted(os.sched_getaffinity(0))
+
+
+def test_the_openmp_of_its_environment_is_taken(tmp_path):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libiomp5.so").touch()
+    found = models_vllm.variables(tmp_path / "bin" / "vllm", "nano", "float32", 1)
+    assert found["LD_PRELOAD"] == str(tmp_path / "lib" / "libiomp5.so")
 
 
 def test_a_missing_program_is_named(tmp_path):
