@@ -1,6 +1,8 @@
-"""CONTRIBUTING's table of imports is what import-linter enforces."""
+"""CONTRIBUTING's table of imports is what import-linter enforces, and its second stack is there."""
 
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -52,3 +54,46 @@ def test_every_folder_of_the_package_has_a_row(text):
     named = set(re.findall(r"`(?:jaxalign/)?(\w+)/`", section))
     folders = {path.parent.name for path in ROOT.glob("jaxalign/*/__init__.py")}
     assert folders <= named
+
+
+def second_stack(tmp_path, python):
+    """Run the command in a checkout of its own where `python3.12` is a given shell script."""
+    script = tmp_path / ".ci" / "second_stack"
+    script.parent.mkdir()
+    shutil.copy(ROOT / ".ci" / "second_stack", script)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("bash", "dirname", "mkdir", "cat", "chmod"):
+        (tools / name).symlink_to(shutil.which(name))
+    (tools / "python3.12").write_text(python)
+    (tools / "python3.12").chmod(0o755)
+    return lambda *words: subprocess.run(
+        [str(tools / "bash"), str(script), *words],
+        capture_output=True, text=True, env={"PATH": str(tools)},
+    )  # fmt: skip
+
+
+def test_the_second_stack_is_skipped_where_its_python_is_not_found(tmp_path):
+    found = second_stack(tmp_path, "#!/bin/sh\necho other version >&2\nexit 127\n")()
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "skipped: there is no python3.12" in found.stdout
+    assert not (tmp_path / "build").exists()
+
+
+def test_the_second_stack_runs_what_contributing_says(tmp_path, text):
+    # Its environment is played by programs that print their arguments.
+    run = second_stack(
+        tmp_path,
+        '#!/bin/sh\n[ "$1" = -m ] || exit 0\nmkdir -p "$3/bin"\n'
+        "for name in pip pytest; do\n"
+        """  printf '#!/bin/sh\\necho %s "$*"\\n' $name > "$3/bin/$name"\n"""
+        '  chmod +x "$3/bin/$name"\ndone\n',
+    )
+    pip, pytest_ = run().stdout.splitlines()
+    section = text.split("### The second stack\n")[1].split("\n## ")[0]
+    versions = re.findall(r"(jax|flax)\s+(\d+\.\d+\.\d+)", section)
+    assert pip == " ".join(["pip install -q -e .[test]", *map("==".join, versions)])
+    _, *folders = pytest_.split()
+    assert folders
+    assert all((ROOT / folder).is_dir() and f"{folder}" in section for folder in folders)
+    assert run("tests", "-m", "slow").stdout.splitlines()[1] == "pytest tests -m slow"
