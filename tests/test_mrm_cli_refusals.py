@@ -237,6 +237,10 @@ def test_bad_yaml(world, tmp_path, text, words):
             ["--features.scale", "runs/palm", "--features.path", ""],
             ["features.scale", "--features.path SCORES"],
         ),
+        (
+            ["--split.support_pairs", "1", "--shots", "0", "2"],
+            ["shots: found 2, expected at most 1"],
+        ),
         (["--config", "nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
     ],
 )

@@ -34,6 +34,27 @@ def is_task(turns: Sequence[ChatTurn]) -> bool:
     return bool(_TASK.match(turns[0].content)) and bool(_HISTORY.search(turns[0].content))
 
 
+def requested_fields(body: Mapping[str, object], names: Sequence[str]) -> list[str]:
+    """Return which of some fields of a body ask for something.
+
+    Empty values and 0 do not, but for `logprobs`: of a text completion, 0 asks for those of the
+    tokens that were drawn.
+
+    Example:
+        >>> from jaxalign.serve.tasks import requested_fields
+        >>> body = {"tools": [], "presence_penalty": 0, "echo": False, "logprobs": 0, "suffix": "."}
+        >>> requested_fields(body, tuple(body))
+        ['logprobs', 'suffix']
+    """
+    found = []
+    for name in names:
+        value = body.get(name)
+        zero = name == "logprobs" and value == 0 and value is not False
+        if zero or value not in (None, False, "", [], {}):
+            found.append(name)
+    return found
+
+
 def why_plain(request: GenerationRequest, by_policy: bool = False) -> str | None:
     """Return why a request is answered plainly whoever asks, None if it may be personal.
 
@@ -42,8 +63,7 @@ def why_plain(request: GenerationRequest, by_policy: bool = False) -> str | None
         by_policy: whether policies may answer that differ without any chance, and not draws alone.
     """
     extra: Mapping[str, object] = request.model_extra or {}
-    given = [name for name in _EXACT if extra.get(name) not in (None, False, [], {})]
-    if given:
+    if given := requested_fields(extra, _EXACT):
         return f"the request has {given[0]}"
     if request.n is not None and request.n > 1:
         return "the request has an n of its own"

@@ -24,17 +24,19 @@ from reference_networks import TorchGPO, log_sigmoid, pttt_logits, vpl_posterior
 
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm.baselines import gpo, pttt, vpl
+from jaxalign.mrm.baselines.episodes import mean_choice_loss
 from jaxalign.mrm.baselines.gpo import GPONetwork
 from jaxalign.mrm.baselines.vpl import VPLNetwork
 
 
+@pytest.mark.parametrize("light", [1.0, 0.01])
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.5, 0.0), (0.0,)])
-def test_vpl_is_the_paper_in_numpy(x64, weights):
+def test_vpl_is_the_paper_in_numpy(x64, weights, light):
     rng = np.random.default_rng(0)
     model, params = VPLNetwork(SMALL_VPL), some_params(VPLNetwork(SMALL_VPL), 1)
     items = rng.normal(size=(ITEMS, WIDTH))
     support, query = some_pairs(rng, 3, 4, weights=weights), some_pairs(rng, 3, 6)
-    query = query._replace(weight=query.weight.at[0, 2:].set(0.0))
+    query = query._replace(weight=light * query.weight.at[0, 2:].set(0.0))
     table, key = jnp.asarray(items), jax.random.key(3)
     loss = jax.jit(vpl.negative_elbo, static_argnums=0)
     found = loss(model, params, key, table, support, query, jnp.asarray(0.25))
@@ -75,6 +77,16 @@ def test_vpl_predicts_with_draws_from_its_posterior(x64):
     at_mean = predict(mean_only, params, jnp.asarray(items), support, query)
     logits = model.apply({"params": params}, jnp.asarray(items), support, query)
     np.testing.assert_allclose(at_mean, jax.nn.sigmoid(logits), rtol=1e-12)
+
+
+def test_the_loss_per_choice_does_not_depend_on_the_size_of_the_weights(x64):
+    rng = np.random.default_rng(0)
+    query, logits = some_pairs(rng, 3, 6), jnp.asarray(rng.normal(size=(3, 6)))
+    losses = [
+        mean_choice_loss(logits, query._replace(weight=query.weight * scale))
+        for scale in (1.0, 1e-3, 0.0)
+    ]
+    np.testing.assert_allclose(losses, [losses[0], losses[0], 0.0], rtol=1e-12)
 
 
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.5, 0.0), (0.0,)])

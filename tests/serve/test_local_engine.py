@@ -99,6 +99,7 @@ def test_the_service_draws_and_chooses_in_process(client):
     [
         ({"n": 5}, 400, "invalid_value"),
         ({"presence_penalty": 0.5}, 400, "not_supported"),
+        ({"logprobs": 0}, 400, "not_supported"),
         ({"modalities": ["text", "audio"], "best_of": 1}, 400, "not_supported"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},

@@ -99,7 +99,7 @@ def run(
         projection, begun = project(config, encoded), None
         every = all_directions(config, encoded)
     else:
-        projection, every = earlier_projection(earlier, encoded), None
+        projection, every = earlier_projection(earlier, encoded, config), None
         begun = (earlier.model.method.name, earlier.model.fitted)
     data = ExperimentData(
         choices,

@@ -63,7 +63,8 @@ class MRMRunConfig:
             least validation loss of those that can score new items.
         seeds: fits per method, with different initialisations and orders, 1 or more; the report
             averages over them.
-        shots: numbers of choices at which the accuracy curve is drawn, one or more, each 0 or more.
+        shots: numbers of choices at which the accuracy curve is drawn, one or more, each 0 or more
+            and at most `split.support_pairs`, unless that is 0.
         draws: draws of the bootstrap, 100 or more for usable intervals.
     """
 
@@ -85,6 +86,12 @@ class MRMRunConfig:
         check_range(self, "seeds", 1)
         check_range(self, "shots", 0)
         check_range(self, "draws", 2)
+        most = self.split.support_pairs
+        if most and max(self.shots, default=0) > most:
+            raise InputError(
+                f"shots: found {max(self.shots)}, expected at most {most}, the choices that a test "
+                "user is adapted on (split.support_pairs): lower the one, or raise the other."
+            )
 
 
 def method_of(config: MRMRunConfig, name: str) -> UserRewardMethod:

@@ -9,6 +9,7 @@ from jaxalign.experiments.mrm.config import MRMRunConfig, method_of
 from jaxalign.experiments.mrm.data import Encoded
 from jaxalign.mrm.model import UserModel, load
 from jaxalign.mrm.reduce import Projection
+from jaxalign.rewards.reward_scale import expect_scale, load_scale
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,12 @@ def extended_split(earlier: EarlierRun, users: tuple[str, ...], config: MRMRunCo
     return UserSplit(joined("train"), joined("validation"), joined("test"), config.split.seed)
 
 
-def earlier_projection(earlier: EarlierRun, encoded: Encoded) -> Projection:
+def earlier_projection(earlier: EarlierRun, encoded: Encoded, config: MRMRunConfig) -> Projection:
     """Return the earlier run's map from features to what the method works on.
 
     Raises:
-        InputError: the features are not those of the earlier run.
+        InputError: the features are not those of the earlier run, or another scale is given, or
+            stated beside them.
     """
     model, projection = earlier.model, earlier.model.projection
     scale = projection.scale
@@ -105,4 +107,10 @@ def earlier_projection(earlier: EarlierRun, encoded: Encoded) -> Projection:
             f"--from {earlier.folder}: was trained on other features than these ({width} wide); "
             "expected the same encoder, or a feature file with the same columns."
         )
+    if scale is not None:
+        known, of = (scale.digest, model.stated_scale), f"the run of --from {earlier.folder}"
+        expect_scale(encoded.scale, known, config.features.path, of)
+        if config.features.scale:
+            wanted = load_scale(config.features.scale)
+            expect_scale(wanted, known[:1], f"features.scale {config.features.scale}", of)
     return projection

@@ -103,7 +103,13 @@ def attention_bias(weight: jax.Array) -> jax.Array:
 def mean_choice_loss(logits: jax.Array, query: Pairs) -> jax.Array:
     """Mean negative log-likelihood of query choices [B, Q] from the logits that chosen wins."""
     losses = jax.nn.softplus(-logits)
-    return jnp.sum(query.weight * losses) / jnp.maximum(jnp.sum(query.weight), 1.0)
+    return jnp.sum(query.weight * losses) / choice_count(query)
+
+
+def choice_count(pairs: Pairs) -> jax.Array:
+    """Number of choices [B, Q], each counted by its weight; 1 where there are none."""
+    total = jnp.sum(pairs.weight)
+    return jnp.where(total > 0, total, 1.0)
 
 
 # Episodes -------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ def negative_elbo(
     losses, divergences = jax.vmap(one)(keys, support, query)
     rising = jnp.minimum(done / max(config.kl_anneal, 1e-6), 1.0)
     bound = jnp.sum(losses) + config.kl_weight * rising * jnp.sum(divergences)
-    return bound / jnp.maximum(jnp.sum(query.weight), 1.0)
+    return bound / episodes.choice_count(query)
 
 
 def probability(

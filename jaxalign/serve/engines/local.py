@@ -40,6 +40,7 @@ from jaxalign.serve.engines.registry import (
     too_long,
     too_many,
 )
+from jaxalign.serve.tasks import requested_fields
 from jaxalign.serve.wire import (
     AnswerMessage,
     ChunkChoice,
@@ -341,8 +342,8 @@ def make_local(config: EngineConfig) -> AnswerEngine:
 
 
 def _check(body: Mapping[str, object]) -> None:
-    for name in _REFUSED:
-        if body.get(name) not in (None, False, "", [], {}, _USUAL.get(name)):
+    for name in requested_fields(body, _REFUSED):
+        if body[name] != _USUAL.get(name):
             raise _not_offered(name, name)
     turns = body.get("messages")
     for turn in turns if isinstance(turns, list) else ():
