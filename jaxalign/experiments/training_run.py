@@ -23,7 +23,7 @@ from jaxalign.runs.run_dir import (
     setting_leaves,
 )
 from jaxalign.train.mesh import DeviceReport, MeshConfig, device_report, make_mesh, param_shardings
-from jaxalign.train.optimiser import OptimiserConfig, lengthened
+from jaxalign.train.optimiser import OptimiserConfig, longer_run_note
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -82,7 +82,7 @@ class TrainingRun:
         for name, change in run.changes.items():
             self.progress.say(f"{name} {change}")
         if any(rules[name] == "more" for name in run.changes):
-            self.progress.say(lengthened(optimiser))
+            self.progress.say(longer_run_note(optimiser))
         return run
 
 

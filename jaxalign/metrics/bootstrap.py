@@ -21,11 +21,11 @@ class Interval(NamedTuple):
     standard_error: float
 
 
-def mean_interval(key_seed: int, values: Floats, draws: int = 2000) -> Interval:
+def mean_interval(seed: int, values: Floats, draws: int = 2000) -> Interval:
     """Return the interval of a mean over users, users resampled with replacement.
 
     Args:
-      key_seed: seed of the draws; the order of the users has no influence.
+      seed: seed of the draws; the order of the users has no influence.
       values: [U], one figure a user; NaN marks a user to leave out.
       draws: bootstrap draws, at least 2.
 
@@ -43,11 +43,11 @@ def mean_interval(key_seed: int, values: Floats, draws: int = 2000) -> Interval:
         (0.5, True)
     """
     users = _present(values, draws)
-    return _interval(users.mean(), _resampled_means(np.random.default_rng(key_seed), users, draws))
+    return _interval(users.mean(), _resampled_means(np.random.default_rng(seed), users, draws))
 
 
 def paired_bootstrap(
-    key_seed: int,
+    seed: int,
     probability: ArrayLike,
     baseline: ArrayLike,
     mask: ArrayLike,
@@ -69,7 +69,7 @@ def paired_bootstrap(
     and never below 0, so items never narrow an interval.
 
     Args:
-      key_seed: seed of the draws; the order of users and pairs has no influence.
+      seed: seed of the draws; the order of users and pairs has no influence.
       probability: [..., U, P], of the chosen item; seeds are averaged before anything is drawn,
         for the test users are fixed and seeds vary initialisation and order only.
       baseline: [..., U, P], the same pairs by the baseline.
@@ -94,7 +94,7 @@ def paired_bootstrap(
     """
     keep = np.asarray(mask)
     users = _present(user_gain(probability, baseline, keep), draws)
-    rng = np.random.default_rng(key_seed)
+    rng = np.random.default_rng(seed)
     means = _resampled_means(rng, users, draws)
     if chosen is None and rejected is None:
         return _interval(users.mean(), means)

@@ -40,7 +40,7 @@ from jaxalign.runs.processes import compute_by_process
 from jaxalign.runs.stop import stop_request
 from jaxalign.train.announce import announce
 from jaxalign.train.checkpoint import Checkpoints
-from jaxalign.train.failures import guarded_step, last_state
+from jaxalign.train.failures import describe_last_state, guarded_step
 from jaxalign.train.mesh import batch_sharding, make_mesh, param_shardings, state_shardings
 
 _REMEDY = "lower optimiser.rate or epochs, and go on from the last checkpoint"
@@ -162,7 +162,7 @@ def _loop(
         )
         stack.callback(log.close)
         watches = KLWatch(config.kl, config.batch, say), RewardWatch(names, say)
-        kept = partial(last_state, checkpoints)
+        kept = partial(describe_last_state, checkpoints)
         for number in range(first, config.steps):
             drawn = sampler.draw(number)
             done = number + 1

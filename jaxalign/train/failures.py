@@ -18,15 +18,15 @@ MEMORY_REMEDY = (
 """What to do where a training does not fit into the memory of its devices."""
 
 
-def last_state(checkpoints: Checkpoints | None) -> str:
+def describe_last_state(checkpoints: Checkpoints | None) -> str:
     """Return which state is on disk, for a message; waits for what is being written.
 
     Args:
         checkpoints: of the run; None where it keeps nothing.
 
     Example:
-        >>> from jaxalign.train.failures import last_state
-        >>> last_state(None)
+        >>> from jaxalign.train.failures import describe_last_state
+        >>> describe_last_state(None)
         'no state is kept'
     """
     step = None

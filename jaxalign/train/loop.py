@@ -19,7 +19,7 @@ from jaxalign.runs.stop import stop_request
 from jaxalign.train.announce import announce
 from jaxalign.train.batches import Batches
 from jaxalign.train.checkpoint import BestParams, Checkpoints
-from jaxalign.train.failures import guarded_step, last_state, memory_refusal
+from jaxalign.train.failures import describe_last_state, guarded_step, memory_refusal
 from jaxalign.train.optimiser import OptimiserConfig, TrainState
 from jaxalign.train.step import Loss, make_judge, make_step
 
@@ -215,7 +215,7 @@ def _rows_and_state(part: str, rows: np.ndarray, kept: Checkpoints | None) -> st
     """Rows of the training or validation part, and the state that is kept, for a message."""
     shown = ", ".join(map(str, rows[:_SHOWN]))
     more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
-    return f" ({part} rows {shown}{more}, counted from 0; {last_state(kept)})"
+    return f" ({part} rows {shown}{more}, counted from 0; {describe_last_state(kept)})"
 
 
 def _describe(entry: Mapping[str, float]) -> str:
@@ -250,7 +250,7 @@ def _judge(
         parts = []
         for width, own in planned:
             batch = _placed(rows.assemble(own, width), config.micro_batches, sharding)
-            with memory_refusal(lambda: f"the validation ({last_state(kept)})"):
+            with memory_refusal(lambda: f"the validation ({describe_last_state(kept)})"):
                 parts.append(sums_of(params, frozen, batch))
         # float64 on the host: a sum over many batches keeps its digits.
         host = jax.device_get(parts)

@@ -119,7 +119,7 @@ def rate_at(config: OptimiserConfig, steps: int, step: jax.Array) -> jax.Array:
     return config.rate * jnp.where(count < rising, (count + 1) / max(rising, 1), falling)
 
 
-def lengthened(config: OptimiserConfig) -> str:
+def longer_run_note(config: OptimiserConfig) -> str:
     """Return what making a run longer changes, in one sentence for people."""
     if config.schedule == "constant" and not config.warmup:
         return "the rate is constant, so the result is that of a run of this length from the start"

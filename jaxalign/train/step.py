@@ -41,8 +41,10 @@ def gradient(
 
     def add(carry: tuple[PyTree, Sums], place: tuple[jax.Array, Batch]) -> tuple[PyTree, None]:
         number, micro = place
-        slope, sums = jax.grad(total, has_aux=True)(params, micro, jax.random.fold_in(key, number))
-        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), carry, (slope, sums)), None
+        gradients, sums = jax.grad(total, has_aux=True)(
+            params, micro, jax.random.fold_in(key, number)
+        )
+        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), carry, (gradients, sums)), None
 
     micros = len(jax.tree.leaves(batch)[0])
     first = jax.tree.map(lambda leaf: leaf[0], batch)
@@ -54,9 +56,9 @@ def gradient(
         jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes),
     )
     numbers = jnp.arange(micros, dtype=jnp.uint32)
-    (slope, sums), _ = jax.lax.scan(add, zeros, (numbers, dict(batch)))
+    (gradients, sums), _ = jax.lax.scan(add, zeros, (numbers, dict(batch)))
     whole = jnp.maximum(sums["weight"], 1)
-    return jax.tree.map(lambda leaf: leaf / whole.astype(leaf.dtype), slope), means(sums)
+    return jax.tree.map(lambda leaf: leaf / whole.astype(leaf.dtype), gradients), means(sums)
 
 
 def means(sums: Sums) -> Sums:
@@ -84,8 +86,8 @@ def make_step(
 
     def step(state: TrainState, frozen: PyTree, batch: Batch) -> tuple[TrainState, Sums]:
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
-        slope, metrics = gradient(loss, state.params, frozen, batch, key)
-        state, more = optimiser.apply(state, slope, config, steps, rates)
+        gradients, metrics = gradient(loss, state.params, frozen, batch, key)
+        state, more = optimiser.apply(state, gradients, config, steps, rates)
         return state, metrics | more
 
     return step
