@@ -6,12 +6,20 @@ from pathlib import Path
 TORCHLESS = Path(__file__).parent / "torchless"
 
 
-def torchless(*folders):
-    """Return an environment in which torch cannot be found, and some folders can be imported from.
+def torchless():
+    """Return an environment in which torch cannot be found.
 
     transformers imports torch wherever it is installed, which takes half of the processor time of
     a short command. No command needs torch.
     """
-    own = os.environ.get("PYTHONPATH")
-    paths = [TORCHLESS, *folders, *([own] if own else [])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
+    paths = [str(TORCHLESS), os.environ.get("PYTHONPATH")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+
+
+def optimised():
+    """Return an environment whose programs are compiled as users compile them.
+
+    What tests compile runs at half the speed, see `compile_cache`: for minutes of computation in a
+    few programs it pays to compile them well.
+    """
+    return {name: value for name, value in torchless().items() if name != "XLA_FLAGS"}
