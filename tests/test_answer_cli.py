@@ -126,7 +126,10 @@ def test_users_of_another_run_and_missing_sources_are_refused(world, tmp_path):
     refused(answer(world, "--strategy", "member"), "--portfolio")
     refused(answer(world, "--model", "x"), "--model and --candidates")
     refused(answer(world, "--samples", 4), "--samples: found no --model", "leave out --samples")
-    refused(answer(world, "--least-probability", 2), "expected 0 to 1")
+    refused(
+        answer(world, "--least-probability", 2),
+        "least_probability: found 2, expected a finite number of 0 or more and at most 1",
+    )
     refused(answer(world, "--resume"), "--resume: found no --out")
     refused(call("answer", "--run", tmp_path, "--prompt", "x"), "no trained model")
 

@@ -86,7 +86,7 @@ ADAPTERS = {"adapter", "policy", "reward"}
 PLUGS = {"run of pplug train", "part of pplug train"}  # made up without a plug
 # Command with the thing in place of X, and the kinds that it takes.
 READERS = {
-    "generate --model X --prompt a": MODELS | {"adapter"},
+    "generate --model X --prompt a": MODELS | {"adapter", "policy"},
     "generate --model MODEL --adapter X --prompt a": ADAPTERS,
     "sft --model X --data ROWS --out OUT": MODELS | {"adapter"},
     "reward train --model X --data ROWS --out OUT": MODELS | {"adapter"},

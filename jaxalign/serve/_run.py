@@ -20,7 +20,13 @@ from jaxalign.serve.offered import check_offered, offer_policies
 from jaxalign.serve.personas import Personas
 from jaxalign.serve.reward_space import RewardSpace, load_space
 from jaxalign.serve.service import Service
-from jaxalign.serve.store.database import Database, StorageError, database_url, open_database
+from jaxalign.serve.store.database import (
+    Database,
+    StorageError,
+    database_url,
+    is_new_file,
+    open_database,
+)
 from jaxalign.serve.store.events import ensure_salt
 from jaxalign.serve.strategies import STRATEGIES
 from jaxalign.serve.telemetry import log, log_to_stderr
@@ -42,15 +48,15 @@ async def open_service(config: ServeConfig) -> Service:
     if config.strategy not in STRATEGIES:
         raise InputError(f"--strategy {config.strategy}: expected one of {', '.join(STRATEGIES)}.")
     keys = read_keys(config.keys) if config.keys is not None else {}
-    source = database_url(config.database).render_as_string(hide_password=True)
+    # A new file is made last: a start that is refused leaves none behind.
+    database = None
+    later = is_new_file(database_url(config.database))
     personas = None
     async with contextlib.AsyncExitStack() as opened:  # closed where something fails
         engine = make_engine(config.engine)
         opened.push_async_callback(engine.close)
-        async with _stage("database opening", source):
-            database = await asyncio.to_thread(open_database, config.database, config.synchronous)
-            opened.callback(database.close)
-            await _write_salt(database)
+        if not later:
+            database = await _open_database(config, opened)
         async with _stage("rewards loading", config.users or "by rule"):
             space = await asyncio.to_thread(load_space, config.users, config.reward_models)
             policies = offer_policies(config.engine, space)
@@ -68,12 +74,23 @@ async def open_service(config: ServeConfig) -> Service:
                 )
         async with _stage("programs compiling", engine.model):
             await asyncio.to_thread(_warm, space, config.samples)
+        if database is None:
+            database = await _open_database(config, opened)
         opened.pop_all()
     guard = Guard(
         allowed_hosts(config.host, config.hosts, bool(keys)), bool(keys), config.limits.body_bytes
     )
     gate = CallerGate(keys, config.webui_secret, config.webui_issuer)
     return Service(config, database, engine, space, gate, guard, policies, personas)
+
+
+async def _open_database(config: ServeConfig, opened: contextlib.AsyncExitStack) -> Database:
+    shown = database_url(config.database).render_as_string(hide_password=True)
+    async with _stage("database opening", shown):
+        database = await asyncio.to_thread(open_database, config.database, config.synchronous)
+        opened.callback(database.close)
+        await _write_salt(database)
+    return database
 
 
 async def _write_salt(database: Database) -> None:

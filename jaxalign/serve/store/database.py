@@ -251,6 +251,12 @@ def database_url(url: str) -> URL:
     return parsed
 
 
+def is_new_file(url: URL) -> bool:
+    """Return whether opening the database of an address would make a file."""
+    file = _sqlite_file(url)
+    return file is not None and not file.exists()
+
+
 def _create_private(path: Path) -> None:
     """Create the file for its owner alone; SQLite gives its log and index the same mode."""
     try:
