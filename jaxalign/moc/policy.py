@@ -28,7 +28,7 @@ Layers = dict[str, dict[str, jax.Array]]
 class TrainedParams(TypedDict):
     """What training changes.
 
-    Keys:
+    Attributes:
         adapter: LoRA factors before their scaling; with the conditioning "adapters" a stack of R.
         heads: the value heads, for training only; empty where the advantages' baseline is
             the group's mean.
