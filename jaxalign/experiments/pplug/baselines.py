@@ -99,6 +99,7 @@ BASELINES = (
     "input only",
     "trained on others",
     "persona of another",
+    "persona of another, same category",
     "retrieval BM25 + task token",
 )
 """Methods over which gains are reported, as far as they were trained."""

@@ -133,7 +133,8 @@ def test_evaluate_judges_what_is_trained_and_writes_predictions(world):
     statistics = report["statistics"]
     wanted = {name for name, method in METHODS.items() if method.training in (None, "pplug")}
     assert statistics["scores"].keys() == wanted
-    assert statistics["baselines"] == ["zero-shot", "persona of another"]
+    others = ["persona of another", "persona of another, same category"]
+    assert statistics["baselines"] == ["zero-shot", *others]
     for name in ("task token only", "persona, mean", "retrieval BM25 + persona"):
         assert any(note.startswith(f"{name}: left out") for note in report["notes"])
     # What the data can show is said after the first method and before the second.

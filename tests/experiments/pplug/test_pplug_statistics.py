@@ -19,7 +19,7 @@ from jaxalign.experiments.pplug.statistics import (
 )
 from jaxalign.metrics import text
 
-RESULTS = Path(__file__).resolve().parents[3] / "benchmarks" / "results" / "pplug_huffpost"
+RESULTS = Path(__file__).resolve().parents[3] / "benchmarks" / "results"
 USERS = ["a", "a", "b", "c", "c", "c"]
 
 
@@ -163,10 +163,11 @@ def test_the_page():
     assert noted == told + "\n## Notes\n\n- a remark\n"
 
 
-def test_the_committed_page_is_that_of_the_committed_report():
-    found = json.loads((RESULTS / "report.json").read_text())
+@pytest.mark.parametrize("name", ["pplug_huffpost", "pplug_huffpost_after"])
+def test_the_committed_page_is_that_of_the_committed_report(name):
+    found = json.loads((RESULTS / name / "report.json").read_text())
     page = report.markdown(found["statistics"], found["notes"])
-    assert page == (RESULTS / "report.md").read_text()
+    assert page == (RESULTS / name / "report.md").read_text()
 
 
 def test_the_page_of_one_user():
