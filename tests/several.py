@@ -27,10 +27,11 @@ def moc_config(steps, prompt_tokens, mesh):
             "answer_tokens": 4, "temperature": 1.0, "epochs": 1, "micro_batches": 1,
             # Adam divides a gradient by its own size, so that an entry of which hardly more than
             # rounding is left moves as far as the others; with a large eps it moves in proportion.
-            "optimiser": {"rate": 1e-3, "eps": 1.0},
+            "optimiser": {"rate": 1e-4, "eps": 1.0},
             "trunk": {
                 "lora": {"rank": 2}, "weights": "float32", "compute": "float32", "remat": None,
-                "mesh": mesh,
+                # One device has its layers apart, whose ratios are rounded otherwise.
+                "unstack_layers": False, "mesh": mesh,
             },
         },
     }  # fmt: skip
@@ -107,8 +108,7 @@ def worst(first, second):
     assert found
     for own, other in zip(_metrics(first), _metrics(second), strict=True):
         assert own.keys() == other.keys()
-        # Some are sums of terms of either sign, of which little more than rounding may be left.
-        found += [abs(own[name] - other[name]) / max(abs(other[name]), 0.1) for name in own]
+        found += [abs(own[name] - other[name]) / max(abs(other[name]), 1e-3) for name in own]
     return max(found)
 
 

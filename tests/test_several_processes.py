@@ -87,7 +87,11 @@ def test_a_training_on_two_processes_is_as_on_one(world, tmp_path, command):
     """An adapter of a reward model, a policy cut over the processes, and a plug."""
     model = ["--model", world / "model"]
     words = {
-        "reward": ["--data", world / "choices.jsonl", "--loop.epochs", "1"],
+        # Alone its layers lie apart, and on two they are one stack: they drop the same.
+        "reward": [
+            *("--data", world / "choices.jsonl", "--loop.epochs", "1"),
+            *("--trunk.lora.dropout", "0.2", "--optimiser.eps", "1"),  # eps: see `moc_config`
+        ],
         "moc": ["--data", world / "prompts.jsonl", "--config", world / "moc.yaml"],
         "pplug": [
             *("--data", world / "histories.jsonl", "--encoder", world / "encoder"),
