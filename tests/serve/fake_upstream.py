@@ -40,6 +40,10 @@ class _Handler(BaseHTTPRequestHandler):
         world.asked.set()
         world.requests.append(SimpleNamespace(path=self.path, body=body, headers=self.headers))
         mode = world.mode
+        if world.dropped:  # as a server that closes an idle connection while a request arrives
+            world.dropped -= 1
+            self.close_connection = True
+            return None
         if "prompt_embeds" in body and not world.takes_embeddings:
             return self._send(400, {"error": {"message": "prompt_embeds is not supported"}})
         if mode == "fail":
@@ -120,6 +124,7 @@ class World:
         self.mode, self.pause, self.requests, self._drawn = "well", 0.5, [], 0
         self.asked = threading.Event()
         self.takes_embeddings = False
+        self.dropped = 0  # requests whose connections are closed without an answer
         self.models = {MODEL: None}  # name -> model that it is an adapter of
 
     def next_answer(self):

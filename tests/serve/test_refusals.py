@@ -220,6 +220,20 @@ def test_an_engine_that_is_down_or_slow(tmp_path, upstream_server, upstream):
         assert client.get("/healthz").json() == {"status": "ok"}
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("dropped", "status"), [(1, 200), (2, 200), (9, 502)])
+def test_a_connection_that_the_engine_closes_before_it_answers(
+    client, upstream, stream, dropped, status, caplog
+):
+    upstream.dropped = dropped
+    body = {**CHAT, "model": fake_upstream.MODEL, "stream": stream}
+    found = client.post("/v1/chat/completions", json=body)
+    assert found.status_code == status, found.text
+    assert len(upstream.requests) == min(dropped + 1, 3)
+    logged = [record.fields for record in caplog.records if record.msg == "engine not reached"]
+    assert logged == ([] if status == 200 else [{"why": "RemoteProtocolError"}])
+
+
 def test_more_requests_than_may_wait(tmp_path, upstream_server, upstream):
     upstream.mode, upstream.pause = "slow", 1.0
     with client_of(config_of(tmp_path, upstream_server, most_waiting=1)) as client:

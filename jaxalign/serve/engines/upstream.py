@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 
 import httpx
@@ -29,6 +30,7 @@ from jaxalign.serve.engines.registry import (
     too_long,
     too_many,
 )
+from jaxalign.serve.telemetry import log
 from jaxalign.serve.wire import (
     PATHS,
     AnswerMessage,
@@ -43,8 +45,14 @@ from jaxalign.serve.wire import (
 
 _RETRIES = 2
 _FIRST_PAUSE = 0.1  # seconds, doubled each time: a server that restarts needs moments
-_UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-"""Failures before anything was sent: only then does a repeated request cost nothing twice."""
+_REPEATED = (
+    httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout, httpx.PoolTimeout,
+)  # fmt: skip
+"""Failures after which a request is sent again, as OpenAI's client does: a connection that was not
+made, or that the server closed before it answered, as it may close any that was idle."""
+_IDLE_SECONDS = 2.0
+"""Connections idle for longer are closed here; vLLM and others close them after 5 seconds, and a
+request sent at that moment is lost."""
 
 
 class UpstreamEngine:
@@ -63,7 +71,10 @@ class UpstreamEngine:
         self._ignores_n = False
         keys = {"Authorization": f"Bearer {config.key}"} if config.key else {}
         times = httpx.Timeout(config.read_seconds, connect=config.connect_seconds)
-        pool = httpx.Limits(max_connections=None, max_keepalive_connections=config.most_waiting)
+        pool = httpx.Limits(
+            max_connections=None, max_keepalive_connections=config.most_waiting,
+            keepalive_expiry=_IDLE_SECONDS,
+        )  # fmt: skip
         self._client = httpx.AsyncClient(
             base_url=str(config.url).rstrip("/") + "/", headers=keys, timeout=times, limits=pool
         )
@@ -177,14 +188,14 @@ class UpstreamEngine:
     async def _post(
         self, endpoint: Endpoint, body: dict[str, object], stream: bool = False
     ) -> httpx.Response:
-        """The response, of which a stream is not read yet; repeated where nothing was sent."""
+        """The response, of which a stream is not read yet; requested again where it broke."""
         request = self._client.build_request("POST", PATHS[endpoint], json=body)
         attempt = 0
         while True:
             try:
                 return await self._client.send(request, stream=stream)
             except httpx.HTTPError as error:
-                if attempt == _RETRIES or not isinstance(error, _UNSENT):
+                if attempt == _RETRIES or not isinstance(error, _REPEATED):
                     raise _unreachable(error) from error
             await asyncio.sleep(_FIRST_PAUSE * 2**attempt)
             attempt += 1
@@ -325,6 +336,7 @@ def _nonsense() -> ApiError:
 
 
 def _unreachable(error: Exception) -> ApiError:
+    log("engine not reached", logging.WARNING, why=type(error).__name__)
     if isinstance(error, httpx.TimeoutException):
         return ApiError(504, "The engine did not answer in time.", "engine_timeout")
     return ApiError(502, "The engine cannot be reached.", "engine_unreachable")
