@@ -316,6 +316,13 @@ def test_bad_input_is_one_sentence(world, tmp_path):
     )
     for folder in (world.run, world.run / "model"):
         refused(call("generate", "--model", folder, "--prompt", "a"), "add --preference")
+    refused(  # the policy is no language model to start another training from
+        call(
+            "sft", "--model", world.run / "model", "--data", tmp_path / "x", "--out",
+            tmp_path / "y",
+        ),
+        "holds a MOC policy", "give the policy's base model",
+    )  # fmt: skip
     wrong = tmp_path / "wrong.jsonl"
     for row in ({"prompt": 3}, {"messages": 3}, {"messages": [{"role": "user"}]}):
         wrong.write_text(json.dumps(row))

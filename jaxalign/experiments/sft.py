@@ -8,9 +8,10 @@ from jaxalign.data.completions import Completions, load_completions
 from jaxalign.data.splits import hold_out_rows
 from jaxalign.experiments.training_run import start_training
 from jaxalign.models.global_arrays import to_host
-from jaxalign.models.language import LanguageModel, save_language_model
+from jaxalign.models.language import LanguageModel, describe, save_language_model
 from jaxalign.models.params import PyTree
 from jaxalign.models.peft import save_adapter
+from jaxalign.models.resolve import resolve
 from jaxalign.progress import counted
 from jaxalign.runs.processes import on_first_process
 from jaxalign.train.mesh import DeviceReport
@@ -75,8 +76,9 @@ def run(
         out, "sft", config, config.trunk.mesh, config.loop.trackers, resume, show
     )
     out, progress = started.out, started.progress
-    model = started.load_model(name, config.trunk.weights, config.trunk.unstacks)
-    tokenizer = model.tokenizer
+    # A mistake in the rows need not wait for the weights.
+    resolved = resolve(name)
+    tokenizer = describe(resolved, name, config.trunk.weights).tokenizer
     completions = load_completions(source, tokenizer, config.data)
     for note in completions.notes:
         progress.say(note)
@@ -89,6 +91,7 @@ def run(
     else:
         held = completions, load_completions(validation, tokenizer, config.data)
     parts = [part for part in held if part is not None]
+    model = started.load_model(name, config.trunk.weights, config.trunk.unstacks, resolved)
     check_run(model, parts, config)
     arrays = [array for part in parts for array in (part.sequences.tokens, part.learned)]
     run_dir = started.open({"model": model.sha256, "data": arrays}, config.optimiser)

@@ -12,6 +12,7 @@ from jaxalign.config import resume_rules
 from jaxalign.files import expand_user
 from jaxalign.models.device_defaults import device_defaults
 from jaxalign.models.language import LanguageModel, load_language_model
+from jaxalign.models.resolve import ResolvedModel
 from jaxalign.progress import Progress
 from jaxalign.runs.log import Tracker, check_trackers
 from jaxalign.runs.processes import check_same, on_first_process
@@ -55,7 +56,11 @@ class TrainingRun:
         return device_report(self.mesh)
 
     def load_model(
-        self, name: str, dtype: str, unstack_layers: bool | None = None
+        self,
+        name: str,
+        dtype: str,
+        unstack_layers: bool | None = None,
+        resolved: ResolvedModel | None = None,
     ) -> LanguageModel:
         """Load a language model onto the devices; arguments and errors as `load_language_model`.
 
@@ -65,7 +70,9 @@ class TrainingRun:
         if unstack_layers is None:
             unstack_layers = self.mesh.size == 1 and device_defaults().unstack_to_train
         shardings = partial(param_shardings, mesh=self.mesh)
-        return load_language_model(name, dtype, shardings, unstack_layers=unstack_layers)
+        return load_language_model(
+            name, dtype, shardings, unstack_layers=unstack_layers, resolved=resolved
+        )
 
     def open(self, identity: Mapping[str, Identity], optimiser: OptimiserConfig) -> RunDir:
         """Open the run's folder, and say what a resumed run has changed.

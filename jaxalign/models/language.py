@@ -63,6 +63,7 @@ def load_language_model(
     shardings: Shardings | None = None,
     sha256: str | None = None,
     unstack_layers: bool | None = None,
+    resolved: ResolvedModel | None = None,
 ) -> LanguageModel:
     """A decoder of any family, from safetensors or GGUF.
 
@@ -76,11 +77,13 @@ def load_language_model(
             stack `layers`: generation is faster, and the first call of a program takes longer to
             compile. Everything in this package takes both. None follows
             `jaxalign.models.device_defaults`.
+        resolved: what `resolve` returned for this name before, so that the weights are not hashed
+            again.
 
     Raises:
         InputError: where the model cannot be found, is of no family here, or is broken.
     """
-    model = resolve(name, sha256)
+    model = resolved or resolve(name, sha256)
     described = describe(model, name, dtype)
     note_slow_dtype(dtype)
     stacked = own = layout(described.config)
@@ -141,8 +144,8 @@ def _refuse_other_kinds(model: ResolvedModel, settings: JsonObject) -> None:
     for folder in model.adapters:
         if (folder / "policy.safetensors").is_file():
             raise InputError(
-                f"{folder} holds a MOC policy, which answers under a preference; found none: add "
-                "--preference to `jaxalign generate`, or give the base model of the policy."
+                f"{folder} holds a MOC policy, found where a language model is expected: give the "
+                "policy's base model, or let the policy answer with `jaxalign generate`."
             )
         task = read_config_json(folder / CONFIG).get("task_type")
         if task == "SEQ_CLS" or (folder / "reward.json").is_file():

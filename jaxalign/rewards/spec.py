@@ -21,6 +21,7 @@ from jaxalign.rewards.reward_model import load_reward_model
 from jaxalign.rewards.vector import (
     TextReward,
     check_classifier_options,
+    check_reward_names,
     classifier_reward,
     concatenate_rewards,
 )
@@ -129,6 +130,7 @@ def build_rewards(
     """
     if not specs:
         raise InputError("a config names no rewards; expected at least one under `rewards`.")
+    check_reward_names(tuple(spec.name for spec in specs))  # before a model is loaded
     loaded: dict[tuple[str, str], Classifier] = {}
     rewards = [_build_one(spec, loaded, shardings) for spec in specs]
     for (name, dtype), model in loaded.items():

@@ -100,6 +100,13 @@ def test_one_classifier_is_loaded_once(stand_ins):
     assert compute_rewards(reward, ["p"], ["q"]).tolist() == [[0, 1]]
 
 
+def test_names_alike_are_refused_before_a_classifier_is_loaded(stand_ins):
+    alike = [RewardSpec("a", "classifier", model=name) for name in "mn"]
+    with pytest.raises(InputError, match="no two alike"):
+        build_rewards(alike)
+    assert stand_ins[0] == []
+
+
 def test_a_functions_id_follows_its_text(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ids = []

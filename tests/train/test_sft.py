@@ -22,6 +22,7 @@ from jaxalign.data.completions import CompletionConfig, Completions, load_comple
 from jaxalign.data.sequences import Sequences
 from jaxalign.errors import InputError
 from jaxalign.experiments.sft import hold_out, run
+from jaxalign.experiments.training_run import TrainingRun
 from jaxalign.models import families, lora
 from jaxalign.models.language import layout, load_language_model
 from jaxalign.models.lora import LoraConfig
@@ -342,6 +343,14 @@ def test_what_takes_other_settings_is_refused_before_the_folder_is_opened(world,
     with pytest.raises(InputError, match=r"lower data\.max_tokens"):
         run(long, source[0], str(tmp_path / "long.jsonl"), tmp_path / "run", show=False)
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_rows_are_refused_before_the_weights_are_read(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingRun, "load_model", lambda *_: pytest.fail("the weights were read"))
+    source = tmp_path / "bad.jsonl"
+    source.write_text(json.dumps({"prompt": "a", "completion": 3}))
+    with pytest.raises(InputError, match="completion"):
+        run(settings(), str(world / "model"), str(source), tmp_path / "run", show=False)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(world, tmp_path):

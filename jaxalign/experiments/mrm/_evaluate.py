@@ -96,7 +96,8 @@ def _judged_ratings(
         rated = (np.asarray(details.scale) >= 0) & (np.asarray(details.weight) > 0)
         held = rated & (np.cumsum(rated, axis=1) % 2 == 0)
         known = details._replace(weight=np.where(held, 0, details.weight))
-        wanted = details._replace(weight=np.where(held, details.weight, 0))
+        # Every held-out rating counts once, as every held-out choice does in `users.judge`.
+        wanted = details._replace(weight=np.where(held, 1.0, 0.0))
         vectors, nothing = vectors_of(features, on_device(part), details), without_choices(known)
         found = [
             model.method.rating_log_likelihood(model.fitted, model.candidate, vectors, rows, wanted)

@@ -136,7 +136,6 @@ def evaluate(
         "model": model.sha256,
         "encoder": encoder.identity,
     }
-    run = open_run_dir(out, KIND, config.evaluate, identity, resume)
     progress.say(f"{counted(len(samples), 'sample')} of {counted(len(set(samples.users)), 'user')}")
     with history_store(store or trained.store, encoder) as opened:
         prompt_cache = PromptCache(model.config, model.params, config.pplug.cache_gib, show)
@@ -149,6 +148,7 @@ def evaluate(
                 f"evaluate.methods names {', '.join(config.evaluate.methods)}, none of which can "
                 "be evaluated here; expected a method whose training is finished: name others."
             )
+        run = open_run_dir(out, KIND, config.evaluate, identity, resume)
         order = (BASELINES[0], UNTRAINED, *BASELINES[1:], *METHODS, *RATING_METHODS)
         first = next(name for name in order if _has(jobs, name))
         jobs.sort(key=lambda job: (job.name != first, job.method.training or "", job.seed))

@@ -243,6 +243,16 @@ def test_a_saved_model_of_ratings_is_judged_again(exported):
     assert judged["rating_nll_unadapted"] == pytest.approx(np.log(2), abs=0.2)
 
 
+def test_held_out_ratings_count_once_whatever_their_weight(exported, tmp_path):
+    rows = [json.loads(line) for line in (exported.root / "choices.jsonl").read_text().splitlines()]
+    light = write_rows(tmp_path / "light.jsonl", [{**row, "weight": 0.25} for row in rows])
+    words = ("mrm", "evaluate", "--model", exported.root / "run", "--data")
+    found = [json.loads(call(*words, p).out) for p in (exported.root / "choices.jsonl", light)]
+    assert found[0]["ratings"] == found[1]["ratings"] > 0
+    # Without anything of the user, the same ratings are predicted alike.
+    assert found[0]["rating_nll_unadapted"] == pytest.approx(found[1]["rating_nll_unadapted"])
+
+
 def test_a_model_of_ratings_is_judged_on_choices_alone(exported, tmp_path):
     rows = [json.loads(line) for line in (exported.root / "choices.jsonl").read_text().splitlines()]
     plain = write_rows(tmp_path / "plain.jsonl", [row for row in rows if "chosen" in row])

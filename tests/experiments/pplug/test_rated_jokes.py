@@ -115,6 +115,7 @@ def test_methods_are_added_and_unknown_ones_refused(world):
     assert "retrieval BM25" in report["predictions"]
     nothing = call(*world.judge, "input only", "--out", world.root / "x")
     refused(nothing, "names input only, none of which can be evaluated here")
+    assert not (world.root / "x").exists()
 
 
 def test_an_exported_prompt_gives_the_answer_of_the_plug(world, tmp_path):
