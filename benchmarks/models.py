@@ -2,7 +2,7 @@
 
 import argparse
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from jaxalign.errors import InputError
 Complete = Callable[[np.ndarray, int], Any]
 """Completes prompts [B, T] greedily by so many tokens."""
 PARTS = ("prefill", "decode", "train")
+_SERVED = ("prefill", "decode")  # what vLLM does as well
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,13 +55,28 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.train_batch = arguments.train_batch or (16 if accelerated else 4)
     result = harness.started("models", dtype)
     for size in chosen:
+        served = [part for part in arguments.parts if part in _SERVED]
         with _vllm(size, dtype, arguments, result) as complete:
-            for part in arguments.parts:
-                for name, make in _jobs(part, size, dtype, arguments, complete):
-                    job = partial(_measured, name, make, arguments.rounds, result["ceilings"])
-                    harness.attempt(result, name, job, arguments.out, _table)
+            _measure_parts(served, size, dtype, arguments, complete, result)
+        # A server takes time and memory while it waits, too.
+        rest = [part for part in arguments.parts if part not in _SERVED]
+        _measure_parts(rest, size, dtype, arguments, None, result)
     print(_table(result))
     return 0
+
+
+def _measure_parts(
+    parts: Sequence[str],
+    size: str,
+    dtype: str,
+    arguments: argparse.Namespace,
+    complete: Complete | None,
+    result: dict[str, Any],
+) -> None:
+    for part in parts:
+        for name, make in _jobs(part, size, dtype, arguments, complete):
+            job = partial(_measured, name, make, arguments.rounds, result["ceilings"])
+            harness.attempt(result, name, job, arguments.out, _table)
 
 
 def _check_vllm(program: Path, accelerated: bool) -> None:
@@ -81,7 +97,7 @@ def _vllm(
     """What completes prompts by vLLM while it runs; None without the option, or if it fails."""
     with contextlib.ExitStack() as stack:
         complete = None
-        if arguments.vllm and {"prefill", "decode"} & set(arguments.parts):
+        if arguments.vllm and set(_SERVED) & set(arguments.parts):
             from benchmarks.models_vllm import started_vllm
 
             rows = max(*arguments.batches, arguments.train_batch)

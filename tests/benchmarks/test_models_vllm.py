@@ -1,6 +1,7 @@
 """vLLM in the benchmark of language models: how it is started, and what is sent and expected."""
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -151,3 +152,29 @@ def test_the_others_are_measured_where_it_does_not_start(tmp_path, monkeypatch):
     assert result["rows"] == [{"found": None}]
     assert [one["name"] for one in result["failed"]] == ["vLLM nano"]
     assert "no such option" in result["failed"][0]["why"]
+
+
+def test_the_server_has_stopped_before_training_is_measured(tmp_path, monkeypatch):
+    runs, measured = [], {}
+
+    @contextlib.contextmanager
+    def server(*_):
+        runs.append(True)
+        yield "complete"
+        runs.clear()
+
+    def jobs(part, *_):
+        return [(part, part)]
+
+    def seen(name, *_):
+        measured[name] = bool(runs)
+        return {}
+
+    monkeypatch.setattr(models, "_check_vllm", lambda *_: None)
+    monkeypatch.setattr(models, "_vllm", server)
+    monkeypatch.setattr(models, "_jobs", jobs)
+    monkeypatch.setattr(models, "_measured", seen)
+    monkeypatch.setattr(models, "_table", lambda _: "")
+    monkeypatch.setattr(harness, "started", lambda *_: {"ceilings": {}, "rows": [], "failed": []})
+    models.run(arguments(tmp_path, "--sizes", "nano"))
+    assert measured == {"prefill": True, "decode": True, "train": False}
