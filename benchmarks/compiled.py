@@ -10,7 +10,6 @@ import json
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
@@ -34,9 +33,8 @@ from benchmarks import (
 from benchmarks import sizes as sizes_of
 from benchmarks.compiled_sizes import FULL, TINY, Sizes
 from benchmarks.moc_memory import GIB
-from jaxalign.kernels.scalarize import chunked
 from jaxalign.kernels.scalarize.shapes import ROUTES, SWEEPS
-from jaxalign.mrm import base
+from jaxalign.models.device_defaults import training_options
 
 LIMIT = 139 * GIB  # memory of an H200
 VERSIONS = ("jax", "jaxlib", "flax", "optax")
@@ -49,24 +47,13 @@ class Place(NamedTuple):
 
     Attributes:
         mesh: of one device.
-        described: whether that device is a GPU which the process does not have, so that what asks
-            for the backend has to be told.
+        described: whether that device is a GPU which the process does not have.
         sizes: of the arrays.
     """
 
     mesh: Any
     described: bool
     sizes: Sizes
-
-    @property
-    def attention(self) -> str:
-        """Of `DecoderConfig`."""
-        return "cudnn" if self.described else "auto"
-
-    @property
-    def unstack(self) -> bool | None:
-        """Whether layers are unstacked, as by default on the described card; None as here."""
-        return True if self.described else None
 
     def held(self, tree: Any) -> Any:
         """Shapes of a tree of arrays or shapes, whole on the device."""
@@ -85,16 +72,14 @@ class Program(NamedTuple):
     Attributes:
         function: jitted.
         arguments: as shapes.
-        note: in what it is not a GPU's program.
         trips: turns of a loop that ends by its data.
-        options: of the compiler, on the described card.
+        options: of the compiler, where the card is described.
         least: bytes and operations that each phase cannot do without; none where they are the
             bytes of arguments and results.
     """
 
     function: Any
     arguments: tuple[Any, ...]
-    note: str = ""
     trips: int = 1
     options: Mapping[str, str] = MappingProxyType({})
     least: tuple[tuple[float, float], ...] = ()
@@ -124,7 +109,8 @@ def run(arguments: argparse.Namespace) -> int:
         for part in ("rows", "failed"):
             result[part] = [row for row in result[part] if row["name"] != name]
         try:
-            result["rows"].append({"name": name, **compiled(programs[name](), described)})
+            with moc_memory.made_for(arguments.topology):
+                result["rows"].append({"name": name, **compiled(programs[name](), described)})
         except Exception as error:  # whatever a compiler refuses: the other rows go on
             first = f"{type(error).__name__}: {error}".split("\n")[0]
             result["failed"].append({"name": name, "why": first})
@@ -154,7 +140,6 @@ def compiled(program: Program, described: bool) -> dict[str, Any]:
         "cudnn": sorted(set(_CUDNN.findall(text))),
         "roofline": roofline.summary(text, program.trips, least),
         "seconds": {"lower": traced - began, "compile": done - traced},
-        "note": program.note,
     }
 
 
@@ -225,18 +210,8 @@ def _shapes(make: Callable[..., tuple[Any, Any]], *arguments: Any) -> tuple[Any,
     return kept[-1], arrays
 
 
-def _training() -> Mapping[str, str]:
-    """Options of the compiler with which a GPU's trainings are compiled."""
-    from jaxalign.models.device_defaults import DEFAULTS
-
-    return dict(DEFAULTS["gpu"].training_options)
-
-
 def _model(place: Place, size: str) -> tuple[Any, Any]:
-    make = partial(
-        models.random_model, size, place.sizes.dtype, place.unstack, attention=place.attention
-    )
-    return _shapes(make)
+    return _shapes(partial(models.random_model, size, place.sizes.dtype))
 
 
 def _array(dtype: str, *shape: int) -> Any:
@@ -322,8 +297,9 @@ def _train(place: Place, size: str, lora: bool, rows: int) -> Program:
     arguments = place.held((state, params if lora else None, batch))
     flops = sizes_of.training_flops(config, rows, place.sizes.length, lora)
     read = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((params, state.params)))
+    options = training_options() or {}
     return Program(
-        jax.jit(step, donate_argnums=0), arguments, options=_training(), least=((read, flops),)
+        jax.jit(step, donate_argnums=0), arguments, options=options, least=((read, flops),)
     )
 
 
@@ -343,9 +319,7 @@ def _epoch(place: Place, size: str) -> Program:
     features = _array("float32", 2 * shape.seen * shape.given, shape.width)
     table = jax.eval_shape(partial(train.item_table, config=config), features, pairs)
     arguments = place.held((states, table, pairs))
-    thin = base.thin(shape.batch * shape.given * shape.width, shape.rewards)
-    note = "a thin head's columns one by one, as on a CPU" if place.described and thin else ""
-    return Program(run_epochs, (*arguments, config, mrm.EPOCHS_A_CALL, shape.given), note)
+    return Program(run_epochs, (*arguments, config, mrm.EPOCHS_A_CALL, shape.given))
 
 
 def _adapt(place: Place, size: str) -> Program:
@@ -374,10 +348,7 @@ def _sweep(place: Place) -> Program:
     log_ref = _array("float32", shape.prompts, shape.candidates)
     weights = _array("float32", shape.weights, shape.rewards)
     arrays = place.held((rewards, log_ref, weights))
-    chunk = chunked.ACCELERATOR_WEIGHTS if place.described else None
-    note = "prompts of a tile as on a CPU" if place.described else ""
-    function = jax.jit(partial(sweep, beta=palm.BETA, chunk=chunk))
-    return Program(function, arrays, note)
+    return Program(jax.jit(partial(sweep, beta=palm.BETA)), arrays)
 
 
 def _route(place: Place) -> Program:
@@ -387,9 +358,7 @@ def _route(place: Place) -> Program:
 
     shape = ROUTES[place.sizes.route]
     both = [_array("float32", count, shape.rewards) for count in (shape.users, shape.members)]
-    # As by default on the described card; a CPU goes in chunks.
-    function = jax.jit(chunked.best_in_one_pass if place.described else best_member)
-    return Program(function, place.held(both))
+    return Program(jax.jit(best_member), place.held(both))
 
 
 def _personas(place: Place, form: str) -> Program:
@@ -424,8 +393,7 @@ def _plug(place: Place, size: str, remat: str | None) -> tuple[Any, Any, Any]:
 
     shape = place.sizes.plugs[size]
     plan, (trained, params) = _shapes(make)
-    decoder = replace(plan.decoder, attention=place.attention)
-    return plan._replace(decoder=decoder), trained, params
+    return plan, trained, params
 
 
 def _plug_train(place: Place, size: str) -> Program:
@@ -444,7 +412,8 @@ def _plug_train(place: Place, size: str) -> Program:
     batch = {name: array[None] for name, array in pplug_model.batch(shape, plan).items()}
     step = make_step(partial(answer_loss, plan, place.mesh), rule, 1000)
     given = place.held((state, FrozenParts(params), batch))
-    return Program(jax.jit(step, donate_argnums=0), given, options=_training())
+    options = training_options() or {}
+    return Program(jax.jit(step, donate_argnums=0), given, options=options)
 
 
 def _plug_generate(place: Place, size: str) -> Program:
@@ -457,18 +426,14 @@ def _plug_generate(place: Place, size: str) -> Program:
 def _moc(place: Place) -> dict[str, Program]:
     import jax
 
-    given = argparse.Namespace(
-        size=place.sizes.moc,
-        config=moc_memory.CONFIG,
-        attention=place.attention,
-    )
-    programs, abstract, settings = moc_memory.programs_of(given, place.mesh, place.described)
+    given = argparse.Namespace(size=place.sizes.moc, config=moc_memory.CONFIG)
+    programs, abstract, settings = moc_memory.programs_of(given, place.mesh)
     work = moc_memory.work(sizes_of.SIZES[place.sizes.moc], settings)
     return {
         part: Program(
             jax.jit(function, donate_argnums=donated),
             arguments,
-            options=_training(),
+            options=training_options() or {},
             **work[part],
         )
         for part, (function, arguments, donated) in moc_memory.parts_of(programs, abstract).items()
@@ -479,7 +444,7 @@ def _table(result: dict[str, Any]) -> str:
     header = ["", *(f"{name}, GiB" for name in _BYTES), "fits", "cuDNN attention", "compiled in"]
     rows = [
         [
-            row["name"] + (" \\*" if row["note"] else ""),
+            row["name"],
             *(f"{row['bytes'][name] / GIB:.2f}" for name in _BYTES),
             "yes" if row["fits"] else "**no**",
             "yes" if row["cudnn"] else "no",
@@ -489,7 +454,4 @@ def _table(result: dict[str, Any]) -> str:
     ]
     text = f"{result['target']}; fits: within {result['limit_bytes'] / GIB:.0f} GiB.\n\n"
     text += harness.table(header, rows) + "\n" + roofline.table(result["rows"])
-    text += "".join(
-        f"\n\\* {row['name']}: {row['note']}.\n" for row in result["rows"] if row["note"]
-    )
     return text + "".join(f"\n{row['name']} failed: {row['why']}\n" for row in result["failed"])

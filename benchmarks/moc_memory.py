@@ -8,6 +8,7 @@ devices of this machine.
 import argparse
 import importlib.util
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import harness, sizes
+from jaxalign.backend import programs_for
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "moc" / "helpful_harmless.yaml"
 GIB = 2**30
@@ -26,7 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", choices=list(sizes.SIZES), default="7B")
     parser.add_argument("--config", type=Path, default=CONFIG, help="of `jaxalign moc train`")
     parser.add_argument("--topology", type=Path, help="file whose h200_mesh() describes a card")
-    parser.add_argument("--attention", default="cudnn", help="of the model; xla on a CPU")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -34,15 +35,14 @@ def run(arguments: argparse.Namespace) -> int:
     import jax
 
     console = Console(stderr=True, highlight=False)
-    mesh = place(arguments.topology)
-    programs, abstract, settings = programs_of(arguments, mesh, arguments.topology is not None)
     parts = {}
-    for name, (function, shapes, donated) in parts_of(programs, abstract).items():
-        console.print(f"compiling {name}")
-        lowered = jax.jit(function, donate_argnums=donated).lower(*shapes)
-        options = {"xla_gpu_autotune_level": 0} if arguments.topology else None
-        found = lowered.compile(compiler_options=options).memory_analysis()
-        parts[name] = memory(found)
+    with made_for(arguments.topology):
+        programs, abstract, settings = programs_of(arguments, place(arguments.topology))
+        for name, (function, shapes, donated) in parts_of(programs, abstract).items():
+            console.print(f"compiling {name}")
+            lowered = jax.jit(function, donate_argnums=donated).lower(*shapes)
+            options = {"xla_gpu_autotune_level": 0} if arguments.topology else None
+            parts[name] = memory(lowered.compile(compiler_options=options).memory_analysis())
     resident = {name: _size(tree) for name, tree in abstract.items() if name in ("state", "frozen")}
     peak = max(part["peak"] for part in parts.values())
     result = {
@@ -81,15 +81,17 @@ def place(topology: Path | None) -> Any:
     return Mesh(described.devices.reshape(1, 1, 1), ("data", "fsdp", "tensor"))
 
 
-def programs_of(
-    arguments: argparse.Namespace, mesh: Any, unstack: bool
-) -> tuple[Any, dict[str, Any], Any]:
+def made_for(topology: Path | None) -> AbstractContextManager[None]:
+    """Where programs take the form of the described card, or of this machine's devices."""
+    return nullcontext() if topology is None else programs_for("gpu")
+
+
+def programs_of(arguments: argparse.Namespace, mesh: Any) -> tuple[Any, dict[str, Any], Any]:
     """The programs of a run whose rewards the host computes, and the shapes that they take.
 
     Args:
-        arguments: size, config and attention.
+        arguments: size and config.
         mesh: of one device.
-        unstack: whether the frozen model's layers are unstacked, as by default on a GPU.
     """
     import jax
     import jax.numpy as jnp
@@ -100,13 +102,14 @@ def programs_of(
     from jaxalign.moc.policy import init_policy
     from jaxalign.moc.step import init_train_state, make_programs
     from jaxalign.models import families
+    from jaxalign.models.device_defaults import device_defaults
     from jaxalign.models.language import LanguageModel
     from jaxalign.models.layers import unstack_params
     from jaxalign.rollout import Rollout
 
     run = load_config(MocRunConfig, arguments.config, [])
     config, names = run.moc, [reward.name for reward in run.rewards]
-    plain = sizes.config(arguments.size, config.trunk.compute, attention=arguments.attention)
+    plain = sizes.config(arguments.size, config.trunk.compute)
     dtype = jnp.dtype(config.trunk.weights)
     whole = NamedSharding(mesh, PartitionSpec())
 
@@ -119,7 +122,7 @@ def programs_of(
         lambda key: jax.tree.map(lambda x: x.astype(dtype), families.init(key, plain)),
         jax.random.key(0),
     )
-    if unstack:
+    if device_defaults().unstack_to_train:
         plain = replace(plain, unstacked=True)
         frozen = jax.eval_shape(unstack_params, frozen)
 

@@ -1,4 +1,5 @@
 """Fused operations, imported as `jaxalign.kernels`: one folder each.
 
-Kernels import nothing else of jaxalign. `jaxalign/kernels` is a relative symlink to this folder.
+Of jaxalign, kernels import the errors and the name of the backend alone. `jaxalign/kernels` is a
+relative symlink to this folder.
 """

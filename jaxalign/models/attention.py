@@ -5,6 +5,8 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxalign.backend import program_backend
+
 Implementation = Literal["auto", "xla", "cudnn"]
 
 
@@ -132,7 +134,7 @@ def past_attention(
 def _best(dtype: jnp.dtype, head_width: int) -> Literal["xla", "cudnn"]:
     half = dtype in (jnp.bfloat16, jnp.float16)
     fits = half and head_width % 8 == 0 and head_width <= 128
-    return "cudnn" if fits and jax.default_backend() == "gpu" else "xla"
+    return "cudnn" if fits and program_backend() == "gpu" else "xla"
 
 
 def _causal_mask(tokens: int, lengths: jax.Array | None, window: int | None) -> jax.Array:

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
-import jax
 import numpy as np
+
+from jaxalign.backend import program_backend
 
 # Of a batch: enough to fill the machine, little enough to keep padding and waiting small.
 _CPU_TOKENS = 2_048
@@ -28,7 +29,7 @@ def bucket_length(length: int, limit: int, finest: int = 16) -> int:
 
 def default_tokens(accelerator: int) -> int:
     """Return the tokens of a batch, padding included, that suit the backend."""
-    return _CPU_TOKENS if jax.default_backend() == "cpu" else accelerator
+    return _CPU_TOKENS if program_backend() == "cpu" else accelerator
 
 
 def by_length(

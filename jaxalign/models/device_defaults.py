@@ -3,8 +3,7 @@
 import functools
 from dataclasses import dataclass
 
-import jax
-
+from jaxalign.backend import program_backend
 from jaxalign.progress import stderr_console
 
 
@@ -47,14 +46,16 @@ DEFAULTS = {
 
 
 def device_defaults() -> DeviceDefaults:
-    """Return the defaults of the devices of this process; those of unknown ones change nothing.
+    """Return the defaults of the devices that programs are made for.
+
+    Those of unknown devices change nothing.
 
     Example:
         >>> from jaxalign.models.device_defaults import device_defaults
         >>> device_defaults().unstack_to_decode in (True, False)
         True
     """
-    return DEFAULTS.get(jax.default_backend(), DeviceDefaults())
+    return DEFAULTS.get(program_backend(), DeviceDefaults())
 
 
 def training_options() -> dict[str, str] | None:
@@ -67,7 +68,7 @@ def note_slow_dtype(dtype: str) -> None:
     """Say once, on standard error, that a compute dtype is slower than float32 on this device."""
     if dtype in device_defaults().slow_dtypes:
         stderr_console().print(
-            f"{dtype} is computed in float32 on a {jax.default_backend().upper()}, after "
+            f"{dtype} is computed in float32 on a {program_backend().upper()}, after "
             "conversions that make it slower: float32 is faster and takes twice the memory.",
             markup=False,
             soft_wrap=True,

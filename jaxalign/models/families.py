@@ -6,6 +6,7 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 
+from jaxalign.backend import program_backend
 from jaxalign.errors import InputError
 from jaxalign.models import lora
 from jaxalign.models.attention import Cache
@@ -122,7 +123,7 @@ def logits(params: Params, hidden: jax.Array) -> jax.Array:
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
     table = unembedding(params).astype(hidden.dtype)
     rows = hidden.reshape(-1, hidden.shape[-1])
-    if jax.default_backend() != "cpu" or len(rows) > _FEW_ROWS:
+    if program_backend() != "cpu" or len(rows) > _FEW_ROWS:
         return jnp.einsum("...D,VD->...V", hidden, table, preferred_element_type=wide)
     # XLA on a CPU packs the second factor of a product anew at every call: of the two, the rows are
     # the small one. The barrier keeps it from swapping the factors back.

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.arrays import Sizes, check_array, check_count
+from jaxalign.backend import program_backend
 from jaxalign.mrm.config import MRMConfig
 
 Params = dict[str, Any]
@@ -32,16 +33,12 @@ def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """
     # Without the barrier XLA would fold the transpose into the product again.
     turned = jax.lax.optimization_barrier(kernel.T)
-    if thin(x.size, kernel.shape[1]) and jax.default_backend() == "cpu":
+    few = kernel.shape[1] <= _FEW and x.size <= _CACHED
+    if few and program_backend() == "cpu":
         rows = x.reshape(-1, x.shape[-1])
         columns = [rows @ column for column in turned]
         return jnp.stack(columns, -1).reshape(*x.shape[:-1], len(turned))
     return jnp.einsum("...E,KE->...K", x, turned)
-
-
-def thin(size: int, columns: int) -> bool:
-    """Whether features of `size` elements meet so few columns that a CPU takes them one by one."""
-    return columns <= _FEW and size <= _CACHED
 
 
 class _Dense(nn.Module):

@@ -9,8 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-import jax
-
+from jaxalign.backend import program_backend
 from jaxalign.config_fields import check_choices
 from jaxalign.errors import InputError
 from jaxalign.models.classifier import Classifier
@@ -157,7 +156,7 @@ def _build_one(
         case RewardSpec(kind="python", function=str() as place):
             return _python(spec.name, place)
         case RewardSpec(kind="classifier", model=str() as model):
-            on_cpu = jax.default_backend() == "cpu"
+            on_cpu = program_backend() == "cpu"
             key = (model, spec.dtype or ("float32" if on_cpu else "bfloat16"))
             if key not in loaded:
                 loaded[key] = load_reward_model(*key, shardings)

@@ -9,12 +9,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxalign.backend import program_backend
+
 _HIGHEST = jax.lax.Precision.HIGHEST
 # Elements of a tile: half a megabyte of float32 on a CPU, the fastest of those tried.
 _TILE = {"cpu": 2**17}
 _ACCELERATOR_TILE = 2**25
 _WEIGHTS = {"cpu": 64}
-ACCELERATOR_WEIGHTS = 256
+_ACCELERATOR_WEIGHTS = 256
 # Members compared between two passes over the running best of a chunk of users.
 _BLOCK = 16
 _USERS = 2**14  # handled at once on a CPU
@@ -63,9 +65,9 @@ def _over_weights(scaled: jax.Array, chunk: int, one: Callable[[jax.Array], Trip
 
 def _sizes(rewards: jax.Array, weights: jax.Array, chunk: int | None) -> tuple[int, int]:
     """Weights and prompts of a tile."""
-    backend = jax.default_backend()
+    backend = program_backend()
     prompts, candidates, _ = rewards.shape
-    wide = max(min(chunk or _WEIGHTS.get(backend, ACCELERATOR_WEIGHTS), len(weights)), 1)
+    wide = max(min(chunk or _WEIGHTS.get(backend, _ACCELERATOR_WEIGHTS), len(weights)), 1)
     high = _TILE.get(backend, _ACCELERATOR_TILE) // (wide * candidates)
     return wide, max(min(high, prompts), 1)
 
@@ -141,7 +143,7 @@ def best_member(
     weights: jax.Array, values: jax.Array, chunk: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """See `api.best_member`."""
-    if chunk is None and jax.default_backend() != "cpu":
+    if chunk is None and program_backend() != "cpu":
         return best_in_one_pass(weights, values)
     dtype = _accumulation(weights, values)
     members = values.astype(dtype)

@@ -40,7 +40,7 @@ def test_arguments_and_results_are_as_counted_by_hand(tmp_path, capsys):
         held = used["arguments"] + used["outputs"] - used["aliased"]
         assert used["peak"] == held + used["temporary"]
         assert row["fits"]
-        assert (row["cudnn"], row["note"]) == ([], "")
+        assert row["cudnn"] == []
     assert (tmp_path / "table.md").read_text() in capsys.readouterr().out
 
 
