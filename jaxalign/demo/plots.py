@@ -1,13 +1,9 @@
 """The pictures of the demo's report."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 
 from jaxalign.demo.portfolio import PortfolioStage
 from jaxalign.demo.statistics import TARGETS
@@ -18,6 +14,10 @@ from jaxalign.metrics import reliability
 from jaxalign.personalize import known
 from jaxalign.rewards.rules import TRAITS
 from jaxalign.runs.plots import new_figure, save_png, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = {"named": "#0072B2", "learned": "#D55E00"}
 MARKERS = {"named": "o", "learned": "s"}
@@ -52,7 +52,7 @@ def draw(
     return [*written, "reliability.png", "preference.png"]
 
 
-def plot_gap(populations: dict[str, Any]) -> Figure:
+def plot_gap(populations: dict[str, Any]) -> "Figure":
     """Share of the gap closed, with intervals, a row a population and kind of rewards."""
     figure = new_figure(8.6, 2.9, dpi=140)
     axes = figure.subplots()
@@ -77,7 +77,7 @@ def plot_gap(populations: dict[str, Any]) -> Figure:
     return figure
 
 
-def plot_curves(populations: dict[str, Any]) -> Figure:
+def plot_curves(populations: dict[str, Any]) -> "Figure":
     """Accuracy against the number of choices seen, a panel a population."""
     figure = new_figure(10.6, 4.2, dpi=140)
     panels = figure.subplots(1, len(populations), sharey=True, squeeze=False)[0]
@@ -107,7 +107,7 @@ def plot_curves(populations: dict[str, Any]) -> Figure:
     return figure
 
 
-def plot_weights(studies: dict[str, Study], true: np.ndarray) -> Figure:
+def plot_weights(studies: dict[str, Study], true: np.ndarray) -> "Figure":
     """Inferred against true weights, a panel a trait, a row a kind of rewards."""
     names = list(TRAITS)
     figure = new_figure(2.3 * len(names), 5.0, dpi=140)
@@ -133,7 +133,7 @@ def plot_weights(studies: dict[str, Study], true: np.ndarray) -> Figure:
     return figure
 
 
-def plot_portfolio(stage: PortfolioStage) -> Figure:
+def plot_portfolio(stage: PortfolioStage) -> "Figure":
     """Who is served by which member: regions and users in a plane of weights, and their shares."""
     figure = new_figure(12.0, 4.6, dpi=140)
     plane, bars = figure.subplots(1, 2, width_ratios=[1.0, 1.15])
@@ -152,7 +152,7 @@ def plot_portfolio(stage: PortfolioStage) -> Figure:
     return figure
 
 
-def _regions(axes: Axes, stage: PortfolioStage, palette: np.ndarray) -> None:
+def _regions(axes: "Axes", stage: PortfolioStage, palette: np.ndarray) -> None:
     """The plane through the mean in which users' weights vary most, coloured by member."""
     weights, router = stage.weights, stage.router
     middle = weights.mean(axis=0)
@@ -191,6 +191,9 @@ def _member_words(stage: PortfolioStage, member: int) -> str:
 
 def _member_colour(member: int) -> tuple[float, ...]:
     """A colour a member; the reference, member 0, is grey."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_rgb
+
     if member == 0:
         return to_rgb("0.55")
     return to_rgb(colormaps["tab20"](_PLACES[(member - 1) % len(_PLACES)]))

@@ -1,21 +1,23 @@
 """What all plots share: one palette, one way to show an interval, and PNG files in one step.
 
-Nothing here touches pyplot's global state. The colours are those of Okabe and Ito, which
-colour-blind readers can distinguish, followed by lighter ones for plots of many regions.
+Nothing here touches pyplot's global state, and matplotlib loads with the first figure. The colours
+are those of Okabe and Ito, which colour-blind readers can distinguish, followed by lighter ones for
+plots of many regions.
 """
 
 from collections.abc import Sized
 from os import PathLike
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from jaxalign.errors import InputError
 from jaxalign.files import write_aside
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PALETTE = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#888888",
@@ -53,14 +55,17 @@ def series_style(place: int) -> SeriesStyle:
     }
 
 
-def new_figure(width: float, height: float, dpi: int = 150) -> Figure:
+def new_figure(width: float, height: float, dpi: int = 150) -> "Figure":
     """Return an empty figure of width x height inches, outside pyplot's global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def tidy(axes: Axes, grid: str = "both") -> None:
+def tidy(axes: "Axes", grid: str = "both") -> None:
     """Draw a light grid behind the data, and no spines at the top and right.
 
     Args:
@@ -72,12 +77,12 @@ def tidy(axes: Axes, grid: str = "both") -> None:
     axes.set_axisbelow(True)
 
 
-def legend_right(axes: Axes) -> None:
+def legend_right(axes: "Axes") -> None:
     """Place the legend to the right of the axes, without a frame."""
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
 
 
-def legend_below(figure: Figure, axes: Axes, columns: int) -> None:
+def legend_below(figure: "Figure", axes: "Axes", columns: int) -> None:
     """Place the legend of one of several panels below them all, without a frame.
 
     Args:
@@ -96,7 +101,7 @@ def legend_below(figure: Figure, axes: Axes, columns: int) -> None:
 
 
 def draw_interval(
-    axes: Axes, place: float, low: float, high: float, color: str, outer: bool = False
+    axes: "Axes", place: float, low: float, high: float, color: str, outer: bool = False
 ) -> None:
     """Draw one horizontal interval: a thick bar, or a thin one with ends for a wider interval.
 
@@ -115,7 +120,7 @@ def draw_interval(
 
 
 def draw_curve(
-    axes: Axes,
+    axes: "Axes",
     x: ArrayLike,
     value: ArrayLike,
     ends: tuple[ArrayLike, ArrayLike] | None,
@@ -159,7 +164,7 @@ def refuse_empty(values: Sized) -> None:
         raise InputError("plot: nothing to draw; expected at least one method with values.")
 
 
-def save_png(figure: Figure, path: str | PathLike[str]) -> None:
+def save_png(figure: "Figure", path: str | PathLike[str]) -> None:
     """Write a figure as PNG in one step; an older file is replaced."""
     with write_aside(path) as aside:
         figure.savefig(aside, format="png")

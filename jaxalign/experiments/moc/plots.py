@@ -2,14 +2,17 @@
 
 from itertools import combinations
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from jaxalign.experiments.moc.statistics import MocEvaluationReport, PointReport
 from jaxalign.metrics import pareto
 from jaxalign.progress import counted
 from jaxalign.runs.plots import escape, legend_below, new_figure, save_png, series_style, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _PANELS_PER_ROW, _LEGEND_COLUMNS = 3, 5
 
@@ -94,7 +97,7 @@ def plot_control(report: MocEvaluationReport, path: Path) -> None:
 
 
 def _points(
-    axes: Axes, points: list[PointReport], pair: tuple[int, int], place: int, name: str
+    axes: "Axes", points: list[PointReport], pair: tuple[int, int], place: int, name: str
 ) -> None:
     values = np.array([point["achieved_rewards"] for point in points])[:, pair].T
     errors = np.array([point["stderr"] for point in points])[:, pair].T
@@ -112,7 +115,7 @@ def _points(
 
 
 def _marks(
-    axes: Axes,
+    axes: "Axes",
     values: tuple[np.ndarray, np.ndarray],
     points: list[PointReport],
     place: int,
@@ -134,7 +137,7 @@ def _marks(
         )  # fmt: skip
 
 
-def _staircase(axes: Axes, points: list[PointReport], reference: list[float], place: int) -> None:
+def _staircase(axes: "Axes", points: list[PointReport], reference: list[float], place: int) -> None:
     """The edge of what the points dominate, down to the reference point."""
     achieved = np.array([point["achieved_rewards"] for point in points])
     front = achieved[pareto.nondominated(achieved) & (achieved > np.array(reference)[None]).all(1)]

@@ -6,9 +6,9 @@ the same order to all plots. Points are percentage points throughout.
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
 from jaxalign.experiments.mrm.tables import Regimes
@@ -24,6 +24,9 @@ from jaxalign.runs.plots import (
     series_style,
     tidy,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def plot_gains(regimes: Regimes, path: str | os.PathLike[str]) -> None:
@@ -58,7 +61,7 @@ def plot_gains(regimes: Regimes, path: str | os.PathLike[str]) -> None:
     save_png(figure, path)
 
 
-def _gain_row(axes: Axes, place: int, result: Mapping[str, float]) -> None:
+def _gain_row(axes: "Axes", place: int, result: Mapping[str, float]) -> None:
     color = series_style(place)["color"]
     if "gain_items_low" in result:
         ends = 100 * result["gain_items_low"], 100 * result["gain_items_high"]

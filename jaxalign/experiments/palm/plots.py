@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-from matplotlib.colors import ListedColormap
 
 from jaxalign.experiments.palm.statistics import Measure, SizeRow
 from jaxalign.palm.portfolio import Portfolio
@@ -34,6 +33,8 @@ def plot_regions(portfolio: Portfolio, names: Sequence[str], path: Path) -> None
         names: [3] names of the rewards.
         path: PNG file to write.
     """
+    from matplotlib.colors import ListedColormap
+
     right, up = np.meshgrid(
         (np.arange(_WIDE) + 0.5) / _WIDE, (np.arange(_HIGH) + 0.5) / _HIGH * np.sqrt(0.75)
     )
