@@ -27,7 +27,7 @@ from jaxalign.commands import (
     serve,
     sft,
 )
-from jaxalign.commands.parser import Parser, check_out
+from jaxalign.commands.parser import Parser, check_out, leave_torch
 from jaxalign.commands.processes import explain_failure, join_processes, leave_processes
 from jaxalign.errors import InputError
 from jaxalign.version import __version__
@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rest and not getattr(arguments, "takes_config", False):
             raise InputError(f"unknown option {rest[0]!r}: see `jaxalign --help`")
         check_out(arguments)
+        if argv is None:  # else the process is the caller's
+            leave_torch(arguments)
         with ExitStack() as until:
             peers = join_processes(arguments, until)
             arguments.run(arguments, rest)

@@ -52,6 +52,32 @@ def test_module_runs_as_a_command():
     assert done.stderr.count("\n") == 1
 
 
+LEFT = """
+import importlib.util, sys
+from jaxalign.commands import generate, moc
+def found(arguments, rest):
+    print(importlib.util.find_spec("torch") is not None)
+generate._generate = moc._train = found
+from jaxalign import cli
+for words in (["moc", "train", "--data", "x", "--config", "x"], ["generate", "--prompts", "x"]):
+    sys.argv[1:] = [*words, "--model", "x", "--out", "nowhere"]
+    cli.main()
+"""
+
+
+def test_torch_is_left_to_commands_that_import_functions_of_the_user(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert done.stdout.split() == ["True", "False"]
+
+
+def test_a_command_called_from_python_leaves_torch_alone(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", "as before")
+    assert call("mrm", "rank", "--model", "nowhere", "--texts", "nowhere").code == 2
+    assert sys.modules["torch"] == "as before"
+
+
 def test_embed_encodes_each_text_once(tmp_path, monkeypatch):
     asked = []
 

@@ -3,7 +3,14 @@
 import argparse
 from pathlib import Path
 
-from jaxalign.commands.parser import Commands, add_out, command, group, takes_config
+from jaxalign.commands.parser import (
+    Commands,
+    add_out,
+    command,
+    group,
+    imports_user_code,
+    takes_config,
+)
 from jaxalign.commands.processes import takes_processes
 from jaxalign.progress import counted
 
@@ -38,6 +45,7 @@ def _add_train(actions: Commands) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="continue an unfinished run")
     takes_config(parser, "jaxalign.experiments.moc:MocRunConfig")
+    imports_user_code(parser)
     takes_processes(parser)
 
 
@@ -67,6 +75,7 @@ def _add_evaluate(actions: Commands) -> None:
     add_out(parser, "folder", "folder of the report")
     parser.add_argument("--resume", action="store_true", help="continue an unfinished evaluation")
     takes_config(parser, "jaxalign.experiments.moc:MocEvaluateConfig")
+    imports_user_code(parser)
 
 
 def _add_export(actions: Commands) -> None:

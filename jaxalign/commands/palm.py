@@ -5,7 +5,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxalign.commands.parser import Commands, add_out, command, group, takes_config
+from jaxalign.commands.parser import (
+    Commands,
+    add_out,
+    command,
+    group,
+    imports_user_code,
+    takes_config,
+)
 from jaxalign.errors import InputError
 from jaxalign.files import expand_user
 from jaxalign.progress import counted
@@ -61,6 +68,7 @@ def _add_build(actions: Commands) -> None:
     )
     parser.add_argument("--confirm", action="store_true", help="build the grid whatever its size")
     takes_config(parser, "jaxalign.palm.config:BuildConfig")
+    imports_user_code(parser)
 
 
 def _add_certify(actions: Commands) -> None:
@@ -79,6 +87,7 @@ def _add_certify(actions: Commands) -> None:
         parser, "file", "JSON file to write", required=False,
         fields=(("additive", "share_lost", "level"),),
     )  # fmt: skip
+    imports_user_code(parser)
 
 
 def _add_route(actions: Commands) -> None:

@@ -2,9 +2,11 @@
 
 import argparse
 import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal, NoReturn, cast
 
 from jaxalign.errors import InputError
 from jaxalign.files import check_output
@@ -74,6 +76,25 @@ def takes_config(parser: argparse.ArgumentParser, config: str) -> None:
         "--fields", action=Fields, nargs=0, help="list the config's fields and stop"
     )
     parser.set_defaults(takes_config=True)
+
+
+def imports_user_code(parser: argparse.ArgumentParser) -> None:
+    """Mark a command that imports functions of the user, which may need torch: `leave_torch`."""
+    parser.set_defaults(imports_user_code=True)
+
+
+def leave_torch(arguments: argparse.Namespace) -> None:
+    """Keep the process of a command from loading torch, which takes seconds.
+
+    transformers imports torch wherever it is installed, and no command computes with it. Only
+    functions of the user may: commands that import some are left alone.
+
+    Args:
+        arguments: of the command.
+    """
+    if not getattr(arguments, "imports_user_code", False):
+        modules = cast(dict[str, ModuleType | None], sys.modules)
+        modules.setdefault("torch", None)  # None: as if it were not installed
 
 
 def add_out(
