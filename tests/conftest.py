@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import compile_cache
+import own_process
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -20,6 +21,8 @@ from hypothesis import settings
 # Tracing makes objects by the million, few of them garbage: at the default thresholds a tenth of
 # the time of the tests is spent on looking through them.
 gc.set_threshold(50_000, 20, 100)
+# Workers share out what is left: a test of minutes that began last would run alone at the end.
+LONGEST = ("test_real_people.py", "test_demo.py", "test_all_benchmarks.py")
 MOST_GIB = 4  # of a worker; two of them, and the processes that tests start, fit into 16 GiB
 jax.config.update("jax_numpy_rank_promotion", "raise")
 pytest.register_assert_rewrite("cli_calls")
@@ -55,6 +58,23 @@ def resident_gib():
     except OSError:
         return 0.0
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**30
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files whose tests take longest."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+def pytest_pyfunc_call(pyfuncitem):
+    """Run a test that is marked `optimised` in a process of its own, see `own_process.run_test`."""
+    if pyfuncitem.get_closest_marker("optimised") is None or own_process.is_optimised():
+        return None
+    outcome, printed = own_process.run_test(pyfuncitem.nodeid, pyfuncitem.config.rootpath)
+    if outcome == "skipped":
+        pytest.skip(printed)
+    if outcome == "failed":
+        pytest.fail(printed, pytrace=False)
+    return True
 
 
 @pytest.fixture

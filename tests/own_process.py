@@ -1,6 +1,9 @@
-"""Environments of processes that tests start, each of which begins with its imports."""
+"""Environments of processes that tests start, and tests in a process of their own."""
 
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 TORCHLESS = Path(__file__).parent / "torchless"
@@ -22,4 +25,34 @@ def optimised():
     What tests compile runs at half the speed, see `compile_cache`: for minutes of computation in a
     few programs it pays to compile them well.
     """
-    return {name: value for name, value in torchless().items() if name != "XLA_FLAGS"}
+    return torchless() | {"XLA_FLAGS": ""}  # empty: conftest sets the tests' flags where none are
+
+
+def is_optimised():
+    """Whether this process compiles programs as users compile them."""
+    return os.environ.get("XLA_FLAGS") == ""
+
+
+def run_test(name, root):
+    """Run one test in a process of `optimised()`; return its outcome and what it printed.
+
+    Args:
+        name: the test's node id, relative to `root`.
+        root: folder that the tests are started in.
+
+    Returns:
+        "passed", "skipped" or "failed", and the output of pytest.
+    """
+    command = [sys.executable, "-m", "pytest", name, "-m", "", "-n", "0", "-rs", "--no-header"]
+    done = subprocess.run(
+        [*command, "-p", "no:cacheprovider"],
+        cwd=root, env=optimised(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return outcome(done.returncode, done.stdout), done.stdout + done.stderr
+
+
+def outcome(code, printed):
+    """Return what became of the one test of a process, from its exit code and what it printed."""
+    last = printed.strip().rpartition("\n")[2]
+    found = re.search(r"\b1 (passed|skipped)\b", last)
+    return found[1] if code == 0 and found else "failed"

@@ -9,7 +9,7 @@ from jaxalign.config import load_config
 from jaxalign.experiments.mrm import MRMRunConfig, run
 
 ROOT = Path(__file__).resolve().parents[3]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.optimised]
 
 
 def _run(name, folder, out, *options):
