@@ -144,15 +144,18 @@ def _pull_back(
     return OneModel(table.T @ scores, tau * scores)
 
 
-def _diagonal(
+def _near_diagonal(
     curvature: jax.Array, table: jax.Array, tau: jax.Array, pairs: CountedPairs
 ) -> OneModel:
-    """Diagonal of the Hessian."""
-    columns = jax.lax.map(
-        lambda column: curvature @ (column[pairs.first] - column[pairs.second]) ** 2, table.T
-    )
+    """About the diagonal of the Hessian, as the preconditioner of conjugate gradients.
+
+    The features' part takes the two items of a pair as independent: the variance of each column
+    over the items, by how much they count. The sum over pairs would read every pair once a column.
+    """
     degree = jnp.zeros(len(table), table.dtype).at[pairs.first].add(curvature)
     degree = degree.at[pairs.second].add(curvature)
+    total = jnp.maximum(jnp.sum(degree), jnp.finfo(table.dtype).tiny)
+    columns = degree @ (table - (degree @ table / total)[None]) ** 2
     return OneModel(1 + columns, 1 + tau**2 * degree)
 
 
@@ -173,7 +176,7 @@ def _minimise(table: jax.Array, tau: jax.Array, pairs: CountedPairs) -> OneModel
         push = losses * jax.nn.sigmoid(margins) - wins * jax.nn.sigmoid(-margins)
         gradient = jax.tree.map(jnp.add, at, _pull_back(push, table, tau, pairs))
         curvature = (wins + losses) * jax.nn.sigmoid(margins) * jax.nn.sigmoid(-margins)
-        diagonal = _diagonal(curvature, table, tau, pairs)
+        diagonal = _near_diagonal(curvature, table, tau, pairs)
 
         def hessian(vector: OneModel) -> OneModel:
             bent = curvature * _margins(vector, table, tau, pairs)
