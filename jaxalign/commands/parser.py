@@ -3,10 +3,11 @@
 import argparse
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal, NoReturn, cast
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from jaxalign.errors import InputError
 from jaxalign.files import check_output
@@ -93,8 +94,19 @@ def leave_torch(arguments: argparse.Namespace) -> None:
         arguments: of the command.
     """
     if not getattr(arguments, "imports_user_code", False):
-        modules = cast(dict[str, ModuleType | None], sys.modules)
-        modules.setdefault("torch", None)  # None: as if it were not installed
+        # An entry of None in sys.modules would do as well, but for libraries that look for the name
+        # there and take it for the module.
+        sys.meta_path[:] = [_AllButTorch if one is PathFinder else one for one in sys.meta_path]
+
+
+class _AllButTorch(PathFinder):
+    """Finds modules as Python does, and torch never."""
+
+    @classmethod
+    def find_spec(
+        cls, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return None if fullname == "torch" else super().find_spec(fullname, path, target)
 
 
 def add_out(
