@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import compile_cache
+
+MARK = "JAXALIGN_TEST_OPTIMISED"
 TORCHLESS = Path(__file__).parent / "torchless"
 
 
@@ -20,17 +23,17 @@ def torchless():
 
 
 def optimised():
-    """Return an environment whose programs are compiled as users compile them.
+    """Return an environment whose programs are compiled well.
 
-    What tests compile runs at half the speed, see `compile_cache`: for minutes of computation in a
-    few programs it pays to compile them well.
+    What other tests compile runs at half the speed, see `compile_cache`: for minutes of computation
+    in a few programs it pays to compile them well.
     """
-    return torchless() | {"XLA_FLAGS": ""}  # empty: conftest sets the tests' flags where none are
+    return torchless() | {"XLA_FLAGS": compile_cache.xla_flags(compile_cache.OPTIMISED), MARK: "1"}
 
 
 def is_optimised():
-    """Whether this process compiles programs as users compile them."""
-    return os.environ.get("XLA_FLAGS") == ""
+    """Whether this process was started with the environment of `optimised`."""
+    return MARK in os.environ
 
 
 def run_test(name, root):
