@@ -1,7 +1,8 @@
 """Time of a compiled program on paper: bytes and products of each kernel of its optimised HLO.
 
 Each kernel takes the longer of moving its bytes and of computing its products at the measured
-ceilings of an H200. Bodies of loops count as often as they run. A call of a library counts what its
+ceilings of an H200. Bodies of loops count as often as they run, conditions only where the compiler
+knows no number of turns: a GPU asks for no others. A call of a library counts what its
 operands and results declare, whatever it moves inside; its attention counts no products.
 """
 
@@ -177,11 +178,12 @@ class _Counter:
     def _instruction(self, one: _Instruction, around: dict[str, _Instruction]) -> tuple[Cost, int]:
         """What an instruction costs, and how often."""
         if one.opcode == "while":
-            trips = _TRIPS.search(one.attributes)
             turn = Cost()
-            turn.add(self.computation(one.called("condition")))
             turn.add(self.computation(one.called("body")))
-            return turn, int(trips[1]) if trips else self.trips
+            if trips := _TRIPS.search(one.attributes):
+                return turn, int(trips[1])
+            turn.add(self.computation(one.called("condition")))
+            return turn, self.trips
         if one.opcode == "conditional":
             names = re.findall(r"%?([\w.\-]+)", _braced(one.attributes, "branch_computations="))
             names = names or [one.called(f"{way}_computation") for way in ("true", "false")]

@@ -60,7 +60,8 @@ def rpo(
     return jnp.sum(jnp.where(gamma > 0, soft, hard) * losses)
 
 
-def _differences(params: Params, batch: Batch, config: MRMConfig) -> jax.Array:
+def differences_of(params: Params, batch: Batch, config: MRMConfig) -> jax.Array:
+    """Differences of base rewards [U, P, K] of a batch of any form, see `meta_objective`."""
     if "items" in batch:
         base = base_rewards(params, batch["items"], config)
         return base[batch["chosen"]] - base[batch["rejected"]]
@@ -144,12 +145,31 @@ def meta_objective_unchecked(
         batch: as of `meta_objective`.
         config: the model.
     """
-    base = _differences(params, batch, config)
-    weights = adapted(params, base, batch["support_mask"], config, "higher")
-    margins = jnp.einsum("UK,UPK->UP", effective_weights(weights, config), base)
-    losses = jax.vmap(bradley_terry_loss)(margins, batch["query_mask"])
+    base = differences_of(params, batch, config)
+    losses, weights = query_losses(params, base, batch, config)
     objective = rpo(losses, config.rpo_tail, config.rpo_gamma, batch.get("population"))
     if not isinstance(config.l2, float) or config.l2 > 0:  # a traced value is always added
-        kernels = [layer["kernel"] for layer in params["base"].values()]
-        objective = objective + config.l2 * sum(jnp.sum(kernel**2) for kernel in kernels)
+        objective = objective + l2_penalty(params["base"], config)
     return objective, (losses, weights)
+
+
+def query_losses(
+    params: Params, base: jax.Array, batch: Batch, config: MRMConfig
+) -> tuple[jax.Array, jax.Array]:
+    """Losses [U] on the query pairs, and the weights [U, K] adapted on the support pairs.
+
+    Args:
+        params: as from `init`.
+        base: [U, P, K] base rewards, chosen minus rejected.
+        batch: has `support_mask` and `query_mask` [U, P].
+        config: the model.
+    """
+    weights = adapted(params, base, batch["support_mask"], config, "higher")
+    margins = jnp.einsum("UK,UPK->UP", effective_weights(weights, config), base)
+    return jax.vmap(bradley_terry_loss)(margins, batch["query_mask"]), weights
+
+
+def l2_penalty(base: Params, config: MRMConfig) -> jax.Array:
+    """What the kernels of the base network add to the objective."""
+    squares = [jnp.sum(layer["kernel"] ** 2) for layer in base.values()]
+    return config.l2 * jnp.asarray(sum(squares))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxalign.backend import program_backend
 from jaxalign.data.batching import Pairs
 from jaxalign.data.splits import redraw
 from jaxalign.errors import InputError
@@ -19,14 +20,29 @@ from jaxalign.files import write_json
 from jaxalign.mrm.base import Params, init, is_linear
 from jaxalign.mrm.config import MRMConfig
 from jaxalign.mrm.diverged import all_finite, training_diverged
+from jaxalign.mrm.few_kernels import staged_gradient
+from jaxalign.mrm.flat_adam import (
+    finish_flat,
+    flatten,
+    start_flat,
+    step_rates,
+    take_flat_step,
+    unflatten,
+)
 from jaxalign.mrm.objective import Batch, meta_objective_unchecked
 from jaxalign.mrm.snapshots import snapshot_moments
 from jaxalign.runs.stop import stop_request
 from jaxalign.train.checkpoint import load_state, save_state
 
 Tree = TypeVar("Tree")
+Masks = tuple[jax.Array, jax.Array]
+"""Support and query weights of pairs."""
 Sweep = dict[str, jax.Array]
 """Name of a numeric field of the config -> its values, one for each state."""
+
+
+# Steps of a turn of the loop, which starts kernels of its own: on paper, 8 for a step on a GPU.
+_UNROLL = 3
 
 
 class MetaTrainState(NamedTuple):
@@ -50,8 +66,8 @@ def steps_per_epoch(users: int, config: MRMConfig) -> int:
     return -(-users // min(config.users_per_batch, users))
 
 
-def make_optimiser(config: MRMConfig, users: int) -> optax.GradientTransformation:
-    """Adam behind a global-norm clip, rate linear from 0 over the warm-up, then half a cosine."""
+def make_schedule(config: MRMConfig, users: int) -> optax.Schedule:
+    """A rate that is linear from 0 over the warm-up, then half a cosine."""
     total = steps_per_epoch(users, config) * config.epochs
     rising = int(total * config.warmup)
 
@@ -61,7 +77,13 @@ def make_optimiser(config: MRMConfig, users: int) -> optax.GradientTransformatio
         falling = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0.0, 1.0)))
         return config.outer_lr * jnp.where(count < rising, count / max(rising, 1), falling)
 
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.adam(schedule))
+    return schedule
+
+
+def make_optimiser(config: MRMConfig, users: int) -> optax.GradientTransformation:
+    """Adam behind a global-norm clip, at the rates of `make_schedule`."""
+    adam = optax.adam(make_schedule(config, users))
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
 
 
 def init_state(key: jax.Array, config: MRMConfig, feature_dim: int, users: int) -> MetaTrainState:
@@ -93,8 +115,9 @@ def item_table(features: jax.Array, pairs: Pairs, config: MRMConfig) -> jax.Arra
     return features[pairs.chosen] - features[pairs.rejected]
 
 
-def _batch(table: jax.Array, pairs: Pairs, masks: tuple, users: jax.Array, config: MRMConfig):
-    batch: Batch = {"support_mask": masks[0][users], "query_mask": masks[1][users]}
+def _batch(table: jax.Array, pairs: Pairs, masks: Masks, users: jax.Array, config: MRMConfig):
+    """The batch of some users, whose masks are given."""
+    batch: Batch = {"support_mask": masks[0], "query_mask": masks[1]}
     if table.ndim == 3:
         return {**batch, "differences": table[users]}
     chosen, rejected = pairs.chosen[users], pairs.rejected[users]
@@ -110,7 +133,7 @@ def take_steps(
     state: MetaTrainState,
     table: jax.Array,
     pairs: Pairs,
-    masks: tuple[jax.Array, jax.Array],
+    masks: Masks,
     order: jax.Array,
     config: MRMConfig,
     first: int | jax.Array = 0,
@@ -130,13 +153,21 @@ def take_steps(
         The new state and the mean query loss of each step [ceil(N / users_per_batch)].
     """
     everyone = state.population.shape[0]
+
+    def batch_of(population: jax.Array, members: jax.Array, masks: Masks) -> Batch:
+        batch = _batch(table, pairs, masks, members, config)
+        if config.rpo_scope == "population":
+            others = jnp.delete(population, first + members, assume_unique_indices=True)
+            batch["population"] = others
+        return batch
+
+    if program_backend() != "cpu":
+        return _take_flat_steps(state, batch_of, masks, order, config, first)
     optimiser = make_optimiser(config, everyone)
 
     def step(state: MetaTrainState, members: jax.Array) -> tuple[MetaTrainState, jax.Array]:
-        batch = _batch(table, pairs, masks, members, config)
-        if config.rpo_scope == "population":
-            others = jnp.delete(state.population, first + members, assume_unique_indices=True)
-            batch["population"] = others
+        own = (masks[0][members], masks[1][members])
+        batch = batch_of(state.population, members, own)
         objective = jax.grad(meta_objective_unchecked, has_aux=True)
         gradient, (losses, _) = objective(state.params, batch, config)
         updates, optimiser_state = optimiser.update(gradient, state.optimiser, state.params)
@@ -152,6 +183,48 @@ def take_steps(
         state, last = step(state, order[full * size :])
         losses = jnp.append(losses, last)
     return state, losses
+
+
+def _take_flat_steps(
+    state: MetaTrainState,
+    batch_of: Callable[[jax.Array, jax.Array, Masks], Batch],
+    masks: Masks,
+    order: jax.Array,
+    config: MRMConfig,
+    first: int | jax.Array,
+) -> tuple[MetaTrainState, jax.Array]:
+    """`take_steps` in few kernels: parameters in one vector, all that can be before the steps."""
+    users, everyone = order.shape[0], state.population.shape[0]
+    size = min(config.users_per_batch, everyone)
+    steps, full = -(-users // size), users // size
+
+    def step(carry: tuple, inputs: tuple) -> tuple[tuple, jax.Array]:
+        (flat, population), (members, masks, rates) = carry, inputs
+        batch = batch_of(population, members, (masks[:, 0], masks[:, 1]))
+        params = unflatten(flat.params, state.params)
+        gradient, losses = staged_gradient(params, batch, config)
+        losses = losses.astype(jnp.float32)
+        if config.rpo_scope == "population":
+            population = population.at[first + members].set(losses)
+        flat = take_flat_step(flat, flatten(gradient), rates, config.clip_norm)
+        return (flat, population), losses
+
+    def batches(values: jax.Array) -> jax.Array:
+        return values[: full * size].reshape(full, size, *values.shape[1:])
+
+    rates = step_rates(make_schedule(config, everyone), state.optimiser, steps)
+    own = jnp.stack([mask[order] for mask in masks], axis=1)
+    carry = start_flat(state.params, state.optimiser), state.population
+    inputs = batches(order), batches(own), jax.tree.map(lambda rate: rate[:full], rates)
+    carry, losses = jax.lax.scan(step, carry, inputs, unroll=min(_UNROLL, full))
+    means, losses = jnp.mean(losses, axis=1), losses.ravel()
+    if users % size:
+        last = jax.tree.map(lambda rate: rate[-1], rates)
+        carry, rest = step(carry, (order[full * size :], own[full * size :], last))
+        means, losses = jnp.append(means, jnp.mean(rest)), jnp.append(losses, rest)
+    params, optimiser = finish_flat(carry[0], state.params, state.optimiser, steps)
+    population = state.population.at[first + order].set(losses)
+    return MetaTrainState(params, optimiser, population, state.key), means
 
 
 def epoch(

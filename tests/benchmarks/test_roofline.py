@@ -72,6 +72,14 @@ def test_loops_count_their_turns_and_parts_of_arrays_their_size(known, turns):
     assert found.moved["body/layers/slice"] == turns * (2 * LAYER + 4)
 
 
+@pytest.mark.parametrize(("known", "asked"), [(True, 0), (False, 5)])
+def test_the_condition_of_a_loop_runs_where_its_turns_are_not_known(known, asked):
+    trips = ', backend_config={"known_trip_count":{"n":"5"}}' if known else ""
+    condition = "ROOT %true = pred[] fusion(%arg.1), calls=%fused_part"
+    text = LOOP.replace("TRIPS", trips).replace("ROOT %true = pred[] constant(true)", condition)
+    assert roofline.cost(text, trips=5).launches == 3 * 5 + 1 + asked
+
+
 def test_time_is_the_longer_of_bytes_and_products():
     found = roofline.cost(LOOP.replace("TRIPS", ""), trips=1)
     assert found.seconds == pytest.approx(found.bytes / roofline.BYTES_PER_SECOND)
