@@ -2,14 +2,27 @@
 
 import dataclasses
 import inspect
+import math
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import MISSING, dataclass
-from numbers import Integral
-from typing import Literal, Union, get_args, get_origin, get_type_hints
+from functools import cache
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from jaxalign.errors import InputError
+
+Config = TypeVar("Config")
+_CHECKS = "_checks_fields"
+_EXPECTED = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+}
 
 
 @dataclass(frozen=True)
@@ -87,79 +100,120 @@ def type_name(kind: object) -> str:
     return getattr(kind, "__name__", str(kind))
 
 
-def check_choices(config: object) -> None:
-    """Refuse a config in which a field holds something else than one of its choices.
+def checks_fields(cls: type[Config]) -> type[Config]:
+    """Let a dataclass refuse values that are not of the types of its fields, wherever it is made.
 
-    The choices of a field are those of its `Literal`, which may stand in a union with None or in a
-    tuple. `load_config` checks them too; this is for configs that are made in Python.
+    `load_config` refuses them in files and options; this is for configs that are made in Python.
+    A float may be an integer, but nothing else is converted: 4.0 is no whole number, True is no
+    number, and a list is no tuple. Numbers of Python are finite; traced ones are not looked at.
 
     Args:
-        config: an instance of a dataclass; call it first in `__post_init__`.
+        cls: the class, before `dataclass` sees it. Types are checked before its own
+            `__post_init__`, which may rely on them, and after it whether numbers are finite.
 
     Raises:
-        InputError: a field with another value.
+        InputError: in `__post_init__`: a field with a value of another type or choice, or with a
+            number that is not finite.
 
     Example:
         >>> from dataclasses import dataclass
         >>> from typing import Literal
-        >>> from jaxalign.config_fields import check_choices
+        >>> from jaxalign.config_fields import checks_fields
         >>> @dataclass(frozen=True)
-        ... class Config:
-        ...     kind: Literal["grid", "list"] = "grid"
-        >>> try:
-        ...     check_choices(Config("gird"))
-        ... except ValueError as error:
-        ...     print(error)
-        kind: found 'gird', expected one of grid, list; correct it.
-    """
-    for name, kind in get_type_hints(type(config)).items():
-        several = get_origin(kind) is tuple
-        choices = _choices(get_args(kind)[0] if several else kind)
-        if not choices:
-            continue
-        value = getattr(config, name)
-        for one in value if several else (value,):
-            if one not in choices:
-                raise InputError(
-                    f"{name}: found {one!r}, expected one of {', '.join(map(str, choices))}; "
-                    "correct it."
-                )
-
-
-def check_whole_numbers(config: object) -> None:
-    """Refuse a config in which a field for a whole number holds something else, such as 8.0.
-
-    `load_config` checks them too; this is for configs that are made in Python.
-
-    Args:
-        config: an instance of a dataclass; call it first in `__post_init__`.
-
-    Raises:
-        InputError: a field of type int, or of ints, with another value.
-
-    Example:
-        >>> from dataclasses import dataclass
-        >>> from jaxalign.config_fields import check_whole_numbers
-        >>> @dataclass(frozen=True)
+        ... @checks_fields
         ... class Config:
         ...     groups: int | None = 8
-        >>> try:
-        ...     check_whole_numbers(Config(8.0))
-        ... except ValueError as error:
-        ...     print(error)
+        ...     kind: Literal["grid", "list"] = "grid"
+        >>> for changes in ({"groups": 8.0}, {"kind": "gird"}):
+        ...     try:
+        ...         Config(**changes)
+        ...     except ValueError as error:
+        ...         print(error)
         groups: found 8.0, expected a whole number; correct it.
+        kind: found 'gird', expected one of grid, list; correct it.
     """
-    for name, kind in get_type_hints(type(config)).items():
-        several = get_origin(kind) is tuple
-        one = get_args(kind)[0] if several else kind
-        if one not in (int, int | None):
-            continue
-        value = getattr(config, name)
-        for number in value if several else (value,):
-            if number is None and one is not int:
-                continue
-            if not isinstance(number, Integral) or isinstance(number, bool):
-                raise InputError(f"{name}: found {number!r}, expected a whole number; correct it.")
+    own: Callable[[Config], None] | None = getattr(cls, "__post_init__", None)
+    if getattr(own, _CHECKS, False):
+        return cls  # inherited: it checks the fields of the subclass
+
+    def checked(config: Config) -> None:
+        _check_fields(config, finite=False)
+        if own is not None:
+            own(config)
+        _check_fields(config, finite=True)
+
+    setattr(checked, _CHECKS, True)
+    cls.__post_init__ = checked  # type: ignore[attr-defined]
+    return cls
+
+
+def is_checked(cls: type) -> bool:
+    """Return whether a class is one of `checks_fields`, or inherits from one."""
+    return getattr(getattr(cls, "__post_init__", None), _CHECKS, False)
+
+
+@cache
+def _hints(cls: type) -> dict[str, object]:
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+
+
+def _check_fields(config: object, finite: bool) -> None:
+    """Refuse a config with a field of another type; or, `finite`, with NaN or infinity."""
+    for name, kind in _hints(cast(Hashable, type(config))).items():
+        if problem := _problem(kind, getattr(config, name), finite):
+            found, expected = problem
+            raise InputError(f"{name}: found {found!r}, expected {expected}; correct it.")
+
+
+def _problem(kind: object, value: object, finite: bool) -> tuple[object, str] | None:
+    """What of a value is not of a type, and what was expected; None where it is."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return None if value in args else (value, f"one of {', '.join(map(str, args))}")
+    if origin in (Union, types.UnionType):
+        return _union_problem(kind, value, finite)
+    if origin is tuple:
+        return _tuple_problem(args, value, finite)
+    expected = _EXPECTED.get(kind) if isinstance(kind, type) else None
+    if kind is type(None):
+        return None if value is None else (value, "nothing")
+    if kind is float and finite and isinstance(value, Real) and not math.isfinite(value):
+        return value, "a finite number"
+    if not isinstance(kind, type) or not (expected or dataclasses.is_dataclass(kind)):
+        return None  # of other types, nothing is known here
+    return None if _is_of(kind, value) else (value, expected or f"a {kind.__name__}")
+
+
+def _is_of(kind: type, value: object) -> bool:
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    if kind is float:  # a number, or a traced one
+        return isinstance(value, Real) or getattr(value, "shape", None) == ()
+    return isinstance(value, Integral if kind is int else kind)
+
+
+def _tuple_problem(
+    args: tuple[object, ...], value: object, finite: bool
+) -> tuple[object, str] | None:
+    if not isinstance(value, tuple):
+        return value, "a tuple"
+    if args[-1] is Ellipsis:
+        args = args[:1] * len(value)
+    if len(value) != len(args):
+        return value, f"{len(args)} entries"
+    problems = (_problem(*pair, finite) for pair in zip(args, value, strict=True))
+    return next((problem for problem in problems if problem), None)
+
+
+def _union_problem(kind: object, value: object, finite: bool) -> tuple[object, str] | None:
+    problems = [_problem(part, value, finite) for part in get_args(kind)]
+    if None in problems:
+        return None
+    if choices := _choices(kind):
+        return value, f"one of {', '.join(map(str, choices))}"
+    some = [problem for problem in problems if problem and problem[1] != "nothing"]
+    return some[0] if len(some) == 1 else (value, " or ".join(said for _, said in some))
 
 
 def _choices(kind: object) -> tuple[object, ...]:

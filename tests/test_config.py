@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxalign.config import describe, load_config, to_yaml
-from jaxalign.config_fields import check_choices
+from jaxalign.config_fields import checks_fields
 from jaxalign.errors import InputError
 from jaxalign.experiments.moc import MocRunConfig
 from jaxalign.experiments.mrm.config import MRMRunConfig
@@ -366,11 +366,14 @@ def test_choices_are_checked_in_python_too(field_of_a_config):
 
 def test_choices_may_stand_beside_none():
     @dataclass(frozen=True)
+    @checks_fields
     class Config:
         kind: Literal["a"] | None = None
         other: Literal["a"] | int = 3
 
-    check_choices(Config())
-    check_choices(Config("a", 5))
+    assert Config() == Config(None, 3)
+    assert Config("a", 5).other == 5
     with pytest.raises(InputError, match="kind: found 'b', expected one of a, None; correct it"):
-        check_choices(Config("b"))
+        Config("b")
+    with pytest.raises(InputError, match="other: found 'b', expected one of a or a whole number;"):
+        Config(other="b")

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from jaxalign.config_fields import check_choices
+from jaxalign.config_fields import checks_fields
 from jaxalign.data.bad_rows import BadRows, OnBadRow, checked_table
 from jaxalign.data.chat_template import (
     ChatTokenizer,
@@ -27,6 +27,7 @@ Segments = list[tuple[str, bool]]  # pieces of one text, and whether they are le
 
 
 @dataclass(frozen=True)
+@checks_fields
 class CompletionConfig:
     """How texts become tokens.
 
@@ -57,7 +58,6 @@ class CompletionConfig:
     on_bad_row: OnBadRow = "refuse"
 
     def __post_init__(self) -> None:
-        check_choices(self)
         if self.max_tokens < 2:
             raise InputError(f"max_tokens is {self.max_tokens}; expected at least 2.")
 

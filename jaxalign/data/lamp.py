@@ -8,6 +8,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Literal
 
+from jaxalign.config_fields import checks_fields
 from jaxalign.data.values import field_identifier, field_text, short
 from jaxalign.errors import InputError
 from jaxalign.files import read_json, write_json
@@ -16,6 +17,7 @@ QUERY_PREFIX = "Represent this sentence for searching relevant passages:"
 
 
 @dataclass(frozen=True)
+@checks_fields
 class Task:
     """One task.
 

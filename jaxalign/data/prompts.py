@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxalign.config_fields import check_choices
+from jaxalign.config_fields import checks_fields
 from jaxalign.data.bad_rows import BadRows, OnBadRow, checked_rows
 from jaxalign.data.chat_template import Message
 from jaxalign.data.messages import check_messages, is_messages
@@ -26,6 +26,7 @@ _POST = (100, 1200)  # characters of a post, exclusive, as the literature has it
 
 
 @dataclass(frozen=True)
+@checks_fields
 class PromptConfig:
     """Which prompts of a source are used, and how they are put to a model.
 
@@ -52,7 +53,6 @@ class PromptConfig:
     on_bad_row: OnBadRow = "refuse"
 
     def __post_init__(self) -> None:
-        check_choices(self)
         if self.min_tokens < 1 or not 0 <= self.hold_out_share < 1:
             raise InputError(
                 f"min_tokens is {self.min_tokens} and hold_out_share {self.hold_out_share}; "

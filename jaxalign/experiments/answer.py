@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxalign import mrm
+from jaxalign.config_fields import checks_fields
 from jaxalign.data.prompt_rows import PromptRow, as_prompt
 from jaxalign.errors import InputError
 from jaxalign.experiments.answer_sources import AnswerSources
@@ -32,6 +33,7 @@ _SPAN = 4  # batches between two writes of the output
 
 
 @dataclass(frozen=True)
+@checks_fields
 class AnswerConfig:
     """All settings that decide the answers of a file.
 

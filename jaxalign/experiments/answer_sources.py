@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from jaxalign import moc
+from jaxalign.config_fields import checks_fields
 from jaxalign.data import Conversation, Features, load_features
 from jaxalign.data.messages import prompt_text
 from jaxalign.data.tables import read_rows
@@ -45,6 +46,7 @@ _NEEDED = {"best_of": "--model or --candidates", "member": "--portfolio", "condi
 
 
 @dataclass(frozen=True)
+@checks_fields
 class AnswerSources:
     """What answers are made from; at least one of the first four is given.
 

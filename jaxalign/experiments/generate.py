@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.config_fields import checks_fields
 from jaxalign.data.chat_template import choose_template
 from jaxalign.data.prompt_rows import PromptRow
 from jaxalign.errors import InputError
@@ -36,6 +37,7 @@ _SPAN = 8  # batches between two writes of the output
 
 
 @dataclass(frozen=True)
+@checks_fields
 class GenerateConfig:
     """How prompts are completed.
 

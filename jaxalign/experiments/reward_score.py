@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxalign.config_fields import checks_fields
 from jaxalign.data.choices import flat_choice
 from jaxalign.data.features import scale_file
 from jaxalign.data.tables import ANSWERS, Row, read_rows
@@ -48,6 +49,7 @@ class Scorer(NamedTuple):
 
 
 @dataclass(frozen=True)
+@checks_fields
 class ScoreConfig:
     """The rewards of a run of `score_rows`.
 

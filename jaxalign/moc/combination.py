@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxalign.arrays import Sizes, check_array, check_mask, check_number
-from jaxalign.config_fields import check_choices
+from jaxalign.config_fields import checks_fields
 from jaxalign.errors import InputError
 from jaxalign.moc.min_norm_solver import min_norm
 from jaxalign.moc.preferences import check_simplex
@@ -37,6 +37,7 @@ SMALLEST_TOTAL = 0.05
 
 
 @dataclass(frozen=True)
+@checks_fields
 class CombineConfig:
     """How the objectives and the similarity to the preference are combined in each step.
 
@@ -67,7 +68,6 @@ class CombineConfig:
     gate: float = 0.01
 
     def __post_init__(self) -> None:
-        check_choices(self)
         for name in ("strength", "strength_last", "gate"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_type_hints
 
 from jaxalign.config import on_resume
-from jaxalign.config_fields import check_choices, check_whole_numbers
+from jaxalign.config_fields import checks_fields
 from jaxalign.errors import InputError
 from jaxalign.moc.combination import CombineConfig
 from jaxalign.moc.preferences import PreferenceConfig
@@ -22,6 +22,7 @@ HORIZON_STEPS = 100
 
 
 @dataclass(frozen=True)
+@checks_fields
 class KLConfig:
     """Penalty on the KL to the reference: the model without the adapter, on the plain prompt.
 
@@ -57,6 +58,7 @@ class KLConfig:
 
 
 @dataclass(frozen=True)
+@checks_fields
 class MocConfig:
     """Training of one policy for every preference, by multi-objective PPO.
 
@@ -158,8 +160,6 @@ class MocConfig:
     trackers: tuple[Tracker, ...] = on_resume("any", ())
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_whole_numbers(self)
         # Not `fields(self)`, whose types are texts where annotations are postponed.
         for name in (name for name, kind in get_type_hints(MocConfig).items() if kind is int):
             _check_least(name, getattr(self, name), 0 if name == "seed" else 1)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxalign.config_fields import check_whole_numbers
+from jaxalign.config_fields import checks_fields
 from jaxalign.errors import InputError
 from jaxalign.moc.fine_tuning import ConditionedCompletions, completion_arrays
 from jaxalign.moc.likelihood import Frozen, Likelihood
@@ -25,6 +25,7 @@ from jaxalign.train.step import Batch, Sums
 
 
 @dataclass(frozen=True)
+@checks_fields
 class ModpoConfig:
     """Preference optimisation on pairs of scored completions.
 
@@ -37,7 +38,6 @@ class ModpoConfig:
     pairs: int = 16
 
     def __post_init__(self) -> None:
-        check_whole_numbers(self)
         if not 0 < self.beta < float("inf") or self.pairs < 1:
             raise InputError(
                 f"modpo: found beta {self.beta} and pairs {self.pairs}, expected a positive beta "

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxalign.arrays import check_count
-from jaxalign.config_fields import check_choices, check_whole_numbers
+from jaxalign.config_fields import checks_fields
 from jaxalign.data.prompts import HUMAN, Prompt
 from jaxalign.errors import InputError
 
@@ -20,6 +20,7 @@ _SALT = 0x70726566  # "pref": keeps these draws apart from the run's others, of 
 
 
 @dataclass(frozen=True)
+@checks_fields
 class PreferenceConfig:
     """Which preferences a policy is trained on.
 
@@ -45,8 +46,6 @@ class PreferenceConfig:
     held_out: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_whole_numbers(self)
         if not 0 < self.alpha < math.inf or self.points < 2 or not 1 <= self.decimals <= 6:
             raise InputError(
                 f"alpha is {self.alpha}, points {self.points} and decimals {self.decimals}; "

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxalign.config_fields import checks_fields
 from jaxalign.errors import InputError
 from jaxalign.moc.combination import SMALLEST_TOTAL, reward_shares
 from jaxalign.moc.fine_tuning import ConditionedCompletions, completion_arrays
@@ -27,6 +28,7 @@ from jaxalign.train.step import Batch, Sums
 
 
 @dataclass(frozen=True)
+@checks_fields
 class WarmStartConfig:
     """Fine-tuning on scored completions, before or instead of PPO.
 

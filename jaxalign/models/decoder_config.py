@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from jaxalign.config_fields import checks_fields
 from jaxalign.errors import InputError
 from jaxalign.models.attention import Implementation
 from jaxalign.models.hf_config import JsonObject, real, section, size
@@ -31,6 +32,7 @@ class StackConfig(Protocol):
 
 
 @dataclass(frozen=True)
+@checks_fields
 class DecoderConfig:
     """Sizes and switches of one decoder.
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxalign.config_fields import checks_fields
 from jaxalign.errors import InputError
 from jaxalign.models.hf_config import JsonObject, real, size
 from jaxalign.models.params import Array, Params, leaf
@@ -40,6 +41,7 @@ _SUPPORTED: dict[str, dict[str, object]] = {
 
 
 @dataclass(frozen=True)
+@checks_fields
 class EncoderConfig:
     """Sizes and switches of one encoder.
 

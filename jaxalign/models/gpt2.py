@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxalign.config_fields import checks_fields
 from jaxalign.errors import InputError
 from jaxalign.models.attention import Cache, Implementation
 from jaxalign.models.decoder import (
@@ -35,6 +36,7 @@ _SUPPORTED: dict[str, object] = {
 
 
 @dataclass(frozen=True)
+@checks_fields
 class GPT2Config:
     """Sizes and switches of one GPT-2.
 

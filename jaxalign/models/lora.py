@@ -8,6 +8,7 @@ from typing import TypeGuard
 import jax
 import jax.numpy as jnp
 
+from jaxalign.config_fields import checks_fields
 from jaxalign.errors import InputError
 from jaxalign.models.layers import STACK, is_stacked, layer_count, layer_name, unstack_tree
 from jaxalign.models.params import Params, leaf, put, subtree
@@ -17,6 +18,7 @@ _MOST_COLUMNS = 512
 
 
 @dataclass(frozen=True)
+@checks_fields
 class LoraConfig:
     """Size and place of an adapter.
 

@@ -8,8 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.config_fields import checks_fields
+
 
 @dataclass(frozen=True)
+@checks_fields
 class Rope:
     """Base and scaling of the rotation angles.
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxalign.config_fields import checks_fields
 from jaxalign.data import Features, Preferences, load_source
 from jaxalign.data.bad_rows import OnBadRow
 from jaxalign.data.choice_parts import ChoiceParts, items_of, open_parts, write_parts
@@ -49,6 +50,7 @@ class AdaptedFile(NamedTuple):
 
 
 @dataclass(frozen=True)
+@checks_fields
 class AdaptConfig:
     """What decides the file of users, beside the model and the choices.
 

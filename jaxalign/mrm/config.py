@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxalign.config import on_resume
-from jaxalign.config_fields import check_choices
+from jaxalign.config_fields import checks_fields
 from jaxalign.data.bad_rows import OnBadRow
 from jaxalign.errors import InputError
 
@@ -59,6 +59,7 @@ def check_range(
 
 
 @dataclass(frozen=True)
+@checks_fields
 class MRMConfig:
     """Meta reward modelling (arXiv 2601.18731); the defaults are the authors' recipe for PRISM.
 
@@ -123,7 +124,6 @@ class MRMConfig:
     rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
 
     def __post_init__(self) -> None:
-        check_choices(self)
         check_range(self, "inner_steps users_per_batch epochs snapshots", 1)
         if self.hidden_sizes:
             check_range(self, "hidden_sizes", 1)
@@ -134,6 +134,7 @@ class MRMConfig:
 
 
 @dataclass(frozen=True)
+@checks_fields
 class BayesConfig:
     """Hierarchical Bradley-Terry: EM over the population, expectation propagation for each user.
 
@@ -176,6 +177,7 @@ class BayesConfig:
 
 
 @dataclass(frozen=True)
+@checks_fields
 class ChoiceDataConfig:
     """How choices are read.
 
@@ -198,12 +200,12 @@ class ChoiceDataConfig:
     on_bad_row: OnBadRow = "refuse"
 
     def __post_init__(self) -> None:
-        check_choices(self)
         check_range(self, "pairs_per_half", 1)
         check_range(self, "max_pairs margin", 0)
 
 
 @dataclass(frozen=True)
+@checks_fields
 class SplitConfig:
     """Which users train, validate and test, and how their choices are cut.
 
@@ -239,6 +241,7 @@ class SplitConfig:
 
 
 @dataclass(frozen=True)
+@checks_fields
 class FeatureConfig:
     """What the features of an item are.
 
@@ -267,7 +270,6 @@ class FeatureConfig:
     whiten: float = 0.5
 
     def __post_init__(self) -> None:
-        check_choices(self)
         check_range(self, "max_dims", 1)
         check_range(self, "whiten", 0, 1)
         if self.scale and (self.named is False or not self.path):
@@ -283,6 +285,7 @@ class FeatureConfig:
 
 
 @dataclass(frozen=True)
+@checks_fields
 class AdaptationConfig:
     """When a method adapts at all, and to whom.
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jaxalign.config_fields import check_choices, check_whole_numbers
+from jaxalign.config_fields import checks_fields
 from jaxalign.errors import InputError
 from jaxalign.palm.policy_pool import PolicyPoolConfig
 
@@ -18,6 +18,7 @@ ScaleKind = Literal["standard", "range", "none"]
 
 
 @dataclass(frozen=True)
+@checks_fields
 class PalmConfig:
     """How policies are searched, and how few of them are kept.
 
@@ -85,8 +86,6 @@ class PalmConfig:
     floor: float = 0.1
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_whole_numbers(self)
         check_tolerances(self.eps, self.delta)
         for name in ("stop_eps", "stop_delta", "prune_eps", "prune_delta", "refine"):
             value = getattr(self, name)
@@ -147,6 +146,7 @@ def check_tolerances(eps: float, delta: float) -> None:
 
 
 @dataclass(frozen=True)
+@checks_fields
 class BuildConfig:
     """How a portfolio is built from candidates or trained policies, judged and compared.
 
@@ -206,8 +206,6 @@ class BuildConfig:
     policies: PolicyPoolConfig = field(default_factory=PolicyPoolConfig)
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_whole_numbers(self)
         if self.beta is not None and not self.beta >= 0:
             raise InputError(f"beta: found {self.beta}, expected 0 or more; correct it.")
         for name in ("clip", "compare_seconds", "compare_draws"):

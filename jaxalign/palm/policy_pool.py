@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from jaxalign.config import on_resume
-from jaxalign.config_fields import check_choices, check_whole_numbers
+from jaxalign.config_fields import checks_fields
 from jaxalign.data.prompts import PromptConfig
 from jaxalign.errors import InputError
 from jaxalign.rewards.spec import RewardSpec
@@ -15,6 +15,7 @@ PoolKind = Literal["auto", "separate", "soups", "mixing", "conditioned"]
 
 
 @dataclass(frozen=True)
+@checks_fields
 class PolicyPoolConfig:
     """Which policies are made of the folders of `--policies`, and how their answers are sampled.
 
@@ -57,8 +58,6 @@ class PolicyPoolConfig:
     batch_size: int = on_resume("any", 32)
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_whole_numbers(self)
         for name, least in (("steps", 1), ("samples", 2), ("max_tokens", 1), ("batch_size", 1)):
             value = getattr(self, name)
             if value is not None and value < least:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from jaxalign.config import on_resume
-from jaxalign.config_fields import check_choices, check_whole_numbers
+from jaxalign.config_fields import checks_fields
 from jaxalign.data.lamp import QUERY_PREFIX
 from jaxalign.errors import InputError
 from jaxalign.models import families
@@ -18,6 +18,7 @@ Place = Literal["before", "after"]
 
 
 @dataclass(frozen=True)
+@checks_fields
 class PersonaConfig:
     """The soft tokens beside a prompt; the defaults are those of the paper.
 
@@ -63,8 +64,6 @@ class PersonaConfig:
     place: Place = "before"
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_whole_numbers(self)
         if self.tokens < 1:
             raise InputError(f"persona.tokens is {self.tokens}; expected at least 1.")
         if not 0 < self.sharpness < math.inf:
@@ -92,6 +91,7 @@ class PersonaConfig:
 
 
 @dataclass(frozen=True)
+@checks_fields
 class TextConfig:
     """Which parts of questions, answers and histories are read; the defaults are the paper's.
 
@@ -133,14 +133,13 @@ class TextConfig:
     template: str = "auto"
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_whole_numbers(self)
         for name in ("max_items", "prompt_tokens", "answer_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"text.{name} is {getattr(self, name)}; expected at least 1.")
 
 
 @dataclass(frozen=True)
+@checks_fields
 class PPlugConfig:
     """Settings of one training; the defaults are those of the paper.
 
@@ -195,8 +194,6 @@ class PPlugConfig:
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_whole_numbers(self)
         if not 0 <= self.cache_gib < math.inf:
             raise InputError(f"cache_gib is {self.cache_gib}; expected a number of at least 0.")
         if self.copies < 0 or not 0 < self.drop <= 1:

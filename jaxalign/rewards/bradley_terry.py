@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxalign.config_fields import check_choices
+from jaxalign.config_fields import checks_fields
 from jaxalign.data import Preferences
 from jaxalign.data.bad_rows import OnBadRow
 from jaxalign.data.files import choices_of, encode, read_choices
@@ -47,6 +47,7 @@ Texts = list[str] | list[tuple[str, str]]  # alone, or each with its prompt
 
 
 @dataclass(frozen=True)
+@checks_fields
 class RewardConfig:
     """A run of reward modelling.
 
@@ -79,7 +80,6 @@ class RewardConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
 
     def __post_init__(self) -> None:
-        check_choices(self)
         if not 0 <= self.hold_out_share < 1 or self.max_tokens < 1:
             raise InputError(
                 f"hold_out_share is {self.hold_out_share} and max_tokens {self.max_tokens}; "

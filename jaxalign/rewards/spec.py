@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Literal
 
 from jaxalign.backend import program_backend
-from jaxalign.config_fields import check_choices
+from jaxalign.config_fields import checks_fields
 from jaxalign.errors import InputError
 from jaxalign.models.classifier import Classifier
 from jaxalign.models.global_arrays import device_bytes
@@ -29,6 +29,7 @@ _OF_CLASSIFIERS = ("model", "label", "pair", "template", "between", "dtype", "ba
 
 
 @dataclass(frozen=True)
+@checks_fields
 class RewardSpec:
     """One reward, as a config names it.
 
@@ -74,7 +75,6 @@ class RewardSpec:
     levels: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        check_choices(self)
         if self.kind == "rule":
             check_registered(self.name)
         needed = {"classifier": "model", "python": "function"}

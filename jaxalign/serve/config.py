@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Literal
 
 from jaxalign.arrays import check_number
-from jaxalign.config_fields import check_choices
+from jaxalign.config_fields import checks_fields
 from jaxalign.errors import InputError
 from jaxalign.experiments.pplug.ask import RunPlug, open_plug
 from jaxalign.models.language import load_language_model
@@ -24,6 +24,7 @@ LIKELY = 0.8
 
 
 @dataclass(frozen=True)
+@checks_fields
 class EngineConfig:
     """Where answers are drawn.
 
@@ -90,6 +91,7 @@ class EngineConfig:
 
 
 @dataclass(frozen=True)
+@checks_fields
 class RequestLimits:
     """What one request may hold.
 
@@ -103,6 +105,7 @@ class RequestLimits:
 
 
 @dataclass(frozen=True)
+@checks_fields
 class ServeConfig:
     """All settings of the service.
 
@@ -148,7 +151,6 @@ class ServeConfig:
     stored: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        check_choices(self)
         if not 2 <= self.samples <= MOST_CHOICES:
             raise InputError(
                 f"--samples: found {self.samples}, expected 2 to {MOST_CHOICES} answers to choose "

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import jax
 from jax.experimental import multihost_utils
 
+from jaxalign.config_fields import checks_fields
 from jaxalign.errors import InputError
 from jaxalign.runs.processes import (
     check_same,
@@ -32,6 +33,7 @@ again with the same command and --resume.
 
 
 @dataclass(frozen=True)
+@checks_fields
 class DistributedConfig:
     """Which of the processes of a run this one is.
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxalign.config import on_resume
-from jaxalign.config_fields import check_choices
+from jaxalign.config_fields import checks_fields
 from jaxalign.errors import InputError
 from jaxalign.models.device_defaults import training_options
 from jaxalign.models.params import PyTree
@@ -31,6 +31,7 @@ Judge = Callable[[PyTree, Checkpoints | None], tuple[dict[str, float], Where]]
 
 
 @dataclass(frozen=True)
+@checks_fields
 class LoopConfig:
     """Length of a training run, its batches, and when it validates and writes checkpoints.
 
@@ -63,7 +64,6 @@ class LoopConfig:
     trackers: tuple[Tracker, ...] = on_resume("any", ())
 
     def __post_init__(self) -> None:
-        check_choices(self)
         counts = {
             name: getattr(self, name)
             for name in (

@@ -21,6 +21,7 @@ from typing import TypedDict
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxalign.config_fields import checks_fields
 from jaxalign.errors import InputError
 from jaxalign.models.global_arrays import ROW_AXES
 from jaxalign.models.params import PyTree
@@ -64,6 +65,7 @@ MESH_AXES = {
 
 
 @dataclass(frozen=True)
+@checks_fields
 class MeshConfig:
     """Number of devices of each mesh axis; their product is the number of devices.
 

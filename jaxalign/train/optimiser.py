@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxalign.config_fields import check_choices
+from jaxalign.config_fields import checks_fields
 from jaxalign.errors import InputError
 from jaxalign.models.params import PyTree
 from jaxalign.train.failures import memory_refusal
@@ -17,6 +17,7 @@ _UNDECAYED = ("bias", "scale")
 
 
 @dataclass(frozen=True)
+@checks_fields
 class OptimiserConfig:
     """AdamW and its learning rate over the steps.
 
@@ -54,7 +55,6 @@ class OptimiserConfig:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        check_choices(self)
         ranges = {
             "rate": self.rate > 0,
             "warmup": 0 <= self.warmup <= 1,

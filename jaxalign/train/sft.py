@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxalign.config_fields import checks_fields
 from jaxalign.data.completions import CompletionConfig, Completions
 from jaxalign.data.sequences import pad_flat
 from jaxalign.errors import InputError
@@ -34,6 +35,7 @@ from jaxalign.train.trunk import (
 
 
 @dataclass(frozen=True)
+@checks_fields
 class SftConfig:
     """A run of supervised fine-tuning.
 

@@ -6,7 +6,7 @@ from typing import Literal, TypedDict
 import jax
 from jax.sharding import Mesh
 
-from jaxalign.config_fields import check_choices
+from jaxalign.config_fields import checks_fields
 from jaxalign.errors import InputError
 from jaxalign.models import families, lora
 from jaxalign.models.device_defaults import note_slow_dtype
@@ -41,6 +41,7 @@ class TrainableParams(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
+@checks_fields
 class TrunkConfig:
     """Which parameters of a pretrained model are trained, their precision and their devices.
 
@@ -73,7 +74,6 @@ class TrunkConfig:
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
-        check_choices(self)
         check_remat(self.remat)
         if self.method == "full" and self.unstack_layers:
             raise InputError(

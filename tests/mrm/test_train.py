@@ -144,7 +144,7 @@ def test_a_diverged_training_is_refused_with_step_and_users_and_keeps_the_state_
     features, pairs = on_device(0)
     short = dataclasses.replace(CONFIG, epochs=2, snapshots=2)
     train.fit_mrm(features, pairs, short, (0,), tmp_path)
-    wild = dataclasses.replace(short, epochs=4, outer_lr=float("inf"))
+    wild = dataclasses.replace(short, epochs=4, outer_lr=1e38)
     with pytest.raises(InputError) as refused:
         train.fit_mrm(features, pairs, wild, (0,), tmp_path)
     steps = train.steps_per_epoch(USERS, CONFIG)
@@ -152,7 +152,7 @@ def test_a_diverged_training_is_refused_with_step_and_users_and_keeps_the_state_
     assert re.fullmatch(
         rf"mrm: training diverged at epoch 3 of 4, step \d+ of {steps}, where the loss or the "
         rf"parameters are not finite \(training users {users}, counted from 0; the state of epoch "
-        r"2 is kept\): lower outer_lr \(inf\) or inner_lr \(\d\S*\)\.",
+        r"2 is kept\): lower outer_lr \(1e\+38\) or inner_lr \(\d\S*\)\.",
         str(refused.value),
     )
     states = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())

@@ -277,7 +277,8 @@ def test_batch_on_one_device():
     [
         (("127.0.0.1", 2, 0), "expected host:port"),
         (("127.0.0.1:\u00b2", 2, 0), "expected host:port"),
-        (("127.0.0.1:1234", "\u00b2", 0), "expected a whole number of at least 1"),
+        (("127.0.0.1:1234", "\u00b2", 0), "processes: found '\u00b2', expected a whole number"),
+        (("127.0.0.1:1234", 0, 0), "expected a whole number of at least 1"),
         ((None, 2, 0), "coordinator .*is missing; expected"),
         (("127.0.0.1:1234", None, 0), "distributed.processes .JAX_NUM_PROCESSES. is missing"),
         (("127.0.0.1:1234", 2, None), "JAX_PROCESS_ID. is missing"),
@@ -293,3 +294,10 @@ def test_processes_that_cannot_join(given, said, monkeypatch):
     assert start(DistributedConfig()) is None
     with pytest.raises(InputError, match=said):
         start(DistributedConfig(*given), timeout=0)
+
+
+def test_a_variable_that_is_no_number_is_refused(monkeypatch):
+    for name, value in zip(VARIABLES, ("127.0.0.1:1234", "\u00b2", "0"), strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="is '\u00b2'; expected a whole number of at least 1"):
+        start(DistributedConfig(), timeout=0)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxalign.config import load_config
-from jaxalign.config_fields import check_whole_numbers
+from jaxalign.config_fields import checks_fields
 from jaxalign.data.prompts import Prompt, load_prompts
 from jaxalign.errors import InputError
 from jaxalign.experiments.moc import baselines
@@ -51,6 +51,7 @@ KIND = "moc evaluate"
 
 
 @dataclass(frozen=True)
+@checks_fields
 class MocEvaluateConfig:
     """How policies are judged.
 
@@ -81,7 +82,6 @@ class MocEvaluateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_whole_numbers(self)
         least = {"samples": 1, "limit": 2, "batch_size": 1, "best_of": 1, "draws": 1, "seed": 0}
         for name, bound in least.items():
             value = getattr(self, name)

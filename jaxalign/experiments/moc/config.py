@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxalign.config import load_config
-from jaxalign.config_fields import check_choices, check_whole_numbers
+from jaxalign.config_fields import checks_fields
 from jaxalign.data.prompts import PromptConfig
 from jaxalign.errors import InputError
 from jaxalign.experiments.moc import baselines
@@ -25,6 +25,7 @@ _ONE_WEIGHTING = ("morlhf", "modpo")  # baselines that are trained for a single 
 
 
 @dataclass(frozen=True)
+@checks_fields
 class MocRunConfig:
     """A run: rewards, prompts, and how the policy is trained.
 
@@ -63,8 +64,6 @@ class MocRunConfig:
     conflict_samples: int = 16
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_whole_numbers(self)
         for name, least in (("conflict_prompts", 0), ("conflict_samples", 2)):
             if getattr(self, name) < least:
                 raise InputError(

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar, dataclass_transform
 import jaxalign.mrm.baselines
 import jaxalign.mrm.hierarchical
 import jaxalign.mrm.meta  # noqa: F401
-from jaxalign.config_fields import check_choices
+from jaxalign.config_fields import checks_fields
 from jaxalign.errors import InputError
 from jaxalign.mrm.config import (
     AdaptationConfig,
@@ -25,7 +25,7 @@ _Config = TypeVar("_Config")
 
 @dataclass_transform(frozen_default=True)
 def with_method_settings(cls: type[_Config]) -> type[_Config]:
-    """Return the class as a frozen dataclass with a field for each registered method.
+    """Return the class as a frozen dataclass, checked, with a field for each registered method.
 
     The field has the method's name, the type of its settings, and its default settings. Fields of
     method names accept registered methods alone.
@@ -40,7 +40,7 @@ def with_method_settings(cls: type[_Config]) -> type[_Config]:
     }
     for name, entry in METHODS.items():
         setattr(cls, name, field(default_factory=_constant(entry.settings)))
-    return dataclass(frozen=True)(cls)
+    return dataclass(frozen=True)(checks_fields(cls))
 
 
 def _constant(value: object) -> Callable[[], object]:
@@ -80,7 +80,6 @@ class MRMRunConfig:
     draws: int = 2000
 
     def __post_init__(self) -> None:
-        check_choices(self)
         if not self.methods:
             raise InputError("methods is empty; expected one or more, such as bayes.")
         check_range(self, "seeds", 1)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from jaxalign.config import on_resume
-from jaxalign.config_fields import check_choices, check_whole_numbers
+from jaxalign.config_fields import checks_fields
 from jaxalign.errors import InputError
 from jaxalign.experiments.pplug.baselines import METHODS, RATING_METHODS, TRAININGS
 from jaxalign.experiments.pplug.data import HistoryDataConfig
@@ -12,6 +12,7 @@ from jaxalign.pplug.config import PPlugConfig, TextConfig
 
 
 @dataclass(frozen=True)
+@checks_fields
 class RetrievalConfig:
     """Retrieved items, for the methods that put items of the user into the prompt.
 
@@ -25,7 +26,6 @@ class RetrievalConfig:
     prompt_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        check_whole_numbers(self)
         for name in ("count", "prompt_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -33,6 +33,7 @@ class RetrievalConfig:
 
 
 @dataclass(frozen=True)
+@checks_fields
 class PPlugEvaluateConfig:
     """How methods are evaluated; all methods see the same samples.
 
@@ -60,8 +61,6 @@ class PPlugEvaluateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_whole_numbers(self)
         known = (*METHODS, *RATING_METHODS)
         if unknown := [name for name in self.methods if name not in known]:
             raise InputError(
@@ -75,6 +74,7 @@ class PPlugEvaluateConfig:
 
 
 @dataclass(frozen=True)
+@checks_fields
 class PPlugRunConfig:
     """Settings of a run: the data, the trainings, and how all methods are evaluated.
 
@@ -99,7 +99,6 @@ class PPlugRunConfig:
     evaluate: PPlugEvaluateConfig = field(default_factory=PPlugEvaluateConfig)
 
     def __post_init__(self) -> None:
-        check_whole_numbers(self)
         if unknown := [name for name in self.trainings if name not in TRAININGS]:
             raise InputError(
                 f"trainings names {unknown[0]!r}; expected some of {', '.join(TRAININGS)}."

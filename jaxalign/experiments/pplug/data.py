@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from jaxalign.config_fields import check_choices, check_whole_numbers
+from jaxalign.config_fields import checks_fields
 from jaxalign.data.arguments import argued_choices
 from jaxalign.data.headlines import huffpost
 from jaxalign.data.histories import Histories, load_histories, load_lamp
@@ -32,6 +32,7 @@ _LINES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
 
 @dataclass(frozen=True)
+@checks_fields
 class HistoryDataConfig:
     """The data set and which of its samples are used.
 
@@ -79,8 +80,6 @@ class HistoryDataConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_whole_numbers(self)
         for name, least in (("train_samples", 1), ("validation_samples", 0), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and value < least:

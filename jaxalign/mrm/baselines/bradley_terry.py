@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.config_fields import checks_fields
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm import newton
 from jaxalign.mrm.config import check_range
@@ -18,6 +19,7 @@ from jaxalign.train.blas import one_blas_thread
 
 
 @dataclass(frozen=True)
+@checks_fields
 class OneModelConfig:
     """One Bradley-Terry model for all users.
 
@@ -33,6 +35,7 @@ class OneModelConfig:
 
 
 @dataclass(frozen=True)
+@checks_fields
 class ModelPerUserConfig:
     """One Bradley-Terry model per user.
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.config_fields import checks_fields
 from jaxalign.mrm.baselines.bradley_terry import GlobalModel
 from jaxalign.mrm.config import check_range
 from jaxalign.mrm.item_effects import CountedPairs, OneModel, count_pairs, fit_one_model
@@ -17,6 +18,7 @@ from jaxalign.train.blas import one_blas_thread
 
 
 @dataclass(frozen=True)
+@checks_fields
 class OneModelItemsConfig:
     """One Bradley-Terry model for all users, with effects of the items that training has seen.
 

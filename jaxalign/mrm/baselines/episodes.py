@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 from jaxalign.config import on_resume
+from jaxalign.config_fields import checks_fields
 from jaxalign.data.batching import Pairs
 from jaxalign.data.splits import redraw
 from jaxalign.mrm.base import Params
@@ -36,6 +37,7 @@ _ABSENT = -1e30  # not infinity: a row of nothing but padding must not be 0/0
 
 
 @dataclass(frozen=True)
+@checks_fields
 class EpisodeConfig:
     """Training on episodes: random cuts of a user's choices into support and query.
 

@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxalign.config_fields import checks_fields
 from jaxalign.data.batching import Pairs
 from jaxalign.errors import InputError
 from jaxalign.mrm.baselines import episodes
@@ -29,6 +30,7 @@ _norm = functools.partial(nn.LayerNorm, epsilon=1e-5)
 
 
 @dataclass(frozen=True)
+@checks_fields
 class GPOConfig(EpisodeConfig):
     """Group preference optimisation.
 

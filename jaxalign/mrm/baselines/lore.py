@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxalign.config_fields import check_choices
+from jaxalign.config_fields import checks_fields
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm import bayes, newton
 from jaxalign.mrm.base import Params
@@ -33,6 +33,7 @@ SPREADS = (0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True)
+@checks_fields
 class LoReConfig:
     """Low-rank reward modelling.
 
@@ -58,7 +59,6 @@ class LoReConfig:
     few_shot_steps: int = 500
 
     def __post_init__(self) -> None:
-        check_choices(self)
         check_range(self, "ranks steps few_shot_steps", 1)
         check_range(self, "learning_rate few_shot_rate", 0, above=True)
         check_range(self, "decays", 0)

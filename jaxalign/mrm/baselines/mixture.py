@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.config_fields import checks_fields
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm.baselines.common import Buckets, flat, one_for_all
 from jaxalign.mrm.config import check_range
@@ -27,6 +28,7 @@ _SIZES = (4.0, 2.0, 1.5, 1.0, 0.5, 0.25, 0.0)
 
 
 @dataclass(frozen=True)
+@checks_fields
 class MixtureConfig:
     """Mixture of Bradley-Terry models, by EM.
 

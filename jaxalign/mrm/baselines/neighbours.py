@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.config_fields import checks_fields
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm import bayes, newton
 from jaxalign.mrm.baselines.common import Buckets, one_for_all
@@ -29,6 +30,7 @@ _STEPS = 6
 
 
 @dataclass(frozen=True)
+@checks_fields
 class NeighboursConfig:
     """Nearest training users.
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.config_fields import checks_fields
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm.baselines import simplex
 from jaxalign.mrm.baselines.common import Buckets
@@ -27,6 +28,7 @@ from jaxalign.mrm.support_query import TrainingData
 
 
 @dataclass(frozen=True)
+@checks_fields
 class PALConfig:
     """Prototypes and ideal points.
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from jaxalign.config_fields import checks_fields
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm.baselines.episodes import (
     EpisodeConfig,
@@ -34,6 +35,7 @@ _START = -2.0  # of the saturation before softplus: 8 choices about halve the ra
 
 
 @dataclass(frozen=True)
+@checks_fields
 class PTTTConfig(EpisodeConfig):
     """Personalised test-time training.
 

@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxalign.config_fields import checks_fields
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm.baselines import episodes
 from jaxalign.mrm.baselines.episodes import EpisodeConfig, EpisodeMethod, Params
@@ -25,6 +26,7 @@ from jaxalign.mrm.registry import register
 
 
 @dataclass(frozen=True)
+@checks_fields
 class VPLConfig(EpisodeConfig):
     """Variational preference learning.
 

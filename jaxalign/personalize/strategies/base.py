@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxalign.arrays import check_number
+from jaxalign.config_fields import checks_fields
 from jaxalign.models.chat import Chat
 from jaxalign.mrm.gains import Gains, best_option
 
@@ -32,6 +33,7 @@ class UserRequest(NamedTuple):
 
 
 @dataclass(frozen=True)
+@checks_fields
 class ServingRule:
     """When an answer other than the plain one is served.
 
