@@ -1,4 +1,4 @@
-"""Training commands on two real processes over loopback: as one process, and when one dies."""
+"""Commands on two real processes over loopback: as on one process, and when one dies."""
 
 import json
 
@@ -102,6 +102,63 @@ def test_a_training_on_two_processes_is_as_on_one(world, tmp_path, command):
     several.finish(several.start([command, "train", *model, *words, "--out", two]))
     several.one([command, "train", *model, *words, "--out", alone])
     assert several.worst(two, alone) < 1e-5
+
+
+def generate(world, *more):
+    files = ["--model", world / "model", "--prompts", world / "prompts.jsonl"]
+    return ["generate", *files, "--max-tokens", "8", "--batch-size", "2", *more]
+
+
+@pytest.mark.parametrize(
+    ("processes", "sampling"), [(2, []), (3, ["--temperature", "1", "--samples", "3"])]
+)
+def test_generate_on_several_processes_writes_the_bytes_of_one(
+    world, tmp_path, processes, sampling
+):
+    """Every process completes some of the batches, which are those of one process alone."""
+    out, alone = tmp_path / "out.jsonl", tmp_path / "alone.jsonl"
+    texts = several.finish(several.start([*generate(world, *sampling), "--out", out], processes))
+    assert f"{32 * int((sampling or '1')[-1])} answers, " in texts[0]
+    assert all("answer" not in text for text in texts[1:])  # process 0 alone says what was done
+    several.one([*generate(world, *sampling), "--out", alone])
+    assert out.read_bytes() == alone.read_bytes()
+
+
+@pytest.mark.parametrize("number", [1, 0])
+def test_the_death_of_one_ends_generate_which_resumes(world, tmp_path, number):
+    """The worker, then the coordinator; resumed on one process, then on three."""
+    out, alone = tmp_path / "out.jsonl", tmp_path / "alone.jsonl"
+    command = generate(world, "--temperature", "1", "--samples", "40")
+    started = several.start([*command, "--out", out])
+    rows = tmp_path / ".out.jsonl.run" / "rows.jsonl"
+    seconds, (code,) = several.kill(started, number, rows, 32)
+    text = started[1 - number][1].read_text(errors="replace")
+    if number:
+        assert (code, text.count("another process of this run has ended")) == (3, 1)
+        assert seconds < 10
+        assert "Traceback" not in text
+    else:
+        assert code != 0
+        assert seconds < 120
+    assert not out.exists()
+    assert 32 <= rows.read_bytes().count(b"\n") < 32 * 40
+    again = [*command, "--resume", "--out", out]
+    if number:
+        several.one(again)
+    else:
+        several.finish(several.start(again, 3))
+    several.one([*command, "--out", alone])
+    assert out.read_bytes() == alone.read_bytes()
+
+
+def test_other_settings_of_generate_are_refused_on_every_process(world, tmp_path):
+    def change(number, words):
+        return [*words, "--seed", "1"] if number else words
+
+    command = [*generate(world), "--out", tmp_path / "out.jsonl"]
+    for text in several.finish(several.start(command, change=change), wanted=2):
+        assert "seed is 1 in process 1 and 0 in process 0; expected the same" in text
+        assert "Traceback" not in text
 
 
 def test_other_settings_are_refused_on_every_process(world, tmp_path):

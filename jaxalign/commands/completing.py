@@ -60,9 +60,11 @@ def complete(
             as it is sampled, by each policy.
     """
     from jaxalign.experiments.generate import complete_rows
+    from jaxalign.runs.processes import is_first_process
 
     if lone and config.samples == 1 and arguments.out is None:
-        _stream(policies, config)
+        if is_first_process():
+            _stream(policies, config)
         return
     done = complete_rows(
         policies,
@@ -71,7 +73,10 @@ def complete(
         batch_size=arguments.batch_size,
         out=arguments.out,
         resume=arguments.resume,
+        show=is_first_process(),
     )
+    if not is_first_process():
+        return
     said = counted(done.completions, "answer")
     if done.new:
         said += f", {done.tokens:,} tokens in {done.seconds:.1f} s"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jaxalign.commands.completing import add_completing, check_completing, complete
 from jaxalign.commands.parser import Commands, command
+from jaxalign.commands.processes import takes_processes
 from jaxalign.errors import InputError
 
 
@@ -79,6 +80,7 @@ def add(commands: Commands) -> None:
         "--dtype", default="float32", help="of weights and compute: float32 or bfloat16 (float32)"
     )
     add_completing(parser)
+    takes_processes(parser)
 
 
 def _generate(arguments: argparse.Namespace, _: list[str]) -> None:

@@ -5,10 +5,10 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict, cast
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,9 @@ from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.sampling import Sampling
 from jaxalign.personalize.policies import Conditioned
 from jaxalign.progress import track
+from jaxalign.runs.processes import check_same, gather_values, is_first_process
 from jaxalign.runs.row_file import RowFile, json_line, open_row_file
-from jaxalign.runs.run_dir import Identity
+from jaxalign.runs.run_dir import Identity, identity_digest, setting_leaves
 from jaxalign.train.mesh import inference_shardings
 
 KIND = "generate"
@@ -81,8 +82,18 @@ class RowPolicies(NamedTuple):
     digest: str
 
 
+class _Answer(TypedDict):
+    """What a line says about a completion."""
+
+    completion: str
+    tokens: int
+    prompt_tokens: int
+    logprob: float
+    stopped: bool
+
+
 class GenerateSummary(NamedTuple):
-    """What a call of `complete_rows` did.
+    """What a call of `complete_rows` did, all processes together.
 
     Attributes:
         completions: in the whole file.
@@ -214,6 +225,9 @@ def complete_rows(
     prompt has, such as its user; what chose its policy; and about the completion `tokens`,
     `prompt_tokens`, `logprob` in nats, and whether it `stopped` by itself.
 
+    Several processes share the batches, which are those of one process alone; each makes the call,
+    and the first one writes.
+
     Args:
         policies: of each row.
         rows: X of them.
@@ -226,16 +240,23 @@ def complete_rows(
         show: a progress bar on standard error.
 
     Raises:
-        InputError: a prompt is too long or cannot be read, or `out` is of another run.
+        InputError: a prompt is too long or cannot be read, `out` is of another run, or another
+            process has other settings.
     """
     reserved = config.sampling.max_tokens + policies.soft_tokens
     ids = [
         prompt_ids(policies.model, prompt, reserved, row.where)
         for prompt, row in zip(policies.prompts, rows, strict=True)
     ]
-    total, file = len(ids) * config.samples, None
+    total, file, identity = len(ids) * config.samples, None, _identity(policies, rows, ids)
+    started: dict[str, object] = {
+        "--batch-size": batch_size, "--resume": resume, "a file with --out": out is not None,
+    }  # fmt: skip
+    started |= setting_leaves(asdict(config))
+    started |= {name: identity_digest(value) for name, value in identity.items()}
+    check_same(started, "start every process with the same settings and files")
     if out is not None:
-        file = open_row_file(out, KIND, config, _identity(policies, rows, ids), resume)
+        file = open_row_file(out, KIND, config, identity, resume)
         if file.finished:
             return GenerateSummary(total, 0, 0, 0.0)
     first = 0 if file is None else file.kept(_SPAN * batch_size)
@@ -244,15 +265,15 @@ def complete_rows(
     def rate() -> str:
         return f"{tokens / (time.monotonic() - start):,.0f} tokens/s"
 
-    spans = _spans(policies, rows, ids, config, batch_size, range(first, total), file)
-    for batch in track("answering", spans, total - first, len, show, rate):
-        tokens += sum(len(completion.tokens) for completion in batch.values())
+    batches = _complete_all(policies, rows, ids, config, batch_size, range(first, total), file)
+    for batch in track("answering", batches, total - first, len, show, rate):
+        tokens += sum(answer["tokens"] for answer in batch.values())
     if file is not None:
         file.finish()
     return GenerateSummary(total, total - first, tokens, time.monotonic() - start)
 
 
-def _spans(
+def _complete_all(
     policies: RowPolicies,
     rows: Sequence[PromptRow],
     ids: Sequence[Sequence[int]],
@@ -260,46 +281,71 @@ def _spans(
     batch_size: int,
     places: range,
     file: RowFile | None,
-) -> Iterator[dict[int, Completion]]:
-    """Yield batches of completions, and write them once there are some."""
-    for first in range(places.start, places.stop, _SPAN * batch_size):
-        here = range(first, min(first + _SPAN * batch_size, places.stop))
-        chosen = [place // config.samples for place in here]
-        found: dict[int, Completion] = {}
-        for batch in complete_tokens(
-            policies.model,
-            [ids[row] for row in chosen],
-            config.sampling,
-            _keys(config, here),
-            batch_size=batch_size,
-            **policies.arguments(chosen),
-        ):
-            found |= batch
+) -> Iterator[dict[int, _Answer]]:
+    """Yield batches of answers by their place, and write them once there are some."""
+    room = _SPAN * batch_size * jax.process_count()
+    for first in range(places.start, places.stop, room):
+        here = range(first, min(first + room, places.stop))
+        own: dict[int, _Answer] = {}
+        for batch in _own_batches(policies, ids, config, batch_size, here):
+            own |= batch
             yield batch
-        lines = [
-            _line(
-                row, place % config.samples, rows[row], policies.routes[row], found[place - first]
-            )
-            for place, row in zip(here, chosen, strict=True)
-        ]
+        parts = cast(list[list[tuple[int, _Answer]]], gather_values(list(own.items())))
+        found = dict(pair for part in parts for pair in part)
+        yield {place: found[place] for place in found.keys() - own}
+        numbers = [(place, *divmod(place, config.samples)) for place in here]
+        lines = (
+            _line(row, sample, rows[row], policies.routes[row], found[place])
+            for place, row, sample in numbers
+        )
         if file is not None:
             file.append(lines)
-        else:
+        elif is_first_process():
             sys.stdout.writelines(map(json_line, lines))
             sys.stdout.flush()
 
 
-def _line(
-    number: int, sample: int, row: PromptRow, route: Mapping[str, object], found: Completion
-) -> dict[str, object]:
-    own = {"row": number, "sample": sample, "prompt": row.prompt, "completion": found.text}
-    about = {
+def _own_batches(
+    policies: RowPolicies,
+    ids: Sequence[Sequence[int]],
+    config: GenerateConfig,
+    batch_size: int,
+    places: range,
+) -> Iterator[dict[int, _Answer]]:
+    """Yield the batches of this process: all processes take them in turns, one each."""
+    count, turn = jax.process_count(), jax.process_index()
+    for first in range(places.start, places.stop, _SPAN * batch_size):
+        span = range(first, min(first + _SPAN * batch_size, places.stop))
+        chosen = [place // config.samples for place in span]
+        for batch in complete_tokens(
+            policies.model,
+            [ids[row] for row in chosen],
+            config.sampling,
+            _keys(config, span),
+            batch_size=batch_size,
+            part=slice(turn % count, None, count),
+            **policies.arguments(chosen),
+        ):
+            yield {first + number: _answer(found) for number, found in batch.items()}
+        turn -= -(-len(span) // batch_size)  # who is next goes on in the next span
+
+
+def _answer(found: Completion) -> _Answer:
+    return {
+        "completion": found.text,
         "tokens": len(found.tokens),
         "prompt_tokens": found.prompt_tokens,
         "logprob": round(float(found.logprobs.sum()), 6),
         "stopped": found.stopped,
     }
-    return {**own, **row.columns, **route, **about, **own}
+
+
+def _line(
+    number: int, sample: int, row: PromptRow, route: Mapping[str, object], answer: _Answer
+) -> dict[str, object]:
+    own = {"row": number, "sample": sample, "prompt": row.prompt}
+    own["completion"] = answer["completion"]
+    return {**own, **row.columns, **route, **answer, **own}
 
 
 def row_key(seed: int, row: int | jax.Array) -> jax.Array:

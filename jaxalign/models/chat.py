@@ -164,6 +164,7 @@ def complete_tokens(
     prefix_lengths: Array | None = None,
     prefix_starts: Array | None = None,
     batch_size: int = 16,
+    part: slice = slice(None),
 ) -> Iterator[dict[int, Completion]]:
     """Yield batches of completions of prompts that are tokens, by the number of the prompt.
 
@@ -175,6 +176,8 @@ def complete_tokens(
         adapters, rows, combine, prefix, prefix_lengths, prefix_starts: as in `generate`, for all X
             prompts.
         batch_size: most prompts at once.
+        part: which of the batches are completed, of the order in which all would be: all of them,
+            or every second one, say, where two processes share them.
 
     Yields:
         Completions, those of the longest prompts first.
@@ -200,7 +203,7 @@ def complete_tokens(
     settings = with_stops(model, settings)
     # The longest come first: a machine too small fails at once.
     order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
-    for first in range(0, len(order), batch_size):
+    for first in range(0, len(order), batch_size)[part]:
         batch = order[first : first + batch_size]
         # A last batch that is not full is filled up: one compilation fewer.
         filled = batch + batch[-1:] * (min(batch_size, len(ids)) - len(batch))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from jaxalign.errors import InputError
 from jaxalign.files import read_json
+from jaxalign.runs.processes import on_first_process
 from jaxalign.runs.run_dir import ANOTHER, MARKER, REPORT, Identity, RunDir, open_run_dir
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ def open_file_run(
 ) -> RunDir:
     """Open the folder of the run that writes a file, see `run_folder`.
 
-    The folder of a finished run stays, so that the file is known again.
+    The folder of a finished run stays, so that the file is known again. Of several processes, all
+    make the call, and the first one writes.
 
     Args:
         path: of the file; a finished one is written anew unless `resume` is set.
@@ -44,6 +46,21 @@ def open_file_run(
             set, and nothing says what the file was made from.
     """
     folder = run_folder(path)
+    on_first_process(lambda: _make_room(path, folder, is_whole, resume))
+    try:
+        return open_run_dir(folder, kind, config, identity, resume)
+    except InputError as error:
+        message = str(error).replace(ANOTHER, "give another --out, or remove that folder")
+        raise InputError(message) from None
+
+
+def _make_room(
+    path: Path,
+    folder: Path,
+    is_whole: Callable[[Path, Mapping[str, object]], bool],
+    resume: bool,
+) -> None:
+    """Remove a folder that is not gone on with; refuse a file that no run has written."""
     finished, begun = (folder / REPORT).exists(), (folder / MARKER).exists()
     whole = resume and finished and path.is_file() and is_whole(path, read_json(folder / REPORT))
     stopped = begun and not finished
@@ -54,8 +71,3 @@ def open_file_run(
         )
     if folder.exists() and not stopped and not whole:
         shutil.rmtree(folder)
-    try:
-        return open_run_dir(folder, kind, config, identity, resume)
-    except InputError as error:
-        message = str(error).replace(ANOTHER, "give another --out, or remove that folder")
-        raise InputError(message) from None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from jaxalign.errors import InputError
 from jaxalign.files import expand_user, read_json, write_aside
 from jaxalign.runs.file_run import open_file_run, run_folder
+from jaxalign.runs.processes import is_first_process, on_first_process
 from jaxalign.runs.run_dir import MARKER, REPORT, Identity, RunDir
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ _ROWS = "rows.jsonl"
 class RowFile:
     """An output file whose rows stand in the folder of a run beside it until all are there.
 
+    Of several processes that make one run, all make the same calls, and the first one writes.
+
     Attributes:
         path: of the file.
         run: which run writes it; its folder stays, so that the file is known again.
@@ -35,7 +38,7 @@ class RowFile:
     @property
     def finished(self) -> bool:
         """Whether the file is whole."""
-        return self.run.finished
+        return on_first_process(lambda: self.run.finished)
 
     def kept(self, span: int) -> int:
         """Return how many rows a stopped run has left, and cut off what follows them.
@@ -43,13 +46,7 @@ class RowFile:
         Args:
             span: rows are kept in whole spans of so many: what was computed together stays so.
         """
-        part = self.run.path / _ROWS
-        if not part.exists():
-            return 0
-        lines = part.read_bytes().split(b"\n")[:-1]  # what follows the last line feed was cut off
-        whole = len(lines) // span * span
-        os.truncate(part, sum(len(line) + 1 for line in lines[:whole]))
-        return whole
+        return on_first_process(lambda: _kept(self.run.path / _ROWS, span))
 
     def rows(self) -> Iterator[dict[str, object]]:
         """Yield the rows that are written so far, all of them after `finish`."""
@@ -59,6 +56,8 @@ class RowFile:
 
     def append(self, rows: Iterable[Mapping[str, object]]) -> None:
         """Write rows that are not lost from now on."""
+        if not is_first_process():
+            return
         lines = "".join(map(json_line, rows))
         with (self.run.path / _ROWS).open("ab") as file:
             file.write(lines.encode())
@@ -68,10 +67,14 @@ class RowFile:
     def finish(self) -> None:
         """Give the file its name: call it after the last row."""
         part = self.run.path / _ROWS
-        with write_aside(self.path) as aside:
-            shutil.copyfile(part, aside)
-        self.run.finish({"sha256": _digest(part)})
-        part.unlink()
+
+        def place() -> str:
+            with write_aside(self.path) as aside:
+                shutil.copyfile(part, aside)
+            return _digest(part)
+
+        self.run.finish({"sha256": on_first_process(place)})
+        on_first_process(part.unlink)
 
 
 def json_line(row: Mapping[str, object]) -> str:
@@ -91,6 +94,15 @@ def json_line(row: Mapping[str, object]) -> str:
     except UnicodeEncodeError:  # half of a surrogate pair exists in JSON, and not in UTF-8
         line = json.dumps(row, default=_as_json)
     return f"{line}\n"
+
+
+def _kept(part: Path, span: int) -> int:
+    if not part.exists():
+        return 0
+    lines = part.read_bytes().split(b"\n")[:-1]  # what follows the last line feed was cut off
+    whole = len(lines) // span * span
+    os.truncate(part, sum(len(line) + 1 for line in lines[:whole]))
+    return whole
 
 
 def _as_json(value: object) -> object:
@@ -137,12 +149,18 @@ def open_row_file(
         ['{"row": 0}', '{"row": 1}']
     """
     path = expand_user(path)
-    if path.exists() and not resume and not _is_own(path, kind):
+    if not resume:
+        on_first_process(lambda: _refuse_foreign(path, kind))
+    return RowFile(path, open_file_run(path, kind, config, identity, _is_whole, resume))
+
+
+def _refuse_foreign(path: Path, kind: str) -> None:
+    """Refuse to write a file anew that another hand has made."""
+    if path.exists() and not _is_own(path, kind):
         raise InputError(
             f"--out {path} is there, and no run of `{kind}` has written what it holds, which would "
             "be lost: remove it, or give another --out."
         )
-    return RowFile(path, open_file_run(path, kind, config, identity, _is_whole, resume))
 
 
 def _is_own(path: Path, kind: str) -> bool:

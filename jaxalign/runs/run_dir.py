@@ -145,7 +145,7 @@ def open_run_dir(
         True
     """
     out, settings = expand_user(out), asdict(config)
-    digests = {name: _digest(value) for name, value in (identity or {}).items()}
+    digests = {name: identity_digest(value) for name, value in (identity or {}).items()}
     check_same(digests, "give all of them the same files")
     marker = {
         "format": 3,
@@ -265,8 +265,14 @@ def finished_report(folder: str | Path, kind: str, remedy: str) -> dict[str, obj
     return read_json(folder / REPORT, "the report of a run", remedy)
 
 
-def _digest(value: Identity) -> str:
-    """The sha256 of a text, an array, or a list of them."""
+def identity_digest(value: Identity) -> str:
+    """Return the sha256 of a text, an array, or a list of them, in hexadecimal.
+
+    Example:
+        >>> from jaxalign.runs.run_dir import identity_digest
+        >>> identity_digest(["a", "b"]) == identity_digest(["ab"])
+        False
+    """
     digest = hashlib.sha256()
     for part in (value,) if isinstance(value, str | np.ndarray) else value:
         if isinstance(part, str):

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from jaxalign.errors import InputError
 from jaxalign.models import families, lora
 from jaxalign.models import generate as generation
-from jaxalign.models.chat import generate_texts, prompt_ids, stop_ids
+from jaxalign.models.chat import complete_tokens, generate_texts, prompt_ids, stop_ids
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.generate import PolicyMixture, Prompt, generate
 from jaxalign.models.gpt2 import GPT2Config
@@ -381,6 +381,21 @@ def test_texts_in_texts_out(model):
     for answer in answers:
         assert len(answer.tokens) == len(answer.logprobs) <= 30
         assert answer.stopped == (int(answer.tokens[-1]) in (0, 2, 9))
+
+
+def test_parts_of_the_batches_are_the_same_batches(model):
+    """Processes that share the batches give what one gives, to the last bit."""
+    ids = [prompt_ids(model, "x" * (1 + 7 * row % 5)) for row in range(7)]
+    keys = jax.random.split(KEY, 7)
+    ask = partial(complete_tokens, model, ids, Sampling(max_tokens=5), keys, batch_size=2)
+    whole = list(ask())
+    assert [len(batch) for batch in whole] == [2, 2, 2, 1]
+    for part in (slice(0, None, 3), slice(1, None, 3), slice(2, None, 3), slice(9, None, 3)):
+        for batch, again in zip(whole[part], ask(part=part), strict=True):
+            assert batch.keys() == again.keys()
+            for row, answer in batch.items():
+                np.testing.assert_array_equal(answer.logprobs, again[row].logprobs)
+                assert (answer.text, answer.stopped) == (again[row].text, again[row].stopped)
 
 
 def test_texts_that_cannot_be_answered_are_refused(model):
