@@ -9,6 +9,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import own_process
 import pytest
 
 import jaxalign
@@ -41,6 +42,23 @@ def run(*command, **kwargs):
 def test_import_is_light():
     code = f"import sys, jaxalign; print([name for name in {HEAVY} if name in sys.modules])"
     assert run(sys.executable, "-c", code).strip() == "[]"
+
+
+def test_imports_of_commands_are_light():
+    """Every command pays for them: matplotlib comes with the first plot, NNX with `to_nnx`."""
+    code = (
+        "import sys, jaxalign.demo, jaxalign.serve, jaxalign.models\n"
+        "from jaxalign.experiments import mrm, moc, palm, pplug, sft, reward, generate\n"
+        "from jax._src.xla_bridge import backends_are_initialized\n"
+        "late = ('matplotlib', 'flax.nnx')\n"
+        "print([name for name in late if name in sys.modules], backends_are_initialized())\n"
+        "jaxalign.models.to_nnx\n"
+        "from jaxalign.runs.plots import new_figure\n"
+        "new_figure(1, 1)\n"
+        "print([name for name in late if name in sys.modules])\n"
+    )
+    done = run(sys.executable, "-c", code, env=own_process.torchless())
+    assert done.splitlines() == ["[] False", "['matplotlib', 'flax.nnx']"]
 
 
 def test_version_is_that_of_the_install():

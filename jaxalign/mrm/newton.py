@@ -10,7 +10,7 @@ from jaxalign.arrays import Sizes, over_kept
 from jaxalign.mrm.bayes import Prior, check_padded_choices, factor
 from jaxalign.mrm.ep import apply_inverse, inverse_factor, rows_of
 
-_HALVINGS = 0.5 ** jnp.arange(6.0)
+_HALVINGS = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125, 0.0)
 
 
 def _penalised_loss(z: jax.Array, margins: jax.Array, weight: jax.Array) -> jax.Array:
@@ -26,7 +26,7 @@ def _newton(
     one at the start of the last step: at convergence, and along warm-started EM, that is the
     mode's, and it spares one factorisation in two.
     """
-    sizes = jnp.append(_HALVINGS, 0.0).astype(z.dtype)
+    sizes = jnp.asarray(_HALVINGS, z.dtype)
     rows = min(design.shape)
 
     def step(carry: tuple, _: None) -> tuple:

@@ -1,10 +1,7 @@
 """Tables and plots that all reports share."""
 
 import io
-import subprocess
-import sys
 
-import own_process
 import pytest
 from matplotlib.image import imread
 from rich.console import Console
@@ -51,22 +48,6 @@ def test_a_plot_is_written_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["p.png"]
     with pytest.raises(InputError, match="nothing to draw"):
         plots.refuse_empty([])
-
-
-def test_matplotlib_loads_with_the_first_figure():
-    """Every command imports a report, most of them draw nothing, and matplotlib takes seconds."""
-    code = (
-        "import sys, jaxalign.demo, jaxalign.experiments.palm.plots, jaxalign.serve\n"
-        "from jaxalign.runs.plots import new_figure\n"
-        "before = 'matplotlib' in sys.modules\n"
-        "new_figure(1, 1)\n"
-        "print(before, 'matplotlib' in sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=own_process.torchless(), check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.stdout.split() == ["False", "True"]
 
 
 def test_a_legend_stays_inside_the_figure():
