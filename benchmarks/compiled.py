@@ -177,6 +177,11 @@ def _programs(place: Place) -> dict[str, Callable[[], Program]]:
     for size, lora, rows in sizes.trained:
         name = f"train {size} {'LoRA' if lora else 'full'} batch {rows}"
         made[name] = partial(_train, place, size, lora, rows)
+    for policy in sizes.recomputed:
+        size, lora, rows = sizes.trained[-1]
+        made[f"train {size} LoRA batch {rows}, {policy}"] = partial(
+            _train, place, size, lora, rows, policy
+        )
     for size in sizes.mixed[0]:
         made[f"adapters {size}"] = partial(_mixed, place, size)
     for size in sizes.preferences:
@@ -288,10 +293,11 @@ def _generated(
     return Program(decode_jit, (spec, *place.held((inputs, prompt))), trips=steps, least=least)
 
 
-def _train(place: Place, size: str, lora: bool, rows: int) -> Program:
+def _train(place: Place, size: str, lora: bool, rows: int, remat: str | None = None) -> Program:
     import jax
 
-    config, params = _model(place, size)
+    make = partial(models.model_to_train, size, place.sizes.dtype, lora, remat=remat)
+    config, params = _shapes(make)
     step, state = _shapes(lambda params: models.training_step(config, params, lora), params)
     batch = {"tokens": _array("int32", rows, place.sizes.length + 1)}
     arguments = place.held((state, params if lora else None, batch))

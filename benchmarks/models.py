@@ -157,6 +157,15 @@ def random_model(
     return replace(config, unstacked=unstack), jax.jit(made)(jax.random.key(0))
 
 
+def model_to_train(size: str, dtype: str, lora: bool, remat: str | None = None) -> tuple[Any, Any]:
+    """A `random_model` in the form in which a training on one device has it."""
+    from jaxalign.models.device_defaults import device_defaults
+
+    here = device_defaults()
+    unstack = lora and here.unstack_to_train
+    return random_model(size, dtype, unstack, unroll=not lora and here.unroll_to_train, remat=remat)
+
+
 def torch_model(size: str, dtype: str) -> tuple[Any, str]:
     """A random model of `transformers` with flash attention, and its device."""
     import torch
@@ -276,10 +285,7 @@ def _train(
     import jax.numpy as jnp
     import torch
 
-    from jaxalign.models.device_defaults import device_defaults
-
-    unstack = device_defaults().unstack_to_train
-    config, params = random_model(size, dtype, unstack, remat=None)
+    config, params = model_to_train(size, dtype, lora)
     tokens = _tokens(size, batch, length + 1)
     step, state = training_step(config, params, lora)
     batch_of = {"tokens": jnp.asarray(tokens)}

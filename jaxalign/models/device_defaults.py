@@ -15,6 +15,8 @@ class DeviceDefaults:
         unstack_to_decode: whether models that only generate have one tree of parameters per layer
             (`jaxalign.models.layers`).
         unstack_to_train: whether frozen models of a training on one device have.
+        unroll_to_train: whether a training on one device of all parameters, which are one stack,
+            writes the layers out one after another in its program.
         training_options: names and values of options of the compiler, for the programs of a
             training, its rollouts included.
         slow_dtypes: of the compute, slower than float32.
@@ -22,6 +24,7 @@ class DeviceDefaults:
 
     unstack_to_decode: bool = False
     unstack_to_train: bool = False
+    unroll_to_train: bool = False
     training_options: tuple[tuple[str, str], ...] = ()
     slow_dtypes: tuple[str, ...] = ()
 
@@ -38,6 +41,10 @@ DEFAULTS = {
     "gpu": DeviceDefaults(
         unstack_to_decode=True,
         unstack_to_train=True,
+        # Without a loop over the layers, XLA copies none of them out of the stack: a step of all
+        # parameters of 1B takes 14 % less time and 38 % less memory beside them, and compiles for
+        # three times as long.
+        unroll_to_train=True,
         # Products of an adapter joined with those of its matrix copy the matrix beside it, in a
         # rollout at every token: a LoRA step of 8B takes 9 % longer with them.
         training_options=(("xla_gpu_dot_merger_threshold_mb", "0"),),

@@ -336,8 +336,8 @@ def train(
     Raises:
         InputError: as `jaxalign.train.sft.train`.
     """
-    decoder = replace(config.trunk.decoder(base.config), tied=True)
     mesh = make_mesh(config.trunk.mesh)
+    decoder = replace(config.trunk.decoder(base.config, mesh), tied=True)
     fresh, head_key, run = jax.random.split(jax.random.key(config.loop.seed), 3)
     trunk = {name: value for name, value in base.params.items() if name != "unembed"}
     trained, frozen = split_trainable(fresh, trunk, config.trunk, mesh, decoder)

@@ -174,8 +174,8 @@ def train(
         InputError: a row longer than the model reads, a LoRA target that the model lacks, a mesh
             that does not fit the devices, or a loss that is not finite.
     """
-    decoder = config.trunk.decoder(model.config)
     mesh = make_mesh(config.trunk.mesh)
+    decoder = config.trunk.decoder(model.config, mesh)
     fresh, run = jax.random.split(jax.random.key(config.loop.seed))
     trained, frozen = split_trainable(fresh, model.params, config.trunk, mesh, decoder)
     return fit(

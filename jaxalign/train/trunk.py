@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxalign.config_fields import checks_fields
 from jaxalign.errors import InputError
 from jaxalign.models import families, lora
-from jaxalign.models.device_defaults import note_slow_dtype
+from jaxalign.models.device_defaults import device_defaults, note_slow_dtype
 from jaxalign.models.global_arrays import place
 from jaxalign.models.lora import LoraConfig
 from jaxalign.models.params import Params, PyTree
@@ -86,10 +86,18 @@ class TrunkConfig:
         """Whether the layers are loaded unstacked; None where the devices decide."""
         return False if self.method == "full" else self.unstack_layers
 
-    def decoder(self, config: families.Config) -> families.Config:
-        """The model's config with these switches."""
+    def decoder(self, config: families.Config, mesh: Mesh | None = None) -> families.Config:
+        """The model's config with these switches.
+
+        Args:
+            config: of the model.
+            mesh: devices of a training that generates nothing; on one device, the layers that
+                `full` trains are unrolled where that pays.
+        """
         note_slow_dtype(self.compute)
-        return replace(config, dtype=self.compute, remat=self.remat)
+        alone = self.method == "full" and mesh is not None and mesh.size == 1
+        unroll = config.unroll or (alone and device_defaults().unroll_to_train)
+        return replace(config, dtype=self.compute, remat=self.remat, unroll=unroll)
 
 
 def check_remat(name: str | None) -> None:
