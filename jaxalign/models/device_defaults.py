@@ -30,7 +30,7 @@ class DeviceDefaults:
 
 
 # A scanned stack is copied matrix by matrix at every pass: on a GPU a third of the memory traffic
-# of decoding and a quarter of a LoRA step (benchmarks/results/h200_compiled). On a CPU, a LoRA step
+# of decoding and a quarter of a LoRA step, on paper. On a CPU, a LoRA step
 # is faster by a few hundredths without the copies and compiles for twice as long, which the
 # cache of compiled programs pays once.
 DEFAULTS = {

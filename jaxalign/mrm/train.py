@@ -43,6 +43,7 @@ Sweep = dict[str, jax.Array]
 
 # Steps of a turn of the loop, which starts kernels of its own: on paper, 8 for a step on a GPU.
 _UNROLL = 3
+_whole_gradient = jax.grad(meta_objective_unchecked, has_aux=True)
 
 
 class MetaTrainState(NamedTuple):
@@ -168,8 +169,7 @@ def take_steps(
     def step(state: MetaTrainState, members: jax.Array) -> tuple[MetaTrainState, jax.Array]:
         own = (masks[0][members], masks[1][members])
         batch = batch_of(state.population, members, own)
-        objective = jax.grad(meta_objective_unchecked, has_aux=True)
-        gradient, (losses, _) = objective(state.params, batch, config)
+        gradient, (losses, _) = _whole_gradient(state.params, batch, config)
         updates, optimiser_state = optimiser.update(gradient, state.optimiser, state.params)
         population = state.population.at[first + members].set(losses.astype(jnp.float32))
         params = optax.apply_updates(state.params, updates)
@@ -202,7 +202,10 @@ def _take_flat_steps(
         (flat, population), (members, masks, rates) = carry, inputs
         batch = batch_of(population, members, (masks[:, 0], masks[:, 1]))
         params = unflatten(flat.params, state.params)
-        gradient, losses = staged_gradient(params, batch, config)
+        if config.inner_steps > 1:  # in parts, it would take the inner steps twice
+            gradient, (losses, _) = _whole_gradient(params, batch, config)
+        else:
+            gradient, losses = staged_gradient(params, batch, config)
         losses = losses.astype(jnp.float32)
         if config.rpo_scope == "population":
             population = population.at[first + members].set(losses)

@@ -1,7 +1,9 @@
 """Steps compiled without arrays: rows that are kept, bytes that can be counted by hand."""
 
+import itertools
 import json
 from argparse import ArgumentParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,10 @@ import pytest
 from benchmarks import compiled, moc_memory, pplug, sizes
 from jaxalign import palm
 from jaxalign.kernels.scalarize.shapes import ROUTES
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "distributed.md"
+RESULTS = ROOT / "benchmarks" / "results" / "h200_roofline"
 
 
 def ran(out, *only):
@@ -150,3 +156,32 @@ def test_every_row_compiles(tmp_path):
     assert result["failed"] == []
     assert len(result["rows"]) == 17
     assert all(row["bytes"]["peak"] > 0 for row in result["rows"])
+
+
+STEPS = {
+    "LoRA, batch 4 x 512 tokens": "train {} LoRA batch 4",
+    "LoRA, batch 16 x 512 tokens": "train {} LoRA batch 16",
+    "all parameters, batch 16 x 512 tokens": "train {} full batch 16",
+    "generation of 128 tokens, 64 prompts of 512": "decode {} batch 64",
+    "generation of 128 tokens, 256 prompts of 512": "decode {} batch 256",
+}
+
+
+def seconds(text):
+    number, unit = text.split()
+    return float(number) * {"s": 1, "ms": 1e-3}[unit]
+
+
+def test_the_page_of_several_devices_states_what_was_compiled():
+    result = json.loads((RESULTS / "result.json").read_text())
+    rows = {row["name"]: row for row in result["rows"]}
+    tables = PAGE.read_text().split("## Memory and time per model size")[1].split("lower bounds")
+    for (label, name), table in itertools.product(STEPS.items(), tables):
+        (line,) = (line for line in table.splitlines() if line.startswith(f"| {label} |"))
+        for size, cell in zip(("135M", "1B", "8B"), line.split("|")[2:5], strict=True):
+            row = rows.get(name.format(size))
+            assert bool(cell.strip()) == (row is not None)
+            if row and "GiB" in cell:
+                assert cell.strip() == f"{row['bytes']['peak'] / moc_memory.GIB:.1f} GiB"
+            elif row:
+                assert seconds(cell) == pytest.approx(row["roofline"]["seconds"], rel=5e-3)
