@@ -52,6 +52,7 @@ def test_imports_of_commands_are_light():
         "from jax._src.xla_bridge import backends_are_initialized\n"
         "late = ('matplotlib', 'flax.nnx')\n"
         "print([name for name in late if name in sys.modules], backends_are_initialized())\n"
+        "assert 'to_nnx' in dir(jaxalign.models)\n"
         "jaxalign.models.to_nnx\n"
         "from jaxalign.runs.plots import new_figure\n"
         "new_figure(1, 1)\n"

@@ -41,3 +41,7 @@ def __getattr__(name: str) -> Any:
     if name in ("NNXDecoder", "from_nnx", "to_nnx"):
         return getattr(importlib.import_module("jaxalign.models.nnx_bridge"), name)
     raise AttributeError(f"module 'jaxalign.models' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
