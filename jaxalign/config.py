@@ -324,6 +324,8 @@ def _parsed(leaf: ConfigField, words: list[str]) -> object:
 
     if leaf.type is bool or bool in get_args(leaf.type):
         words = [word.capitalize() for word in words] or ["True"]
+    if words == ["null"] and type(None) in get_args(leaf.type):  # as YAML has it
+        words = ["None"]
     single = dataclasses.make_dataclass("Option", [("value", leaf.type)])
     args = [f"--value={words[0]}"] if len(words) == 1 else ["--value", *words]
     try:

@@ -119,6 +119,7 @@ def test_dates_stay_text(write):
         (["--mrm.sizes"], {"sizes": ()}),
         (["--mrm.sizes", "-1", "3"], {"sizes": (-1, 3)}),
         (["--mrm.rank", "None"], {"rank": None}),
+        (["--mrm.rank", "null"], {"rank": None}),
         (["--mrm.rank", "4", "--mrm.rank", "7"], {"rank": 7}),
         (["--mrm.link", "signed"], {"link": "signed"}),
         (["--mrm.flag"], {"flag": True}),
