@@ -19,8 +19,8 @@ from jaxalign.commands.compile_cache import own_folder, writable
 # (11.3 s without), and the one that a later XLA may no longer know.
 OPTIMISED = ("--xla_cpu_parallel_codegen_split_count=1", "--xla_cpu_use_fusion_emitters=false")
 """Flags of programs that run for long. Six steps of EM with their compilation take 4.7 s of
-processor time, 7.9 without any flag and 2.7 with all; compiled, 0.63 s, 0.56 and 1.0. A product with
-a Hessian of `bt_items` takes 0.12 ms, 0.09 and 0.28.
+processor time, 7.9 without any flag and 2.7 with all; compiled, 0.63 s, 0.56 and 1.0. A product
+with a Hessian of `bt_items` takes 0.12 ms, 0.09 and 0.28.
 """
 FLAGS = (
     "--xla_backend_optimization_level=0",
