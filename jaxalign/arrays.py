@@ -472,12 +472,21 @@ def _first_bad(
 ) -> tuple[int, ...] | None:
     """The index of the first value that fails a test and counts; None where there is none.
 
-    Where all pass, only one bit leaves an accelerator.
+    Where all pass, only one bit leaves an accelerator, and no array as large is made: the values
+    that pass a test lie between two ends, and the least and the greatest are NaN where any is.
     """
     values = _testable(array)
-    if values is None or bool(good(values).all()):
+    if values is None or not values.size:
         return None
-    host = np.asarray(values)
+    with np.errstate(invalid="ignore", over="ignore"):  # of NaN in half precision
+        if bool(good(values.min()) & good(values.max())):
+            return None
+        return _first_that_counts(np.asarray(values), good, mask)
+
+
+def _first_that_counts(
+    host: np.ndarray, good: Callable[[Any], Any], mask: jax.Array | None
+) -> tuple[int, ...] | None:
     bad = ~good(host)
     if mask is not None:
         weights = _testable(mask)

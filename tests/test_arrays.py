@@ -1,10 +1,13 @@
 """Checks of whole numbers that no public function's table reaches."""
 
+import tracemalloc
+
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxalign.arrays import check_whole
+from jaxalign.arrays import check_array, check_whole
 from jaxalign.errors import InputError
 
 
@@ -30,3 +33,23 @@ def test_the_largest_whole_numbers_pass():
     found = check_whole("ids", np.array([2**31 - 1, -(2**31)]), "N")
     assert found.dtype == jnp.int32
     assert found.tolist() == [2**31 - 1, -(2**31)]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_is_named_wherever_it_stands(dtype, place, bad):
+    values = np.array([1, 2, 3], dtype)
+    check_array("x", values, "N")
+    values[place] = bad
+    with pytest.raises(InputError, match=rf"x\[{place}\] is "):
+        check_array("x", values, "N")
+
+
+def test_a_check_makes_no_array_as_large():
+    values = jnp.ones((1000, 1000))
+    tracemalloc.start()
+    check_array("x", values, "N M")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < values.nbytes / 10
