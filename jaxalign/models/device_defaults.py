@@ -30,9 +30,9 @@ class DeviceDefaults:
 
 
 # A scanned stack is copied matrix by matrix at every pass: on a GPU a third of the memory traffic
-# of decoding and a quarter of a LoRA step, on paper. On a CPU, a LoRA step
-# is faster by a few hundredths without the copies and compiles for twice as long, which the
-# cache of compiled programs pays once.
+# of decoding and a quarter of a LoRA step, on paper. On a CPU, a LoRA step is faster by a few
+# hundredths without the copies and compiles for twice as long, which the cache of compiled programs
+# pays once.
 DEFAULTS = {
     # XLA widens the operands of every product, whatever the CPU has.
     "cpu": DeviceDefaults(

@@ -230,7 +230,7 @@ def test_a_connection_that_the_engine_closes_before_it_answers(
     found = client.post("/v1/chat/completions", json=body)
     assert found.status_code == status, found.text
     assert len(upstream.requests) == min(dropped + 1, 3)
-    logged = [record.fields for record in caplog.records if record.msg == "engine not reached"]
+    logged = [record.fields for record in caplog.records if record.msg == "engine unreachable"]
     assert logged == ([] if status == 200 else [{"why": "RemoteProtocolError"}])
 
 

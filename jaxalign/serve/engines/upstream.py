@@ -336,7 +336,7 @@ def _nonsense() -> ApiError:
 
 
 def _unreachable(error: Exception) -> ApiError:
-    log("engine not reached", logging.WARNING, why=type(error).__name__)
+    log("engine unreachable", logging.WARNING, why=type(error).__name__)
     if isinstance(error, httpx.TimeoutException):
         return ApiError(504, "The engine did not answer in time.", "engine_timeout")
     return ApiError(502, "The engine cannot be reached.", "engine_unreachable")
