@@ -169,6 +169,7 @@ def layers_of(
         policy = getattr(jax.checkpoint_policies, config.remat)
         block = nn.remat(block, policy=policy, prevent_cse=inlined(config))
     if config.unstacked:
+        block = nn.jit(block)  # traced once for all layers, not once for each
         return [block(config, adapter_dropout) for _ in range(config.layers)]
     scanned = nn.scan(
         block,

@@ -11,7 +11,7 @@ import pytest
 import tiny_lms
 
 from jaxalign.errors import InputError
-from jaxalign.models import families, lora, to_nnx
+from jaxalign.models import decoder, families, gpt2, lora, to_nnx
 from jaxalign.models.classifier import Classifier
 from jaxalign.models.decoder import recomputed
 from jaxalign.models.language import LanguageModel, layout, load_language_model, save_language_model
@@ -205,3 +205,12 @@ def test_training_all_parameters_keeps_the_stack():
     assert TrunkConfig().unstacks is None
     with pytest.raises(InputError, match="unstack_layers"):
         TrunkConfig(method="full", unstack_layers=True)
+
+
+@pytest.mark.parametrize(("name", "module"), [("qwen3", decoder), ("gpt2", gpt2)])
+def test_unstacked_layers_are_traced_once(name, module, monkeypatch):
+    config, params = families.unstack_layers(*model(name))
+    assert config.layers > 1
+    chex.clear_trace_counter()  # of the same function in the other case
+    monkeypatch.setattr(module, "attend", chex.assert_max_traces(module.attend, n=1))
+    jax.jit(lambda params: loss(config, params, None)).trace(params)
