@@ -109,10 +109,11 @@ def program_text(program: Any) -> str:
 
 @contextmanager
 def _replaced(replacements: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    """Put other functions in the place of those of `jaxalign.arrays`, wherever they are used."""
-    from jaxalign import arrays
+    """Put other functions in the place of those that check and clean, wherever they are used."""
+    from jaxalign import arrays, padding
 
-    own = {name: getattr(arrays, name) for name in replacements}
+    defined = {**vars(padding), **vars(arrays)}
+    own = {name: defined[name] for name in replacements}
     replaced = [
         (module, name)
         for module in list(sys.modules.values())
@@ -134,10 +135,10 @@ def _unrolled() -> Iterator[None]:
     """Unroll loops, but for that of a result which is not finite: only its test is counted."""
     import jax
 
-    from jaxalign import arrays
+    from jaxalign import padding
 
     own = jax.lax.scan, jax.lax.while_loop
-    mended = arrays._mended
+    mended = padding._mended
 
     def scan(*rest: Any, **more: Any) -> Any:
         return own[0](*rest, **{**more, "unroll": True})

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.arrays import Sizes, check_array, check_mask, kept
+from jaxalign.arrays import Sizes, check_array, check_mask
 from jaxalign.mrm.bayes import check_user_pairs
+from jaxalign.padding import kept
 
 # A sum at these nodes integrates what falls off as exp(-|x|) and has poles at i pi, times a normal
 # density, to 1e-8: whatever the normal.

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxalign.arrays import Sizes, Value, check_array, check_mask, check_number, kept
+from jaxalign.arrays import Sizes, Value, check_array, check_mask, check_number
 from jaxalign.mrm import ep
 from jaxalign.mrm.logistic_normal import choice_mass
+from jaxalign.padding import kept
 from jaxalign.train.blas import one_blas_thread
 
 

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.arrays import Sizes, check_array, check_numpy, kept
+from jaxalign.arrays import Sizes, check_array, check_numpy
 from jaxalign.errors import InputError
 from jaxalign.mrm import ep
 from jaxalign.mrm.bayes import Prior, check_choices, check_prior, factor, moments
+from jaxalign.padding import kept
 from jaxalign.train.blas import one_blas_thread
 
 ROOM = 32

@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.arrays import Sizes, check_array, check_mask, check_whole, kept
+from jaxalign.arrays import Sizes, check_array, check_mask, check_whole
 from jaxalign.errors import InputError
 from jaxalign.mrm import ep
 from jaxalign.mrm.bayes import Prior, check_choices, check_prior, factor, moments
 from jaxalign.mrm.ordered import tilt_by_band
+from jaxalign.padding import kept
 from jaxalign.train.blas import one_blas_thread
 
 LOWEST, HIGHEST, _FIRST = 0, 1, 2

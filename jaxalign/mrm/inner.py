@@ -6,11 +6,12 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from jaxalign.arrays import Sizes, check_array, over_kept
+from jaxalign.arrays import Sizes, check_array
 from jaxalign.errors import InputError
 from jaxalign.mrm.base import Params, effective_weights
 from jaxalign.mrm.bayes import check_padded_choices
 from jaxalign.mrm.config import MRMConfig
+from jaxalign.padding import over_kept
 
 AdamForm = Literal["torch", "higher"]
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.arrays import Sizes, over_kept
+from jaxalign.arrays import Sizes
 from jaxalign.mrm.bayes import Prior, check_padded_choices, factor
 from jaxalign.mrm.ep import apply_inverse, inverse_factor, rows_of
+from jaxalign.padding import over_kept
 
 _HALVINGS = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125, 0.0)
 

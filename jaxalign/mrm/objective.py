@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxalign.arrays import Sizes, check_array, check_mask, check_number, kept
+from jaxalign.arrays import Sizes, check_array, check_mask, check_number
 from jaxalign.errors import InputError
 from jaxalign.mrm.base import (
     Params,
@@ -16,6 +16,7 @@ from jaxalign.mrm.base import (
 )
 from jaxalign.mrm.config import MRMConfig
 from jaxalign.mrm.inner import adapted, bradley_terry_loss
+from jaxalign.padding import kept
 
 Batch = dict[str, Any]
 

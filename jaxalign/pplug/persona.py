@@ -24,9 +24,9 @@ from jaxalign.arrays import (
     check_number,
     check_scalar,
     check_whole,
-    kept,
 )
 from jaxalign.errors import InputError
+from jaxalign.padding import kept
 from jaxalign.pplug.config import PersonaConfig
 
 _INIT_ITEMS = 256  # random items on which the length of a fresh persona is measured

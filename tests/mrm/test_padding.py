@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxalign import mrm
-from jaxalign.arrays import over_kept
 from jaxalign.errors import InputError
+from jaxalign.padding import over_kept
 
 USERS, PAIRS, DIM = 2, 3, 2
 EM = mrm.BayesConfig(em_steps=3, pseudo_users=(0.0,))
