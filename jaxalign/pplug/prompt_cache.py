@@ -17,14 +17,16 @@ from jaxalign.progress import track
 _TOKENS = 1_024  # of the prompts that are read together
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class PromptCache:
-    """The keys and values of all prompts that were requested, on the host.
+    """The keys and values of the prompts that were requested last.
+
+    They are held once, on the device: a second request for some of the same prompts returns them.
 
     Attributes:
         config: Of the language model.
         params: Of the language model.
-        gib: Most memory of the keys and values of one call of `read`, in GiB.
+        gib: Most memory of the keys and values, in GiB.
         progress: Whether bars are shown on standard error.
     """
 
@@ -32,10 +34,11 @@ class PromptCache:
     params: Params
     gib: float
     progress: bool = False
-    _kept: dict[bytes, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
+    _places: dict[bytes, int] = field(default_factory=dict, repr=False)
+    _held: Cache | None = field(default=None, repr=False)
 
     def read(self, prompts: Sequences) -> tuple[Cache | None, np.ndarray]:
-        """Return the keys and values of the distinct prompts, and which of them each prompt is.
+        """Return keys and values that hold all prompts, and which of them each prompt is.
 
         Args:
             prompts: N prompts.
@@ -45,37 +48,36 @@ class PromptCache:
             int32.
         """
         first, own = distinct(prompts)
-        config, width = self.config, int(prompts.lengths.max())
-        shape = (config.layers, len(first), config.kv_heads, width, config.head_width)
-        size = 2 * np.prod(shape, dtype=float) * jnp.dtype(config.dtype).itemsize
-        if size > self.gib * 2**30:
-            return None, own
         texts = [prompts.tokens_of(n) for n in first]
-        self._add(texts)
-        whole = [np.zeros(shape, jnp.dtype(config.dtype)) for _ in range(2)]
-        for place, text in enumerate(texts):
-            for array, kept in zip(whole, self._kept[text.tobytes()], strict=True):
-                array[:, place, :, : len(text)] = kept
-        key, value = map(jnp.asarray, whole)
-        return Cache(key, value), own
+        keys = [text.tobytes() for text in texts]
+        if not all(key in self._places for key in keys):
+            config, width = self.config, int(prompts.lengths.max())
+            shape = (config.layers, len(first), config.kv_heads, width, config.head_width)
+            size = 2 * np.prod(shape, dtype=float) * jnp.dtype(config.dtype).itemsize
+            if size > self.gib * 2**30:
+                return None, own
+            self._held = None  # before as much is needed again
+            self._held = self._read(texts, shape)
+            self._places = {key: place for place, key in enumerate(keys)}
+        return self._held, np.array([self._places[key] for key in keys], np.int32)[own]
 
-    def _add(self, texts: list[np.ndarray]) -> None:
-        """Read the prompts that are not there yet, those of like length together."""
-        new = [text for text in texts if text.tobytes() not in self._kept]
-        if not new:
-            return
-        longest = max(map(len, new))
-        batches = by_length([len(text) for text in new], longest, _TOKENS)
-        own = Sequences.of([text.tolist() for text in new])
+    def _read(self, texts: list[np.ndarray], shape: tuple[int, ...]) -> Cache:
+        """Keys and values of a shape, of prompts that are read together with those of like length.
+
+        Each batch is written where it belongs, so that nothing is held twice.
+        """
+        dtype = jnp.dtype(self.config.dtype)
+        whole = Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        batches = by_length([len(text) for text in texts], shape[3], _TOKENS)
+        own = Sequences.of([text.tolist() for text in texts])
         for rows, (size, width) in track(
-            "reading the prompts", batches, len(new), lambda batch: len(batch[0]), self.progress
+            "reading the prompts", batches, len(texts), lambda batch: len(batch[0]), self.progress
         ):
             filled = np.array(rows + rows[-1:] * (size - len(rows)))
-            found = _read(self.config, self.params, *own.padded(filled, width))
-            host = [np.asarray(to_host(array)) for array in found]
-            for place, row in enumerate(rows):
-                key, value = (array[:, place, :, : len(new[row])].copy() for array in host)
-                self._kept[new[row].tobytes()] = (key, value)
+            tokens, lengths = own.padded(filled, width)
+            found = _read(self.config, self.params, tokens, lengths)
+            whole = _written(whole, Cache(*map(to_host, found)), filled, lengths)
+        return whole
 
 
 def read_prompts(config: families.Config, params: Params, tokens: Array, lengths: Array) -> Cache:
@@ -114,4 +116,18 @@ def chosen_past(prompts: Cache, numbers: Array, width: int) -> Cache:
     return Cache(key, value)
 
 
+def _write(whole: Cache, found: Cache, places: Array, lengths: Array) -> Cache:
+    """`whole` with the keys and values of some prompts [L, B, G, T, H], zeros behind their ends."""
+    width = min(found.key.shape[3], whole.key.shape[3])
+    there = (jnp.arange(width)[None, :] < jnp.asarray(lengths)[:, None])[None, :, None, :, None]
+    both = zip(whole, found, strict=True)
+    return Cache(
+        *(
+            held.at[:, places, :, :width].set(jnp.where(there, new[..., :width, :], 0))
+            for held, new in both
+        )
+    )
+
+
 _read = jax.jit(read_prompts, static_argnums=0)
+_written = jax.jit(_write, donate_argnums=0)
