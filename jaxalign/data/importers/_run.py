@@ -11,10 +11,11 @@ from itertools import chain
 from pathlib import Path
 
 from jaxalign.data.bad_rows import OnBadRow
+from jaxalign.data.files import check_choice
 from jaxalign.data.importers.registry import FeedbackFormat, ImportOptions, find_format
 from jaxalign.data.importers.rows import ChoiceRow, Imported, RatingRow, Skipped
 from jaxalign.data.tables import Row, read_each
-from jaxalign.data.values import RowError, check_text
+from jaxalign.data.values import RowError
 from jaxalign.errors import InputError
 from jaxalign.files import write_aside
 
@@ -166,25 +167,30 @@ def _imported(
     yield from unreadable
 
 
+class _Made(Row):
+    """A row that a format made; messages name it as `file` says."""
+
+    __slots__ = ()
+
+    @property
+    def where(self) -> str:
+        """What messages begin with."""
+        return self.file
+
+
 def _readable(row: ChoiceRow | RatingRow, where: str) -> Imported | RowError:
-    """Return a row if `jaxalign.data.load` takes its answers, else why it is left out or refused.
+    """Return a row if `jaxalign.data.load` takes it, else why it is left out or refused.
 
     Args:
         row: as a format reads it.
         where: file and row, for messages.
     """
-    if isinstance(row, RatingRow):
-        answers = {"answer": row.answer}
-    else:
-        answers = {"chosen": row.chosen, "rejected": row.rejected}
-        if row.chosen == row.rejected:
-            return Skipped("both answers are the same", where)
-    for name, answer in answers.items():
-        try:
-            if isinstance(answer, str):
-                check_text(answer, name, where)
-        except RowError as error:
-            return error
+    if isinstance(row, ChoiceRow) and row.chosen == row.rejected:
+        return Skipped("both answers are the same", where)
+    try:
+        check_choice(_Made(row.as_dict(), where, 0), True, ratings=True, weights=True)
+    except RowError as error:
+        return error
     return row
 
 

@@ -1,7 +1,7 @@
 """Argilla's records, flattened: ratings and rankings by each user."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 from jaxalign.data.importers.registry import (
@@ -59,7 +59,7 @@ def read_argilla(row: Row, options: ImportOptions) -> Iterator[Imported]:
                 yield Skipped(f"the response is {states[place]}", row.where)
                 continue
             name = check_identifier(user, f"{question}{_RESPONSES}.users", row.where)
-            if isinstance(value, list | tuple):
+            if isinstance(value, list | tuple) and _is_ranking(row, value):
                 for better, worse, tie in _ranked(row, question, value):
                     yield ChoiceRow(
                         user=name, prompt=prompt, source=source, tie=tie,
@@ -74,6 +74,12 @@ def read_argilla(row: Row, options: ImportOptions) -> Iterator[Imported]:
                 user=name, prompt=prompt, source=source, answer=_answer(row), rating=rating,
                 scale=options.scale_of(row, rating),
             )  # fmt: skip
+
+
+def _is_ranking(row: Row, value: Sequence[object]) -> bool:
+    """Whether any option names a field of the record; labels and spans of a text name none."""
+    names = (option.get("value") if isinstance(option, Mapping) else option for option in value)
+    return any(isinstance(name, str) and row.has(name) for name in names)
 
 
 def _ranked(row: Row, question: str, value: object) -> Iterator[tuple[str, str, bool | None]]:

@@ -35,14 +35,16 @@ def read_langfuse(rows: Iterator[Row], options: ImportOptions) -> Iterator[Impor
     """Read scores: each is a rating of the output of its trace.
 
     The user is the trace's; of an annotation, `authorUserId`. A boolean lies on the scale [0, 1];
-    the scale of numbers is not in the export. Categories are skipped.
+    the scale of numbers is not in the export. Skipped are categories, corrections and scores of
+    sessions; and what an evaluator gave, unless its score is the one that is asked for.
     """
     scores: list[Row] = []
     traces: dict[str, Row] = {}
     for row in rows:
         try:
             if _is_score(row.values):
-                row.identifier("traceId")
+                if row.values["traceId"] not in (None, ""):
+                    row.identifier("traceId")
                 scores.append(row)
             elif _is_trace(row.values):
                 traces[row.identifier("id")] = row
@@ -57,25 +59,31 @@ def read_langfuse(rows: Iterator[Row], options: ImportOptions) -> Iterator[Impor
             yield error
     for score in scores:
         try:
-            yield from _rating(score, traces.get(score.identifier("traceId")), options)
+            yield from _rating(score, traces, options)
         except RowError as error:
             yield error
 
 
-def _rating(score: Row, trace: Row | None, options: ImportOptions) -> Iterator[Imported]:
-    name = score.identifier("name")
+def _rating(score: Row, traces: Mapping[str, Row], options: ImportOptions) -> Iterator[Imported]:
+    name, kind = score.identifier("name"), score.values.get("dataType") or "NUMERIC"
+    of = score.values["traceId"]
+    trace = traces.get(str(of))
     if options.score not in (None, name):
         yield Skipped(f"the score is {name}", score.where)
+    elif of in (None, ""):
+        yield Skipped("the score is of a session, not of a trace", score.where)
     elif trace is None:
         yield Skipped("no trace has the score's traceId", score.where)
-    elif score.values.get("dataType") == "CATEGORICAL":
+    elif kind == "CATEGORICAL":
         yield Skipped("the score is a category", score.where)
+    elif kind not in ("NUMERIC", "BOOLEAN"):
+        yield Skipped(f"the score is a {str(kind).lower()}, not a number", score.where)
+    elif score.values.get("source") == "EVAL" and options.score is None:
+        # Whose scores they are matters: a model of a user is not one of the judge.
+        yield Skipped(f"an evaluator, not a person, gave the score {name}", score.where)
     else:
-        value = score.values["value"]
-        rating = float(value) if isinstance(value, bool) else as_number(value)
-        if math.isnan(rating):
-            raise refuse(score, "value", short(value), "a number")
-        own = _TRUTH if score.values.get("dataType") == "BOOLEAN" else None
+        rating = _number(score)
+        own = _TRUTH if kind == "BOOLEAN" else None
         prompt = trace.values.get("input")
         yield RatingRow(
             user=_user(score, trace, options),
@@ -87,6 +95,17 @@ def _rating(score: Row, trace: Row | None, options: ImportOptions) -> Iterator[I
             group=trace.identifier("sessionId") if trace.has("sessionId") else None,
             source=score.identifier("id") if score.has("id") else None,
         )
+
+
+def _number(score: Row) -> float:
+    """The value of a score; of a boolean 0 or 1."""
+    value = score.values["value"]
+    if isinstance(value, bool) or (not score.typed and str(value).lower() in ("true", "false")):
+        return float(score.flag("value"))
+    rating = as_number(value, score.typed)
+    if math.isnan(rating):
+        raise refuse(score, "value", short(value), "a number")
+    return rating
 
 
 def _user(score: Row, trace: Row, options: ImportOptions) -> str:

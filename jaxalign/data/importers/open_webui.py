@@ -47,6 +47,19 @@ class _Thumb(NamedTuple):
     good: bool
 
 
+class _Shown(NamedTuple):
+    """A rated answer of the arena, whether its thumb was up, and the answers shown beside it."""
+
+    base: _Base
+    answer: str
+    good: bool
+    others: tuple[str, ...]
+
+
+_Place = tuple[str, str, str]
+"""User, chat and message that was answered."""
+
+
 def _is_feedback(values: Mapping[str, object]) -> bool:
     return (
         has_fields(values, "user_id", "data", "meta")
@@ -66,16 +79,19 @@ def read_feedback(rows: Iterator[Row], options: ImportOptions) -> Iterator[Impor
     is the rating. Of two answers to one message, one with a thumb up is chosen over one with a
     thumb down; their thumbs are then no ratings too, or they would count twice. In the arena, a
     rated answer wins or loses against the others shown beside it, and is no rating: the user
-    compared.
+    compared. Two that are rated alike are a tie.
     """
-    thumbs: dict[tuple[str, str, str], list[_Thumb]] = defaultdict(list)
+    thumbs: dict[_Place, list[_Thumb]] = defaultdict(list)
+    arena: dict[_Place, list[_Shown]] = defaultdict(list)
     for row in rows:
         try:
-            yield from _feedback(row, options, thumbs)
+            yield from _feedback(row, options, thumbs, arena)
         except RowError as error:
             yield error
     for rated in thumbs.values():
         yield from _compared(rated)
+    for shown in arena.values():
+        yield from _arena_choices(shown)
 
 
 def _compared(rated: Sequence[_Thumb]) -> Iterator[Imported]:
@@ -95,10 +111,26 @@ def _compared(rated: Sequence[_Thumb]) -> Iterator[Imported]:
         )  # fmt: skip
 
 
+def _arena_choices(shown: Sequence[_Shown]) -> Iterator[Imported]:
+    """Each pair of answers to one message of which one or both were rated, once."""
+    good = {one.answer: one.good for one in shown}
+    done: set[frozenset[str]] = set()
+    for one in shown:
+        for other in one.others:
+            pair = frozenset((one.answer, other))
+            if pair in done:
+                continue
+            done.add(pair)
+            answers = (one.answer, other) if good[one.answer] else (other, one.answer)
+            tie = True if good.get(other) == good[one.answer] else None
+            yield ChoiceRow(chosen=answers[0], rejected=answers[1], tie=tie, **one.base)
+
+
 def _feedback(
     row: Row,
     options: ImportOptions,
-    thumbs: dict[tuple[str, str, str], list[_Thumb]],
+    thumbs: dict[_Place, list[_Thumb]],
+    arena: dict[_Place, list[_Shown]],
 ) -> Iterator[Imported]:
     data, meta = row.values["data"], row.values["meta"]
     thumb = as_number(child(data, "rating"))
@@ -129,10 +161,8 @@ def _feedback(
         "source": row.identifier("id") if row.has("id") else None,
     }  # fmt: skip
     if child(meta, "arena") and siblings:
-        for other in siblings:
-            pair = (answer, str(other["content"]))
-            chosen, rejected = pair if thumb > 0 else pair[::-1]
-            yield ChoiceRow(chosen=chosen, rejected=rejected, **base)
+        others = tuple(str(other["content"]) for other in siblings)
+        arena[user, chat, str(parent)].append(_Shown(base, answer, thumb > 0, others))
         return
     grade = as_number(child(data, "details", "rating"))
     graded = 1 <= grade <= 10
@@ -185,7 +215,7 @@ def read_chats(row: Row, options: ImportOptions) -> Iterator[Imported]:
 
 
 def _prompt(messages: Node, key: object) -> Text | None:
-    """The conversation up to a message, from its parents."""
+    """The conversation up to a message, from its parents, without empty turns, which failed."""
     turns: list[Message] = []
     seen: set[str] = set()
     while isinstance(key, str) and key not in seen:
@@ -194,7 +224,7 @@ def _prompt(messages: Node, key: object) -> Text | None:
         if not isinstance(node, Mapping):
             break
         role, content = node.get("role"), node.get("content")
-        if isinstance(role, str) and isinstance(content, str):
+        if isinstance(role, str) and isinstance(content, str) and content.strip():
             turns.append({"role": role, "content": content})
         key = node.get("parentId")
     return plain(turns[::-1], "user") if turns else None
