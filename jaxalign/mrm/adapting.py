@@ -15,7 +15,13 @@ from jaxalign.data.ratings import on_scales
 from jaxalign.data.splits import learned_from, rows_by_user
 from jaxalign.errors import InputError
 from jaxalign.files import write_aside
-from jaxalign.mrm.adapted_users import detail_columns, extra_columns, predict_rows, read_state
+from jaxalign.mrm.adapted_users import (
+    UserState,
+    detail_columns,
+    extra_columns,
+    predict_rows,
+    read_state,
+)
 from jaxalign.mrm.calibrated import moved
 from jaxalign.mrm.gate import served_weights
 from jaxalign.mrm.known_items import effects_of
@@ -170,21 +176,16 @@ class _Batch(NamedTuple):
     """Choices of B users, padded: rows [B, P, R], weight and group [B, P].
 
     `offset` [B, P] is what the effects of known items add to the margins; 0 for old choices, whose
-    items are not kept. `details` [B, P] is read by a model that was trained on more than choices.
+    items are not kept. `strict` [B, P] says which choices have a winner. `details` [B, P] is read
+    by a model that was trained on more than choices.
     """
 
     rows: np.ndarray
     weight: np.ndarray
     group: np.ndarray
     offset: np.ndarray
+    strict: np.ndarray
     details: RowDetails | None
-
-    @property
-    def strict(self) -> np.ndarray:
-        """[B, P] bool, the choices that have a winner."""
-        if self.details is None:
-            return np.asarray(self.weight == 1)
-        return (self.weight > 0) & (self.details.scale < 0) & (self.details.level >= 0)
 
     def without(self, held_out: np.ndarray) -> "_Batch":
         """The same rows, of which some [B, P] bool do not count."""
@@ -226,7 +227,8 @@ def adapt_into(
     for width, members in track("adapting users", chunks, len(lengths), _count, progress):
         mine = [learned[user] for user in members]
         pairs = pad_pairs(choices, mine)
-        fresh = pairs, _details_of(model, choices, mine, pairs)
+        details = _details_of(choices, mine, pairs)
+        fresh = pairs, details if model.scales is not None else None, _strict(details)
         before = [None if known is None else known[user] for user in members]
         shape = (_round_up(len(members)), width)
         batch = _batch(model, table, fresh, before, shape, effects)
@@ -235,7 +237,8 @@ def adapt_into(
         if accuracy and held is not None:
             query = pad_pairs(choices, [held[user] for user in members])
             judged = _rows_of(model, table, query), _difference(effects, query)
-            shares = _accuracy_on(model, batch, mean, *judged, query.weight)
+            strict = _strict(_details_of(choices, [held[user] for user in members], query))
+            shares = _accuracy_on(model, batch, mean, *judged, strict)
         elif accuracy:
             shares = _cross_accuracy(model, batch)
         counts = [len(learned[user]) for user in members]
@@ -274,12 +277,8 @@ def _round_up(count: int) -> int:
     return int(2 ** np.ceil(np.log2(count)))
 
 
-def _details_of(
-    model: UserModel, choices: Preferences, rows: list[np.ndarray], pairs: Pairs
-) -> RowDetails | None:
-    """What rows, as `pairs` have them, say, for a model that reads more than plain choices."""
-    if model.scales is None:
-        return None
+def _details_of(choices: Preferences, rows: list[np.ndarray], pairs: Pairs) -> RowDetails:
+    """What rows, as `pairs` have them, say."""
     return pad_details(choices, rows) or _plain_details(pairs.weight)
 
 
@@ -287,6 +286,16 @@ def _plain_details(weight: np.ndarray) -> RowDetails:
     """Details of plain choices and ties of some weights [U, P]."""
     scale, zero = np.full(weight.shape, -1, np.int32), np.zeros(weight.shape, np.int32)
     return RowDetails(scale, np.where(weight == 0.5, -1, zero), zero, weight, zero > 0)
+
+
+def _strict(details: RowDetails) -> np.ndarray:
+    """Which rows are choices that have a winner, however much they count."""
+    return (details.weight > 0) & (details.scale < 0) & (details.level >= 0)
+
+
+def _old_strict(state: UserState) -> np.ndarray:
+    """Which kept rows have a winner: without details a weight below 1 may be half a tie's."""
+    return np.asarray(state.weight == 1) if state.details is None else _strict(state.details)
 
 
 def _rows_of(
@@ -308,14 +317,14 @@ def _difference(effects: np.ndarray, pairs: Pairs) -> np.ndarray:
 def _batch(
     model: UserModel,
     table: np.ndarray,
-    new: tuple[Pairs, RowDetails | None],
+    new: tuple[Pairs, RowDetails | None, np.ndarray],
     before: Sequence[UserRecord | None],
     shape: tuple[int, int],
     effects: np.ndarray,
 ) -> _Batch:
     """Old and new choices of users in arrays of a common shape; the old ones come first."""
-    pairs, details = new
-    fresh = _rows_of(model, table, *new)
+    pairs, details, strict = new
+    fresh = _rows_of(model, table, pairs, details)
     total = np.zeros(shape, np.float32)
     # The weight of the details is that of the batch, one array for both.
     batch = _Batch(
@@ -323,6 +332,7 @@ def _batch(
         total,
         np.zeros(shape, np.int32),
         np.zeros(shape),
+        np.zeros(shape, bool),
         None if details is None else _plain_details(total),
     )
     weight = pairs.weight if details is None else details.weight
@@ -335,14 +345,16 @@ def _batch(
             old = (state.rows, state.weight, state.group)
             for array, values in zip(batch[:3], old, strict=True):
                 array[user, : start[user]] = values
+            batch.strict[user, : start[user]] = _old_strict(state)
             for array, values in zip(batch.details or (), state.details or (), strict=True):
                 array[user, : start[user]] = values
             # Groups of a new file are new ones.
             first[user] = state.group.max(initial=-1) + 1
     row, place = np.nonzero(there)
-    both = (fresh, weight, pairs.group + first[:, None], _difference(effects, pairs))
+    groups = pairs.group + first[:, None]
+    both = (fresh, weight, groups, _difference(effects, pairs), strict)
     both_details = zip(batch.details or (), details or (), strict=True)
-    for array, values in (*zip(batch[:4], both, strict=True), *both_details):
+    for array, values in (*zip(batch[:5], both, strict=True), *both_details):
         array[row, start[row] + place] = values[there]
     return batch
 
@@ -377,12 +389,12 @@ def _accuracy_on(
     mean: np.ndarray,
     rows: np.ndarray,
     offset: np.ndarray,
-    weight: np.ndarray,
+    strict: np.ndarray,
 ) -> np.ndarray:
-    """Accuracy [n] on strict choices of full weight of rows [n, Q, R], NaN without any."""
+    """Accuracy [n] on those of the rows [n, Q, R] that are strict choices, NaN without any."""
     right = _right(model, batch, mean, rows, offset)
-    judged = (weight == 1).sum(1)
-    found = (right * (weight == 1)).sum(1) / np.maximum(judged, 1)
+    judged = strict.sum(1)
+    found = (right * strict).sum(1) / np.maximum(judged, 1)
     return np.where(judged > 0, found, np.nan)
 
 

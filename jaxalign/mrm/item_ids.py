@@ -100,11 +100,13 @@ def _departures(choices: Host, effects: np.ndarray, factors: int) -> np.ndarray:
     The right singular vectors of the users' residuals [U, I], times their singular values.
     """
     user, chosen, rejected, weight = choices
+    shape = (int(user.max(initial=-1)) + 1, len(effects))
+    rank = min(factors, min(shape) - 1)
+    if rank < 1:  # a user or none has nobody to depart from
+        return np.zeros((len(effects), 0))
     surprise = weight / (1 + np.exp(effects[chosen] - effects[rejected]))
     rows, columns = np.tile(user, 2), np.concatenate([chosen, rejected])
-    shape = (int(user.max()) + 1, len(effects))
     residual = scipy.sparse.csr_matrix((np.r_[surprise, -surprise], (rows, columns)), shape)
-    rank = min(factors, min(shape) - 1)
     start = np.random.default_rng(0).normal(size=min(shape))
     _, lengths, directions = scipy.sparse.linalg.svds(residual, k=rank, v0=start)
     order = np.argsort(-lengths)

@@ -7,6 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
+from jaxalign.data.messages import Conversation
+
 _BYTES = 16
 
 
@@ -38,6 +40,9 @@ def known_effects(
 ) -> KnownEffects | None:
     """Return the effects of items as a saved model keeps them; None where all are zero.
 
+    The id of an answer to a prompt is the bare answer in files without ids. It is no name of the
+    item: the same words are another item under another prompt.
+
     Args:
         items: ids.
         texts: of the same items, with their prompts.
@@ -45,11 +50,20 @@ def known_effects(
     """
     if effects is None or not np.any(effects):
         return None
+    ids = [None if _is_answer(*both) else both[0] for both in zip(items, texts, strict=True)]
     found: dict[bytes, float] = {}
-    for names in (items, texts):  # an id that is the text of another item yields to that one
-        found |= {_key(name): effects[place] for place, name in enumerate(names) if effects[place]}
+    for names in (ids, texts):  # an id that is the text of another item yields to that one
+        found |= {
+            _key(name): effects[place]
+            for place, name in enumerate(names)
+            if effects[place] and name is not None
+        }
     keys = np.frombuffer(b"".join(found), np.uint8).reshape(-1, _BYTES)
     return KnownEffects(keys, np.array([*found.values()], np.float32))
+
+
+def _is_answer(item: str, text: str) -> bool:
+    return isinstance(text, Conversation) and text.turns[-1] == item
 
 
 def effects_of(

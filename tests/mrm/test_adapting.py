@@ -192,3 +192,16 @@ def test_answers_are_encoded_with_their_prompt_by_an_encoder_that_is_loaded_once
     assert read == [["Tea?\n\nyes", "Tea?\n\nno"], ["yes", "no"]]
     assert [text.turns for text in read[0]] == [("Tea?", "yes"), ("Tea?", "no")]
     assert not isinstance(read[1][0], Conversation)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.9, 0.5])
+def test_a_choice_is_judged_however_much_it_counts(weight):
+    columns = {
+        "user": ["u"] * 10, "chosen": ["i0"] * 9 + ["i1"], "rejected": ["i1"] * 9 + ["i0"],
+        "weight": [weight] * 9 + [1.0],
+    }  # fmt: skip
+    users = mrm.adapt_users(bayes_model(), from_columns(columns, "memory"), table_of())
+    assert users.get("u").accuracy == pytest.approx(0.9)
+    columns |= {"tie": [False] * 9 + [True]}
+    users = mrm.adapt_users(bayes_model(), from_columns(columns, "memory"), table_of())
+    assert users.get("u").accuracy == 1

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxalign import mrm
-from jaxalign.data import Features
+from jaxalign.data import Conversation, Features, from_columns
 from jaxalign.data.batching import Pairs
 from jaxalign.data.preferences import Preferences
 from jaxalign.mrm.calibrated import Calibrated
@@ -140,6 +140,20 @@ def test_controls_tell_who_reads_the_choices(world):
     assert not with_other_support(SupportQueryData(buckets, buckets)).support.padded.weight.any()
 
 
+def test_the_same_words_under_another_prompt_are_another_item():
+    rows = [("p1", "Yes", "No"), ("p2", "No", "Yes")] * 2
+    columns = {"user": list("uuvv")} | dict(
+        zip(("prompt", "chosen", "rejected"), map(list, zip(*rows, strict=True)), strict=True)
+    )
+    items = from_columns(columns, "memory")
+    known = known_effects(items.items, items.texts, np.array([1.0, -1.0, 0.8, -0.8]))
+    named = effects_of(known, items.texts, items.items)
+    assert named.tolist() == effects_of(known, items.texts).tolist()
+    assert np.allclose(named, [1.0, -1.0, 0.8, -0.8])
+    new = [Conversation(("p3", answer)) for answer in ("Yes", "No")]
+    assert effects_of(known, new, ["Yes", "No"]).tolist() == [0, 0]
+
+
 def test_a_saved_model_knows_its_items_by_text_and_by_id(tmp_path):
     known = known_effects(["1", "2"], ["first\n\nyes", "second"], np.array([2.0, 0.0]))
     assert known_effects(["1"], ["first"], np.zeros(1)) is None
@@ -196,3 +210,13 @@ def test_the_accuracy_of_an_adapted_user_counts_item_effects():
     assert mrm.adapt_users(model, choices, features).get("ann").accuracy == 1
     plain = dataclasses.replace(model, item_effects=None)
     assert mrm.adapt_users(plain, choices, features).get("ann").accuracy == 0.5
+
+
+@pytest.mark.parametrize("users", [0, 1])
+def test_the_ids_of_many_items_need_no_second_user(users):
+    chosen = np.arange(2 * users, dtype=np.int32).reshape(users, 2)
+    part = Pairs(chosen, chosen + 5, np.ones((users, 2), np.float32), 0 * chosen)
+    found = id_features([part], 300)
+    assert found.shape == (300, 1)
+    assert np.isfinite(found).all()
+    assert found.any() == bool(users)
