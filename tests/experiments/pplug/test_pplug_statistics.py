@@ -163,7 +163,7 @@ def test_the_page():
     assert noted == told + "\n## Notes\n\n- a remark\n"
 
 
-@pytest.mark.parametrize("name", ["pplug_huffpost", "pplug_huffpost_after"])
+@pytest.mark.parametrize("name", ["pplug_huffpost", "pplug_huffpost_after", "pplug_ukpconvarg1"])
 def test_the_committed_page_is_that_of_the_committed_report(name):
     found = json.loads((RESULTS / name / "report.json").read_text())
     page = report.markdown(found["statistics"], found["notes"])
