@@ -127,7 +127,7 @@ def claim(out: Path) -> None:
             "written"
         )
     # Said at once, so that a demo that was interrupted can be run again in its folder.
-    write_json(out / "report.json", {"demo": True, "finished": False})
+    write_json(out / "report.json", pages.UNFINISHED)
 
 
 def _is_demo(path: Path) -> bool:

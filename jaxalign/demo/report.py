@@ -29,6 +29,8 @@ _PORTFOLIO = (
     "routed on", "prompts", "users", "to be gained", "mean regret", "worst regret",
     "share lost %", "below reference %",
 )  # fmt: skip
+UNFINISHED = {"demo": True, "finished": False}
+"""The report of a demo that has begun."""
 _ACCURACY = ("population", "rewards", "one model", "10 choices", "true taste", "gap closed", "95 %")
 
 
@@ -51,6 +53,9 @@ def write(
 
 def write_data(out: Path, answers: DemoAnswers, plan: Design, world: DemoData) -> list[str]:
     """Write the users' choices and the answers as files for other commands; return their names."""
+    # An earlier demo's report is not one of these files.
+    write_json(out / "report.json", UNFINISHED)
+    (out / "report.md").unlink(missing_ok=True)
     pairs = [(answers.prompts[p], t) for p, t in zip(answers.prompt, answers.texts, strict=True)]
     rows = ({"prompt": prompt, "answer": text} for prompt, text in pairs)
     shown = (text for prompt, text in pairs if prompt == answers.prompts[plan.held_out[0]])

@@ -83,7 +83,7 @@ def save_artifact(
         (('brevity',), [1.0], True)
     """
     text = json.dumps(asdict(about), sort_keys=True, allow_nan=False)
-    flat = flatten(arrays)
+    flat = {name: _as_stored(value) for name, value in flatten(arrays).items()}
     digest = _digest(kind, text, flat)
     _write(Path(path), flat, {"kind": kind, "format": FORMAT, "digest": digest, "about": text})
     return digest
@@ -207,6 +207,11 @@ def subtree(flat: Mapping[str, np.ndarray], name: str) -> Arrays:
     return unflatten({k.removeprefix(below): v for k, v in flat.items() if k.startswith(below)})
 
 
+def _as_stored(value: np.ndarray) -> np.ndarray:
+    """An array as it will be read: texts as wide as the longest, whatever they were cut out of."""
+    return np.asarray(value.tolist(), str) if value.dtype.kind == "U" else value
+
+
 def _write(path: Path, flat: Mapping[str, np.ndarray], meta: dict[str, object]) -> None:
     from safetensors.numpy import save_file
 
@@ -231,7 +236,7 @@ def _read(path: Path, expected: str) -> tuple[dict[str, np.ndarray], dict[str, o
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is damaged ({error}); expected {expected}.") from None
     texts = meta.get(_TEXTS, {})
-    return flat | {name: np.asarray(text) for name, text in texts.items()}, meta
+    return flat | {name: np.asarray(text, str) for name, text in texts.items()}, meta
 
 
 def _digest(kind: str, about: str, flat: Mapping[str, np.ndarray]) -> str:

@@ -347,6 +347,8 @@ def refuse_foreign_file(path: str | Path, option: str = "--out") -> None:
             with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as database:
                 kind = json.loads(database.execute("SELECT value FROM about").fetchone()[0])["kind"]
     except sqlite3.Error as error:
+        if _passing(error):
+            raise _refusal(f"{option} {path}", error) from None
         # What is damaged is replaced; a whole database that lacks the table is another program's.
         kind = None if error.sqlite_errorcode == sqlite3.SQLITE_ERROR else KIND
     except (ValueError, KeyError, TypeError):

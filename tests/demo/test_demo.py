@@ -190,6 +190,15 @@ def test_a_demo_is_replaced_and_so_is_an_interrupted_one(tmp_path):
     R.claim(tmp_path / "demo")
 
 
+def test_new_files_do_not_stand_beside_an_earlier_report(tmp_path):
+    for name, text in (("report.json", '{"demo": true, "users": 600}'), ("report.md", "600 users")):
+        (tmp_path / name).write_text(text)
+    files = demo.write_files(tmp_path, users=30)
+    found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert found.keys() == {"report.json", *files}
+    assert json.loads(found["report.json"]) == {"demo": True, "finished": False}
+
+
 @pytest.mark.parametrize(("users", "seed"), [(10, 0), (60, -1)])
 def test_senseless_arguments_are_refused_before_anything_is_written(tiny, tmp_path, users, seed):
     with pytest.raises(InputError, match="expected"):

@@ -108,3 +108,15 @@ def test_equal_artifacts_are_equal_bytes(tmp_path):
     for path in paths:
         save_artifact(path, "weights", About(("brevity",)), {"mean": np.ones(2), "name": "a"})
     assert len({path.read_bytes() for path in paths}) == 1
+
+
+@pytest.mark.parametrize(
+    "texts", [np.array(["a", "longer"])[:1], np.array([], str), np.array([["ab", "abc\0"]])]
+)
+def test_texts_of_any_width_come_back(texts, tmp_path):
+    path, about = tmp_path / "t.safetensors", About(("brevity",))
+    digest = save_artifact(path, "texts", about, {"words": texts})
+    found = load_artifact(path, "texts", About, REMEDY)
+    assert found.digest == digest
+    assert found.arrays["words"].tolist() == texts.tolist()
+    assert found.arrays["words"].dtype.kind == "U"

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import InputError
-from jaxalign.runs.user_store import AboutUsers, UserRecord, create_users, open_users
+from jaxalign.runs.user_store import (
+    AboutUsers,
+    UserRecord,
+    create_users,
+    open_users,
+    refuse_foreign_file,
+)
 
 
 @pytest.fixture
@@ -46,3 +52,15 @@ def test_weights_of_another_length_are_named_by_their_user(path):
         ),
     ):
         list(users.weights(4))
+
+
+def test_a_database_that_cannot_be_read_now_is_not_replaced(tmp_path):
+    path = tmp_path / "others.sqlite"
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE bookmarks (name TEXT)")
+        other.commit()
+        with pytest.raises(InputError, match="was not written by `jaxalign mrm adapt`"):
+            refuse_foreign_file(path)
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(InputError, match=r"cannot be used now .*locked"):
+            refuse_foreign_file(path)
