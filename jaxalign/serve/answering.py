@@ -325,8 +325,8 @@ def whole_body(prepared: PreparedRequest, reply: Reply, about: Json) -> Json:
 
 
 def event_line(body: object) -> bytes:
-    """Return a server-sent event."""
-    return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
+    """Return a server-sent event, in ASCII: many clients end lines at U+2028 and others too."""
+    return b"data: " + json.dumps(body).encode() + b"\n\n"
 
 
 class Streaming:

@@ -105,7 +105,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _event(self, chunk):
         whole = {"id": "up-1", "object": "chunk", "created": 1, "model": MODEL, **chunk}
-        self.wfile.write(b"data: " + json.dumps(whole).encode() + b"\n\n")
+        # As vLLM, which escapes nothing.
+        self.wfile.write(b"data: " + json.dumps(whole, ensure_ascii=False).encode() + b"\n\n")
         self.wfile.flush()
 
     def _send(self, status, body):

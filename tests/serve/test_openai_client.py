@@ -68,6 +68,21 @@ def test_streaming_gives_the_same_text_in_pieces(sdk, user, model):
     assert len({piece.id for piece in pieces}) == 1
 
 
+@pytest.mark.parametrize("model", ["auto", fake_upstream.MODEL])
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\u0085", "\r\n", "\x0b"])
+def test_ends_of_lines_in_an_answer_end_no_line_of_the_stream(
+    sdk, client, upstream, monkeypatch, model, end
+):
+    answer = f"Well,{end}it was fine: 😀."
+    monkeypatch.setattr(fake_upstream, "ANSWERS", (answer,))
+    asked = {"model": model, "messages": MESSAGES, "stream": True}
+    pieces = sdk.chat.completions.create(**asked)
+    assert "".join(c.delta.content or "" for piece in pieces for c in piece.choices) == answer
+    with client.stream("POST", "/v1/chat/completions", json=asked) as found:
+        lines = [line for line in found.iter_lines() if line]
+    assert all(line.startswith("data: ") for line in lines)
+
+
 def test_n_gives_n_plain_answers(sdk, user):
     found = sdk.chat.completions.create(model="auto", messages=MESSAGES, user=user, n=3)
     assert [c.message.content for c in found.choices] == list(fake_upstream.ANSWERS[:3])

@@ -283,16 +283,29 @@ def _seeded(call: Call, place: int) -> Call:
 
 async def _events(response: httpx.Response) -> AsyncIterator[ReplyChunk]:
     """Yield the pieces of a stream of server-sent events."""
-    async for line in response.aiter_lines():
-        if not line.startswith("data:"):
+    async for line in _lines(response):
+        if not line.startswith(b"data:"):
             continue
-        data = line.removeprefix("data:").strip()
-        if data == "[DONE]":
+        data = line.removeprefix(b"data:").strip()
+        if data == b"[DONE]":
             return
         try:
             yield ReplyChunk.model_validate_json(data)
         except ValidationError:
             raise _nonsense() from None
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Yield the lines of a stream. httpx ends lines at U+2028 and others too, which stand in JSON
+    as they are.
+    """
+    rest = b""
+    async for part in response.aiter_bytes():
+        *whole, rest = (rest + part).split(b"\n")
+        for line in whole:
+            yield line
+    if rest:
+        yield rest
 
 
 def _embedded(model: LanguageModel, prompt: str | Chat, soft: SoftTokens) -> str:
