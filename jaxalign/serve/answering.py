@@ -213,6 +213,7 @@ async def store_answers(
 
     Raises:
         StorageError, LimitReached: nothing was stored.
+        ApiError: nor was it, since the rewards cannot be read of the prompt.
     """
     if not prepared.stored or prepared.caller.user is None:
         return []
@@ -247,11 +248,13 @@ def _source(prepared: PreparedRequest, answer: str) -> str | None:
     return answer_key(question, answer)
 
 
-async def _if_room(storing: Awaitable[list[str]]) -> list[str]:
-    """The ids of stored answers, or none: a user at the limit of rows is answered too."""
+async def _ids_if_stored(storing: Awaitable[list[str]]) -> list[str]:
+    """The ids of stored answers, or none: a user at the limit of rows is answered too, and so is a
+    chat that rewards cannot be read of.
+    """
     try:
         return await storing
-    except LimitReached as error:
+    except (LimitReached, ApiError) as error:
         log("answers not stored", logging.WARNING, why=str(error))
         return []
 
@@ -407,7 +410,7 @@ async def _serve_and_store(
     served = await serve_reply(service, prepared)
     texts = [choice.content() for choice in served.reply.choices]
     stored = store_answers(service, prepared, texts, served.answer, served.features)
-    return served, await _if_room(stored)
+    return served, await _ids_if_stored(stored)
 
 
 async def answer_whole(service: Service, prepared: PreparedRequest) -> tuple[Json, dict[str, str]]:
@@ -448,7 +451,7 @@ async def stream_through(
     service.telemetry.tokens.inc(usage.completion_tokens if usage else 0)
     service.telemetry.answers.labels(answer.strategy).inc()
     answers = ["".join(texts[index]) for index in sorted(texts)]
-    ids = await _if_room(store_answers(service, prepared, answers, answer))
+    ids = await _ids_if_stored(store_answers(service, prepared, answers, answer))
     yield event_line({**(held or {}), "jaxalign": explain(prepared, answer, ids)})
     for line in wire.usage(usage):
         yield line

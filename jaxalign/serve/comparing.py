@@ -63,7 +63,8 @@ async def compare(service: Service, prepared: PreparedRequest) -> Json:
     """Draw answers, and return the two whose comparison is most informative.
 
     Raises:
-        ApiError: no user is named, or nothing is stored that a choice could be learned from.
+        ApiError: no user is named, nothing is stored that a choice could be learned from, or the
+            rewards cannot be read of the prompt.
     """
     prepared.caller.require_user()
     if not prepared.stored:

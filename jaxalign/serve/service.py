@@ -14,6 +14,7 @@ from jaxalign.models.chat import Chat
 from jaxalign.serve.api_errors import ApiError
 from jaxalign.serve.config import ServeConfig
 from jaxalign.serve.engines import AnswerEngine
+from jaxalign.serve.engines.registry import known_roles
 from jaxalign.serve.guards import Guard
 from jaxalign.serve.identity import Caller, CallerGate
 from jaxalign.serve.learning import (
@@ -181,6 +182,14 @@ class Service:
         )
 
     async def read_rewards(self, prompt: str | Chat, texts: Sequence[str]) -> np.ndarray:
-        """Return the base rewards [N, K] of answers to one prompt."""
-        prompts = [prompt] * len(texts)
-        return await asyncio.to_thread(self.space.read, prompts, list(texts))
+        """Return the base rewards [N, K] of answers to one prompt.
+
+        Raises:
+            ApiError: a prompt that they cannot be read of, such as one that the chat template of a
+                reward model refuses.
+        """
+        prompts = [known_roles(prompt)] * len(texts)
+        try:
+            return await asyncio.to_thread(self.space.read, prompts, list(texts))
+        except InputError as error:
+            raise ApiError(400, f"The rewards cannot be read: {error}", "invalid_prompt") from None

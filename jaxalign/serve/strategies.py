@@ -16,6 +16,7 @@ from jaxalign.personalize.strategies.base import (
     chosen_answer,
 )
 from jaxalign.personalize.utility import Utility
+from jaxalign.serve.api_errors import ApiError
 from jaxalign.serve.cancelling import cancelling
 from jaxalign.serve.engines import AnswerEngine, Call
 from jaxalign.serve.offered import OfferedPolicies
@@ -32,7 +33,8 @@ class StrategyInputs(NamedTuple):
         call: the request, as an engine takes it.
         prompt: its prompt, as rewards read it.
         utility: mean and covariance of the user's weights.
-        read: of texts to their base rewards [N, K], as answers to the prompt.
+        read: of texts to their base rewards [N, K], as answers to the prompt; an `ApiError` where
+            they cannot be read.
         rule: when an answer other than the plain one is served.
         samples: answers that may be drawn.
         gate: of the base rewards [N, K] of the draws to why the user is left alone on them, None
@@ -127,10 +129,24 @@ def however_sure(inputs: StrategyInputs) -> StrategyInputs:
 
 
 async def answer_by_rule(inputs: StrategyInputs) -> ServedReply:
-    """Serve the best draw where it is likely enough to be better, and else the first."""
+    """Serve the best draw where it is likely enough to be better, and else the first; that one
+    too where the rewards cannot be read of the prompt.
+    """
     reply = await inputs.engine.complete(inputs.call._replace(n=inputs.samples))
     texts = [choice.content() for choice in reply.choices]
-    return serve_draw(inputs, reply, await inputs.read(texts))
+    try:
+        values = await inputs.read(texts)
+    except ApiError as error:
+        answer = PersonalAnswer(texts[0], "plain", ASKED_FOR, 0.0, None, None)
+        why = error.message[:1].lower() + error.message[1:].rstrip(".")
+        return ServedReply(_draw(reply, 0), answer, why=why)
+    return serve_draw(inputs, reply, values)
+
+
+def _draw(reply: Reply, number: int) -> Reply:
+    """The reply with one of its draws alone."""
+    served = reply.choices[number].model_copy(update={"index": 0})
+    return reply.model_copy(update={"choices": [served]})
 
 
 def serve_draw(inputs: StrategyInputs, reply: Reply, values: np.ndarray) -> ServedReply:
@@ -147,9 +163,7 @@ def serve_draw(inputs: StrategyInputs, reply: Reply, values: np.ndarray) -> Serv
     option = 0 if why else inputs.rule.choose(gains)
     words = [f"answer {place} of {len(texts)}" for place in range(1, len(texts) + 1)]
     answer = chosen_answer(texts[option], "best_of", words, option, gains)
-    served = reply.choices[option].model_copy(update={"index": 0})
-    kept = reply.model_copy(update={"choices": [served]})
-    return ServedReply(kept, answer, values[option : option + 1], why, option)
+    return ServedReply(_draw(reply, option), answer, values[option : option + 1], why, option)
 
 
 async def answer_auto(inputs: StrategyInputs) -> ServedReply:

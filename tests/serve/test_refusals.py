@@ -248,6 +248,50 @@ def test_more_requests_than_may_wait(tmp_path, upstream_server, upstream):
     assert found.headers["retry-after"]
 
 
+@pytest.fixture
+def strict_rewards(served, monkeypatch):
+    """Rewards that refuse a system turn, as the template of a Gemma does; the roles they read."""
+    space, roles = served.service.space, []
+
+    def read(prompts, answers):
+        roles.extend(turn["role"] for turn in prompts[0])
+        if "system" in roles:
+            raise InputError("the chat template refuses these turns (no system); remove them.")
+        return space.read(prompts, answers)
+
+    monkeypatch.setattr(served.service, "space", dataclasses.replace(space, read=read))
+    return roles
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("model", ["auto", fake_upstream.MODEL])
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_chat_that_rewards_cannot_be_read_of_is_answered_plainly_and_not_stored(
+    client, user, folder, strict_rewards, model, role, stream
+):
+    turns = [{"role": role, "content": "Be brief."}, *CHAT["messages"]]
+    body = {"model": model, "messages": turns, "user": user, "stream": stream}
+    found = client.post("/v1/chat/completions", json=body)
+    assert found.status_code == 200, found.text
+    last = found.text.split("\n\n")[-3].removeprefix("data: ") if stream else found.text
+    about = json.loads(last)["jaxalign"]
+    assert (about["strategy"], about["answers"]) == ("plain", [])
+    assert ("refuses these turns (no system)" in about["reason"]) == (model == "auto")
+    assert not [row for row in rows_of(folder) if row[2] == f"local:{user}"]
+    assert "developer" not in strict_rewards
+    refused = client.post("/v1/compare", json=body)
+    assert error_of(refused) == (400, "invalid_prompt")
+
+
+def test_an_edit_that_rewards_cannot_be_read_of_is_refused(client, user, strict_rewards):
+    (answer,) = client.post("/v1/chat/completions", json={**CHAT, "user": user}).json()["jaxalign"][
+        "answers"
+    ]
+    strict_rewards.append("system")
+    edit = {"response_id": answer, "edited": "A day.", "user": user}
+    assert error_of(client.post("/v1/feedback", json=edit)) == (400, "invalid_prompt")
+
+
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory, upstream_server):
     folder = tmp_path_factory.mktemp("keyed")
