@@ -18,6 +18,8 @@ from jaxalign.serve.api_errors import ApiError
 
 WEBUI_TOKEN = "x-openwebui-user-jwt"
 WEBUI_USER = "x-openwebui-user-id"
+_JWT, _USER = "X-OpenWebUI-User-Jwt", "X-OpenWebUI-User-Id"
+"""The same headers, as messages name them."""
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _FIELDS = {"name", "sha256", "user", "acts_for"}
@@ -227,7 +229,7 @@ class CallerGate:
 
         Raises:
             ApiError: no known key, a user whom the key does not speak for, a signed identity that
-                cannot be verified, or names that disagree.
+                cannot be verified, a header that should be signed, or names that disagree.
         """
         key = self.key_of(headers)
         named = self._named(headers, by_field)
@@ -247,6 +249,13 @@ class CallerGate:
                 f"The request names different users in {' and '.join(named)}; expected one.",
                 "users_disagree",
             )
+        if self.webui_secret is not None and _USER in named and _JWT not in named:
+            raise ApiError(
+                401,
+                f"{_USER} is not signed, and this service has the secret of signed identities; "
+                f"expected {_JWT}: set FORWARD_USER_INFO_HEADER_JWT_SECRET in open-webui.",
+                "identity_not_signed",
+            )
         name = next(iter(named.values()), None)
         return Caller(key, None if name is None else f"{key.name}:{name}")
 
@@ -258,8 +267,8 @@ class CallerGate:
         """The users that a request names, by where it does."""
         found: dict[str, object] = {}
         if WEBUI_TOKEN in headers:
-            found["X-OpenWebUI-User-Jwt"] = self._verified(headers[WEBUI_TOKEN])
-        found |= {"X-OpenWebUI-User-Id": headers.get(WEBUI_USER), **by_field}
+            found[_JWT] = self._verified(headers[WEBUI_TOKEN])
+        found |= {_USER: headers.get(WEBUI_USER), **by_field}
         given = {place: value for place, value in found.items() if value is not None}
         for place, value in given.items():
             if not _is_user(value):
@@ -276,7 +285,7 @@ class CallerGate:
         if self.webui_secret is None:
             raise ApiError(
                 401,
-                "X-OpenWebUI-User-Jwt cannot be verified: the service has no secret for it; set "
+                f"{_JWT} cannot be verified: the service has no secret for it; set "
                 "JAXALIGN_WEBUI_SECRET to open-webui's FORWARD_USER_INFO_HEADER_JWT_SECRET.",
                 "invalid_token",
             )
@@ -289,7 +298,5 @@ class CallerGate:
                 options={"require": ["exp", "iss", "sub"]},
             )
         except jwt.PyJWTError as error:
-            raise ApiError(
-                401, f"X-OpenWebUI-User-Jwt cannot be verified ({error}).", "invalid_token"
-            ) from None
+            raise ApiError(401, f"{_JWT} cannot be verified ({error}).", "invalid_token") from None
         return claims["sub"]

@@ -354,6 +354,8 @@ def test_a_bound_key_is_its_user_and_nobody_else(keyed, upstream):
     [
         ({"x-openwebui-user-id": "bob"}, {"user": "ann"}, (400, "users_disagree")),
         ({"x-openwebui-user-id": ""}, {}, (400, "invalid_user")),
+        ({"x-openwebui-user-id": "bob"}, {}, (401, "identity_not_signed")),
+        ({"x-openwebui-user-id": "bob"}, {"user": "bob"}, (401, "identity_not_signed")),
         ({}, {"metadata": {"user_id": 3}}, (400, "invalid_user")),
         ({"x-openwebui-user-jwt": token("another secret of many bytes, yes")}, {},
          (401, "invalid_token")),
