@@ -25,6 +25,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _FIELDS = {"name", "sha256", "user", "acts_for"}
 _KEY_BYTES = 32
 _LONGEST_USER = 256
+_LEEWAY_SECONDS = 30  # by which the clock of open-webui may differ
 _A_USER = f"a text of 1 to {_LONGEST_USER} characters, none of them null"
 _REMEDY = "write it with `jaxalign serve --keys FILE --new-key NAME`"
 
@@ -295,6 +296,7 @@ class CallerGate:
                 self.webui_secret,
                 algorithms=["HS256"],
                 issuer=self.webui_issuer,
+                leeway=_LEEWAY_SECONDS,
                 options={"require": ["exp", "iss", "sub"]},
             )
         except jwt.PyJWTError as error:

@@ -85,8 +85,10 @@ def test_tasks_are_answered_plainly_and_not_stored(client, user, folder, upstrea
     assert not [row for row in rows_of(folder) if row[2] == f"local:{user}"]
 
 
-def test_a_signed_user_is_believed(tmp_path, upstream_server, upstream):
-    now = int(time.time())
+@pytest.mark.parametrize("seconds", [0, 5, -305])
+def test_a_signed_user_is_believed(tmp_path, upstream_server, upstream, seconds):
+    """By a clock that differs by some seconds too."""
+    now = int(time.time()) + seconds
     claims = {
         "sub": "ann", "email": "ann@example.org", "name": "Ann", "role": "user",
         "iss": "open-webui", "iat": now, "exp": now + 300,
