@@ -21,7 +21,7 @@ from jaxalign.serve.answering import (
 from jaxalign.serve.api_errors import ApiError
 from jaxalign.serve.service import Service
 from jaxalign.serve.store.events import Json
-from jaxalign.serve.strategies import ServedReply, however_sure, serve_draw
+from jaxalign.serve.strategies import ServedReply, however_sure, is_greedy, serve_draw
 from jaxalign.serve.wire import Reply, TokenUsage
 
 LEAST_NATS = 0.01
@@ -63,8 +63,8 @@ async def compare(service: Service, prepared: PreparedRequest) -> Json:
     """Draw answers, and return the two whose comparison is most informative.
 
     Raises:
-        ApiError: no user is named, nothing is stored that a choice could be learned from, or the
-            rewards cannot be read of the prompt.
+        ApiError: no user is named, nothing is stored that a choice could be learned from, the
+            temperature is 0, or the rewards cannot be read of the prompt.
     """
     prepared.caller.require_user()
     if not prepared.stored:
@@ -72,7 +72,16 @@ async def compare(service: Service, prepared: PreparedRequest) -> Json:
         if service.config.store != "none":
             why = "The prompt is a task of the chat application, of which nothing is stored"
         raise ApiError(409, f"{why} that a choice could be learned from.", "nothing_stored")
-    reply = await service.engine.complete(call_of(prepared, service.config.samples))
+    call = call_of(prepared, service.config.samples)
+    if is_greedy(call):
+        raise ApiError(
+            400,
+            "temperature: found 0, at which all answers are alike; expected more than 0 to draw "
+            "answers that can be compared.",
+            "invalid_value",
+            "temperature",
+        )
+    reply = await service.engine.complete(call)
     texts = [choice.content() for choice in reply.choices]
     values = await service.read_rewards(prepared.prompt, texts)
     pair, nats = most_informative(prepared.taste.utility, values)

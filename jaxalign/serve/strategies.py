@@ -143,6 +143,11 @@ async def answer_by_rule(inputs: StrategyInputs) -> ServedReply:
     return serve_draw(inputs, reply, values)
 
 
+def is_greedy(call: Call) -> bool:
+    """Return whether all draws of a call are alike; vLLM refuses to draw more than one of them."""
+    return call.body.get("temperature") == 0
+
+
 def _draw(reply: Reply, number: int) -> Reply:
     """The reply with one of its draws alone."""
     served = reply.choices[number].model_copy(update={"index": 0})
@@ -189,13 +194,14 @@ async def answer_largest_gain(inputs: StrategyInputs) -> ServedReply:
     """Serve the best draw or the best policy, whichever gains more for the user by the rule.
 
     A policy that is not likely enough to be better is not drawn from. Both are drawn at once. At
-    temperature 0 all draws are alike, so that only policies can gain.
+    temperature 0 one answer is drawn, so that only policies can gain.
     """
+    if is_greedy(inputs.call):
+        inputs = inputs._replace(samples=1)
     if inputs.policies is None:
         return await answer_by_rule(inputs)
     policy, expected = inputs.policies.choose(inputs.utility, inputs.rule)
-    greedy = inputs.call.body.get("temperature") == 0
-    by_rule = answer_by_rule(inputs._replace(samples=1 if greedy else inputs.samples))
+    by_rule = answer_by_rule(inputs)
     if policy is None:
         served = await by_rule
         if served.answer.strategy == "plain" and expected.held_back:

@@ -304,6 +304,26 @@ def test_a_draw_that_gains_is_served_before_a_persona(mean, expected):
     assert served.reply.usage.completion_tokens == 3
 
 
+@pytest.mark.parametrize("persona", [True, False])
+def test_at_temperature_0_one_draw_is_requested_beside_a_persona(persona):
+    """vLLM refuses several."""
+    drawn = []
+
+    class Greedy(Drawing):
+        async def complete(self, call):
+            drawn.append(call.n)
+            return await super().complete(call)
+
+    async def read(texts):
+        return np.zeros((len(texts), 1))
+
+    given = inputs_of(0.5, Greedy())
+    given = given._replace(call=Call("text", {"temperature": 0}, "hen"), read=read)
+    served = asyncio.run(STRATEGIES["auto"](given if persona else given._replace(persona=None)))
+    assert served.answer.strategy == ("persona" if persona else "plain")
+    assert set(drawn) == {1}
+
+
 @pytest.fixture
 def embeddings(upstream):
     upstream.takes_embeddings = True

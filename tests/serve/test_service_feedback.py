@@ -130,6 +130,13 @@ def test_comparison_gives_the_pair_that_tells_most(client, user):
     assert client.post("/v1/feedback", json=said).json()["feedback_used"] == 1
 
 
+def test_a_comparison_of_answers_that_are_all_alike_is_refused(client, user, upstream):
+    found = client.post("/v1/compare", json={**CHAT, "user": user, "temperature": 0})
+    assert (found.status_code, found.json()["error"]["param"]) == (400, "temperature")
+    assert "all answers are alike" in found.json()["error"]["message"]
+    assert upstream.requests == []
+
+
 def test_a_comparison_that_does_not_pay_holds_the_answer_of_the_same_draws(
     client, user, upstream, monkeypatch
 ):
