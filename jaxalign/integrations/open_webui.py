@@ -104,11 +104,14 @@ def read_rating(values: Mapping[str, object]) -> WebuiRating:
             raise found
         case RatingRow():
             chat, message = (str(child(values["meta"], f"{name}_id")) for name in _NAMES)
+            up = as_number(child(values["data"], "rating")) > 0
+            # A thumb may be corrected within the second that `updated_at` states.
+            state = (row.identifier("id"), str(values.get("updated_at")), message, str(up))
             return WebuiRating(
                 found.user,
-                as_number(child(values["data"], "rating")) > 0,
+                up,
                 (answer_key(chat, message), answer_key(_last(found.prompt), _last(found.answer))),
-                answer_key(row.identifier("id"), str(values.get("updated_at")), message),
+                answer_key(*state),
             )
         case ChoiceRow():
             raise RowError(f"{row.where}: {_COMPARED}", _COMPARED)
@@ -149,7 +152,7 @@ class Poller:
 
     def __init__(self, webui: httpx.Client, service: httpx.Client) -> None:
         self._webui, self._service = webui, service
-        self._sent: dict[str, object] = {}
+        self._sent: dict[str, str] = {}  # states of rows by their id
 
     def poll(self) -> Polled:
         """Send what is new or has changed since the last call, and return what became of it.
@@ -160,8 +163,9 @@ class Poller:
         """
         joined, left = 0, dict[str, int]()
         for row in self._rows():
-            key, state = str(row.get("id")), row.get("updated_at", row.get("data"))
-            if key in self._sent and self._sent[key] == state:
+            key = str(row.get("id"))
+            state = str((row.get("updated_at"), child(row, "data", "rating")))
+            if self._sent.get(key) == state:
                 continue
             reasons: Iterable[object]
             try:

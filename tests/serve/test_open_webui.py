@@ -114,6 +114,11 @@ def exported():
     return row
 
 
+def ratings_of(client, user):
+    export = client.get("/v1/user/export", params={"id": user}).json()
+    return [row["value"]["rating"] for row in export["events"] if row["kind"] == "rating"]
+
+
 HI = {"model": fake_upstream.MODEL, "messages": [{"role": "user", "content": "Hi"}]}
 
 
@@ -187,9 +192,23 @@ def test_the_export_is_polled_and_each_row_is_sent_once(client, user, upstream, 
         assert poller.poll() == (0, {})
         rows[0] = {**rows[0], "data": {"rating": -1}, "updated_at": 1700000002}
         assert poller.poll() == (1, {})
+        rows[0] = {**rows[0], "data": {"rating": 1}}  # within the same second
+        assert poller.poll() == (1, {})
+        assert poller.poll() == (0, {})
     with client_with("wrong") as asked, pytest.raises(InputError, match="status 401"):
         Poller(asked, client).poll()
     assert client.get("/v1/user", params={"id": user}).json()["feedback_used"] == 1
+    assert ratings_of(client, user) == [1, -1, 1]
+
+
+@pytest.mark.parametrize("changes", [{}, {"updated_at": None}])
+def test_a_thumb_that_is_corrected_within_a_second(client, user, upstream, exported, changes):
+    said = client.post("/v1/chat/completions", json=HI, headers=headers(user)).json()
+    answer = said["choices"][0]["message"]["content"]
+    for rating in (1, -1, -1):
+        row = exported(f"{user}-1", rating, user, answer, **changes)
+        assert client.post("/v1/integrations/open-webui", json=row).json()["joined"] == 1
+    assert ratings_of(client, user) == [1, -1]
 
 
 @pytest.mark.parametrize(
