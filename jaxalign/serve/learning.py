@@ -217,8 +217,8 @@ def unseen_rows(
     first = events.first_feedback(connection, user)
     if state.first == first:
         rows = events.feedback(connection, user, state.last)
-        known = {row.id for row in rows} | {row.id for row in state.newest.values()}
-        if all(events.about_same(connection, row) <= known for row in rows):
+        known = {None} | {row.id for row in state.newest.values()}
+        if all(events.last_about_same(connection, row, state.last) in known for row in rows):
             return row.version, state, current_feedback(rows)
     rows = current_feedback(events.feedback(connection, user))
     return row.version, replace(empty, first=first), rows

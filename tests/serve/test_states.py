@@ -131,6 +131,22 @@ def test_a_row_that_is_replaced_is_taken_out(database, replaced, read):
     expect_rebuilt(database, state)
 
 
+def test_a_row_that_is_replaced_time_and_again_is_taken_out_each_time(database):
+    write(database, *(row(number) for number in range(99)))
+    state, _ = follow(database, first_state(SPACE))
+    for number in range(200, 204):
+        write(database, row(number, "answer-90", row(90).kind))
+        state, read = follow(database, state)
+        assert (read, state.taste.used) == (1, 99)
+        expect_rebuilt(database, state)
+    write(database, *(row(number) for number in range(300, 300 + MOST_NEWEST)))
+    state, _ = follow(database, state)
+    write(database, row(400, "answer-90", row(90).kind))  # no longer among the newest
+    state, read = follow(database, state)
+    assert read == state.taste.used == 99 + MOST_NEWEST
+    expect_rebuilt(database, state)
+
+
 def test_rows_that_come_together_and_replace_each_other_count_once(database):
     state = first_state(SPACE)
     write(database, row(1), row(2, "answer-1", row(1).kind), row(4, space="another"))

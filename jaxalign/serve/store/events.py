@@ -235,16 +235,15 @@ def first_feedback(connection: Connection, user: str) -> str | None:
     return None if found is None else str(found)
 
 
-def about_same(connection: Connection, event: Event) -> set[str]:
-    """Return the ids of all feedback of one kind about one subject."""
-    found = connection.execute(
-        text(
-            "SELECT id FROM events WHERE user_id = :user AND kind = :kind AND subject = :subject "
-            "AND kind <> 'answers'"
-        ),
-        {"user": event.user, "kind": event.kind, "subject": event.subject},
-    )
-    return {str(row[0]) for row in found}
+def last_about_same(connection: Connection, event: Event, until: int) -> str | None:
+    """Return the id of the last feedback of one kind about one subject up to a time."""
+    found = scalar(
+        connection,
+        "SELECT id FROM events WHERE user_id = :user AND kind = :kind AND subject = :subject "
+        "AND kind <> 'answers' AND received <= :until ORDER BY received DESC, id DESC LIMIT 1",
+        user=event.user, kind=event.kind, subject=event.subject, until=until,
+    )  # fmt: skip
+    return None if found is None else str(found)
 
 
 def choices_with_answers(
