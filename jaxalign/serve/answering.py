@@ -439,6 +439,9 @@ async def stream_through(
             if held is not None:
                 yield event_line(held)
             for choice in chunk.choices:
+                # Clients take the role from the first piece, which not every engine states.
+                if choice.index not in texts and choice.delta is not None:
+                    choice.delta.role = choice.delta.role or "assistant"
                 texts.setdefault(choice.index, []).append(choice.content())
             # One piece is held back, so that the last one can say what was kept.
             held = {

@@ -63,6 +63,8 @@ def test_streaming_gives_the_same_text_in_pieces(sdk, user, model):
     assert set(finishes[:-1]) == {None}
     assert pieces[-1].usage.completion_tokens > 0
     assert not pieces[-1].choices
+    roles = [c.delta.role for piece in pieces for c in piece.choices]
+    assert (roles[0], set(roles[1:])) == ("assistant", {None})
     about = pieces[-2].model_extra["jaxalign"]
     assert about["answers"] == [f"{pieces[0].id}.0"]
     assert len({piece.id for piece in pieces}) == 1
