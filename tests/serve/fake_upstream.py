@@ -29,6 +29,8 @@ class _Handler(BaseHTTPRequestHandler):
         world = self.server.world
         if world.mode == "fail_models":
             return self._send(500, {"error": {"message": "secret of the inside"}})
+        if world.mode == "lists_nothing":
+            return self._send(404, {"detail": "Not Found"})
         data = [
             {"id": name, "object": "model", "parent": base} for name, base in world.models.items()
         ]

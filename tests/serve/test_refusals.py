@@ -220,6 +220,19 @@ def test_an_engine_that_is_down_or_slow(tmp_path, upstream_server, upstream):
         assert client.get("/healthz").json() == {"status": "ok"}
 
 
+def test_an_engine_that_lists_no_models_is_ready_where_its_model_is_named(
+    tmp_path, upstream_server, upstream
+):
+    config = config_of(tmp_path, upstream_server)
+    named = dataclasses.replace(config.engine, model="fake-model")
+    upstream.mode = "lists_nothing"
+    with client_of(dataclasses.replace(config, engine=named)) as client:
+        assert client.get("/readyz").json() == {"status": "ready"}
+        assert client.post("/v1/chat/completions", json=CHAT).status_code == 200
+        upstream.mode = "fail_models"
+        assert error_of(client.get("/readyz")) == (503, "engine_not_ready")
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("dropped", "status"), [(1, 200), (2, 200), (9, 502)])
 def test_a_connection_that_the_engine_closes_before_it_answers(

@@ -227,9 +227,10 @@ class UpstreamEngine:
                 raise _unreachable(error) from error
 
     async def is_ready(self) -> bool:
-        """Return whether the server answers."""
+        """Return whether the server answers; some list no models, with a status such as 404."""
         try:
-            return (await self._client.get("models")).status_code < httpx.codes.BAD_REQUEST
+            found = await self._client.get("models")
+            return found.status_code < httpx.codes.INTERNAL_SERVER_ERROR
         except httpx.HTTPError:
             return False
 
