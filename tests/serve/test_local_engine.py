@@ -116,6 +116,22 @@ def test_what_cannot_be_drawn_is_refused(client, change, status, code, stream):
     assert (found.status_code, found.json()["error"]["code"]) == (status, code)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_prompts_that_are_refused_say_why_and_name_their_field(client, stream, monkeypatch):
+    engine = client.service.service.engine
+    body = {"model": engine.model, "stream": stream}
+    refused = client.post("/v1/completions", json={**body, "prompt": "x" * 500}).json()["error"]
+    assert (refused["code"], refused["param"]) == ("context_length_exceeded", "prompt")
+    assert "--" not in refused["message"]
+    strict = "{{ raise_exception('no such role') }}"
+    monkeypatch.setattr(engine._language.tokenizer, "chat_template", strict)
+    found = client.post("/v1/chat/completions", json={**CHAT, **body})
+    refused = found.json()["error"]
+    assert (found.status_code, refused["code"]) == (400, "invalid_prompt")
+    assert refused["param"] == "messages"
+    assert "no such role" in refused["message"]
+
+
 def test_a_stop_text_ends_an_answer_and_is_left_out(folder):
     async def use(engine):
         whole = await engine.complete(Call("chat", GREEDY, PROMPT))

@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxalign.data.importers.registry import child
 from jaxalign.errors import InputError
-from jaxalign.models.chat import Completion, prompt_ids
+from jaxalign.models.chat import Completion
 from jaxalign.models.generate import GenerationArguments
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.stream import StreamedPiece
@@ -37,7 +37,7 @@ from jaxalign.serve.engines.registry import (
     Call,
     known_roles,
     register_engine,
-    too_long,
+    tokens_of,
     too_many,
 )
 from jaxalign.serve.tasks import requested_fields
@@ -244,10 +244,7 @@ class LocalEngine:
         body, policies = call.body, self._policies
         policy = policies.number(call.policy)
         prompt = policies.prompt(known_roles(call.prompt), policy)
-        try:
-            ids = prompt_ids(self._language, prompt, 1 + self._reserved)
-        except InputError as error:
-            raise too_long(error) from None
+        ids = tokens_of(self._language, prompt, call.endpoint, 1 + self._reserved)
         room = self._room - len(ids)
         most = body.get("max_completion_tokens") or body.get("max_tokens") or _MAX_TOKENS
         temperature, top_p = body.get("temperature"), body.get("top_p")

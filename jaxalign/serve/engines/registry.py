@@ -6,7 +6,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from jaxalign.errors import InputError
-from jaxalign.models.chat import Chat
+from jaxalign.models.chat import Chat, tokenize_prompt
+from jaxalign.models.language import LanguageModel
 from jaxalign.serve.api_errors import ApiError
 from jaxalign.serve.config import EngineConfig
 from jaxalign.serve.wire import Endpoint, Reply, ReplyChunk
@@ -154,9 +155,36 @@ def known_roles(prompt: str | Chat) -> str | Chat:
     )
 
 
-def too_long(error: InputError) -> ApiError:
-    """Return the refusal of a prompt that the model's context has no room for."""
-    return ApiError(400, str(error), "context_length_exceeded", "messages")
+def tokens_of(
+    model: LanguageModel, prompt: str | Chat, endpoint: Endpoint, reserved: int
+) -> list[int]:
+    """Return the token ids of the prompt of a request.
+
+    Args:
+        model: that answers.
+        prompt: of the request, with roles that templates know.
+        endpoint: of the request, which names the field of the prompt.
+        reserved: tokens of the context that are needed for other things.
+
+    Raises:
+        ApiError: the template refuses the prompt, or the context has no room for it.
+    """
+    field = "prompt" if endpoint == "text" else "messages"
+    try:
+        ids = tokenize_prompt(model, prompt, field)
+    except InputError as error:
+        raise ApiError(400, str(error), "invalid_prompt", field) from None
+    room = model.config.positions - reserved
+    if len(ids) > room:
+        raise ApiError(
+            400,
+            f"{field}: found {len(ids)} tokens, expected {room} at most, since the context of "
+            f"{model.name} has {model.config.positions} and {reserved} are reserved for the answer "
+            "and soft tokens; shorten the prompt.",
+            "context_length_exceeded",
+            field,
+        )
+    return ids
 
 
 def too_many(most: int) -> ApiError:

@@ -15,7 +15,6 @@ from jaxalign.data.torch_files import tensor_bytes
 from jaxalign.errors import InputError
 from jaxalign.experiments.pplug.ask import embed_with_soft_tokens
 from jaxalign.integrations.open_webui import is_address
-from jaxalign.models.chat import Chat, prompt_ids
 from jaxalign.models.language import LanguageModel
 from jaxalign.serve.api_errors import ApiError
 from jaxalign.serve.cancelling import cancelling
@@ -27,7 +26,7 @@ from jaxalign.serve.engines.registry import (
     SoftTokens,
     known_roles,
     register_engine,
-    too_long,
+    tokens_of,
     too_many,
 )
 from jaxalign.serve.telemetry import log
@@ -244,7 +243,7 @@ class UpstreamEngine:
         opened = self._config.opened_plug
         if call.soft is None or opened is None:
             return call.endpoint, body
-        embeds = await asyncio.to_thread(_embedded, opened.plug.model, call.prompt, call.soft)
+        embeds = await asyncio.to_thread(_embedded, opened.plug.model, call, call.soft)
         for name in ("messages", "prompt", "max_completion_tokens"):
             body.pop(name, None)
         if call.endpoint == "chat":  # of texts, servers draw few tokens where none are stated
@@ -309,12 +308,9 @@ async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
         yield rest
 
 
-def _embedded(model: LanguageModel, prompt: str | Chat, soft: SoftTokens) -> str:
+def _embedded(model: LanguageModel, call: Call, soft: SoftTokens) -> str:
     """The embeddings of a prompt with its soft tokens, as vLLM takes them."""
-    try:
-        ids = prompt_ids(model, known_roles(prompt), 1 + len(soft.values))
-    except InputError as error:
-        raise too_long(error) from None
+    ids = tokens_of(model, known_roles(call.prompt), call.endpoint, 1 + len(soft.values))
     values = embed_with_soft_tokens(model, ids, soft.values, soft.start(len(ids)))
     return base64.b64encode(tensor_bytes(values)).decode()
 
