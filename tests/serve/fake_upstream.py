@@ -57,6 +57,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(429, {"error": {"message": "slow down"}})
         if mode == "nonsense":
             return self._send(200, {"no": "choices"})
+        if mode == "break" and not body.get("stream"):
+            self.close_connection = True
+            return self._send(200, self._reply(body, 1), missing=10)
         if mode == "slow":
             time.sleep(world.pause)
         if body.get("stream"):
@@ -111,13 +114,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"data: " + json.dumps(whole, ensure_ascii=False).encode() + b"\n\n")
         self.wfile.flush()
 
-    def _send(self, status, body):
+    def _send(self, status, body, missing=0):
+        """Send a body, or break off before its last bytes."""
         data = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
+        self.wfile.write(data[: len(data) - missing])
 
 
 class World:

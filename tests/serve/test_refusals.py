@@ -205,6 +205,13 @@ def test_an_engine_that_breaks_off_in_a_stream(client, upstream, user, folder):
     assert not [row for row in rows_of(folder) if row[2] == f"local:{user}"]
 
 
+def test_an_answer_that_breaks_off_is_not_drawn_again(client, upstream):
+    upstream.mode = "break"
+    found = client.post("/v1/chat/completions", json={**CHAT, "model": fake_upstream.MODEL})
+    assert error_of(found) == (502, "engine_unreachable")
+    assert len(upstream.requests) == 1
+
+
 def test_an_engine_that_is_down_or_slow(tmp_path, upstream_server, upstream):
     config = config_of(tmp_path, upstream_server, most_waiting=1)
     slow = dataclasses.replace(config.engine, read_seconds=0.1, model="fake-model")

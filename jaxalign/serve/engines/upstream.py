@@ -176,23 +176,28 @@ class UpstreamEngine:
         endpoint, body = await self._sent(call)
         body |= {"n": n} if n > 1 else {}
         response = await self._post(endpoint, body)
-        if response.status_code != httpx.codes.OK:
-            raise _refused(response.status_code, response.content, response.headers)
         try:
-            reply = Reply.model_validate_json(response.content)
+            async with contextlib.aclosing(response):
+                content = await response.aread()
+        except httpx.HTTPError as error:
+            raise _unreachable(error) from error
+        if response.status_code != httpx.codes.OK:
+            raise _refused(response.status_code, content, response.headers)
+        try:
+            reply = Reply.model_validate_json(content)
         except ValidationError:
             raise _nonsense() from None
         return reply if endpoint == call.endpoint else _as_chat(reply)
 
-    async def _post(
-        self, endpoint: Endpoint, body: dict[str, object], stream: bool = False
-    ) -> httpx.Response:
-        """The response, of which a stream is not read yet; requested again where it broke."""
+    async def _post(self, endpoint: Endpoint, body: dict[str, object]) -> httpx.Response:
+        """The response, whose body is not read yet; requested again where none came. What breaks
+        off in its body has been drawn, and is not drawn again.
+        """
         request = self._client.build_request("POST", PATHS[endpoint], json=body)
         attempt = 0
         while True:
             try:
-                return await self._client.send(request, stream=stream)
+                return await self._client.send(request, stream=True)
             except httpx.HTTPError as error:
                 if attempt == _RETRIES or not isinstance(error, _REPEATED):
                     raise _unreachable(error) from error
@@ -208,7 +213,7 @@ class UpstreamEngine:
         async with self._place():
             endpoint, body = await self._sent(call)
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-            response = await self._post(endpoint, body, stream=True)
+            response = await self._post(endpoint, body)
             try:
                 async with contextlib.aclosing(response):
                     if response.status_code != httpx.codes.OK:
