@@ -59,6 +59,14 @@ def add(commands: Commands) -> None:
         help="answers (of openai: requests) that may wait or be drawn at once; more are refused "
         "with 429 (64)",
     )
+    option(
+        "--engine.read-seconds",
+        dest="engine_read_seconds",
+        type=float,
+        default=120.0,
+        help="of openai: most seconds until the server sends its next bytes; an answer that is not "
+        "streamed comes as a whole, so that it may not take longer to draw (120)",
+    )
     option("--dtype", default="float32", help="of --engine local: float32 or bfloat16 (float32)")
     option(
         "--database",
@@ -187,6 +195,7 @@ def _config(arguments: argparse.Namespace) -> "ServeConfig":
         plug=arguments.plug,
         dtype=arguments.dtype,
         most_waiting=arguments.engine_waiting,
+        read_seconds=arguments.engine_read_seconds,
     )
     return ServeConfig(
         host=arguments.host,

@@ -42,7 +42,7 @@ class EngineConfig:
         most_waiting: answers of `local`, or requests to `openai`, that may wait or be answered at
             once; more are refused with 429.
         connect_seconds: until a connection must stand.
-        read_seconds: most between two pieces of a response.
+        read_seconds: most between two pieces of a response; one that is not streamed is one piece.
     """
 
     kind: str = "local"

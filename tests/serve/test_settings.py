@@ -184,6 +184,7 @@ def test_the_command_makes_keys(tmp_path):
         (["--new-key", "a"], "found no --keys"),
         (["--key-user", "ann"], "found no --new-key"),
         (["--engine.url", "http://127.0.0.1:1/v1"], "is not used by --engine local"),
+        (["--engine.read-seconds", "0"], "engine.read_seconds: found 0"),
         (["--samples", "65"], "more than the 64 answers of --engine.waiting"),
         (["--reward-model", "folder"], "without --users"),
     ],
