@@ -149,7 +149,8 @@ def add(commands: Commands) -> None:
         "--allowed-host",
         action="append",
         default=[],
-        help="name that requests may come to, beside those of loopback; may be repeated",
+        help="name without a port that requests may come to, beside those of loopback; may be "
+        "repeated",
     )
     option("--most-rows", type=int, default=100_000, help="stored rows of one user (100000)")
     option("--most-users", type=int, default=100_000, help="users of one key (100000)")

@@ -1,5 +1,6 @@
 """The settings of the service."""
 
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -19,6 +20,7 @@ StoreMode = Literal["texts", "features", "none"]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _MOST_DAYS = 36_500  # a century
+_HOST_NAME = re.compile(r"[^\s/:@\[\]]+|[0-9a-fA-F]*:[0-9a-fA-F:]*:[0-9a-fA-F.]*")
 LIKELY = 0.8
 """Probability of a gain from which a personal answer is served: "probably", in words of a taste."""
 
@@ -189,6 +191,12 @@ class ServeConfig:
                 f"--retain: found {self.retain_days:g}, expected more than 0 days and at most "
                 f"{_MOST_DAYS}; --store none keeps nothing."
             )
+        for name in self.hosts:
+            if not _HOST_NAME.fullmatch(name):
+                raise InputError(
+                    f"--allowed-host {name}: expected a name or an IP address without a scheme, a "
+                    "port or brackets, such as chat.local: leave them out."
+                )
         if self.host not in LOOPBACK and self.keys is None:
             raise InputError(
                 f"--host {self.host} can be reached by others and there is no --keys file; "
