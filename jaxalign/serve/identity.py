@@ -106,7 +106,8 @@ def read_keys(path: str | Path) -> dict[str, Key]:
         entries = yaml.safe_load(path.read_text("utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: {_REMEDY}.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    # YAML makes values of some texts, such as dates, and a date may be none.
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read ({error}): {_REMEDY}.") from None
     if mode & 0o077:
         raise InputError(

@@ -470,6 +470,15 @@ def test_files_of_keys_that_cannot_be_read(tmp_path, text, message):
         read_keys(path)
 
 
+@pytest.mark.parametrize("text", ["- name: 2024-13-45", "[" * 5000])
+def test_files_of_keys_that_yaml_makes_no_values_of(tmp_path, text):
+    path = tmp_path / "keys.yaml"
+    path.write_text(text)
+    path.chmod(0o600)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_keys(path)
+
+
 def test_a_key_for_a_user_without_a_name_is_refused(tmp_path):
     for user in ("", "a\0"):
         with pytest.raises(InputError, match="--key-user"):
