@@ -110,4 +110,5 @@ def _plain(event: Event) -> Json:
         "answers": None if event.answers is None else json.loads(event.answers),
         "value": event.value,
         "rewards": event.space,
+        "source": event.source,
     }

@@ -181,8 +181,9 @@ def test_feedback_that_is_none_is_refused(client, user, change, status, code):
 def test_forgetting_empties_the_files_and_the_taste(client, user, folder):
     word = f"secret{user.replace('-', '')}"
     chat(client, user, messages=[{"role": "user", "content": word}])
-    prefer_short(client, user)
+    prefer_short(client, user, **{"Idempotency-Key": "a"})
     export = client.get("/v1/user/export", params={"id": user}).json()
+    assert [event["source"] for event in export["events"]] == [None, None, "a"]
     assert {event["kind"] for event in export["events"]} == {"answers", "preferred"}
     assert word in json.dumps(export)
     found = client.delete("/v1/user", params={"id": user}).json()
