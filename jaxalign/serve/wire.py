@@ -2,7 +2,8 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 
 Endpoint = Literal["chat", "text"]
 PATHS: dict[Endpoint, str] = {"chat": "chat/completions", "text": "completions"}
@@ -17,14 +18,29 @@ Count = Annotated[int, Field(ge=1, le=MOST_CHOICES)]
 Real = Annotated[float, Field(allow_inf_nan=False)]
 
 
+def _is_rating(value: object) -> object:
+    """The value, unless it is of a type that no rating has."""
+    if value in ("up", "down") or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise PydanticCustomError("rating", "Input should be 'up', 'down', 1 or -1")
+
+
+# Of a union by itself, errors would name one of its parts.
+Rating = Annotated[Literal["up", "down"] | int, BeforeValidator(_is_rating)]
+
+
 class _RequestObject(BaseModel):
     """An object that keeps fields that are not named here."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
 
-def _users(user: str | None, metadata: dict[str, object] | None) -> dict[str, object]:
-    return {"user": user, "metadata.user_id": (metadata or {}).get("user_id")}
+def _users(request: "GenerationRequest | FeedbackRequest") -> dict[str, object]:
+    return {
+        "safety_identifier": request.safety_identifier,
+        "user": request.user,
+        "metadata.user_id": (request.metadata or {}).get("user_id"),
+    }
 
 
 class StreamOptions(_RequestObject):
@@ -66,7 +82,7 @@ class GenerationRequest(_RequestObject):
 
     def users(self) -> dict[str, object]:
         """Return the users that the request names, by the field; None for none."""
-        return {"safety_identifier": self.safety_identifier, **_users(self.user, self.metadata)}
+        return _users(self)
 
 
 class ChatRequest(GenerationRequest):
@@ -87,16 +103,17 @@ class FeedbackRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     response_id: AnswerId
-    rating: Literal["up", "down"] | int | None = None
+    rating: Rating | None = None
     preferred: AnswerId | None = None
     edited: str | None = None
     reason: str | None = None
     user: UserName | None = None
+    safety_identifier: UserName | None = None
     metadata: dict[str, object] | None = None
 
     def users(self) -> dict[str, object]:
         """Return the users that the request names, by the field; None for none."""
-        return _users(self.user, self.metadata)
+        return _users(self)
 
 
 class _EngineObject(BaseModel):

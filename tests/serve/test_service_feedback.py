@@ -178,6 +178,20 @@ def test_feedback_that_is_none_is_refused(client, user, change, status, code):
     assert (found.status_code, found.json()["error"]["code"]) == (status, code)
 
 
+@pytest.mark.parametrize("rating", [True, "left", 1.5, []])
+def test_a_rating_of_another_type_is_refused_with_all_that_is_one(client, user, rating):
+    body = {"response_id": "chatcmpl-" + "0" * 32, "rating": rating, "user": user}
+    found = client.post("/v1/feedback", json=body).json()["error"]
+    assert (found["code"], found["param"]) == ("invalid_value", "rating")
+    assert found["message"] == "rating: expected 'up', 'down', 1 or -1."
+
+
+def test_feedback_names_its_user_as_chats_do(client, user):
+    (answer, _) = two_answers(client, user)
+    body = {"response_id": answer, "rating": "up", "safety_identifier": user}
+    assert client.post("/v1/feedback", json=body).json()["used"] is True
+
+
 def test_forgetting_empties_the_files_and_the_taste(client, user, folder):
     word = f"secret{user.replace('-', '')}"
     chat(client, user, messages=[{"role": "user", "content": word}])
