@@ -20,6 +20,12 @@ def test_the_page_loads_nothing_from_elsewhere(client):
     assert client.get("/").headers["content-security-policy"] != policy
 
 
+def test_the_page_needs_no_secure_context(client):
+    """It also comes by http from a name of --allowed-host, where browsers lack some functions."""
+    page = client.get("/").text
+    assert not re.findall(r"randomUUID\(|crypto\.subtle|navigator\.clipboard", page)
+
+
 def test_another_page_does_not_get_the_token(client):
     found = client.get("/", headers={"origin": "http://evil.example"})
     assert found.status_code == 403
