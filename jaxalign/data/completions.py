@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -256,11 +257,11 @@ def _tokenise(
 ) -> tuple[list[list[int]], list[list[bool]]]:
     """Tokens of each row and which are learned.
 
-    Pieces are tokenised one by one: a prompt then has the tokens it has in generation, where
-    nothing follows it yet. A chat holds its special tokens as text; a plain prompt begins as the
-    tokenizer begins a text, and a plain completion ends with the end of text.
+    A prompt has the tokens it has in generation, where nothing follows it yet, and each piece those
+    of `_joined_ids` behind the piece before it. A chat holds its special tokens as text; a plain
+    prompt begins as the tokenizer begins a text, and a plain completion ends with the end of text.
     """
-    ids = iter(_ids([piece for row in texts for piece, _ in row], tokenizer, special=False))
+    ids = iter(_joined_ids(texts, tokenizer))
     firsts = iter(_ids([row[0][0] for row in texts], tokenizer, special=True) if plain else [])
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     tokens: list[list[int]] = []
@@ -272,6 +273,29 @@ def _tokenise(
         tokens.append([token for piece in pieces for token in piece])
         learned.append([flag for piece, (_, flag) in zip(pieces, row, strict=True) for _ in piece])
     return tokens, learned
+
+
+def _joined_ids(texts: list[Segments], tokenizer: ChatTokenizer) -> list[list[int]]:
+    """Tokens of every piece of every row, without those that a tokenizer adds around a text.
+
+    A piece is read together with the piece before it, and has the tokens that come behind those of
+    the piece before it: a tokenizer that writes a space before every text, as those of Llama 2 and
+    Mistral do, writes none in the middle of one. Where the two texts together do not begin with
+    the tokens of the first, because the tokenizer merges over the border, a piece has the tokens
+    it has alone.
+    """
+    alone = iter(_ids([piece for row in texts for piece, _ in row], tokenizer, special=False))
+    pairs = [first + second for row in texts for (first, _), (second, _) in pairwise(row)]
+    joined = iter(_ids(pairs, tokenizer, special=False))
+    found: list[list[int]] = []
+    for row in texts:
+        own = [next(alone) for _ in row]
+        found.append(own[0])
+        for before, piece in pairwise(own):
+            both = next(joined)
+            fits = both[: len(before)] == before
+            found.append(both[len(before) :] if fits else piece)
+    return found
 
 
 def _ids(texts: list[str], tokenizer: ChatTokenizer, special: bool) -> list[list[int]]:

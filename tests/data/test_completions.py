@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from jaxalign.data.completions import CompletionConfig, load_completions
@@ -36,6 +36,24 @@ def tokenizer():
     inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens(special)
     return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>")
+
+
+@pytest.fixture
+def spaced():
+    """A tokenizer that writes a space before every text, as those of Llama 2 and Mistral do."""
+    special = ["<unk>", "<s>", "</s>"]
+    letters = [chr(code) for code in range(33, 127)]
+    pieces = [*special, *letters, "\n", "▁", "▁▁", "ye", "yes", "▁yes"]
+    merges = [("▁", "▁"), ("y", "e"), ("ye", "s"), ("▁", "yes")]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    inner = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True))
+    inner.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    inner.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in special]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
 
 
 def write(path, rows):
@@ -68,6 +86,55 @@ def test_a_template_makes_turns_of_prompt_and_completion(tmp_path, tokenizer):
     assert texts(tokenizer, load_completions(path, tokenizer)) == [expected]
     plain = load_completions(path, tokenizer, CompletionConfig(template="plain"))
     assert texts(tokenizer, plain) == [("hiyes<end>", "yes<end>")]
+
+
+def learned_pieces(tokenizer, loaded):
+    """The tokens that are learned, in all rows."""
+    return tokenizer.convert_ids_to_tokens(loaded.sequences.tokens[loaded.learned])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "expected"),
+    [
+        ("Q: A:", " yes", ["▁yes", "</s>"]),
+        ("Q: A:\n", "yes", ["yes", "</s>"]),
+        # Both spaces make one token, with which generation cannot go on behind "Q: ".
+        ("Q: ", " yes", ["▁▁", "yes", "</s>"]),
+        ("", "yes", ["▁yes", "</s>"]),
+    ],
+)
+def test_no_space_is_learned_that_was_not_written(tmp_path, spaced, prompt, completion, expected):
+    path = write(tmp_path / "a.jsonl", [{"prompt": prompt, "completion": completion}])
+    loaded = load_completions(path, spaced)
+    assert learned_pieces(spaced, loaded) == expected
+    alone = spaced(prompt)["input_ids"]
+    assert loaded.sequences.tokens[: len(alone)].tolist() == alone
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        # Llama 2 writes a space before an answer, TinyLlama a line break and text behind it.
+        (
+            "{% for m in messages %}{% if m['role'] == 'user' %}<s>[I] {{ m['content'] }} [/I]"
+            "{% else %} {{ m['content'] }} </s>{% endif %}{% endfor %}",
+            ["▁yes", "▁", "</s>", "▁yes", "▁", "</s>"],
+        ),
+        (
+            "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}</s>\n{% endfor %}"
+            "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+            ["yes", "</s>", "▁", "\n", "yes", "</s>", "▁", "\n"],
+        ),
+    ],
+)
+def test_turns_have_the_tokens_of_the_whole_conversation(tmp_path, spaced, template, expected):
+    spaced.chat_template = template
+    talk = turns(("user", "a"), ("assistant", "yes"), ("user", "b"), ("assistant", "yes"))
+    path = write(tmp_path / "a.jsonl", [talk])
+    loaded = load_completions(path, spaced, CompletionConfig(turns="all"))
+    assert learned_pieces(spaced, loaded) == expected
+    whole = spaced.apply_chat_template(talk["messages"], tokenize=False)
+    assert loaded.sequences.tokens.tolist() == spaced(whole, add_special_tokens=False)["input_ids"]
 
 
 def turns(*pairs):
