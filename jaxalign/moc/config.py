@@ -80,8 +80,9 @@ class MocConfig:
             are stopped earlier by `kl.stop`.
         minibatches: updates in each pass. More of them are more, noisier updates.
         micro_batches: parts of an update that are computed one after another (gradient
-            accumulation), each of whole groups. Raise it until the memory suffices; the result is
-            the same but for rounding.
+            accumulation), each of whole groups. Raise it, in a new folder, if memory runs out: the
+            update stays the same but for rounding and for what is drawn while training, such as
+            dropout.
         advantage_baseline: what is subtracted from a reward to give its advantage: "values" of
             heads that are trained beside the policy, by GAE; or the "group", the mean reward of a
             preference's other completions (leave-one-out), which needs no heads and gives every
