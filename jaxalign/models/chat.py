@@ -201,6 +201,7 @@ def complete_tokens(
         given | {name: np.asarray(value) for name, value in of_rows.items() if np.ndim(value)},
     )
     settings = with_stops(model, settings)
+    room = model.config.positions - (0 if prefix is None else np.shape(prefix)[1])
     # The longest come first: a machine too small fails at once.
     order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
     for first in range(0, len(order), batch_size)[part]:
@@ -210,7 +211,7 @@ def complete_tokens(
         found = generate(
             model.config,
             model.params,
-            *_table([ids[row] for row in filled], model.config.positions),
+            *_table([ids[row] for row in filled], room),
             keys[np.asarray(filled)],
             _of_rows(settings, filled),
             prefix=_take(prefix, filled),
@@ -345,10 +346,11 @@ def _answer(model: "LanguageModel", found: Generated, place: int, prompt_tokens:
     return Completion(text_of(model, tokens), tokens, logprobs, prompt_tokens, stopped)
 
 
-def _table(ids: Sequence[Sequence[int]], positions: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens [B, T] padded on the right, and lengths [B]."""
+def _table(ids: Sequence[Sequence[int]], room: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [B, T] padded on the right, not beyond the room where all prompts fit; lengths [B]."""
     lengths = np.asarray([len(row) for row in ids], np.int32)
-    return padded(ids, (len(ids), bucket_length(int(lengths.max()), positions))), lengths
+    longest = int(lengths.max())
+    return padded(ids, (len(ids), bucket_length(longest, max(longest, room)))), lengths
 
 
 def _take(values: Sequence[int] | Array | None, rows: Sequence[int]) -> np.ndarray | None:

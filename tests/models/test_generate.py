@@ -426,6 +426,22 @@ def test_texts_that_cannot_be_answered_are_refused(model):
         generate_texts(broken, ["x"], Sampling(max_tokens=2), KEY, progress=False)
 
 
+def test_prompts_with_soft_tokens_may_fill_a_position_table(model):
+    """Their padding leaves room for the soft tokens: GPT-2 has no positions beyond its table."""
+    config = replace(GPT2, vocab_size=model.config.vocab_size)
+    learned = {**vars(model), "config": config, "params": params_of(config)}
+    ask = partial(generate_texts, SimpleNamespace(**learned), key=KEY, progress=False)
+    settings = Sampling(max_tokens=4)
+    soft = jax.random.normal(KEY, (2, 2, D))
+    long = "x" * (config.positions - 6)
+    [short, found] = ask(["x", long], settings, prefix=soft)
+    assert (short.prompt_tokens, found.prompt_tokens) == (1, len(long))
+    [alone] = ask(["x"], settings, prefix=soft[:1])
+    np.testing.assert_array_equal(short.tokens, alone.tokens)
+    ragged = ask(["xx", long], settings, prefix=soft, prefix_lengths=np.array([0, 2]))
+    np.testing.assert_array_equal(ragged[1].tokens, found.tokens)
+
+
 def test_a_stream_is_the_text_in_whole_characters(model):
     settings = Sampling(max_tokens=40, min_tokens=35, temperature=3.0)
     [answer] = generate_texts(model, ["a"], settings, KEY, progress=False)
