@@ -24,6 +24,15 @@ from jaxalign.train.mesh import (
 from jaxalign.train.optimiser import OptimiserConfig, TrainState
 
 Precision = Literal["float32", "bfloat16"]
+# The other entries of `jax.checkpoint_policies` make a policy of arguments, or need offloading.
+_REMAT = (
+    "everything_saveable",
+    "nothing_saveable",
+    "dots_saveable",
+    "checkpoint_dots",
+    "dots_with_no_batch_dims_saveable",
+    "checkpoint_dots_with_no_batch_dims",
+)
 
 
 class TrainableParams(TypedDict, total=False):
@@ -52,8 +61,8 @@ class TrunkConfig:
         weights: dtype of the model's parameters. bfloat16 halves their memory.
         compute: dtype of matrix products. bfloat16 is several times faster on accelerators.
         remat: name of a `jax.checkpoint_policies` entry by which the backward pass recomputes each
-            block, such as nothing_saveable; it saves memory for about a third more time. null
-            keeps all activations.
+            block, such as nothing_saveable or dots_saveable; it saves memory for about a third
+            more time. null keeps all activations.
         unstack_layers: hold the frozen parameters of `lora` as one tree per layer: faster training
             and sampling, longer to compile. null does so where it pays: on one GPU or CPU. What
             `full` trains is one stack.
@@ -101,16 +110,13 @@ class TrunkConfig:
 
 
 def check_remat(name: str | None) -> None:
-    """Refuses what is no name of a `jax.checkpoint_policies` entry; None keeps all.
+    """Refuse what is no policy of `jax.checkpoint_policies` without arguments; None keeps all.
 
     Raises:
-        InputError: there is no such entry.
+        InputError: there is no such policy.
     """
-    if name is not None and not hasattr(jax.checkpoint_policies, name):
-        raise InputError(
-            f"remat is {name!r}; expected an entry of jax.checkpoint_policies such as "
-            "nothing_saveable, or null."
-        )
+    if name is not None and name not in _REMAT:
+        raise InputError(f"remat is {name!r}; expected null or one of {', '.join(_REMAT)}.")
 
 
 def check_trunk(config: TrunkConfig, params: Params) -> None:

@@ -323,6 +323,9 @@ def test_settings_and_rows_that_cannot_be_used(world, tmp_path):
         sft.train(model, completions, None, missing, tmp_path)
     with pytest.raises(InputError, match="remat is 'nothing'"):
         TrunkConfig(remat="nothing")
+    # It is an entry of `jax.checkpoint_policies`, but makes a policy of names that it is given.
+    with pytest.raises(InputError, match=r"remat is .*one of everything_saveable, nothing_sav"):
+        TrunkConfig(remat="save_only_these_names")
     with pytest.raises(InputError, match="does not split into 3"):
         LoopConfig(batch_size=8, micro_batches=3)
     with pytest.raises(InputError, match="epochs is 0"):
