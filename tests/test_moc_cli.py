@@ -334,6 +334,8 @@ def test_bad_input_is_one_sentence(world, tmp_path):
     weight = ("--baseline", "morlhf", "--weight", "humor=1")
     refused(train(world, out, *weight), "no reward 'humor'")
     refused(train(world, out, "--reference_answers", 10), "at least 256")
+    # Before the scale of the rewards is estimated.
+    refused(train(world, out, "--moc.trunk.lora.targets", "qkv"), "no matrix 'qkv'")
     bad = tmp_path / "bad.yaml"
     bad.write_text(yaml.dump({**CONFIG, "rewards": [{"name": "humor"}]}))
     result = call(

@@ -112,7 +112,7 @@ def train(
     if sampler.left_out:
         say(f"left out {sampler.left_out} of {counted(len(prompts), 'prompt')}, too long")
     mesh, decoder = make_mesh(config.trunk.mesh), config.trunk.decoder(policy.model.config)
-    _check_rows(config, mesh)
+    check_rows(config, mesh)
     frozen = global_arrays.place(
         policy.model.params, param_shardings(policy.model.params, mesh, decoder)
     )
@@ -373,7 +373,16 @@ def _shape(lora: LoraConfig) -> LoraConfig:
     return replace(lora, dropout=0.0, targets=tuple(sorted(lora.targets)))
 
 
-def _check_rows(config: MocConfig, mesh: jax.sharding.Mesh) -> None:
+def check_rows(config: MocConfig, mesh: jax.sharding.Mesh) -> None:
+    """Refuse micro-batches that do not divide over the devices.
+
+    Args:
+        config: of the training.
+        mesh: its devices.
+
+    Raises:
+        InputError: a micro-batch has a number of rows that does not divide.
+    """
     rows = config.batch // (config.minibatches * config.micro_batches)
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % parts:

@@ -56,5 +56,8 @@ codes = [main(["moc", "train", "--model", str(folder / "model"), *shared])]
 trained, found = found, {}
 asked = ["--prompts", prompts, "--out", str(out / "answers.jsonl"), "--max-tokens", "4"]
 codes.append(main(["generate", "--model", str(folder / "model"), *asked, "--batch-size", "5"]))
+# Rows that do not divide over the devices are refused before the run has a folder.
+crowded = ["--data", prompts, "--config", str(folder / "config.json"), "--out", str(out / "more")]
+codes.append(main(["moc", "train", "--model", str(folder / "model"), *crowded, "--moc.rows", "3"]))
 report = {"codes": codes, "train": trained, "generate": found, "devices": jax.device_count()}
 (out / "devices.json").write_text(json.dumps(report))

@@ -37,7 +37,9 @@ def test_eight_devices_share_the_rows(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "out" / "devices.json").read_text())
-    assert found["codes"] == [0, 0], done.stderr[-3000:]
+    assert found["codes"] == [0, 0, 2], done.stderr[-3000:]
+    assert "rows, which do not divide over the mesh" in " ".join(done.stderr.split())
+    assert not (tmp_path / "out" / "more").exists()
     assert found["devices"] == 8
     # Eight devices, each with rows of its own.
     for part in (found["train"]["rewards"], found["train"]["completions"]):

@@ -39,7 +39,7 @@ from jaxalign.experiments.moc.scored import (
 from jaxalign.experiments.training_run import start_training
 from jaxalign.files import read_json, write_json, write_text
 from jaxalign.moc import modpo, warm_start
-from jaxalign.moc._train import MocTrainResult, train
+from jaxalign.moc._train import MocTrainResult, check_rows, train
 from jaxalign.moc.config import MocConfig
 from jaxalign.moc.files import POLICY, save
 from jaxalign.moc.fine_tuning import fit_policy
@@ -68,11 +68,14 @@ from jaxalign.rollout import ReferencePolicy, rollout_policies
 from jaxalign.runs.artifact import Tree
 from jaxalign.runs.processes import on_first_process
 from jaxalign.runs.run_dir import Identity, RunDir
-from jaxalign.train.mesh import DeviceReport, inference_shardings
+from jaxalign.train.loop import check_batch
+from jaxalign.train.mesh import DeviceReport, batch_sharding, inference_shardings
+from jaxalign.train.trunk import check_trunk
 
 PROMPTS, WARM_START = "prompts.json", "warm_start"
 _SCALE_STREAM = 0x7363616C  # other draws of a run are not these
 _SCALE_BATCH = 32
+_WITHOUT_PPO = ("ric", "modpo")
 
 
 class TrainReport(TypedDict):
@@ -133,6 +136,11 @@ def run(
     read = load_prompts(source, config.prompts.on_bad_row)
     scored = () if config.warm_start.data is None else read_completions(config.warm_start.data)
     model = started.load_model(name, settings.trunk.weights, settings.trunk.unstacks)
+    check_trunk(settings.trunk, model.params)
+    if config.baseline not in _WITHOUT_PPO:
+        check_rows(settings, started.mesh)
+    if scored:
+        check_batch(config.warm_start.loop, batch_sharding(started.mesh))
     found = prompts_for(model, read, config)
     train_on, held = split_prompts(found, config.prompts.hold_out_share)
     for note in found.notes:
@@ -163,7 +171,7 @@ def run(
     policy = init_policy(fresh, model, rewards.names, settings, scale)
     if scored:
         policy = _warm_started(policy, scored, rewards, train_on, settings, config, out, progress)
-    if config.baseline in ("ric", "modpo"):
+    if config.baseline in _WITHOUT_PPO:
         trained = MocTrainResult(policy, [], 0)
     else:
         trained = train(policy, rewards, train_on.prompts, settings, out, progress)

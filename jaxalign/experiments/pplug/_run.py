@@ -46,7 +46,8 @@ from jaxalign.pplug.tokenized import TokenizedSamples
 from jaxalign.progress import Progress, counted
 from jaxalign.runs.processes import on_first_process
 from jaxalign.runs.run_dir import REPORT, Identity
-from jaxalign.train.mesh import DeviceReport
+from jaxalign.train.loop import check_batch
+from jaxalign.train.mesh import DeviceReport, batch_sharding
 
 # By how items are retrieved into the prompts: questions of the training and of the validation
 # samples, None for the samples' own.
@@ -122,6 +123,7 @@ def run(
     training, validation = _read(config.data, source, progress)
     for name, seed in config.schedule:  # refuse before hours of training, not after
         _training_histories(name, training, validation, seed)
+    check_batch(config.pplug.loop, batch_sharding(started.mesh))
     language_model = started.load_model(model, config.pplug.weights)
     history_encoder = load_encoder(encoder)
     encoder_config(history_encoder)
