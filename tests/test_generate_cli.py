@@ -82,6 +82,25 @@ def test_a_policy_of_one_weighting_answers_as_its_adapter(run, world, tmp_path):
     code, _, said = run(*asked, "--model", tmp_path / "run", "--adapter", world / "cold")
     assert code == 2
     assert "found --adapter as well" in " ".join(said.split())
+    other = replace(policy, model=replace(model, sha256="0" * 64))
+    moc.save(tmp_path / "other", replace(other, trained={"adapter": tree, "heads": {}}))
+    code, _, said = run(*asked, "--model", tmp_path / "other")
+    assert code == 2
+    assert "the policy was trained on" in " ".join(said.split())
+
+
+def test_a_policy_of_one_weighting_has_the_answer_length_of_its_run(run, world, tmp_path, capsys):
+    model = load_language_model(str(world / "model"))
+    settings = moc.MocConfig(conditioning="none", trunk=TrunkConfig(lora=LoraConfig(rank=2)))
+    policy = moc.init_policy(jax.random.key(0), model, ("brevity", "simplicity"), settings)
+    moc.save(tmp_path / "run" / "model", policy)
+    rewards = [{"name": name} for name in policy.names]
+    trained = {"rewards": rewards, "moc": {"answer_tokens": 6}}
+    (tmp_path / "run" / "config.yaml").write_text(json.dumps(trained))
+    asked = ["--model", str(tmp_path / "run"), "--prompt", "hello", "--dtype", "float32"]
+    _, six, _ = run(*asked)
+    assert main(["generate", *asked]) == 0
+    assert capsys.readouterr().out == six
 
 
 def test_each_row_has_its_adapter(run, world, tmp_path):

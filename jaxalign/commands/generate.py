@@ -1,7 +1,6 @@
 """`jaxalign generate`."""
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from jaxalign.commands.completing import add_completing, check_completing, complete
@@ -93,7 +92,7 @@ def _generate(arguments: argparse.Namespace, _: list[str]) -> None:
     from jaxalign.models.sampling import Sampling
 
     sampling = Sampling(
-        max_tokens=256 if arguments.max_tokens is None else arguments.max_tokens,
+        max_tokens=_most_tokens(arguments),
         min_tokens=arguments.min_tokens,
         temperature=arguments.temperature,
         top_k=arguments.top_k,
@@ -121,15 +120,20 @@ def _generate(arguments: argparse.Namespace, _: list[str]) -> None:
                 "--preference and --adapter are both given: a policy that is conditioned on "
                 "preferences has an adapter of its own; give one of them"
             )
-        if arguments.max_tokens is None:
-            from jaxalign.experiments.moc.config import trained_config
-
-            if (run := trained_config(arguments.model)) is not None:
-                own = replace(sampling, max_tokens=run.moc.answer_tokens)
-                config = replace(config, sampling=own)
         policies = preference_policies(
             arguments.model, rows, prompts, arguments.preference, **loading
         )
     else:
         policies = adapter_policies(arguments.model, rows, prompts, folders, weights, **loading)
     complete(arguments, policies, rows, config, arguments.prompt is not None)
+
+
+def _most_tokens(arguments: argparse.Namespace) -> int:
+    """Return the most tokens of a completion: those given, those of a MOC policy's run, or 256."""
+    if arguments.max_tokens is not None:
+        return int(arguments.max_tokens)
+    from jaxalign.experiments.moc.config import trained_config
+    from jaxalign.moc.files import find_policy
+
+    run = None if find_policy(arguments.model) is None else trained_config(arguments.model)
+    return 256 if run is None else run.moc.answer_tokens

@@ -131,12 +131,12 @@ def adapter_policies(
         chat_template: name of one of the tokenizer's chat templates; None for its default.
 
     Raises:
-        InputError: a model, an adapter or a row that cannot be used.
+        InputError: a model, an adapter or a row that cannot be used, or a policy that was trained
+            on another model.
     """
-    folder = expand_user(name)
-    places = folder, folder / moc_files.POLICY
-    if policies := [place for place in places if (place / moc_files.FILE).is_file()]:
-        about = moc_files.load_info(policies[0])
+    folder, about = expand_user(name), None
+    if (policy := moc_files.find_policy(folder)) is not None:
+        about = moc_files.load_info(policy)
         if about.conditioning != "none":
             raise InputError(
                 f"{folder} holds a MOC policy, which needs a preference; found none: add "
@@ -147,9 +147,11 @@ def adapter_policies(
                 f"{folder} holds an adapter of {about.model}, found --adapter as well; give that "
                 "model, and this folder as one more adapter."
             )
-        name, folders = about.model, policies[:1]
+        name, folders = about.model, [policy]
     numbers = adapter_numbers(rows, folders, weights is not None)
     model = _model(load_language_model(name, dtype, inference_shardings()), chat_template)
+    if policy is not None and about is not None:
+        moc_files.check_base(policy, about, model)
     adapters = load_adapter_set(folders, model.config, weights)
     one = weights is None and len(folders) > 0
     return RowPolicies(

@@ -88,6 +88,25 @@ def load_info(folder: Path) -> PolicyInfo:
     return load_artifact(folder / FILE, KIND, PolicyInfo, REMEDY).about
 
 
+def check_base(folder: Path, info: PolicyInfo, model: LanguageModel) -> None:
+    """Refuse a model that a policy was not trained on.
+
+    Args:
+        folder: of the policy, for the message.
+        info: what the policy's file says of it.
+        model: to be the policy's base model.
+
+    Raises:
+        InputError: the model has other weights.
+    """
+    if model.sha256 != info.model_sha256:
+        raise InputError(
+            f"{folder}: the policy was trained on {info.model} with weights "
+            f"{info.model_sha256:.12}..; found {model.name} with {model.sha256:.12}..: give the "
+            "model it was trained on."
+        )
+
+
 def load(
     folder: str | Path,
     model: LanguageModel | None = None,
@@ -110,12 +129,7 @@ def load(
     info = found.about
     if model is None:
         model = load_language_model(info.model, dtype, shardings)
-    if model.sha256 != info.model_sha256:
-        raise InputError(
-            f"{folder}: the policy was trained on {info.model} with weights "
-            f"{info.model_sha256:.12}..; found {model.name} with {model.sha256:.12}..: give the "
-            "model it was trained on."
-        )
+    check_base(folder, info, model)
     lora_config, adapter = load_adapter(folder, model.config)
     if info.conditioning == "adapters":
         adapter = lora.split(adapter, len(info.names))
@@ -170,16 +184,22 @@ def save_preference(folder: str | Path, policy: ConditionedPolicy, preference: A
     save_adapter(folder, adapter, policy.lora, policy.model.name, policy.model.config)
 
 
+def find_policy(folder: str | Path) -> Path | None:
+    """Return where the policy lies: the folder itself, or that of a run's policy in it, or None."""
+    folder = expand_user(folder)
+    places = folder, folder / POLICY
+    return next((place for place in places if (place / FILE).is_file()), None)
+
+
 def policy_folder(folder: str | Path) -> Path:
-    """Return where the policy lies: the folder itself, or that of a run's policy in it.
+    """Return where the policy lies, as `find_policy`.
 
     Raises:
         InputError: there is no policy in either.
     """
+    if (place := find_policy(folder)) is not None:
+        return place
     folder = expand_user(folder)
-    for place in (folder, folder / POLICY):
-        if (place / FILE).is_file():
-            return place
     raise InputError(
         f"{folder} holds no MOC policy ({FILE}){instead(folder)}: give the folder of a finished "
         "`jaxalign moc train`; a policy of an older format has to be trained again."
