@@ -20,6 +20,7 @@ class TokenIds(Protocol):
 class ChatTokenizer(Protocol):
     """The part of a tokenizer of transformers that writes conversations and reads texts."""
 
+    bos_token_id: int | None
     eos_token_id: int | None
     chat_template: str | dict[str, str] | None
 

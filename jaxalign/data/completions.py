@@ -260,16 +260,18 @@ def _tokenise(
     A prompt has the tokens it has in generation, where nothing follows it yet, and each piece those
     of `_joined_ids` behind the piece before it. A chat holds its special tokens as text; a plain
     prompt begins as the tokenizer begins a text, and a plain completion ends with the end of text.
+    A plain prompt without tokens becomes the token that generation begins it with.
     """
     ids = iter(_joined_ids(texts, tokenizer))
     firsts = iter(_ids([row[0][0] for row in texts], tokenizer, special=True) if plain else [])
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    begin = end if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     tokens: list[list[int]] = []
     learned: list[list[bool]] = []
     for row in texts:
         pieces = [next(ids) for _ in row]
         if plain:
-            pieces = [next(firsts), [*pieces[1], *end]]
+            pieces = [next(firsts) or begin, [*pieces[1], *end]]
         tokens.append([token for piece in pieces for token in piece])
         learned.append([flag for piece, (_, flag) in zip(pieces, row, strict=True) for _ in piece])
     return tokens, learned

@@ -88,6 +88,17 @@ def test_a_template_makes_turns_of_prompt_and_completion(tmp_path, tokenizer):
     assert texts(tokenizer, plain) == [("hiyes<end>", "yes<end>")]
 
 
+@pytest.mark.parametrize(("first", "begin"), [(None, "<end>"), ("<user>", "<user>")])
+def test_an_answer_to_an_empty_prompt_is_learned_from_its_first_token(
+    tmp_path, tokenizer, first, begin
+):
+    tokenizer.bos_token = first
+    path = write(tmp_path / "a.jsonl", [{"prompt": "", "completion": "yes"}])
+    loaded = load_completions(path, tokenizer)
+    assert texts(tokenizer, loaded) == [(f"{begin}yes<end>", "yes<end>")]
+    assert loaded.learned.tolist() == [False, True, True, True, True]
+
+
 def learned_pieces(tokenizer, loaded):
     """The tokens that are learned, in all rows."""
     return tokenizer.convert_ids_to_tokens(loaded.sequences.tokens[loaded.learned])
@@ -107,7 +118,7 @@ def test_no_space_is_learned_that_was_not_written(tmp_path, spaced, prompt, comp
     path = write(tmp_path / "a.jsonl", [{"prompt": prompt, "completion": completion}])
     loaded = load_completions(path, spaced)
     assert learned_pieces(spaced, loaded) == expected
-    alone = spaced(prompt)["input_ids"]
+    alone = spaced(prompt)["input_ids"] or [spaced.bos_token_id]
     assert loaded.sequences.tokens[: len(alone)].tolist() == alone
 
 
