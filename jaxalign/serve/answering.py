@@ -213,7 +213,7 @@ async def store_answers(
 
     Raises:
         StorageError, LimitReached: nothing was stored.
-        ApiError: nor was it, since the rewards cannot be read of the prompt.
+        ApiError: nothing was stored, because the rewards cannot be computed for the prompt.
     """
     if not prepared.stored or prepared.caller.user is None:
         return []

@@ -119,3 +119,11 @@ def choose_on_both(one, two, count):
             thread.join()
     assert codes == [200] * 4 * count
     return [copy.service.run(copy.service.service.taste("local:ann")) for copy in (one, two)]
+
+
+def error_of(response):
+    """Status and code of a refusal, in OpenAI's shape."""
+    body = response.json()
+    assert set(body) == {"error"}, body
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    return response.status_code, body["error"]["code"]
