@@ -56,7 +56,7 @@ class PromptCache:
             size = 2 * np.prod(shape, dtype=float) * jnp.dtype(config.dtype).itemsize
             if size > self.gib * 2**30:
                 return None, own
-            self._held = None  # before as much is needed again
+            self._places, self._held = {}, None  # before as much memory is needed again
             self._held = self._read(texts, shape)
             self._places = {key: place for place, key in enumerate(keys)}
         return self._held, np.array([self._places[key] for key in keys], np.int32)[own]

@@ -21,7 +21,7 @@ from jaxalign.models.attention import Cache
 from jaxalign.models.decoder import unembedding
 from jaxalign.models.gpt2 import GPT2Config
 from jaxalign.models.sampling import Sampling
-from jaxalign.pplug import _train, rows
+from jaxalign.pplug import _train, prompt_cache, rows
 from jaxalign.pplug.answers import (
     FrozenParts,
     LabelTokens,
@@ -100,6 +100,29 @@ def test_a_cache_that_does_not_fit_is_not_made():
     config, params = model("llama")
     cache, numbers = PromptCache(config, params, 0.0).read(PROMPTS)
     assert cache is None
+    assert numbers.tolist() == [0, 1, 0]
+
+
+def test_prompts_that_are_held_are_returned_and_held_once(monkeypatch):
+    config, params = model("llama")
+    prompts = PromptCache(config, params, 1.0)
+    before = {id(array) for array in jax.live_arrays()}
+    cache, _ = prompts.read(PROMPTS)
+    part, numbers = prompts.read(Sequences.of([PROMPTS.tokens_of(1).tolist()]))
+    assert part is cache
+    assert numbers.tolist() == [1]
+    new = [array for array in jax.live_arrays() if id(array) not in before]
+    assert sum(array.shape == cache.key.shape for array in new) == 2
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prompt_cache, "_read", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        prompts.read(Sequences.of([[5] * 9]))
+    monkeypatch.undo()
+    again, numbers = prompts.read(PROMPTS)
+    chex.assert_trees_all_equal(again, cache)
     assert numbers.tolist() == [0, 1, 0]
 
 
