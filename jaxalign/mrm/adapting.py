@@ -235,9 +235,10 @@ def adapt_into(
         mean, sites = _infer(model, batch)
         shares = np.full(len(members), np.nan)
         if accuracy and held is not None:
-            query = pad_pairs(choices, [held[user] for user in members])
+            others = [held[user] for user in members]
+            query = pad_pairs(choices, others)
             judged = _rows_of(model, table, query), _difference(effects, query)
-            strict = _strict(_details_of(choices, [held[user] for user in members], query))
+            strict = _strict(_details_of(choices, others, query))
             shares = _accuracy_on(model, batch, mean, *judged, strict)
         elif accuracy:
             shares = _cross_accuracy(model, batch)

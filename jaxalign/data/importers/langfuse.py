@@ -35,8 +35,8 @@ def read_langfuse(rows: Iterator[Row], options: ImportOptions) -> Iterator[Impor
     """Read scores: each is a rating of the output of its trace.
 
     The user is the trace's; of an annotation, `authorUserId`. A boolean lies on the scale [0, 1];
-    the scale of numbers is not in the export. Skipped are categories, corrections and scores of
-    sessions; and what an evaluator gave, unless its score is the one that is asked for.
+    the scale of numbers is not in the export. Categories, corrections and scores of sessions are
+    skipped, and so are the scores of evaluators, unless `--score` selects them.
     """
     scores: list[Row] = []
     traces: dict[str, Row] = {}
