@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxalign.arrays import Sizes, Value, check_array, check_mask, check_number
 from jaxalign.mrm import ep
+from jaxalign.mrm.chunks import map_users
 from jaxalign.mrm.logistic_normal import choice_mass
 from jaxalign.padding import kept
 from jaxalign.train.blas import one_blas_thread
@@ -313,4 +314,4 @@ def _predictions(
             variance = jnp.sum(design * design, axis=-1) - variance
         return choice_mass(q @ prior.mean + design @ z, variance)
 
-    return jax.lax.map(one_user, (support, weight, query), batch_size=chunk)
+    return map_users(one_user, (support, weight, query), chunk)

@@ -46,17 +46,6 @@ def step_settings(config: BayesConfig) -> BayesConfig:
     return BayesConfig(sweeps=config.sweeps, user_chunk=config.user_chunk)
 
 
-def in_chunks(arrays: Tree, width: int) -> Tree:
-    """Return arrays [U, ...] of users as [N, width, ...], filled up with zeros."""
-
-    def split(array: jax.Array) -> jax.Array:
-        array = jnp.pad(array, [(0, -len(array) % width)] + [(0, 0)] * (array.ndim - 1))
-        return array.reshape(-1, width, *array.shape[1:])
-
-    found: Tree = jax.tree.map(split, arrays)
-    return found
-
-
 def accelerated(
     step: Step[Population, Sites],
     extrapolate: Callable[[Population, Population, Population], Population],

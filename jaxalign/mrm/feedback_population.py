@@ -18,8 +18,9 @@ from jaxalign.arrays import Sizes
 from jaxalign.errors import InputError
 from jaxalign.mrm import ep
 from jaxalign.mrm.bayes import Prior, truncate
+from jaxalign.mrm.chunks import in_chunks
 from jaxalign.mrm.config import BayesConfig
-from jaxalign.mrm.em import accelerated, fit_pseudo_users, in_chunks, squarem, step_settings
+from jaxalign.mrm.em import accelerated, fit_pseudo_users, squarem, step_settings
 from jaxalign.mrm.feedback import (
     SPREAD_NODES,
     Feedback,

@@ -12,7 +12,7 @@ from jaxalign.data.batching import Pairs
 from jaxalign.data.preferences import RowDetails
 from jaxalign.data.ratings import scale_levels
 from jaxalign.mrm.bayes import Prior, rescaled
-from jaxalign.mrm.em import in_chunks
+from jaxalign.mrm.chunks import in_chunks
 from jaxalign.mrm.feedback import (
     Feedback,
     FeedbackPrior,

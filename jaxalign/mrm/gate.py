@@ -10,6 +10,7 @@ from jaxalign.data.preferences import RowDetails
 from jaxalign.mrm.adaptation import expected_gain
 from jaxalign.mrm.adapted_users import is_alike
 from jaxalign.mrm.calibrated import moved
+from jaxalign.mrm.chunks import map_users
 from jaxalign.mrm.logistic_normal import choice_mass
 from jaxalign.mrm.model import UserModel, infer_feedback
 from jaxalign.mrm.sites import Sites
@@ -124,7 +125,7 @@ def _all_variances(
         )
         return prior - jnp.sum(half * half, axis=0)
 
-    return jax.lax.map(one_user, (rows, precision), batch_size=128)
+    return map_users(one_user, (rows, precision), 128)
 
 
 def served_weights(

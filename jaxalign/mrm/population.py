@@ -10,8 +10,9 @@ from jaxalign.arrays import Sizes, check_scale
 from jaxalign.errors import InputError
 from jaxalign.mrm import ep
 from jaxalign.mrm.bayes import Prior, check_choices, factor, truncate
+from jaxalign.mrm.chunks import in_chunks
 from jaxalign.mrm.config import BayesConfig
-from jaxalign.mrm.em import accelerated, fit_pseudo_users, in_chunks, squarem, step_settings
+from jaxalign.mrm.em import accelerated, fit_pseudo_users, squarem, step_settings
 from jaxalign.mrm.newton import bradley_terry
 from jaxalign.train.blas import one_blas_thread
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxalign.config_fields import checks_fields
 from jaxalign.data.batching import Pairs
 from jaxalign.mrm import newton
+from jaxalign.mrm.chunks import map_users
 from jaxalign.mrm.config import check_range
 from jaxalign.mrm.registry import Candidate, Fitted, Settings, WeightsMethod, register
 from jaxalign.mrm.support_query import TrainingData, differences
@@ -73,7 +74,7 @@ def _probability_per_user(
         return jax.nn.sigmoid(q @ newton.bradley_terry(d, weight, l2, steps=8))
 
     arrays = (differences(features, support), support.weight, differences(features, query))
-    return jax.lax.map(one_user, arrays, batch_size=128)
+    return map_users(one_user, arrays, 128)
 
 
 class GlobalModel(WeightsMethod[Settings]):
@@ -149,8 +150,13 @@ class OneModelPerUser(WeightsMethod[ModelPerUserConfig]):
         support: Pairs, query: Pairs,
     ) -> np.ndarray:  # fmt: skip
         """Return probabilities [C, U, Q]; one half for a user without choices."""
-        rows = [_probability_per_user(c["l2"], features, support, query) for c in candidates]
-        return np.stack([np.asarray(row) for row in rows])
+        return np.stack(
+            [
+                # One after the other: see `map_users`, of two programs that run at once.
+                np.asarray(_probability_per_user(c["l2"], features, support, query))
+                for c in candidates
+            ]
+        )
 
     @one_blas_thread
     def infer(
@@ -165,4 +171,4 @@ def _weights_per_user(l2: jax.Array, differences: jax.Array, mask: jax.Array) ->
     def one_user(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
         return newton.bradley_terry(inputs[0], inputs[1], l2, steps=8)
 
-    return jax.lax.map(one_user, (differences, mask), batch_size=128)
+    return map_users(one_user, (differences, mask), 128)
