@@ -23,9 +23,9 @@ CONFIG = {
 }  # fmt: skip
 
 
-def build(root):
+def build(root, family="llama", layers="num_hidden_layers"):
     """Return the folders of the model and of a plug that stands before prompts."""
-    model = tiny_lms.write(root / "lm", "llama", num_hidden_layers=1)
+    model = tiny_lms.write(root / "lm", family, **{layers: 1})
     encoder = tiny_bert.write_model(root / "bert", tiny_bert.torch_bert(0))
     rows = [
         {"user": word, "input": f"say {word}", "output": word,

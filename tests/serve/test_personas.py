@@ -171,6 +171,27 @@ def test_rows_with_and_without_a_persona_share_a_batch(plug, chunks):
     assert max(chunks.counts) > 1
 
 
+def test_a_persona_and_a_long_prompt_fit_into_learned_positions(tmp_path):
+    """Prompts are padded, but not beyond the positions that the soft tokens leave."""
+    plug = persona_world.build(tmp_path, "gpt2", "n_layer").plug
+    opened = ask.open_plug(plug).plug
+    room = opened.model.config.positions - opened.persona.prefix_length
+    soft = SoftTokens(np.ones((opened.persona.prefix_length, 32), np.float32), None)
+
+    async def run():
+        engine = LocalEngine(EngineConfig("local", plug=str(plug)))
+        await engine.start()
+        try:
+            prompt = "b" * (room - 2)
+            call = Call("text", {"temperature": 0, "max_tokens": 2}, prompt, soft=soft)
+            return await engine.complete(call)
+        finally:
+            await engine.close()
+
+    found = asyncio.run(run())
+    assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (room - 2, 2)
+
+
 def reference_favours(plug, choices, question, pair):
     """Whether the persona of some choices favours the first of two answers, by torch."""
     opened = ask.open_plug(plug).plug

@@ -87,9 +87,9 @@ class PoolShape(NamedTuple):
     top_p: bool
 
     @classmethod
-    def of(cls, row: DecodeRow, positions: int) -> "PoolShape":
-        """Return the smallest shape that a row has room in, in a model of so many positions."""
-        prompt, answer = (bucket_length(end, positions) for end in (len(row.ids), row.max_tokens))
+    def of(cls, row: DecodeRow, room: int) -> "PoolShape":
+        """Return the smallest shape for a row, where prompts and answers have `room` tokens."""
+        prompt, answer = (bucket_length(end, room) for end in (len(row.ids), row.max_tokens))
         # As the program has them: a row that is greedy there would change the program of others.
         temperature, top_p = computed(row.temperature, row.top_p)
         sampled = bool(temperature > 0)

@@ -299,7 +299,7 @@ class LocalEngine:
             row = waiting.popleft()
             if row.done.cancelled():
                 continue
-            shape = PoolShape.of(row, self._language.config.positions)
+            shape = PoolShape.of(row, self._room)
             fitting = (pool for pool in (*pools, *joining) if pool.shape.holds(shape))
             pool = next(fitting, None) or DecodePool(self._language, shape, self._arguments)
             joining.setdefault(pool, []).append(row)
