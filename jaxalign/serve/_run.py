@@ -52,6 +52,7 @@ async def open_service(config: ServeConfig) -> Service:
     database = None
     later = is_new_file(database_url(config.database))
     personas = None
+    saved = config.engine.saved_policies  # a wrong folder is refused before rewards are loaded
     async with contextlib.AsyncExitStack() as opened:  # closed where something fails
         engine = make_engine(config.engine)
         opened.push_async_callback(engine.close)
@@ -59,7 +60,7 @@ async def open_service(config: ServeConfig) -> Service:
             database = await _open_database(config, opened)
         async with _stage("rewards loading", config.users or "by rule"):
             space = await asyncio.to_thread(load_space, config.users, config.reward_models)
-            policies = offer_policies(config.engine, space)
+            policies = None if saved is None else offer_policies(saved, space)
         if config.engine.plug is not None:
             async with _stage("plug loading", config.engine.plug):
                 personas = await asyncio.to_thread(_load_personas, config.engine)

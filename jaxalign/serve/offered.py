@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 from jaxalign.errors import InputError
 from jaxalign.mrm.gains import Gains
-from jaxalign.personalize.saved import SavedMembers, policy_values
+from jaxalign.personalize.saved import SavedMembers, SavedPolicies, policy_values
 from jaxalign.personalize.strategies.base import PersonalAnswer, ServingRule
 from jaxalign.personalize.strategies.policies import PolicyValues
 from jaxalign.personalize.utility import Utility
-from jaxalign.serve.config import EngineConfig
 from jaxalign.serve.engines import AnswerEngine
 from jaxalign.serve.reward_space import RewardSpace
 
@@ -54,15 +53,16 @@ def _choice(known: PolicyValues, utility: Utility, rule: ServingRule) -> tuple[i
     return known.choose(utility.mean, utility.cov, rule)
 
 
-def offer_policies(config: EngineConfig, space: RewardSpace) -> OfferedPolicies | None:
-    """Return the policies of the settings, None for none; no model is loaded.
+def offer_policies(saved: SavedPolicies, space: RewardSpace) -> OfferedPolicies:
+    """Return saved policies with what users gain by them; no model is loaded.
+
+    Args:
+        saved: of `EngineConfig.saved_policies`.
+        space: of the users' weights.
 
     Raises:
-        InputError: a folder that holds none, or users on other rewards or another scale.
+        InputError: users on other rewards or another scale.
     """
-    saved = config.saved_policies
-    if saved is None:
-        return None
     option = "--portfolio" if isinstance(saved, SavedMembers) else "--policy"
     source = f"{option} {saved.folder}"
     if not space.named:
