@@ -17,6 +17,9 @@ from jaxalign.palm.domain import Floats
 _CONDITION = 1e10
 # Facets that lie above solved points and have less than this share of the domain are rounding.
 _SLIVER = 1e-9
+# Values are at most 1 here, so that a steeper facet is less than 1e-6 wide: a side of the hull that
+# is vertical but for rounding. What lies next to it bounds V there as well, up to that width.
+_STEEPEST = 1e7
 
 
 def upper_facets(weights: Floats, values: Floats) -> Floats:
@@ -65,7 +68,9 @@ def upper_facets(weights: Floats, values: Floats) -> Floats:
     lower = (hull.simplices < len(weights)).all(axis=1) & (hull.equations[:, -2] < -1e-12)
     vertices = hull.simplices[lower]
     facets = _through(weights, values, vertices, hull.equations[lower])
-    functions = np.unique(facets[_supporting(facets, weights, values, vertices)], axis=0)
+    counts = _supporting(facets, weights, values, vertices)
+    counts &= np.abs(facets).max(axis=1) < _STEEPEST
+    functions = np.unique(facets[counts], axis=0)
     # A facet that Qhull merged away can leave the bound a rounding too low at its corners.
     missing = np.max(values - np.max(weights @ functions.T, axis=1), initial=0.0)
     return (functions + missing * _constant(weights)) * scale

@@ -7,7 +7,7 @@ import numpy as np
 from jaxalign.arrays import Sizes, check_count, check_number, check_numpy, check_scalar
 from jaxalign.errors import InputError
 from jaxalign.palm.domain import Floats
-from jaxalign.palm.gaps import Gap, worst_gap, worst_ratio
+from jaxalign.palm.gaps import Gap, share_of, worst_gap, worst_ratio
 
 # Contrasts resampled at a time: entries, so that memory does not grow with the draws.
 _BLOCK = 2**24
@@ -136,7 +136,7 @@ def report(
     return Report(
         additive=worst_gap(pool, members, corners=corners),
         additive_sd=worst_ratio(at_pool, at_members, every, corners),
-        share_lost=share if np.isfinite(share.value) else Gap(0.0, share.weight),
+        share_lost=share_of(share),
         multiplicative=multiplicative,
     )
 

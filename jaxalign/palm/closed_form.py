@@ -153,6 +153,9 @@ class ClosedForm:
     def outcomes(self, policies: Policies) -> tuple[Floats, Floats]:
         """Return expected rewards [n, X, R] and KL [n, X], of policies solved here or elsewhere."""
         weights = jnp.asarray(policies.payload["weight"], self.rewards.dtype)
+        if not len(weights):  # a portfolio may have no member beside the reference
+            prompts = len(self.rewards)
+            return np.zeros((0, prompts, self.num_rewards)), np.zeros((0, prompts))
         expected, kl = outcomes_unchecked(self.rewards, self.log_ref, weights, self.beta)
         return np.asarray(expected, np.float64), np.asarray(kl, np.float64)
 

@@ -18,6 +18,7 @@ from jaxalign.palm.domain import Floats
 
 Kind = Literal["additive", "multiplicative", "mixed"]
 
+_INFEASIBLE = 2  # of linprog: here, no mixture has that unit
 # The tightest that HiGHS takes.
 _OPTIONS = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
 
@@ -79,8 +80,7 @@ def worst_gap(
         pooled = (1 - eps) * pooled - delta
     if kind != "multiplicative":
         return worst_ratio(pooled, chosen, np.ones_like(pooled), corner)
-    height = float(np.abs(chosen).max()) or 1.0
-    lowest = -_solve(-chosen / height, np.ones(len(corner)), None).value * height
+    lowest = -_solve(-chosen, np.ones(len(corner)), None).value
     if lowest < 0:
         raise InputError(
             f"members: found a best value of {lowest:.4g} for some weights, expected 0 or more "
@@ -143,22 +143,28 @@ def worst_ratio(
         Gap(value, weight [D]); value -inf where no mixture has a positive unit.
     """
     rows = (pooled if pooled.ndim == 3 else pooled[:, None, :]) - chosen[None]
-    # The solver's tolerances are absolute: gaps and units are measured in their own largest.
-    height, width = (float(np.abs(x).max()) or 1.0 for x in (rows, unit))
-    rows, unit, cap = rows / height, unit / width, None if cap is None else cap / width
     bounds = np.min(_bounds(rows, unit[:, None, :]), axis=1)
     best = Gap(-np.inf, corner.mean(axis=0))
     while bounds.max() > best.value:
         index = int(np.argmax(bounds))
         own = cap[index] if cap is not None and cap.ndim == 2 else cap
-        program = _solve(rows[index], unit[index], own)
+        program = _solve(rows[index], unit[index], own, float(bounds[index]))
         bounds[index] = -np.inf
         if program.value > best.value:
             mixture = program.mixture / program.mixture.sum()
             best = Gap(program.value, mixture @ corner)
         if program.dual.any():
             bounds = np.minimum(bounds, _bounds(np.tensordot(rows, program.dual, (1, 0)), unit))
-    return best._replace(value=best.value * height / width)
+    return best
+
+
+def share_of(gap: Gap) -> Gap:
+    """Return a worst share of improvements over the reference that is lost, 0 where nobody has one.
+
+    The reference is one of the members, so that nobody loses more than the whole improvement: 1
+    stands for a gap that no program could bound.
+    """
+    return gap._replace(value=0.0 if gap.value == -np.inf else min(gap.value, 1.0))
 
 
 def _bounds(gains: Floats, unit: Floats) -> Floats:
@@ -171,29 +177,37 @@ def _bounds(gains: Floats, unit: Floats) -> Floats:
     return np.where(fails, np.inf, least)
 
 
-def _solve(rows: Floats, unit: Floats, cap: Floats | None) -> _Program:
-    """Max t such that rows [M, N] lambda >= t, <unit, lambda> = 1, <cap, lambda> <= 1."""
+def _solve(rows: Floats, unit: Floats, cap: Floats | None, limit: float = np.inf) -> _Program:
+    """Max t such that rows [M, N] lambda >= t, <unit, lambda> = 1, <cap, lambda> <= 1.
+
+    `limit` is a known bound of t, which stands where the solver finds no answer.
+    """
     count, size = rows.shape
-    upper, limit = np.concatenate([-rows, np.ones((count, 1))], axis=1), np.zeros(count)
+    # The solver's tolerances are absolute: gaps and units are measured in their own largest.
+    height, width = (float(np.abs(x).max()) or 1.0 for x in (rows, unit))
+    rows, unit, cap = rows / height, unit / width, None if cap is None else cap / width
+    upper, most = np.concatenate([-rows, np.ones((count, 1))], axis=1), np.zeros(count)
     if cap is not None:
         upper = np.concatenate([upper, np.append(cap, 0.0)[None]])
-        limit = np.append(limit, 1.0)
+        most = np.append(most, 1.0)
     result = linprog(
         np.append(np.zeros(size), -1.0),
         A_ub=upper,
-        b_ub=limit,
+        b_ub=most,
         A_eq=np.append(unit, 0.0)[None],
         b_eq=np.ones(1),
         bounds=[(0, None)] * size + [(None, None)],
         method="highs",
         options=_OPTIONS,
     )
-    if result.status != 0:  # no mixture with that unit
-        return _Program(-np.inf, np.ones(size), np.zeros(count))
+    if result.status != 0:
+        value = -np.inf if result.status == _INFEASIBLE else limit
+        return _Program(value, np.ones(size), np.zeros(count))
     mixture = np.maximum(result.x[:-1], 0.0)
     dual = np.maximum(-result.ineqlin.marginals[:count], 0.0)
     if dual.sum() > 0:
         dual /= dual.sum()
     # The dual's own bound is above the optimum by rounding only, where the solver's may be below.
     value = float(_bounds(dual @ rows, unit))
-    return _Program(value if abs(value + result.fun) < 1e-7 else -result.fun, mixture, dual)
+    value = value if abs(value + result.fun) < 1e-7 else -result.fun
+    return _Program(value * height / width, mixture, dual)

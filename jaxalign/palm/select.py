@@ -138,11 +138,9 @@ def _summary(
     differing: int,
 ) -> SelectionSummary:
     size = len(found.members)
-    if isinstance(found, Cover):
-        mode: Literal["cover", "budget"] = "cover"
+    mode: Literal["cover", "budget"] = "cover" if isinstance(found, Cover) else "budget"
+    if mode == "cover" or worst == -np.inf:  # of a budget: nobody improves by the floor
         worst = max(worst, 0.0)
-    else:
-        mode = "budget"
     bound = float(found.lower_bound)
     return SelectionSummary(
         mode, size, asked, differing, optimal, rounds, found.seconds, float(worst), bound

@@ -8,6 +8,9 @@ from jaxalign.errors import InputError
 from jaxalign.personalize.utility import LOGITS, Utility
 from jaxalign.rewards.reward_scale import RewardIds
 
+# What is left of the square of a constant, once its mean is taken off.
+_ROUNDING = (8 * np.finfo(np.float64).eps) ** 2
+
 
 def project(
     mean: ArrayLike,
@@ -112,7 +115,8 @@ def regress(
             f"named: found {rank} independent rewards within prompts, expected {len(onto)}; "
             "enlarge the pool of answers, or leave a reward out."
         )
-    return onto, _explained(weights, basis, rewards, onto)
+    size = np.sum((features @ weights.reshape(-1, weights.shape[-1]).T) ** 2, axis=0)
+    return onto, _explained(weights, basis, rewards, onto, size)
 
 
 def within(values: NDArray[np.float64], prompt: np.ndarray) -> NDArray[np.float64]:
@@ -128,9 +132,12 @@ def _explained(
     basis: NDArray[np.float64],
     rewards: NDArray[np.float64],
     onto: NDArray[np.float64],
+    size: NDArray[np.float64],
 ) -> NDArray[np.float64]:
+    """R^2 [...] of users' functions, whose squares add up to `size` with the prompts' means."""
     functions = basis @ weights.reshape(-1, weights.shape[-1]).T  # [N, users]
     rest = functions - rewards @ (onto @ weights.reshape(-1, weights.shape[-1]).T)
     total = np.sum(functions**2, axis=0)
-    share = np.where(total > 0, np.sum(rest**2, axis=0) / np.where(total > 0, total, 1.0), 0.0)
+    varies = total > _ROUNDING * size
+    share = np.where(varies, np.sum(rest**2, axis=0) / np.where(varies, total, 1.0), 0.0)
     return np.asarray(1 - share).reshape(weights.shape[:-1])

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxalign.palm import Policies, coordinates, worst_gap
 from jaxalign.palm.domain import Floats, extend
-from jaxalign.palm.gaps import worst_ratio
+from jaxalign.palm.gaps import share_of, worst_ratio
 from jaxalign.personalize.protect import floors
 from jaxalign.personalize.route import Router
 
@@ -173,6 +173,6 @@ def _bound(router: Router, pool: Floats, members: Floats, weights: Floats) -> Bo
     return Bound(
         max(additive.value, 0.0),
         max(in_sd.value, 0.0),
-        max(share.value, 0.0) if np.isfinite(share.value) else 0.0,
+        max(share_of(share).value, 0.0),
         additive.weight[:-1],
     )

@@ -1,6 +1,7 @@
 """Worst gaps against enumeration and sampling; bounds against linear programs."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from scipy.spatial import ConvexHull, QhullError
 
 from jaxalign import palm
 from jaxalign.errors import InputError
-from jaxalign.palm import bounds
+from jaxalign.palm import bounds, gaps
 from jaxalign.palm.gaps import worst_ratio
 
 few = settings(max_examples=25, deadline=None)
@@ -192,3 +193,25 @@ def test_a_joggled_hull_has_no_facets_above_its_points(seed, monkeypatch):
     users = rng.dirichlet(np.ones(6), 2000) @ domain
     bound, optimum = ((users @ each.T).max(axis=1) for each in (found, policies))
     np.testing.assert_allclose(bound, optimum, atol=1e-8)
+
+
+def test_a_policy_of_huge_values_leaves_the_others_as_they_are():
+    """Each program is measured in its own unit; one that fails keeps the bound that is known."""
+    rng = np.random.default_rng(0)
+    pool, members = rng.random((6, 3)), rng.random((2, 3))
+    huge = np.array([[0.9, -1e11, -1e11]])  # the best at a corner alone
+    alone, beside = (
+        worst_ratio(one, members, np.ones_like(one), np.eye(3))
+        for one in (np.concatenate([pool, [[0.9, 0.0, 0.0]]]), np.concatenate([pool, huge]))
+    )
+    assert beside.value == pytest.approx(alone.value, abs=1e-9)
+
+
+def test_what_no_program_answers_is_not_certified_as_nothing(monkeypatch):
+    failed = SimpleNamespace(status=4)
+    monkeypatch.setattr(gaps, "linprog", lambda *_, **__: failed)
+    pool, members = np.array([[1.0, 0.2], [0.1, 0.8]]), np.zeros((1, 2))
+    gap = worst_ratio(pool, members, np.ones_like(pool), np.eye(2))
+    assert gap.value == 1.0  # the least that any mixture allows
+    assert gaps.share_of(gap._replace(value=np.inf)).value == 1.0
+    assert gaps.share_of(gap._replace(value=-np.inf)).value == 0.0

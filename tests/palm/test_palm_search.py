@@ -10,6 +10,7 @@ from worlds import Listed, Mixed
 
 from jaxalign import palm
 from jaxalign.errors import InputError
+from jaxalign.palm.domain import extend
 
 # Tolerances that keep the grid small in 5 dimensions.
 EPS = {2: 0.2, 3: 0.3, 4: 0.5, 5: 0.9}
@@ -167,3 +168,38 @@ def test_refusals():
         palm.search(Listed(np.ones((2, 2))), palm.PalmConfig(weights="signed", search="full"))
     with pytest.raises(InputError, match="correct the oracle"):
         palm.search(Broken(np.ones((2, 2))), palm.PalmConfig())
+
+
+@pytest.mark.parametrize("seed", [3, 11])
+def test_sides_of_the_hull_are_no_facets(seed):
+    """Rewards that are true or false make many values equal, and sides vertical but for rounding.
+
+    A facet of 1e11 in the bound of the optimum hid its share lost, which was certified as 0.
+    """
+    rewards = (np.random.default_rng(seed).random((8, 5, 3)) < 0.5).astype(float)
+    config = palm.PalmConfig(weights="signed", size=2, max_calls=60)
+    found = palm.build(palm.ClosedForm(rewards, None, 0.1), config)
+    assert np.abs(found.facets).max() < 1e3
+    rng = np.random.default_rng(0)
+    weights = rng.dirichlet(np.full(3, 0.5), 2000) * rng.choice([-1, 1], (2000, 3))
+    gains = np.exp(np.einsum("wR,XCR->wXC", weights, rewards) / 0.1)
+    optimum = 0.1 * np.log(gains.mean(axis=2)).mean(axis=1)
+    bound = (extend("signed", weights) @ found.facets.T).max(axis=1)
+    assert (bound >= optimum - 1e-9).all()
+    at_pool, at_best = found.certificate.pool, found.certificate.optimum
+    for gap in ("additive", "additive_sd", "share_lost"):
+        assert getattr(at_best, gap).value >= getattr(at_pool, gap).value - 1e-6
+    assert at_best.share_lost.value > 0.5
+
+
+@pytest.mark.parametrize("criterion", ["additive", "share"])
+def test_a_portfolio_of_nobody_who_improves_has_no_member(tmp_path, criterion):
+    """At a high price of KL nobody improves by the floor: the reference alone serves everybody."""
+    rewards = np.random.default_rng(0).random((6, 4, 2))
+    config = palm.PalmConfig(size=2, criterion=criterion, floor=0.9, max_calls=20)
+    oracle = palm.ClosedForm(rewards, None, 50.0)
+    found = palm.build(oracle, config)
+    found.save(tmp_path)
+    assert palm.load(tmp_path).certificate.pool.share_lost.value == 0
+    expected, kl = oracle.outcomes(found.members.take(np.zeros(0, np.intp)))
+    assert (expected.shape, kl.shape) == ((0, 6, 2), (0, 6))

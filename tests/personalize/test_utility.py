@@ -167,6 +167,18 @@ def test_projection_reports_what_the_names_explain_and_refuses_below_it():
     assert explained[0] == pytest.approx(1)
 
 
+def test_a_constant_function_is_explained_whatever_rounding_leaves_of_it():
+    rng = np.random.default_rng(0)
+    named, prompt = rng.normal(size=(30, 2)), np.repeat(np.arange(10), 3)
+    features = np.column_stack([named @ [1.0, 2.0], np.repeat(rng.normal(size=10), 3)])
+    ids = RewardIds(("a", "b"), "0" * 64)
+    cov = np.stack([np.eye(2)] * 2)
+    mean = [[0.0, 1.0], [1.0, 0.0]]
+    utility, explained = personalize.project(mean, cov, features, named, prompt, ids)
+    np.testing.assert_allclose(explained, 1)
+    np.testing.assert_allclose(utility.mean, [[0, 0], [1, 2]], atol=1e-9)
+
+
 def test_a_pool_that_cannot_tell_is_refused():
     features, named, prompt, _ = pool(0.0)
     named[:, 2] = np.arange(30)[prompt]  # the same for all answers to a prompt

@@ -12,7 +12,7 @@ from jaxalign.palm.candidates import Candidates
 from jaxalign.palm.certificate import HeldOut, held_out
 from jaxalign.palm.config import Criterion, PalmConfig
 from jaxalign.palm.domain import Floats, coordinates, corners, extend
-from jaxalign.palm.gaps import worst_ratio
+from jaxalign.palm.gaps import share_of, worst_ratio
 from jaxalign.palm.oracle import BatchOracle, Evaluator, Oracle, Policies, stack
 from jaxalign.palm.portfolio import Portfolio
 from jaxalign.palm.select import choose
@@ -216,11 +216,10 @@ class _Judge:
         units = np.abs(self.corners[:, : len(self.spread)]) @ self.spread
         every, gained = np.broadcast_to(units, at_pool.shape), at_pool - at_members[:1]
         cap = self.config.floor * units
+        share = share_of(worst_ratio(at_pool, at_members, gained, self.corners, cap))
         return {
             "additive_sd": worst_ratio(at_pool, at_members, every, self.corners).value,
-            "share_lost": max(
-                worst_ratio(at_pool, at_members, gained, self.corners, cap).value, 0.0
-            ),
+            "share_lost": max(share.value, 0.0),
             "mean_lost": self._mean_lost(values),
         }
 
