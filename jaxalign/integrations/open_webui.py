@@ -68,7 +68,7 @@ def answer_key(*parts: str) -> str:
         (75, False)
     """
     stripped = json.dumps([part.strip() for part in parts], ensure_ascii=False)
-    return f"open-webui:{hashlib.sha256(stripped.encode()).hexdigest()}"
+    return f"open-webui:{hashlib.sha256(stripped.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
 def read_rating(values: Mapping[str, object]) -> WebuiRating:

@@ -7,6 +7,7 @@ traits live on different scales; `jaxalign.rewards.RewardScale` puts them on one
 import functools
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,6 +16,8 @@ from jaxalign.rewards.registry import register_reward
 
 # Letters of any script; an apostrophe inside a word (don't, l'eau) does not split it.
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+# Joiners and the soft hyphen stand inside words.
+_INSIDE = "\u200c\u200d\u00ad"
 _SENTENCE_END = re.compile(r"[.!?…]+(?=\s|$)|\n+")
 _VOWELS = re.compile(r"[aeiouy]+")
 _LIST_ITEM = re.compile(r"\s*(?:[-*•–]|\d{1,3}[.)])(?=\s|$)")
@@ -50,7 +53,19 @@ def brevity(text: str) -> float:
         >>> round(brevity("Three short words."), 3)
         -1.386
     """
-    return -math.log1p(len(_WORD.findall(text)))
+    return -math.log1p(len(_words(text)))
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text, without marks on letters: vowels in many scripts, accents if apart."""
+    if not text.isascii():
+        composed = unicodedata.normalize("NFC", text)
+        text = "".join(
+            letter
+            for letter in composed
+            if unicodedata.category(letter)[0] != "M" and letter not in _INSIDE
+        )
+    return _WORD.findall(text)
 
 
 def positivity(text: str) -> float:
@@ -81,10 +96,10 @@ def simplicity(text: str) -> float:
 
     Reference: Flesch, "A new readability yardstick", Journal of Applied Psychology 32 (1948).
     """
-    words = _WORD.findall(text)
+    words = _words(text)
     if not words:
         return sum(FLESCH_RANGE) / 2
-    sentences = sum(1 for part in _SENTENCE_END.split(text) if _WORD.search(part))
+    sentences = sum(1 for part in _SENTENCE_END.split(text) if _words(part))
     per_word = sum(map(count_syllables, words)) / len(words)
     ease = 206.835 - 1.015 * len(words) / sentences - 84.6 * per_word
     low, high = FLESCH_RANGE
@@ -107,7 +122,7 @@ def warmth(text: str) -> float:
         >>> round(warmth("Thank you!"), 2)
         0.25
     """
-    words = _WORD.findall(text.lower())
+    words = _words(text.lower())
     if not words:
         return 0.0
     # Contractions count by their stem: you're, friend's.

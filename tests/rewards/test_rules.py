@@ -1,5 +1,6 @@
 import gzip
 import json
+import unicodedata
 from importlib import resources
 
 import numpy as np
@@ -71,6 +72,15 @@ def test_trait_ranks_a_text_above_another(trait, more, less):
 def test_brevity_by_hand():
     assert rules.brevity("don't stop now") == pytest.approx(-np.log(4))
     assert rules.brevity("") == 0.0
+
+
+@pytest.mark.parametrize("word", ["हिन्दी", "مُحَمَّد", "l’été", "می\u200cخواهم", "Donau\u00addampf"])
+def test_a_word_of_any_script_is_one(word):
+    """Marks on letters and joiners within words do not split them, composed or not."""
+    for form in ("NFC", "NFD"):
+        assert rules.brevity(unicodedata.normalize(form, word)) == pytest.approx(-np.log(2))
+    apart, composed = (unicodedata.normalize(form, "Éléphant, été!") for form in ("NFD", "NFC"))
+    assert rules.measure_traits([apart]).tolist() == rules.measure_traits([composed]).tolist()
 
 
 def test_simplicity_by_hand():

@@ -11,7 +11,7 @@ from running import CHAT, client_of, config_of, rows_of
 from webui_feedback import webui
 
 from jaxalign.errors import InputError
-from jaxalign.integrations.open_webui import Poller, main
+from jaxalign.integrations.open_webui import Poller, main, read_rating
 from jaxalign.serve.store.events import Limits
 
 SECRET = "a secret of at least thirty-two bytes"
@@ -236,6 +236,15 @@ def test_a_bad_row_does_not_hold_up_the_ones_behind_it(client, user, exported, b
     ((left, count),) = found.left.items()
     assert reason in left
     assert count == 1
+
+
+def test_half_of_a_surrogate_pair_beside_the_answer_is_no_traceback():
+    row = webui("f1", 1, "a")
+    messages = row["snapshot"]["chat"]["chat"]["history"]["messages"]
+    messages["q"]["content"] = "\ud800"
+    keys = read_rating(row).keys
+    messages["q"]["content"] = "\ud801"
+    assert read_rating(row).keys[1] != keys[1]
 
 
 def test_a_user_with_as_many_rows_as_allowed_is_left_out_alone(
