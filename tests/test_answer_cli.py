@@ -157,6 +157,22 @@ def test_an_interrupted_file_goes_on_to_the_same_bytes_or_is_refused(world, tmp_
         assert f"{len(rows)} answers, {plain} of them plain" in result.err
 
 
+def test_a_file_does_not_go_on_with_candidates_that_have_changed(world, tmp_path):
+    candidates = tmp_path / "candidates.jsonl"
+    candidates.write_bytes(world.candidates.read_bytes())
+    prompts = write_rows(tmp_path / "p.jsonl", [{"prompt": PROMPT}])
+    given = ("answer", "--run", world.run, "--candidates", candidates, "--prompts", prompts)
+    out = tmp_path / "out.jsonl"
+    assert call(*given, "--out", out).code == 0
+    (tmp_path / ".out.jsonl.run" / "report.json").unlink()
+    out.unlink()
+    rows = [json.loads(line) for line in world.candidates.read_text().splitlines()]
+    write_rows(candidates, [row | {"answer": row["answer"] + " Indeed."} for row in rows])
+    refused(call(*given, "--out", out, "--resume"), "candidates")
+    candidates.write_text("\n".join(json.dumps(row, indent=None) for row in rows) + "\n\n")
+    assert call(*given, "--out", out, "--resume").code == 0
+
+
 def test_an_encoder_reads_prompts_where_the_choices_had_them(monkeypatch):
     """As the items of the choices were encoded: with their prompts, or without any."""
     read = []

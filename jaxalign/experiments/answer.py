@@ -12,7 +12,7 @@ from jaxalign import mrm
 from jaxalign.config_fields import checks_fields
 from jaxalign.data.prompt_rows import PromptRow, as_prompt
 from jaxalign.errors import InputError
-from jaxalign.experiments.answer_sources import AnswerSources
+from jaxalign.experiments.answer_sources import AnswerSources, source_identity
 from jaxalign.models.chat import Chat
 from jaxalign.mrm import UserModel
 from jaxalign.mrm.adapted_users import find_state, is_alike, weights_of
@@ -158,7 +158,8 @@ def write_answers(
         strategy: how, as from `load_strategy`.
         config: the settings that the strategy was made with.
         out: file to write; None for standard output.
-        resume: go on with a file that was interrupted, of the same settings, users and prompts.
+        resume: go on with a file that was interrupted, of the same settings, users, prompts and
+            content of the sources.
 
     Returns:
         How many of the answers are plain, of a file those of an earlier run included.
@@ -173,6 +174,7 @@ def write_answers(
             "weights of the users": [
                 array for pair in batch.weights.values() for array in pair if array is not None
             ],
+            **source_identity(strategy, config.sources, batch.prompts),
         }
         file = open_row_file(out, KIND, config, identity, resume)
         if file.finished:

@@ -1,5 +1,6 @@
 """What personal answers are made from: models, files and folders, checked against the users."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,14 +18,16 @@ from jaxalign.errors import InputError
 from jaxalign.files import expand_user
 from jaxalign.moc.files import policy_folder
 from jaxalign.moc.value_table import ValueTable
-from jaxalign.models.chat import Chat
+from jaxalign.models.chat import Chat, tokenize_prompt
 from jaxalign.models.language import LanguageModel, load_language_model
 from jaxalign.models.sampling import Sampling
 from jaxalign.mrm import UserModel
 from jaxalign.mrm.serving import encode_texts, item_features
 from jaxalign.personalize import saved_members
+from jaxalign.personalize.policies import identity
 from jaxalign.personalize.strategies import (
     BestOfAnswers,
+    BestPolicy,
     Draws,
     KnownAnswers,
     LargestGain,
@@ -40,6 +43,7 @@ from jaxalign.progress import counted
 from jaxalign.rewards.registry import registered_rewards, rule_rewards
 from jaxalign.rewards.reward_model import load_reward_model, score
 from jaxalign.rewards.vector import TextReward, compute_rewards, concatenate_rewards
+from jaxalign.runs.run_dir import Identity
 
 StrategyName = Literal["auto", "best_of", "member", "conditioned", "plain"]
 _NEEDED = {"best_of": "--model or --candidates", "member": "--portfolio", "conditioned": "--policy"}
@@ -124,6 +128,44 @@ def load_strategy(name: StrategyName, sources: AnswerSources, model: UserModel) 
     return strategies[0] if len(strategies) == 1 else LargestGain(tuple(strategies))
 
 
+def source_identity(
+    strategy: Strategy, sources: AnswerSources, prompts: Sequence[str | Chat]
+) -> dict[str, Identity]:
+    """Return the content of what a strategy answers from, by the name that messages call it.
+
+    Args:
+        strategy: of `load_strategy`.
+        sources: that it was loaded from.
+        prompts: that it answers; a model reads them through its template.
+    """
+    if isinstance(strategy, LargestGain):
+        each = [source_identity(one, sources, prompts) for one in strategy.strategies]
+        return {name: value for found in each for name, value in found.items()}
+    if isinstance(strategy, BestPolicy):
+        known = strategy.known
+        return {
+            f"policies of --strategy {strategy.name}": [
+                *identity(strategy.policies), known.weights, known.values, known.cost
+            ],
+            f"base model of --strategy {strategy.name}": _model_identity(strategy.model, prompts),
+        }  # fmt: skip
+    found: dict[str, Identity] = {}
+    if isinstance(strategy, BestOfAnswers) and isinstance(strategy.read, _NamedReader):
+        found["reward models"] = strategy.read.reward.id
+    if isinstance(strategy, PlainAnswers | BestOfAnswers):
+        if isinstance(strategy.draws, ModelDraws):
+            found["model"] = _model_identity(strategy.draws.model, prompts)
+        elif sources.candidates is not None:
+            rows = read_rows(Path(sources.candidates))
+            found["candidates"] = [json.dumps(dict(row.values), default=str) for row in rows]
+    return found
+
+
+def _model_identity(model: LanguageModel, prompts: Sequence[str | Chat]) -> list[str]:
+    """The weights of a model, and the prompts as it reads them."""
+    return [model.sha256, *(json.dumps(tokenize_prompt(model, prompt)) for prompt in prompts)]
+
+
 def _language_model(name: str, dtype: str, loaded: dict[str, LanguageModel]) -> LanguageModel:
     if name not in loaded:
         loaded[name] = load_language_model(name, dtype)
@@ -155,13 +197,21 @@ def answer_reader(model: UserModel, reward_models: Sequence[str] = ()) -> Read:
     if scale is None:
         return partial(_read_texts, model)
     reward = _named_rewards(scale.names, reward_models)
-    order = [reward.names.index(name) for name in scale.names]
+    return _NamedReader(model, reward, [reward.names.index(name) for name in scale.names])
 
-    def read(prompts: Sequence[str | Chat], answers: Sequence[str]) -> np.ndarray:
+
+@dataclass(frozen=True, eq=False)
+class _NamedReader:
+    """Base rewards of answers from named rewards, whose columns are put in the users' order."""
+
+    model: UserModel
+    reward: TextReward
+    order: Sequence[int]
+
+    def __call__(self, prompts: Sequence[str | Chat], answers: Sequence[str]) -> np.ndarray:
         texts = list(map(prompt_text, prompts))
-        return model.base(compute_rewards(reward, texts, list(answers))[:, order])
-
-    return read
+        rewards = compute_rewards(self.reward, texts, list(answers))
+        return self.model.base(rewards[:, list(self.order)])
 
 
 def _scores_reader(model: UserModel, sources: AnswerSources) -> Read | None:
