@@ -107,11 +107,16 @@ def export_vllm(saved: SavedPolicies, out: str | Path) -> RoutingTable:
         out: new or empty folder.
 
     Raises:
-        InputError: policies that are no LoRA adapters, a rank above 512, a base model that vLLM
-            does not serve with adapters, or a folder that is in use.
+        InputError: policies that are no LoRA adapters, none beside the reference, a rank above
+            512, a base model that vLLM does not serve with adapters, or a folder that is in use.
     """
     out = expand_user(out)
     check_new_folder(out)
+    if len(saved.weights) < 2:
+        raise InputError(
+            f"{saved.folder}: found only the reference, expected one policy or more beside it: "
+            f"serve the base model with `vllm serve {saved.base}`."
+        )
     model, folder = _described_base(saved)
     policies = _exportable(saved, model)
     adapters = [adapter_of(policies, weight) for weight in saved.weights[1:]]

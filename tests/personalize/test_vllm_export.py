@@ -126,6 +126,15 @@ def test_the_table_says_what_the_policies_achieve(tmp_path, model, adapters, por
     )
 
 
+def test_a_portfolio_of_the_reference_alone_is_refused(tmp_path, model, adapters):
+    oracle = palm.ClosedForm(np.random.default_rng(0).random((6, 5, 2)), None, beta=0.1)
+    built = palm.build(oracle, palm.PalmConfig(size=1, targets="corners"), scale=SCALE)
+    kept = replace(built.members.take([0]), payload={"weight": WEIGHTS[:1]})
+    alone = replace(built, members=kept)
+    folder = saved(tmp_path / "alone", alone, Soups(adapters), model)
+    refused(export(folder, tmp_path / "out"), "found only the reference", "serve the base model")
+
+
 def test_names_differ_for_other_members_and_other_adapters(tmp_path, model, adapters, portfolio):
     folder = saved(tmp_path / "one", portfolio, Soups(adapters), model)
     other = saved(tmp_path / "other", portfolio, Soups(adapters[::-1]), model)
