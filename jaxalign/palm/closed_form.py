@@ -175,6 +175,36 @@ def candidate_scale(candidates: Candidates, config: BuildConfig) -> RewardScale:
     return level_scale(rows, candidates.names, config, candidates.scale)
 
 
+def stated_units(config: BuildConfig, names: tuple[str, ...]) -> RewardScale | None:
+    """Return the scale that `scale_from` names, None where there is none.
+
+    Args:
+        config: of the build.
+        names: [R] of the rewards.
+
+    Raises:
+        InputError: no such scale, or one of other rewards.
+
+    Example:
+        >>> from jaxalign.palm.closed_form import stated_units
+        >>> from jaxalign.palm.config import BuildConfig
+        >>> stated_units(BuildConfig(), ("brevity",))
+    """
+    units = load_scale(config.scale_from) if config.scale_from else None
+    _check_names(units, names)
+    return units
+
+
+def _check_names(units: RewardScale | None, names: tuple[str, ...]) -> None:
+    """Refuse a scale of other rewards."""
+    if units is not None and units.names != names:
+        raise InputError(
+            f"scale_from: found a scale of the rewards {', '.join(units.names)}, expected "
+            f"{', '.join(names)}, in this order; name the columns with --rewards, or give the "
+            "scale of these rewards."
+        )
+
+
 def level_scale(
     rows: Floats, names: tuple[str, ...], config: BuildConfig, units: RewardScale | None = None
 ) -> RewardScale:
@@ -197,13 +227,8 @@ def level_scale(
     Raises:
         InputError: a reward that is the same in all rows, or `scale_from` of other rewards.
     """
-    units = load_scale(config.scale_from) if config.scale_from else units
-    if units is not None and units.names != names:
-        raise InputError(
-            f"scale_from: found a scale of the rewards {', '.join(units.names)}, expected "
-            f"{', '.join(names)}, in this order; name the columns with --rewards, or give the "
-            "scale of these rewards."
-        )
+    units = stated_units(config, names) or units
+    _check_names(units, names)
     fitted = units or fit_scale(rows, names, quantiles=None)
     if config.scale == "standard":
         low, high = fitted.mean - config.clip * fitted.std, fitted.mean + config.clip * fitted.std

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxalign.errors import InputError
-from jaxalign.models.chat import Chat, with_stops
+from jaxalign.models.chat import Chat, tokenize_prompt, with_stops
 from jaxalign.models.language import LanguageModel
 from jaxalign.models.sampling import Sampling
 from jaxalign.palm.domain import Floats
@@ -200,6 +200,8 @@ class AnswerOracle:
             "policies": identity(self.policies),
             "model": [self.model.sha256, repr(self.model.config)],
             "prompts": self.prompts,
+            # The same text has other tokens under another chat template.
+            "token ids": [tokenize_prompt(self.model, prompt) for prompt in self.prompts],
             "settings": asdict(self.settings),
             "key": [
                 str(jax.random.key_impl(self.key)),

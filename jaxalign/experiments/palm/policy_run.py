@@ -1,5 +1,6 @@
 """From trained policies to a certified portfolio in a folder: resumable policy by policy."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +29,12 @@ from jaxalign.experiments.palm.policies import (
 )
 from jaxalign.experiments.palm.statistics import BuiltPortfolio
 from jaxalign.files import expand_user, write_text
+from jaxalign.models.chat import tokenize_prompt
 from jaxalign.models.language import load_language_model
 from jaxalign.models.sampling import Sampling
 from jaxalign.palm import HeldOut, known_pool, stack
 from jaxalign.palm.candidates import prompt_marks, split_places, unseen_places
-from jaxalign.palm.closed_form import level_scale
+from jaxalign.palm.closed_form import level_scale, stated_units
 from jaxalign.palm.config import BuildConfig
 from jaxalign.personalize import saved_members
 from jaxalign.personalize.policies import WholeModels, identity
@@ -113,6 +115,7 @@ def run_policies(
     """
     say = Progress().say
     config = resolved_config(folders, config)
+    stated_units(config, config.rewards)  # before the reference answers
     check_run_dir(expand_user(out), KIND, config, resume)
     check_grid(config.palm, len(config.rewards), say, confirm)
     pool = load_pool(folders, base, config)
@@ -129,6 +132,9 @@ def run_policies(
         "weights of the policies": pool.options,
         "rewards": reward.id,
         "prompts": texts,
+        "token ids of the prompts": [
+            json.dumps(tokenize_prompt(pool.model, prompt)) for prompt in prompts.prompts
+        ],
     }
     run = open_run_dir(out, KIND, config, about, resume)
     write_text(run.path / CONFIG, to_yaml(config))

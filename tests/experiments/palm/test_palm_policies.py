@@ -18,11 +18,13 @@ from jaxalign.experiments.palm.policies import load_pool
 from jaxalign.moc.config import MocConfig
 from jaxalign.moc.policy import init_policy
 from jaxalign.models import load_language_model, lora, save_adapter
+from jaxalign.models.peft import load_adapter
 from jaxalign.models.sampling import Sampling
 from jaxalign.palm.config import BuildConfig
 from jaxalign.personalize import saved_members
-from jaxalign.personalize.policies import answer_as, identity
+from jaxalign.personalize.policies import Soups, answer_as, identity
 from jaxalign.personalize.policy_oracle import AnswerOracle
+from jaxalign.rewards import rule_rewards
 from jaxalign.rewards.reward_scale import fit_scale
 from jaxalign.train.trunk import TrunkConfig
 
@@ -155,6 +157,51 @@ def test_a_stopped_build_goes_on_where_it_was(world, built, tmp_path, monkeypatc
     drawn.clear()
     fewer = build(world, tmp_path / "part", *words, "--policies.batch_size", "12", "--resume")
     assert (fewer.code, drawn) == (0, []), fewer.err
+
+
+def test_a_stopped_build_does_not_go_on_under_another_chat_template(world, tmp_path, monkeypatch):
+    base = shutil.copytree(world / "base", tmp_path / "base")
+    settings = base / "tokenizer_config.json"
+    said = "{% for message in messages %}SAYS{{ message['content'] }}{% endfor %}"
+
+    def speak(template):
+        known = json.loads(settings.read_text())
+        settings.write_text(json.dumps(known | {"chat_template": template}))
+        (base / "chat_template.jinja").unlink(missing_ok=True)
+
+    def fingerprint():
+        model = load_language_model(str(base))
+        chats = [[{"role": "user", "content": word}] for word in WORDS[:2]]
+        adapters = tuple(load_adapter(world / name, model.config) for name in ("kind", "brief"))
+        oracle = AnswerOracle(
+            model, Soups(adapters), chats, rule_rewards(["simplicity"]), 0.1, Sampling(max_tokens=8),
+            jax.random.key(0), samples=16, reward_range=None,
+        )  # fmt: skip
+        return oracle.fingerprint
+
+    def stop(self, *_):
+        raise KeyboardInterrupt
+
+    words = ("--model", base, "--policies.steps", "2", "--policies.prompts.template", "chat")
+    speak(said.replace("SAYS", "say"))
+    first = fingerprint()
+    with monkeypatch.context() as patch:
+        patch.setattr(AnswerOracle, "_draw", stop)
+        assert build(world, tmp_path / "part", *words).code == 130
+    speak(said.replace("SAYS", "the thing"))
+    refused(build(world, tmp_path / "part", *words, "--resume"), "token ids of the prompts")
+    assert fingerprint() != first
+
+
+def test_a_scale_of_other_rewards_is_refused_before_any_answer(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(AnswerOracle, "_draw", lambda *_: pytest.fail("answers were drawn"))
+    scale = fit_scale(np.random.default_rng(0).random((5, 1)), ("warmth",))
+    (tmp_path / "scale.json").write_text(json.dumps(scale.to_json()))
+    missing = build(world, tmp_path / "out", "--scale_from", tmp_path / "none.json")
+    refused(missing, "none.json")
+    other = build(world, tmp_path / "out", "--scale_from", tmp_path / "scale.json")
+    refused(other, "scale_from: found a scale of the rewards warmth")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("kind", ["mixing", "separate"])
