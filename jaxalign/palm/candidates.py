@@ -2,14 +2,14 @@
 
 import hashlib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxalign.data.columns import Origin
 from jaxalign.data.files import encode
-from jaxalign.data.messages import prompt_text
+from jaxalign.data.messages import Conversation, prompt_text
 from jaxalign.data.prompts import Prompt
 from jaxalign.data.values import short
 from jaxalign.errors import InputError
@@ -24,11 +24,12 @@ class Candidates:
 
     Attributes:
         names: [R] of the rewards.
-        prompts: [X] texts or ids.
+        prompts: [X] texts or ids; a text of several turns is a `Conversation`.
         rewards: [X, C, R] float64, 0 where a candidate is absent.
         log_ref: [X, C] in nats, -inf where absent; each prompt's probabilities sum to 1.
         answers: [X, C] texts, empty where absent; None where they are not known.
         scale: of the rewards, where their file states it.
+        numbered: whether the prompts are numbers, which stand for texts that are not known.
     """
 
     names: tuple[str, ...]
@@ -37,13 +38,14 @@ class Candidates:
     log_ref: Floats
     answers: NDArray[np.object_] | None = None
     scale: RewardScale | None = None
+    numbered: bool = False
 
     def take(self, prompts: np.ndarray) -> "Candidates":
         """Return the candidates of some prompts."""
         chosen = tuple(self.prompts[i] for i in prompts)
         answers = None if self.answers is None else self.answers[prompts]
         rewards, log_ref = self.rewards[prompts], self.log_ref[prompts]
-        return Candidates(self.names, chosen, rewards, log_ref, answers, self.scale)
+        return replace(self, prompts=chosen, rewards=rewards, log_ref=log_ref, answers=answers)
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -132,7 +134,9 @@ def from_rows(
     if answers is not None:
         said = np.full(logs.shape, "", object)
         said[code[order], place] = np.asarray(answers, object)[order]
-    return Candidates(tuple(names), texts, table, logs, said)
+    turns = {str(prompt): prompt for prompt in prompts if isinstance(prompt, Conversation)}
+    asked = tuple(turns.get(text, text) for text in texts)
+    return Candidates(tuple(names), asked, table, logs, said)
 
 
 def split_places(

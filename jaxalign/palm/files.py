@@ -60,6 +60,8 @@ def read_candidates(
     _check_rewards(found.values, found.names, reward_range, table.origin)
     answers = table.texts(answer, blank=True).to_pylist()
     rows = from_rows(_prompts(table), found.values, found.names, log_ref, table.origin, answers)
+    if not any(isinstance(value, str | list | tuple) for value in as_list(table.columns["prompt"])):
+        rows = replace(rows, numbered=True)
     beside = scale_file(path)
     if not beside.exists():
         return rows

@@ -77,6 +77,11 @@ def run(
     say = Progress().say
     if export and candidates.answers is None:
         raise InputError("--export: found candidates without answers, expected their texts.")
+    if export and candidates.numbered:
+        raise InputError(
+            f"--export: found prompts that are numbers, such as {candidates.prompts[0]}, expected "
+            "their texts, on which the members are trained; give texts, or leave --export out."
+        )
     check_grid(config.palm, len(candidates.names), say, confirm)
     first, second = split_prompts(candidates, config.certify_share, config.seed)
     scale = candidate_scale(first, config)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxalign.data.messages import Conversation
 from jaxalign.errors import InputError
 from jaxalign.experiments.palm.statistics import BuiltPortfolio
 from jaxalign.files import write_text
@@ -46,7 +47,10 @@ def write_distillation(
         place = best_candidates(oracle, weight)
         chosen = candidates.answers[np.arange(len(place)), place]
         rows = [
-            {"prompt": prompt, "completion": answer}
+            {
+                "prompt": prompt.messages if isinstance(prompt, Conversation) else prompt,
+                "completion": answer,
+            }
             for prompt, answer in zip(candidates.prompts, chosen, strict=True)
         ]
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]

@@ -174,8 +174,8 @@ def test_a_stopped_build_does_not_go_on_under_another_chat_template(world, tmp_p
         chats = [[{"role": "user", "content": word}] for word in WORDS[:2]]
         adapters = tuple(load_adapter(world / name, model.config) for name in ("kind", "brief"))
         oracle = AnswerOracle(
-            model, Soups(adapters), chats, rule_rewards(["simplicity"]), 0.1, Sampling(max_tokens=8),
-            jax.random.key(0), samples=16, reward_range=None,
+            model, Soups(adapters), chats, rule_rewards(["simplicity"]), 0.1,
+            Sampling(max_tokens=8), jax.random.key(0), samples=16, reward_range=None,
         )  # fmt: skip
         return oracle.fingerprint
 
