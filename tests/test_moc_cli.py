@@ -188,6 +188,18 @@ def test_a_finished_run_is_made_longer(world, tmp_path):
     refused(call(*judge), "another run (not the same policies as before)")
 
 
+def test_a_run_does_not_go_on_under_another_chat_template(world, tmp_path):
+    out, model = tmp_path / "run", tmp_path / "model"
+    shutil.copytree(world.model, model)
+    chat = ("--prompts.template", "chat")
+    done = train(world, out, *chat, "--moc.steps", 1, model=model)
+    assert done.code == 0, done.err
+    path = model / "chat_template.jinja"
+    path.write_text(path.read_text().replace("<|assistant|>", "<|assistant|>the"))
+    longer = train(world, out, *chat, "--moc.steps", 2, "--resume", model=model)
+    refused(longer, "another run (not the same chat template as before)")
+
+
 def test_an_edited_scale_is_refused(world, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(world.run, out)

@@ -1,5 +1,6 @@
 """Conversations as text: the one place where a tokenizer's chat template is rendered."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -69,6 +70,26 @@ def choose_template(tokenizer: ChatTokenizer, template: str) -> bool:
         )
     tokenizer.chat_template = {**named, "default": named[template]}
     return True
+
+
+def chosen_template(tokenizer: ChatTokenizer, template: str) -> str:
+    """Return the chat template that texts are written with, empty where they are written plainly.
+
+    Args:
+        tokenizer: as in `choose_template`.
+        template: as there.
+
+    Raises:
+        InputError: as `choose_template`.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from jaxalign.data.chat_template import chosen_template
+        >>> tokenizer = SimpleNamespace(chat_template="{{ messages }}")
+        >>> chosen_template(tokenizer, "auto"), chosen_template(tokenizer, "plain")
+        ('"{{ messages }}"', '')
+    """
+    return json.dumps(tokenizer.chat_template) if choose_template(tokenizer, template) else ""
 
 
 def render_chat(

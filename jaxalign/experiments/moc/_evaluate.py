@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from jaxalign.config import load_config
 from jaxalign.config_fields import checks_fields
+from jaxalign.data.chat_template import chosen_template
 from jaxalign.data.prompts import Prompt, load_prompts
 from jaxalign.errors import InputError
 from jaxalign.experiments.moc import baselines
@@ -194,12 +195,14 @@ def evaluate(
     judged = evaluated_policies(first, beside)
     runs = [first, *beside]
     trained = [np.asarray(leaf) for one in runs for leaf in jax.tree.leaves(one.policy.trained)]
+    template = first.config.prompts.template
     identity: dict[str, Identity] = {
         "policies": [*(str(one.folder.resolve()) for one in runs), *trained],
         "model": first.policy.model.sha256,
         "rewards": rewards.id,
         "scale": json.dumps(scale.to_json()),
         "prompts": repr(prompts),
+        "chat template": chosen_template(first.policy.model.tokenizer, template),
         "system_prompts": repr(texts),
     }
     run = open_run_dir(out, KIND, config, identity, resume)

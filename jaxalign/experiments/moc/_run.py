@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxalign.config import to_yaml
-from jaxalign.data.chat_template import choose_template
+from jaxalign.data.chat_template import choose_template, chosen_template
 from jaxalign.data.prompts import (
     Prompt,
     Prompts,
@@ -153,6 +153,7 @@ def run(
         "model": model.sha256,
         "rewards": rewards.id,
         "prompts": json.dumps([train_on.prompts, held.prompts]),
+        "chat template": chosen_template(model.tokenizer, config.prompts.template),
     }
     if scored:
         scored = completions_of(scored, train_on.prompts, rewards.names, progress.say)

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxalign.config import load_config
 from jaxalign.data import lamp
+from jaxalign.data.chat_template import chosen_template
 from jaxalign.data.histories import Histories
 from jaxalign.errors import InputError
 from jaxalign.experiments.pplug.baselines import (
@@ -135,6 +136,7 @@ def evaluate(
         "data": data_digest(samples),
         "model": model.sha256,
         "encoder": encoder.identity,
+        "chat template": chosen_template(model.tokenizer, trained.config.pplug.text.template),
     }
     progress.say(f"{counted(len(samples), 'sample')} of {counted(len(set(samples.users)), 'user')}")
     with history_store(store or trained.store, encoder) as opened:

@@ -9,6 +9,7 @@ from typing import Literal
 import jax
 
 from jaxalign.config import load_config, to_yaml
+from jaxalign.data.chat_template import chosen_template
 from jaxalign.data.histories import Histories
 from jaxalign.errors import InputError
 from jaxalign.experiments.pplug.baselines import TRAININGS, shuffle_histories
@@ -144,6 +145,7 @@ def run(
             "model": language_model.sha256,
             "encoder": history_encoder.identity,
             "data": [data_digest(training), data_digest(validation)],
+            "chat template": chosen_template(language_model.tokenizer, config.pplug.text.template),
         }
         folder = started.open(identity, config.pplug.optimiser)
         on_first_process(lambda: _reopen_shorter(out, epochs))
