@@ -5,6 +5,7 @@ that a file read later has the levels of the one that a model was trained on.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
@@ -20,6 +21,7 @@ RATING = "rating"
 DETAILS = ("answer", "scale", "strength", "implicit", "weight")
 """Columns beside those of choices and `rating`."""
 _THUMB = (-1.0, 1.0)
+_MOST_STEPS = 2**31 - 1  # of a strength, as it is kept
 _MOST_WHOLE, _EVEN_LEVELS = 11, 10
 
 
@@ -107,7 +109,7 @@ def check_rating_scale(scale: object, where: str, typed: bool = True) -> tuple[f
     if not isinstance(ends, list | tuple) or len(ends) != 2:
         raise _no_scale(scale, where)
     low, high = (check_number(end, "scale", where) for end in ends)
-    if not low < high:
+    if not (low < high and math.isfinite(high - low)):
         raise _no_scale(scale, where)
     return low, high
 
@@ -142,7 +144,7 @@ def check_strength(value: object, where: str, typed: bool = True) -> int:
         value, "strength", where, typed, lambda steps: steps > 0, f"{expected}with `tie`",
         "not above 0",
     )  # fmt: skip
-    return max(round(steps), 1)
+    return max(round(min(steps, _MOST_STEPS)), 1)
 
 
 def _number_within(
@@ -166,10 +168,11 @@ def check_weight(value: object, where: str, typed: bool = True) -> float:
     """
     if value in (None, ""):
         return 1.0
-    return _number_within(
+    weight = _number_within(
         value, "weight", where, typed, lambda weight: 0 <= weight <= 1,
         "how much the row counts, from 0 to 1; correct it", "not from 0 to 1",
     )  # fmt: skip
+    return float(np.float32(weight))  # as it is kept: what rounds to 0 counts as 0
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from jaxalign.data.importers.registry import (
     each_row,
     refuse,
     register_format,
+    required,
     seconds,
     sequence,
 )
@@ -66,11 +67,11 @@ def read_arena(row: Row, options: ImportOptions) -> Iterator[Imported]:
 @each_row
 def read_fastchat(row: Row, options: ImportOptions) -> Iterator[Imported]:
     """Read a line of a log: votes are choices of the user at an address; chats are skipped."""
-    kind = row.values["type"]
-    if kind not in _VOTES:
+    kind = required(row, "type")
+    if not isinstance(kind, str) or kind not in _VOTES:
         yield Skipped(f"a line of type {short(kind)} is no vote", row.where)
         return
-    states = sequence(row.values["states"])
+    states = sequence(required(row, "states"))
     if len(states) != 2:
         raise refuse(row, "states", f"a list of {len(states)}", "the states of two models")
     turns = [_logged(row, state, place) for place, state in enumerate(states)]

@@ -54,11 +54,13 @@ def read_argilla(row: Row, options: ImportOptions) -> Iterator[Imported]:
         if len(values) != len(users):
             raise refuse(row, f"{question}{_RESPONSES}.users", f"{len(users)} users",
                          f"one for each of {len(values)} responses")  # fmt: skip
+        if not values:
+            yield Skipped("the record has no response to the question", row.where)
         for place, (value, user) in enumerate(zip(values, users, strict=True)):
             if place < len(states) and states[place] in ("discarded", "draft"):
                 yield Skipped(f"the response is {states[place]}", row.where)
                 continue
-            name = check_identifier(user, f"{question}{_RESPONSES}.users", row.where)
+            name = _user(row, question, user, options)
             if isinstance(value, list | tuple) and _is_ranking(row, value):
                 for better, worse, tie in _ranked(row, question, value):
                     yield ChoiceRow(
@@ -74,6 +76,12 @@ def read_argilla(row: Row, options: ImportOptions) -> Iterator[Imported]:
                 user=name, prompt=prompt, source=source, answer=_answer(row), rating=rating,
                 scale=options.scale_of(row, rating),
             )  # fmt: skip
+
+
+def _user(row: Row, question: str, user: object, options: ImportOptions) -> str:
+    if options.user is not None or options.user_column is not None:
+        return options.user_of(row)
+    return check_identifier(user, f"{question}{_RESPONSES}.users", row.where)
 
 
 def _is_ranking(row: Row, value: Sequence[object]) -> bool:

@@ -8,6 +8,7 @@ from jaxalign.data.importers.registry import (
     each_row,
     refuse,
     register_format,
+    required,
     seconds,
     sequence,
 )
@@ -27,7 +28,7 @@ def read_label_studio(row: Row, options: ImportOptions) -> Iterator[Imported]:
 
     The answers are `data.answer1` (left) and `data.answer2` (right), the prompt `data.prompt`.
     """
-    for place, annotation in enumerate(sequence(row.values["annotations"])):
+    for place, annotation in enumerate(sequence(required(row, "annotations"))):
         where = f"{row.where}, annotation {place + 1}"
         if child(annotation, "was_cancelled"):
             yield Skipped("the annotation was cancelled", where)
@@ -45,7 +46,7 @@ def read_label_studio(row: Row, options: ImportOptions) -> Iterator[Imported]:
         answers = [_answer(row, number) for number in (1, 2)]
         if selected == "right":
             answers.reverse()
-        prompt = child(row.values["data"], "prompt")
+        prompt = child(required(row, "data"), "prompt")
         yield ChoiceRow(
             user=_user(row, annotation, place, options),
             prompt=None if prompt is None else check_text(prompt, "data.prompt", row.where),
@@ -58,7 +59,7 @@ def read_label_studio(row: Row, options: ImportOptions) -> Iterator[Imported]:
 
 def _answer(row: Row, number: int) -> str:
     name = f"answer{number}"
-    return check_text(child(row.values["data"], name), f"data.{name}", row.where)
+    return check_text(child(required(row, "data"), name), f"data.{name}", row.where)
 
 
 def _user(row: Row, annotation: object, place: int, options: ImportOptions) -> str:

@@ -11,6 +11,7 @@ from jaxalign.data.importers.registry import (
     each_row,
     refuse,
     register_format,
+    required,
     seconds,
     sequence,
 )
@@ -132,7 +133,7 @@ def _feedback(
     thumbs: dict[_Place, list[_Thumb]],
     arena: dict[_Place, list[_Shown]],
 ) -> Iterator[Imported]:
-    data, meta = row.values["data"], row.values["meta"]
+    data, meta = required(row, "data"), required(row, "meta")
     thumb = as_number(child(data, "rating"))
     if thumb not in (-1, 1):
         raise refuse(row, "data.rating", short(child(data, "rating")), "-1 or 1")

@@ -2,7 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 
-from jaxalign.data.importers.registry import ImportOptions, child, each_row, register_format
+from jaxalign.data.importers.registry import (
+    ImportOptions,
+    child,
+    each_row,
+    register_format,
+    required,
+)
 from jaxalign.data.importers.rows import ChoiceRow, Imported, has_fields, plain
 from jaxalign.data.messages import check_messages
 from jaxalign.data.tables import Row
@@ -16,7 +22,7 @@ def _recognise(values: Mapping[str, object]) -> bool:
 @each_row
 def read_openai(row: Row, options: ImportOptions) -> Iterator[Imported]:
     """Read a row: `input.messages`, `preferred_output` and `non_preferred_output`."""
-    prompt = check_messages(child(row.values["input"], "messages"), "input.messages", row.where)
+    prompt = check_messages(child(required(row, "input"), "messages"), "input.messages", row.where)
     outputs = [
         plain(check_messages(row.values.get(name), name, row.where), "assistant")
         for name in ("preferred_output", "non_preferred_output")

@@ -86,7 +86,7 @@ def read_choice(
     Raises:
         RowError: a field is missing or something else.
     """
-    if is_messages(row.values["chosen"]):
+    if is_messages(row.values.get("chosen")):
         turns = [check_messages(row.values.get(name), name, row.where) for name in _SIDES]
         prompt, chosen, rejected = split_prompt(*turns)
     else:

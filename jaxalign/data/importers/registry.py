@@ -199,6 +199,21 @@ def refuse(row: Row, field: str, found: str, expected: str) -> RowError:
     )
 
 
+def required(row: Row, name: str) -> object:
+    """Return a field that all rows of a format have: the first row alone says which format it is.
+
+    Raises:
+        RowError: it is missing.
+    """
+    if not row.has(name):
+        raise RowError(
+            f"{row.where}: `{name}` is missing, expected it in every row of this format; correct "
+            "or remove the row.",
+            f"`{name}` is missing",
+        )
+    return row.values[name]
+
+
 def sequence(value: object) -> Sequence[object]:
     """Return a list, empty where a value is none."""
     return value if isinstance(value, list | tuple) else ()

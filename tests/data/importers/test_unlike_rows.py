@@ -28,6 +28,23 @@ def imported(folder, rows, on_bad_row="refuse", **options):
     ]
 
 
+TURNS = [{"role": "user", "content": "Hi"}]
+STATE = {"offset": 0, "roles": ["u", "a"], "messages": [["u", "Hi"]]}
+VOTE = {
+    "type": "leftvote", "ip": "1", "tstamp": 1,
+    "states": [{**STATE, "messages": [["u", "Hi"], ["a", answer]]} for answer in ("Yes.", "No.")],
+}  # fmt: skip
+TASK = {
+    "id": 1, "data": {"prompt": "Hi", "answer1": "Yes.", "answer2": "No."},
+    "annotations": [
+        {"completed_by": 7, "result": [{"type": "pairwise", "value": {"selected": "left"}}]}
+    ],
+}  # fmt: skip
+PAIR = {
+    "input": {"messages": TURNS},
+    "preferred_output": [{"role": "assistant", "content": "Yes."}],
+    "non_preferred_output": [{"role": "assistant", "content": "No."}],
+}
 BAD = {
     "a rating between thumbs": (
         [TRACE, {**SCORE, "value": 1}, SCORE], {"scale": (-1.0, 1.0)}, "expected -1 or 1",
@@ -40,6 +57,16 @@ BAD = {
         [{"chosen": f"\n\nHuman: Hi{asked}\n\nAssistant: a",
           "rejected": f"\n\nHuman: Hi{asked}\n\nAssistant: b"}
          for asked in ("", "\n\nAssistant: \n\nHuman: Well?")], {"user": "me"}, "is empty",
+    ),
+    "no choice": ([{"user": "u", "chosen": "a", "rejected": "b"}, {"user": "u"}], {}, "chosen"),
+    "no vote": ([VOTE, {"ip": "2"}], {}, "`type` is missing"),
+    "no states": ([VOTE, {"type": "leftvote", "ip": "1"}], {}, "`states` is missing"),
+    "no data": ([webui("f1", 1, "a"), {"user_id": "u"}], {}, "`data` is missing"),
+    "no annotations": ([TASK, {"id": 3}], {}, "`annotations` is missing"),
+    "no input": ([PAIR, {"foo": 1}], {"user": "me"}, "`input` is missing"),
+    "a scale without end": (
+        [{"user": "u", "answer": "a", "rating": 1, "scale": [0, 1]},
+         {"user": "u", "answer": "b", "rating": 0.5, "scale": [-1e308, 1e308]}], {}, "`scale` is",
     ),
 }  # fmt: skip
 
@@ -114,3 +141,35 @@ def test_labels_of_a_record_are_no_ranking(labels, tmp_path):
     assert skipped == {"the response is neither a rating nor a ranking": 1}
     with pytest.raises(InputError, match="expected a ranking of fields of the record"):
         imported(tmp_path, [{**ARGILLA, "best.responses": [["a", "z"]]}])
+
+
+def test_a_line_of_a_type_that_is_no_name_is_no_vote(tmp_path):
+    skipped, found = imported(tmp_path, [VOTE, {"type": ["a"], "states": []}])
+    assert (sum(skipped.values()), len(found)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "users"),
+    [({}, {"u1", "u2"}), ({"user": "me"}, {"me"}), ({"user_column": "team"}, {"T"})],
+)
+def test_whose_the_responses_of_argilla_are(tmp_path, options, users):
+    row = {"prompt": "p", "answer": "good", "q.responses": [4, 5], "team": "T",
+           "q.responses.users": ["u1", "u2"]}  # fmt: skip
+    nothing = row | {"q.responses": None, "q.responses.users": None}
+    skipped, found = imported(tmp_path, [row, nothing], scale=(1.0, 5.0), **options)
+    assert {one["user"] for one in found} == users
+    assert sum(skipped.values()) == 1
+    with pytest.raises(InputError, match="`nope` is missing"):
+        imported(tmp_path, [row], scale=(1.0, 5.0), user_column="nope")
+
+
+def test_strengths_and_weights_at_the_ends_of_their_types(tmp_path):
+    """A strength beyond an int32 is a large one, and a weight below a float32 is none."""
+    path = tmp_path / "rows.jsonl"
+    plain = {"user": "u", "chosen": "a", "rejected": "b"}
+    more = ({"strength": 3e9}, {"strength": 1e300}, {"weight": 1e-60}, {})
+    rows = [plain | each for each in more]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loaded = load(path, ratings=True)
+    assert loaded.details.level.tolist() == [2**31 - 1, 2**31 - 1, 0]
+    assert loaded.details.weight.tolist() == [1, 1, 1]
