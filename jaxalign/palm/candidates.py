@@ -134,9 +134,9 @@ def from_rows(
     if answers is not None:
         said = np.full(logs.shape, "", object)
         said[code[order], place] = np.asarray(answers, object)[order]
-    turns = {str(prompt): prompt for prompt in prompts if isinstance(prompt, Conversation)}
-    asked = tuple(turns.get(text, text) for text in texts)
-    return Candidates(tuple(names), asked, table, logs, said)
+    conversations = {str(one): one for one in prompts if isinstance(one, Conversation)}
+    in_turns = tuple(conversations.get(text, text) for text in texts)
+    return Candidates(tuple(names), in_turns, table, logs, said)
 
 
 def split_places(

@@ -13,7 +13,7 @@ from jaxalign.data.importers.registry import (
 )
 from jaxalign.data.importers.rows import ChoiceRow, Imported, RatingRow, Skipped
 from jaxalign.data.tables import Row
-from jaxalign.data.values import RowError, as_number, check_identifier, short
+from jaxalign.data.values import RowError, as_number, short
 
 _RESPONSES = ".responses"
 _ANSWERS = ("answer", "response", "completion", "output", "text")
@@ -60,7 +60,7 @@ def read_argilla(row: Row, options: ImportOptions) -> Iterator[Imported]:
             if place < len(states) and states[place] in ("discarded", "draft"):
                 yield Skipped(f"the response is {states[place]}", row.where)
                 continue
-            name = _user(row, question, user, options)
+            name = options.user_or(row, user, f"{question}{_RESPONSES}.users")
             if isinstance(value, list | tuple) and _is_ranking(row, value):
                 for better, worse, tie in _ranked(row, question, value):
                     yield ChoiceRow(
@@ -76,12 +76,6 @@ def read_argilla(row: Row, options: ImportOptions) -> Iterator[Imported]:
                 user=name, prompt=prompt, source=source, answer=_answer(row), rating=rating,
                 scale=options.scale_of(row, rating),
             )  # fmt: skip
-
-
-def _user(row: Row, question: str, user: object, options: ImportOptions) -> str:
-    if options.user is not None or options.user_column is not None:
-        return options.user_of(row)
-    return check_identifier(user, f"{question}{_RESPONSES}.users", row.where)
 
 
 def _is_ranking(row: Row, value: Sequence[object]) -> bool:

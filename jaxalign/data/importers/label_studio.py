@@ -14,7 +14,7 @@ from jaxalign.data.importers.registry import (
 )
 from jaxalign.data.importers.rows import ChoiceRow, Imported, Skipped
 from jaxalign.data.tables import Row
-from jaxalign.data.values import check_identifier, check_text, short
+from jaxalign.data.values import check_text, short
 
 
 def _recognise(values: Mapping[str, object]) -> bool:
@@ -63,9 +63,7 @@ def _answer(row: Row, number: int) -> str:
 
 
 def _user(row: Row, annotation: object, place: int, options: ImportOptions) -> str:
-    if options.user is not None or options.user_column is not None:
-        return options.user_of(row)
     by = child(annotation, "completed_by")
     if isinstance(by, Mapping):
         by = by.get("email") or by.get("id")
-    return check_identifier(by, f"annotations[{place}].completed_by", row.where)
+    return options.user_or(row, by, f"annotations[{place}].completed_by")

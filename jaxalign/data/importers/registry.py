@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from jaxalign.data.importers.rows import Imported
 from jaxalign.data.tables import Row
-from jaxalign.data.values import RowError, as_number
+from jaxalign.data.values import RowError, as_number, check_identifier
 from jaxalign.errors import InputError
 
 
@@ -45,6 +45,16 @@ class ImportOptions:
             "all rows with --user, or a column with --user-column.",
             "nothing names the user",
         )
+
+    def user_or(self, row: Row, found: object, field: str) -> str:
+        """Return the user that the options say, else the one found in a field of the row.
+
+        Raises:
+            RowError: neither names a user.
+        """
+        if self.user is not None or self.user_column is not None:
+            return self.user_of(row)
+        return check_identifier(found, field, row.where)
 
     def scale_of(self, row: Row, rating: float, own: tuple[float, float] | None = None) -> tuple:
         """Return the scale of a rating: its `own`, which the file states, else the one given.
