@@ -162,8 +162,9 @@ def source_identity(
 
 
 def _model_identity(model: LanguageModel, prompts: Sequence[str | Chat]) -> list[str]:
-    """The weights of a model, and the prompts as it reads them."""
-    return [model.sha256, *(json.dumps(tokenize_prompt(model, prompt)) for prompt in prompts)]
+    """The weights of a model, and the prompts as it reads them, each once for all its users."""
+    once = {json.dumps(prompt, default=dict): prompt for prompt in prompts}
+    return [model.sha256, *(json.dumps(tokenize_prompt(model, one)) for one in once.values())]
 
 
 def _language_model(name: str, dtype: str, loaded: dict[str, LanguageModel]) -> LanguageModel:
