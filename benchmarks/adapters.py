@@ -186,7 +186,7 @@ def _spread(params: Any) -> Any:
     import jax
 
     def at(path: Any, leaf: Any) -> Any:
-        return leaf / (0.02 * leaf.shape[-2] ** 0.5) if path[-1].key == "kernel" else leaf
+        return leaf / (0.02 * leaf.shape[-1] ** 0.5) if path[-1].key == "weight" else leaf
 
     return jax.tree.map_with_path(at, params)
 

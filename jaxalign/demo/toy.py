@@ -88,7 +88,12 @@ def init_params(config: DecoderConfig, seed: int) -> Params:
         if path[-1].key == "scale":
             return jnp.ones(leaf.shape, jnp.float32)
         # Larger than usual, so that tokens differ from the start.
-        return jnp.asarray(0.1 * rng.normal(size=leaf.shape), jnp.float32)
+        if path[-1].key != "weight":
+            return jnp.asarray(0.1 * rng.normal(size=leaf.shape), jnp.float32)
+        # Drawn as [inputs, outputs], as the figures that are stated of the demo were.
+        *stack, outputs, inputs = leaf.shape
+        drawn = 0.1 * rng.normal(size=(*stack, inputs, outputs))
+        return jnp.asarray(drawn.swapaxes(-1, -2), jnp.float32)
 
     params: Params = jax.tree_util.tree_map_with_path(draw, shapes)
     return params

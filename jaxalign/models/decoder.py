@@ -17,6 +17,7 @@ from jaxalign.models.attention import (
 from jaxalign.models.decoder_config import DecoderConfig, StackConfig
 from jaxalign.models.layers import each_layer
 from jaxalign.models.params import Params, leaf, subtree
+from jaxalign.models.products import times_matrix
 from jaxalign.models.rope import rotate, rotation
 
 # Scaled adapters, stacked; for unstacked layers also one tree per layer.
@@ -131,7 +132,7 @@ def one_axis(values: jax.Array, rows: jax.Array | None) -> jax.Array:
 
 
 class Linear(nn.Module):
-    """x W + b, plus what an adapter adds."""
+    """x W^T + b, plus what an adapter adds; W is `weight` [features, in], as in torch."""
 
     features: int
     bias: bool
@@ -143,9 +144,8 @@ class Linear(nn.Module):
         self, inputs: jax.Array, pair: Params | None = None, rows: jax.Array | None = None
     ) -> jax.Array:
         """[..., in] -> [..., features]; `pair` and `rows` as in `lora.delta`."""
-        shape = (inputs.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.normal(0.02), shape)
-        result = inputs @ kernel.astype(self.dtype)
+        weight = self.param("weight", _drawn_transposed, (self.features, inputs.shape[-1]))
+        result = times_matrix(inputs, weight.astype(self.dtype))
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
             result = result + jnp.broadcast_to(bias.astype(self.dtype), result.shape)
@@ -155,6 +155,11 @@ class Linear(nn.Module):
                 inputs = dropout(inputs, rng=leaf(pair, "dropout"))
             result = result + lora.delta(inputs, pair, rows)
         return result
+
+
+def _drawn_transposed(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """Draw [in, out], so that a seed gives the matrices that it gave when they were stored so."""
+    return nn.initializers.normal(0.02)(key, shape[::-1]).T
 
 
 def layers_of(

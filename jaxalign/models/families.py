@@ -6,7 +6,6 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 
-from jaxalign.backend import program_backend
 from jaxalign.errors import InputError
 from jaxalign.models import lora
 from jaxalign.models.attention import Cache
@@ -16,12 +15,9 @@ from jaxalign.models.gpt2 import GPT2, GPT2Config
 from jaxalign.models.hf_config import JsonObject
 from jaxalign.models.layers import check_layers, unstack_params
 from jaxalign.models.params import Array, Params
+from jaxalign.models.products import times_matrix
 
 Config = DecoderConfig | GPT2Config
-
-# Rows of logits up to which a CPU takes the table first. At 64 both orders take the same time, at 4
-# to 16 this one takes 0.6 to 0.7 of the other's.
-_FEW_ROWS = 64
 
 
 def config_from_hf(
@@ -121,14 +117,7 @@ def logits(params: Params, hidden: jax.Array) -> jax.Array:
     `jaxalign.kernels.token_logprob`, which never holds them all.
     """
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
-    table = unembedding(params).astype(hidden.dtype)
-    rows = hidden.reshape(-1, hidden.shape[-1])
-    if program_backend() != "cpu" or len(rows) > _FEW_ROWS:
-        return jnp.einsum("...D,VD->...V", hidden, table, preferred_element_type=wide)
-    # XLA on a CPU packs the second factor of a product anew at every call: of the two, the rows are
-    # the small one. The barrier keeps it from swapping the factors back.
-    columns = jnp.einsum("VD,RD->VR", table, rows, preferred_element_type=wide)
-    return jax.lax.optimization_barrier(columns).T.reshape(*hidden.shape[:-1], len(table))
+    return times_matrix(hidden, unembedding(params).astype(hidden.dtype), wide)
 
 
 def init(key: jax.Array, config: Config) -> Params:
@@ -144,8 +133,8 @@ def init(key: jax.Array, config: Config) -> Params:
         >>> from jaxalign.models.gpt2 import GPT2Config
         >>> config = GPT2Config(vocab_size=7, width=8, layers=2, heads=2, hidden=16, positions=32)
         >>> params = families.init(jax.random.key(0), config)
-        >>> params["layers"]["mlp"]["up"]["kernel"].shape
-        (2, 8, 16)
+        >>> params["layers"]["mlp"]["up"]["weight"].shape
+        (2, 16, 8)
     """
     embeddings = jnp.zeros((1, 1, config.width), config.dtype)
     return cast(Params, module(config).init(key, embeddings)["params"])
@@ -168,8 +157,8 @@ def unstack_layers(config: Config, params: Params) -> tuple[Config, Params]:
         >>> config = GPT2Config(vocab_size=7, width=8, layers=2, heads=2, hidden=16, positions=32)
         >>> params = families.init(jax.random.key(0), config)
         >>> config, params = families.unstack_layers(config, params)
-        >>> params["layers_1"]["mlp"]["up"]["kernel"].shape
-        (8, 16)
+        >>> params["layers_1"]["mlp"]["up"]["weight"].shape
+        (16, 8)
     """
     check_layers(config.unstacked, params)
     if config.unstacked:

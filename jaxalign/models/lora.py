@@ -67,8 +67,8 @@ def init(key: jax.Array, config: LoraConfig, params: Params) -> Params:
     Args:
         key: random key.
         config: rank and targets.
-        params: of the model; a target is a dict with a `kernel` [L, in, out] under `layers`, or
-            of unstacked layers [in, out] under each of them.
+        params: of the model; a target is a dict with a `weight` [L, out, in] under `layers`, or
+            of unstacked layers [out, in] under each of them.
 
     Returns:
         The tree of the layers cut down to the targets, each {"a": [L, in, r] uniform as
@@ -82,20 +82,20 @@ def init(key: jax.Array, config: LoraConfig, params: Params) -> Params:
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from jaxalign.models import LoraConfig, lora
-        >>> params = {"layers": {"mlp": {"up": {"kernel": jnp.ones((2, 8, 16))}}}}
+        >>> params = {"layers": {"mlp": {"up": {"weight": jnp.ones((2, 16, 8))}}}}
         >>> adapter = lora.init(jax.random.key(0), LoraConfig(rank=4, targets=("up",)), params)
         >>> jax.tree.map(jnp.shape, adapter)
         {'mlp': {'up': {'a': (2, 8, 4), 'b': (2, 4, 16)}}}
     """
     check_targets(config, params)
     layers = layer_count(params)
-    kernels = _layer_kernels(params)
+    weights = _layer_weights(params)
     tree: dict[str, Params | jax.Array] = {}
-    for number, (path, kernel) in enumerate(sorted(kernels.items())):
+    for number, (path, weight) in enumerate(sorted(weights.items())):
         if path[-1] not in config.targets:
             continue
-        into, out = kernel.shape[-2:]
-        wide = jnp.promote_types(kernel.dtype, jnp.float32)
+        out, into = weight.shape[-2:]
+        wide = jnp.promote_types(weight.dtype, jnp.float32)
         bound = into**-0.5  # Kaiming uniform with a = sqrt(5)
         own = jax.random.fold_in(key, number)
         a = jax.random.uniform(own, (layers, into, config.rank), wide, -bound, bound)
@@ -113,7 +113,7 @@ def check_targets(config: LoraConfig, params: Params) -> None:
     Raises:
         InputError: the model has no matrix of a target's name.
     """
-    known = {path[-1] for path in _layer_kernels(params)}
+    known = {path[-1] for path in _layer_weights(params)}
     if missing := set(config.targets) - known:
         raise InputError(
             f"the model has no matrix {min(missing)!r} to adapt; choose among "
@@ -283,22 +283,22 @@ def merge(params: Params, adapter: Params, sign: int = 1) -> Params:
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxalign.models import lora
-        >>> params = {"layers": {"up": {"kernel": jnp.zeros((1, 2, 2))}}}
-        >>> adapter = {"up": {"a": jnp.ones((1, 2, 1)), "b": jnp.full((1, 1, 2), 3.0)}}
-        >>> lora.merge(params, adapter)["layers"]["up"]["kernel"].tolist()
-        [[[3.0, 3.0], [3.0, 3.0]]]
+        >>> params = {"layers": {"up": {"weight": jnp.zeros((1, 2, 3))}}}
+        >>> adapter = {"up": {"a": jnp.ones((1, 3, 1)), "b": jnp.full((1, 1, 2), 3.0)}}
+        >>> lora.merge(params, adapter)["layers"]["up"]["weight"].tolist()
+        [[[3.0, 3.0, 3.0], [3.0, 3.0, 3.0]]]
     """
 
     def walk(node: Params, update: Params) -> Params:
         if not is_pair(update):
             adapted = {name: walk(subtree(node, name), subtree(update, name)) for name in update}
             return {**node, **adapted}
-        kernel = leaf(node, "kernel")
-        wide = jnp.promote_types(kernel.dtype, jnp.float32)
+        weight = leaf(node, "weight")
+        wide = jnp.promote_types(weight.dtype, jnp.float32)
         product = jnp.einsum(
-            "...ir,...ro->...io", update["a"].astype(wide), update["b"].astype(wide)
+            "...ir,...ro->...oi", update["a"].astype(wide), update["b"].astype(wide)
         )
-        return {**node, "kernel": (kernel.astype(wide) + sign * product).astype(kernel.dtype)}
+        return {**node, "weight": (weight.astype(wide) + sign * product).astype(weight.dtype)}
 
     if is_stacked(params):
         return {**params, STACK: walk(subtree(params, STACK), adapter)}
@@ -418,18 +418,18 @@ def adapted_pairs(
     return found
 
 
-def _layer_kernels(params: Params) -> dict[tuple[str, ...], jax.Array]:
-    return _kernels(subtree(params, STACK if is_stacked(params) else layer_name(0)))
+def _layer_weights(params: Params) -> dict[tuple[str, ...], jax.Array]:
+    return _weights(subtree(params, STACK if is_stacked(params) else layer_name(0)))
 
 
-def _kernels(layers: Params, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], jax.Array]:
+def _weights(layers: Params, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], jax.Array]:
     found: dict[tuple[str, ...], jax.Array] = {}
     for name, node in layers.items():
         if isinstance(node, Mapping):
-            if "kernel" in node:
-                found[(*path, name)] = leaf(node, "kernel")
+            if "weight" in node:
+                found[(*path, name)] = leaf(node, "weight")
             else:
-                found |= _kernels(node, (*path, name))
+                found |= _weights(node, (*path, name))
     return found
 
 

@@ -26,7 +26,7 @@ class NNXDecoder(nnx.Module):
     Attributes:
         config: sizes and switches; static.
         params: the parameters, by the names and in the stacked layout of this package, such as
-            `params.layers.attention.query.kernel` [L, D, N H].
+            `params.layers.attention.query.weight` [L, N H, D].
     """
 
     def __init__(self, config: families.Config, params: Params):
@@ -73,7 +73,7 @@ def to_nnx(config: families.Config, params: Params) -> NNXDecoder:
         >>> model = to_nnx(config, params)
         >>> model(jnp.ones((1, 3), jnp.int32)).shape
         (1, 3, 11)
-        >>> model.params.layers.attention.query.kernel.shape
+        >>> model.params.layers.attention.query.weight.shape
         (2, 8, 8)
         >>> jax.tree.all(jax.tree.map(jnp.array_equal, from_nnx(model), params))
         True

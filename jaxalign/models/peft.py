@@ -147,7 +147,7 @@ def save_adapter(
             for path, rank in other.items()
         },
         "bias": "none",
-        "fan_in_fan_out": not any(leaves[path].transpose for path in pairs),
+        "fan_in_fan_out": not any(leaves[path].out_first for path in pairs),
         "inference_mode": True,
     }
     with write_folder_aside(folder) as aside:

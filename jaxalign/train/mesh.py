@@ -29,21 +29,26 @@ from jaxalign.models.params import PyTree
 AXES = (*ROW_AXES, "tensor")
 
 # The axes of each parameter by the end of its path; the first row of the right rank counts, without
-# "layers" for unstacked ones. The "a" and "b" of an adapter take the axes of the kernel that they
-# adapt.
+# "layers" for unstacked ones. The "a" and "b" of an adapter take the axes of the weight that they
+# adapt. A `weight` of a decoder is [out, in], a `kernel` of an encoder or a head [in, out].
 Rules = Iterable[tuple[str, tuple[str | None, ...]]]
 RULES: Rules = (
     (r"(embed|unembed)/table|embeddings/word", ("vocab", "embed")),
     (r"positions/table|embeddings/(position|type)", (None, "embed")),
+    (r"attention/query/weight", ("layers", "heads", "embed")),
+    (r"attention/(key|value)/weight", ("layers", "kv", "embed")),
+    (r"attention/qkv/weight", ("layers", "fused", "embed")),
+    (r"attention/out/weight", ("layers", "embed", "heads")),
     (r"attention/query/kernel", ("layers", "embed", "heads")),
     (r"attention/(key|value)/kernel", ("layers", "embed", "kv")),
-    (r"attention/qkv/kernel", ("layers", "embed", "fused")),
     (r"attention/out/kernel", ("layers", "heads", "embed")),
     (r"attention/query/bias", ("layers", "heads")),
     (r"attention/(key|value)/bias", ("layers", "kv")),
     (r"attention/qkv/bias", ("layers", "fused")),
-    (r"(gate|up)/kernel", ("layers", "embed", "mlp")),
+    (r"(gate|up)/weight", ("layers", "mlp", "embed")),
+    (r"up/kernel", ("layers", "embed", "mlp")),
     (r"(gate|up)/bias", ("layers", "mlp")),
+    (r"down/weight", ("layers", "embed", "mlp")),
     (r"down/kernel", ("layers", "mlp", "embed")),
     (r"(attention/out|down)/bias", ("layers", None)),
     (r"layers/(attention/)?\w*norm/(scale|bias)", ("layers", None)),
@@ -312,11 +317,11 @@ def _axes(path: PyTree, leaf: PyTree, rules: Rules) -> tuple[tuple[str | None, .
                 return axes, True
             if apart and axes[0] == "layers" and len(axes) == leaf.ndim + 1:
                 return axes[1:], True
-        elif last in ("a", "b") and re.fullmatch(rf"(.*/)?({pattern})", f"{parent}/kernel"):
+        elif last in ("a", "b") and re.fullmatch(rf"(.*/)?({pattern})", f"{parent}/weight"):
             known = True
             if len(axes) == 3 and leaf.ndim in (3, 4):
                 stack = (None,) * (leaf.ndim - 3)  # of many adapters
-                pair = (axes[1], None) if last == "a" else (None, axes[2])
+                pair = (axes[2], None) if last == "a" else (None, axes[1])
                 return (axes[0], *stack, *pair), True
     return None, known
 

@@ -123,10 +123,10 @@ def test_an_adapter_is_small_and_changes_something():
     spread = adapters._spread(params)
     for part, names in (("attention", ("query", "out")), ("mlp", ("gate", "down"))):
         for name in names:
-            kernel = np.asarray(spread["layers"][part][name]["kernel"])
+            weight = np.asarray(spread["layers"][part][name]["weight"])
             pair = {key: np.asarray(value) for key, value in tree[part][name].items()}
-            inputs = np.random.default_rng(0).normal(size=(kernel.shape[0], 64, kernel.shape[1]))
-            whole, added = np.std(inputs @ kernel), np.std(2 * inputs @ pair["a"] @ pair["b"])
+            inputs = np.random.default_rng(0).normal(size=(weight.shape[0], 64, weight.shape[2]))
+            whole, added = np.std(inputs @ weight.mT), np.std(2 * inputs @ pair["a"] @ pair["b"])
             assert 0.8 < whole < 1.2
             assert 0.1 < added / whole < 0.5
 

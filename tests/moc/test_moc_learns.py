@@ -119,7 +119,8 @@ def language_model(vocabulary):
         # A trained model's sizes, not those of a first step: else neither the prompt nor the
         # adapter, which leaves the unembedding alone, moves a letter's odds by much.
         size = float(jnp.std(leaf))
-        return leaf / size * leaf.shape[-2] ** -0.5 if leaf.ndim > 1 and size > 0 else leaf
+        inputs = leaf.shape[-1]
+        return leaf / size * inputs**-0.5 if leaf.ndim > 1 and size > 0 else leaf
 
     params = jax.tree.map(scaled, params)
     params["embed"]["table"] = params["embed"]["table"] / jnp.std(params["embed"]["table"])

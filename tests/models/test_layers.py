@@ -157,7 +157,7 @@ def test_layers_of_another_form_than_the_config_says_are_refused():
         ({"layers": 2}, (r"layers.* shape \[3, .*\], expected \[2, ", "layers_2.* is not part")),
         ({"width": 16}, (r"embed.table has shape \[272, 32\], expected \[272, 16\] as the conf",)),
         ({"hidden": 24}, (r"layers.*mlp.* shape \[.*48.*\], expected \[.*24.*\] as the",)),
-        ({"kv_heads": 4}, (r"layers.*key.kernel has shape \[.*\], expected \[.*32, 32\]",)),
+        ({"kv_heads": 4}, (r"layers.*key.weight has shape \[.*\], expected \[.*32, 32\]",)),
         ({"vocab_size": 9}, (r"embed.table has shape \[272, 32\], expected \[9, 32\] as",)),
         ({"qkv_bias": True}, ("layers.*attention.key.bias is missing, expected the parameters",)),
     ],

@@ -69,8 +69,8 @@ def test_plain_8_bit_floats_are_read(folder, kind):
     }
     change(folder, small)
     model = load_language_model(str(folder), unstack_layers=False)
-    found = leaf(model.params, "layers", "mlp", "up", "kernel")[2]
-    expected = tensors["model.layers.2.mlp.up_proj.weight"].numpy().T
+    found = leaf(model.params, "layers", "mlp", "up", "weight")[2]
+    expected = tensors["model.layers.2.mlp.up_proj.weight"].numpy()
     np.testing.assert_array_equal(found, expected.astype(getattr(ml_dtypes, kind)).astype("f"))
 
 

@@ -298,9 +298,9 @@ model = load_language_model(sys.argv[1], shardings=places, unstack_layers=False)
 jax.tree.map(np.testing.assert_array_equal, model.params, plain.params)
 expected = places(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), plain.params))
 jax.tree.map(lambda x, s: None if x.sharding == s else 1 / 0, model.params, expected)
-gate = model.params["layers"]["mlp"]["gate"]["kernel"]
+gate = model.params["layers"]["mlp"]["gate"]["weight"]
 assert len(gate.addressable_shards) == 8
-assert {s.data.shape for s in gate.addressable_shards} == {(3, 16, 24)}, gate.sharding
+assert {s.data.shape for s in gate.addressable_shards} == {(3, 24, 16)}, gate.sharding
 save_language_model(sys.argv[3], model)
 # Parameters may be given away, as a train step does, though they came from the host's memory.
 step = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)

@@ -70,9 +70,9 @@ def summed(weight):
         for group, matrices in tree.items():
             for name, pair in matrices.items():
                 a, b = (np.asarray(pair[x], np.float64) for x in "ab")
-                kernel = np.asarray(layers[group][name]["kernel"], np.float64)
-                kernel = kernel + share * config.alpha / config.rank * (a @ b)
-                layers[group][name] = {**layers[group][name], "kernel": kernel}
+                matrix = np.asarray(layers[group][name]["weight"], np.float64)
+                matrix = matrix + share * config.alpha / config.rank * (a @ b).mT
+                layers[group][name] = {**layers[group][name], "weight": matrix}
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), {**params, "layers": layers})
 
 

@@ -88,11 +88,11 @@ def digest_of(a):
     return np.frombuffer(found.digest(), np.uint8)
 
 
-def as_module(kernel):
+def as_module(weight):
     layers = PARAMS["layers"]
-    attention = layers["attention"] | {"key": {"kernel": kernel}}
+    attention = layers["attention"] | {"key": {"weight": weight}}
     module = models.to_nnx(CONFIG, PARAMS | {"layers": layers | {"attention": attention}})
-    return models.from_nnx(module)["layers"]["attention"]["key"]["kernel"]
+    return models.from_nnx(module)["layers"]["attention"]["key"]["weight"]
 
 
 def columns(strength):
@@ -165,10 +165,10 @@ DOORS = {
             skipped=_TREE,
         ),
         "to_nnx": Entry(
-            as_module, {"kernel": FACTOR}, lambda kernel: kernel, "kernel",
+            as_module, {"weight": FACTOR.mT}, lambda weight: weight, "weight",
             refused={
-                "wrong rank": "parameter layers.attention.key.kernel has shape [1, 1, 4, 2], "
-                "expected [1, 4, 2] as the config says; give both from the same model."
+                "wrong rank": "parameter layers.attention.key.weight has shape [1, 1, 2, 4], "
+                "expected [1, 2, 4] as the config says; give both from the same model."
             },
             skipped=_TREE,
         ),

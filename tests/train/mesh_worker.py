@@ -197,7 +197,7 @@ def training(facts):
     state = step(state, rows)
     facts["donated"] = all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
     facts["kept"] = lies(state, shardings)
-    mu = state["opt"][0].mu["layers"]["mlp"]["up"]["kernel"]
+    mu = state["opt"][0].mu["layers"]["mlp"]["up"]["weight"]
     facts["mu_shard"] = mu.addressable_shards[0].data.shape
     saved = plain(state)
     with Checkpoints(out / "steps", keep=2) as kept:

@@ -98,13 +98,13 @@ def test_adapters_agree_and_are_cut(virtual):
 
 def test_each_device_holds_its_part(virtual):
     shards = {name: virtual[1][name]["shards"] for name in ("2x1x1", "1x4x1", "1x1x4", "2x2x2")}
-    query = "layers/attention/query/kernel"
+    query = "layers/attention/query/weight"
     assert shards["2x1x1"][query] == [2, 32, 32]
-    assert shards["1x4x1"][query] == [2, 8, 32]
-    assert shards["1x1x4"][query] == [2, 32, 8]
+    assert shards["1x4x1"][query] == [2, 32, 8]
+    assert shards["1x1x4"][query] == [2, 8, 32]
     assert shards["2x2x2"][query] == [2, 16, 16]
-    assert shards["1x1x4"]["layers/attention/key/kernel"] == [2, 32, 16]  # two heads, four devices
-    assert shards["1x1x4"]["layers/mlp/down/kernel"] == [2, 16, 32]
+    assert shards["1x1x4"]["layers/attention/key/weight"] == [2, 16, 32]  # two heads, four devices
+    assert shards["1x1x4"]["layers/mlp/down/weight"] == [2, 32, 16]
     assert shards["2x2x2"]["embed/table"] == [48, 16]
 
 
@@ -121,7 +121,7 @@ def test_a_step_keeps_the_shardings(virtual):
     facts = virtual[1]
     assert facts["donated"]
     assert facts["kept"]
-    assert facts["mu_shard"] == [2, 16, 32]
+    assert facts["mu_shard"] == [2, 32, 16]
 
 
 @pytest.mark.parametrize("name", ["1x2x2", "1x2x1", "1x1x1"])
@@ -191,22 +191,22 @@ def test_sizes_fit_the_devices():
 def test_rules_of_a_decoder():
     found = specs(shapes(CONFIG), config=CONFIG, fsdp=2, tensor=2)
     assert found["embed/table"] == PartitionSpec("tensor", "fsdp")
-    assert found["layers/attention/query/kernel"] == PartitionSpec(None, "fsdp", "tensor")
+    assert found["layers/attention/query/weight"] == PartitionSpec(None, "tensor", "fsdp")
     assert found["layers/attention/value/bias"] == PartitionSpec(None, "tensor")
-    assert found["layers/attention/out/kernel"] == PartitionSpec(None, "tensor", "fsdp")
-    assert found["layers/mlp/down/kernel"] == PartitionSpec(None, "tensor", "fsdp")
+    assert found["layers/attention/out/weight"] == PartitionSpec(None, "fsdp", "tensor")
+    assert found["layers/mlp/down/weight"] == PartitionSpec(None, "fsdp", "tensor")
     for name in ("layers/attention/query_norm/scale", "layers/mlp_norm/scale", "final_norm/scale"):
         assert not any(found[name])
 
 
 def test_what_does_not_divide_stays_whole():
     found = specs(shapes(CONFIG), config=CONFIG, fsdp=3, tensor=4)
-    assert found["layers/attention/query/kernel"] == PartitionSpec(None, None, "tensor")
-    assert found["layers/attention/key/kernel"] == PartitionSpec(None, None, None)
+    assert found["layers/attention/query/weight"] == PartitionSpec(None, "tensor", None)
+    assert found["layers/attention/key/weight"] == PartitionSpec(None, None, None)
     assert found["layers/attention/key/bias"] == PartitionSpec(None, None)
     # Without the config, two key heads of width 8 are 16 columns like any other.
     found = specs(shapes(CONFIG), tensor=4)
-    assert found["layers/attention/key/kernel"] == PartitionSpec(None, "fsdp", "tensor")
+    assert found["layers/attention/key/weight"] == PartitionSpec(None, "tensor", "fsdp")
 
 
 def test_every_family_has_its_rules():
@@ -220,8 +220,8 @@ def test_every_family_has_its_rules():
     gpt2 = families.config_from_hf({"model_type": "gpt2", "vocab_size": 96, "n_embd": 32,
                                     "n_head": 4, "n_layer": 2, "n_positions": 32})  # fmt: skip
     found = specs(shapes(gpt2), config=gpt2, fsdp=2, tensor=2)
-    assert found["layers/attention/qkv/kernel"] == PartitionSpec(None, "fsdp", None)
-    assert found["layers/attention/out/kernel"] == PartitionSpec(None, "tensor", "fsdp")
+    assert found["layers/attention/qkv/weight"] == PartitionSpec(None, None, "fsdp")
+    assert found["layers/attention/out/weight"] == PartitionSpec(None, "fsdp", "tensor")
     assert found["positions/table"] == PartitionSpec(None, "fsdp")
 
 

@@ -69,7 +69,7 @@ class AdaptedModule:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Tensor name, without peft's prefix -> shape of the two factors."""
-        out, into = self.leaf.shape if self.leaf.transpose else self.leaf.shape[::-1]
+        out, into = self.leaf.shape if self.leaf.out_first else self.leaf.shape[::-1]
         return {
             f"{self.name}.lora_A.weight": (self.rank, into),
             f"{self.name}.lora_B.weight": (out, self.rank),
@@ -221,9 +221,7 @@ def adapted_modules(
 def layered_matrices(layout: Layout) -> dict[tuple[str, ...], Leaf]:
     """The matrices of the layers, by their path in an adapter."""
     return {
-        leaf.path[1:-1]: leaf
-        for leaf in layout.leaves
-        if leaf.layered and leaf.path[-1] == "kernel"
+        leaf.path[1:-1]: leaf for leaf in layout.leaves if leaf.layered and len(leaf.shape) == 2
     }
 
 
@@ -395,4 +393,4 @@ class _Merged:
             return value
         a, b = (self.adapter.read(part).astype(self.wide) for part in module.shapes)
         update = (b @ a) * self.wide.type(self.weight * module.scale)
-        return value.astype(self.wide) + (update if module.leaf.transpose else update.T)
+        return value.astype(self.wide) + (update if module.leaf.out_first else update.T)

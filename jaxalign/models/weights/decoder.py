@@ -40,7 +40,7 @@ def layout(config: DecoderConfig, labels: int | None = None) -> Layout:
     ):
         name = f"{_LAYER}{theirs}"
         path = ("layers", block, part)
-        leaves.append(Leaf((*path, "kernel"), f"{name}.weight", (out, into), transpose=True))
+        leaves.append(Leaf((*path, "weight"), f"{name}.weight", (out, into)))
         if bias:
             leaves.append(Leaf((*path, "bias"), f"{name}.bias", (out,)))
     leaves.append(Leaf(("final_norm", "scale"), "model.norm.weight", (D,)))

@@ -8,7 +8,7 @@ _BUFFERS = r"transformer\.h\.\d+\.attn\.(masked_)?bias$"  # the causal mask
 
 
 def layout(config: GPT2Config, labels: int | None = None) -> Layout:
-    """The table of a GPT-2, whose matrices (Conv1D) are [in, out] in the file too.
+    """The table of a GPT-2, whose matrices (Conv1D) are [in, out] in the file.
 
     Args:
         config: sizes and switches.
@@ -42,7 +42,7 @@ def layout(config: GPT2Config, labels: int | None = None) -> Layout:
     }
     for name, (inner, shape) in matrices.items():
         leaves += [
-            Leaf(("layers", *inner, "kernel"), f"{_LAYER}{name}.weight", shape),
+            Leaf(("layers", *inner, "weight"), f"{_LAYER}{name}.weight", shape, transpose=True),
             Leaf(("layers", *inner, "bias"), f"{_LAYER}{name}.bias", shape[1:]),
         ]
     copies: tuple[tuple[str, str], ...] = ()

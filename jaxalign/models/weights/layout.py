@@ -23,7 +23,7 @@ class Leaf:
         path: of the parameter in the nested dict; a layered one is stacked, [L, ...].
         name: of the tensor; `{layer}` stands for the layer's number.
         shape: of the tensor in the file.
-        transpose: whether the file holds the matrix as [out, in].
+        transpose: whether the file holds the matrix the other way round.
     """
 
     path: tuple[str, ...]
@@ -35,6 +35,11 @@ class Leaf:
     def layered(self) -> bool:
         """Whether there is a tensor for each layer."""
         return "{layer}" in self.name
+
+    @property
+    def out_first(self) -> bool:
+        """Whether the file holds the matrix as [out, in]; a `weight` is so, a `kernel` not."""
+        return (self.path[-1] == "weight") != self.transpose
 
 
 @dataclass(frozen=True)

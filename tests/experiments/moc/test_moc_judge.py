@@ -70,11 +70,11 @@ def logprobs(params, prompt, answer):
 def told_params(preference):
     """Parameters with the adapters of a preference added in NumPy."""
     params = jax.tree.map(np.asarray, tiny.language_model().params)
-    kernel = params["layers"]["attention"]["out"]["kernel"].copy()
+    weight = params["layers"]["attention"]["out"]["weight"].copy()
     for share, adapter in zip(preference, tiny.adapters(), strict=True):
         pair = {name: np.asarray(leaf) for name, leaf in adapter["attention"]["out"].items()}
-        kernel += np.float32(share) * (pair["a"] @ pair["b"])
-    attention = {**params["layers"]["attention"], "out": {"kernel": kernel}}
+        weight += np.float32(share) * (pair["a"] @ pair["b"]).mT
+    attention = {**params["layers"]["attention"], "out": {"weight": weight}}
     layers = {**params["layers"], "attention": attention}
     return jax.tree.map(jax.numpy.asarray, {**params, "layers": layers})
 

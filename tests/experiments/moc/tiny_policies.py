@@ -44,7 +44,9 @@ def adapters():
     config = lora.LoraConfig(rank=1, alpha=1.0, targets=("out",))
     embedding = np.asarray(params["embed"]["table"])
     normed = embedding / np.sqrt((embedding**2).mean(axis=1, keepdims=True))
-    value = (normed @ np.asarray(params["layers"]["attention"]["value"]["kernel"][0])).mean(axis=0)
+    value = (normed @ np.asarray(params["layers"]["attention"]["value"]["weight"][0]).T).mean(
+        axis=0
+    )
     gate = np.tile(value, 2) / (2 * value @ value)  # of two heads, whatever they attend to
     made = []
     for wanted in (VOWEL, EARLY):
