@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=4, help="completions of each prompt judged")
     parser.add_argument("--best-of", type=int, default=16, help="n of the best of n")
     parser.add_argument(
-        "--system-prompts", default="configs/moc/system_prompts.txt", help="one on each line"
+        "--system-prompts",
+        default="configs/moc/system_prompts.txt",
+        help="one on each line; they are judged with the first seed",
     )
 
 
@@ -63,7 +65,10 @@ def run(arguments: argparse.Namespace) -> int:
         ]
         for training in made:
             _train(training, arguments, folder / training.name)
-        reports.append(_judge(arguments, folder, [training.name for training in made]))
+        # A system prompt is the same for every seed, and the slowest to judge.
+        system_prompts = arguments.system_prompts if seed == arguments.seeds[0] else None
+        names = [training.name for training in made]
+        reports.append(_judge(arguments, folder, names, system_prompts))
     result = {
         "benchmark": "moc_smollm2",
         "config": arguments.config,
@@ -111,7 +116,7 @@ def write_completions(path: Path) -> None:
 
 
 def over_seeds(reports: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return each figure of each policy and part of the preferences, of every seed."""
+    """Return each figure of each policy and part of the preferences, of every seed that has it."""
     found: dict[str, dict[str, Any]] = {}
     for name, policy in reports[0]["policies"].items():
         found[name] = {
@@ -143,12 +148,14 @@ def _train(training: Training, arguments: argparse.Namespace, folder: Path) -> N
     train(training.config, arguments.model, arguments.data, folder, resume=resume)
 
 
-def _judge(arguments: argparse.Namespace, folder: Path, names: Sequence[str]) -> dict[str, Any]:
+def _judge(
+    arguments: argparse.Namespace, folder: Path, names: Sequence[str], system_prompts: str | None
+) -> dict[str, Any]:
     """Judge trainings of a seed together."""
     config = MocEvaluateConfig(
         samples=arguments.samples,
         best_of=arguments.best_of,
-        system_prompts=arguments.system_prompts,
+        system_prompts=system_prompts,
     )
     out = folder / "_".join(["judged", *(arguments.only or ())])
     report = out / "report.json"
@@ -163,7 +170,8 @@ def _each(
     reports: Sequence[Mapping[str, Any]], name: str, part: str
 ) -> Iterator[Mapping[str, float | None]]:
     for report in reports:
-        yield _flat(report["policies"][name]["parts"][part])
+        if name in report["policies"]:
+            yield _flat(report["policies"][name]["parts"][part])
 
 
 def _flat(figures: Mapping[str, Any]) -> dict[str, float | None]:

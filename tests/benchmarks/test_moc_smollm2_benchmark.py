@@ -64,9 +64,34 @@ def test_the_table_is_over_seeds():
         for report in reports
     ]
     assert found["hypervolume"] == hypervolumes
-    text = moc_smollm2.table(moc_smollm2.over_seeds(reports), ("a", "b"))
+    # What no training is needed for is judged once.
+    reports[0]["policies"]["tried"] = reports[0]["policies"]["adapters"]
+    over_seeds = moc_smollm2.over_seeds(reports)
+    assert over_seeds["tried"]["seen"]["kl"] == [1.0]
+    text = moc_smollm2.table(over_seeds, ("a", "b"))
     assert "2.00 (1.00 to 3.00)" in text
     assert "| adapters | seen |" in text
+
+
+def test_system_prompts_are_judged_with_the_first_seed(tmp_path, monkeypatch):
+    judged = []
+
+    def evaluate(config, model, out, others, *, resume):
+        judged.append((model.parent.name, config.system_prompts))
+        report = evaluation_report([evaluated(len(judged))], draws=2)
+        out.mkdir(parents=True)
+        (out / "report.json").write_text(json.dumps(report | {"rewards": ["a", "b"]}))
+
+    monkeypatch.setattr(moc_smollm2, "_train", lambda *_: None)
+    monkeypatch.setattr(moc_smollm2, "evaluate", evaluate)
+    parser = argparse.ArgumentParser()
+    moc_smollm2.add_arguments(parser)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args(
+        f"--runs {tmp_path} --out {tmp_path} --seeds 4 5 6 --system-prompts said.txt".split()
+    )
+    assert moc_smollm2.run(arguments) == 0
+    assert judged == [("seed4", "said.txt"), ("seed5", None), ("seed6", None)]
 
 
 def test_the_demo_answers_are_written_as_completions(tmp_path):
