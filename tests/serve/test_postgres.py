@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from running import choose_on_both, client_of, config_of
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 
 from jaxalign.serve.store import events
 from jaxalign.serve.store.database import open_database
@@ -58,16 +59,23 @@ def started(data, as_user):
         port = free.getsockname()[1]
     where = ["-D", data, "-k", "", "-h", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen([*as_user, binary("postgres"), *where], **quiet)
+    url = f"postgresql+psycopg://jaxalign@127.0.0.1:{port}/postgres"
     try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-            time.sleep(0.1)
-        yield f"postgresql+psycopg://jaxalign@127.0.0.1:{port}/postgres"
+        wait_for(url)
+        yield url
     finally:
         process.terminate()
         process.wait(60)
+
+
+def wait_for(url):
+    """Return once the server answers: it takes connections before, and refuses to serve them."""
+    engine, deadline = create_engine(url), time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OperationalError), engine.connect():
+            break
+        time.sleep(0.1)
+    engine.dispose()
 
 
 def test_two_copies_count_every_row_once(tmp_path, upstream_server, upstream):
